@@ -1,0 +1,1 @@
+"""What an optimizer does to a network: spectra, leverages, and probes that record them."""

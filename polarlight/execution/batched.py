@@ -1,0 +1,71 @@
+"""Matrices of equal rule, shape, dtype and device, computed as one batch."""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polarlight.execution.job import Job
+from polarlight.rule import UpdateRule
+
+
+@dataclass(frozen=True, slots=True)
+class Batched:
+    """Stacks equal jobs, computes each stack at once, and hands the slices back.
+
+    Attributes:
+        max_bytes: Largest stack, counted in bytes of its input matrices; a single job that is larger
+            goes alone. Bounds the extra memory to a small multiple of this.
+    """
+
+    max_bytes: int = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 0:
+            raise ValueError(f"max_bytes must be >= 0, got {self.max_bytes}")
+
+    def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
+        """One direction per job, in order."""
+        results: dict[int, Tensor] = {}
+        for stack in self._stacks(jobs):
+            members = [jobs[index] for index in stack]
+            results.update(zip(stack, _together(members), strict=True))
+        return [results[index] for index in range(len(jobs))]
+
+    def _stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
+        """Positions of jobs that go together, at most `max_bytes` at a time."""
+        groups: dict[Hashable, list[int]] = {}
+        for index, job in enumerate(jobs):
+            M = job.matrix
+            groups.setdefault((job.rule, M.shape[-2:], M.dtype, M.device), []).append(index)
+        for group in groups.values():
+            stack: list[int] = []
+            size = 0
+            for index in group:
+                if stack and size + jobs[index].matrix.nbytes > self.max_bytes:
+                    yield stack
+                    stack, size = [], 0
+                stack.append(index)
+                size += jobs[index].matrix.nbytes
+            yield stack
+
+
+def _together(jobs: Sequence[Job]) -> list[Tensor]:
+    """Directions of jobs of equal rule and shape, computed as one batch [b, m, n]."""
+    rule: UpdateRule = jobs[0].rule
+    if len(jobs) == 1:
+        return [rule.direction(jobs[0].matrix, jobs[0].buffers)]
+    stacked = torch.cat([_flat(job.matrix) for job in jobs])
+    buffers = {name: torch.cat([_flat(job.buffers[name]) for job in jobs]) for name in jobs[0].buffers}
+    counts = [job.matrix.shape[:-2].numel() for job in jobs]
+    directions = rule.direction(stacked, buffers).split(counts)
+    for name, stack in buffers.items():
+        for job, part in zip(jobs, stack.split(counts), strict=True):
+            job.buffers[name].copy_(part.view(job.buffers[name].shape))
+    return [part.reshape(job.matrix.shape) for job, part in zip(jobs, directions, strict=True)]
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[..., m, n] as [b, m, n]."""
+    return x.reshape(-1, *x.shape[-2:])

@@ -1,0 +1,1 @@
+"""Pure maps on batches of matrices [..., m, n]; knows no optimizer."""

@@ -1,0 +1,47 @@
+"""What every map of this package asks of its input, and the scale-free form it works on."""
+
+import torch
+from torch import Tensor
+
+
+def check_matrix(M: Tensor) -> None:
+    """Refuses what no spectral map is defined for.
+
+    Raises:
+        TypeError: If M is complex, integer or boolean.
+        ValueError: If M has fewer than two dimensions.
+    """
+    if not M.is_floating_point():
+        raise TypeError(f"a spectral map needs a real floating-point matrix, got {M.dtype}")
+    if M.ndim < 2:
+        raise ValueError(
+            f"a spectral map needs at least 2 dimensions [..., m, n], got shape {tuple(M.shape)}"
+        )
+
+
+def at_least_float32(M: Tensor) -> Tensor:
+    """M itself in float32 or float64, a float32 copy of anything narrower."""
+    return M if M.dtype in (torch.float32, torch.float64) else M.float()
+
+
+def unit_scale(M: Tensor) -> Tensor:
+    """Each matrix of [..., m, n] divided by its largest absolute entry, in float32 or float64.
+
+    Squares of the result neither overflow nor vanish as a whole, so a gradient of 1e-30 or 1e30 is
+    treated like one of size 1. A zero matrix stays zero; a matrix with a NaN or an Inf becomes NaN
+    there. Returns a new tensor.
+    """
+    M = at_least_float32(M)
+    if M.numel() == 0:
+        return M.clone()
+    return M / nonzero(M.abs().amax(dim=(-2, -1), keepdim=True))
+
+
+def frobenius_norm(M: Tensor) -> Tensor:
+    """Frobenius norm of each matrix, [..., m, n] -> [..., 1, 1]."""
+    return torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True)
+
+
+def nonzero(x: Tensor) -> Tensor:
+    """x with its zeros replaced by ones: a divisor that maps zero to zero."""
+    return torch.where(x == 0, torch.ones_like(x), x)

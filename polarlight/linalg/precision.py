@@ -1,0 +1,27 @@
+"""Which dtype a device multiplies matrices in at full speed."""
+
+from functools import lru_cache
+
+import torch
+
+
+def iteration_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype in which an iteration that tolerates bfloat16 should run.
+
+    Float64 input asks for exactness and stays float64. Everything else runs in bfloat16 where the
+    device has bfloat16 matrix units, in float32 elsewhere (emulated bfloat16 is slower than float32).
+    """
+    if dtype == torch.float64:
+        return dtype
+    return torch.bfloat16 if has_fast_bfloat16(device.type, device.index) else torch.float32
+
+
+@lru_cache
+def has_fast_bfloat16(device_type: str, index: int | None = None) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_capability(index) >= (8, 0)
+    if device_type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False

@@ -1,0 +1,333 @@
+"""The one optimizer: holds groups, buffers, step and state dict; knows no mathematics.
+
+A param group carries a rule and a view beside torch's scheduled numbers (`lr`, `weight_decay`,
+`momentum`). Rules on matrices go through the executor, elementwise rules to their own step.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, overload, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from polarlight.execution.batched import Batched
+from polarlight.execution.job import Executor, jobs_of, new_buffers
+from polarlight.rule import ElementwiseRule, Rule, UpdateRule
+from polarlight.view import MatrixView, Whole
+
+Group = dict[str, Any]
+StateDict = dict[str, Any]
+
+MOMENTUM = "momentum_buffer"
+STRUCTURE = ("rule", "view")
+"""Group entries that are objects: saved as text, compared on load, never replaced by a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one step did to one parameter; tensors are the optimizer's own and must not be written.
+
+    Attributes:
+        name: The parameter's name, or its place in the groups when it has none.
+        parameter: The parameter before the step.
+        momentum: What the rule mapped, in the parameter's shape.
+        direction: What is multiplied by -lr.
+        group: The param group.
+    """
+
+    name: str
+    parameter: Tensor
+    momentum: Tensor
+    direction: Tensor
+    group: Mapping[str, Any]
+
+
+@runtime_checkable
+class Probe(Protocol):
+    """Looks at steps; see `SpectralOptimizer.observe`."""
+
+    def begin(self) -> bool:
+        """Called once per step, before it; True asks for this step's observations."""
+
+    def observe(self, observation: Observation) -> None:
+        """Called for every parameter of a step that was asked for."""
+
+
+class SpectralOptimizer(Optimizer):
+    """Applies to every param group its rule.
+
+    Args:
+        params: Tensors, `(name, tensor)` pairs, or dicts of these with `rule`, `view` and numbers of their
+            own, as `route` makes them.
+        lr: Learning rate, a float or a one-element tensor; at least 0.
+        weight_decay: Decoupled: weights are multiplied by 1 - lr * weight_decay. At least 0.
+        momentum: Decay of the first moment, in [0, 1).
+        rule: Rule of the groups that bring none.
+        view: Which part of a parameter is a matrix, for groups that bring none. None means that
+            parameters must be matrices.
+        maximize: Ascend instead of descend.
+        executor: How directions are computed; the default batches matrices of equal shape.
+
+    State per parameter: `momentum_buffer` in the parameter's shape and dtype and the rule's own buffers
+    in float32 (float64 for float64 parameters), all present from the first step, `state_dict` or load on.
+    A parameter without a gradient is left untouched, its state too. A NaN or Inf in a gradient reaches
+    that parameter and its state, and no other.
+
+    Raises:
+        ValueError: If a number is out of range or a parameter does not fit its rule; the message names it.
+        RuntimeError: If a gradient is sparse.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 0.02,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        *,
+        rule: Rule,
+        view: MatrixView | None = None,
+        maximize: bool = False,
+        executor: Executor | None = None,
+    ) -> None:
+        self.executor: Executor = executor or Batched()
+        self.reasons: dict[str, str] = {}
+        self._probes: OrderedDict[int, Probe] = OrderedDict()
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "maximize": maximize,
+            "rule": rule,
+            "view": view,
+            "role": "",
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Adds a group; entries it lacks come from the constructor's arguments.
+
+        Raises:
+            ValueError: If the group does not fit; the optimizer is unchanged then.
+        """
+        reasons = param_group.pop("reasons", {})
+        super().add_param_group(param_group)
+        try:
+            _check_group(self.param_groups[-1], len(self.param_groups) - 1)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        self.reasons.update(reasons)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Performs one step; returns what `closure` returned, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._complete_state()
+        watching = [probe for probe in self._probes.values() if probe.begin()]
+        for index, group in enumerate(self.param_groups):
+            places = [i for i, p in enumerate(group["params"]) if p.grad is not None]
+            if not places:
+                continue
+            self._refuse_sparse(index, places)
+            update = self._step_matrices if _maps_matrices(group) else self._step_entries
+            update(index, places, watching)
+        return loss
+
+    def observe(self, probe: Probe) -> RemovableHandle:
+        """Lets `probe` look at steps until the returned handle's `remove()` is called."""
+        handle = RemovableHandle(self._probes)
+        self._probes[handle.id] = probe
+        return handle
+
+    def state_dict(self) -> StateDict:
+        """The state and the groups; rules and views as text, so that it loads with `weights_only=True`."""
+        self._complete_state()
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group.update({key: repr(group[key]) for key in STRUCTURE})
+        return saved
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Restores what `state_dict` returned, in the dtypes that were saved.
+
+        Raises:
+            ValueError: If groups, rules or views differ; the message shows both.
+        """
+        super().load_state_dict(_with_objects(state_dict, self.param_groups))
+        self._restore_dtypes(state_dict)
+        self._complete_state()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: everything but the probes."""
+        return super().__getstate__() | {"executor": self.executor, "reasons": self.reasons}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The inverse of `__getstate__`, also used by torch's `load_state_dict`."""
+        self.__dict__.setdefault("_probes", OrderedDict())
+        super().__setstate__(state)
+
+    def _complete_state(self) -> None:
+        """Gives every trainable parameter its state, where it is missing."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad and not self.state[p]:
+                    self.state[p] = _new_state(group, p)
+
+    def _restore_dtypes(self, state_dict: StateDict) -> None:
+        """Undoes torch's cast of loaded state to the parameter's dtype."""
+        saved_ids = (i for group in state_dict["param_groups"] for i in group["params"])
+        parameters = (p for group in self.param_groups for p in group["params"])
+        for saved_id, p in zip(saved_ids, parameters, strict=True):
+            for key, value in state_dict["state"].get(saved_id, {}).items():
+                if isinstance(value, Tensor) and value.dtype != self.state[p][key].dtype:
+                    self.state[p][key] = value.detach().clone().to(device=p.device)
+
+    def _refuse_sparse(self, index: int, places: list[int]) -> None:
+        for i in places:
+            if self.param_groups[index]["params"][i].grad.is_sparse:
+                name = name_of(self.param_groups[index], index, i)
+                raise RuntimeError(f"{name} has a sparse gradient; only dense ones are supported")
+
+    def _step_matrices(self, index: int, places: list[int], watching: list[Probe]) -> None:
+        """One step of a group whose rule maps matrices."""
+        group = self.param_groups[index]
+        rule, view = group["rule"], group["view"] or Whole()
+        params = [group["params"][i] for i in places]
+        states = [self.state[p] for p in params]
+        momenta = rule.momentum(
+            _gradients(group, params), [state[MOMENTUM] for state in states], group["momentum"]
+        )
+        jobs = [
+            jobs_of(rule, view, M, state) for M, state in zip(momenta, states, strict=True)
+        ]
+        results = iter(self.executor.directions([job for parts in jobs for job in parts]))
+        directions = [view.join([next(results) for _ in parts]) for parts in jobs]
+        for probe in watching:
+            for i, p, M, D in zip(places, params, momenta, directions, strict=True):
+                probe.observe(Observation(name_of(group, index, i), p, M, D, group))
+        _move(params, directions, group["lr"], group["weight_decay"])
+
+    def _step_entries(self, index: int, places: list[int], watching: list[Probe]) -> None:
+        """One step of a group whose rule is elementwise."""
+        group = self.param_groups[index]
+        params = [group["params"][i] for i in places]
+        states = [self.state[p] for p in params]
+        before = [p.clone() if watching else p for p in params]
+        group["rule"].step(
+            params,
+            _gradients(group, params),
+            states,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+        )
+        for probe in watching:
+            for i, p, state in zip(places, before, states, strict=True):
+                M, D = group["rule"].momentum_and_direction(state, group["momentum"])
+                probe.observe(Observation(name_of(group, index, i), p, M, D, group))
+
+
+def name_of(group: Mapping[str, Any], index: int, place: int) -> str:
+    """The name of a parameter, or where it stands."""
+    names = group.get("param_names")
+    return str(names[place]) if names else f"param_groups[{index}]['params'][{place}]"
+
+
+def _maps_matrices(group: Group) -> bool:
+    return isinstance(group["rule"], UpdateRule)
+
+
+def _new_state(group: Group, p: Tensor) -> dict[str, Tensor]:
+    rule = group["rule"]
+    if not isinstance(rule, UpdateRule):
+        return dict(rule.new_state(p))
+    momentum = torch.zeros_like(p, memory_format=torch.preserve_format)
+    return {MOMENTUM: momentum, **new_buffers(rule, group["view"] or Whole(), p)}
+
+
+def _gradients(group: Group, params: list[Tensor]) -> list[Tensor]:
+    gradients = [p.grad for p in params if p.grad is not None]
+    return list(torch._foreach_neg(gradients)) if group["maximize"] else gradients
+
+
+def _move(
+    params: list[Tensor], directions: list[Tensor], lr: float | Tensor, weight_decay: float
+) -> None:
+    """W <- (1 - lr weight_decay) W - lr direction."""
+    if isinstance(lr, Tensor):
+        lr = lr.reshape(())
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        torch._foreach_sub_(params, torch._foreach_mul(directions, lr))
+    else:
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        torch._foreach_add_(params, directions, alpha=-lr)
+
+
+def _with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:
+    """A copy of `state_dict` with the optimizer's own rules and views in place of their text."""
+    saved_groups = state_dict["param_groups"]
+    if len(saved_groups) != len(groups):
+        raise ValueError(
+            f"the state dict has {len(saved_groups)} param groups, the optimizer has {len(groups)}"
+        )
+    replaced = []
+    for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
+        for key in STRUCTURE:
+            if saved.get(key) != repr(group[key]):
+                raise ValueError(
+                    f"param group {index} was saved with another {key}:\n"
+                    f"  saved:     {saved.get(key)}\n  optimizer: {group[key]!r}\n"
+                    "Build the optimizer with the saved one, or start from fresh state."
+                )
+        replaced.append(dict(saved) | {key: group[key] for key in STRUCTURE})
+    return state_dict | {"param_groups": replaced}
+
+
+def _check_group(group: Group, index: int) -> None:
+    """Raises ValueError, naming what is wrong, unless the group can be stepped."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"a tensor lr must have 1 element, got shape {tuple(lr.shape)}")
+    if not lr >= 0:
+        raise ValueError(f"lr must be >= 0, got {lr}")
+    if not group["weight_decay"] >= 0:
+        raise ValueError(f"weight_decay must be >= 0, got {group['weight_decay']}")
+    if not 0 <= group["momentum"] < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
+    if not isinstance(group["rule"], UpdateRule | ElementwiseRule):
+        raise ValueError(f"rule must be an UpdateRule or an ElementwiseRule, got {group['rule']!r}")
+    for i, p in enumerate(group["params"]):
+        _check_parameter(group, p, name_of(group, index, i))
+
+
+def _check_parameter(group: Group, p: Tensor, name: str) -> None:
+    rule, view = group["rule"], group["view"]
+    if not p.is_floating_point():
+        raise ValueError(f"{name} is {p.dtype}; only real floating-point parameters are supported")
+    if not isinstance(rule, UpdateRule):
+        return
+    if view is None and p.ndim != 2:
+        raise ValueError(
+            f"{name} has shape {tuple(p.shape)}; {rule.name} is for matrices. Pass the model or "
+            "model.named_parameters() to have everything else routed to AdamW, give this parameter to "
+            "another optimizer, or say which part of it is a matrix: "
+            "{'params': [...], 'view': polarlight.Whole()} takes leading dimensions as a batch."
+        )
+    try:
+        (view or Whole()).shapes(p.shape)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

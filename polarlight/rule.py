@@ -1,0 +1,135 @@
+"""The vocabulary: what happens to a matrix, as a value with named slots.
+
+    gradient --momentum--> M --balance--> M' --map--> U --post...--> U' --scale--> direction
+
+The momentum slot is elementwise and belongs to the optimizer; everything after it is done by an
+executor on whole matrices [..., m, n]. A slot is either a pure `MatrixMap` or a `Stage`, a map with
+memory. Every slot maps zero to zero, writes to nothing it is given except a stage's own buffers, and
+does not depend on the scale of the gradient.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+MatrixMap = Callable[[Tensor], Tensor]
+"""[..., m, n] -> [..., m, n]; never writes to its input."""
+
+Scale = Callable[[int, int], float]
+"""(fan_out, fan_in) -> the factor on the result."""
+
+Buffers = Mapping[str, Tensor]
+"""A stage's memory by name; each tensor has the batch dimensions of the matrix and two more."""
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A map with memory."""
+
+    def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
+        """Shapes [..., p, q] of the buffers that a matrix [..., m, n] needs; zero-initialised, float32."""
+
+    def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
+        """[..., m, n] -> [..., m, n]; writes its own buffers in place and nothing else."""
+
+
+Slot = MatrixMap | Stage
+
+
+@runtime_checkable
+class Momentum(Protocol):
+    """How gradients become the matrix that a rule maps."""
+
+    def __call__(
+        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
+    ) -> list[Tensor]:
+        """Updates the buffers in place, never the gradients; the result is read-only."""
+
+
+def apply(slot: Slot, X: Tensor, buffers: Buffers) -> Tensor:
+    """The slot's result, whichever kind it is."""
+    return slot(X, buffers) if isinstance(slot, Stage) else slot(X)
+
+
+def buffer_shapes(slot: Slot, shape: torch.Size) -> dict[str, torch.Size]:
+    """The slot's buffers; a pure map has none."""
+    return slot.buffer_shapes(shape) if isinstance(slot, Stage) else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateRule:
+    """One method, as a value: compare, print, and vary it with `dataclasses.replace`.
+
+    Attributes:
+        name: Short name for tables and profiles.
+        momentum: Turns gradients into M.
+        map: The heart: usually a polar factor.
+        scale: Factor from (fan_out, fan_in) that makes one learning rate fit all shapes.
+        balance: Applied before the map.
+        post: Applied after it, in order.
+    """
+
+    name: str
+    momentum: Momentum
+    map: Slot
+    scale: Scale
+    balance: Slot | None = None
+    post: tuple[Slot, ...] = ()
+
+    def __post_init__(self) -> None:
+        for shape in (torch.Size((2, 1)), torch.Size((1, 2))):
+            names = [name for slot in self._slots for name in buffer_shapes(slot, shape)]
+            if len(names) != len(set(names)):
+                raise ValueError(f"rule {self.name!r} has two stages with equal buffers: {names}")
+
+    @property
+    def _slots(self) -> tuple[Slot, ...]:
+        return (*(() if self.balance is None else (self.balance,)), self.map, *self.post)
+
+    def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
+        """All buffers that the stages need for a matrix of this shape."""
+        shapes: dict[str, torch.Size] = {}
+        for slot in self._slots:
+            shapes |= buffer_shapes(slot, shape)
+        return shapes
+
+    def direction(self, M: Tensor, buffers: Buffers) -> Tensor:
+        """What is multiplied by -lr, [..., m, n] -> [..., m, n]; writes the stages' buffers."""
+        for slot in self._slots:
+            M = apply(slot, M, buffers)
+        return M * self.scale(*M.shape[-2:])
+
+
+@runtime_checkable
+class ElementwiseRule(Protocol):
+    """A rule that sees entries, not matrices: for vectors, embeddings and baselines."""
+
+    @property
+    def name(self) -> str:
+        """Short name for tables and profiles."""
+
+    def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Zero state for one parameter."""
+
+    def step(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Tensor]],
+        *,
+        lr: float | Tensor,
+        weight_decay: float,
+        momentum: float,
+    ) -> None:
+        """Moves the parameters and their states in place; never writes to the gradients."""
+
+    def momentum_and_direction(
+        self, state: Mapping[str, Tensor], momentum: float
+    ) -> tuple[Tensor, Tensor]:
+        """First moment and what the last step multiplied by -lr, from the state; for diagnostics."""
+
+
+Rule = UpdateRule | ElementwiseRule

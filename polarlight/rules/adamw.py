@@ -1,0 +1,118 @@
+"""AdamW: the rule for vectors, embeddings and heads, and the baseline for everything.
+
+    m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
+    w <- (1 - lr wd) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+Entries that rarely agree in sign move less; the scale of the gradient cancels.
+
+Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), arXiv 1711.05101, alg. 2.
+Deviations: none; the arithmetic is torch's own fused kernel. b1 is the group's `momentum`, so that
+schedulers drive it like every other rule's.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from polarlight.roles import MATRIX_ROLES, Role
+from polarlight.routing import Route, route
+
+_FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps")
+
+
+@dataclass(frozen=True, slots=True)
+class AdamWRule:
+    """Elementwise AdamW.
+
+    Attributes:
+        beta2: Decay of the second moment, in [0, 1). The first moment's is the group's `momentum`.
+        eps: Added to the root of the second moment, in units of the gradient: AdamW's own floor.
+    """
+
+    beta2: float = 0.95
+    eps: float = 1e-10
+    name: str = "adamw"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
+        if not self.eps >= 0:
+            raise ValueError(f"eps must be >= 0, got {self.eps}")
+
+    def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """`step` (a float32 scalar), `exp_avg` and `exp_avg_sq`, named as in torch."""
+        return {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
+
+    def step(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Tensor]],
+        *,
+        lr: float | Tensor,
+        weight_decay: float,
+        momentum: float,
+    ) -> None:
+        """One step through torch's fused kernel where the device has one, foreach elsewhere."""
+        fused = all(p.device.type in _FUSED_DEVICES for p in parameters)
+        adamw(
+            parameters,
+            gradients,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            foreach=not fused,
+            fused=fused,
+            amsgrad=False,
+            beta1=momentum,
+            beta2=self.beta2,
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
+
+    def momentum_and_direction(
+        self, state: Mapping[str, Tensor], momentum: float
+    ) -> tuple[Tensor, Tensor]:
+        """Bias-corrected first moment, and the direction of the last step."""
+        step = state["step"].clamp_min(1)
+        mean = state["exp_avg"] / (1 - momentum**step)
+        spread = (state["exp_avg_sq"] / (1 - self.beta2**step)).sqrt()
+        return mean, mean / torch.where(spread == 0, 1.0, spread + self.eps)
+
+
+def with_adamw(
+    params: object,
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float] = (0.9, 0.95),
+    weight_decay: float = 0.0,
+) -> Any:
+    """Groups in which hidden matrices keep the optimizer's rule and everything else gets AdamW.
+
+    Args:
+        params: A module or its named parameters, which are routed by role; anything else (tensors,
+            dicts) is returned as it is.
+        lr: AdamW's learning rate, for embeddings, heads, routers, convolutions and vectors.
+        betas: AdamW's decay rates.
+        weight_decay: AdamW's weight decay; vectors never decay.
+    """
+    if not isinstance(params, nn.Module):
+        params = list(cast(Iterable[object], params))
+        if not params or not all(isinstance(entry, tuple) for entry in params):
+            return params
+    vector = Route(rule=AdamWRule(betas[1]), lr=lr, momentum=betas[0], weight_decay=0.0)
+    table = {role: replace(vector, weight_decay=weight_decay) for role in Role}
+    table |= dict.fromkeys(MATRIX_ROLES, Route())
+    table[Role.VECTOR] = vector
+    return route(cast(nn.Module, params), table)

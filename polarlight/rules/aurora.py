@@ -1,0 +1,143 @@
+"""Aurora: a polar factor whose rows carry equal leverage.
+
+    maximise <M, U>   subject to   U'U = I   and   |U_i|^2 = n/m      (tall M, m x n)
+
+polar(M) inherits the row leverages of M, so a few rows take most of the step and others starve. Aurora
+rescales the rows of M and takes the polar factor again, until the leverages agree:
+
+    D = 1 / |M_i|,   U = polar(D M),   D_i <- D_i ((n/m) / |U_i|^2)^exponent,   U = polar(D M),   ...
+
+Source: Tilde Research, "Aurora" (2026), arXiv 2606.27715; the iteration is that of its release (2026-05),
+Tyler's M-estimator. `aurora_paper.py` has the paper's own, `riemannian_aurora.py` the ascent.
+Deviations: floors are relative to the rms row norm (the release's absolute 1e-7 turns balancing off for
+small gradients); `side` is explicit; the exponent may follow the shape; gradients are not written.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from polarlight.linalg.coefficients import SIMPLE_QUINTIC
+from polarlight.linalg.matrices import nonzero, unit_scale
+from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.rows import inverse_row_norms, leverage, rms_row_norm, row_norms
+from polarlight.optimizer import SpectralOptimizer
+from polarlight.rule import MatrixMap, Scale, UpdateRule
+from polarlight.rules.adamw import with_adamw
+from polarlight.stages.equilibrate import RELATIVE_FLOOR
+from polarlight.stages.momentum import EMA
+from polarlight.stages.scales import Original
+from polarlight.stages.side import OnSide, Side
+
+
+class Balancer(Protocol):
+    """A map or stage on tall matrices that balances leverages by means of a polar method."""
+
+    @property
+    def polar(self) -> MatrixMap:
+        """The polar method, also used where nothing is balanced."""
+
+
+@dataclass(frozen=True, slots=True)
+class BalancedPolar:
+    """polar(D M) with the positive diagonal D that levels the row leverages; the release's iteration.
+
+    Shapes: tall [..., m, n] -> [..., m, n].
+
+    Args:
+        polar: The polar method; one call per round.
+        rounds: Number of polar factors, at least 1. One round is MuonEq's row form.
+        exponent: Power of the correction, in (0, 1]. .5 is Tyler's iteration, which contracts by about
+            n/m per round; None takes 1/(2 (1 - n/m)), at most 1, which contracts faster.
+        floor: Rows below this fraction of the rms row norm are noise and are not lifted to a full row.
+
+    Accuracy: standard deviation over mean of |U_i|^2 on momentum-like 4:1 matrices, exact polar, is in
+    `tests/rules/test_aurora.py`. A zero row stays zero and the others share n / (m - zeros).
+
+    Raises:
+        ValueError: If an argument is outside the range above.
+    """
+
+    polar: MatrixMap = NewtonSchulz(SIMPLE_QUINTIC)
+    rounds: int = 2
+    exponent: float | None = 0.5
+    floor: float = RELATIVE_FLOOR
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be >= 1, got {self.rounds}")
+        if self.exponent is not None and not 0 < self.exponent <= 1:
+            raise ValueError(f"exponent must lie in (0, 1] or be None, got {self.exponent}")
+
+    def __call__(self, M: Tensor) -> Tensor:
+        """The balanced polar factor of M."""
+        X = unit_scale(M)
+        X = X / nonzero(rms_row_norm(row_norms(X)))
+        D = inverse_row_norms(X, self.floor)
+        U = self.polar(D * X)
+        for _ in range(self.rounds - 1):
+            D = self.corrected(D, U)
+            U = self.polar(D * X)
+        return U.to(M.dtype)
+
+    def corrected(self, D: Tensor, U: Tensor) -> Tensor:
+        """D, [..., m, 1], after one step of the iteration towards equal leverages of U."""
+        m, n = U.shape[-2:]
+        exponent = shape_exponent(m, n) if self.exponent is None else self.exponent
+        return (D * (n / m / leverage(U)) ** exponent).clamp_max(1 / self.floor)
+
+    def __str__(self) -> str:
+        return f"rows balanced, {self.rounds} x {self.polar}"
+
+
+def shape_exponent(m: int, n: int) -> float:
+    """1 / (2 (1 - n/m)), where the mean error mode vanishes, and at most 1, where none grows."""
+    return min(1.0, 1 / (2 * (1 - n / m)))
+
+
+def aurora(
+    solver: Balancer = BalancedPolar(),
+    *,
+    side: Side = Side.TALL,
+    nesterov: bool = True,
+    scale: Scale = Original(),
+) -> UpdateRule:
+    """Aurora with the given solver; see the module docstring for the mathematics."""
+    balanced = OnSide(side, solver, otherwise=solver.polar)
+    return UpdateRule(name="aurora", momentum=EMA(nesterov), map=balanced, scale=scale)
+
+
+class Aurora(SpectralOptimizer):
+    """Aurora on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
+
+    Args:
+        solver: How leverages are balanced: `BalancedPolar` (the release), `FeedbackPolar` (the paper) or
+            `RiemannianPolar`, each with its polar method and rounds.
+        side: Which matrices are balanced; the others get Muon. TALL is what the author recommends.
+    """
+
+    def __init__(
+        self,
+        params: object,
+        lr: float | Tensor = 0.02,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        *,
+        solver: Balancer = BalancedPolar(),
+        side: Side = Side.TALL,
+        scale: Scale = Original(),
+        maximize: bool = False,
+        aux_lr: float | Tensor = 3e-3,
+        aux_betas: tuple[float, float] = (0.9, 0.95),
+        aux_weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            with_adamw(params, lr=aux_lr, betas=aux_betas, weight_decay=aux_weight_decay),
+            lr,
+            weight_decay,
+            momentum,
+            rule=aurora(solver, side=side, nesterov=nesterov, scale=scale),
+            maximize=maximize,
+        )

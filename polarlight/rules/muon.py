@@ -1,0 +1,75 @@
+"""Muon: the momentum's polar factor.
+
+    U = polar(M),   W <- (1 - lr wd) W - lr sqrt(max(1, m/n)) U
+
+Every direction in which the momentum points gets the same step, however small its singular value.
+
+Source: Jordan et al., "Muon" (2024), kellerjordan.github.io/posts/muon.
+Deviations: the momentum is an EMA (torch, NorMuon, Aurora); a polar factor does not see the difference.
+"""
+
+from torch import Tensor
+
+from polarlight.linalg.coefficients import JORDAN
+from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.optimizer import SpectralOptimizer
+from polarlight.rule import MatrixMap, Scale, UpdateRule
+from polarlight.rules.adamw import with_adamw
+from polarlight.stages.momentum import EMA
+from polarlight.stages.scales import Original
+
+
+def muon(
+    *,
+    nesterov: bool = True,
+    polar: MatrixMap = NewtonSchulz(JORDAN),
+    scale: Scale = Original(),
+) -> UpdateRule:
+    """Muon with the given polar method; see the module docstring for the mathematics."""
+    return UpdateRule(name="muon", momentum=EMA(nesterov), map=polar, scale=scale)
+
+
+class Muon(SpectralOptimizer):
+    """Muon on hidden matrices, AdamW on the rest.
+
+    Args:
+        params: A module or `model.named_parameters()`: hidden matrices get Muon; embeddings, heads,
+            norms and biases get AdamW. Or matrices alone, or param groups.
+        lr: Learning rate of the matrices.
+        weight_decay: Decoupled weight decay of the matrices.
+        momentum: Decay of the momentum, in [0, 1).
+        nesterov: Look one step ahead.
+        polar: The polar method.
+        scale: Factor from (fan_out, fan_in); `MatchRmsAdamW()` lets AdamW's learning rates carry over.
+        maximize: Ascend instead of descend.
+        aux_lr: AdamW's learning rate.
+        aux_betas: AdamW's decay rates.
+        aux_weight_decay: AdamW's weight decay, never applied to vectors.
+
+    Raises:
+        ValueError: If a number is out of range or a bare tensor is no matrix.
+    """
+
+    def __init__(
+        self,
+        params: object,
+        lr: float | Tensor = 0.02,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        *,
+        polar: MatrixMap = NewtonSchulz(JORDAN),
+        scale: Scale = Original(),
+        maximize: bool = False,
+        aux_lr: float | Tensor = 3e-3,
+        aux_betas: tuple[float, float] = (0.9, 0.95),
+        aux_weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            with_adamw(params, lr=aux_lr, betas=aux_betas, weight_decay=aux_weight_decay),
+            lr,
+            weight_decay,
+            momentum,
+            rule=muon(nesterov=nesterov, polar=polar, scale=scale),
+            maximize=maximize,
+        )

@@ -1,0 +1,89 @@
+"""NorMuon: Muon with every row (neuron) divided by the running size of its updates.
+
+    O = polar(M),   v <- beta2 v + (1 - beta2) mean_j O_ij^2,   O_i <- O_i / sqrt(v_i)
+
+The polar factor of a tall matrix has rows of unequal norm; NorMuon evens them out over time. The paper
+then fixes the RMS of the update, the official code keeps its Frobenius norm; both are here.
+
+Source: Li et al., "NorMuon" (2025), arXiv 2510.05491, and its code (zichongli5/NorMuon).
+Deviations: no absolute 1e-10 beside sqrt(v): a zero row is zero by itself.
+"""
+
+from torch import Tensor
+
+from polarlight.linalg.coefficients import JORDAN
+from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.optimizer import SpectralOptimizer
+from polarlight.rule import MatrixMap, Scale, UpdateRule
+from polarlight.rules.adamw import with_adamw
+from polarlight.stages.momentum import EMA
+from polarlight.stages.renormalise import KeepNorm, MatchRms
+from polarlight.stages.scales import Original, Unscaled
+from polarlight.stages.second_moment import RowSecondMoment
+
+
+def normuon(
+    *,
+    beta2: float = 0.95,
+    nesterov: bool = True,
+    polar: MatrixMap = NewtonSchulz(JORDAN),
+    scale: Scale = Original(),
+) -> UpdateRule:
+    """NorMuon as in the official code: rows evened out, Frobenius norm kept, Muon's scale."""
+    return UpdateRule(
+        name="normuon",
+        momentum=EMA(nesterov),
+        map=polar,
+        post=(KeepNorm(RowSecondMoment(beta2)),),
+        scale=scale,
+    )
+
+
+def normuon_paper(
+    *,
+    beta2: float = 0.95,
+    rms: float = 0.2,
+    nesterov: bool = False,
+    polar: MatrixMap = NewtonSchulz(JORDAN),
+) -> UpdateRule:
+    """NorMuon as in the paper: rows evened out, root mean square of the update fixed."""
+    return UpdateRule(
+        name="normuon_paper",
+        momentum=EMA(nesterov),
+        map=polar,
+        post=(RowSecondMoment(beta2), MatchRms(rms)),
+        scale=Unscaled(),
+    )
+
+
+class NorMuon(SpectralOptimizer):
+    """NorMuon (official form) on hidden matrices, AdamW on the rest. More arguments: `polarlight.Muon`.
+
+    Args:
+        beta2: Decay of the rows' second moment, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        params: object,
+        lr: float | Tensor = 0.02,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        *,
+        beta2: float = 0.95,
+        polar: MatrixMap = NewtonSchulz(JORDAN),
+        scale: Scale = Original(),
+        maximize: bool = False,
+        aux_lr: float | Tensor = 3e-3,
+        aux_betas: tuple[float, float] = (0.9, 0.95),
+        aux_weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            with_adamw(params, lr=aux_lr, betas=aux_betas, weight_decay=aux_weight_decay),
+            lr,
+            weight_decay,
+            momentum,
+            rule=normuon(beta2=beta2, nesterov=nesterov, polar=polar, scale=scale),
+            maximize=maximize,
+        )

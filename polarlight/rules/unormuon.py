@@ -1,0 +1,76 @@
+"""U-NorMuon: NorMuon's even rows at the norm that a tall orthonormal factor can have.
+
+    tall M (m x n):   O = polar(M),   O_i <- O_i / sqrt(v_i),   rows of norm about sqrt(n/m)
+    wide and square M:   O = polar(M)
+
+Rows of norm 1 and orthonormal columns exclude each other when m > n (the trace is n, not m); rows of
+norm sqrt(n/m) do not.
+
+Source: Tilde Research, Aurora blog (2026-05), the step between NorMuon and Aurora.
+Deviations: the blog's text is known second-hand and three readings circulate (`docs/papers.md`). This is
+the row target sqrt(n/m) in front of an explicit scale; |O|_F is kept, so the target holds for the whole.
+"""
+
+from torch import Tensor
+
+from polarlight.linalg.coefficients import JORDAN
+from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.optimizer import SpectralOptimizer
+from polarlight.rule import MatrixMap, Scale, UpdateRule
+from polarlight.rules.adamw import with_adamw
+from polarlight.stages.momentum import EMA
+from polarlight.stages.renormalise import KeepNorm
+from polarlight.stages.scales import Original
+from polarlight.stages.second_moment import RowSecondMoment
+from polarlight.stages.side import OnSide, Side
+
+
+def unormuon(
+    *,
+    beta2: float = 0.95,
+    nesterov: bool = True,
+    polar: MatrixMap = NewtonSchulz(JORDAN),
+    scale: Scale = Original(),
+) -> UpdateRule:
+    """U-NorMuon; see the module docstring for the mathematics."""
+    return UpdateRule(
+        name="unormuon",
+        momentum=EMA(nesterov),
+        map=polar,
+        post=(OnSide(Side.TALL, KeepNorm(RowSecondMoment(beta2))),),
+        scale=scale,
+    )
+
+
+class UNorMuon(SpectralOptimizer):
+    """U-NorMuon on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
+
+    Args:
+        beta2: Decay of the rows' second moment, in [0, 1); 0 makes every row exactly even.
+        scale: `Unscaled()` gives the reading without the factor for tall matrices (gvlassis/U-NorMuon).
+    """
+
+    def __init__(
+        self,
+        params: object,
+        lr: float | Tensor = 0.02,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        *,
+        beta2: float = 0.95,
+        polar: MatrixMap = NewtonSchulz(JORDAN),
+        scale: Scale = Original(),
+        maximize: bool = False,
+        aux_lr: float | Tensor = 3e-3,
+        aux_betas: tuple[float, float] = (0.9, 0.95),
+        aux_weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            with_adamw(params, lr=aux_lr, betas=aux_betas, weight_decay=aux_weight_decay),
+            lr,
+            weight_decay,
+            momentum,
+            rule=unormuon(beta2=beta2, nesterov=nesterov, polar=polar, scale=scale),
+            maximize=maximize,
+        )

@@ -1,0 +1,1 @@
+"""Steps around the map: momentum, balance, second moments, renormalisation, scale conventions."""

@@ -1,0 +1,42 @@
+"""Second moments of the update, one number per row, kept between steps."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polarlight.linalg.matrices import at_least_float32, nonzero
+from polarlight.rule import Buffers
+
+
+@dataclass(frozen=True, slots=True)
+class RowSecondMoment:
+    """Each row divided by the root of a running mean of its squared entries.
+
+        v <- beta2 v + (1 - beta2) mean_j X_ij^2,        X_i <- X_i / sqrt(v_i)
+
+    Shapes: [..., m, n] -> [..., m, n]. State: `row_second_moment` [..., m, 1]. No bias correction: what
+    follows fixes the overall size. A row whose v is zero is zero and stays zero, so no floor is
+    needed; the papers add an absolute 1e-10 to the root.
+
+    Source: Li et al., "NorMuon" (2025), arXiv 2510.05491.
+    """
+
+    beta2: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
+
+    def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
+        """One number per row."""
+        return {"row_second_moment": torch.Size((*shape[:-1], 1))}
+
+    def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
+        """Updates the second moment and divides by its root."""
+        v = buffers["row_second_moment"]
+        v.lerp_(at_least_float32(X).square().mean(dim=-1, keepdim=True).to(v.dtype), 1 - self.beta2)
+        return (X / nonzero(v.sqrt())).to(X.dtype)
+
+    def __str__(self) -> str:
+        return f"row second moment {self.beta2:g}"

@@ -1,0 +1,84 @@
+"""Which shapes a row method is for, and how wide matrices are turned to meet it."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from polarlight.rule import Buffers, MatrixMap, Slot, apply, buffer_shapes
+
+
+class Side(Enum):
+    """Which matrices a row method touches; the others keep the plain map.
+
+    TALL:      rows of tall matrices (gate and up projections): the paper and its author.
+    WIDE:      columns of wide matrices (down projections): track 3's records.
+    LONG_AXIS: both, whichever axis is longer: what the Aurora release's code does.
+    ROWS:      rows of every matrix, square ones too: NorMuon.
+    """
+
+    TALL = "tall"
+    WIDE = "wide"
+    LONG_AXIS = "long_axis"
+    ROWS = "rows"
+
+    def touches(self, m: int, n: int) -> bool:
+        """Whether a matrix of m rows and n columns is treated."""
+        return {
+            Side.TALL: m > n,
+            Side.WIDE: m < n,
+            Side.LONG_AXIS: m != n,
+            Side.ROWS: True,
+        }[self]
+
+    def turns(self, m: int, n: int) -> bool:
+        """Whether the columns take the part of the rows."""
+        return m < n and self is not Side.ROWS
+
+    def __repr__(self) -> str:
+        return f"Side.{self.name}"
+
+
+def identity(X: Tensor) -> Tensor:
+    """X itself."""
+    return X
+
+
+@dataclass(frozen=True, slots=True)
+class OnSide:
+    """`then` on the matrices that `side` names, turned so that the long axis is rows; else `otherwise`.
+
+    Shapes: [..., m, n] -> [..., m, n]. The buffers of `then` are turned with the matrix, so a per-row
+    buffer lies along the axis that it describes.
+    """
+
+    side: Side
+    then: Slot
+    otherwise: MatrixMap = identity
+
+    def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
+        """Those of `then`, where it is used."""
+        m, n = shape[-2:]
+        if not self.side.touches(m, n):
+            return {}
+        if not self.side.turns(m, n):
+            return buffer_shapes(self.then, shape)
+        turned = buffer_shapes(self.then, _swap(shape))
+        return {name: _swap(buffer) for name, buffer in turned.items()}
+
+    def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
+        """`then` or `otherwise`, by shape."""
+        m, n = X.shape[-2:]
+        if not self.side.touches(m, n):
+            return self.otherwise(X)
+        if not self.side.turns(m, n):
+            return apply(self.then, X, buffers)
+        return apply(self.then, X.mT, {name: buffer.mT for name, buffer in buffers.items()}).mT
+
+    def __str__(self) -> str:
+        return f"{self.then} ({self.side.value})"
+
+
+def _swap(shape: torch.Size) -> torch.Size:
+    return torch.Size((*shape[:-2], shape[-1], shape[-2]))
