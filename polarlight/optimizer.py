@@ -56,6 +56,9 @@ class Probe(Protocol):
     def observe(self, observation: Observation) -> None:
         """Called for every parameter of a step that was asked for."""
 
+    def end(self) -> None:
+        """Called after such a step."""
+
 
 class SpectralOptimizer(Optimizer):
     """Applies to every param group its rule.
@@ -145,6 +148,8 @@ class SpectralOptimizer(Optimizer):
             self._refuse_sparse(index, places)
             update = self._step_matrices if _maps_matrices(group) else self._step_entries
             update(index, places, watching)
+        for probe in watching:
+            probe.end()
         return loss
 
     def observe(self, probe: Probe) -> RemovableHandle:

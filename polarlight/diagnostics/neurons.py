@@ -1,7 +1,7 @@
 """A probe that counts starving neurons: rows of tall matrices that get next to nothing of the step."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from polarlight.diagnostics.spectra import (
 )
 from polarlight.linalg.matrices import at_least_float32
 from polarlight.optimizer import Observation
+from polarlight.roles import MATRIX_ROLES
 from polarlight.view import Whole
 
 THRESHOLDS = (0.01, 0.1, 0.25)
@@ -42,3 +43,52 @@ class NeuronMonitor:
     every: int = 25
     step: int = 0
     full: bool = False
+    _records: dict[str, Record] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be >= 1, got {self.every}")
+
+    def begin(self) -> bool:
+        """Counts the step and says whether it is observed."""
+        self.step += 1
+        return self.full or (self.step - 1) % self.every == 0
+
+    def observe(self, observation: Observation) -> None:
+        """Adds one record per hidden tall matrix."""
+        group = observation.group
+        if group.get("role") not in MATRIX_ROLES:
+            return
+        view = group.get("view") or Whole()
+        D, M = view.split(observation.direction)[0], view.split(observation.momentum)[0]
+        if D.shape[-2] > D.shape[-1]:
+            self._records[observation.name] = self._record(D, M)
+
+    def end(self) -> None:
+        """Hands the step's records to the sink."""
+        self.sink(self.step, self._records)
+        self._records, self.full = {}, False
+
+    def _record(self, D: Tensor, M: Tensor) -> Record:
+        m, n = D.shape[-2:]
+        D, M = at_least_float32(D), at_least_float32(M)
+        update, momentum = row_shares(D), leverages(M) * (m / n)
+        record: Record = {
+            "update": summary(update),
+            "momentum": summary(momentum),
+            "row_norm_spread": spread(update.sqrt()).mean().item(),
+        }
+        if self.full:
+            record["update"]["shares"] = update.flatten().tolist()
+            record["momentum"]["shares"] = momentum.flatten().tolist()
+            record["singular_values"] = singular_values(D).flatten().tolist()
+        return record
+
+
+def summary(shares: Tensor) -> Record:
+    """Starved fraction at each threshold, spread and minimum of row shares [..., m]."""
+    return {
+        "starved": {f"{t:g}": starved(shares, t).mean().item() for t in THRESHOLDS},
+        "spread": spread(shares).mean().item(),
+        "min": shares.min().item(),
+    }

@@ -1,0 +1,1 @@
+"""The small trainer behind the command line: model, data, loop, recipes, cli."""

@@ -1,0 +1,75 @@
+"""What a run writes while it trains, and how it is read back: one JSON object per line.
+
+    {"kind": "step",       "step", "loss", "lr", "tokens", "seconds", "time": {part: seconds}}
+    {"kind": "validation", "step", "loss", "seconds"}
+    {"kind": "neurons",    "step", "layers": {parameter name: record of NeuronMonitor}}
+    {"kind": "stopped",    "step", "reason"}
+    {"kind": "finished",   "step"}
+
+`step` counts finished optimizer steps, `tokens` and `seconds` add up from the start of the run (training
+only: no validation, probes or checkpoints), `time` is spent since the step record before, by part of
+the step: data, forward_backward, optimizer.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+@dataclass(slots=True)
+class History:
+    """The records of one run, by kind and in order."""
+
+    label: str
+    seed: int
+    settings: Record = field(default_factory=dict)
+    steps: list[Record] = field(default_factory=list)
+    validations: list[Record] = field(default_factory=list)
+    neurons: list[Record] = field(default_factory=list)
+    stopped: str | None = None
+    finished: bool = False
+
+    @property
+    def final_loss(self) -> float | None:
+        """The last validation loss of a run that reached its end, else None."""
+        return self.validations[-1]["loss"] if self.finished and self.validations else None
+
+    def add(self, record: Record) -> None:
+        """Files one record under its kind."""
+        match record["kind"]:
+            case "step":
+                self.steps.append(record)
+            case "validation":
+                self.validations.append(record)
+            case "neurons":
+                self.neurons.append(record)
+            case "stopped":
+                self.stopped = record["reason"]
+            case "finished":
+                self.finished = True
+
+
+def append(path: Path, record: Record) -> None:
+    """Adds one record to the file, as a whole line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, allow_nan=True) + "\n")
+
+
+def read_records(path: Path) -> list[Record]:
+    """All whole records of the file; a last line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def truncate_after(path: Path, step: int) -> None:
+    """Drops the records after `step`, as a resumed run will write them again."""
+    kept = [r for r in read_records(path) if r["step"] <= step and r["kind"] != "stopped"]
+    text = "".join(json.dumps(record) + "\n" for record in kept)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
