@@ -2,8 +2,8 @@
 
     optimizer = polarlight.Aurora(model, lr=0.02, aux_lr=3e-3)
 
-Given a module, hidden matrices get the method and everything else gets AdamW; `print(explain(optimizer))`
-shows who got what, and why.
+Given a module, hidden matrices get the method and everything else gets AdamW;
+`print(explain(optimizer))` shows who got what, and why.
 """
 
 from polarlight.execution.batched import Batched
@@ -18,7 +18,8 @@ from polarlight.linalg.coefficients import (
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.svd import ExactPolar
-from polarlight.optimizer import Observation, Probe, SpectralOptimizer
+from polarlight.optimizer import SpectralOptimizer
+from polarlight.probe import Observation, Probe
 from polarlight.roles import Role, infer_roles
 from polarlight.routing import Route, explain, route
 from polarlight.rule import UpdateRule

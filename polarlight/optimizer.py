@@ -5,9 +5,8 @@ A param group carries a rule and a view beside torch's scheduled numbers (`lr`, 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, overload, runtime_checkable
+from collections.abc import Callable, Iterable
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -16,56 +15,20 @@ from torch.utils.hooks import RemovableHandle
 
 from polarlight.execution.batched import Batched
 from polarlight.execution.job import Executor, jobs_of, new_buffers
-from polarlight.rule import ElementwiseRule, Rule, UpdateRule
+from polarlight.groups import STRUCTURE, Group, StateDict, check_group, name_of, with_objects
+from polarlight.probe import Observation, Probe
+from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
-Group = dict[str, Any]
-StateDict = dict[str, Any]
-
 MOMENTUM = "momentum_buffer"
-STRUCTURE = ("rule", "view")
-"""Group entries that are objects: saved as text, compared on load, never replaced by a checkpoint."""
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What one step did to one parameter; tensors are the optimizer's own and must not be written.
-
-    Attributes:
-        name: The parameter's name, or its place in the groups when it has none.
-        parameter: The parameter before the step.
-        momentum: What the rule mapped, in the parameter's shape.
-        direction: What is multiplied by -lr.
-        group: The param group.
-    """
-
-    name: str
-    parameter: Tensor
-    momentum: Tensor
-    direction: Tensor
-    group: Mapping[str, Any]
-
-
-@runtime_checkable
-class Probe(Protocol):
-    """Looks at steps; see `SpectralOptimizer.observe`."""
-
-    def begin(self) -> bool:
-        """Called once per step, before it; True asks for this step's observations."""
-
-    def observe(self, observation: Observation) -> None:
-        """Called for every parameter of a step that was asked for."""
-
-    def end(self) -> None:
-        """Called after such a step."""
 
 
 class SpectralOptimizer(Optimizer):
     """Applies to every param group its rule.
 
     Args:
-        params: Tensors, `(name, tensor)` pairs, or dicts of these with `rule`, `view` and numbers of their
-            own, as `route` makes them.
+        params: Tensors, `(name, tensor)` pairs, or dicts of these with `rule`, `view` and numbers
+            of their own, as `route` makes them.
         lr: Learning rate, a float or a one-element tensor; at least 0.
         weight_decay: Decoupled: weights are multiplied by 1 - lr * weight_decay. At least 0.
         momentum: Decay of the first moment, in [0, 1).
@@ -75,13 +38,14 @@ class SpectralOptimizer(Optimizer):
         maximize: Ascend instead of descend.
         executor: How directions are computed; the default batches matrices of equal shape.
 
-    State per parameter: `momentum_buffer` in the parameter's shape and dtype and the rule's own buffers
-    in float32 (float64 for float64 parameters), all present from the first step, `state_dict` or load on.
-    A parameter without a gradient is left untouched, its state too. A NaN or Inf in a gradient reaches
-    that parameter and its state, and no other.
+    State per parameter: `momentum_buffer` in the parameter's shape and dtype and the rule's own
+    buffers in float32 (float64 for float64 parameters), all present from the first step,
+    `state_dict` or load on. A parameter without a gradient is left untouched, its state too. A NaN
+    or Inf in a gradient reaches that parameter and its state, and no other.
 
     Raises:
-        ValueError: If a number is out of range or a parameter does not fit its rule; the message names it.
+        ValueError: If a number is out of range or a parameter does not fit its rule; the message
+            names it.
         RuntimeError: If a gradient is sparse.
     """
 
@@ -117,10 +81,11 @@ class SpectralOptimizer(Optimizer):
         Raises:
             ValueError: If the group does not fit; the optimizer is unchanged then.
         """
+        param_group = dict(param_group)
         reasons = param_group.pop("reasons", {})
         super().add_param_group(param_group)
         try:
-            _check_group(self.param_groups[-1], len(self.param_groups) - 1)
+            check_group(self.param_groups[-1], len(self.param_groups) - 1)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -140,14 +105,13 @@ class SpectralOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._complete_state()
+        members = [self._with_gradients(index) for index in range(len(self.param_groups))]
         watching = [probe for probe in self._probes.values() if probe.begin()]
-        for index, group in enumerate(self.param_groups):
-            places = [i for i, p in enumerate(group["params"]) if p.grad is not None]
-            if not places:
-                continue
-            self._refuse_sparse(index, places)
-            update = self._step_matrices if _maps_matrices(group) else self._step_entries
-            update(index, places, watching)
+        for index, places in enumerate(members):
+            matrices = isinstance(self.param_groups[index]["rule"], UpdateRule)
+            if places:
+                update = self._step_matrices if matrices else self._step_entries
+                update(index, places, watching)
         for probe in watching:
             probe.end()
         return loss
@@ -159,7 +123,7 @@ class SpectralOptimizer(Optimizer):
         return handle
 
     def state_dict(self) -> StateDict:
-        """The state and the groups; rules and views as text, so that it loads with `weights_only=True`."""
+        """State and groups; rules and views become text, so that `weights_only=True` loads it."""
         self._complete_state()
         saved = super().state_dict()
         for group in saved["param_groups"]:
@@ -172,7 +136,7 @@ class SpectralOptimizer(Optimizer):
         Raises:
             ValueError: If groups, rules or views differ; the message shows both.
         """
-        super().load_state_dict(_with_objects(state_dict, self.param_groups))
+        super().load_state_dict(with_objects(state_dict, self.param_groups))
         self._restore_dtypes(state_dict)
         self._complete_state()
 
@@ -189,7 +153,7 @@ class SpectralOptimizer(Optimizer):
         """Gives every trainable parameter its state, where it is missing."""
         for group in self.param_groups:
             for p in group["params"]:
-                if p.requires_grad and not self.state[p]:
+                if (p.requires_grad or p.grad is not None) and not self.state[p]:
                     self.state[p] = _new_state(group, p)
 
     def _restore_dtypes(self, state_dict: StateDict) -> None:
@@ -201,11 +165,15 @@ class SpectralOptimizer(Optimizer):
                 if isinstance(value, Tensor) and value.dtype != self.state[p][key].dtype:
                     self.state[p][key] = value.detach().clone().to(device=p.device)
 
-    def _refuse_sparse(self, index: int, places: list[int]) -> None:
+    def _with_gradients(self, index: int) -> list[int]:
+        """The places in a group of the parameters that have a gradient; refuses sparse ones."""
+        group = self.param_groups[index]
+        places = [i for i, p in enumerate(group["params"]) if p.grad is not None]
         for i in places:
-            if self.param_groups[index]["params"][i].grad.is_sparse:
-                name = name_of(self.param_groups[index], index, i)
+            if group["params"][i].grad.is_sparse:
+                name = name_of(group, index, i)
                 raise RuntimeError(f"{name} has a sparse gradient; only dense ones are supported")
+        return places
 
     def _step_matrices(self, index: int, places: list[int], watching: list[Probe]) -> None:
         """One step of a group whose rule maps matrices."""
@@ -216,9 +184,7 @@ class SpectralOptimizer(Optimizer):
         momenta = rule.momentum(
             _gradients(group, params), [state[MOMENTUM] for state in states], group["momentum"]
         )
-        jobs = [
-            jobs_of(rule, view, M, state) for M, state in zip(momenta, states, strict=True)
-        ]
+        jobs = [jobs_of(rule, view, M, state) for M, state in zip(momenta, states, strict=True)]
         results = iter(self.executor.directions([job for parts in jobs for job in parts]))
         directions = [view.join([next(results) for _ in parts]) for parts in jobs]
         for probe in watching:
@@ -246,16 +212,6 @@ class SpectralOptimizer(Optimizer):
                 probe.observe(Observation(name_of(group, index, i), p, M, D, group))
 
 
-def name_of(group: Mapping[str, Any], index: int, place: int) -> str:
-    """The name of a parameter, or where it stands."""
-    names = group.get("param_names")
-    return str(names[place]) if names else f"param_groups[{index}]['params'][{place}]"
-
-
-def _maps_matrices(group: Group) -> bool:
-    return isinstance(group["rule"], UpdateRule)
-
-
 def _new_state(group: Group, p: Tensor) -> dict[str, Tensor]:
     rule = group["rule"]
     if not isinstance(rule, UpdateRule):
@@ -280,59 +236,3 @@ def _move(
     else:
         torch._foreach_mul_(params, 1 - lr * weight_decay)
         torch._foreach_add_(params, directions, alpha=-lr)
-
-
-def _with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:
-    """A copy of `state_dict` with the optimizer's own rules and views in place of their text."""
-    saved_groups = state_dict["param_groups"]
-    if len(saved_groups) != len(groups):
-        raise ValueError(
-            f"the state dict has {len(saved_groups)} param groups, the optimizer has {len(groups)}"
-        )
-    replaced = []
-    for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
-        for key in STRUCTURE:
-            if saved.get(key) != repr(group[key]):
-                raise ValueError(
-                    f"param group {index} was saved with another {key}:\n"
-                    f"  saved:     {saved.get(key)}\n  optimizer: {group[key]!r}\n"
-                    "Build the optimizer with the saved one, or start from fresh state."
-                )
-        replaced.append(dict(saved) | {key: group[key] for key in STRUCTURE})
-    return state_dict | {"param_groups": replaced}
-
-
-def _check_group(group: Group, index: int) -> None:
-    """Raises ValueError, naming what is wrong, unless the group can be stepped."""
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"a tensor lr must have 1 element, got shape {tuple(lr.shape)}")
-    if not lr >= 0:
-        raise ValueError(f"lr must be >= 0, got {lr}")
-    if not group["weight_decay"] >= 0:
-        raise ValueError(f"weight_decay must be >= 0, got {group['weight_decay']}")
-    if not 0 <= group["momentum"] < 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
-    if not isinstance(group["rule"], UpdateRule | ElementwiseRule):
-        raise ValueError(f"rule must be an UpdateRule or an ElementwiseRule, got {group['rule']!r}")
-    for i, p in enumerate(group["params"]):
-        _check_parameter(group, p, name_of(group, index, i))
-
-
-def _check_parameter(group: Group, p: Tensor, name: str) -> None:
-    rule, view = group["rule"], group["view"]
-    if not p.is_floating_point():
-        raise ValueError(f"{name} is {p.dtype}; only real floating-point parameters are supported")
-    if not isinstance(rule, UpdateRule):
-        return
-    if view is None and p.ndim != 2:
-        raise ValueError(
-            f"{name} has shape {tuple(p.shape)}; {rule.name} is for matrices. Pass the model or "
-            "model.named_parameters() to have everything else routed to AdamW, give this parameter to "
-            "another optimizer, or say which part of it is a matrix: "
-            "{'params': [...], 'view': polarlight.Whole()} takes leading dimensions as a batch."
-        )
-    try:
-        (view or Whole()).shapes(p.shape)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None

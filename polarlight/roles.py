@@ -73,8 +73,8 @@ _ATTENTION |= {"wq", "wk", "wv", "query", "key", "value"}
 def infer_roles(source: nn.Module | Iterable[tuple[str, Tensor]]) -> list[Assignment]:
     """The role of every parameter, in the order of `named_parameters()`.
 
-    A module tells more than names do: with `model.named_parameters()` alone, types, positions and ties
-    are unknown and names decide. Frozen parameters are included.
+    A module tells more than names do: with `model.named_parameters()` alone, types, positions and
+    ties are unknown and names decide. Frozen parameters are included.
     """
     if isinstance(source, nn.Module):
         head = _head_of(source)

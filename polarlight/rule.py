@@ -4,8 +4,8 @@
 
 The momentum slot is elementwise and belongs to the optimizer; everything after it is done by an
 executor on whole matrices [..., m, n]. A slot is either a pure `MatrixMap` or a `Stage`, a map with
-memory. Every slot maps zero to zero, writes to nothing it is given except a stage's own buffers, and
-does not depend on the scale of the gradient.
+memory. Every slot maps zero to zero, writes to nothing it is given except a stage's own buffers,
+and does not depend on the scale of the gradient.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ class Stage(Protocol):
     """A map with memory."""
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """Shapes [..., p, q] of the buffers that a matrix [..., m, n] needs; zero-initialised, float32."""
+        """Shapes [..., p, q] of the buffers that a matrix [..., m, n] needs; they start at zero."""
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """[..., m, n] -> [..., m, n]; writes its own buffers in place and nothing else."""
@@ -129,7 +129,7 @@ class ElementwiseRule(Protocol):
     def momentum_and_direction(
         self, state: Mapping[str, Tensor], momentum: float
     ) -> tuple[Tensor, Tensor]:
-        """First moment and what the last step multiplied by -lr, from the state; for diagnostics."""
+        """First moment, and what the last step multiplied by -lr; for diagnostics."""
 
 
 Rule = UpdateRule | ElementwiseRule

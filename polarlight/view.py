@@ -1,7 +1,8 @@
 """Which part of a parameter is a matrix.
 
-A view splits a parameter into matrices [..., m, n] (fan_out, fan_in), all of them views of its storage,
-and joins the results again. It is a value: it prints, compares, pickles, and goes into the param group.
+A view splits a parameter into matrices [..., m, n] (fan_out, fan_in), all of them views of its
+storage, and joins the results again. It is a value: it prints, compares, pickles, and goes into the
+param group.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ class Whole:
         return [_matrix(shape, self)]
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """x itself."""
+        """The parameter itself."""
         return [x]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:

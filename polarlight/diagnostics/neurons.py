@@ -1,4 +1,4 @@
-"""A probe that counts starving neurons: rows of tall matrices that get next to nothing of the step."""
+"""A probe that counts starving neurons: rows of tall matrices that hardly move."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from polarlight.diagnostics.spectra import (
     starved,
 )
 from polarlight.linalg.matrices import at_least_float32
-from polarlight.optimizer import Observation
+from polarlight.probe import Observation
 from polarlight.roles import MATRIX_ROLES
 from polarlight.view import Whole
 

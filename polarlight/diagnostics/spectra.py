@@ -8,15 +8,18 @@ from polarlight.linalg.rows import row_norms
 
 
 def leverages(M: Tensor) -> Tensor:
-    """Squared row norms of the polar factor of tall M, [..., m, n] -> [..., m]; they sum to the rank.
+    """Squared row norms of the polar factor of tall M, [..., m, n] -> [..., m].
 
-    They depend on the column space alone and come from a thin singular value decomposition.
-    Directions below max(m, n) machine epsilons of the largest singular value do not count.
+    They sum to the rank, depend on the column space alone, and come from a thin singular value
+    decomposition. Directions below max(m, n) machine epsilons of the largest singular value do not
+    count.
     """
     X = unit_scale(M)
     U, S, _ = torch.linalg.svd(X, full_matrices=False)
-    kept = S > max(X.shape[-2:]) * torch.finfo(X.dtype).eps * S[..., :1]
-    return (U * kept.unsqueeze(-2)).square().sum(dim=-1)
+    cutoff = max(X.shape[-2:]) * torch.finfo(X.dtype).eps
+    kept = cutoff * S[..., :1] < S
+    result: Tensor = (U * kept.unsqueeze(-2)).square().sum(dim=-1)
+    return result
 
 
 def row_shares(D: Tensor) -> Tensor:
@@ -42,7 +45,8 @@ def spread(x: Tensor) -> Tensor:
 
 
 def singular_values(D: Tensor) -> Tensor:
-    """Singular values divided by their root mean square, descending, [..., m, n] -> [..., min(m, n)]."""
+    """Singular values over their root mean square, descending, [..., m, n] -> [..., min(m, n)]."""
     S = torch.linalg.svdvals(unit_scale(D))
     rms = S.square().mean(dim=-1, keepdim=True).sqrt()
-    return S / torch.where(rms == 0, 1.0, rms)
+    result: Tensor = S / torch.where(rms == 0, 1.0, rms)
+    return result

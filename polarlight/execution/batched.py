@@ -15,8 +15,8 @@ class Batched:
     """Stacks equal jobs, computes each stack at once, and hands the slices back.
 
     Attributes:
-        max_bytes: Largest stack, counted in bytes of its input matrices; a single job that is larger
-            goes alone. Bounds the extra memory to a small multiple of this.
+        max_bytes: Largest stack, counted in bytes of its input matrices; a single job that is
+            larger goes alone. Bounds the extra memory to a small multiple of this.
     """
 
     max_bytes: int = 256 * 2**20
@@ -57,7 +57,9 @@ def _together(jobs: Sequence[Job]) -> list[Tensor]:
     if len(jobs) == 1:
         return [rule.direction(jobs[0].matrix, jobs[0].buffers)]
     stacked = torch.cat([_flat(job.matrix) for job in jobs])
-    buffers = {name: torch.cat([_flat(job.buffers[name]) for job in jobs]) for name in jobs[0].buffers}
+    buffers = {
+        name: torch.cat([_flat(job.buffers[name]) for job in jobs]) for name in jobs[0].buffers
+    }
     counts = [job.matrix.shape[:-2].numel() for job in jobs]
     directions = rule.direction(stacked, buffers).split(counts)
     for name, stack in buffers.items():

@@ -17,8 +17,9 @@ class Schedule:
     Attributes:
         name: Short name, used in tables and in `repr`.
         steps: One (a, b, c) per Newton-Schulz step.
-        safety: The input is divided by this factor times its norm. Schedules that leave their interval
-            above sigma = 1 need a little more than 1: rounding to bfloat16 can lift a norm by 0.4 percent.
+        safety: The input is divided by this factor times its norm. Schedules that leave their
+            interval above sigma = 1 need a little more than 1: rounding to bfloat16 can lift a norm
+            by 0.4 percent.
         source: Where the coefficients were published or how they were made.
     """
 

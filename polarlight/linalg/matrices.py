@@ -43,5 +43,5 @@ def frobenius_norm(M: Tensor) -> Tensor:
 
 
 def nonzero(x: Tensor) -> Tensor:
-    """x with its zeros replaced by ones: a divisor that maps zero to zero."""
+    """`x` with its zeros replaced by ones: a divisor that maps zero to zero."""
     return torch.where(x == 0, torch.ones_like(x), x)

@@ -56,14 +56,14 @@ class NewtonSchulz:
 
 
 def _quintic(X: Tensor, a: float, b: float, c: float) -> Tensor:
-    """a X + b (X X') X + c (X X')^2 X, with the Gram matrix on the shorter side."""
+    """`a X + b (X X') X + c (X X')^2 X`, with the Gram matrix on the shorter side."""
     if X.shape[-2] <= X.shape[-1]:
         return _multiply_add(X, _polynomial(X @ X.mT, b, c), X, a)
     return _multiply_add(X, X, _polynomial(X.mT @ X, b, c), a)
 
 
 def _polynomial(A: Tensor, b: float, c: float) -> Tensor:
-    """B A + c A^2 for a Gram matrix A."""
+    """`b A + c A^2` for a Gram matrix A."""
     return b * A if c == 0 else _multiply_add(A, A, A, b, c)
 
 

@@ -15,7 +15,7 @@ import torch
 from polarlight.linalg.coefficients import Quintic, Schedule
 
 CUSHION = 0.02407327424182761
-"""No step is designed for an interval whose ends are further apart than this ratio (the paper's code)."""
+"""No step is designed for an interval whose ends have a smaller ratio (the paper's code)."""
 
 _NEARLY_ONE = 1 - 5e-6
 
@@ -28,9 +28,10 @@ def polar_express(
 
     Args:
         steps: Number of quintics, at least 1.
-        lower: Smallest sigma / norm that is to arrive at 1; in (0, 1). Smaller values stay on the way.
-        safety: Every polynomial but the last is stretched by this factor, and the input is divided by
-            it, so that rounding cannot push a singular value out of the interval. At least 1.
+        lower: Smallest sigma / norm that is to arrive at 1; in (0, 1). Smaller values stay on the
+            way.
+        safety: Every polynomial but the last is stretched by this factor, and the input is divided
+            by it, so that rounding cannot push a singular value out of the interval. At least 1.
         cushion: A step is designed for [max(lower, cushion * upper), upper] and then recentred: a
             slightly worse bound for a map that treats the values in between evenly. In [0, 1).
 
@@ -87,7 +88,7 @@ def _stationary_points(a: float, b: float, c: float) -> tuple[float, float]:
 
 
 def _recentred(p: Quintic, low: float, high: float) -> Quintic:
-    """p scaled so that its values at both ends lie equally far from 1."""
+    """`p` scaled so that its values at both ends lie equally far from 1."""
     factor = 2 / (_evaluate(p, low) + _evaluate(p, high))
     return p[0] * factor, p[1] * factor, p[2] * factor
 

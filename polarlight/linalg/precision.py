@@ -9,7 +9,8 @@ def iteration_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype in which an iteration that tolerates bfloat16 should run.
 
     Float64 input asks for exactness and stays float64. Everything else runs in bfloat16 where the
-    device has bfloat16 matrix units, in float32 elsewhere (emulated bfloat16 is slower than float32).
+    device has bfloat16 matrix units, in float32 elsewhere (emulated bfloat16 is slower than
+    float32).
     """
     if dtype == torch.float64:
         return dtype

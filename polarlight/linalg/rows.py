@@ -27,8 +27,8 @@ def leverage(U: Tensor) -> Tensor:
 def inverse_row_norms(M: Tensor, floor: float) -> Tensor:
     """One over each row norm, [..., m, n] -> [..., m, 1], bounded by 1 / (floor * rms row norm).
 
-    Rows far above `floor` times the rms row norm are inverted exactly to within `floor`'s square; rows
-    far below it are scaled by the bound alone, so noise is not blown up to a full row. A zero
+    Rows far above `floor` times the rms row norm are inverted exactly to within `floor`'s square;
+    rows far below it are scaled by the bound alone, so noise is not blown up to a full row. A zero
     matrix gives ones.
     """
     norms = row_norms(M)

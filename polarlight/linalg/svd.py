@@ -15,9 +15,11 @@ class ExactPolar:
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
 
     Args:
-        cutoff: Singular values up to this fraction of the largest count as zero, and their directions
-            map to zero (a partial isometry). None takes max(m, n) times the machine epsilon.
-        dtype: Dtype of the decomposition: float32 or float64. None takes that of M, at least float32.
+        cutoff: Singular values up to this fraction of the largest count as zero, and their
+            directions map to zero (a partial isometry). None takes max(m, n) times the machine
+            epsilon.
+        dtype: Dtype of the decomposition: float32 or float64. None takes that of M, at least
+            float32.
 
     Accuracy: singular values 1 to a few machine epsilons, or 0. A zero matrix maps to zero, NaN or
     Inf anywhere makes that matrix NaN and no other.
@@ -45,7 +47,7 @@ class ExactPolar:
         cutoff = self.cutoff
         if cutoff is None:
             cutoff = max(M.shape[-2:]) * torch.finfo(X.dtype).eps
-        kept = S > cutoff * S[..., :1]
+        kept = cutoff * S[..., :1] < S
         polar = (U * kept.unsqueeze(-2)) @ Vh
         return torch.where(finite, polar, torch.nan).to(M.dtype)
 

@@ -5,7 +5,8 @@
 
 Entries that rarely agree in sign move less; the scale of the gradient cancels.
 
-Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), arXiv 1711.05101, alg. 2.
+Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), arXiv 1711.05101,
+    alg. 2.
 Deviations: none; the arithmetic is torch's own fused kernel. b1 is the group's `momentum`, so that
 schedulers drive it like every other rule's.
 """

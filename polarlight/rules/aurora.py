@@ -2,15 +2,17 @@
 
     maximise <M, U>   subject to   U'U = I   and   |U_i|^2 = n/m      (tall M, m x n)
 
-polar(M) inherits the row leverages of M, so a few rows take most of the step and others starve. Aurora
-rescales the rows of M and takes the polar factor again, until the leverages agree:
+polar(M) inherits the row leverages of M, so a few rows take most of the step and others starve.
+Aurora rescales the rows of M and takes the polar factor again, until the leverages agree:
 
-    D = 1 / |M_i|,   U = polar(D M),   D_i <- D_i ((n/m) / |U_i|^2)^exponent,   U = polar(D M),   ...
+    D = 1 / |M_i|,  U = polar(D M),  D_i <- D_i ((n/m) / |U_i|^2)^exponent,  U = polar(D M),  ...
 
-Source: Tilde Research, "Aurora" (2026), arXiv 2606.27715; the iteration is that of its release (2026-05),
-Tyler's M-estimator. `aurora_paper.py` has the paper's own, `riemannian_aurora.py` the ascent.
-Deviations: floors are relative to the rms row norm (the release's absolute 1e-7 turns balancing off for
-small gradients); `side` is explicit; the exponent may follow the shape; gradients are not written.
+Source: Tilde Research, "Aurora" (2026), arXiv 2606.27715; the iteration is its release's
+(2026-05), Tyler's M-estimator. `aurora_paper.py` has the paper's own, `riemannian_aurora.py` the
+ascent.
+Deviations: floors are relative to the rms row norm (the release's absolute 1e-7 turns balancing off
+for small gradients); `side` is explicit; the exponent may follow the shape; gradients are not
+written.
 """
 
 from dataclasses import dataclass
@@ -41,19 +43,20 @@ class Balancer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BalancedPolar:
-    """polar(D M) with the positive diagonal D that levels the row leverages; the release's iteration.
+    """The release's iteration: polar(D M), D the positive diagonal that levels the row leverages.
 
     Shapes: tall [..., m, n] -> [..., m, n].
 
     Args:
         polar: The polar method; one call per round.
         rounds: Number of polar factors, at least 1. One round is MuonEq's row form.
-        exponent: Power of the correction, in (0, 1]. .5 is Tyler's iteration, which contracts by about
-            n/m per round; None takes 1/(2 (1 - n/m)), at most 1, which contracts faster.
-        floor: Rows below this fraction of the rms row norm are noise and are not lifted to a full row.
+        exponent: Power of the correction, in (0, 1]. .5 is Tyler's iteration, which contracts by
+            about n/m per round; None takes 1/(2 (1 - n/m)), at most 1, which contracts faster.
+        floor: Rows below this fraction of the rms row norm are noise and are not lifted to a full
+            row.
 
-    Accuracy: standard deviation over mean of |U_i|^2 on momentum-like 4:1 matrices, exact polar, is in
-    `tests/rules/test_aurora.py`. A zero row stays zero and the others share n / (m - zeros).
+    Accuracy: standard deviation over mean of |U_i|^2 on momentum-like 4:1 matrices, exact polar, is
+    in `tests/rules/test_aurora.py`. A zero row stays zero and the others share n / (m - zeros).
 
     Raises:
         ValueError: If an argument is outside the range above.
@@ -112,8 +115,8 @@ class Aurora(SpectralOptimizer):
     """Aurora on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
 
     Args:
-        solver: How leverages are balanced: `BalancedPolar` (the release), `FeedbackPolar` (the paper) or
-            `RiemannianPolar`, each with its polar method and rounds.
+        solver: How leverages are balanced: `BalancedPolar` (the release), `FeedbackPolar` (the
+            paper) or `RiemannianPolar`, each with its polar method and rounds.
         side: Which matrices are balanced; the others get Muon. TALL is what the author recommends.
     """
 

@@ -5,10 +5,11 @@
 
 It composes scalings where the release's iteration rescales M anew, so the two end with the same row
 norms but different factors: this one stays closer to M and is less even after the same rounds. The
-logarithm of the scaling obeys heavy-ball momentum, which can overshoot: three rounds may be less even
-than two.
+logarithm of the scaling obeys heavy-ball momentum, which can overshoot: three rounds may be less
+even than two.
 
-Source: Tilde Research, "Aurora" (2026), arXiv 2606.27715, algorithm 3, as three independent ports give it.
+Source: Tilde Research, "Aurora" (2026), arXiv 2606.27715, algorithm 3, as three independent ports
+    give it.
 Deviations: relative floors; the prefactor sqrt(n/m) is left out, since a polar factor has no scale.
 """
 
@@ -35,7 +36,8 @@ class FeedbackPolar:
         polar: The polar method; one call per round.
         rounds: Number of polar factors, at least 1.
         damping: Weight of the previous scaling, in [0, 1); the paper's beta.
-        floor: Rows below this fraction of the rms row norm are noise and are not lifted to a full row.
+        floor: Rows below this fraction of the rms row norm are noise and are not lifted to a full
+            row.
 
     Raises:
         ValueError: If an argument is outside the range above.

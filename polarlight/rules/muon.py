@@ -5,7 +5,8 @@
 Every direction in which the momentum points gets the same step, however small its singular value.
 
 Source: Jordan et al., "Muon" (2024), kellerjordan.github.io/posts/muon.
-Deviations: the momentum is an EMA (torch, NorMuon, Aurora); a polar factor does not see the difference.
+Deviations: the momentum is an EMA (torch, NorMuon, Aurora); a polar factor does not see the
+    difference.
 """
 
 from torch import Tensor
@@ -40,7 +41,8 @@ class Muon(SpectralOptimizer):
         momentum: Decay of the momentum, in [0, 1).
         nesterov: Look one step ahead.
         polar: The polar method.
-        scale: Factor from (fan_out, fan_in); `MatchRmsAdamW()` lets AdamW's learning rates carry over.
+        scale: Factor from (fan_out, fan_in); `MatchRmsAdamW()` lets AdamW's learning rates carry
+            over.
         maximize: Ascend instead of descend.
         aux_lr: AdamW's learning rate.
         aux_betas: AdamW's decay rates.

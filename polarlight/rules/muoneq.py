@@ -5,10 +5,11 @@
 Rows or columns of very different size make the matrix ill-conditioned, and Newton-Schulz inexact; a
 diagonal scaling removes that cheaply. R on a tall matrix is the first round of Aurora.
 
-Source: "MuonEq" (2026), arXiv 2603.28254, and its code (MaeChd/muon-eq): heavy ball, RMS-matched scale.
-Deviations: the floor is relative to the rms row norm; the code's 1e-8 on the squared norm switches the
-method off for gradients below 1e-4. RC may switch to R after `phase` steps, as the code does (its
-docstring says otherwise).
+Source: "MuonEq" (2026), arXiv 2603.28254, and its code (MaeChd/muon-eq): heavy ball, RMS-matched
+    scale.
+Deviations: the floor is relative to the rms row norm; the code's 1e-8 on the squared norm switches
+the method off for gradients below 1e-4. RC may switch to R after `phase` steps, as the code does
+(its docstring says otherwise).
 """
 
 from torch import Tensor
@@ -45,8 +46,8 @@ class MuonEq(SpectralOptimizer):
     """MuonEq on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
 
     Args:
-        balance: `EquilibrateRows()` (R, the default), `EquilibrateColumns()` (C), `EquilibrateBoth()` (RC),
-            or `rows_after(phase)` (RC first, then R).
+        balance: `EquilibrateRows()` (R, the default), `EquilibrateColumns()` (C),
+            `EquilibrateBoth()` (RC), or `rows_after(phase)` (RC first, then R).
         scale: The source's own by default, so `lr` is of AdamW's size, not of Muon's.
     """
 

@@ -2,8 +2,8 @@
 
     O = polar(M),   v <- beta2 v + (1 - beta2) mean_j O_ij^2,   O_i <- O_i / sqrt(v_i)
 
-The polar factor of a tall matrix has rows of unequal norm; NorMuon evens them out over time. The paper
-then fixes the RMS of the update, the official code keeps its Frobenius norm; both are here.
+The polar factor of a tall matrix has rows of unequal norm; NorMuon evens them out over time. The
+paper then fixes the RMS of the update, the official code keeps its Frobenius norm; both are here.
 
 Source: Li et al., "NorMuon" (2025), arXiv 2510.05491, and its code (zichongli5/NorMuon).
 Deviations: no absolute 1e-10 beside sqrt(v): a zero row is zero by itself.
@@ -57,7 +57,7 @@ def normuon_paper(
 
 
 class NorMuon(SpectralOptimizer):
-    """NorMuon (official form) on hidden matrices, AdamW on the rest. More arguments: `polarlight.Muon`.
+    """NorMuon on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
 
     Args:
         beta2: Decay of the rows' second moment, in [0, 1).

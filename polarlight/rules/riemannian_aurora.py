@@ -4,13 +4,16 @@
     (diag(h) - P o P) l = q,   P = U U',   h = diag(P),   q_i = <M_i, U_i> - <(U B)_i, U_i>
     U <- retract(U + step Z),  retract: rows to sqrt(n/m), polar, twice
 
-The operator is the Laplacian of the graph with weights P_ij^2: positive semidefinite with the constant
-vector as its kernel, and applied without forming P: (P o P) v = rowsum((U (U' diag(v) U)) o U).
+The operator is the Laplacian of the graph with weights P_ij^2: positive semidefinite with the
+constant vector as its kernel, and applied without forming P: (P o P) v = rowsum((U (U' diag(v) U))
+o U).
 
-Source: Tilde Research, Aurora release (2026-05), riemannian_aurora.py; arXiv 2606.27715, algorithm 4.
-Deviations: the Laplacian has diag(h) where the release has n/m plus a shift (indefinite in places); M is
-divided by its mean singular value, so the step has no scale; float32 throughout (the release mixes dtypes
-and does not run); conjugate gradients take a fixed number of steps and never wait for the host.
+Source: Tilde Research, Aurora release (2026-05), riemannian_aurora.py; arXiv 2606.27715, algorithm
+    4.
+Deviations: the Laplacian has diag(h) where the release has n/m plus a shift (indefinite in places);
+M is divided by its mean singular value, so the step has no scale; float32 throughout (the release
+mixes dtypes and does not run); conjugate gradients take a fixed number of steps and never wait for
+the host.
 """
 
 from dataclasses import dataclass
@@ -37,7 +40,8 @@ class RiemannianPolar:
         steps: Outer ascent steps, at least 1.
         step_size: Length of each, in units of the mean singular value of M.
         cg_steps: Conjugate-gradient steps per outer step.
-        floor: Rows below this fraction of the rms row norm are noise and are not lifted to a full row.
+        floor: Rows below this fraction of the rms row norm are noise and are not lifted to a full
+            row.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -96,7 +100,7 @@ def laplacian(U: Tensor, v: Tensor) -> Tensor:
 
 
 def solve_laplacian(U: Tensor, q: Tensor, steps: int) -> Tensor:
-    """l with (diag(h) - P o P) l = q, by conjugate gradients from zero; q and l have mean zero."""
+    """The l of mean zero with (diag(h) - P o P) l = q, by conjugate gradients from zero."""
     floor = torch.finfo(q.dtype).eps * U.shape[-1] / U.shape[-2]
     solution = torch.zeros_like(q)
     residual = q - q.mean(dim=-2, keepdim=True)

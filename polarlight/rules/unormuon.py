@@ -3,12 +3,13 @@
     tall M (m x n):   O = polar(M),   O_i <- O_i / sqrt(v_i),   rows of norm about sqrt(n/m)
     wide and square M:   O = polar(M)
 
-Rows of norm 1 and orthonormal columns exclude each other when m > n (the trace is n, not m); rows of
-norm sqrt(n/m) do not.
+Rows of norm 1 and orthonormal columns exclude each other when m > n (the trace is n, not m); rows
+of norm sqrt(n/m) do not.
 
 Source: Tilde Research, Aurora blog (2026-05), the step between NorMuon and Aurora.
-Deviations: the blog's text is known second-hand and three readings circulate (`docs/papers.md`). This is
-the row target sqrt(n/m) in front of an explicit scale; |O|_F is kept, so the target holds for the whole.
+Deviations: the blog's text is known second-hand and three readings circulate (`docs/papers.md`).
+This is the row target sqrt(n/m) in front of an explicit scale; |O|_F is kept, so the target holds
+for the whole.
 """
 
 from torch import Tensor
@@ -43,11 +44,12 @@ def unormuon(
 
 
 class UNorMuon(SpectralOptimizer):
-    """U-NorMuon on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
+    """U-NorMuon on hidden matrices, AdamW on the rest. Other arguments: `polarlight.Muon`.
 
     Args:
         beta2: Decay of the rows' second moment, in [0, 1); 0 makes every row exactly even.
-        scale: `Unscaled()` gives the reading without the factor for tall matrices (gvlassis/U-NorMuon).
+        scale: `Unscaled()` gives the reading without the factor for tall matrices
+            (gvlassis/U-NorMuon).
     """
 
     def __init__(

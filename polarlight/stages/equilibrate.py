@@ -27,7 +27,7 @@ class EquilibrateRows:
 
 @dataclass(frozen=True, slots=True)
 class EquilibrateColumns:
-    """Each column divided by its Euclidean norm, [..., m, n] -> [..., m, n]; zero columns stay zero."""
+    """Each column divided by its Euclidean norm, [..., m, n] -> [..., m, n]; zero stays zero."""
 
     floor: float = RELATIVE_FLOOR
 
@@ -56,8 +56,8 @@ class EquilibrateBoth:
 class PhaseSwitch:
     """`first` for the first `steps` steps of each parameter, `then` from there on.
 
-    Shapes: [..., m, n] -> [..., m, n]. State: `steps_done` [..., 1, 1]. Both maps are computed and one
-    is chosen on the device, so that no step waits for the host; meant for cheap maps.
+    Shapes: [..., m, n] -> [..., m, n]. State: `steps_done` [..., 1, 1]. Both maps are computed and
+    one is chosen on the device, so that no step waits for the host; meant for cheap maps.
     """
 
     first: MatrixMap

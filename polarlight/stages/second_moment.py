@@ -15,9 +15,9 @@ class RowSecondMoment:
 
         v <- beta2 v + (1 - beta2) mean_j X_ij^2,        X_i <- X_i / sqrt(v_i)
 
-    Shapes: [..., m, n] -> [..., m, n]. State: `row_second_moment` [..., m, 1]. No bias correction: what
-    follows fixes the overall size. A row whose v is zero is zero and stays zero, so no floor is
-    needed; the papers add an absolute 1e-10 to the root.
+    Shapes: [..., m, n] -> [..., m, n]. State: `row_second_moment` [..., m, 1]. No bias correction:
+    what follows fixes the overall size. A row whose v is zero is zero and stays zero, so no floor
+    is needed; the papers add an absolute 1e-10 to the root.
 
     Source: Li et al., "NorMuon" (2025), arXiv 2510.05491.
     """

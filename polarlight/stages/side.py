@@ -40,22 +40,26 @@ class Side(Enum):
         return f"Side.{self.name}"
 
 
-def identity(X: Tensor) -> Tensor:
-    """X itself."""
-    return X
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The map that changes nothing."""
+
+    def __call__(self, X: Tensor) -> Tensor:
+        """X itself."""
+        return X
 
 
 @dataclass(frozen=True, slots=True)
 class OnSide:
-    """`then` on the matrices that `side` names, turned so that the long axis is rows; else `otherwise`.
+    """`then` on the matrices that `side` names, long axis as rows; `otherwise` on the rest.
 
-    Shapes: [..., m, n] -> [..., m, n]. The buffers of `then` are turned with the matrix, so a per-row
-    buffer lies along the axis that it describes.
+    Shapes: [..., m, n] -> [..., m, n]. The buffers of `then` are turned with the matrix, so a
+    per-row buffer lies along the axis that it describes.
     """
 
     side: Side
     then: Slot
-    otherwise: MatrixMap = identity
+    otherwise: MatrixMap = Identity()
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
         """Those of `then`, where it is used."""

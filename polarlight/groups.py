@@ -1,0 +1,85 @@
+"""What a param group must satisfy, and how its rule and view pass through a state dict."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from polarlight.rule import ElementwiseRule, UpdateRule
+from polarlight.view import Whole
+
+Group = dict[str, Any]
+StateDict = dict[str, Any]
+
+STRUCTURE = ("rule", "view")
+"""Entries that are objects: saved as text, compared on load, never replaced by a checkpoint."""
+
+
+def name_of(group: Mapping[str, Any], index: int, place: int) -> str:
+    """The name of a parameter, or where it stands."""
+    names = group.get("param_names")
+    return str(names[place]) if names else f"param_groups[{index}]['params'][{place}]"
+
+
+def check_group(group: Group, index: int) -> None:
+    """Raises ValueError, naming what is wrong, unless the group can be stepped."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"a tensor lr must have 1 element, got shape {tuple(lr.shape)}")
+    if not lr >= 0:
+        raise ValueError(f"lr must be >= 0, got {lr}")
+    if not group["weight_decay"] >= 0:
+        raise ValueError(f"weight_decay must be >= 0, got {group['weight_decay']}")
+    if not 0 <= group["momentum"] < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
+    if not isinstance(group["rule"], UpdateRule | ElementwiseRule):
+        raise ValueError(f"rule must be an UpdateRule or an ElementwiseRule, got {group['rule']!r}")
+    for i, p in enumerate(group["params"]):
+        _check_parameter(group, p, name_of(group, index, i))
+
+
+def _check_parameter(group: Group, p: Tensor, name: str) -> None:
+    rule, view = group["rule"], group["view"]
+    if not p.is_floating_point():
+        raise ValueError(f"{name} is {p.dtype}; only real floating-point parameters are supported")
+    if not isinstance(rule, UpdateRule):
+        return
+    if view is None and p.ndim != 2:
+        raise ValueError(
+            f"{name} has shape {tuple(p.shape)}; {rule.name} is for matrices. Pass the model or "
+            "model.named_parameters() to have everything else routed to AdamW, give it to another "
+            "optimizer, or say which part of it is a matrix: "
+            "{'params': [...], 'view': polarlight.Whole()} takes leading dimensions as a batch."
+        )
+    try:
+        (view or Whole()).shapes(p.shape)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:
+    """A copy of `state_dict` with the optimizer's own rules and views in place of their text."""
+    saved_groups = state_dict["param_groups"]
+    if len(saved_groups) != len(groups):
+        raise ValueError(
+            f"the state dict has {len(saved_groups)} param groups, the optimizer has {len(groups)}"
+        )
+    replaced = []
+    for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
+        _check_structure(saved, group, index)
+        replaced.append(group | saved | {key: group[key] for key in STRUCTURE})
+    return state_dict | {"param_groups": replaced}
+
+
+def _check_structure(saved: Group, group: Group, index: int) -> None:
+    if "rule" not in saved:
+        raise ValueError(
+            f"param group {index} of the state dict has no rule: polarlight did not write it"
+        )
+    for key in STRUCTURE:
+        if saved.get(key) != repr(group[key]):
+            raise ValueError(
+                f"param group {index} was saved with another {key}:\n"
+                f"  saved:     {saved.get(key)}\n  optimizer: {group[key]!r}\n"
+                "Build the optimizer with the saved one, or start from fresh state."
+            )

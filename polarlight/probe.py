@@ -1,0 +1,40 @@
+"""Looking at a run while it runs: what a probe is called with, and when."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one step did to one parameter; tensors are the optimizer's own and must not be written.
+
+    Attributes:
+        name: The parameter's name, or its place in the groups when it has none.
+        parameter: The parameter before the step.
+        momentum: What the rule mapped, in the parameter's shape.
+        direction: What is multiplied by -lr.
+        group: The param group.
+    """
+
+    name: str
+    parameter: Tensor
+    momentum: Tensor
+    direction: Tensor
+    group: Mapping[str, Any]
+
+
+@runtime_checkable
+class Probe(Protocol):
+    """Looks at steps; see `SpectralOptimizer.observe`."""
+
+    def begin(self) -> bool:
+        """Called once per step, before it; True asks for this step's observations."""
+
+    def observe(self, observation: Observation) -> None:
+        """Called for every parameter of a step that was asked for."""
+
+    def end(self) -> None:
+        """Called after such a step."""

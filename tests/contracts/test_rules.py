@@ -1,0 +1,224 @@
+"""What every rule promises, whatever its mathematics."""
+
+import copy
+import io
+
+import pytest
+import torch
+
+import polarlight
+from polarlight import SpectralOptimizer
+from polarlight.execution.job import Job
+from tests.contracts.catalogue import RULES, SHIPPED
+
+SHAPES = [(12, 4), (4, 12), (6, 6), (3, 12, 4), (3, 4, 12)]
+
+rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+shipped = pytest.mark.parametrize("rule", SHIPPED.values(), ids=SHIPPED)
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def gradients(parameters, seed):
+    return [random(*p.shape, seed=seed + i).to(p.dtype) for i, p in enumerate(parameters)]
+
+
+def train(rule, parameters, steps=4, view=None, start=0, optimizer=None, **options):
+    """The parameters after some steps with seeded gradients, and the optimizer."""
+    if optimizer is None:
+        parameters = [torch.nn.Parameter(p.clone()) for p in parameters]
+        view = view or polarlight.Whole()
+        optimizer = SpectralOptimizer(parameters, lr=0.1, rule=rule, view=view, **options)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for step in range(start, start + steps):
+        for p, g in zip(parameters, gradients(parameters, 100 * step), strict=True):
+            p.grad = g
+        optimizer.step()
+    return [p.detach() for p in parameters], optimizer
+
+
+@rules
+def test_executors_agree(rule):
+    parameters = [random(*shape, seed=i) for i, shape in enumerate(SHAPES * 2)]
+    alone, _ = train(rule, parameters, executor=polarlight.OneByOne())
+    together, _ = train(rule, parameters, executor=polarlight.Batched())
+    # Batched products may add in another order: float64 rounding over four steps.
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+
+
+@rules
+def test_a_small_cap_on_the_batch_changes_nothing(rule):
+    parameters = [random(12, 4, seed=i) for i in range(5)]
+    capped, _ = train(rule, parameters, executor=polarlight.Batched(max_bytes=2 * 12 * 4 * 8))
+    whole, _ = train(rule, parameters)
+    torch.testing.assert_close(capped, whole, rtol=1e-9, atol=1e-9)
+
+
+@rules
+@shapes
+def test_leading_dimensions_are_a_batch(rule, shape):
+    if len(shape) == 2:
+        shape = (3, *shape)
+    stacked = random(*shape)
+    jobs = [Job(rule, stacked, buffers(rule, stacked))]
+    jobs += [Job(rule, M, buffers(rule, M)) for M in stacked]
+    together, *apart = polarlight.OneByOne().directions(jobs)
+    torch.testing.assert_close(together, torch.stack(apart), rtol=1e-9, atol=1e-9)
+
+
+def buffers(rule, M):
+    return {k: torch.zeros(s, dtype=M.dtype) for k, s in rule.buffer_shapes(M.shape).items()}
+
+
+VIEWS = [
+    (polarlight.RowBlocks((12, 4, 2)), lambda x: list(x.split((12, 4, 2)))),
+    (polarlight.Heads(3), lambda x: list(x.chunk(3))),
+    (polarlight.Heads(2, dim=-1), lambda x: list(x.chunk(2, dim=1))),
+    (polarlight.Transposed(), lambda x: [x.mT]),
+]
+
+
+@rules
+@pytest.mark.parametrize(("view", "cut"), VIEWS, ids=[str(view) for view, _ in VIEWS])
+def test_a_view_is_its_parts_as_parameters_of_their_own(rule, view, cut):
+    whole = torch.nn.Parameter(random(18, 4))
+    parts = [torch.nn.Parameter(x.clone()) for x in cut(whole.detach())]
+    one = SpectralOptimizer([whole], lr=0.1, rule=rule, view=view)
+    many = SpectralOptimizer(parts, lr=0.1, rule=rule)
+    for step in range(4):
+        whole.grad = random(18, 4, seed=step)
+        for p, g in zip(parts, cut(whole.grad), strict=True):
+            p.grad = g.clone()
+        one.step()
+        many.step()
+    torch.testing.assert_close(
+        cut(whole.detach()), [p.detach() for p in parts], rtol=1e-9, atol=1e-9
+    )
+
+
+@shipped
+@shapes
+def test_zero_gradients_move_nothing(rule, shape):
+    before = random(*shape, dtype=torch.float32)
+    p = torch.nn.Parameter(before.clone())
+    optimizer = SpectralOptimizer([p], lr=0.1, rule=rule, view=polarlight.Whole())
+    for _ in range(3):
+        p.grad = torch.zeros_like(p)
+        optimizer.step()
+    assert torch.equal(p.detach(), before)
+
+
+@shipped
+@pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e30])
+def test_the_scale_of_the_gradients_does_not_matter(rule, factor):
+    results = []
+    for scale in (1.0, factor):
+        p = torch.nn.Parameter(random(12, 4, dtype=torch.float32))
+        optimizer = SpectralOptimizer([p], lr=1.0, rule=rule)
+        for step in range(3):
+            p.grad = random(12, 4, seed=step, dtype=torch.float32) * scale
+            optimizer.step()
+        results.append(p.detach())
+    # The polar iteration may run in bfloat16, where one more rounding is visible.
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=5e-2)
+
+
+@rules
+def test_gradients_are_not_written_and_lr_zero_moves_nothing(rule):
+    p = torch.nn.Parameter(random(12, 4))
+    before = p.detach().clone()
+    p.grad = random(12, 4, seed=1)
+    SpectralOptimizer([p], lr=0.0, weight_decay=0.1, rule=rule).step()
+    assert torch.equal(p.grad, random(12, 4, seed=1))
+    assert torch.equal(p.detach(), before)
+
+
+@rules
+def test_resuming_from_a_saved_state_is_exact(rule):
+    parameters = [random(*shape, seed=i, dtype=torch.float32) for i, shape in enumerate(SHAPES)]
+    straight, _ = train(rule, parameters, steps=6)
+    half, optimizer = train(rule, parameters, steps=3)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    resumed = SpectralOptimizer(
+        [torch.nn.Parameter(p.clone()) for p in half],
+        lr=0.5,
+        rule=rule,
+        view=polarlight.Whole(),
+    )
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    end, _ = train(rule, [], steps=3, start=3, optimizer=resumed)
+    for ours, theirs in zip(end, straight, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@rules
+def test_copies_and_pickles_go_on_alike(rule):
+    _, optimizer = train(rule, [random(12, 4)], steps=2)
+    twin = copy.deepcopy(optimizer)
+    ours, _ = train(rule, [], steps=2, start=2, optimizer=optimizer)
+    theirs, _ = train(rule, [], steps=2, start=2, optimizer=twin)
+    assert torch.equal(ours[0], theirs[0])
+
+
+@shipped
+def test_a_nan_stays_in_its_own_parameter(rule):
+    parameters = [torch.nn.Parameter(random(12, 4, dtype=torch.float32)) for _ in range(3)]
+    optimizer = SpectralOptimizer(parameters, lr=0.1, rule=rule)
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    parameters[1].grad[2, 2] = float("nan")
+    optimizer.step()
+    assert [bool(p.isfinite().all()) for p in parameters] == [True, False, True]
+
+
+@shipped
+def test_half_precision_parameters_keep_their_dtype(rule):
+    p = torch.nn.Parameter(random(12, 4, dtype=torch.bfloat16))
+    before = p.detach().clone()
+    optimizer = SpectralOptimizer([p], lr=0.1, rule=rule)
+    p.grad = random(12, 4, seed=1, dtype=torch.bfloat16)
+    optimizer.step()
+    assert p.dtype == torch.bfloat16
+    assert p.isfinite().all()
+    assert not torch.equal(p.detach(), before)
+
+
+@shipped
+def test_it_descends(rule):
+    """Least squares with a tall matrix: the loss falls to a tenth."""
+    target, x = random(12, 4, dtype=torch.float32), random(32, 4, seed=1, dtype=torch.float32)
+    p = torch.nn.Parameter(torch.zeros(12, 4))
+    optimizer = SpectralOptimizer([p], lr=0.05, rule=rule)
+    losses = []
+    for _ in range(150):
+        loss = (x @ (p - target).mT).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@rules
+def test_a_rule_is_a_value(rule):
+    assert rule == copy.deepcopy(rule)
+    assert hash(rule) == hash(copy.deepcopy(rule))
+    assert "0x" not in repr(rule)
+    assert rule.name in repr(rule)
+
+
+@rules
+def test_state_is_complete_before_the_first_step(rule):
+    p = torch.nn.Parameter(random(12, 4))
+    optimizer = SpectralOptimizer([p], rule=rule)
+    assert not optimizer.state
+    fresh = set(optimizer.state_dict()["state"][0])
+    p.grad = random(12, 4)
+    optimizer.step()
+    assert set(optimizer.state_dict()["state"][0]) == fresh
+    assert "momentum_buffer" in fresh

@@ -1,0 +1,68 @@
+"""The batched executor: what goes together, and how much at a time."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+import polarlight
+from polarlight.execution.job import Job
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A map that notes the shapes it is called with."""
+
+    seen: list = None
+
+    def __call__(self, M):
+        self.seen.append(tuple(M.shape))
+        return 2 * M
+
+    def __hash__(self):
+        return id(self.seen)
+
+
+def rule_and_shapes():
+    seen = []
+    rule = replace(polarlight.muon(), map=Counting(seen), scale=polarlight.Unscaled())
+    return rule, seen
+
+
+def jobs(rule, shapes):
+    return [Job(rule, torch.full(shape, float(i)), {}) for i, shape in enumerate(shapes)]
+
+
+def test_equal_shapes_go_together_and_results_keep_their_order():
+    rule, seen = rule_and_shapes()
+    shapes = [(4, 2), (2, 4), (4, 2), (3, 4, 2), (2, 4)]
+    directions = polarlight.Batched().directions(jobs(rule, shapes))
+    assert seen == [(5, 4, 2), (2, 2, 4)]
+    for i, (direction, shape) in enumerate(zip(directions, shapes, strict=True)):
+        assert torch.equal(direction, torch.full(shape, 2.0 * i))
+
+
+def test_rules_and_dtypes_are_not_mixed():
+    rule, seen = rule_and_shapes()
+    other, also_seen = rule_and_shapes()
+    mixed = jobs(rule, [(4, 2)] * 2) + jobs(other, [(4, 2)] * 2)
+    mixed += [Job(rule, torch.zeros(4, 2, dtype=torch.float64), {})]
+    polarlight.Batched().directions(mixed)
+    assert seen == [(2, 4, 2), (4, 2)]
+    assert also_seen == [(2, 4, 2)]
+
+
+def test_a_stack_stays_below_the_cap_but_for_a_single_job():
+    rule, seen = rule_and_shapes()
+    two = 2 * 4 * 2 * 4
+    polarlight.Batched(max_bytes=two).directions(jobs(rule, [(4, 2)] * 5 + [(9, 4, 2)]))
+    assert seen == [(2, 4, 2), (2, 4, 2), (4, 2), (9, 4, 2)]
+
+
+def test_no_jobs_no_directions():
+    assert polarlight.Batched().directions([]) == []
+
+
+def test_a_negative_cap_is_named():
+    with pytest.raises(ValueError, match="max_bytes must be >= 0, got -1"):
+        polarlight.Batched(max_bytes=-1)
