@@ -134,31 +134,36 @@ def _reason(assignment: Assignment, key: Role | str) -> str:
 
 
 def _rows(group: ParamGroup, reasons: Mapping[str, str]) -> list[list[str]]:
-    rule, lr = group.get("rule"), group.get("lr")
-    view = group.get("view") or Whole()
+    """One row per parameter of the group."""
     names = group.get("param_names") or ["-"] * len(group["params"])
+    lr = group.get("lr")
     rows = []
     for name, p in zip(names, group["params"], strict=True):
-        matrix = isinstance(rule, UpdateRule)
-        factors = (
-            {rule.scale(*shape[-2:]) for shape in view.shapes(p.shape)}
-            if isinstance(rule, UpdateRule)
-            else {1.0}
-        )
+        view, engine, factors = _treatment(group, p)
         rows.append(
             [
                 name,
                 " x ".join(str(size) for size in p.shape) or "scalar",
                 group.get("role") or "-",
-                rule.name if rule else "default",
-                repr(view) if matrix else "-",
-                str(rule.map) if isinstance(rule, UpdateRule) else "elementwise",
+                group["rule"].name if "rule" in group else "default",
+                view,
+                engine,
                 "default" if lr is None else f"{float(lr):g}",
-                "-" if lr is None else ", ".join(f"{float(lr) * f:.4g}" for f in sorted(factors)),
+                "-" if lr is None else ", ".join(f"{float(lr) * f:.4g}" for f in factors),
                 reasons.get(name, "given by the caller"),
             ]
         )
     return rows
+
+
+def _treatment(group: ParamGroup, p: Tensor) -> tuple[str, str, list[float]]:
+    """View and engine in words, and the scale factors that occur among the parts."""
+    rule, view = group.get("rule"), group.get("view") or Whole()
+    if not isinstance(rule, UpdateRule):
+        return "-", "-" if rule is None else "elementwise", [1.0]
+    shapes = view.shapes(p.shape)
+    engines = dict.fromkeys(rule.engine(*shape[-2:]) for shape in shapes)
+    return repr(view), ", ".join(engines), sorted({rule.scale(*shape[-2:]) for shape in shapes})
 
 
 def _totals(groups: Sequence[ParamGroup]) -> str:

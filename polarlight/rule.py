@@ -49,6 +49,14 @@ class Momentum(Protocol):
         """Updates the buffers in place, never the gradients; the result is read-only."""
 
 
+@runtime_checkable
+class ByShape(Protocol):
+    """A slot that leaves the work to another one, chosen by the matrix's shape."""
+
+    def chosen(self, m: int, n: int) -> Slot:
+        """The slot for m x n matrices."""
+
+
 def apply(slot: Slot, X: Tensor, buffers: Buffers) -> Tensor:
     """The slot's result, whichever kind it is."""
     return slot(X, buffers) if isinstance(slot, Stage) else slot(X)
@@ -95,6 +103,11 @@ class UpdateRule:
         for slot in self._slots:
             shapes |= buffer_shapes(slot, shape)
         return shapes
+
+    def engine(self, m: int, n: int) -> str:
+        """What computes the map of an m x n matrix, in words."""
+        slot = self.map
+        return str(slot.chosen(m, n) if isinstance(slot, ByShape) else slot)
 
     def direction(self, M: Tensor, buffers: Buffers) -> Tensor:
         """What is multiplied by -lr, [..., m, n] -> [..., m, n]; writes the stages' buffers."""

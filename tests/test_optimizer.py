@@ -1,4 +1,4 @@
-"""`SpectralOptimizer` is a torch optimizer: groups, schedulers, closures, hooks, state, refusals."""
+"""`SpectralOptimizer` is a torch optimizer: groups, schedulers, hooks, state, refusals."""
 
 import copy
 import pickle

@@ -1,5 +1,6 @@
 """A probe that counts starving neurons: rows of tall matrices that hardly move."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,13 +37,15 @@ class NeuronMonitor:
         sink: Called with (step, records) after each observed step; records by parameter name.
         every: Observe steps 1, 1 + every, ...; at least 1.
         step: Steps seen so far; set it when a run is resumed.
-        full: Also record the shares and singular values themselves at the next observed step.
+        full: Observe the next step in any case, with the shares and singular values themselves.
+        seconds: Time spent so far, waiting for the device included.
     """
 
     sink: Callable[[int, dict[str, Record]], None]
     every: int = 25
     step: int = 0
     full: bool = False
+    seconds: float = 0.0
     _records: dict[str, Record] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,14 +58,18 @@ class NeuronMonitor:
         return self.full or (self.step - 1) % self.every == 0
 
     def observe(self, observation: Observation) -> None:
-        """Adds one record per hidden tall matrix."""
-        group = observation.group
+        """Adds one record per tall hidden matrix; parts of a view are numbered."""
+        group, name = observation.group, observation.name
         if group.get("role") not in MATRIX_ROLES:
             return
+        start = time.perf_counter()
         view = group.get("view") or Whole()
-        D, M = view.split(observation.direction)[0], view.split(observation.momentum)[0]
-        if D.shape[-2] > D.shape[-1]:
-            self._records[observation.name] = self._record(D, M)
+        directions, momenta = view.split(observation.direction), view.split(observation.momentum)
+        for i, (D, M) in enumerate(zip(directions, momenta, strict=True)):
+            if D.shape[-2] > D.shape[-1]:
+                key = name if len(directions) == 1 else f"{name}[{i}]"
+                self._records[key] = self._record(D, M)
+        self.seconds += time.perf_counter() - start
 
     def end(self) -> None:
         """Hands the step's records to the sink."""

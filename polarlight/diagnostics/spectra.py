@@ -12,9 +12,9 @@ def leverages(M: Tensor) -> Tensor:
 
     They sum to the rank, depend on the column space alone, and come from a thin singular value
     decomposition. Directions below max(m, n) machine epsilons of the largest singular value do not
-    count.
+    count, entries that are not finite count as zero.
     """
-    X = unit_scale(M)
+    X = unit_scale(M).nan_to_num(0.0)
     U, S, _ = torch.linalg.svd(X, full_matrices=False)
     cutoff = max(X.shape[-2:]) * torch.finfo(X.dtype).eps
     kept = cutoff * S[..., :1] < S
@@ -46,7 +46,7 @@ def spread(x: Tensor) -> Tensor:
 
 def singular_values(D: Tensor) -> Tensor:
     """Singular values over their root mean square, descending, [..., m, n] -> [..., min(m, n)]."""
-    S = torch.linalg.svdvals(unit_scale(D))
+    S = torch.linalg.svdvals(unit_scale(D).nan_to_num(0.0))
     rms = S.square().mean(dim=-1, keepdim=True).sqrt()
     result: Tensor = S / torch.where(rms == 0, 1.0, rms)
     return result

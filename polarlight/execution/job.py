@@ -32,20 +32,21 @@ class Executor(Protocol):
 def new_buffers(rule: UpdateRule, view: MatrixView, parameter: Tensor) -> dict[str, Tensor]:
     """Zero buffers for the stages of `rule`, one tensor per name.
 
-    Several parts (`RowBlocks`) are stacked along dim -2, so that a name has no index in it.
+    A view with one part keeps the shapes that the stages ask for. With several parts (`RowBlocks`)
+    the parts' buffers lie end to end in one vector, so that a name has no index in it.
     """
-    stacked: dict[str, list[torch.Size]] = {}
-    for part in view.shapes(parameter.shape):
-        for name, shape in rule.buffer_shapes(part).items():
-            stacked.setdefault(name, []).append(shape)
     dtype = at_least_float32(parameter.new_empty(())).dtype
+    parts = view.shapes(parameter.shape)
+    needs = [rule.buffer_shapes(part) for part in parts]
+    names = dict.fromkeys(name for need in needs for name in need)
+    shapes = {name: [need[name] for need in needs if name in need] for name in names}
     return {
         name: torch.zeros(
-            (*shapes[0][:-2], sum(shape[-2] for shape in shapes), shapes[0][-1]),
+            wanted[0] if len(parts) == 1 else (sum(shape.numel() for shape in wanted),),
             dtype=dtype,
             device=parameter.device,
         )
-        for name, shapes in stacked.items()
+        for name, wanted in shapes.items()
     }
 
 
@@ -53,13 +54,13 @@ def jobs_of(
     rule: UpdateRule, view: MatrixView, momentum: Tensor, state: dict[str, Tensor]
 ) -> list[Job]:
     """The jobs of one parameter: a matrix and views of its buffers for every part of the view."""
-    offsets: dict[str, int] = {}
+    taken: dict[str, int] = {}
     jobs = []
     for part in view.split(momentum):
         buffers = {}
         for name, shape in rule.buffer_shapes(part.shape).items():
-            start = offsets.get(name, 0)
-            buffers[name] = state[name].narrow(-2, start, shape[-2])
-            offsets[name] = start + shape[-2]
+            start = taken.get(name, 0)
+            taken[name] = start + shape.numel()
+            buffers[name] = state[name].view(-1)[start : taken[name]].view(shape)
         jobs.append(Job(rule, part, buffers))
     return jobs

@@ -39,7 +39,8 @@ def unit_scale(M: Tensor) -> Tensor:
 
 def frobenius_norm(M: Tensor) -> Tensor:
     """Frobenius norm of each matrix, [..., m, n] -> [..., 1, 1]."""
-    return torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True)
+    return norm
 
 
 def nonzero(x: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from polarlight.linalg.matrices import at_least_float32
+from polarlight.linalg.matrices import at_least_float32, nonzero
 
 
 def row_norms(M: Tensor) -> Tensor:
     """Euclidean norm of each row, [..., m, n] -> [..., m, 1], in float32 or float64."""
-    return torch.linalg.vector_norm(at_least_float32(M), dim=-1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(at_least_float32(M), dim=-1, keepdim=True)
+    return norms
 
 
 def rms_row_norm(norms: Tensor) -> Tensor:
@@ -31,6 +32,25 @@ def inverse_row_norms(M: Tensor, floor: float) -> Tensor:
     rows far below it are scaled by the bound alone, so noise is not blown up to a full row. A zero
     matrix gives ones.
     """
+    return 1 / nonzero(_bounded(row_norms(M), floor))
+
+
+def row_significance(M: Tensor, floor: float) -> Tensor:
+    """How far each row stands above the noise, [..., m, n] -> [..., m, 1]: 0 to 1.
+
+    With x the row norm over `floor` times the rms row norm: 1 / sqrt(1 + x^-4), which is 1 far
+    above the floor, x squared far below it, and 0 for a zero row.
+    """
     norms = row_norms(M)
-    bounded = (norms.square() + (floor * rms_row_norm(norms)).square()).sqrt()
-    return torch.where(bounded == 0, 1.0, bounded.reciprocal())
+    fourth = (norms / nonzero(floor * rms_row_norm(norms))) ** 4
+    return (fourth / (1 + fourth)).sqrt()
+
+
+def check_floor(floor: float) -> None:
+    """Raises ValueError unless the floor can separate rows from noise."""
+    if not 0 < floor < 1:
+        raise ValueError(f"floor must lie in (0, 1), got {floor}")
+
+
+def _bounded(norms: Tensor, floor: float) -> Tensor:
+    return (norms.square() + (floor * rms_row_norm(norms)).square()).sqrt()

@@ -21,8 +21,8 @@ class ExactPolar:
         dtype: Dtype of the decomposition: float32 or float64. None takes that of M, at least
             float32.
 
-    Accuracy: singular values 1 to a few machine epsilons, or 0. A zero matrix maps to zero, NaN or
-    Inf anywhere makes that matrix NaN and no other.
+    Accuracy: singular values 1 to a few machine epsilons, or 0. Zero rows and columns stay exactly
+    zero; NaN or Inf anywhere makes that matrix NaN and no other.
 
     Raises:
         TypeError: If M is not a real floating-point tensor.
@@ -49,6 +49,7 @@ class ExactPolar:
             cutoff = max(M.shape[-2:]) * torch.finfo(X.dtype).eps
         kept = cutoff * S[..., :1] < S
         polar = (U * kept.unsqueeze(-2)) @ Vh
+        polar = polar * (X != 0).any(-1, keepdim=True) * (X != 0).any(-2, keepdim=True)
         return torch.where(finite, polar, torch.nan).to(M.dtype)
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from polarlight.rules.adamw import AdamWRule, with_adamw
 from polarlight.rules.aurora import Aurora, BalancedPolar, aurora
 from polarlight.rules.aurora_paper import FeedbackPolar
+from polarlight.rules.aurora_warm import WarmPolar
 from polarlight.rules.muon import Muon, muon
 from polarlight.rules.muoneq import MuonEq, muoneq, rows_after
 from polarlight.rules.normuon import NorMuon, normuon, normuon_paper
@@ -19,6 +20,7 @@ __all__ = [
     "NorMuon",
     "RiemannianPolar",
     "UNorMuon",
+    "WarmPolar",
     "aurora",
     "muon",
     "muoneq",

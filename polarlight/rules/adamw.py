@@ -113,7 +113,9 @@ def with_adamw(
         if not params or not all(isinstance(entry, tuple) for entry in params):
             return params
     vector = Route(rule=AdamWRule(betas[1]), lr=lr, momentum=betas[0], weight_decay=0.0)
-    table = {role: replace(vector, weight_decay=weight_decay) for role in Role}
+    table: dict[Role | str, Route] = {
+        role: replace(vector, weight_decay=weight_decay) for role in Role
+    }
     table |= dict.fromkeys(MATRIX_ROLES, Route())
     table[Role.VECTOR] = vector
     return route(cast(nn.Module, params), table)

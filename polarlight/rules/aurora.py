@@ -16,16 +16,16 @@ written.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor
 
-from polarlight.linalg.coefficients import SIMPLE_QUINTIC
 from polarlight.linalg.matrices import nonzero, unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
-from polarlight.linalg.rows import inverse_row_norms, leverage, rms_row_norm, row_norms
+from polarlight.linalg.polar_express import polar_express
+from polarlight.linalg.rows import check_floor, inverse_row_norms, leverage, row_significance
 from polarlight.optimizer import SpectralOptimizer
-from polarlight.rule import MatrixMap, Scale, UpdateRule
+from polarlight.rule import MatrixMap, Scale, Slot, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 from polarlight.stages.momentum import EMA
@@ -62,41 +62,53 @@ class BalancedPolar:
         ValueError: If an argument is outside the range above.
     """
 
-    polar: MatrixMap = NewtonSchulz(SIMPLE_QUINTIC)
+    polar: MatrixMap = NewtonSchulz(polar_express(6))
     rounds: int = 2
-    exponent: float | None = 0.5
+    exponent: float | None = None
     floor: float = RELATIVE_FLOOR
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"rounds must be >= 1, got {self.rounds}")
-        if self.exponent is not None and not 0 < self.exponent <= 1:
-            raise ValueError(f"exponent must lie in (0, 1] or be None, got {self.exponent}")
+        check_exponent(self.exponent)
+        check_floor(self.floor)
 
     def __call__(self, M: Tensor) -> Tensor:
         """The balanced polar factor of M."""
         X = unit_scale(M)
-        X = X / nonzero(rms_row_norm(row_norms(X)))
+        weight = row_significance(X, self.floor).square()
         D = inverse_row_norms(X, self.floor)
         U = self.polar(D * X)
         for _ in range(self.rounds - 1):
-            D = self.corrected(D, U)
+            D = D * correction(U, weight, self.exponent)
             U = self.polar(D * X)
         return U.to(M.dtype)
-
-    def corrected(self, D: Tensor, U: Tensor) -> Tensor:
-        """D, [..., m, 1], after one step of the iteration towards equal leverages of U."""
-        m, n = U.shape[-2:]
-        exponent = shape_exponent(m, n) if self.exponent is None else self.exponent
-        return (D * (n / m / leverage(U)) ** exponent).clamp_max(1 / self.floor)
 
     def __str__(self) -> str:
         return f"rows balanced, {self.rounds} x {self.polar}"
 
 
+def correction(U: Tensor, weight: Tensor, exponent: float | None) -> Tensor:
+    """(fair share / leverage)^exponent of each row of U, [..., m, n] -> [..., m, 1].
+
+    The fair share is that part of the leverage which `weight` gives the row: 1 for a row that
+    counts, less for noise, 0 for a zero row.
+    """
+    m, n = U.shape[-2:]
+    h = leverage(U)
+    fair = weight * (h.sum(dim=-2, keepdim=True) / nonzero(weight.sum(dim=-2, keepdim=True)))
+    return (fair / nonzero(h)) ** (shape_exponent(m, n) if exponent is None else exponent)
+
+
+def check_exponent(exponent: float | None) -> None:
+    """Raises ValueError unless the exponent lies in (0, 1] or is None."""
+    if exponent is not None and not 0 < exponent <= 1:
+        raise ValueError(f"exponent must lie in (0, 1] or be None, got {exponent}")
+
+
 def shape_exponent(m: int, n: int) -> float:
     """1 / (2 (1 - n/m)), where the mean error mode vanishes, and at most 1, where none grows."""
-    return min(1.0, 1 / (2 * (1 - n / m)))
+    return min(1.0, 1 / (2 * (1 - n / m))) if m > n else 1.0
 
 
 def aurora(
@@ -107,7 +119,7 @@ def aurora(
     scale: Scale = Original(),
 ) -> UpdateRule:
     """Aurora with the given solver; see the module docstring for the mathematics."""
-    balanced = OnSide(side, solver, otherwise=solver.polar)
+    balanced = OnSide(side, cast(Slot, solver), otherwise=solver.polar)
     return UpdateRule(name="aurora", momentum=EMA(nesterov), map=balanced, scale=scale)
 
 

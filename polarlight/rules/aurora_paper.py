@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.coefficients import SIMPLE_QUINTIC
 from polarlight.linalg.matrices import unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
-from polarlight.linalg.rows import inverse_row_norms
+from polarlight.linalg.polar_express import polar_express
+from polarlight.linalg.rows import check_floor, inverse_row_norms, row_significance
 from polarlight.rule import MatrixMap
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
@@ -43,7 +43,7 @@ class FeedbackPolar:
         ValueError: If an argument is outside the range above.
     """
 
-    polar: MatrixMap = NewtonSchulz(SIMPLE_QUINTIC)
+    polar: MatrixMap = NewtonSchulz(polar_express(6))
     rounds: int = 2
     damping: float = 0.5
     floor: float = RELATIVE_FLOOR
@@ -53,14 +53,16 @@ class FeedbackPolar:
             raise ValueError(f"rounds must be >= 1, got {self.rounds}")
         if not 0 <= self.damping < 1:
             raise ValueError(f"damping must lie in [0, 1), got {self.damping}")
+        check_floor(self.floor)
 
     def __call__(self, M: Tensor) -> Tensor:
         """The balanced polar factor of M."""
         X = unit_scale(M)
+        weight = row_significance(X, self.floor)
         D = torch.ones_like(X[..., :1])
         for _ in range(self.rounds):
             D = D**self.damping * inverse_row_norms(X, self.floor) ** (1 - self.damping)
-            X = self.polar(D * X)
+            X = self.polar(weight * D * X)
         return X.to(M.dtype)
 
     def __str__(self) -> str:

@@ -21,10 +21,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.coefficients import SIMPLE_QUINTIC
 from polarlight.linalg.matrices import nonzero, unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
-from polarlight.linalg.rows import inverse_row_norms, leverage
+from polarlight.linalg.polar_express import polar_express
+from polarlight.linalg.rows import (
+    check_floor,
+    inverse_row_norms,
+    leverage,
+    row_significance,
+)
 from polarlight.rule import MatrixMap
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
@@ -47,7 +52,7 @@ class RiemannianPolar:
         ValueError: If an argument is out of range.
     """
 
-    polar: MatrixMap = NewtonSchulz(SIMPLE_QUINTIC)
+    polar: MatrixMap = NewtonSchulz(polar_express(6))
     steps: int = 3
     step_size: float = 0.1
     cg_steps: int = 20
@@ -60,20 +65,22 @@ class RiemannianPolar:
             )
         if not self.step_size > 0:
             raise ValueError(f"step_size must be > 0, got {self.step_size}")
+        check_floor(self.floor)
 
     def __call__(self, M: Tensor) -> Tensor:
         """The balanced polar factor of M."""
         X = unit_scale(M)
-        U = self.polar(X)
+        weight = row_significance(X, self.floor)
+        U = self.polar(weight * X)
         X = X * (X.shape[-1] / nonzero(inner(X, U)))
         for _ in range(self.steps):
-            U = self.retracted(U + self.step_size * tangent(X, U, self.cg_steps))
+            U = self.retracted(U + self.step_size * tangent(X, U, self.cg_steps), weight)
         return U.to(M.dtype)
 
-    def retracted(self, Y: Tensor) -> Tensor:
-        """Back towards the set: equal rows, then orthonormal columns, twice."""
+    def retracted(self, Y: Tensor, weight: Tensor) -> Tensor:
+        """Back towards the set: equal rows (noise less), then orthonormal columns, twice."""
         for _ in range(2):
-            Y = self.polar(Y * inverse_row_norms(Y, self.floor))
+            Y = self.polar(weight * inverse_row_norms(Y, self.floor) * Y)
         return Y
 
     def __str__(self) -> str:
@@ -103,7 +110,7 @@ def solve_laplacian(U: Tensor, q: Tensor, steps: int) -> Tensor:
     """The l of mean zero with (diag(h) - P o P) l = q, by conjugate gradients from zero."""
     floor = torch.finfo(q.dtype).eps * U.shape[-1] / U.shape[-2]
     solution = torch.zeros_like(q)
-    residual = q - q.mean(dim=-2, keepdim=True)
+    residual = without_kernel(q, U)
     search, energy = residual, inner(residual, residual)
     for _ in range(steps):
         image = laplacian(U, search)
@@ -111,7 +118,14 @@ def solve_laplacian(U: Tensor, q: Tensor, steps: int) -> Tensor:
         useful = curvature > floor * inner(search, search)
         length = torch.where(useful, energy / nonzero(curvature), 0.0)
         solution = solution + length * search
-        residual = residual - length * image
+        residual = without_kernel(residual - length * image, U)
         previous, energy = energy, inner(residual, residual)
         search = residual + energy / nonzero(previous) * search
-    return solution - solution.mean(dim=-2, keepdim=True)
+    return without_kernel(solution, U)
+
+
+def without_kernel(v: Tensor, U: Tensor) -> Tensor:
+    """v, [..., m, 1], without what the Laplacian does not see: zero rows of U, and the mean."""
+    live = leverage(U) > 0
+    mean = (v * live).sum(dim=-2, keepdim=True) / nonzero(live.sum(dim=-2, keepdim=True))
+    return (v - mean) * live

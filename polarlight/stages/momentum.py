@@ -26,7 +26,8 @@ class EMA:
         """Updates the buffers in place and returns what the rule maps."""
         gradients, buffers = _in_dtype_of(buffers, gradients), list(buffers)
         torch._foreach_lerp_(buffers, gradients, 1 - beta)
-        return torch._foreach_lerp(gradients, buffers, beta) if self.nesterov else buffers
+        ahead = torch._foreach_lerp(gradients, buffers, beta) if self.nesterov else buffers
+        return list(ahead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class HeavyBall:
         gradients, buffers = _in_dtype_of(buffers, gradients), list(buffers)
         torch._foreach_mul_(buffers, beta)
         torch._foreach_add_(buffers, gradients)
-        return torch._foreach_add(gradients, buffers, alpha=beta) if self.nesterov else buffers
+        ahead = torch._foreach_add(gradients, buffers, alpha=beta) if self.nesterov else buffers
+        return list(ahead)
 
 
 def _in_dtype_of(buffers: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:

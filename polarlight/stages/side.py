@@ -15,26 +15,15 @@ class Side(Enum):
     TALL:      rows of tall matrices (gate and up projections): the paper and its author.
     WIDE:      columns of wide matrices (down projections): track 3's records.
     LONG_AXIS: both, whichever axis is longer: what the Aurora release's code does.
-    ROWS:      rows of every matrix, square ones too: NorMuon.
     """
 
     TALL = "tall"
     WIDE = "wide"
     LONG_AXIS = "long_axis"
-    ROWS = "rows"
 
     def touches(self, m: int, n: int) -> bool:
         """Whether a matrix of m rows and n columns is treated."""
-        return {
-            Side.TALL: m > n,
-            Side.WIDE: m < n,
-            Side.LONG_AXIS: m != n,
-            Side.ROWS: True,
-        }[self]
-
-    def turns(self, m: int, n: int) -> bool:
-        """Whether the columns take the part of the rows."""
-        return m < n and self is not Side.ROWS
+        return {Side.TALL: m > n, Side.WIDE: m < n, Side.LONG_AXIS: m != n}[self]
 
     def __repr__(self) -> str:
         return f"Side.{self.name}"
@@ -61,12 +50,16 @@ class OnSide:
     then: Slot
     otherwise: MatrixMap = Identity()
 
+    def chosen(self, m: int, n: int) -> Slot:
+        """`then` or `otherwise`."""
+        return self.then if self.side.touches(m, n) else self.otherwise
+
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
         """Those of `then`, where it is used."""
         m, n = shape[-2:]
         if not self.side.touches(m, n):
             return {}
-        if not self.side.turns(m, n):
+        if m > n:
             return buffer_shapes(self.then, shape)
         turned = buffer_shapes(self.then, _swap(shape))
         return {name: _swap(buffer) for name, buffer in turned.items()}
@@ -76,12 +69,9 @@ class OnSide:
         m, n = X.shape[-2:]
         if not self.side.touches(m, n):
             return self.otherwise(X)
-        if not self.side.turns(m, n):
+        if m > n:
             return apply(self.then, X, buffers)
         return apply(self.then, X.mT, {name: buffer.mT for name, buffer in buffers.items()}).mT
-
-    def __str__(self) -> str:
-        return f"{self.then} ({self.side.value})"
 
 
 def _swap(shape: torch.Size) -> torch.Size:

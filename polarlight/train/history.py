@@ -6,9 +6,10 @@
     {"kind": "stopped",    "step", "reason"}
     {"kind": "finished",   "step"}
 
-`step` counts finished optimizer steps, `tokens` and `seconds` add up from the start of the run (training
-only: no validation, probes or checkpoints), `time` is spent since the step record before, by part of
-the step: data, forward_backward, optimizer.
+`step` counts finished optimizer steps, `tokens` and `seconds` add up from the start of the run
+(training
+only: no validation, probes or checkpoints), `time` is spent since the step record before, by part
+of the step: data, forward_backward, optimizer.
 """
 
 import json
@@ -50,6 +51,16 @@ class History:
                 self.stopped = record["reason"]
             case "finished":
                 self.finished = True
+
+
+def load(folder: Path) -> History:
+    """The history of the run in a folder."""
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    run = settings["run"]
+    history = History(label=run["label"], seed=run["seed"], settings=settings)
+    for record in read_records(folder / "metrics.jsonl"):
+        history.add(record)
+    return history
 
 
 def append(path: Path, record: Record) -> None:

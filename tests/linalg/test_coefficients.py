@@ -1,5 +1,7 @@
 """Schedules: what each does to one singular value, against the figures of their sources."""
 
+import re
+
 import pytest
 
 from polarlight.linalg.coefficients import (
@@ -92,9 +94,8 @@ def test_composition_beats_any_single_interval_choice():
     ],
 )
 def test_bad_arguments_are_named(arguments, named):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(named)):
         polar_express(**arguments)
-    assert named in str(error.value)
 
 
 def test_a_schedule_needs_steps_and_a_safety_of_at_least_one():

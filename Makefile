@@ -1,0 +1,44 @@
+# Every target sets itself up: a virtual environment, torch by exact version, then the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: demo test test-slow test-gpu check docs clean
+
+demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
+	$(BIN)/polarlight compare
+
+test: $(VENV)/.dev  ## all tests but the slow and GPU ones
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not gpu"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -m slow
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/pytest -m gpu
+
+check: $(VENV)/.dev  ## style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/make_reference.py > docs/reference.md
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet $(TORCH)
+	touch $@
+
+$(VENV)/.train: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[train]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[train,dev]"
+	touch $@

@@ -1,0 +1,46 @@
+"""What a run was done with: versions and hardware, for the report."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import polarlight
+from polarlight.linalg.precision import has_fast_bfloat16
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {
+        "polarlight": polarlight.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    try:
+        found["numpy"] = version("numpy")
+    except PackageNotFoundError:
+        found["numpy"] = "not installed"
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, str]:
+    """The device and what it is good at."""
+    fast = has_fast_bfloat16(device.type, device.index)
+    found = {
+        "device": _name(device),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "bfloat16 products in hardware": "yes" if fast else "no",
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if device.type == "cpu":
+        found["vector units"] = torch.backends.cpu.get_cpu_capability()
+    return found
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return str(capabilities.get("cpu_name") or platform.processor() or device.type)

@@ -1,0 +1,238 @@
+"""One training run: steps, validations, looks at neurons, checkpoints; resumes where it stopped.
+
+A run lives in a folder of its own: `settings.json`, `metrics.jsonl` (see `history.py`) and
+`checkpoint.pt`. A checkpoint is written after all records of its step, so that dropping what came
+after it and going on gives the numbers of a run that never stopped.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polarlight.diagnostics.neurons import NeuronMonitor
+from polarlight.linalg.precision import has_fast_bfloat16
+from polarlight.train import checkpoint, history
+from polarlight.train.clock import Clock
+from polarlight.train.data import Batches, Corpus, validation_batches
+from polarlight.train.model import GPT
+from polarlight.train.recipes import build
+from polarlight.train.settings import Plan, Spec, as_record
+
+Record = dict[str, Any]
+
+
+ENDINGS = ("finished", "stopped")
+"""Kinds of records after which a run does not go on."""
+
+
+class SettingsError(ValueError):
+    """The folder holds a run with other settings."""
+
+
+def device_of(name: str) -> torch.device:
+    """The device for `auto` or a torch device name."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Run:
+    """A model, its optimizer and where they are; iterate over `records()` to train.
+
+    Args:
+        spec: What this run has for itself.
+        plan: What it shares with others.
+        corpus: The data.
+        folder: Where it lives; what is there is resumed.
+
+    Raises:
+        SettingsError: If the folder holds a run with other settings.
+        CheckpointError: If its checkpoint cannot be read.
+    """
+
+    def __init__(self, spec: Spec, plan: Plan, corpus: Corpus, folder: Path) -> None:
+        self.spec, self.plan, self.corpus, self.folder = spec, plan, corpus, folder
+        self.device = device_of(plan.device)
+        self.model = GPT(plan.model(corpus.vocab_size), seed=spec.seed).to(self.device)
+        self.optimizer = build(self.model, spec)
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.step, self.seconds = 0, 0.0
+        self._forward = torch.compile(self.model) if plan.compile else self.model
+        self._clock = Clock(self.device)
+        self._monitor = NeuronMonitor(self._found_neurons, every=plan.neurons_every)
+        self._found: dict[str, Any] | None = None
+        self._claim_folder()
+        self.ended = any(r["kind"] in ENDINGS for r in history.read_records(self.metrics))
+        if not self.ended:
+            self._resume()
+
+    @property
+    def metrics(self) -> Path:
+        """The file of records."""
+        return self.folder / "metrics.jsonl"
+
+    def records(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Record]:
+        """Trains to the end, or until `stop()` says so, yielding each record once it is written.
+
+        A run that is stopped is saved first. A non-finite loss ends the run with a `stopped`
+        record.
+        """
+        self.optimizer.observe(self._monitor)
+        batches = Batches(
+            self.corpus.train,
+            batch=self.plan.batch,
+            context=self.plan.context,
+            seed=self.spec.seed,
+        )
+        if self.step == 0:
+            yield self._write({"kind": "validation", "step": 0, **self._validate()})
+        while self.step < self.plan.steps:
+            loss = self._advance(batches)
+            if not math.isfinite(loss):
+                reason = f"non-finite loss ({loss}) at step {self.step + 1}"
+                yield self._write({"kind": "stopped", "step": self.step, "reason": reason})
+                return
+            yield from map(self._write, self._due(loss))
+            if stop() or self.step % self.plan.checkpoint_every == 0:
+                self.save()
+            if stop():
+                return
+        self.save()
+        yield self._write({"kind": "finished", "step": self.step})
+
+    def save(self) -> None:
+        """Writes the checkpoint of this step."""
+        content = {
+            "step": self.step,
+            "seconds": self.seconds + self._clock.pending,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        checkpoint.save(self.folder / "checkpoint.pt", content)
+
+    def _advance(self, batches: Batches) -> float:
+        """One step; returns its loss. A non-finite loss leaves weights and state as they were."""
+        loss = 0.0
+        for micro_step in range(self.plan.accumulate):
+            with self._clock("data"):
+                tokens, targets = (
+                    x.to(self.device, non_blocking=True) for x in batches(self.step, micro_step)
+                )
+            with self._clock("forward_backward"):
+                share = self._loss(tokens, targets) / self.plan.accumulate
+                share.backward()
+                loss += share.item()
+        if math.isfinite(loss):
+            self._update()
+            self.step += 1
+        return loss
+
+    def _update(self) -> None:
+        """The optimizer's part of a step; what the probe costs is not counted."""
+        factor = self.plan.lr_factor(self.step)
+        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = lr * factor
+        self._monitor.full = self.step + 1 == self.plan.steps
+        self._monitor.step = self.step
+        before = self._monitor.seconds
+        with self._clock("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self._clock.add("optimizer", before - self._monitor.seconds)
+
+    def _due(self, loss: float) -> Iterator[Record]:
+        """The records that this step owes."""
+        last = self.step == self.plan.steps
+        if self.step == 1 or self.step % self.plan.log_every == 0 or last:
+            time = self._clock.take()
+            self.seconds += sum(time.values())
+            yield {
+                "kind": "step",
+                "step": self.step,
+                "loss": loss,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "tokens": self.step * self.plan.tokens_per_step,
+                "seconds": self.seconds,
+                "time": time,
+            }
+        if self._found is not None:
+            layers, self._found = self._found, None
+            yield {"kind": "neurons", "step": self.step, "layers": layers}
+        if self.step % self.plan.validate_every == 0 or last:
+            yield {"kind": "validation", "step": self.step, **self._validate()}
+
+    @torch.no_grad()
+    def _validate(self) -> Record:
+        batches = validation_batches(
+            self.corpus.validation,
+            batch=self.plan.batch,
+            context=self.plan.context,
+            tokens_at_most=self.plan.validation_tokens,
+        )
+        total, count = 0.0, 0
+        for tokens, targets in batches:
+            loss = self._loss(tokens.to(self.device), targets.to(self.device))
+            total += loss.item() * targets.numel()
+            count += targets.numel()
+        return {"loss": total / count, "seconds": self.seconds}
+
+    def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        with self._autocast():
+            loss: Tensor = self._forward(tokens, targets)
+        return loss
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        wanted = self.plan.precision
+        fast = has_fast_bfloat16(self.device.type, self.device.index)
+        if wanted == "bf16" or (wanted == "auto" and fast):
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _found_neurons(self, step: int, layers: dict[str, Record]) -> None:
+        self._found = layers
+
+    def _write(self, record: Record) -> Record:
+        history.append(self.metrics, record)
+        return record
+
+    def _claim_folder(self) -> None:
+        """Writes the settings, or compares them with those that are there."""
+        settings = json.loads(json.dumps(as_record(self.plan, self.spec, self.corpus.fingerprint)))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "settings.json"
+        if path.exists():
+            there = json.loads(path.read_text(encoding="utf-8"))
+            if there != settings:
+                raise SettingsError(
+                    f"{self.folder} holds a run with other settings ({differences(there, settings)}"
+                    "); choose another --out, or --overwrite it"
+                )
+        path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+    def _resume(self) -> None:
+        """Loads the checkpoint, if there is one, and drops the records after it."""
+        path = self.folder / "checkpoint.pt"
+        if path.exists():
+            content = checkpoint.load(path, self.device)
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.step, self.seconds = content["step"], content["seconds"]
+        history.truncate_after(self.metrics, self.step if path.exists() else -1)
+
+
+def differences(a: Record, b: Record) -> str:
+    """`key: old -> new` for every leaf that differs."""
+    found = []
+    for key in sorted(a.keys() | b.keys()):
+        old, new = a.get(key), b.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += [inner] if (inner := differences(old, new)) else []
+        elif old != new:
+            found.append(f"{key}: {old} -> {new}")
+    return ", ".join(found)

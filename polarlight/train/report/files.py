@@ -1,0 +1,82 @@
+"""The numbers of the report as CSV files."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from polarlight.report import write_csv
+from polarlight.train.history import History
+from polarlight.train.report.measures import (
+    READINGS,
+    THRESHOLDS,
+    last_step,
+    optimizer_share,
+    starved_at_end,
+    status,
+    step_time,
+    token_rate,
+)
+from polarlight.train.report.series import (
+    Series,
+    spread_of_rows,
+    starved,
+    training,
+    validation,
+)
+
+_KEYS = [(reading, threshold) for reading in READINGS for threshold in THRESHOLDS]
+SUMMARY = (
+    *("label", "seed", "status", "last_step", "tokens", "seconds"),
+    *("final_loss", "last_validation_loss"),
+    *(f"starved_{reading}_{threshold:g}" for reading, threshold in _KEYS),
+    *("ms_per_step", "optimizer_share", "tokens_per_second"),
+)
+CURVES = ("label", "seed", "quantity", "step", "seconds", "value")
+
+
+def write_summary(histories: Sequence[History], path: Path) -> Path:
+    """One row per run."""
+    return write_csv(path, SUMMARY, map(_summary, histories))
+
+
+def write_curves(histories: Sequence[History], path: Path) -> Path:
+    """One row per recorded value, not smoothed; values that are not finite are left out."""
+    return write_csv(path, CURVES, (row for run in histories for row in _curves(run)))
+
+
+def _summary(run: History) -> dict[str, Any]:
+    last = run.steps[-1] if run.steps else {}
+    return {
+        "label": run.label,
+        "seed": run.seed,
+        "status": status(run),
+        "last_step": last_step(run),
+        "tokens": last.get("tokens"),
+        "seconds": last.get("seconds"),
+        "final_loss": run.final_loss,
+        "last_validation_loss": run.validations[-1]["loss"] if run.validations else None,
+        **{f"starved_{r}_{t:g}": starved_at_end(run, r, t) for r, t in _KEYS},
+        "ms_per_step": step_time(run),
+        "optimizer_share": optimizer_share(run),
+        "tokens_per_second": token_rate(run),
+    }
+
+
+def _curves(run: History) -> Iterator[dict[str, Any]]:
+    quantities: dict[str, Series] = {
+        "training_loss": training(run),
+        "validation_loss": validation(run),
+        **{f"starved_{r}_{t:g}": starved(run, r, t) for r, t in _KEYS},
+        "row_norm_spread": spread_of_rows(run),
+    }
+    for quantity, series in quantities.items():
+        points = zip(series.steps, series.seconds, series.values, strict=True)
+        for step, seconds, value in points:
+            yield {
+                "label": run.label,
+                "seed": run.seed,
+                "quantity": quantity,
+                "step": int(step),
+                "seconds": float(seconds),
+                "value": float(value),
+            }

@@ -1,0 +1,119 @@
+"""Numbers about one run, taken from its records; None where the records do not tell."""
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from statistics import fmean, median
+
+from polarlight.train.history import History, Record
+
+READINGS = ("update", "momentum")
+THRESHOLDS = (0.1, 0.01)
+"""Fractions of an equal share that the report counts rows below."""
+
+Measure = Callable[[Record], float | None]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def last_step(run: History) -> int:
+    """The last step that a record tells of."""
+    records = (*run.steps[-1:], *run.validations[-1:], *run.neurons[-1:])
+    return max((record["step"] for record in records), default=0)
+
+
+def status(run: History) -> str:
+    """How the run ended, in words."""
+    if run.stopped is not None:
+        return f"stopped: {run.stopped}"
+    if not run.finished:
+        reached = f" (loss {run.validations[-1]['loss']:.4f})" if run.validations else ""
+        return f"unfinished at step {last_step(run)}{reached}"
+    if run.final_loss is None:
+        return "finished, without a validation"
+    return "finished" if math.isfinite(run.final_loss) else "finished, with a non-finite loss"
+
+
+def final_loss(run: History) -> float | None:
+    """The last validation loss of a run that finished with a finite one."""
+    loss = run.final_loss
+    return loss if loss is not None and math.isfinite(loss) else None
+
+
+def starved_in(layer: Record, reading: str, threshold: float) -> float:
+    """The share of starved rows of one matrix."""
+    return float(layer[reading]["starved"][f"{threshold:g}"])
+
+
+def mean_starved(reading: str, threshold: float) -> Measure:
+    """The share of starved rows in a neuron record, mean over matrices."""
+    return lambda record: mean(
+        starved_in(layer, reading, threshold) for layer in record["layers"].values()
+    )
+
+
+def row_norm_spread(record: Record) -> float | None:
+    """Standard deviation over mean of the update's row norms, mean over matrices."""
+    return mean(float(layer["row_norm_spread"]) for layer in record["layers"].values())
+
+
+def last_neurons(run: History) -> Record | None:
+    """The last neuron record that saw a matrix."""
+    return next((record for record in reversed(run.neurons) if record["layers"]), None)
+
+
+def last_full(run: History) -> Record | None:
+    """The last neuron record that holds the row shares and singular values themselves."""
+    return next((record for record in reversed(run.neurons) if _is_full(record)), None)
+
+
+def _is_full(record: Record) -> bool:
+    return any("shares" in layer["update"] for layer in record["layers"].values())
+
+
+def starved_at_end(run: History, reading: str, threshold: float) -> float | None:
+    """The share of starved rows in the last neuron record, mean over matrices."""
+    record = last_neurons(run)
+    return None if record is None else mean_starved(reading, threshold)(record)
+
+
+def part_times(run: History) -> dict[str, float]:
+    """Median milliseconds per step of each part of the step."""
+    parts = dict.fromkeys(part for record in run.steps for part in record["time"])
+    spans = _spans(run)
+    return {part: median(r["time"].get(part, 0.0) / n for n, r in spans) * 1e3 for part in parts}
+
+
+def step_time(run: History) -> float | None:
+    """Median milliseconds per step."""
+    times = [sum(record["time"].values()) / steps for steps, record in _spans(run)]
+    return median(times) * 1e3 if times else None
+
+
+def optimizer_share(run: History) -> float | None:
+    """Median share of the optimizer in the time of a step."""
+    totals = [(r["time"].get("optimizer", 0.0), sum(r["time"].values())) for r in run.steps]
+    shares = [part / total for part, total in totals if total > 0]
+    return median(shares) if shares else None
+
+
+def token_rate(run: History) -> float | None:
+    """Median tokens per training second between step records."""
+    start: Record = {"tokens": 0, "seconds": 0.0}
+    gains = [
+        (b["tokens"] - a["tokens"], b["seconds"] - a["seconds"])
+        for a, b in pairwise([start, *run.steps])
+    ]
+    rates = [tokens / seconds for tokens, seconds in gains if seconds > 0]
+    return median(rates) if rates else None
+
+
+def _spans(run: History) -> list[tuple[int, Record]]:
+    """Each step record with the number of steps since the one before."""
+    steps = [0, *(record["step"] for record in run.steps)]
+    spans = [after - before for before, after in pairwise(steps)]
+    return [(span, record) for span, record in zip(spans, run.steps, strict=True) if span > 0]

@@ -1,0 +1,188 @@
+"""Tables of the report."""
+
+from collections.abc import Sequence
+
+from polarlight.report import Cell, Column, Table, fixed, percent, shorten, signed
+from polarlight.train.history import History
+from polarlight.train.report.groups import Group, best
+from polarlight.train.report.measures import (
+    READINGS,
+    THRESHOLDS,
+    last_neurons,
+    last_step,
+    mean,
+    optimizer_share,
+    starved_at_end,
+    starved_in,
+    status,
+    step_time,
+    token_rate,
+)
+from polarlight.train.report.significance import Comparison, Scatter
+
+DIGITS = 4
+"""Digits of a loss."""
+
+_LOSS = "Validation loss at the end"
+_SPEED = "Speed"
+
+
+def results(groups: Sequence[Group]) -> Table:
+    """One row per group: loss, starved rows, speed and how the runs ended."""
+    winner = best(groups)
+    differences = _differences(groups, winner)
+    several = any(group.deviation is not None for group in groups)
+    columns = [
+        Column("optimizer", left=True, wraps=True),
+        Column("mean", _LOSS, hint="mean over the seeds that finished"),
+        *([Column("± sd", _LOSS, hint="standard deviation over seeds")] if several else []),
+        Column("n", _LOSS, hint="seeds that finished"),
+        *(Column(title, _LOSS) for title, _ in differences),
+        *_starved_columns(),
+        Column("ms/step", _SPEED, hint="median time of a training step"),
+        Column("optimizer", _SPEED, hint="median share of the optimizer in the step"),
+        Column("tokens/s", _SPEED, hint="median over the run"),
+        Column("runs", left=True, wraps=True),
+    ]
+    rows = [
+        [
+            *_loss_cells(group, strong=group is winner, several=several),
+            *(Cell(signed(_minus(group, other), DIGITS)) for _, other in differences),
+            *_starved_cells(group),
+            *_speed_cells(group),
+            Cell(runs_in_words(group.runs)),
+        ]
+        for group in groups
+    ]
+    return Table(columns, rows, _caption(groups))
+
+
+def _differences(groups: Sequence[Group], winner: Group | None) -> list[tuple[str, Group]]:
+    """What the others are compared with: the best group and, where it is another, the first."""
+    if winner is None or len(groups) < 2:
+        return []
+    first = groups[0]
+    against_first = [(f"to {shorten(first.label, 14)}", first)]
+    return [("to best", winner)] + (against_first if first is not winner and first.losses else [])
+
+
+def _minus(group: Group, other: Group) -> float | None:
+    if group is other or group.loss is None or other.loss is None:
+        return None
+    return group.loss - other.loss
+
+
+def _loss_cells(group: Group, *, strong: bool, several: bool) -> list[Cell]:
+    spread = "" if group.deviation is None else f"± {fixed(group.deviation, DIGITS)}"
+    return [
+        Cell(group.label, style=group.style),
+        Cell(fixed(group.loss, DIGITS), strong=strong),
+        *([Cell(spread)] if several else []),
+        Cell(str(len(group.losses))),
+    ]
+
+
+def _starved_columns() -> list[Column]:
+    hint = "share of rows below {} of an equal share in the last look, mean over matrices"
+    return [
+        Column(f"< {threshold:g}", f"Starved, by {reading}", hint=hint.format(f"{threshold:g}"))
+        for reading in READINGS
+        for threshold in THRESHOLDS
+    ]
+
+
+def _starved_cells(group: Group) -> list[Cell]:
+    return [Cell(percent(_starved(group, r, t))) for r in READINGS for t in THRESHOLDS]
+
+
+def _starved(group: Group, reading: str, threshold: float) -> float | None:
+    return group.average(lambda run: starved_at_end(run, reading, threshold))
+
+
+def _speed_cells(group: Group) -> list[Cell]:
+    return [
+        Cell(fixed(group.average(step_time), 1)),
+        Cell(percent(group.average(optimizer_share))),
+        Cell(fixed(group.average(token_rate), 0)),
+    ]
+
+
+def runs_in_words(runs: Sequence[History]) -> str:
+    """How the runs of one label ended: `3 finished`, or `2 finished; seed 1 stopped at ...`."""
+    if len(runs) == 1:
+        return status(runs[0])
+    ends: dict[str, list[int]] = {}
+    for run in runs:
+        ends.setdefault(status(run), []).append(run.seed)
+    order = sorted(ends, key=lambda end: end != "finished")
+    return "; ".join(_end_in_words(end, ends[end]) for end in order)
+
+
+def _end_in_words(end: str, seeds: Sequence[int]) -> str:
+    if len(seeds) == 1 and end != "finished":
+        return f"seed {seeds[0]} {end}"
+    return f"{len(seeds)} {end}"
+
+
+def _caption(groups: Sequence[Group]) -> str:
+    text = "Loss: of the n seeds that finished; the lowest mean is bold. "
+    if any(group.finished and group.cut_short for group in groups):
+        text += (
+            "Runs that were cut short do not count where others of the same optimizer finished. "
+        )
+    if any(not group.finished and any(map(last_step, group.runs)) for group in groups):
+        text += "Where no run finished, starved rows and speed are those of the last records. "
+    return text + "Starved: share of the rows of tall matrices; see Starved neurons."
+
+
+def comparisons(found: Sequence[Comparison], scatter: Scatter) -> Table:
+    """The statistic of every group against the best, and whether it exceeds the limit."""
+    columns = [
+        Column("against the best", left=True),
+        Column("difference"),
+        Column("statistic", hint="difference / sqrt(1/n1 + 1/n2)"),
+        Column("in seed deviations", hint="statistic / pooled standard deviation"),
+        Column("exceeds 2?", left=True),
+    ]
+    return Table(columns, [_comparison(one, scatter) for one in found])
+
+
+def _comparison(one: Comparison, scatter: Scatter) -> list[Cell]:
+    ratio = one.statistic / scatter.deviation if scatter.deviation > 0 else None
+    return [
+        Cell(one.group.label, style=one.group.style),
+        Cell(signed(one.difference, DIGITS)),
+        Cell(fixed(one.statistic, DIGITS)),
+        Cell(fixed(ratio, 1)),
+        Cell("yes" if one.stands_out(scatter) else "no"),
+    ]
+
+
+def per_layer(groups: Sequence[Group], reading: str, threshold: float) -> Table | None:
+    """The share of starved rows of every matrix at the end; None without neuron records."""
+    found = [(group, _layers_at_end(group, reading, threshold)) for group in groups]
+    known = [(group, layers) for group, layers in found if layers]
+    names = dict.fromkeys(name for _, layers in known for name in layers)
+    if not names:
+        return None
+    columns = [
+        Column("matrix", left=True, wraps=True),
+        *(Column(shorten(g.label, 16)) for g, _ in known),
+    ]
+    rows = [[Cell(name), *(_heat(layers.get(name)) for _, layers in known)] for name in names]
+    return Table(columns, rows)
+
+
+def _layers_at_end(group: Group, reading: str, threshold: float) -> dict[str, float | None]:
+    records = [record["layers"] for run in group.counted if (record := last_neurons(run))]
+    names = dict.fromkeys(name for layers in records for name in layers)
+    return {
+        name: mean(
+            starved_in(layers[name], reading, threshold) for layers in records if name in layers
+        )
+        for name in names
+    }
+
+
+def _heat(fraction: float | None) -> Cell:
+    return Cell(percent(fraction), shade=None if fraction is None else min(1.0, 2 * fraction))

@@ -1,0 +1,173 @@
+"""The shape of the house: who may import whom, how large things grow, what is documented."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import polarlight
+from polarlight import rules
+
+ROOT = Path(polarlight.__file__).parent
+REPOSITORY = ROOT.parent
+FILES = sorted(ROOT.rglob("*.py"))
+RULE_FILES = sorted(f for f in (ROOT / "rules").glob("*.py") if f.name != "__init__.py")
+
+MAY_IMPORT = {
+    "linalg": {"linalg"},
+    "rule": set(),
+    "view": set(),
+    "probe": set(),
+    "roles": {"view"},
+    "routing": {"roles", "rule", "view"},
+    "stages": {"linalg", "rule", "stages"},
+    "execution": {"execution", "linalg", "rule", "view"},
+    "groups": {"rule", "view"},
+    "optimizer": {"execution", "groups", "probe", "rule", "view"},
+    "rules": {"linalg", "optimizer", "roles", "routing", "rule", "rules", "stages"},
+    "diagnostics": {"diagnostics", "linalg", "probe", "roles", "view"},
+    "report": {"report"},
+    "__init__": {"execution", "linalg", "optimizer", "probe", "roles", "routing", "rule"}
+    | {"rules", "stages", "view"},
+    "__main__": {"train"},
+}
+"""Layer -> layers it may import; `train` stands on everything."""
+
+
+def layer(file):
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(file):
+    """Layers of polarlight that the file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polarlight"):
+            parts = node.module.split(".")
+            yield from parts[1:2] or (alias.name for alias in node.names)
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("polarlight."):
+                    yield alias.name.split(".")[1]
+
+
+def test_imports_point_one_way():
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in FILES
+        if layer(file) != "train"
+        for name in imported(file)
+        if name not in MAY_IMPORT[layer(file)]
+    ]
+    assert wrong == []
+
+
+def test_files_stay_below_300_lines():
+    long = {
+        str(f.relative_to(ROOT)): n for f in FILES if (n := len(f.read_text().split("\n"))) > 300
+    }
+    assert long == {}
+
+
+def functions():
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                yield f"{file.relative_to(ROOT)}:{node.name}", lines
+
+
+def test_functions_stay_short():
+    lengths = dict(functions())
+    ordered = sorted(lengths.values())
+    assert {name: n for name, n in lengths.items() if n > 40} == {}
+    assert ordered[len(ordered) // 2] <= 8
+    assert ordered[len(ordered) * 9 // 10] <= 30
+
+
+@pytest.mark.parametrize("folder", ["linalg", "stages", "rules", "execution"])
+def test_no_step_waits_for_the_host(folder):
+    """`.item()`, `.tolist()` and friends block until the device is done."""
+    waiting = {"item", "tolist", "cpu", "numpy"}
+    found = [
+        f"{file.name}:{node.lineno}"
+        for file in (ROOT / folder).glob("*.py")
+        if file.name != "polar_express.py"  # generates coefficients, before any step
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in waiting
+    ]
+    assert found == []
+
+
+def test_nothing_is_swallowed():
+    broad = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or getattr(node.type, "id", "") in ("Exception", "BaseException"))
+    ]
+    assert broad == []
+
+
+@pytest.mark.parametrize("file", RULE_FILES, ids=lambda f: f.stem)
+def test_every_rule_file_names_source_and_deviations(file):
+    text = ast.get_docstring(ast.parse(file.read_text()))
+    assert "Source:" in text
+    assert "Deviations:" in text
+    assert len(text.split("\n")) <= 25
+
+
+REFERENCES = {"aurora": "aurora_release", "aurora_warm": "aurora_warm"}
+
+
+@pytest.mark.parametrize("file", RULE_FILES, ids=lambda f: f.stem)
+def test_every_rule_has_a_reference_a_test_and_a_row_in_the_papers(file):
+    tests = REPOSITORY / "tests"
+    assert (tests / "reference" / f"{REFERENCES.get(file.stem, file.stem)}.py").exists()
+    assert (tests / "rules" / f"test_{file.stem}.py").exists()
+    assert f"rules/{file.name}" in (REPOSITORY / "docs" / "papers.md").read_text()
+
+
+def test_references_import_nothing_of_the_package():
+    for file in (REPOSITORY / "tests" / "reference").glob("*.py"):
+        names = {
+            name.split(".")[0]
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+            + [alias.name for alias in node.names if isinstance(node, ast.Import)]
+        }
+        assert not names & {"polarlight", "torch"}, file.name
+
+
+def test_public_names_are_documented_and_the_reference_page_is_current():
+    for name in polarlight.__all__:
+        value = getattr(polarlight, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert inspect.getdoc(value), name
+    command = [sys.executable, REPOSITORY / "docs" / "make_reference.py"]
+    page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert (REPOSITORY / "docs" / "reference.md").read_text() == page, "run `make docs`"
+
+
+def test_rules_export_what_they_list():
+    assert all(hasattr(rules, name) for name in rules.__all__)
+
+
+def test_the_core_imports_torch_alone():
+    """Whatever else is installed, `import polarlight` must not reach for it."""
+    code = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import polarlight\n"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}\n"
+        "print(sorted(new - {'polarlight', 'torch'} - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    assert done.stdout.strip() == "[]"

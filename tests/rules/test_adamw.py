@@ -1,0 +1,58 @@
+"""AdamW: the float64 reference, and what the diagnostics read from its state."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import polarlight
+from tests.matrices import SHAPES, gaussian
+from tests.reference import adamw
+from tests.rules.trajectory import NUMBERS, ROUNDING, distance
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (7,), (3, 4, 5)])
+def test_steps_follow_the_reference(shape):
+    assert distance(polarlight.AdamWRule(), adamw.step, shape) < ROUNDING
+
+
+def test_beta2_and_eps_are_those_of_the_rule():
+    rule = polarlight.AdamWRule(beta2=0.7, eps=0.1)
+    assert distance(rule, partial(adamw.step, beta2=0.7, eps=0.1), (7,)) < ROUNDING
+
+
+def one_parameter(weight_decay=0.0):
+    parameter = torch.nn.Parameter(gaussian(5, 4))
+    numbers = NUMBERS | {"weight_decay": weight_decay}
+    return parameter, polarlight.SpectralOptimizer(
+        [parameter], rule=polarlight.AdamWRule(), **numbers
+    )
+
+
+def test_the_first_step_goes_along_the_sign_of_the_gradient():
+    parameter, optimizer = one_parameter()
+    before, parameter.grad = parameter.detach().clone(), gaussian(5, 4, seed=1)
+    optimizer.step()
+    moved = (before - parameter.detach()) / NUMBERS["lr"]
+    # eps over the smallest |g|: 1e-10 / 0.09.
+    torch.testing.assert_close(moved, parameter.grad.sign(), rtol=0, atol=1e-8)
+
+
+def test_the_observed_direction_is_what_moved_the_parameter():
+    parameter, optimizer = one_parameter()
+    for t in range(3):
+        before, parameter.grad = parameter.detach().clone(), gaussian(5, 4, seed=t)
+        optimizer.step()
+        _, direction = polarlight.AdamWRule().momentum_and_direction(
+            optimizer.state[parameter], NUMBERS["momentum"]
+        )
+        # The diagnostics take beta ** step in float32, as `step` is: 2e-7 in ten steps.
+        moved = (before - parameter.detach()) / NUMBERS["lr"]
+        torch.testing.assert_close(direction, moved, rtol=1e-6, atol=0)
+
+
+def test_zero_gradients_from_the_start_move_nothing():
+    parameter, optimizer = one_parameter()
+    before, parameter.grad = parameter.detach().clone(), torch.zeros(5, 4, dtype=torch.float64)
+    optimizer.step()
+    assert torch.equal(parameter.detach(), before)

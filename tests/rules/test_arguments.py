@@ -1,0 +1,105 @@
+"""Arguments: the classes hand theirs to their rules, and bad ones are refused with their value."""
+
+import re
+
+import pytest
+
+import polarlight
+from polarlight import BalancedPolar, FeedbackPolar, RiemannianPolar
+from polarlight.stages.renormalise import MatchRms
+from polarlight.stages.second_moment import RowSecondMoment
+from tests.matrices import TALL, gaussian
+from tests.rules.trajectory import EXACT
+
+NAN = float("nan")
+
+BAD = [
+    (BalancedPolar, {"rounds": 0}),
+    (BalancedPolar, {"exponent": 0.0}),
+    (BalancedPolar, {"exponent": 1.5}),
+    (BalancedPolar, {"exponent": NAN}),
+    (FeedbackPolar, {"rounds": -1}),
+    (FeedbackPolar, {"damping": -0.5}),
+    (FeedbackPolar, {"damping": 1.0}),
+    (RiemannianPolar, {"steps": 0}),
+    (RiemannianPolar, {"cg_steps": 0}),
+    (RiemannianPolar, {"step_size": 0.0}),
+    (RiemannianPolar, {"step_size": NAN}),
+    (polarlight.WarmPolar, {"exponent": 2.0}),
+    (polarlight.WarmPolar, {"reach": 1.0}),
+    (RowSecondMoment, {"beta2": 1.0}),
+    (MatchRms, {"rms": 0.0}),
+    (polarlight.AdamWRule, {"beta2": 1.0}),
+    (polarlight.AdamWRule, {"eps": -1e-8}),
+    (polarlight.MatchRmsAdamW, {"rms": -0.2}),
+    (polarlight.normuon, {"beta2": -0.1}),
+    (polarlight.normuon_paper, {"rms": NAN}),
+    (polarlight.normuon_paper, {"beta2": 1.0}),
+    (polarlight.unormuon, {"beta2": 1.5}),
+    (polarlight.rows_after, {"phase": -1}),
+]
+
+
+@pytest.mark.parametrize(("make", "bad"), BAD)
+def test_a_bad_argument_is_refused_with_its_value(make, bad):
+    (value,) = bad.values()
+    with pytest.raises(ValueError, match=rf"got .*{re.escape(str(value))}"):
+        make(**bad)
+
+
+SCALE, COLUMNS = polarlight.Unscaled(), polarlight.EquilibrateColumns()
+
+CLASSES = [
+    (polarlight.Muon, {}, polarlight.muon()),
+    (
+        polarlight.Muon,
+        {"nesterov": False, "polar": EXACT, "scale": SCALE},
+        polarlight.muon(nesterov=False, polar=EXACT, scale=SCALE),
+    ),
+    (polarlight.NorMuon, {}, polarlight.normuon()),
+    (
+        polarlight.NorMuon,
+        {"nesterov": False, "polar": EXACT, "scale": SCALE, "beta2": 0.5},
+        polarlight.normuon(nesterov=False, polar=EXACT, scale=SCALE, beta2=0.5),
+    ),
+    (polarlight.UNorMuon, {}, polarlight.unormuon()),
+    (
+        polarlight.UNorMuon,
+        {"nesterov": False, "polar": EXACT, "scale": SCALE, "beta2": 0.5},
+        polarlight.unormuon(nesterov=False, polar=EXACT, scale=SCALE, beta2=0.5),
+    ),
+    (polarlight.MuonEq, {}, polarlight.muoneq()),
+    (
+        polarlight.MuonEq,
+        {"nesterov": False, "polar": EXACT, "scale": SCALE, "balance": COLUMNS},
+        polarlight.muoneq(COLUMNS, nesterov=False, polar=EXACT, scale=SCALE),
+    ),
+    (polarlight.Aurora, {}, polarlight.aurora()),
+    (
+        polarlight.Aurora,
+        {
+            "nesterov": False,
+            "solver": FeedbackPolar(),
+            "scale": SCALE,
+            "side": polarlight.Side.WIDE,
+        },
+        polarlight.aurora(FeedbackPolar(), nesterov=False, scale=SCALE, side=polarlight.Side.WIDE),
+    ),
+]
+
+
+@pytest.mark.parametrize(("cls", "arguments", "rule"), CLASSES)
+def test_a_class_is_its_rule_with_the_arguments_given(cls, arguments, rule):
+    W = gaussian(*TALL).requires_grad_()
+    (group,) = cls([W], 0.3, 0.2, 0.1, maximize=True, **arguments).param_groups
+    assert group["rule"] == rule
+    numbers = [group[key] for key in ("lr", "weight_decay", "momentum", "maximize")]
+    assert numbers == [0.3, 0.2, 0.1, True]
+
+
+@pytest.mark.parametrize("cls", dict.fromkeys(cls for cls, _, _ in CLASSES))
+@pytest.mark.parametrize("bad", [{"lr": -1.0}, {"weight_decay": -0.1}, {"momentum": 1.0}])
+def test_a_class_refuses_bad_numbers_with_their_value(cls, bad):
+    (value,) = bad.values()
+    with pytest.raises(ValueError, match=re.escape(f"got {value}")):
+        cls([gaussian(*TALL).requires_grad_()], **bad)

@@ -1,0 +1,112 @@
+"""The command line, as it is typed."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from polarlight.train import options
+from polarlight.train.cli import app
+from polarlight.train.model_config import Mlp
+from polarlight.train.settings import PRESETS
+from tests.train.tiny import PLAN, corpus
+
+TINY = [
+    f"--set={name}={getattr(PLAN, name)}"
+    for name in ("width", "layers", "heads", "context", "batch", "steps", "warmup", "precision")
+] + ["--set=validate_every=3", "--set=validation_tokens=64"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def compare(tmp_path, *more):
+    corpus(tmp_path)
+    data, out = tmp_path / "text.txt", tmp_path / "out"
+    return run("compare", "--data", data, "--out", out, *TINY, *more)
+
+
+def test_compare_trains_and_writes_a_report(tmp_path):
+    result = compare(tmp_path, "--optimizers", "muon,aurora", "--seeds", 2)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "aurora" in page
+    assert str(tmp_path / "out" / "report" / "index.html") in result.output
+    assert "sha256" in result.output
+
+
+def test_compare_again_resumes_and_overwrite_starts_again(tmp_path):
+    assert compare(tmp_path, "--optimizers", "muon").exit_code == 0
+    metrics = tmp_path / "out" / "muon" / "seed0" / "metrics.jsonl"
+    before = metrics.read_bytes()
+    assert compare(tmp_path, "--optimizers", "muon").exit_code == 0
+    assert metrics.read_bytes() == before
+    other = compare(tmp_path, "--optimizers", "muon", "--set", "batch=3")
+    assert other.exit_code == 2
+    assert "batch: 2 -> 3" in other.stderr
+    assert compare(tmp_path, "--optimizers", "muon", "--set=batch=3", "--overwrite").exit_code == 0
+    assert metrics.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--optimizers", "auorra"], "Did you mean aurora?"),
+        (["--optimizers", "muon,muon"], "listed twice"),
+        (["--optimizers", ","], "at least one name"),
+        (["--preset", "huge"], "choose from quick, small, gpu"),
+        (["--set", "widht=3"], "Did you mean width?"),
+        (["--set", "width"], "NAME=VALUE"),
+        (["--set", "width=wide"], "expected int, got 'wide'"),
+        (["--set", "tied=maybe"], "expected true or false"),
+        (["--set", "mlp=gelu"], "expected swiglu or relu2"),
+        (["--set", "width=0"], "width must be >= 1, got 0"),
+        (["--sweep", "lr=fast"], "every value of lr must be a number"),
+        (["--sweep", "steps=3"], "cannot sweep 'steps'"),
+        (["--seeds", "0"], "seeds must be >= 1"),
+        (["--data", "nowhere.txt"], "does not exist"),
+    ],
+)
+def test_mistakes_are_one_line_that_says_what_to_do(arguments, said):
+    result = run("compare", *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_data_too_small_for_the_context_is_named(tmp_path):
+    (tmp_path / "short.txt").write_text("abc" * 20)
+    result = run("compare", "--data", tmp_path / "short.txt", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "context of 128 needs at least 129" in result.stderr
+
+
+def test_explain_prints_the_routing_table():
+    result = run("explain", "--optimizer", "normuon", "--set", "layers=1")
+    assert result.exit_code == 0
+    assert "model.layers.0.mlp.up_proj.weight" in result.output
+    assert "normuon" in result.output
+
+
+@pytest.mark.parametrize("command", [[], ["compare"], ["explain"]])
+def test_help_teaches(command):
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_options_become_values():
+    assert options.optimizers(" muon, aurora ") == ["muon", "aurora"]
+    assert options.sweep(["lr=0.1,0.2", "momentum=0.9"]) == {"lr": [0.1, 0.2], "momentum": [0.9]}
+    plan = options.plan("quick", ["mlp=relu2", "tied=true", "kv_heads=3", "cooldown=0.5"], {})
+    assert (plan.mlp, plan.tied, plan.kv_heads, plan.cooldown) == (Mlp.RELU2, True, 3, 0.5)
+    assert options.plan("quick", [], {"steps": None}) == PRESETS["quick"]
+
+
+def test_the_command_is_there_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "polarlight", "version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "0.1.0"
