@@ -44,7 +44,7 @@ from polarlight.rules import (
     with_adamw,
 )
 from polarlight.stages.equilibrate import EquilibrateBoth, EquilibrateColumns, EquilibrateRows
-from polarlight.stages.momentum import EMA, HeavyBall
+from polarlight.stages.momentum import EMA, HeavyBall, RawGradient
 from polarlight.stages.scales import MatchRmsAdamW, Original, RmsToRms, Unscaled
 from polarlight.stages.side import OnSide, Side
 from polarlight.view import Heads, RowBlocks, Transposed, Whole
@@ -78,6 +78,7 @@ __all__ = [
     "OneByOne",
     "Original",
     "Probe",
+    "RawGradient",
     "RiemannianPolar",
     "RmsToRms",
     "Role",

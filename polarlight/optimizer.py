@@ -181,9 +181,8 @@ class SpectralOptimizer(Optimizer):
         rule, view = group["rule"], group["view"] or Whole()
         params = [group["params"][i] for i in places]
         states = [self.state[p] for p in params]
-        momenta = rule.momentum(
-            _gradients(group, params), [state[MOMENTUM] for state in states], group["momentum"]
-        )
+        buffers = [state[MOMENTUM] for state in states if rule.momentum.buffered]
+        momenta = rule.momentum(_gradients(group, params), buffers, group["momentum"])
         jobs = [jobs_of(rule, view, M, state) for M, state in zip(momenta, states, strict=True)]
         results = iter(self.executor.directions([job for parts in jobs for job in parts]))
         directions = [view.join([next(results) for _ in parts]) for parts in jobs]
@@ -216,8 +215,10 @@ def _new_state(group: Group, p: Tensor) -> dict[str, Tensor]:
     rule = group["rule"]
     if not isinstance(rule, UpdateRule):
         return dict(rule.new_state(p))
-    momentum = torch.zeros_like(p, memory_format=torch.preserve_format)
-    return {MOMENTUM: momentum, **new_buffers(rule, group["view"] or Whole(), p)}
+    state = new_buffers(rule, group["view"] or Whole(), p)
+    if rule.momentum.buffered:
+        state[MOMENTUM] = torch.zeros_like(p, memory_format=torch.preserve_format)
+    return state
 
 
 def _gradients(group: Group, params: list[Tensor]) -> list[Tensor]:

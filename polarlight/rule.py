@@ -10,7 +10,7 @@ and does not depend on the scale of the gradient.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,7 +41,13 @@ Slot = MatrixMap | Stage
 
 @runtime_checkable
 class Momentum(Protocol):
-    """How gradients become the matrix that a rule maps."""
+    """How gradients become the matrix that a rule maps.
+
+    Attributes:
+        buffered: Whether each parameter needs a `momentum_buffer`.
+    """
+
+    buffered: ClassVar[bool]
 
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -432,3 +433,12 @@ def test_a_probe_sees_what_moves_each_parameter():
     handle.remove()
     optimizer.step()
     assert probe.steps == 2
+
+
+def test_rules_on_the_raw_gradient_keep_no_momentum():
+    rule = replace(polarlight.muon(), momentum=polarlight.RawGradient())
+    p = parameter(4, 3)
+    optimizer = SpectralOptimizer([p], rule=rule, momentum=0.9)
+    step(optimizer)
+    assert "momentum_buffer" not in optimizer.state[p]
+    assert torch.equal(p.grad, random(4, 3))

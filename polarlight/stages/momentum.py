@@ -6,6 +6,7 @@ the convention belongs to the rule. Gradients are read; only the buffers are wri
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class EMA:
     """
 
     nesterov: bool = True
+
+    buffered: ClassVar[bool] = True
 
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
@@ -39,6 +42,8 @@ class HeavyBall:
 
     nesterov: bool = True
 
+    buffered: ClassVar[bool] = True
+
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
     ) -> list[Tensor]:
@@ -48,6 +53,19 @@ class HeavyBall:
         torch._foreach_add_(buffers, gradients)
         ahead = torch._foreach_add(gradients, buffers, alpha=beta) if self.nesterov else buffers
         return list(ahead)
+
+
+@dataclass(frozen=True, slots=True)
+class RawGradient:
+    """The gradient itself, for rules whose stages keep moments of their own; beta is not used."""
+
+    buffered: ClassVar[bool] = False
+
+    def __call__(
+        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
+    ) -> list[Tensor]:
+        """The gradients."""
+        return list(gradients)
 
 
 def _in_dtype_of(buffers: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
