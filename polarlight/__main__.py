@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Runs the command line, or says what to install."""
     try:
-        from polarlight.train.cli import app
+        from polarlight.commands.app import app
     except ModuleNotFoundError as error:
         sys.exit(
             f"the polarlight command needs {error.name}; pip install 'polarlight[train]' brings it"

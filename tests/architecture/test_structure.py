@@ -32,9 +32,9 @@ MAY_IMPORT = {
     "report": {"report"},
     "__init__": {"execution", "linalg", "optimizer", "probe", "roles", "routing", "rule"}
     | {"rules", "stages", "view"},
-    "__main__": {"train"},
+    "__main__": {"commands"},
 }
-"""Layer -> layers it may import; `train` stands on everything."""
+"""Layer -> layers it may import; `train` and `commands` stand on everything."""
 
 
 def layer(file):
@@ -57,7 +57,7 @@ def test_imports_point_one_way():
     wrong = [
         f"{file.relative_to(ROOT)} imports {name}"
         for file in FILES
-        if layer(file) != "train"
+        if layer(file) not in ("train", "commands")
         for name in imported(file)
         if name not in MAY_IMPORT[layer(file)]
     ]

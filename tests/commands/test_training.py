@@ -6,8 +6,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from polarlight.train import options
-from polarlight.train.cli import app
+from polarlight.commands import options
+from polarlight.commands.app import app
 from polarlight.train.model_config import Mlp
 from polarlight.train.settings import PRESETS
 from tests.train.tiny import PLAN, corpus
