@@ -8,67 +8,124 @@ Given a module, hidden matrices get the method and everything else gets AdamW;
 
 from polarlight.execution.batched import Batched
 from polarlight.execution.one_by_one import OneByOne
+from polarlight.explanation import Explanation, explain
+from polarlight.linalg.chaotic import KAON, MAXIMAL_SLOPE, Chaotic
 from polarlight.linalg.coefficients import (
+    CANS,
+    CUBIC,
+    CUBIC5,
     DEEPSEEK_V4,
     JORDAN,
+    PADE_QUINTIC,
     SIMPLE_QUINTIC,
+    TURBO_MUON,
     YOU,
     Schedule,
 )
+from polarlight.linalg.eigen import EigenPolar
+from polarlight.linalg.gram import GramNewtonSchulz
 from polarlight.linalg.newton_schulz import NewtonSchulz
-from polarlight.linalg.polar_express import polar_express
+from polarlight.linalg.normalisation import AOL, Frobenius, Schatten4
+from polarlight.linalg.polar_express import MODDED_NANOGPT, polar_express
+from polarlight.linalg.qdwh import QDWH
+from polarlight.linalg.regularised import RegularisedPolar
+from polarlight.linalg.spectral_power import ExactPower, RationalPower
 from polarlight.linalg.svd import ExactPolar
+from polarlight.linalg.zolopd import ZoloPD
 from polarlight.optimizer import SpectralOptimizer
 from polarlight.probe import Observation, Probe
-from polarlight.roles import Role, infer_roles
-from polarlight.routing import Route, explain, route
+from polarlight.roles import Part, Role, infer_roles
+from polarlight.routing import Route, per_head, route
 from polarlight.rule import UpdateRule
 from polarlight.rules import (
+    KLSOAP,
+    SOAP,
     AdamWRule,
     Aurora,
     BalancedPolar,
     FeedbackPolar,
+    Freon,
+    Kaon,
+    MeanNorm,
     Muon,
     MuonEq,
     NorMuon,
+    OwnSize,
+    PolarAdamW,
+    PolarGrad,
+    PolarSize,
     RiemannianPolar,
+    SumNorm,
     UNorMuon,
     WarmPolar,
     aurora,
+    freon,
+    kaon,
+    kl_soap,
     muon,
     muoneq,
     normuon,
     normuon_paper,
+    polar_adamw,
+    polargrad,
+    polargrad_polar_first,
     rows_after,
+    shampoo,
+    soap,
     unormuon,
     with_adamw,
 )
+from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.equilibrate import EquilibrateBoth, EquilibrateColumns, EquilibrateRows
 from polarlight.stages.momentum import EMA, HeavyBall, RawGradient
 from polarlight.stages.scales import MatchRmsAdamW, Original, RmsToRms, Unscaled
 from polarlight.stages.side import OnSide, Side
-from polarlight.view import Heads, RowBlocks, Transposed, Whole
+from polarlight.view import Flattened, Heads, Interleaved, RowBlocks, Taps, Transposed, Whole
+from polarlight.view_text import view_from_json, view_to_json
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AOL",
+    "CANS",
+    "CUBIC",
+    "CUBIC5",
     "DEEPSEEK_V4",
     "EMA",
     "JORDAN",
+    "KAON",
+    "KLSOAP",
+    "MAXIMAL_SLOPE",
+    "MODDED_NANOGPT",
+    "PADE_QUINTIC",
+    "QDWH",
     "SIMPLE_QUINTIC",
+    "SOAP",
+    "TURBO_MUON",
     "YOU",
     "AdamWRule",
     "Aurora",
     "BalancedPolar",
     "Batched",
+    "Chaotic",
+    "EigenPolar",
     "EquilibrateBoth",
     "EquilibrateColumns",
     "EquilibrateRows",
     "ExactPolar",
+    "ExactPower",
+    "Explanation",
     "FeedbackPolar",
+    "Flattened",
+    "Freon",
+    "Frobenius",
+    "GramNewtonSchulz",
     "Heads",
     "HeavyBall",
+    "Interleaved",
+    "Kaon",
     "MatchRmsAdamW",
+    "MeanNorm",
     "Muon",
     "MuonEq",
     "NewtonSchulz",
@@ -77,32 +134,55 @@ __all__ = [
     "OnSide",
     "OneByOne",
     "Original",
+    "OwnSize",
+    "Part",
+    "PolarAdamW",
+    "PolarGrad",
+    "PolarSize",
+    "PowerIteration",
     "Probe",
+    "RationalPower",
     "RawGradient",
+    "RegularisedPolar",
     "RiemannianPolar",
     "RmsToRms",
     "Role",
     "Route",
     "RowBlocks",
+    "Schatten4",
     "Schedule",
     "Side",
     "SpectralOptimizer",
+    "SumNorm",
+    "Taps",
     "Transposed",
     "UNorMuon",
     "Unscaled",
     "UpdateRule",
     "WarmPolar",
     "Whole",
+    "ZoloPD",
     "aurora",
     "explain",
+    "freon",
     "infer_roles",
+    "kaon",
+    "kl_soap",
     "muon",
     "muoneq",
     "normuon",
     "normuon_paper",
+    "per_head",
+    "polar_adamw",
     "polar_express",
+    "polargrad",
+    "polargrad_polar_first",
     "route",
     "rows_after",
+    "shampoo",
+    "soap",
     "unormuon",
+    "view_from_json",
+    "view_to_json",
     "with_adamw",
 ]

@@ -1,12 +1,13 @@
 """What a param group must satisfy, and how its rule and view pass through a state dict."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from polarlight.rule import ElementwiseRule, UpdateRule
-from polarlight.view import Whole
+from polarlight.view import MatrixView, Whole
 
 Group = dict[str, Any]
 StateDict = dict[str, Any]
@@ -34,27 +35,66 @@ def check_group(group: Group, index: int) -> None:
         raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
     if not isinstance(group["rule"], UpdateRule | ElementwiseRule):
         raise ValueError(f"rule must be an UpdateRule or an ElementwiseRule, got {group['rule']!r}")
-    for i, p in enumerate(group["params"]):
-        _check_parameter(group, p, name_of(group, index, i))
+    _check_parameters(group, [name_of(group, index, i) for i in range(len(group["params"]))])
 
 
-def _check_parameter(group: Group, p: Tensor, name: str) -> None:
-    rule, view = group["rule"], group["view"]
-    if not p.is_floating_point():
-        raise ValueError(f"{name} is {p.dtype}; only real floating-point parameters are supported")
+def check_disjoint(groups: Sequence[Group], params: Sequence[Any]) -> None:
+    """Raises ValueError, naming them, if some of `params` occur twice or in one of the groups.
+
+    Args:
+        groups: Groups that are there already.
+        params: Tensors or `(name, tensor)` pairs of a group to be added.
+    """
+    places = {
+        id(p): name_of(group, index, place)
+        for index, group in enumerate(groups)
+        for place, p in enumerate(group["params"])
+    }
+    twice = []
+    for place, entry in enumerate(params):
+        name, p = entry if isinstance(entry, tuple) else (f"params[{place}]", entry)
+        if id(p) in places:
+            twice.append(f"{name} (it is {places[id(p)]})")
+        places.setdefault(id(p), name)
+    if twice:
+        raise ValueError(
+            "a parameter can be in one place of one group only; "
+            f"remove the second mention of: {', '.join(twice)}"
+        )
+
+
+def _check_parameters(group: Group, names: Sequence[str]) -> None:
+    rule, view, params = group["rule"], group["view"], group["params"]
+    others = [
+        f"{name} is {p.dtype}"
+        for name, p in zip(names, params, strict=True)
+        if not p.is_floating_point()
+    ]
+    if others:
+        raise ValueError(f"{', '.join(others)}; only real floating-point parameters are supported")
     if not isinstance(rule, UpdateRule):
         return
-    if view is None and p.ndim != 2:
+    shapes = [(name, p.shape) for name, p in zip(names, params, strict=True)]
+    odd = [f"{name} has shape {tuple(shape)}" for name, shape in shapes if len(shape) != 2]
+    if view is None and odd:
         raise ValueError(
-            f"{name} has shape {tuple(p.shape)}; {rule.name} is for matrices. Pass the model or "
+            f"{', '.join(odd)}; {rule.name} is for matrices. Pass the model or "
             "model.named_parameters() to have everything else routed to AdamW, give it to another "
             "optimizer, or say which part of it is a matrix: "
             "{'params': [...], 'view': polarlight.Whole()} takes leading dimensions as a batch."
         )
+    misfits = [f"{n}: {said}" for n, shape in shapes if (said := _misfit(view or Whole(), shape))]
+    if misfits:
+        raise ValueError("\n".join(misfits))
+
+
+def _misfit(view: MatrixView, shape: torch.Size) -> str:
+    """Why the view does not fit; empty if it does."""
     try:
-        (view or Whole()).shapes(p.shape)
+        view.shapes(shape)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        return str(error)
+    return ""
 
 
 def with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:

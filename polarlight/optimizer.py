@@ -15,7 +15,15 @@ from torch.utils.hooks import RemovableHandle
 
 from polarlight.execution.batched import Batched
 from polarlight.execution.job import Executor, jobs_of, new_buffers
-from polarlight.groups import STRUCTURE, Group, StateDict, check_group, name_of, with_objects
+from polarlight.groups import (
+    STRUCTURE,
+    Group,
+    StateDict,
+    check_disjoint,
+    check_group,
+    name_of,
+    with_objects,
+)
 from polarlight.probe import Observation, Probe
 from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
@@ -83,6 +91,9 @@ class SpectralOptimizer(Optimizer):
         """
         param_group = dict(param_group)
         reasons = param_group.pop("reasons", {})
+        if not isinstance(param_group["params"], Tensor | set):  # torch refuses sets
+            param_group["params"] = list(param_group["params"])
+            check_disjoint(self.param_groups, param_group["params"])
         super().add_param_group(param_group)
         try:
             check_group(self.param_groups[-1], len(self.param_groups) - 1)

@@ -1,16 +1,20 @@
-"""Which rule each parameter gets: a table from roles and names to routes, and its explanation."""
+"""Which rule each parameter gets: a table from roles and names to routes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from polarlight.roles import Assignment, Role, infer_roles
+from polarlight.explanation import explain
+from polarlight.explanation.folding import fold
+from polarlight.roles import MATRIX_ROLES, Assignment, Part, Role, infer_roles
 from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
+
+__all__ = ["ParamGroup", "Route", "Table", "explain", "per_head", "route"]
 
 ParamGroup = dict[str, Any]
 
@@ -21,99 +25,166 @@ class Route:
 
     Attributes:
         rule: The update rule.
-        view: Which part of a parameter is a matrix; None keeps what the module says.
+        view: Which part of a parameter is a matrix, or a function that picks it (`per_head`);
+            None keeps what was inferred.
         lr: Learning rate.
         weight_decay: Decoupled weight decay.
         momentum: Decay of the first moment.
     """
 
     rule: Rule | None = None
-    view: MatrixView | None = None
+    view: MatrixView | Callable[[Assignment], MatrixView] | None = None
     lr: float | Tensor | None = None
     weight_decay: float | None = None
     momentum: float | None = None
 
 
-Table = Mapping[Role | str, Route]
-"""Roles, or glob patterns on parameter names; the first entry that matches wins."""
+Key = Role | tuple[Role, Part] | str
+Table = Mapping[Role | str, Route] | Mapping[Key, Route]
+"""What is matched against each parameter, in order; the first entry that matches wins.
+
+A `Role`, or a string equal to one; a pair `(Role.EXPERT, Part.DOWN)`; any other string is a glob
+pattern on names, in which `*` also matches dots. A name that happens to equal a role's value is
+matched by a pattern such as `"[h]ead"`.
+"""
+
+
+def per_head(assignment: Assignment) -> MatrixView:
+    """For `Route(view=per_head)`: one matrix per attention head.
+
+    Raises:
+        ValueError: If the number of heads is unknown.
+    """
+    if assignment.heads is None:
+        raise ValueError("its heads are unknown")
+    return assignment.heads
 
 
 def route(model: nn.Module | Iterable[tuple[str, Tensor]], table: Table) -> list[ParamGroup]:
     """Param groups in which every parameter of the model appears exactly once.
 
     Args:
-        model: A module, or its named parameters (then names alone decide).
-        table: Routes by role or by glob pattern (`"*.mlp.*"`), first match first.
+        model: A module, or its named parameters (then names and shapes decide).
+        table: Routes by role, by role and part, or by glob pattern on names; see `Table`.
 
     Returns:
-        Groups for `SpectralOptimizer`, one per route, role and view, with names and reasons.
+        Groups for `SpectralOptimizer`, one per entry, role and view, with names and reasons.
 
     Raises:
-        ValueError: If a pattern matches no parameter, or a parameter matches no entry.
+        ValueError: If a parameter matches no entry, a pattern matches no parameter or only such as
+            earlier entries take, or a parameter does not fit its view. All of them are listed.
     """
     assignments = infer_roles(model)
     if not assignments:
         raise ValueError("the model has no parameters to route")
-    matches = [_first_match(assignment, table) for assignment in assignments]
+    entries = {_key(key): entry for key, entry in table.items()}
+    matches = [_first_match(assignment, entries) for assignment in assignments]
     _check_covered(assignments, matches)
-    _check_used(assignments, table)
+    _check_used(assignments, entries, matches)
+    views = _views(assignments, [entries[key] for key in matches if key is not None])
     groups: dict[Any, ParamGroup] = {}
-    for assignment, key in zip(assignments, matches, strict=True):
+    for assignment, key, view in zip(assignments, matches, views, strict=True):
         assert key is not None
-        entry = table[key]
-        view = entry.view or assignment.view
-        group = groups.setdefault((key, assignment.role, view), _new_group(entry, assignment, view))
+        new = _new_group(entries[key], assignment, view)
+        group = groups.setdefault((key, assignment.role, view), new)
         group["params"].append(assignment.parameter)
         group["param_names"].append(assignment.name)
         group["reasons"][assignment.name] = _reason(assignment, key)
     return list(groups.values())
 
 
-def explain(source: Optimizer | Sequence[ParamGroup]) -> str:
-    """A table of every parameter: shape, role, rule, view, engine, learning rates, and the reason.
-
-    `lr` is the group's; `lr x scale` includes the rule's factor for the matrix shape and is what a
-    polar factor is multiplied by. Totals per role follow.
-    """
-    if isinstance(source, Optimizer):
-        groups, defaults = source.param_groups, source.defaults
-        reasons = dict(getattr(source, "reasons", {}))
-    else:
-        groups, defaults = list(source), {}
-        reasons = {k: v for g in groups for k, v in g.get("reasons", {}).items()}
-    header = ["parameter", "shape", "role", "rule", "view", "engine", "lr", "lr x scale", "reason"]
-    rows = [row for g in groups for row in _rows(defaults | g, reasons)]
-    return f"{_aligned([header, *rows])}\n\n{_totals(groups)}"
+def _key(key: Key) -> Key:
+    """The key with strings that mean a role or a part as such."""
+    if isinstance(key, tuple):
+        role, part = key
+        return Role(role), Part(part)
+    return Role(key) if key in set(Role) else key
 
 
-def _first_match(assignment: Assignment, table: Table) -> Role | str | None:
-    return next((key for key in table if _matches(assignment, key)), None)
+def _first_match(assignment: Assignment, keys: Iterable[Key]) -> Key | None:
+    return next((key for key in keys if _matches(assignment, key)), None)
 
 
-def _matches(assignment: Assignment, key: Role | str) -> bool:
+def _matches(assignment: Assignment, key: Key) -> bool:
     if isinstance(key, Role):
         return assignment.role is key
+    if isinstance(key, tuple):
+        return (assignment.role, assignment.part) == key
     return fnmatchcase(assignment.name, key)
 
 
-def _check_covered(assignments: list[Assignment], matches: list[Role | str | None]) -> None:
-    uncovered = [
-        f"{a.name} {tuple(a.parameter.shape)} ({a.role})"
-        for a, key in zip(assignments, matches, strict=True)
-        if key is None
-    ]
+def _check_covered(assignments: Sequence[Assignment], matches: Sequence[Key | None]) -> None:
+    uncovered: dict[str, list[str]] = {}
+    for a, key in zip(assignments, matches, strict=True):
+        if key is None:
+            uncovered.setdefault(f" {tuple(a.parameter.shape)} ({a.role})", []).append(a.name)
     if uncovered:
         raise ValueError(
-            "no entry of the table covers these parameters; add their role or a pattern:\n  "
-            + "\n  ".join(uncovered)
+            "no entry of the table covers these parameters; add their role or a pattern:"
+            + _listed(uncovered)
         )
 
 
-def _check_used(assignments: list[Assignment], table: Table) -> None:
-    for key in table:
-        if not isinstance(key, Role) and not any(_matches(a, key) for a in assignments):
-            names = ", ".join(a.name for a in assignments[:5])
-            raise ValueError(f"pattern {key!r} matches no parameter; the names are: {names}, ...")
+def _check_used(
+    assignments: Sequence[Assignment], keys: Iterable[Key], matches: Sequence[Key | None]
+) -> None:
+    """Patterns must take something; roles need not occur."""
+    patterns = [key for key in keys if not isinstance(key, Role | tuple)]
+    idle = [key for key in patterns if key not in matches]
+    missing = [key for key in idle if not any(_matches(a, key) for a in assignments)]
+    if missing:
+        names = [pattern for pattern, _ in fold(a.name for a in assignments)]
+        hints = "".join(_hint(key, names) for key in missing)
+        more = ", ..." if len(names) > 5 else ""
+        raise ValueError(
+            f"no parameter matches {_quoted(missing)}.{hints} "
+            f"The names are: {', '.join(names[:5])}{more}"
+        )
+    if idle:
+        raise ValueError(
+            f"earlier entries take every parameter that matches {_quoted(idle)}; the first match "
+            "wins: move these patterns up or remove them"
+        )
+
+
+def _hint(pattern: str, names: Sequence[str]) -> str:
+    """What a pattern that matches nothing may have meant."""
+    near = get_close_matches(pattern, [*Role, *names], n=1)
+    return f" Did you mean {near[0]!s} by {pattern!r}?" if near else ""
+
+
+def _views(assignments: Sequence[Assignment], entries: Sequence[Route]) -> list[MatrixView]:
+    """The view of every parameter.
+
+    Raises:
+        ValueError: If some do not fit; they are listed.
+    """
+    views: list[MatrixView] = []
+    problems: dict[str, list[str]] = {}
+    for assignment, entry in zip(assignments, entries, strict=True):
+        try:
+            views.append(_view(assignment, entry))
+        except ValueError as error:
+            problems.setdefault(f": {error}", []).append(assignment.name)
+    if problems:
+        raise ValueError(
+            "these parameters do not fit their view; give them another route by an earlier pattern:"
+            + _listed(problems)
+        )
+    return views
+
+
+def _view(assignment: Assignment, entry: Route) -> MatrixView:
+    elementwise = entry.rule is not None and not isinstance(entry.rule, UpdateRule)
+    if entry.view is None:
+        view = assignment.view
+        if elementwise and assignment.role not in MATRIX_ROLES:
+            return Whole()
+    else:
+        view = entry.view if isinstance(entry.view, MatrixView) else entry.view(assignment)
+    if not elementwise and (entry.rule is not None or entry.view is not None):
+        view.shapes(assignment.parameter.shape)
+    return view
 
 
 def _new_group(entry: Route, assignment: Assignment, view: MatrixView) -> ParamGroup:
@@ -129,54 +200,17 @@ def _new_group(entry: Route, assignment: Assignment, view: MatrixView) -> ParamG
     }
 
 
-def _reason(assignment: Assignment, key: Role | str) -> str:
-    return assignment.reason if isinstance(key, Role) else f"matches {key!r}; {assignment.reason}"
+def _reason(assignment: Assignment, key: Key) -> str:
+    if isinstance(key, Role | tuple):
+        return assignment.reason
+    return f"matches {key!r}; {assignment.reason}"
 
 
-def _rows(group: ParamGroup, reasons: Mapping[str, str]) -> list[list[str]]:
-    """One row per parameter of the group."""
-    names = group.get("param_names") or ["-"] * len(group["params"])
-    lr = group.get("lr")
-    rows = []
-    for name, p in zip(names, group["params"], strict=True):
-        view, engine, factors = _treatment(group, p)
-        rows.append(
-            [
-                name,
-                " x ".join(str(size) for size in p.shape) or "scalar",
-                group.get("role") or "-",
-                group["rule"].name if "rule" in group else "default",
-                view,
-                engine,
-                "default" if lr is None else f"{float(lr):g}",
-                "-" if lr is None else ", ".join(f"{float(lr) * f:.4g}" for f in factors),
-                reasons.get(name, "given by the caller"),
-            ]
-        )
-    return rows
+def _listed(problems: Mapping[str, Sequence[str]]) -> str:
+    """A line per problem and pattern of names."""
+    lines = [f"{pattern}{what}" for what, names in problems.items() for pattern, _ in fold(names)]
+    return "\n  " + "\n  ".join(lines)
 
 
-def _treatment(group: ParamGroup, p: Tensor) -> tuple[str, str, list[float]]:
-    """View and engine in words, and the scale factors that occur among the parts."""
-    rule, view = group.get("rule"), group.get("view") or Whole()
-    if not isinstance(rule, UpdateRule):
-        return "-", "-" if rule is None else "elementwise", [1.0]
-    shapes = view.shapes(p.shape)
-    engines = dict.fromkeys(rule.engine(*shape[-2:]) for shape in shapes)
-    return repr(view), ", ".join(engines), sorted({rule.scale(*shape[-2:]) for shape in shapes})
-
-
-def _totals(groups: Sequence[ParamGroup]) -> str:
-    totals: dict[str, list[int]] = {}
-    for group in groups:
-        entry = totals.setdefault(group.get("role") or "no role", [0, 0])
-        entry[0] += len(group["params"])
-        entry[1] += sum(p.numel() for p in group["params"])
-    rows = [[role, f"{count}", f"{size:,}"] for role, (count, size) in totals.items()]
-    return _aligned([["role", "tensors", "parameters"], *rows])
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+def _quoted(patterns: Iterable[str]) -> str:
+    return ", ".join(repr(str(pattern)) for pattern in patterns)

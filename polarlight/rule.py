@@ -24,6 +24,13 @@ Scale = Callable[[int, int], float]
 Buffers = Mapping[str, Tensor]
 """A stage's memory by name; each tensor has the batch dimensions of the matrix and two more."""
 
+HOST_COUNTER = "step"
+"""A buffer of this name lies on the host, as torch's own optimizers keep theirs: it counts calls.
+
+A stage may branch on it without waiting for the device: that is for work that is done every so many
+steps and too dear to do in each. torch leaves a `step` on the host when it loads a state dict.
+"""
+
 
 @runtime_checkable
 class Stage(Protocol):

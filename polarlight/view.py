@@ -5,17 +5,22 @@ storage, and joins the results again. It is a value: it prints, compares, pickle
 param group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from itertools import islice
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+
 
 @runtime_checkable
 class MatrixView(Protocol):
-    """The matrices inside a parameter."""
+    """The matrices inside a parameter; the length is the number of parts."""
+
+    def __len__(self) -> int: ...
 
     def shapes(self, shape: torch.Size) -> list[torch.Size]:
         """The shapes of the parts of a parameter of this shape.
@@ -35,6 +40,9 @@ class MatrixView(Protocol):
 class Whole:
     """The last two dimensions are one matrix; leading ones are a batch of independent matrices."""
 
+    def __len__(self) -> int:
+        return 1
+
     def shapes(self, shape: torch.Size) -> list[torch.Size]:
         """The shape itself."""
         return [_matrix(shape, self)]
@@ -52,30 +60,48 @@ class Whole:
 class RowBlocks:
     """Blocks of consecutive rows, each a matrix of its own: fused QKV, fused gate and up.
 
+    Column blocks are `Transposed(RowBlocks(sizes, (Transposed(), ...)))`.
+
     Attributes:
         sizes: Rows of each block; they add up to the rows of the parameter.
+        inner: One view per block; empty where each block is one matrix.
     """
 
     sizes: tuple[int, ...]
+    inner: tuple[MatrixView, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1:
             raise ValueError(f"sizes must be one or more positive row counts, got {self.sizes}")
+        if self.inner and len(self.inner) != len(self.sizes):
+            raise ValueError(f"{len(self.sizes)} blocks need as many views, got {self.inner}")
+
+    def __len__(self) -> int:
+        return sum(map(len, self.inner)) or len(self.sizes)
 
     def shapes(self, shape: torch.Size) -> list[torch.Size]:
-        """One shape per block."""
+        """Those of each block's view, block after block."""
         *batch, m, n = _matrix(shape, self)
         if sum(self.sizes) != m:
             raise ValueError(f"{self} covers {sum(self.sizes)} rows, the parameter has {m}")
-        return [torch.Size((*batch, rows, n)) for rows in self.sizes]
+        blocks = [torch.Size((*batch, rows, n)) for rows in self.sizes]
+        return [part for view, block in self._pairs(blocks) for part in view.shapes(block)]
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """The blocks."""
-        return list(x.split(self.sizes, dim=-2))
+        """The parts of each block, block after block."""
+        blocks = x.split(self.sizes, dim=-2)
+        return [part for view, block in self._pairs(blocks) for part in view.split(block)]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The blocks, stacked."""
-        return torch.cat(tuple(parts), dim=-2)
+        remaining = iter(parts)
+        blocks = [
+            view.join(list(islice(remaining, len(view)))) for view, _ in self._pairs(self.sizes)
+        ]
+        return torch.cat(blocks, dim=-2)
+
+    def _pairs(self, blocks: Sequence[T]) -> Iterator[tuple[MatrixView, T]]:
+        return zip(self.inner or [Whole()] * len(self.sizes), blocks, strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +111,12 @@ class Heads:
     Attributes:
         count: Number of heads.
         dim: -2 for projections whose rows are heads (q, k, v), -1 for those whose columns are (o).
+        inner: The view of each head.
     """
 
     count: int
     dim: int = -2
+    inner: MatrixView = Whole()
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -96,27 +124,63 @@ class Heads:
         if self.dim not in (-2, -1):
             raise ValueError(f"dim must be -2 (rows) or -1 (columns), got {self.dim}")
 
+    def __len__(self) -> int:
+        return len(self.inner)
+
     def shapes(self, shape: torch.Size) -> list[torch.Size]:
-        """One batched shape [..., heads, m, n]."""
+        """Those of the inner view on a batch [..., heads, m, n]."""
         *batch, m, n = _matrix(shape, self)
         if shape[self.dim] % self.count:
             raise ValueError(
                 f"{self} cannot split {shape[self.dim]} of shape {tuple(shape)} evenly"
             )
         m, n = (m // self.count, n) if self.dim == -2 else (m, n // self.count)
-        return [torch.Size((*batch, self.count, m, n))]
+        return self.inner.shapes(torch.Size((*batch, self.count, m, n)))
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """All heads as one batch."""
-        if self.dim == -2:
-            return [x.unflatten(-2, (self.count, -1))]
-        return [x.unflatten(-1, (self.count, -1)).movedim(-2, -3)]
+        """All heads as one batch, seen by the inner view."""
+        heads = x.unflatten(self.dim, (self.count, x.shape[self.dim] // self.count))
+        return self.inner.split(heads if self.dim == -2 else heads.movedim(-2, -3))
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The heads, side by side."""
+        heads = self.inner.join(parts)
         if self.dim == -2:
-            return parts[0].flatten(-3, -2)
-        return parts[0].movedim(-3, -2).flatten(-2, -1)
+            return heads.flatten(-3, -2)
+        return heads.movedim(-3, -2).flatten(-2, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Interleaved:
+    """Matrices whose rows take turns: gate and up stored as g0, u0, g1, u1, ...
+
+    Attributes:
+        count: Number of matrices; the parts are rows 0, count, 2 count, ..., then 1, count + 1, ...
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count must be >= 1, got {self.count}")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def shapes(self, shape: torch.Size) -> list[torch.Size]:
+        """`count` equal shapes."""
+        *batch, m, n = _matrix(shape, self)
+        if m % self.count:
+            raise ValueError(f"{self} cannot split {m} rows of shape {tuple(shape)} evenly")
+        return [torch.Size((*batch, m // self.count, n))] * self.count
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Every count-th row, from the first, the second, ..."""
+        return list(x.unflatten(-2, (x.shape[-2] // self.count, self.count)).unbind(-2))
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The rows, taking turns again."""
+        return torch.stack(tuple(parts), dim=-2).flatten(-3, -2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +192,9 @@ class Transposed:
     """
 
     inner: MatrixView = Whole()
+
+    def __len__(self) -> int:
+        return len(self.inner)
 
     def shapes(self, shape: torch.Size) -> list[torch.Size]:
         """Those of the inner view on the transposed shape."""
@@ -143,7 +210,80 @@ class Transposed:
         return self.inner.join(parts).mT
 
 
+@dataclass(frozen=True, slots=True)
+class Flattened:
+    """Convolution kernels [out, in, *window], each a single matrix [out, in * window].
+
+    Those of transposed convolutions are stored [in, out, ...]: `Flattened(window, Transposed())`.
+    A kernel in channels-last memory is copied, since no stride runs through its columns.
+
+    Attributes:
+        window: Size of the window, `(3, 3)` for a 3 x 3 convolution.
+        inner: The view of that matrix.
+    """
+
+    window: tuple[int, ...]
+    inner: MatrixView = Whole()
+
+    def __post_init__(self) -> None:
+        if not self.window or min(self.window) < 1:
+            raise ValueError(f"window must be one or more positive sizes, got {self.window}")
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def shapes(self, shape: torch.Size) -> list[torch.Size]:
+        """Those of the inner view on [out, in * window]."""
+        if tuple(_kernel(shape, self)[2:]) != self.window:
+            raise ValueError(f"{self} does not fit a kernel of shape {tuple(shape)}")
+        return self.inner.shapes(torch.Size((shape[0], shape[1:].numel())))
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """The kernel with its input channels and window in one row, seen by the inner view."""
+        return self.inner.split(x.flatten(1))
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The rows, cut into input channels and window again."""
+        kernel: Tensor = self.inner.join(parts).unflatten(1, (-1, *self.window))
+        return kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """Convolution kernels [out, in, *window], a matrix [out, in] per place in the window.
+
+    Together they are one batch [*window, out, in].
+
+    Attributes:
+        inner: The view of each of them.
+    """
+
+    inner: MatrixView = Whole()
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def shapes(self, shape: torch.Size) -> list[torch.Size]:
+        """Those of the inner view on a batch [*window, out, in]."""
+        fan_out, fan_in, *window = _kernel(shape, self)
+        return self.inner.shapes(torch.Size((*window, fan_out, fan_in)))
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """All taps as one batch, seen by the inner view."""
+        return self.inner.split(x.movedim((0, 1), (-2, -1)))
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The taps, back in their window."""
+        return self.inner.join(parts).movedim((-2, -1), (0, 1))
+
+
 def _matrix(shape: torch.Size, view: MatrixView) -> torch.Size:
     if len(shape) < 2:
         raise ValueError(f"{view} needs at least 2 dimensions, got shape {tuple(shape)}")
+    return shape
+
+
+def _kernel(shape: torch.Size, view: MatrixView) -> torch.Size:
+    if len(shape) < 3:
+        raise ValueError(f"{view} needs a kernel [out, in, ...], got shape {tuple(shape)}")
     return shape

@@ -6,23 +6,26 @@ from torch import nn
 
 import polarlight
 from polarlight import Role, Route, explain, infer_roles, route
+from polarlight.roles import Part
+from polarlight.routing import per_head
 from polarlight.rules.adamw import AdamWRule
 
 
 class Block(nn.Module):
-    def __init__(self):
+    def __init__(self, heads=None):
         super().__init__()
         self.self_attn = nn.ModuleDict({n: nn.Linear(8, 8) for n in ("q_proj", "o_proj")})
+        self.self_attn.num_heads = heads
         self.mlp = nn.ModuleDict({"up_proj": nn.Linear(8, 32), "down_proj": nn.Linear(32, 8)})
         self.norm = nn.LayerNorm((2, 4))
         self.mixer = nn.Linear(8, 8, bias=False)
 
 
 class Model(nn.Module):
-    def __init__(self, tied=False):
+    def __init__(self, tied=False, layers=1, heads=None):
         super().__init__()
         self.wte = nn.Embedding(20, 8)
-        self.layers = nn.ModuleList([Block()])
+        self.layers = nn.ModuleList([Block(heads) for _ in range(layers)])
         self.lm_head = nn.Linear(8, 20, bias=False)
         if tied:
             self.lm_head.weight = self.wte.weight
@@ -93,8 +96,8 @@ def test_conv1d_is_seen_transposed():
     assert (up.role, up.view) == (Role.GATE_UP, polarlight.Transposed())
     assert down.role == Role.DOWN
     optimizer = polarlight.Aurora(model, lr=0.1)
-    table = explain(optimizer)
-    assert "0.2" in table.split("c_fc")[1].split("\n")[0]  # sqrt(32 / 8) * 0.1
+    row = explain(optimizer).rows[0]
+    assert row.pieces[0].lr == pytest.approx(0.2)  # sqrt(32 / 8) * 0.1
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     optimizer.step()
@@ -128,11 +131,11 @@ def test_routers_experts_and_their_biases_are_told_apart():
 
 def test_convolutions_and_raw_parameters_are_no_hidden_matrices():
     model = nn.ModuleDict({"conv": nn.Conv2d(3, 8, 3)})
-    model.register_parameter("position", nn.Parameter(torch.zeros(16, 8)))
+    model.register_parameter("memory", nn.Parameter(torch.zeros(16, 8)))
     found = {a.name: a for a in infer_roles(model)}
     assert found["conv.weight"].role is Role.CONV
-    assert found["position"].role is Role.VECTOR
-    assert "no known matrix" in found["position"].reason
+    assert found["memory"].role is Role.VECTOR
+    assert "no known matrix" in found["memory"].reason
     optimizer = polarlight.Muon(model)
     assert all(isinstance(g["rule"], AdamWRule) for g in optimizer.param_groups)
 
@@ -142,7 +145,8 @@ def test_frozen_parameters_are_reported_not_dropped():
     model.wte.weight.requires_grad_(False)
     optimizer = polarlight.Muon(model)
     assert "frozen" in optimizer.reasons["wte.weight"]
-    assert "frozen" in explain(optimizer)
+    assert "frozen" in str(explain(optimizer))
+    assert explain(optimizer).totals()["embedding"]["frozen"] == 160
 
 
 MATRICES = {role: Route() for role in (Role.HIDDEN, Role.GATE_UP, Role.DOWN, Role.ATTENTION)}
@@ -178,39 +182,113 @@ def test_a_route_can_set_view_and_numbers():
     assert (group["momentum"], group["weight_decay"]) == (0.5, 0.1)
 
 
-def test_a_pattern_that_matches_nothing_is_an_error_with_names():
-    with pytest.raises(ValueError, match=r"'\*\.ffn\.\*' matches no parameter.*wte\.weight"):
-        route(Model(), {"*.ffn.*": Route(), **MATRICES, **OTHERS})
+def test_patterns_that_match_nothing_are_all_listed_with_hints():
+    table = {"*.ffn.*": Route(), "embeding": Route(), **MATRICES, **OTHERS}
+    with pytest.raises(
+        ValueError, match=r"'\*\.ffn\.\*', 'embeding'.*The names are: wte\."
+    ) as error:
+        route(Model(), table)
+    assert "Did you mean embedding by 'embeding'?" in str(error.value)
 
 
-def test_uncovered_parameters_are_listed_with_their_roles():
+def test_patterns_that_come_too_late_are_an_error():
+    table = {**MATRICES, "*.up_proj.weight": Route(lr=0.1), **OTHERS}
+    with pytest.raises(ValueError, match=r"first match wins.*move these patterns up") as error:
+        route(Model(), table)
+    assert "'*.up_proj.weight'" in str(error.value)
+
+
+def test_uncovered_parameters_are_all_listed_with_their_roles():
     with pytest.raises(ValueError, match="no entry of the table covers") as error:
-        route(Model(), MATRICES)
-    assert "wte.weight (20, 8) (embedding)" in str(error.value)
-    assert "lm_head.weight (20, 8) (head)" in str(error.value)
+        route(Model(layers=3), MATRICES)
+    lines = str(error.value).splitlines()
+    assert "  wte.weight (20, 8) (embedding)" in lines
+    assert "  layers.{0-2}.self_attn.q_proj.bias (8,) (vector)" in lines
+    assert "  lm_head.weight (20, 8) (head)" in lines
+
+
+def test_a_string_that_is_a_roles_value_means_the_role():
+    plain = {str(role): entry for role, entry in (MATRICES | OTHERS).items()}
+    assert [g["param_names"] for g in route(Model(), plain)] == [
+        g["param_names"] for g in route(Model(), MATRICES | OTHERS)
+    ]
+    named_head = [("head", nn.Parameter(torch.zeros(3, 2)))]
+    (group,) = route(named_head, {"[h]ead": Route(lr=0.5)})
+    assert group["lr"] == 0.5
+
+
+def test_a_role_and_part_are_a_finer_key():
+    table = {(Role.GATE_UP, Part.UP): Route(lr=0.5), ("attention", "output"): Route(lr=0.25)}
+    groups = route(Model(), {**table, **MATRICES, **OTHERS})
+    rates = {name: g.get("lr") for g in groups for name in g["param_names"]}
+    assert rates["layers.0.mlp.up_proj.weight"] == 0.5
+    assert rates["layers.0.self_attn.o_proj.weight"] == 0.25
+    assert rates["layers.0.self_attn.q_proj.weight"] is None
+    with pytest.raises(ValueError, match="'uppish' is not a valid Part"):
+        route(Model(), {("gate_up", "uppish"): Route()})
+
+
+def test_heads_are_asked_for_by_a_function():
+    model = Model(heads=2)
+    table = {**MATRICES, **OTHERS, Role.ATTENTION: Route(view=per_head)}
+    views = {name: g["view"] for g in route(model, table) for name in g["param_names"]}
+    assert views["layers.0.self_attn.q_proj.weight"] == polarlight.Heads(2)
+    assert views["layers.0.self_attn.o_proj.weight"] == polarlight.Heads(2, dim=-1)
+
+
+def test_parameters_that_do_not_fit_their_view_are_all_listed():
+    table = {"*.mlp.*weight": Route(view=polarlight.Heads(3)), **MATRICES, **OTHERS}
+    with pytest.raises(ValueError, match="these parameters do not fit their view") as error:
+        route(Model(layers=2), table | {Role.ATTENTION: Route(view=per_head)})
+    lines = str(error.value).splitlines()
+    assert "  layers.{0-1}.self_attn.q_proj.weight: its heads are unknown" in lines
+    assert "  layers.{0-1}.self_attn.o_proj.weight: its heads are unknown" in lines
+    assert any("up_proj" in line and "cannot split 32" in line for line in lines)
+    assert any("down_proj" in line and "cannot split 8" in line for line in lines)
+
+
+def test_a_spectral_rule_for_vectors_is_refused_with_their_names():
+    table = {**MATRICES, **OTHERS, Role.VECTOR: Route(rule=polarlight.muon())}
+    with pytest.raises(ValueError, match=r"q_proj\.bias: Whole.* needs at least 2 dim") as error:
+        route(Model(), table)
+    assert str(error.value).count("needs at least 2 dimensions") == 4
+    assert "lm_head" not in str(error.value)
+
+
+def test_parameters_in_two_groups_are_named():
+    first, second = (nn.Parameter(torch.zeros(3, 2)) for _ in range(2))
+    groups = [{"params": [("a", first), ("b", second)]}, {"params": [("c", second), ("d", first)]}]
+    with pytest.raises(ValueError, match=r"c \(it is b\), d \(it is a\)"):
+        polarlight.SpectralOptimizer(groups, rule=polarlight.muon())
+    with pytest.raises(ValueError, match=r"params\[1\] \(it is params\[0\]\)"):
+        polarlight.SpectralOptimizer([first, first], rule=polarlight.muon())
+    optimizer = polarlight.SpectralOptimizer([first], rule=polarlight.muon())
+    with pytest.raises(ValueError, match=r"it is param_groups\[0\]\['params'\]\[0\]"):
+        optimizer.add_param_group({"params": first_of([first])})
+    assert len(optimizer.param_groups) == 1
+
+
+def first_of(parameters):
+    yield from parameters
+
+
+def test_all_parameters_that_a_rule_does_not_take_are_listed():
+    named = [("a", nn.Parameter(torch.zeros(3))), ("b", nn.Parameter(torch.zeros(3, 2, 2)))]
+    with pytest.raises(ValueError, match=r"a has shape \(3,\), b has shape \(3, 2, 2\); muon"):
+        polarlight.SpectralOptimizer(named, rule=polarlight.muon())
+    integers = [nn.Parameter(torch.zeros(3, 2, dtype=torch.int64), requires_grad=False)] * 1
+    with pytest.raises(ValueError, match=r"torch.int64; only real floating-point"):
+        polarlight.SpectralOptimizer(integers, rule=polarlight.muon())
+    with pytest.raises(ValueError, match=r"(?s)a: .*at least 2 dimensions.*\nb: .*cannot split"):
+        polarlight.SpectralOptimizer(named, rule=polarlight.muon(), view=polarlight.Heads(3))
+
+
+def test_vectors_never_decay():
+    optimizer = polarlight.Muon(Model(), aux_weight_decay=0.5)
+    decays = {g["role"]: g["weight_decay"] for g in optimizer.param_groups}
+    assert (decays["vector"], decays["embedding"], decays["head"]) == (0.0, 0.5, 0.5)
 
 
 def test_nothing_to_route_is_an_error():
     with pytest.raises(ValueError, match="no parameters to route"):
         route(nn.ReLU(), MATRICES)
-
-
-def test_explain_shows_every_parameter_with_its_effective_rate_and_totals():
-    model = Model()
-    optimizer = polarlight.Aurora(model, lr=0.02, aux_lr=0.003)
-    table = explain(optimizer)
-    lines = {line.split()[0]: line for line in table.splitlines() if line}
-    for name, p in model.named_parameters():
-        assert name in lines
-        assert " x ".join(map(str, p.shape)) in lines[name]
-    assert "0.04" in lines["layers.0.mlp.up_proj.weight"]  # sqrt(32 / 8) * 0.02
-    assert "rows balanced" in lines["layers.0.mlp.up_proj.weight"]
-    assert "elementwise" in lines["wte.weight"]
-    assert lines["embedding"].split() == ["embedding", "1", "160"]
-
-
-def test_explain_of_groups_and_of_bare_tensors():
-    groups = route(Model(), {**MATRICES, **OTHERS})
-    assert "default" in explain(groups)
-    bare = polarlight.Muon([nn.Parameter(torch.zeros(4, 3))], lr=0.1)
-    assert "given by the caller" in explain(bare)

@@ -11,6 +11,7 @@ import typer
 import polarlight
 from polarlight.commands import options
 from polarlight.commands.console import console, plain_errors, say
+from polarlight.integrations.transformers import explain_hf
 from polarlight.train.compare import SWEEPABLE, Comparison, first_interrupt, specs
 from polarlight.train.corpus import load_corpus
 from polarlight.train.display import Display
@@ -108,9 +109,26 @@ def explain(
     preset: Preset = "quick",
     vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 256,
     settings: Set = None,
+    hf: Annotated[
+        Path | None,
+        typer.Option(help="A Hugging Face config.json instead of the preset; nothing is loaded."),
+    ] = None,
+    every: Annotated[bool, typer.Option(help="One line per parameter, layers not folded.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Print which rule every parameter of the model would get, and why; nothing is trained."""
+    """Print which rule every parameter of a model would get, and why; nothing is trained.
+
+    ```
+    polarlight explain
+    polarlight explain --optimizer normuon --hf Qwen3-0.6B/config.json
+    polarlight explain --json > routing.json
+    ```
+    """
     with plain_errors():
-        plan = options.plan(preset, settings or [], {})
-        model = GPT(plan.model(vocab_size))
-        say(polarlight.explain(build(model, spec_of(optimizer, seed=0))))
+        spec = spec_of(optimizer, seed=0)
+        if hf is not None:
+            found = explain_hf(hf, lambda model: build(model, spec))
+        else:
+            plan = options.plan(preset, settings or [], {})
+            found = polarlight.explain(build(GPT(plan.model(vocab_size)), spec))
+        say(found.to_json() if as_json else found.table(every=every, width=console.width))

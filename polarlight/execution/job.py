@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32
-from polarlight.rule import Buffers, UpdateRule
+from polarlight.rule import HOST_COUNTER, Buffers, UpdateRule
 from polarlight.view import MatrixView
 
 
@@ -44,7 +44,7 @@ def new_buffers(rule: UpdateRule, view: MatrixView, parameter: Tensor) -> dict[s
         name: torch.zeros(
             wanted[0] if len(parts) == 1 else (sum(shape.numel() for shape in wanted),),
             dtype=dtype,
-            device=parameter.device,
+            device="cpu" if name == HOST_COUNTER else parameter.device,
         )
         for name, wanted in shapes.items()
     }

@@ -17,6 +17,18 @@ def iteration_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_fast_bfloat16(device.type, device.index) else torch.float32
 
 
+def gram_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype in which an iteration on a normalised Gram matrix should run.
+
+    Its values span a known range but are squares, so that digits count: float16 where a GPU has
+    half precision units, float32 elsewhere, never bfloat16. Float64 input stays float64.
+    """
+    if dtype == torch.float64:
+        return dtype
+    half = device.type == "cuda" and has_fast_bfloat16(device.type, device.index)
+    return torch.float16 if half else torch.float32
+
+
 @lru_cache
 def has_fast_bfloat16(device_type: str, index: int | None = None) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.matrices import at_least_float32, check_matrix, unit_scale
+from polarlight.linalg.decomposition import by_decomposition
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,11 +13,12 @@ class ExactPolar:
     """Polar factor U V' of each matrix U S V' in a batch, by singular value decomposition.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
+    Cost: about 8 m n k + 20 k^3 flops with k = min(m, n).
 
     Args:
         cutoff: Singular values up to this fraction of the largest count as zero, and their
-            directions map to zero (a partial isometry). None takes max(m, n) times the machine
-            epsilon.
+            directions map to zero (a partial isometry). None takes sqrt(max(m, n)) times the
+            machine epsilon, a few times what rounding puts in the place of a zero.
         dtype: Dtype of the decomposition: float32 or float64. None takes that of M, at least
             float32.
 
@@ -38,19 +39,21 @@ class ExactPolar:
 
     def __call__(self, M: Tensor) -> Tensor:
         """Returns the polar factor of M; see the class."""
-        check_matrix(M)
-        if M.numel() == 0:
-            return M.clone()
-        X = unit_scale(M).to(self.dtype or at_least_float32(M).dtype)
-        finite = X.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
-        U, S, Vh = torch.linalg.svd(torch.where(finite, X, 0.0), full_matrices=False)
+        return by_decomposition(M, self.dtype, self._polar)
+
+    def flops(self, m: int, n: int) -> float:
+        """6 m n k + 20 k^3 for the decomposition, 2 m n k for the product."""
+        k = min(m, n)
+        return 8.0 * m * n * k + 20.0 * k**3
+
+    def _polar(self, X: Tensor) -> Tensor:
+        U, S, Vh = torch.linalg.svd(X, full_matrices=False)
         cutoff = self.cutoff
         if cutoff is None:
-            cutoff = max(M.shape[-2:]) * torch.finfo(X.dtype).eps
+            cutoff = max(X.shape[-2:]) ** 0.5 * torch.finfo(X.dtype).eps
         kept = cutoff * S[..., :1] < S
-        polar = (U * kept.unsqueeze(-2)) @ Vh
-        polar = polar * (X != 0).any(-1, keepdim=True) * (X != 0).any(-2, keepdim=True)
-        return torch.where(finite, polar, torch.nan).to(M.dtype)
+        polar: Tensor = (U * kept.unsqueeze(-2)) @ Vh
+        return polar
 
     def __str__(self) -> str:
         return "exact (SVD)"

@@ -4,29 +4,54 @@ from polarlight.rules.adamw import AdamWRule, with_adamw
 from polarlight.rules.aurora import Aurora, BalancedPolar, aurora
 from polarlight.rules.aurora_paper import FeedbackPolar
 from polarlight.rules.aurora_warm import WarmPolar
+from polarlight.rules.freon import Freon, MeanNorm, OwnSize, PolarSize, SumNorm, freon
+from polarlight.rules.kaon import Kaon, kaon
+from polarlight.rules.kl_soap import KLSOAP, kl_soap
 from polarlight.rules.muon import Muon, muon
 from polarlight.rules.muoneq import MuonEq, muoneq, rows_after
 from polarlight.rules.normuon import NorMuon, normuon, normuon_paper
+from polarlight.rules.polar_adamw import PolarAdamW, polar_adamw
+from polarlight.rules.polargrad import PolarGrad, polargrad, polargrad_polar_first
 from polarlight.rules.riemannian_aurora import RiemannianPolar
+from polarlight.rules.shampoo import shampoo
+from polarlight.rules.soap import SOAP, soap
 from polarlight.rules.unormuon import UNorMuon, unormuon
 
 __all__ = [
+    "KLSOAP",
+    "SOAP",
     "AdamWRule",
     "Aurora",
     "BalancedPolar",
     "FeedbackPolar",
+    "Freon",
+    "Kaon",
+    "MeanNorm",
     "Muon",
     "MuonEq",
     "NorMuon",
+    "OwnSize",
+    "PolarAdamW",
+    "PolarGrad",
+    "PolarSize",
     "RiemannianPolar",
+    "SumNorm",
     "UNorMuon",
     "WarmPolar",
     "aurora",
+    "freon",
+    "kaon",
+    "kl_soap",
     "muon",
     "muoneq",
     "normuon",
     "normuon_paper",
+    "polar_adamw",
+    "polargrad",
+    "polargrad_polar_first",
     "rows_after",
+    "shampoo",
+    "soap",
     "unormuon",
     "with_adamw",
 ]

@@ -1,7 +1,7 @@
 """Overall size of an update, after a stage that changed it."""
 
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 
 import torch
 from torch import Tensor
@@ -48,3 +48,27 @@ class MatchRms:
 
     def __str__(self) -> str:
         return f"rms {self.rms:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class PolarNorm:
+    """Each matrix rescaled to the Frobenius norm of a polar factor, sqrt(min(m, n)).
+
+    Attributes:
+        most: Largest factor; a matrix that would need more stays smaller. Bounds the step along one
+            direction when the matrix has almost no others.
+    """
+
+    most: float = inf
+
+    def __post_init__(self) -> None:
+        if not self.most > 0:
+            raise ValueError(f"most must be > 0, got {self.most}")
+
+    def __call__(self, X: Tensor) -> Tensor:
+        """The rescaled matrix; zero stays zero."""
+        norm = nonzero(frobenius_norm(at_least_float32(X)))
+        return (X * (sqrt(min(X.shape[-2:])) / norm).clamp_max(self.most)).to(X.dtype)
+
+    def __str__(self) -> str:
+        return "norm of a polar factor"

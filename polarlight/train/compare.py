@@ -73,7 +73,7 @@ class Comparison:
         """Everything that the report says beside the curves."""
         corpus, plan = self.corpus, self.plan
         model = GPT(plan.model(corpus.vocab_size))
-        tables = {spec.label: explain(build(model, spec)) for spec in self.specs}
+        tables = {spec.label: str(explain(build(model, spec))) for spec in self.specs}
         return {
             "title": f"{len(tables)} optimizers on one language model",
             "command": command,

@@ -21,7 +21,7 @@ from polarlight import (
 from polarlight.rule import Rule
 from polarlight.train.settings import Spec
 
-AUX_LR = 3e-3
+AUX_LR = 1e-2
 """AdamW's learning rate for embeddings, head and norms, the same beside every rule."""
 
 

@@ -21,8 +21,11 @@ MAY_IMPORT = {
     "rule": set(),
     "view": set(),
     "probe": set(),
-    "roles": {"view"},
-    "routing": {"roles", "rule", "view"},
+    "view_text": {"view"},
+    "roles": {"roles", "view"},
+    "explanation": {"explanation", "rule", "view", "view_text"},
+    "routing": {"explanation", "roles", "rule", "view"},
+    "integrations": {"explanation"},
     "stages": {"linalg", "rule", "stages"},
     "execution": {"execution", "linalg", "rule", "view"},
     "groups": {"rule", "view"},
@@ -30,8 +33,17 @@ MAY_IMPORT = {
     "rules": {"linalg", "optimizer", "roles", "routing", "rule", "rules", "stages"},
     "diagnostics": {"diagnostics", "linalg", "probe", "roles", "view"},
     "report": {"report"},
-    "__init__": {"execution", "linalg", "optimizer", "probe", "roles", "routing", "rule"}
-    | {"rules", "stages", "view"},
+    "__init__": {
+        "execution",
+        "explanation",
+        "linalg",
+        "optimizer",
+        "probe",
+        "roles",
+        "routing",
+        "rule",
+    }
+    | {"rules", "stages", "view", "view_text"},
     "__main__": {"commands"},
 }
 """Layer -> layers it may import; `train` and `commands` stand on everything."""

@@ -1,7 +1,9 @@
 """The command line, as it is typed."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -88,6 +90,23 @@ def test_explain_prints_the_routing_table():
     assert result.exit_code == 0
     assert "model.layers.0.mlp.up_proj.weight" in result.output
     assert "normuon" in result.output
+
+
+def test_explain_takes_a_hugging_face_config_and_prints_json():
+    pytest.importorskip("transformers")
+    config = Path(__file__).parents[1] / "routing" / "configs" / "qwen3.json"
+    result = run("explain", "--hf", config, "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["parameters"]
+    assert {row["role"] for row in rows} >= {"gate_up", "down", "attention", "embedding"}
+
+
+def test_a_config_that_is_none_is_named(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen33"}')
+    result = run("explain", "--hf", tmp_path / "config.json")
+    assert result.exit_code == 2
+    assert "qwen33" in result.stderr
 
 
 @pytest.mark.parametrize("command", [[], ["compare"], ["explain"]])

@@ -2,11 +2,15 @@
 
 import dataclasses
 import inspect
+from dataclasses import replace
 from itertools import chain
 
 import polarlight
 from polarlight import rules
+from polarlight.linalg.chaotic import MAXIMAL_SLOPE, Chaotic
+from polarlight.linalg.spectral_power import ExactPower, RationalPower
 from polarlight.rule import UpdateRule
+from polarlight.stages.eigenbasis import PowerIteration
 
 EXACT = polarlight.ExactPolar()
 
@@ -20,10 +24,16 @@ def _plain():
 
 
 def _exact(make):
-    """The rule with an exact polar method, so that float64 comparisons are sharp."""
-    if "polar" in inspect.signature(make).parameters:
-        return make(polar=EXACT)
-    return make()
+    """The rule in a form whose float64 comparisons are sharp.
+
+    The polar method is exact, and bases of eigenvectors keep what they know nothing about.
+    """
+    sharp = {"polar": EXACT}
+    if "refresh" in inspect.signature(make).parameters:
+        sharp["refresh"] = replace(
+            inspect.signature(make).parameters["refresh"].default, floor=1e-6
+        )
+    return make(**{k: v for k, v in sharp.items() if k in inspect.signature(make).parameters})
 
 
 def solvers():
@@ -47,6 +57,26 @@ def _variants():
     ]
     for balance in balances:
         yield f"muoneq-{type(balance).__name__}", polarlight.muoneq(balance, polar=EXACT)
+    yield from _spectral_variants()
+    yield from _rotated_variants()
+
+
+def _spectral_variants():
+    for size in (rules.SumNorm(), rules.MeanNorm()):
+        yield f"freon-{type(size).__name__}", rules.freon(size=size)
+    for power in (ExactPower(-0.5), ExactPower(0.5), RationalPower(4, 1)):
+        yield f"freon-{power}", rules.freon(power)
+    yield "kaon-maximal-slope", rules.kaon(Chaotic(MAXIMAL_SLOPE))
+    yield "shampoo-without-memory", rules.shampoo(betas=(0.0, 0.0))
+
+
+def _rotated_variants():
+    sharp = PowerIteration(floor=1e-6)
+    yield "soap-every-2", rules.soap(every=2, refresh=sharp)
+    yield "soap-rounds", rules.soap(every=1, refresh=replace(sharp, rounds=5))
+    yield "soap-one-side", rules.soap(every=1, max_side=4, refresh=sharp)
+    yield "soap-no-side", rules.soap(every=1, max_side=0)
+    yield "kl_soap-every-2-sorted", rules.kl_soap(every=2, refresh=sharp)
 
 
 RULES: dict[str, UpdateRule] = dict(
@@ -54,3 +84,15 @@ RULES: dict[str, UpdateRule] = dict(
 )
 SHIPPED: dict[str, UpdateRule] = {name: make() for name, make in _plain()}
 """The rules as users get them, with their default polar methods."""
+
+GROWING = {
+    "polargrad": (rules.polargrad(), 1.0),
+    "polargrad-half": (rules.polargrad(power=0.5), 0.5),
+    "polargrad_polar_first": (rules.polargrad_polar_first(), 1.0),
+    "freon-own-size": (rules.freon(size=rules.OwnSize()), -1 / 3),
+}
+"""Rules whose updates grow with the gradients by design, and the degree; the others have degree 0.
+
+Direct ones of the package (`SHIPPED`) that are listed here are exempt from the contract that the
+scale of the gradients does not matter, and held to theirs instead.
+"""

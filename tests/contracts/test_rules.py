@@ -9,12 +9,19 @@ import torch
 import polarlight
 from polarlight import SpectralOptimizer
 from polarlight.execution.job import Job
-from tests.contracts.catalogue import RULES, SHIPPED
+from polarlight.view import Flattened, Taps
+from tests.contracts.catalogue import GROWING, RULES, SHIPPED
 
 SHAPES = [(12, 4), (4, 12), (6, 6), (3, 12, 4), (3, 4, 12)]
 
 rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 shipped = pytest.mark.parametrize("rule", SHIPPED.values(), ids=SHIPPED)
+scale_free = pytest.mark.parametrize(
+    "rule",
+    [rule for name, rule in SHIPPED.items() if name not in GROWING],
+    ids=[name for name in SHIPPED if name not in GROWING],
+)
+growing = pytest.mark.parametrize(("rule", "degree"), GROWING.values(), ids=GROWING)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
@@ -74,22 +81,24 @@ def buffers(rule, M):
 
 
 VIEWS = [
-    (polarlight.RowBlocks((12, 4, 2)), lambda x: list(x.split((12, 4, 2)))),
-    (polarlight.Heads(3), lambda x: list(x.chunk(3))),
-    (polarlight.Heads(2, dim=-1), lambda x: list(x.chunk(2, dim=1))),
-    (polarlight.Transposed(), lambda x: [x.mT]),
+    (polarlight.RowBlocks((12, 4, 2)), (18, 4), lambda x: list(x.split((12, 4, 2)))),
+    (polarlight.Heads(3), (18, 4), lambda x: list(x.chunk(3))),
+    (polarlight.Heads(2, dim=-1), (18, 4), lambda x: list(x.chunk(2, dim=1))),
+    (polarlight.Transposed(), (18, 4), lambda x: [x.mT]),
+    (Flattened((2, 3)), (6, 4, 2, 3), lambda x: [x.reshape(6, 24)]),
+    (Taps(), (6, 4, 2, 3), lambda x: [x[:, :, i, j] for i in range(2) for j in range(3)]),
 ]
 
 
 @rules
-@pytest.mark.parametrize(("view", "cut"), VIEWS, ids=[str(view) for view, _ in VIEWS])
-def test_a_view_is_its_parts_as_parameters_of_their_own(rule, view, cut):
-    whole = torch.nn.Parameter(random(18, 4))
+@pytest.mark.parametrize(("view", "shape", "cut"), VIEWS, ids=[str(view) for view, _, _ in VIEWS])
+def test_a_view_is_its_parts_as_parameters_of_their_own(rule, view, shape, cut):
+    whole = torch.nn.Parameter(random(*shape))
     parts = [torch.nn.Parameter(x.clone()) for x in cut(whole.detach())]
     one = SpectralOptimizer([whole], lr=0.1, rule=rule, view=view)
     many = SpectralOptimizer(parts, lr=0.1, rule=rule)
     for step in range(4):
-        whole.grad = random(18, 4, seed=step)
+        whole.grad = random(*shape, seed=step)
         for p, g in zip(parts, cut(whole.grad), strict=True):
             p.grad = g.clone()
         one.step()
@@ -111,7 +120,7 @@ def test_zero_gradients_move_nothing(rule, shape):
     assert torch.equal(p.detach(), before)
 
 
-@shipped
+@scale_free
 @pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e30])
 def test_the_scale_of_the_gradients_does_not_matter(rule, factor):
     results = []
@@ -124,6 +133,21 @@ def test_the_scale_of_the_gradients_does_not_matter(rule, factor):
         results.append(p.detach())
     # The polar iteration may run in bfloat16, where one more rounding is visible.
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=5e-2)
+
+
+@growing
+@pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e30])
+def test_updates_grow_with_the_gradients_by_their_degree(rule, degree, factor):
+    results = []
+    for scale in (1.0, factor):
+        p = torch.nn.Parameter(torch.zeros(12, 4))
+        optimizer = SpectralOptimizer([p], lr=1.0, rule=rule)
+        for step in range(3):
+            p.grad = random(12, 4, seed=step, dtype=torch.float32) * scale
+            optimizer.step()
+        results.append(p.detach() / scale**degree)
+    # Sizes up to 30; the scaled gradients differ by a rounding of float32.
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)
 
 
 @rules
@@ -181,8 +205,9 @@ def test_half_precision_parameters_keep_their_dtype(rule):
     p = torch.nn.Parameter(random(12, 4, dtype=torch.bfloat16))
     before = p.detach().clone()
     optimizer = SpectralOptimizer([p], lr=0.1, rule=rule)
-    p.grad = random(12, 4, seed=1, dtype=torch.bfloat16)
-    optimizer.step()
+    for step in range(2):  # the first one may only prepare
+        p.grad = random(12, 4, seed=step, dtype=torch.bfloat16)
+        optimizer.step()
     assert p.dtype == torch.bfloat16
     assert p.isfinite().all()
     assert not torch.equal(p.detach(), before)
@@ -221,4 +246,4 @@ def test_state_is_complete_before_the_first_step(rule):
     p.grad = random(12, 4)
     optimizer.step()
     assert set(optimizer.state_dict()["state"][0]) == fresh
-    assert "momentum_buffer" in fresh
+    assert ("momentum_buffer" in fresh) == rule.momentum.buffered

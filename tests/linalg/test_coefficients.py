@@ -3,16 +3,30 @@
 import re
 
 import pytest
+import torch
 
 from polarlight.linalg.coefficients import (
+    CANS,
+    CANS_PUBLISHED,
+    CUBIC,
+    CUBIC5,
+    CUBIC5_PUBLISHED,
     DEEPSEEK_V4,
     JORDAN,
+    MODDED_NANOGPT_PUBLISHED,
+    PADE_QUINTIC,
     POLAR_EXPRESS_PUBLISHED,
     SIMPLE_QUINTIC,
+    TURBO_MUON,
     YOU,
     Schedule,
 )
-from polarlight.linalg.polar_express import best_quintic, polar_express
+from polarlight.linalg.polar_express import (
+    MODDED_NANOGPT,
+    best_cubic,
+    best_quintic,
+    polar_express,
+)
 
 
 def band(schedule, low, points=2000):
@@ -28,6 +42,12 @@ def band(schedule, low, points=2000):
         (YOU, 5.2e-3, 0.9, 1.145),
         (SIMPLE_QUINTIC, 1e-3, 0.999, 1.002),
         (DEEPSEEK_V4, 1.1e-5, 0.7, 1.003),
+        (CUBIC, 1.9e-3, 0.7, 1.0),
+        (PADE_QUINTIC, 4.4e-4, 0.7, 1.001),
+        (CANS, 1e-3, 0.85, 1.12),
+        (TURBO_MUON, 1e-2, 0.76, 1.09),
+        (CUBIC5, 6.6e-3, 0.7, 1.301),
+        (MODDED_NANOGPT, 1e-3, 0.84, 1.15),
         (polar_express(5), 1e-3, 0.82, 1.17),
         (polar_express(6), 6.8e-4, 0.9, 1.1),
     ],
@@ -39,7 +59,19 @@ def test_band_of_singular_values(schedule, low, least, greatest):
 
 @pytest.mark.parametrize(
     ("schedule", "slope"),
-    [(JORDAN, 484.9), (YOU, 492.7), (SIMPLE_QUINTIC, 4096), (DEEPSEEK_V4, 79263)],
+    [
+        (JORDAN, 484.9),
+        (YOU, 492.7),
+        (SIMPLE_QUINTIC, 4096),
+        (DEEPSEEK_V4, 79263),
+        (CUBIC, 437.9),
+        (PADE_QUINTIC, 1888),
+        (CANS, 1049 / 1.01**5),
+        (TURBO_MUON, 104.06 / 1.2),
+        (CUBIC5, 119.3 / 1.01**5),
+        (MODDED_NANOGPT, 989.5 / 1.02),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
 )
 def test_slope_at_zero(schedule, slope):
     assert schedule.slope == pytest.approx(slope, rel=1e-3)
@@ -51,6 +83,79 @@ def test_generated_polar_express_is_the_published_one():
     for ours, published in zip(generated.steps, POLAR_EXPRESS_PUBLISHED, strict=True):
         # The table's last step is the limit that the seventh has not quite reached: 4e-9 apart.
         assert ours == pytest.approx(published, abs=1e-8)
+
+
+def test_generated_modded_nanogpt_is_the_published_one():
+    for ours, published in zip(MODDED_NANOGPT.steps, MODDED_NANOGPT_PUBLISHED, strict=True):
+        assert ours == pytest.approx(
+            published, abs=1e-9
+        )  # float64 throughout, and a Remez iteration
+    assert MODDED_NANOGPT.safety == 1.02
+
+
+@pytest.mark.parametrize(
+    ("schedule", "published"), [(CANS, CANS_PUBLISHED), (CUBIC5, CUBIC5_PUBLISHED)]
+)
+def test_a_stretched_schedule_is_the_published_one_seen_from_further_off(schedule, published):
+    """Step by step p(x / 1.01), except the last, which meets the values where they are."""
+    *first, last = schedule.steps
+    for (a, b, c), (A, B, C) in zip(first, published, strict=False):
+        assert (a * 1.01, b * 1.01**3, c * 1.01**5) == pytest.approx((A, B, C), rel=1e-14)
+    assert last == published[-1]
+
+
+def test_schedules_are_dangerous_as_published_and_safe_here():
+    """Just above 1, where rounding puts a matrix of rank 1."""
+    raw = {s.name: Schedule(name="raw", steps=p, source="published") for s, p in RAW}
+    assert raw["cans x5"](1.004) > 1e6
+    assert raw["cubic5"](1.006) < 0
+    assert raw["turbo-muon x4"](1.0) < -0.9
+    for schedule, _ in RAW:
+        assert 0.6 < schedule(1.004) < 1.35
+
+
+RAW = [(CANS, CANS_PUBLISHED), (CUBIC5, CUBIC5_PUBLISHED), (TURBO_MUON, TURBO_MUON.steps)]
+
+
+@pytest.mark.parametrize("degree", [3, 5])
+@pytest.mark.parametrize("lower", [0.9, 0.1, 1e-3, 1e-6])
+@pytest.mark.parametrize("steps", [1, 2, 5, 9])
+def test_polar_express_meets_its_bound_for_any_interval(degree, lower, steps):
+    schedule = polar_express(steps, lower=lower, degree=degree, safety=1.0, cushion=0.0)
+    least, greatest = band(schedule, lower)
+    # The convergence theorem of arXiv 2505.16932, and float64 rounding through the steps.
+    bound = (1 - lower**2) ** (((degree + 1) // 2) ** steps) + 1e-12
+    assert 1 - bound <= least <= greatest <= 1 + bound
+
+
+@pytest.mark.parametrize("degree", [3, 5])
+@pytest.mark.parametrize("lower", [1e-5, 1e-8, 1e-12])
+def test_enough_steps_reach_one_from_anywhere(degree, lower):
+    """The slope grows to 2 q + 1 per step, so that log(1 / lower) / log(slope) steps suffice."""
+    schedule = polar_express(45 if degree == 3 else 32, lower=lower, degree=degree)
+    least, greatest = band(schedule, lower)
+    assert 1 - 1e-6 < least <= greatest < 1 + 1e-6
+    assert all((c == 0) == (degree == 3) for _, _, c in schedule.steps)
+
+
+@pytest.mark.parametrize("low", [1e-4, 1e-2, 0.3, 0.9])
+def test_best_cubic_equioscillates(low):
+    a, b, _ = best_cubic(low, 1.0)
+    inner = (-a / (3 * b)) ** 0.5
+    errors = [x * (a + b * x * x) - 1 for x in (low, inner, 1.0)]
+    assert errors == pytest.approx([-errors[1], errors[1], -errors[1]], rel=1e-9)
+    assert low < inner < 1
+
+
+def test_names_tell_schedules_apart():
+    made = [polar_express(5), polar_express(6), polar_express(5, degree=3), MODDED_NANOGPT]
+    made.append(polar_express(5, lower=1e-5))
+    assert len({s.name for s in made}) == len(made)
+
+
+def test_coefficients_are_made_on_the_host_whatever_the_default_device():
+    with torch.device("meta"):
+        assert polar_express(4, lower=3e-3).slope > 100
 
 
 def test_safety_factor_costs_slope_and_keeps_values_above_one_inside():
@@ -91,6 +196,7 @@ def test_composition_beats_any_single_interval_choice():
         ({"lower": 1.0}, "lower must lie in (0, 1), got 1.0"),
         ({"safety": 0.9}, "safety must be >= 1, got 0.9"),
         ({"cushion": 1.0}, "cushion must lie in [0, 1), got 1.0"),
+        ({"degree": 7}, "degree must be 3 or 5, got 7"),
     ],
 )
 def test_bad_arguments_are_named(arguments, named):

@@ -1,0 +1,96 @@
+"""Schedules and engines by the names that the command line knows."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+import torch
+
+from polarlight.diagnostics.accuracy import Engine
+from polarlight.linalg.chaotic import KAON, MAXIMAL_SLOPE
+from polarlight.linalg.coefficients import (
+    CANS,
+    CUBIC,
+    CUBIC5,
+    DEEPSEEK_V4,
+    JORDAN,
+    PADE_QUINTIC,
+    SIMPLE_QUINTIC,
+    TURBO_MUON,
+    YOU,
+    Schedule,
+)
+from polarlight.linalg.eigen import EigenPolar
+from polarlight.linalg.gram import GramNewtonSchulz
+from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.normalisation import AOL, Schatten4
+from polarlight.linalg.polar_express import MODDED_NANOGPT, polar_express
+from polarlight.linalg.qdwh import QDWH
+from polarlight.linalg.regularised import RegularisedPolar
+from polarlight.linalg.svd import ExactPolar
+from polarlight.linalg.zolopd import ZoloPD
+
+SCHEDULES: Mapping[str, Schedule] = {
+    "jordan": JORDAN,
+    "you": YOU,
+    "simple": SIMPLE_QUINTIC,
+    "cubic": CUBIC,
+    "pade": PADE_QUINTIC,
+    "deepseek-v4": DEEPSEEK_V4,
+    "polar-express": polar_express(5),
+    "polar-express-6": polar_express(6),
+    "polar-express-8": polar_express(8),
+    "modded-nanogpt": MODDED_NANOGPT,
+    "cans": CANS,
+    "cubic5": CUBIC5,
+    "turbo-muon": TURBO_MUON,
+    "kaon": KAON,
+    "maximal-slope": MAXIMAL_SLOPE,
+}
+
+_ITERATED = {k: s for k, s in SCHEDULES.items() if k not in ("kaon", "maximal-slope", "turbo-muon")}
+_HALF, _SINGLE, _DOUBLE = torch.bfloat16, torch.float32, torch.float64
+
+
+def engines() -> dict[str, Engine]:
+    """Every polar engine, each in the dtypes that make sense for it; `name dtype` as the key."""
+    found: dict[str, Engine] = {}
+    for dtype in (_SINGLE, _DOUBLE):
+        found |= {
+            f"exact (SVD) {_short(dtype)}": ExactPolar(dtype=dtype),
+            f"eigen {_short(dtype)}": EigenPolar(dtype=dtype),
+            f"qdwh {_short(dtype)}": QDWH(dtype=dtype),
+            f"zolo-pd {_short(dtype)}": ZoloPD(dtype=dtype),
+        }
+    found["regularised fp32"] = RegularisedPolar(dtype=_SINGLE)
+    for name, schedule in _ITERATED.items():
+        for dtype in (_HALF, _SINGLE):
+            found[f"{name} {_short(dtype)}"] = NewtonSchulz(schedule, dtype)
+    found["turbo-muon (AOL) bf16"] = NewtonSchulz(TURBO_MUON, _HALF, AOL())
+    found["polar-express (Schatten-4) bf16"] = NewtonSchulz(polar_express(5), _HALF, Schatten4())
+    for dtype in (torch.float16, _SINGLE):
+        engine = GramNewtonSchulz(polar_express(5), dtype, tile=0)
+        found[f"gram polar-express {_short(dtype)}"] = engine
+    return found
+
+
+def choose(names: str, known: Mapping[str, "T"], what: str) -> dict[str, "T"]:
+    """The entries of `known` for names separated by commas; empty text takes all.
+
+    Raises:
+        ValueError: If a name is unknown; the message lists the known ones and the nearest.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(known)
+    for name in wanted:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown {what} {name!r}.{hint} Known: {', '.join(known)}")
+    return {name: known[name] for name in wanted}
+
+
+T = TypeVar("T")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", _SINGLE: "fp32", _DOUBLE: "fp64"}[dtype]

@@ -1,0 +1,59 @@
+"""Names of repeated layers in one line: `layers.0.up`, `layers.1.up` as `layers.{0-1}.up`."""
+
+from collections.abc import Iterable, Sequence
+
+MANY_RUNS = 4
+"""From this many runs of numbers on, those in the middle are left out."""
+
+_Cells = tuple[str, ...]
+
+
+def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Patterns and the names that each stands for, in the order of the first of these.
+
+    Names that differ in numbers between dots are folded, and only if the pattern covers exactly
+    them: with two numbers, every value of one occurs with every value of the other.
+    """
+    alike: dict[_Cells, list[_Cells]] = {}
+    for name in names:
+        cells = tuple(name.split("."))
+        template = tuple("" if cell.isdigit() else cell for cell in cells)
+        alike.setdefault(template, []).append(cells)
+    folded = (block for same in alike.values() for block in _fold(same))
+    return [(".".join(cells), members) for cells, members in folded]
+
+
+def _fold(names: Sequence[_Cells]) -> list[tuple[_Cells, list[str]]]:
+    """The same for names with numbers in the same places."""
+    blocks = [(cells, [".".join(cells)]) for cells in names]
+    for place in reversed(range(len(names[0]))):
+        merged: dict[_Cells, list[tuple[_Cells, list[str]]]] = {}
+        for cells, members in blocks:
+            rest = (*cells[:place], "", *cells[place + 1 :])
+            merged.setdefault(rest, []).append((cells, members))
+        blocks = [
+            (_with_range(place, [c for c, _ in same]), [n for _, m in same for n in m])
+            for same in merged.values()
+        ]
+    return blocks
+
+
+def _with_range(place: int, same: Sequence[_Cells]) -> _Cells:
+    """Cells that differ in one place, as one."""
+    first = same[0]
+    if len(same) == 1:
+        return first
+    text = f"{{{ranges(int(cells[place]) for cells in same)}}}"
+    return (*first[:place], text, *first[place + 1 :])
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """`0-3,7` for 0, 1, 2, 3, 7; with many runs the first two and the last."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    texts = [f"{first}-{last}" if last > first else f"{first}" for first, last in runs]
+    return ",".join(texts if len(texts) < MANY_RUNS else [*texts[:2], "...", texts[-1]])

@@ -1,0 +1,46 @@
+"""What engines built on factorisations share: a clean, tall, scaled matrix in, its zeros out."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from polarlight.linalg.matrices import check_matrix, unit_scale
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def by_decomposition(
+    M: Tensor, dtype: torch.dtype | None, polar: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """`polar` of each matrix of M [..., m, n], in `dtype` (None: that of M, at least float32).
+
+    `polar` sees matrices with m >= n and largest entry 1. It never sees NaN or Inf, which could
+    stop a factorisation of a whole batch: such a matrix is replaced by zeros, and its result by
+    NaN. Zero rows and columns come out as zeros, whatever rounding made of them.
+
+    Raises:
+        TypeError: If M is not a real floating-point tensor.
+        ValueError: If M has fewer than two dimensions.
+    """
+    check_matrix(M)
+    if M.numel() == 0:
+        return M.clone()
+    dtype = dtype or decomposition_dtype(M)
+    X = unit_scale(M.to(torch.promote_types(M.dtype, dtype))).to(dtype)
+    finite = X.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+    X = torch.where(finite, X, 0.0)
+    U = polar(X) if X.shape[-2] >= X.shape[-1] else polar(X.mT).mT
+    U = U * (X != 0).any(-1, keepdim=True) * (X != 0).any(-2, keepdim=True)
+    return torch.where(finite, U, torch.nan).to(M.dtype)
+
+
+def decomposition_dtype(M: Tensor) -> torch.dtype:
+    """The dtype of M where factorisations exist in it, float32 for anything narrower."""
+    return M.dtype if M.dtype in DTYPES else torch.float32
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raises ValueError unless factorisations exist in this dtype; None means that of the input."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be float32, float64 or None, got {dtype}")

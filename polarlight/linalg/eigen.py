@@ -1,0 +1,73 @@
+"""The polar factor from the eigenvectors of the Gram matrix: cheaper than an SVD, and coarser.
+
+    M'M = V L V',    W = M V,    U = W diag(1 / |w_i|) V'
+
+Squaring halves the digits: eigenvectors of singular values below sqrt(eps) times the largest are
+noise. The lengths of the columns w_i replace the roots of the eigenvalues, which keeps every
+singular value that is kept at 1, also near the cut-off.
+
+Source: Higham, "Functions of Matrices" (2008), chapter 8.
+Deviations: lengths of W instead of L^(1/2); relative cut-off.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polarlight.linalg.decomposition import by_decomposition, check_dtype
+from polarlight.linalg.matrices import nonzero
+
+
+@dataclass(frozen=True, slots=True)
+class EigenPolar:
+    """Polar factor of each matrix in a batch, by eigendecomposition of its Gram matrix.
+
+    Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
+    Cost: 6 m n k + 9 k^3 flops with k = min(m, n), about half of `ExactPolar`.
+
+    Args:
+        cutoff: Singular values up to this fraction of the largest count as zero, and their
+            directions map to zero; in (0, 1). None takes the square root of the machine epsilon,
+            3.5e-4 in float32 and 1.5e-8 in float64.
+        dtype: Dtype of the decomposition: float32 or float64. None takes that of M, at least
+            float32.
+
+    Accuracy: within 5 eps / s^2 of the exact factor (relative, Frobenius), s the least singular
+        value
+    over the largest: condition 1000 is the limit in float32, 1e7 in float64. Zero rows and columns
+    stay exactly zero; NaN or Inf anywhere makes that matrix NaN and no other.
+
+    Raises:
+        TypeError: If M is not a real floating-point tensor.
+        ValueError: If M has fewer than two dimensions, or an argument is outside its range.
+    """
+
+    cutoff: float | None = None
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.cutoff is not None and not 0 < self.cutoff < 1:
+            raise ValueError(f"cutoff must lie in (0, 1), got {self.cutoff}")
+        check_dtype(self.dtype)
+
+    def __call__(self, M: Tensor) -> Tensor:
+        """Returns the polar factor of M; see the class."""
+        return by_decomposition(M, self.dtype, self._polar)
+
+    def flops(self, m: int, n: int) -> float:
+        """The count above for one m x n matrix."""
+        k = min(m, n)
+        return 6.0 * m * n * k + 9.0 * k**3
+
+    def _polar(self, X: Tensor) -> Tensor:
+        V = torch.linalg.eigh(X.mT @ X).eigenvectors
+        W = X @ V
+        lengths = torch.linalg.vector_norm(W, dim=-2, keepdim=True)
+        cutoff = torch.finfo(X.dtype).eps ** 0.5 if self.cutoff is None else self.cutoff
+        kept = lengths > cutoff * lengths.amax(dim=-1, keepdim=True)
+        polar: Tensor = (W * (kept / nonzero(lengths))) @ V.mT
+        return polar
+
+    def __str__(self) -> str:
+        return "exact (eigenvectors of the Gram matrix)"

@@ -1,0 +1,219 @@
+"""Newton-Schulz on the Gram matrix: long matrices are touched a few times, not twice per step.
+
+With R = X'X and P = aI + bR + cR^2, a step is X <- X P and R <- P R P. Steps are gathered in the
+small factor Q <- Q P, and X <- X Q is formed once per segment, from which R is taken anew:
+
+    Z = bR + cR^2,   Q <- Q Z + a Q,   R <- Z (RZ + aR) + a (RZ + aR)
+
+Rounding gives R eigenvalues slightly below zero, which a step of slope a multiplies by a^2 instead
+of bounding; and Q, rounded relative to its largest eigenvalue, drowns what it shrinks. A segment
+may therefore only run while the condition of Q stays below CONDITION and an eigenvalue of
+-PERTURBATION eps is amplified about as much as one of 0: at most GROWTH eps more.
+`restart_positions` finds the fewest restarts with that property from the schedule itself. In
+float16 at condition 1e3 the result then errs about as much as that of the plain form; without a
+restart Polar Express is lost there.
+
+Source: Zhang, Amsel, Chen, Dao, "Gram Newton-Schulz" (2026),
+dao-lab.ai/blog/2026/gram-newton-schulz.
+Deviations: restarts are derived, not tuned by hand. P is never formed, and neither is Q in a
+segment of one step; the identity enters only the first Q of a longer segment. (Keeping it apart as
+a number looks better and measures worse: Q ends near 1, a difference of two large numbers then.)
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from polarlight.linalg.coefficients import Quintic, Schedule
+from polarlight.linalg.matrices import check_matrix
+from polarlight.linalg.newton_schulz import iterate, iteration_flops
+from polarlight.linalg.normalisation import FROBENIUS, Normalisation, normalised
+from polarlight.linalg.polar_express import polar_express
+from polarlight.linalg.precision import gram_dtype
+from polarlight.linalg.products import gram, gram_polynomial, multiply_add, times_short
+
+CONDITION = 200.0
+"""Largest condition of an accumulated factor in float16 (0.2 / eps) and wider."""
+
+GROWTH = 512.0
+"""How much more than zero a perturbed eigenvalue may be amplified, in epsilons; half at most."""
+
+PERTURBATION = 0.41
+"""The least eigenvalue of a rounded Gram matrix, in negative machine epsilons: -4e-4 in float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class GramNewtonSchulz:
+    """Newton-Schulz for oblong matrices, iterating on the Gram matrix of the short side.
+
+    Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
+    Cost for S segments of T quintics in total: 4 S m n k + 2 (4 T - 3 S) k^3 flops with k = min(m,
+    n), against 4 T m n k + 2 T k^3 in the plain form. Where that is no gain (square matrices, or a
+    segment per step) and on short sides up to `tile` the plain form runs, in the same dtype;
+    `reason` says which and why.
+
+    Args:
+        schedule: The polynomials; see `linalg.coefficients` and `linalg.polar_express`.
+        dtype: Dtype of the iteration. None takes float16 on GPUs that multiply it in hardware,
+            float32 elsewhere, and float64 for float64 input. Bfloat16 needs so many restarts that
+            little is gained: 25 bounds the condition there.
+        normalisation: What the input is divided by; see `linalg.normalisation`.
+        restarts: Numbers of steps after which the Gram matrix is taken anew, increasing. None
+            derives them by `restart_positions`.
+        tile: Short sides up to this length take the plain form: their products are too small to pay
+            for more launches.
+
+    Accuracy: that of `NewtonSchulz` with this schedule and dtype. Up to condition 1e3 the two agree
+    (relative, Frobenius) within 5e-2 in float16, 2e-4 in float32 and 4e-13 in float64.
+
+    Raises:
+        TypeError: If M is not a real floating-point tensor.
+        ValueError: If M has fewer than two dimensions, the schedule needs another normalisation,
+            or restarts do not increase between 1 and the number of steps less 1.
+    """
+
+    schedule: Schedule = polar_express(5)
+    dtype: torch.dtype | None = None
+    normalisation: Normalisation = FROBENIUS
+    restarts: tuple[int, ...] | None = None
+    tile: int = 256
+
+    def __post_init__(self) -> None:
+        self.schedule.check(self.normalisation)
+        bounds = (0, *(self.restarts or ()), len(self.schedule.steps))
+        if any(i >= j for i, j in pairwise(bounds)):
+            raise ValueError(
+                f"restarts must increase within 1 .. {bounds[-1] - 1}, got {self.restarts}"
+            )
+
+    def __call__(self, M: Tensor) -> Tensor:
+        """Returns the polar factor of M; see the class."""
+        check_matrix(M)
+        if M.numel() == 0:
+            return M.clone()
+        dtype = self.dtype or gram_dtype(M.dtype, M.device)
+        X = normalised(M, self.normalisation, self.schedule.safety, dtype)
+        if self._pays(M.shape[-2], M.shape[-1], dtype):
+            for steps in self.segments(dtype):
+                X = _segment(X, steps)
+        else:
+            X = iterate(X, self.schedule.steps)
+        return X.to(M.dtype)
+
+    def segments(self, dtype: torch.dtype) -> tuple[tuple[Quintic, ...], ...]:
+        """The schedule cut at its restarts."""
+        steps = self.schedule.steps
+        restarts = self.restarts
+        if restarts is None:
+            restarts = restart_positions(self.schedule, dtype)
+        return tuple(steps[i:j] for i, j in pairwise((0, *restarts, len(steps))))
+
+    def flops(self, m: int, n: int, dtype: torch.dtype = torch.float16) -> float:
+        """The count above for the form that runs; a None dtype counts as the one given here."""
+        dtype = self.dtype or dtype
+        form = self._gram_flops(m, n, dtype) if self._pays(m, n, dtype) else self._plain_flops(m, n)
+        return self.normalisation.flops(m, n) + form
+
+    def reason(self, m: int, n: int, dtype: torch.dtype = torch.float16) -> str:
+        """Which form an m x n matrix gets, and why; a None dtype counts as the one given here."""
+        dtype = self.dtype or dtype
+        if min(m, n) <= self.tile:
+            return f"plain form: the short side, {min(m, n)}, is within one tile of {self.tile}"
+        gram_form, plain = self._gram_flops(m, n, dtype), self._plain_flops(m, n)
+        costs = f"{gram_form:.3g} flops in the Gram form, {plain:.3g} in the plain form"
+        segments = len(self.segments(dtype))
+        return f"{'Gram' if gram_form < plain else 'plain'} form: {costs} ({segments} segments)"
+
+    def _pays(self, m: int, n: int, dtype: torch.dtype) -> bool:
+        return min(m, n) > self.tile and self._gram_flops(m, n, dtype) < self._plain_flops(m, n)
+
+    def _plain_flops(self, m: int, n: int) -> float:
+        return iteration_flops(m, n, self.schedule.steps)
+
+    def _gram_flops(self, m: int, n: int, dtype: torch.dtype) -> float:
+        k = min(m, n)
+        polynomials = sum(2.0 * k**3 for _, _, c in self.schedule.steps if c)
+        updates = sum(6.0 * k**3 * (len(s) - 1) for s in self.segments(dtype))
+        return 4.0 * m * n * k * len(self.segments(dtype)) + polynomials + updates
+
+    def __str__(self) -> str:
+        return f"Gram Newton-Schulz, {self.schedule.name}"
+
+
+def _segment(X: Tensor, steps: Sequence[Quintic]) -> Tensor:
+    """X times the polynomials of one segment, gathered on the short side."""
+    (a, b, c), *rest = steps
+    R = gram(X)
+    Z = gram_polynomial(R, b, c)
+    if not rest:
+        return times_short(X, Z, a)
+    Q = Z.clone()
+    Q.diagonal(dim1=-2, dim2=-1).add_(a)
+    for following in rest:
+        RZ = multiply_add(R, R, Z, a)
+        R = multiply_add(RZ, Z, RZ, a)
+        a, b, c = following
+        Z = gram_polynomial(R, b, c)
+        Q = multiply_add(Q, Q, Z, a)
+    return times_short(X, Q)
+
+
+@lru_cache
+def restart_positions(schedule: Schedule, dtype: torch.dtype) -> tuple[int, ...]:
+    """After how many steps the Gram matrix is to be taken anew in an iteration in `dtype`.
+
+    The fewest restarts for which every segment keeps to CONDITION and GROWTH, and among those the
+    ones with the least growth. Runs on the host, once per schedule.
+    """
+    steps = schedule.steps
+    best: list[tuple[int, float, tuple[int, ...]]] = [(0, 0.0, ())]
+    for end in range(1, len(steps) + 1):
+        options = []
+        for start in range(end):
+            growth = segment_growth(steps[start:end], dtype)
+            if growth <= growth_limit(dtype):
+                segments, worst, cuts = best[start]
+                options.append((segments + 1, max(worst, growth), (*cuts, start)))
+        best.append(min(options))
+    return best[-1][2][1:]
+
+
+def condition_limit(dtype: torch.dtype) -> float:
+    """CONDITION, and less in bfloat16, so that rounding a factor cannot reach what it shrinks."""
+    return min(CONDITION, 0.2 / torch.finfo(dtype).eps)
+
+
+def growth_limit(dtype: torch.dtype) -> float:
+    """GROWTH epsilons, at most a half."""
+    return min(0.5, GROWTH * torch.finfo(dtype).eps)
+
+
+def segment_growth(steps: Sequence[Quintic], dtype: torch.dtype, points: int = 400) -> float:
+    """How much more a Gram eigenvalue rounded in `dtype` to below 0 is amplified than 0 itself.
+
+    About the relative error of small singular values after the segment. Infinite where the
+    condition of the accumulated factor, over all Gram eigenvalues up to 1, exceeds CONDITION; 0 for
+    a single step, which accumulates nothing.
+    """
+    if len(steps) == 1:
+        return 0.0
+    perturbed = _factor(steps, -PERTURBATION * torch.finfo(dtype).eps)
+    factors = [perturbed, *(_factor(steps, (i / points) ** 2) for i in range(points + 1))]
+    within = max(factors) <= condition_limit(dtype) * min(factors)
+    return perturbed / factors[1] - 1 if within else math.inf
+
+
+def _factor(steps: Sequence[Quintic], r: float) -> float:
+    """|q(r)|: the product of the polynomials P on the way of a Gram eigenvalue r."""
+    q = 1.0
+    for a, b, c in steps:
+        p = a + r * (b + r * c)
+        q, r = q * p, r * p * p
+        if abs(q) > 1e30:
+            break
+    return abs(q)

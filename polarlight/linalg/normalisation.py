@@ -1,0 +1,129 @@
+"""What a matrix is divided by before a polynomial iteration, so that no singular value exceeds 1.
+
+    Frobenius   |X|_F = (sum s^2)^(1/2)
+    Schatten4   |X'X|_F^(1/2) = (sum s^4)^(1/4): tighter by up to k^(1/4) on a flat spectrum
+    AOL         column j by (sum_i |X'X|_ij)^(1/2): evens the columns out as well
+
+A normalisation is called with a matrix and returns the divisor, which broadcasts against it and is
+0 only where the matrix is. The first two are scalars and leave the polar factor alone. AOL is a
+diagonal matrix D on the short side: what follows approximates polar(X D^-1), not polar(X), and no
+longer commutes with rotations of that side.
+
+Source: Frobenius: Jordan et al., "Muon" (2024). Schatten norms: Gelfand's formula in Grishina et
+al. (2025), arXiv 2506.10935. AOL: Prach and Lampert, "Almost-Orthogonal Layers" (2022), arXiv
+2208.03160; before Newton-Schulz: Boissin et al., "Turbo-Muon" (2025), arXiv 2512.04632.
+Deviations: divisors have no absolute floor; zero rows and columns stay zero.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero, unit_scale
+from polarlight.linalg.products import gram, is_tall
+
+
+class Normalisation(Protocol):
+    """Bounds every singular value of X / divisor by 1.
+
+    Attributes:
+        scalar: Whether the divisor is one number per matrix, so that the polar factor is kept.
+    """
+
+    scalar: ClassVar[bool]
+
+    def __call__(self, X: Tensor, dtype: torch.dtype) -> Tensor:
+        """The divisor of X [..., m, n] for an iteration that will run in `dtype`."""
+
+    def flops(self, m: int, n: int) -> float:
+        """Operations for one m x n matrix, counting a multiplication and an addition as two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frobenius:
+    """Division by the Frobenius norm, the root of the sum of squared singular values.
+
+    Cost: 2 m n flops.
+    """
+
+    scalar: ClassVar[bool] = True
+
+    def __call__(self, X: Tensor, dtype: torch.dtype) -> Tensor:
+        """[..., m, n] -> [..., 1, 1], in the dtype of X."""
+        return frobenius_norm(X)
+
+    def flops(self, m: int, n: int) -> float:
+        """2 m n."""
+        return 2.0 * m * n
+
+    def __str__(self) -> str:
+        return "Frobenius"
+
+
+FROBENIUS = Frobenius()
+"""The default of every engine: a value, so that signatures can share it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schatten4:
+    """Division by the Schatten-4 norm, from one Gram matrix.
+
+    Exact for rank 1; on k equal singular values they come out as k^(-1/4) instead of the k^(-1/2)
+    of the Frobenius norm, which saves about one step. Cost: 2 m n k flops, k the short side.
+    """
+
+    scalar: ClassVar[bool] = True
+
+    def __call__(self, X: Tensor, dtype: torch.dtype) -> Tensor:
+        """[..., m, n] -> [..., 1, 1], in float32 or float64."""
+        return frobenius_norm(at_least_float32(_gram(X, dtype))).sqrt()
+
+    def flops(self, m: int, n: int) -> float:
+        """2 m n k + 2 k^2, k the short side."""
+        k = min(m, n)
+        return 2.0 * m * n * k + 2.0 * k * k
+
+    def __str__(self) -> str:
+        return "Schatten-4"
+
+
+@dataclass(frozen=True, slots=True)
+class AOL:
+    """Division of each column of a tall matrix, each row of any other, by its share of the Gram.
+
+    Singular values end at most at 1, and at exactly 1 for rank 1 and for orthogonal columns. Cost:
+    2 m n k flops, k the short side.
+    """
+
+    scalar: ClassVar[bool] = False
+
+    def __call__(self, X: Tensor, dtype: torch.dtype) -> Tensor:
+        """[..., m, n] -> [..., 1, n] for a tall X, [..., m, 1] for any other."""
+        sizes = at_least_float32(_gram(X, dtype)).abs()
+        return sizes.sum(dim=-2 if is_tall(X) else -1, keepdim=True).sqrt()
+
+    def flops(self, m: int, n: int) -> float:
+        """2 m n k + k^2, k the short side."""
+        k = min(m, n)
+        return 2.0 * m * n * k + 1.0 * k * k
+
+    def __str__(self) -> str:
+        return "AOL"
+
+
+def normalised(
+    M: Tensor, normalisation: Normalisation, safety: float, dtype: torch.dtype
+) -> Tensor:
+    """M over `safety` times its norm, in `dtype`: singular values up to 1 / safety."""
+    X = unit_scale(M)
+    return (X / nonzero(safety * normalisation(X, dtype))).to(dtype)
+
+
+def _gram(X: Tensor, dtype: torch.dtype) -> Tensor:
+    """The Gram matrix at the speed of `dtype`: its own rounding stays below a safety of 1.01.
+
+    In bfloat16 for half precision: squares of small entries would vanish in float16.
+    """
+    return gram(X.to(torch.bfloat16 if dtype.itemsize == 2 else dtype))

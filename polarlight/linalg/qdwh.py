@@ -1,0 +1,109 @@
+"""QDWH: the polar factor by dynamically weighted Halley steps, in three to five of them.
+
+    X <- X (a I + b X'X) (I + c X'X)^-1,        X_0 = M / |M|_F
+
+The weights are the best ones for singular values in [l, 1], where l, the least that is provided
+for, grows from step to step by a known formula; the number of steps is thus known before the first.
+
+Source: Nakatsukasa, Bai, Gygi (2010), SIAM J. Matrix Anal. Appl. 31, 2700.
+Deviations: the bound on the largest singular value is |M|_F. The usual (|M|_1 |M|_inf)^(1/2) is
+about as loose and depends on the basis, so that an unconverged step would not commute with
+rotations. l_0 is given, not estimated, and steps are counted, not tested for: nothing waits for the
+device. A cubic Newton-Schulz step follows the last.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from polarlight.linalg.decomposition import DTYPES, by_decomposition, check_dtype
+from polarlight.linalg.rational import (
+    RationalStep,
+    check_lower,
+    iterate,
+    iteration_flops,
+    polished,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QDWH:
+    """Polar factor of each matrix in a batch, by QR and Cholesky factorisations.
+
+    Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
+    Cost: first steps by QR, the rest by Cholesky; see `linalg.rational.iteration_flops`. Square and
+    with the default bound: about 30 k^3 flops in float32, 34 k^3 in float64.
+
+    Args:
+        lower: The least singular value, relative to |M|_F, that is to arrive at 1; in [1e-20, 1).
+            None takes the machine epsilon of the computation.
+        steps: Number of Halley steps. None takes the fewest that bring `lower` to within an epsilon
+            of 1: 4 in float32 and 5 in float64 for the default bound, 3 from 1e-3 in float32.
+        dtype: Dtype of the computation: float32 or float64. None takes that of M, at least float32.
+
+    Accuracy: singular values above `lower` within a few epsilons of 1; with 3 float32 steps within
+    1e-4 of it. Those below arrive between 0 and 1, in order. Zero rows and columns stay exactly
+    zero. Other null directions hold rounding noise after the first factorisation: they come out as
+    arbitrary directions with singular values from 0 to 1, orthogonal to the rest, which is not
+    affected. Where they must be 0, `ExactPolar` and `EigenPolar` cut them off. NaN or Inf anywhere
+    makes that matrix NaN and no other.
+
+    Raises:
+        TypeError: If M is not a real floating-point tensor.
+        ValueError: If M has fewer than two dimensions, or an argument is outside its range.
+    """
+
+    lower: float | None = None
+    steps: int | None = None
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        check_lower(self.lower)
+        check_dtype(self.dtype)
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be >= 1, got {self.steps}")
+        for dtype in DTYPES:
+            self.plan(dtype)
+
+    def __call__(self, M: Tensor) -> Tensor:
+        """Returns the polar factor of M; see the class."""
+        return by_decomposition(M, self.dtype, lambda X: iterate(X, self.plan(X.dtype)))
+
+    def plan(self, dtype: torch.dtype) -> tuple[RationalStep, ...]:
+        """The steps of a computation in float32 or float64."""
+        eps = torch.finfo(dtype).eps
+        return halley(self.lower or eps, self.steps, eps)
+
+    def flops(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
+        """The count above for one m x n matrix; a None dtype counts as the one given here."""
+        return iteration_flops(m, n, self.plan(self.dtype or dtype))
+
+    def __str__(self) -> str:
+        steps = "" if self.steps is None else f" x{self.steps}"
+        return f"QDWH{steps}" if self.lower is None else f"QDWH{steps} from {self.lower:g}"
+
+
+@lru_cache
+def halley(lower: float, steps: int | None, accuracy: float) -> tuple[RationalStep, ...]:
+    """`steps` weighted Halley steps for [lower, 1], or as many as the polish needs."""
+    plan: list[RationalStep] = []
+    while len(plan) != steps:
+        if steps is None and 1 - polished(lower) <= accuracy:
+            break
+        step = _halley_step(lower)
+        plan.append(step)
+        lower = min(step(lower), 1.0)
+    return tuple(plan)
+
+
+def _halley_step(lower: float) -> RationalStep:
+    """The step x (a + b x^2) / (1 + c x^2), as b/c x + (a - b/c) / c x / (x^2 + 1/c)."""
+    squared = lower * lower
+    d = (4 * (1 - squared) / squared**2) ** (1 / 3)
+    root = (1 + d) ** 0.5
+    a = root + (2 - d + 2 * (2 - squared) / (squared * root)) ** 0.5
+    b = (a - 1) ** 2 / 4
+    c = a + b - 1
+    return RationalStep(b / c, (((a - b / c) / c, 1 / c),))

@@ -1,0 +1,122 @@
+"""Rational iterations on singular values: x -> g x + sum_j w_j x / (x^2 + s_j), step by step.
+
+On a tall matrix each term is one resolvent X (X'X + s I)^-1, by whichever form is stable:
+
+    s < 1/100    QR of [X; sqrt(s) I] = [Q1; Q2] R, which gives Q1 Q2' / sqrt(s)
+    otherwise    Cholesky of X'X + s I, whose condition is at most 101 for |X| <= 1
+
+Matrices longer than wide by more than about a quarter are reduced to their triangular factor first.
+
+Source: Nakatsukasa, Bai, Gygi (2010), SIAM J. Matrix Anal. Appl. 31, 2700.
+Deviations: a failed Cholesky factorisation gives NaN in its own matrix, without a look at it on the
+host; a cubic Newton-Schulz step ends every iteration. The terms of a step run one after another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polarlight.linalg.matrices import frobenius_norm, nonzero
+from polarlight.linalg.products import multiply_add
+
+CHOLESKY_FROM = 0.01
+"""Least shift for the Cholesky form (the source's c <= 100)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RationalStep:
+    """x -> linear x + sum of weight x / (x^2 + shift) over the terms (weight, shift)."""
+
+    linear: float
+    terms: tuple[tuple[float, float], ...]
+
+    def __call__(self, x: float) -> float:
+        """The value at a singular value x."""
+        return x * (self.linear + sum(weight / (x * x + shift) for weight, shift in self.terms))
+
+
+def polished(x: float) -> float:
+    """The cubic Newton-Schulz step, which squares an error that is left."""
+    return x * (1.5 - 0.5 * x * x)
+
+
+def check_lower(lower: float | None) -> None:
+    """Raises ValueError unless a design bound is None or can be designed for in float64."""
+    if lower is not None and not 1e-20 <= lower < 1:
+        raise ValueError(f"lower must lie in [1e-20, 1), got {lower}")
+
+
+def iterate(X: Tensor, steps: Sequence[RationalStep]) -> Tensor:
+    """Maps the singular values x |X|_F of tall X by the steps at x, and polishes the result."""
+    X = X / nonzero(frobenius_norm(X))
+    m, n = X.shape[-2:]
+    if _reduced_flops(m, n, steps) < _steps_flops(m, n, steps):
+        Q, R = torch.linalg.qr(X)
+        reduced: Tensor = Q @ _run(R, steps)
+        return reduced
+    return _run(X, steps)
+
+
+def iteration_flops(m: int, n: int, steps: Sequence[RationalStep]) -> float:
+    """Operations for one matrix, k the short and l the long side.
+
+    QR term 4 (l + k) k^2 - (4/3) k^3 + 2 l k^2; Cholesky term 2 l k^2 + k^3 / 3, and 2 l k^2 for
+    the Gram matrix that the terms of a step share; polish 4 l k^2. The reduction costs 6 l k^2 -
+    (4/3) k^3 and sets l = k.
+    """
+    long, short = max(m, n), min(m, n)
+    direct, reduced = _steps_flops(long, short, steps), _reduced_flops(long, short, steps)
+    return 4.0 * m * n + min(direct, reduced)
+
+
+def _reduced_flops(m: int, n: int, steps: Sequence[RationalStep]) -> float:
+    return 6.0 * m * n**2 - 4 / 3 * n**3 + _steps_flops(n, n, steps)
+
+
+def _steps_flops(m: int, n: int, steps: Sequence[RationalStep]) -> float:
+    total = 4.0 * m * n**2
+    for step in steps:
+        by_cholesky = sum(shift >= CHOLESKY_FROM for _, shift in step.terms)
+        by_qr = len(step.terms) - by_cholesky
+        total += by_qr * (6.0 * m * n**2 + 8 / 3 * n**3)
+        total += by_cholesky * (2.0 * m * n**2 + n**3 / 3) + (2.0 * m * n**2 if by_cholesky else 0)
+    return total
+
+
+def _run(X: Tensor, steps: Sequence[RationalStep]) -> Tensor:
+    for step in steps:
+        X = _step(X, step)
+    return multiply_add(X, X, X.mT @ X, 1.5, -0.5)
+
+
+def _step(X: Tensor, step: RationalStep) -> Tensor:
+    result = step.linear * X
+    by_cholesky = [term for term in step.terms if term[1] >= CHOLESKY_FROM]
+    for weight, shift in step.terms:
+        if shift < CHOLESKY_FROM:
+            Q1, Q2 = _stacked_qr(X, shift)
+            result = multiply_add(result, Q1, Q2.mT, 1.0, weight / shift**0.5)
+    if by_cholesky:
+        R = X.mT @ X
+        for weight, shift in by_cholesky:
+            result = result + weight * resolvent(X, R, shift)
+    return result
+
+
+def _stacked_qr(X: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    """Both blocks of the orthonormal factor of [X; sqrt(shift) I]."""
+    m, n = X.shape[-2:]
+    unit = torch.eye(n, dtype=X.dtype, device=X.device).expand(*X.shape[:-2], n, n)
+    Q = torch.linalg.qr(torch.cat([X, shift**0.5 * unit], dim=-2)).Q
+    return Q[..., :m, :], Q[..., m:, :]
+
+
+def resolvent(X: Tensor, R: Tensor, shift: float) -> Tensor:
+    """X (R + shift I)^-1 for R = X'X; NaN for the matrices whose factorisation fails."""
+    shifted = R.clone()
+    shifted.diagonal(dim1=-2, dim2=-1).add_(shift)
+    L, info = torch.linalg.cholesky_ex(shifted)
+    L = torch.where((info == 0)[..., None, None], L, torch.nan)
+    return torch.cholesky_solve(X.mT, L).mT

@@ -1,0 +1,89 @@
+"""What a parameter can be: its role, its part in that role, and the record of the decision."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import Tensor
+
+from polarlight.view import MatrixView, Whole
+
+
+class Role(StrEnum):
+    """What a parameter does in its network."""
+
+    HIDDEN = "hidden"
+    GATE_UP = "gate_up"
+    DOWN = "down"
+    ATTENTION = "attention"
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    TIED = "tied"
+    ROUTER = "router"
+    EXPERT = "expert"
+    CONV = "conv"
+    VECTOR = "vector"
+
+
+MATRIX_ROLES = frozenset({Role.HIDDEN, Role.GATE_UP, Role.DOWN, Role.ATTENTION, Role.EXPERT})
+"""Roles whose parameters are hidden matrices, the ones that a spectral rule is for."""
+
+
+class Part(StrEnum):
+    """Which of several a parameter is within its role; NONE where that is unknown or moot.
+
+    QKV stands for several of query, key and value in one parameter, LATENT for the low-rank inner
+    projections of multi-head latent attention. A router is SOFTMAX or SIGMOID by how it scores;
+    NONE if that could not be seen.
+    """
+
+    NONE = ""
+    QUERY = "query"
+    KEY = "key"
+    VALUE = "value"
+    OUTPUT = "output"
+    QKV = "qkv"
+    LATENT = "latent"
+    GATE = "gate"
+    UP = "up"
+    GATE_UP = "gate_up"
+    DOWN = "down"
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    TOKEN = "token"
+    POSITION = "position"
+    DEPTHWISE = "depthwise"
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One parameter, what it is for, which part of it is a matrix, and why.
+
+    Attributes:
+        name: The parameter's first name in the model.
+        parameter: The tensor.
+        role: What it does.
+        reason: Where that is known from.
+        view: Its matrices: one per projection, fused ones apart wherever their seams are known.
+        part: Which projection, which kind of router, ...
+        heads: A view with one matrix per attention head; equal to `view` for projections without
+            heads, None where the number of heads is unknown or the parameter is no attention.
+    """
+
+    name: str
+    parameter: Tensor
+    role: Role
+    reason: str
+    view: MatrixView = Whole()
+    part: Part = Part.NONE
+    heads: MatrixView | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An assignment without the parameter; views are those of the map (fan_out, fan_in)."""
+
+    role: Role
+    reason: str
+    view: MatrixView = Whole()
+    part: Part = Part.NONE
+    heads: MatrixView | None = None

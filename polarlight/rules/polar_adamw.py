@@ -1,0 +1,75 @@
+"""PolarAdamW: the polar factor of AdamW's direction.
+
+    m <- b1 m + (1 - b1) G,   v <- b2 v + (1 - b2) G^2 (entry by entry)
+    W <- (1 - lr wd) W - lr sqrt(max(1, m/n)) polar(m / (sqrt(v) + eps))
+
+AdamW evens out the entries, the polar factor the singular values; equivariance under rotations is
+given up for equivariance under permutations and sign changes of rows and columns.
+
+Source: H. Zhang, "PolarAdamW" (2026), arXiv 2605.07067, by its abstract: decay rates, scale and
+    polar method are our choice.
+Deviations: the bias corrections are left out, as a polar factor does not see factors; eps is
+relative. Betas belong to the rule; the group's `momentum` is not used.
+"""
+
+from torch import Tensor
+
+from polarlight.linalg.coefficients import JORDAN
+from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.optimizer import SpectralOptimizer
+from polarlight.rule import MatrixMap, Scale, UpdateRule
+from polarlight.rules.adamw import with_adamw
+from polarlight.stages.adam import AdamDirection
+from polarlight.stages.momentum import RawGradient
+from polarlight.stages.scales import Original
+
+
+def polar_adamw(
+    *,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    polar: MatrixMap = NewtonSchulz(JORDAN),
+    scale: Scale = Original(),
+) -> UpdateRule:
+    """PolarAdamW with the given polar method; see the module docstring for the mathematics."""
+    return UpdateRule(
+        name="polar_adamw",
+        momentum=RawGradient(),
+        balance=AdamDirection(betas, eps),
+        map=polar,
+        scale=scale,
+    )
+
+
+class PolarAdamW(SpectralOptimizer):
+    """PolarAdamW on hidden matrices, AdamW on the rest. Other arguments: `polarlight.Muon`.
+
+    Args:
+        lr: Of Muon's size.
+        betas: AdamW's decay rates for the matrices, fixed: `momentum` in the param groups is not
+            used.
+        eps: Floor under the root of the second moment, as a fraction of its root mean square.
+    """
+
+    def __init__(
+        self,
+        params: object,
+        lr: float | Tensor = 0.02,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        polar: MatrixMap = NewtonSchulz(JORDAN),
+        scale: Scale = Original(),
+        maximize: bool = False,
+        aux_lr: float | Tensor = 3e-3,
+        aux_betas: tuple[float, float] = (0.9, 0.95),
+        aux_weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            with_adamw(params, lr=aux_lr, betas=aux_betas, weight_decay=aux_weight_decay),
+            lr,
+            weight_decay,
+            rule=polar_adamw(betas=betas, eps=eps, polar=polar, scale=scale),
+            maximize=maximize,
+        )

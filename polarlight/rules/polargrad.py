@@ -1,0 +1,139 @@
+"""PolarGrad: the polar factor, as long as the matrix's nuclear norm.
+
+    momentum first:   M <- b M + (1 - b) G,  U = polar(M),   W <- (1 - lr wd) W - lr <M, U> U
+    polar first:      U = polar(G),  P <- b P + (1 - b) U,   W <- (1 - lr wd) W - lr <G, U> P
+
+<M, U> is the nuclear norm, the one that is dual to the spectral norm: steepest descent whose steps
+vanish with the gradient, where Muon's keep their length and need a falling learning rate.
+
+Source: Lau et al., "PolarGrad" (2025), arXiv 2505.21799, and its code (timlautk/polargrad).
+Deviations: QDWH converges here (the code stops after two steps); a batch has a nuclear norm for
+each matrix, not their sum. Not free of scale, by design: U(c M) = c^power U(M), so lr has the size
+of the loss in it. In the form with the polar factor first the decay rate belongs to the rule.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polarlight.linalg.matrices import at_least_float32, nonzero, unit_scale
+from polarlight.linalg.qdwh import QDWH
+from polarlight.optimizer import SpectralOptimizer
+from polarlight.rule import Buffers, MatrixMap, Scale, UpdateRule
+from polarlight.rules.adamw import with_adamw
+from polarlight.stages.factors import check_beta
+from polarlight.stages.momentum import EMA, RawGradient
+from polarlight.stages.scales import Unscaled
+
+
+def nuclear_norm(M: Tensor, U: Tensor, power: float = 1.0) -> Tensor:
+    """<M, U>^power of each matrix, [..., m, n] -> [..., 1, 1], U the polar factor; 0 for zero."""
+    M, U = at_least_float32(M), at_least_float32(U)
+    largest = M.abs().amax(dim=(-2, -1), keepdim=True)
+    pairing = (unit_scale(M) * U).sum(dim=(-2, -1), keepdim=True)
+    return torch.where(pairing == 0, 0.0, nonzero(pairing) ** power * largest**power)
+
+
+@dataclass(frozen=True, slots=True)
+class NuclearPolar:
+    """<M, polar(M)>^power polar(M), [..., m, n] -> [..., m, n]; power 1 PolarGrad, 0 Muon."""
+
+    polar: MatrixMap = QDWH()
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.power <= 1:
+            raise ValueError(f"power must lie in [0, 1], got {self.power}")
+
+    def __call__(self, M: Tensor) -> Tensor:
+        """The polar factor at its length."""
+        U = self.polar(M)
+        return (nuclear_norm(M, U, self.power) * U).to(M.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.polar}, nuclear norm"
+
+
+@dataclass(frozen=True, slots=True)
+class AveragedPolar:
+    """The average of past polar factors, times the nuclear norm of the present gradient.
+
+    Shapes: [..., m, n] -> [..., m, n]. State: `polar_momentum` [..., m, n].
+    """
+
+    polar: MatrixMap = QDWH()
+    beta: float = 0.95
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+
+    def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
+        """The average."""
+        return {"polar_momentum": shape}
+
+    def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
+        """Updates the average; returns it at its length."""
+        U, P = self.polar(at_least_float32(X)), buffers["polar_momentum"]
+        P.lerp_(U, 1 - self.beta)
+        return (nuclear_norm(X, U) * P).to(X.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.polar}, averaged, nuclear norm"
+
+
+def polargrad(
+    *,
+    polar: MatrixMap = QDWH(),
+    power: float = 1.0,
+    nesterov: bool = False,
+    scale: Scale = Unscaled(),
+) -> UpdateRule:
+    """PolarGrad with the momentum first, the source's default."""
+    nuclear = NuclearPolar(polar, power)
+    return UpdateRule(name="polargrad", momentum=EMA(nesterov), map=nuclear, scale=scale)
+
+
+def polargrad_polar_first(
+    *, beta: float = 0.95, polar: MatrixMap = QDWH(), scale: Scale = Unscaled()
+) -> UpdateRule:
+    """PolarGrad with the polar factor first; for `SpectralOptimizer(params, rule=...)`."""
+    averaged = AveragedPolar(polar, beta)
+    return UpdateRule(
+        name="polargrad_polar_first", momentum=RawGradient(), map=averaged, scale=scale
+    )
+
+
+class PolarGrad(SpectralOptimizer):
+    """PolarGrad on hidden matrices, AdamW on the rest. Other arguments: `polarlight.Muon`.
+
+    Args:
+        lr: Has the scale of the loss in it: steps grow with the gradient.
+        polar: The polar method; its error enters the length as well.
+        power: Of the nuclear norm, in [0, 1]; 0 gives Muon.
+    """
+
+    def __init__(
+        self,
+        params: object,
+        lr: float | Tensor = 0.02,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        nesterov: bool = False,
+        *,
+        polar: MatrixMap = QDWH(),
+        power: float = 1.0,
+        scale: Scale = Unscaled(),
+        maximize: bool = False,
+        aux_lr: float | Tensor = 3e-3,
+        aux_betas: tuple[float, float] = (0.9, 0.95),
+        aux_weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            with_adamw(params, lr=aux_lr, betas=aux_betas, weight_decay=aux_weight_decay),
+            lr,
+            weight_decay,
+            momentum,
+            rule=polargrad(polar=polar, power=power, nesterov=nesterov, scale=scale),
+            maximize=maximize,
+        )

@@ -1,0 +1,98 @@
+"""SOAP: Adam in the eigenbases of Shampoo's factors.
+
+    L <- b L + (1 - b) G G',   R <- b R + (1 - b) G' G,   Q_L, Q_R their eigenvectors
+    m, v: Adam's moments of Q_L' G Q_R,   W <- (1 - lr wd) W - lr Q_L (m / (sqrt(v) + eps)) Q_R'
+
+The first gradient sets factors and bases and moves nothing; later ones are rotated in bases of the
+past. Every `every` steps each basis takes one QR step, sorted by q' L q; m turns with the bases, v
+is reordered. With fresh eigenvectors (`PowerIteration(rounds=...)`, `every=1`) and no bias
+correction it is eigenvalue-corrected Shampoo (Anil et al. (2020), arXiv 2002.09018, appendix B).
+
+Source: Vyas et al., "SOAP" (2024), arXiv 2409.11321, and its code (nikhilvyas/SOAP).
+Deviations: weights decay with the step, also in the first, where the code lets the decay follow:
+its lr and wd are our lr (1 - lr wd) and wd / (1 - lr wd). eps and the floor of the bases are
+relative. The start is a singular value decomposition of G; where it has no weight the code's
+vectors are rounding. Rows and columns that never had a gradient rest. Betas belong to the rule;
+the group's `momentum` is not used. No merging of dimensions, no normalised gradients.
+"""
+
+from torch import Tensor
+
+from polarlight.optimizer import SpectralOptimizer
+from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.adamw import with_adamw
+from polarlight.stages.eigenbasis import PowerIteration
+from polarlight.stages.factors import GramFactors
+from polarlight.stages.momentum import RawGradient
+from polarlight.stages.rotated_adam import RotatedAdam
+from polarlight.stages.scales import Unscaled
+
+
+def soap(
+    *,
+    betas: tuple[float, float] = (0.95, 0.95),
+    shampoo_beta: float = 0.95,
+    every: int = 10,
+    eps: float = 1e-8,
+    refresh: PowerIteration = PowerIteration(),
+    bias_correction: bool = True,
+    max_side: int = 10_000,
+    scale: Scale = Unscaled(),
+) -> UpdateRule:
+    """SOAP; see the module docstring for the mathematics and `RotatedAdam` for the arguments."""
+    adam = RotatedAdam(
+        betas=betas,
+        factors=GramFactors(shampoo_beta),
+        refresh=refresh,
+        every=every,
+        eps=eps,
+        bias_correction=bias_correction,
+        max_side=max_side,
+    )
+    return UpdateRule(name="soap", momentum=RawGradient(), map=adam, scale=scale)
+
+
+class SOAP(SpectralOptimizer):
+    """SOAP on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
+
+    Args:
+        lr: Of AdamW's size: entries of an update have root mean square 1.
+        betas: Decay rates of the moments in the eigenbases, fixed: `momentum` in the param groups
+            is not used.
+        shampoo_beta: Decay rate of the factors.
+        every: Steps between two refreshes of the bases.
+        eps: Floor under the root of the second moment, as a fraction of its root mean square.
+        max_side: A longer side of a matrix keeps its own coordinates.
+    """
+
+    def __init__(
+        self,
+        params: object,
+        lr: float | Tensor = 3e-3,
+        betas: tuple[float, float] = (0.95, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        shampoo_beta: float = 0.95,
+        every: int = 10,
+        max_side: int = 10_000,
+        scale: Scale = Unscaled(),
+        maximize: bool = False,
+        aux_lr: float | Tensor = 3e-3,
+        aux_betas: tuple[float, float] = (0.9, 0.95),
+        aux_weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            with_adamw(params, lr=aux_lr, betas=aux_betas, weight_decay=aux_weight_decay),
+            lr,
+            weight_decay,
+            rule=soap(
+                betas=betas,
+                shampoo_beta=shampoo_beta,
+                every=every,
+                eps=eps,
+                max_side=max_side,
+                scale=scale,
+            ),
+            maximize=maximize,
+        )

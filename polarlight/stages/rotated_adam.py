@@ -1,0 +1,161 @@
+"""Adam in the eigenbases of two Kronecker factors: the stage behind SOAP and KL-SOAP.
+
+Which work falls due is decided by a counter on the host (`rule.HOST_COUNTER`), one per matrix,
+saved and loaded with the state: a decomposition that were computed in every step and thrown away in
+nine of ten would cost more than the method itself. Counters of one batch may differ; then only the
+members that are due are taken out and worked on. Nothing of the gradients decides a branch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polarlight.rule import HOST_COUNTER, Buffers
+from polarlight.stages.adam import adam_direction, check_betas, check_eps
+from polarlight.stages.eigenbasis import PowerIteration, starting_basis
+from polarlight.stages.factors import SIDES, Factors, GramFactors, live_entries
+from polarlight.stages.units import in_units
+
+Members = dict[str, Tensor]
+"""Buffers and `gradient` of some matrices, each [b, p, q]."""
+
+
+@dataclass(frozen=True, slots=True)
+class RotatedAdam:
+    """Q_L D Q_R' with D = Adam of Q_L' G Q_R; the gradient G comes from `RawGradient`.
+
+    Shapes: [..., m, n] -> [..., m, n]. State: `first_moment` and `second_moment` [..., m, n] in the
+    bases, `left_basis`, `right_basis`, the factors' buffers, `unit` [..., 1, 1], `step` on the
+    host. The first call sets the bases and returns zero, so that no gradient is seen in a basis of
+    its own making; every later one rotates, steps, and only then lets factors and bases follow. A
+    row or column without any gradient so far stays at rest.
+
+    Cost per call: products of about 6 m n (m + n) flops; every `every` calls two QR factors. The
+    products want full float32: eigenvectors do not survive TF32.
+
+    Args:
+        betas: Adam's decay rates, in [0, 1).
+        factors: The statistic whose eigenvectors are the bases.
+        refresh: How the bases follow it.
+        every: Calls between two refreshes, at least 1.
+        eps: Adam's floor, as a fraction of the root mean square of the second moment's root.
+        bias_correction: Divide the moments by 1 - beta^t.
+        max_side: A longer side keeps its own coordinates.
+    """
+
+    betas: tuple[float, float] = (0.95, 0.95)
+    factors: Factors = GramFactors()
+    refresh: PowerIteration = PowerIteration()
+    every: int = 10
+    eps: float = 1e-8
+    bias_correction: bool = True
+    max_side: int = 10_000
+
+    def __post_init__(self) -> None:
+        check_betas(self.betas)
+        check_eps(self.eps)
+        if self.every < 1:
+            raise ValueError(f"every must be >= 1, got {self.every}")
+        if self.max_side < 0:
+            raise ValueError(f"max_side must be >= 0, got {self.max_side}")
+
+    def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
+        """Moments, factors, bases, unit and counter."""
+        *batch, m, n = shape
+        sizes = {HOST_COUNTER: (1, 1), "unit": (1, 1)}
+        sizes |= {"first_moment": (m, n), "second_moment": (m, n)}
+        for side, length in zip(SIDES, (m, n), strict=True):
+            if length <= self.max_side:
+                sizes |= {f"{side}_basis": (length, length)} | self.factors.sizes(side, length)
+        return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
+
+    def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
+        """The direction; updates all buffers."""
+        members = {name: as_batch(buffer) for name, buffer in buffers.items()}
+        step = members.pop(HOST_COUNTER)
+        G = in_units(X.reshape(-1, *X.shape[-2:]), members["unit"])
+        self.factors.update(G, members)
+        direction = self._direction(G, members, step)
+        members["gradient"] = G
+        for_some(step == 0, self._start, members)
+        for_some((step > 0) & (step % self.every == 0), self._follow, members)
+        step.add_(1)
+        return direction.reshape(X.shape).to(X.dtype)
+
+    def _direction(self, G: Tensor, members: Members, step: Tensor) -> Tensor:
+        """Adam in the bases, seen from outside; zero for members that have none yet."""
+        left, right = (members.get(f"{side}_basis") for side in SIDES)
+        rotated = rotate(G, left, right) * on_device(step > 0, G)
+        moments = members["first_moment"], members["second_moment"]
+        D = adam_direction(rotated, *moments, self.betas, self.eps)
+        if self.bias_correction:
+            D = D * on_device(bias_correction(step, self.betas), G)
+        turned_back = rotate(D, *(None if Q is None else Q.mT for Q in (left, right)))
+        return turned_back * live_entries(G, members)
+
+    def _start(self, members: Members) -> None:
+        """Bases and factors from the first gradient."""
+        G = members["gradient"]
+        for side, X in zip(SIDES, (G, G.mT), strict=True):
+            if f"{side}_basis" in members:
+                members[f"{side}_basis"].copy_(starting_basis(X))
+        self.factors.start(G, members)
+
+    def _follow(self, members: Members) -> None:
+        """New bases; the first moment is rotated with them, the second one only reordered."""
+        for side in SIDES:
+            if f"{side}_basis" not in members:
+                continue
+            old = members[f"{side}_basis"]
+            new, order = self.refresh(members[f"{side}_factor"], old)
+            order = order.unsqueeze(-1)
+            first, second = (
+                members[name] if side == "left" else members[name].mT
+                for name in ("first_moment", "second_moment")
+            )
+            first.copy_(new.mT @ (old @ first))
+            second.copy_(second.take_along_dim(order, dim=-2))
+            eigenvalues = members.get(f"{side}_eigenvalues")
+            if eigenvalues is not None:
+                eigenvalues.copy_(eigenvalues.take_along_dim(order, dim=-2))
+            old.copy_(new)
+
+    def __str__(self) -> str:
+        return f"Adam in eigenbases that follow every {self.every} steps"
+
+
+def rotate(X: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """Left' X right, with None for the identity."""
+    X = X if left is None else left.mT @ X
+    return X if right is None else X @ right
+
+
+def bias_correction(step: Tensor, betas: tuple[float, float]) -> Tensor:
+    """sqrt(1 - beta2^t) / (1 - beta1^t), on the host and in float64; 1 stands in for t = 0."""
+    t = step.double().clamp_min(1)
+    return (1 - betas[1] ** t).sqrt() / (1 - betas[0] ** t)
+
+
+def on_device(x: Tensor, like: Tensor) -> Tensor:
+    """A few numbers from the host beside `like`, without waiting for the device."""
+    return x.to(like.device, like.dtype, non_blocking=True)
+
+
+def as_batch(buffer: Tensor) -> Tensor:
+    """[..., p, q] as [b, p, q], a view that writes through."""
+    return buffer.view(-1, *buffer.shape[-2:])
+
+
+def for_some(mask: Tensor, change: Callable[[Members], None], members: Members) -> None:
+    """`change` in place on the members [b, ...] that `mask` [b, 1, 1], on the host, names."""
+    if mask.all():
+        change(members)
+    elif mask.any():
+        chosen = mask.flatten().nonzero().flatten()
+        index = chosen.to(members["gradient"].device, non_blocking=True)
+        part = {name: tensor.index_select(0, index) for name, tensor in members.items()}
+        change(part)
+        for name, tensor in part.items():
+            members[name].index_copy_(0, index, tensor)

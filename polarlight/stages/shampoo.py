@@ -1,0 +1,67 @@
+"""Shampoo's preconditioner: powers of two Kronecker factors around the averaged gradient."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polarlight.rule import Buffers
+from polarlight.stages.adam import check_betas
+from polarlight.stages.factors import GramFactors
+from polarlight.stages.units import in_units
+
+
+@dataclass(frozen=True, slots=True)
+class Shampoo:
+    """L^exponent M R^exponent with M, L, R averages of G, G G', G' G; G from `RawGradient`.
+
+    Shapes: [..., m, n] -> [..., m, n]. State: `unit` [..., 1, 1], `first_moment` [..., m, n],
+    `left_factor` [..., m, m], `right_factor` [..., n, n]. Two eigendecompositions per call, which
+    wait for the device.
+
+    Args:
+        betas: Decay rates of M and of the factors, in [0, 1).
+        exponent: Power of the factors; -1/4 each makes the whole free of the gradient's scale.
+        floor: Eigenvalues up to this fraction of the largest count as zero, and their directions
+            map to zero. None takes the side's length times the machine epsilon.
+    """
+
+    betas: tuple[float, float] = (0.95, 0.95)
+    exponent: float = -0.25
+    floor: float | None = None
+
+    def __post_init__(self) -> None:
+        check_betas(self.betas)
+        if not -1 <= self.exponent <= 0:
+            raise ValueError(f"exponent must lie in [-1, 0], got {self.exponent}")
+        if self.floor is not None and not 0 <= self.floor < 1:
+            raise ValueError(f"floor must lie in [0, 1), got {self.floor}")
+
+    def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
+        """Unit, first moment and both factors."""
+        *batch, m, n = shape
+        sizes = {"unit": (1, 1), "first_moment": (m, n)}
+        sizes |= {"left_factor": (m, m), "right_factor": (n, n)}
+        return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
+
+    def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
+        """Updates the averages; returns the preconditioned mean."""
+        G, M = in_units(X, buffers["unit"]), buffers["first_moment"]
+        M.lerp_(G, 1 - self.betas[0])
+        GramFactors(self.betas[1]).update(G, buffers)
+        left, right = (self._power(buffers[f"{side}_factor"]) for side in ("left", "right"))
+        return (left @ M @ right).to(X.dtype)
+
+    def _power(self, S: Tensor) -> Tensor:
+        """The power of a positive semidefinite matrix on its range; NaN for a non-finite one."""
+        finite = S.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+        eigenvalues, Q = torch.linalg.eigh(torch.where(finite, S, 0.0))
+        floor = self.floor
+        if floor is None:
+            floor = S.shape[-1] * torch.finfo(S.dtype).eps
+        kept = eigenvalues > floor * eigenvalues[..., -1:]
+        powers = torch.where(kept, eigenvalues, 1.0) ** self.exponent * kept
+        return torch.where(finite, (Q * powers.unsqueeze(-2)) @ Q.mT, torch.nan)
+
+    def __str__(self) -> str:
+        return f"Shampoo, power {self.exponent:g} per side"

@@ -1,0 +1,87 @@
+"""Views as text: a JSON-able form that is read back, and the call that makes them.
+
+{"view": "Heads", "count": 4, "dim": -2, "inner": {"view": "Whole"}}        Heads(4)
+"""
+
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from polarlight.view import (
+    Flattened,
+    Heads,
+    Interleaved,
+    MatrixView,
+    RowBlocks,
+    Taps,
+    Transposed,
+    Whole,
+)
+
+VIEWS = {
+    view.__name__: view
+    for view in (Whole, RowBlocks, Heads, Interleaved, Transposed, Flattened, Taps)
+}
+"""The views that can be read back, by name."""
+
+
+def view_to_json(view: Any) -> dict[str, Any]:
+    """The view as dicts, lists, strings and numbers; `view_from_json` reads it.
+
+    Raises:
+        ValueError: If the view is not one of this package.
+    """
+    if VIEWS.get(type(view).__name__) is not type(view):
+        raise ValueError(f"{view!r} is none of the views {', '.join(VIEWS)}")
+    values = {field.name: _encoded(getattr(view, field.name)) for field in fields(view)}
+    return {"view": type(view).__name__, **values}
+
+
+def view_from_json(data: dict[str, Any]) -> MatrixView:
+    """The view that `view_to_json` wrote; entries that are left out have their defaults.
+
+    Raises:
+        ValueError: If the view or an entry is unknown, or a value is out of range.
+    """
+    kind = VIEWS.get(data.get("view", ""))
+    if kind is None:
+        raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {data.get('view')!r}")
+    known = [field.name for field in fields(kind)]
+    if unknown := data.keys() - {"view", *known}:
+        raise ValueError(f"{kind.__name__} has entries {known}, got {sorted(unknown)}")
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    if missing := needed - data.keys():
+        raise ValueError(f"{kind.__name__} needs {sorted(missing)}, got {sorted(data)}")
+    view: MatrixView = kind(**{k: _decoded(v) for k, v in data.items() if k != "view"})
+    return view
+
+
+def view_call(view: object) -> str:
+    """The call that makes the view, without what is default: `Heads(4, dim=-1)`."""
+    if not is_dataclass(view) or isinstance(view, type):
+        return repr(view)
+    arguments = []
+    for place, field in enumerate(fields(view)):
+        value = getattr(view, field.name)
+        if field.default is MISSING or value != field.default:
+            prefix = f"{field.name}=" if place else ""
+            arguments.append(prefix + _called(value))
+    return f"{type(view).__name__}({', '.join(arguments)})"
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_encoded(item) for item in value]
+    return view_to_json(value) if isinstance(value, MatrixView) else value
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_decoded(item) for item in value)
+    return view_from_json(value) if isinstance(value, dict) else value
+
+
+def _called(value: Any) -> str:
+    if isinstance(value, tuple):
+        items = ", ".join(_called(item) for item in value)
+        return f"({items},)" if len(value) == 1 else f"({items})"
+    return view_call(value)

@@ -1,0 +1,187 @@
+"""Gram Newton-Schulz: the plain form's result, with restarts where the schedule needs them."""
+
+import pytest
+import torch
+
+from polarlight.linalg.coefficients import (
+    CUBIC,
+    CUBIC5,
+    DEEPSEEK_V4,
+    JORDAN,
+    SIMPLE_QUINTIC,
+    YOU,
+    Schedule,
+)
+from polarlight.linalg.gram import (
+    CONDITION,
+    GramNewtonSchulz,
+    growth_limit,
+    restart_positions,
+    segment_growth,
+)
+from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.normalisation import AOL, Frobenius
+from polarlight.linalg.polar_express import MODDED_NANOGPT, polar_express
+from tests.linalg.spectra import error, known
+from tests.linalg.test_engines import SCHEDULES
+from tests.matrices import gaussian
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
+
+
+def pair(schedule, dtype):
+    """Both forms of one schedule."""
+    kind = {"dtype": dtype, "normalisation": schedule.normalisation}
+    return GramNewtonSchulz(schedule, tile=1, **kind), NewtonSchulz(schedule, **kind)
+
+
+@schedules
+@pytest.mark.parametrize("name", ["flat", "power law", "1e2", "1e3"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    # Half precision: eps 1e-3 against a least singular value of 1e-3, and the plain form errs as
+    # much. Otherwise the growth limit, 512 eps: eigenvalues are squares, rounded, then raised.
+    [(torch.float16, 5e-2), (torch.float32, 2e-4), (torch.float64, 4e-13)],
+    ids=str,
+)
+def test_both_forms_agree_up_to_condition_1000(schedule, name, dtype, tolerance):
+    gram, plain = pair(schedule, dtype)
+    for shape in ((96, 24), (24, 96)):
+        M = known(name, *shape).M
+        assert gram.reason(*shape, dtype).startswith("Gram form")
+        assert error(gram(M), plain(M).double()) < tolerance
+
+
+@schedules
+@dtypes
+@pytest.mark.parametrize("name", ["power law", "1e3", "rank 1", "half rank"])
+def test_no_schedule_runs_away(schedule, dtype, name):
+    """Noise in null directions is amplified, as in the plain form, but never beyond the rest."""
+    gram, _ = pair(schedule, dtype)
+    U = gram(known(name, 96, 24).M)
+    # 1.3 is the schedules' own; bfloat16 adds its rounding of a condition up to 200.
+    assert torch.linalg.matrix_norm(U, 2) < (2.5 if dtype == torch.bfloat16 else 1.5)
+
+
+def test_without_restarts_half_precision_is_lost():
+    M = known("1e3", 96, 24).M
+    exact = NewtonSchulz()(M)
+    lost = GramNewtonSchulz(dtype=torch.float16, restarts=(), tile=1)(M)
+    assert not error(lost, exact) < 0.5
+    assert error(GramNewtonSchulz(dtype=torch.float16, tile=1)(M), exact) < 5e-2
+
+
+def test_restarts_are_those_that_others_found_by_trial():
+    """Dao et al. restart five Polar Express steps after the second; longer ones more often."""
+    assert restart_positions(polar_express(5), torch.float16) == (2,)
+    assert restart_positions(MODDED_NANOGPT, torch.float16) == (2,)
+    assert len(restart_positions(polar_express(8), torch.float16)) == 2
+
+
+@schedules
+@dtypes
+def test_derived_segments_keep_to_the_limits_and_could_not_be_fewer(schedule, dtype):
+    engine = GramNewtonSchulz(schedule, normalisation=schedule.normalisation)
+    segments = engine.segments(dtype)
+    assert sum(segments, ()) == schedule.steps
+    for segment in segments:
+        assert segment_growth(segment, dtype) <= growth_limit(dtype)
+    # Taking as many steps as possible each time is one way to cut; no other needs fewer restarts.
+    greedy, steps = 0, schedule.steps
+    while steps:
+        lengths = range(1, len(steps) + 1)
+        fits = [i for i in lengths if segment_growth(steps[:i], dtype) <= growth_limit(dtype)]
+        greedy, steps = greedy + 1, steps[max(fits) :]
+    assert len(segments) <= greedy
+
+
+def test_growth_is_that_of_an_eigenvalue_just_below_zero():
+    """To first order, for two steps p(r) = a + b r: q = p(r) p(r p^2), q'/q = (1 + a^2) b / a."""
+    a, b = 2.0, -1.5
+    shift = 0.41 * torch.finfo(torch.float32).eps
+    growth = segment_growth([(a, b, 0.0)] * 2, torch.float32)
+    assert growth == pytest.approx((1 + a * a) * -b / a * shift, rel=1e-3)
+    assert segment_growth([(a, b, 0.0)], torch.float32) == 0
+    assert segment_growth([(3.0, -4.0, 2.0)] * 5, torch.float64) == float("inf")
+    assert CONDITION < 3**5
+
+
+def test_a_polynomial_with_a_zero_gets_no_long_segments():
+    touching = Schedule(name="touching", steps=((4.1, -8.2, 4.1),) * 5, source="Kaon")
+    assert restart_positions(touching, torch.float16) == (1, 2, 3, 4)
+    assert "plain form" in GramNewtonSchulz(touching).reason(4096, 1024)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((200, 5000), "within one tile of 256"),
+        ((1024, 1024), "plain form: 3.87e+10 flops in the Gram form, 3.22e+10 in the plain"),
+        ((4096, 1024), "Gram form: 6.44e+10 flops in the Gram form, 9.66e+10 in the plain"),
+        ((1024, 4096), "(2 segments)"),
+    ],
+)
+def test_the_choice_of_form_is_explained(shape, said):
+    assert said in GramNewtonSchulz().reason(*shape)
+
+
+def test_where_it_does_not_pay_the_plain_form_runs_to_the_bit():
+    engine, plain = GramNewtonSchulz(tile=8), NewtonSchulz()
+    for shape in ((64, 8), (20, 20), (24, 20)):
+        M = gaussian(*shape)
+        assert "plain form" in engine.reason(*shape)
+        assert torch.equal(engine(M), plain(M))
+        assert engine.flops(*shape) == plain.flops(*shape)
+    assert not torch.equal(engine(gaussian(64, 16)), plain(gaussian(64, 16)))
+
+
+@pytest.mark.parametrize("schedule", [polar_express(5), SIMPLE_QUINTIC, DEEPSEEK_V4, YOU], ids=str)
+def test_cost_of_quintics(schedule):
+    T, S = len(schedule.steps), len(GramNewtonSchulz(schedule).segments(torch.float16))
+    m, n = 4000, 1000
+    expected = 4 * S * m * n**2 + 2 * (4 * T - 3 * S) * n**3 + 2 * m * n
+    assert GramNewtonSchulz(schedule).flops(m, n) == expected
+
+
+def test_cubics_need_no_product_for_their_polynomial():
+    m, n, steps = 4000, 1000, len(CUBIC.steps)
+    segments = len(GramNewtonSchulz(CUBIC).segments(torch.float32))
+    expected = 4 * segments * m * n**2 + 6 * (steps - segments) * n**3 + 2 * m * n
+    assert GramNewtonSchulz(CUBIC, torch.float32).flops(m, n) == expected
+
+
+def test_given_restarts_are_used():
+    M = gaussian(60, 12, dtype=torch.float32)
+    for restarts in ((), (1,), (1, 2, 4)):
+        engine = GramNewtonSchulz(CUBIC5, restarts=restarts, tile=1)
+        assert [len(s) for s in engine.segments(torch.float32)] == {
+            (): [5],
+            (1,): [1, 4],
+            (1, 2, 4): [1, 1, 2, 1],
+        }[restarts]
+        plain = NewtonSchulz(CUBIC5, torch.float32)
+        torch.testing.assert_close(engine(M), plain(M), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("restarts", [(0,), (5,), (3, 2), (2, 2)])
+def test_restarts_out_of_order_are_refused(restarts):
+    with pytest.raises(ValueError, match=r"restarts must increase within 1 \.\. 4, got"):
+        GramNewtonSchulz(JORDAN, restarts=restarts)
+
+
+def test_float16_input_and_result_stay_float16():
+    M = gaussian(40, 8).half()
+    U = GramNewtonSchulz(dtype=torch.float16, tile=1)(M)
+    assert U.dtype == torch.float16
+    assert error(U, NewtonSchulz()(M.double())) < 2e-2
+
+
+def test_normalisations_serve_both_forms():
+    M = gaussian(50, 10)
+    for normalisation in (Frobenius(), AOL()):
+        gram = GramNewtonSchulz(YOU, normalisation=normalisation, tile=1)
+        torch.testing.assert_close(
+            gram(M), NewtonSchulz(YOU, normalisation=normalisation)(M), rtol=0, atol=1e-12
+        )
