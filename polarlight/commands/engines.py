@@ -57,7 +57,7 @@ def accuracy(
         str, typer.Option("--engines", help="Names, separated by commas. Default: all.")
     ] = "",
     size: Annotated[int, typer.Option(help="Short side of the matrices.")] = 128,
-    out: Annotated[Path, typer.Option(help="Folder of accuracy.json and accuracy.png.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of accuracy.json, .md and .png.")] = Path(
         "accuracy"
     ),
 ) -> None:
@@ -73,9 +73,14 @@ def accuracy(
         records = measure_all(chosen, size)
         out.mkdir(parents=True, exist_ok=True)
         (out / "accuracy.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
-        _save(errors_by_case(records), out / "accuracy.png")
-        console.print(bands(records))
-        say(f"numbers: {out / 'accuracy.json'}\npicture: {out / 'accuracy.png'}")
+        _save(error_figure(*worst_errors(records)), out / "accuracy.png")
+        heads, rows = bands(records)
+        (out / "accuracy.md").write_text(markdown(heads, rows), encoding="utf-8")
+        table = Table(*heads)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        say("\n".join(f"{out / name}" for name in ("accuracy.json", "accuracy.md", "accuracy.png")))
 
 
 def measure_all(chosen: Mapping[str, Engine], size: int) -> list[Record]:
@@ -97,27 +102,33 @@ def measure_all(chosen: Mapping[str, Engine], size: int) -> list[Record]:
     return records
 
 
-def errors_by_case(records: Sequence[Record]) -> Figure:
-    """Worst error over the shapes, by engine and case."""
+def worst_errors(records: Sequence[Record]) -> tuple[list[str], list[str], list[list[float]]]:
+    """Engines, cases, and the worst error over the shapes of each pair."""
     names = list(dict.fromkeys(r["engine"] for r in records))
     cases = list(dict.fromkeys(r["case"] for r in records))
     worst = {(n, c): 0.0 for n in names for c in cases}
     for r in records:
         key = r["engine"], r["case"]
         worst[key] = max(worst[key], r["error"])
-    return error_figure(names, cases, [[worst[n, c] for c in cases] for n in names])
+    return names, cases, [[worst[n, c] for c in cases] for n in names]
 
 
-def bands(records: Sequence[Record]) -> Table:
-    """Per engine: least and greatest output above each threshold, over all cases and shapes."""
+def bands(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: per engine, least and greatest output above each threshold."""
     thresholds = list(records[0]["bands"])
-    table = Table("engine", *(f"sigma >= {t}" for t in thresholds), "flops at 4:1")
+    rows = []
     for name in dict.fromkeys(r["engine"] for r in records):
         own = [r for r in records if r["engine"] == name]
         flops = next((r["flops"] for r in own if r["shape"] == "4:1"), 0.0)
         cells = [_span([r["bands"][t] for r in own if r["bands"][t]]) for t in thresholds]
-        table.add_row(name, *cells, f"{flops:.2g}")
-    return table
+        rows.append([name, *cells, f"{flops:.2g}"])
+    return ["engine", *(f"sigma >= {t}" for t in thresholds), "flops at 4:1"], rows
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The table for a page."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _span(found: Sequence[Sequence[float]]) -> str:
