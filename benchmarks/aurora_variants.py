@@ -39,6 +39,12 @@ VARIANTS = {
     "muon-exact": lambda: pl.muon(polar=SIX),
     "normuon-exact": lambda: pl.normuon(polar=SIX),
     "unormuon-exact": lambda: pl.unormuon(polar=SIX),
+    "freon": pl.freon,
+    "kaon": pl.kaon,
+    "polar-adamw": pl.polar_adamw,
+    "soap": pl.soap,
+    "kl-soap": pl.kl_soap,
+    "polargrad": lambda: pl.polargrad(polar=SIX),
     "muoneq-original": lambda: pl.muoneq(polar=SIX, scale=pl.Original()),
 }
 

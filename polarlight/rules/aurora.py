@@ -11,8 +11,8 @@ Source: Tilde Research, "Aurora" (2026), arXiv 2606.27715; the iteration is its 
 (2026-05), Tyler's M-estimator. `aurora_paper.py` has the paper's own, `riemannian_aurora.py` the
 ascent.
 Deviations: floors are relative to the rms row norm (the release's absolute 1e-7 turns balancing off
-for small gradients); `side` is explicit; the exponent may follow the shape; gradients are not
-written.
+for small gradients); the polar method is six Polar Express steps instead of twelve simple quintic ones,
+as exact at half the products; `side` is explicit; gradients are not written.
 """
 
 from dataclasses import dataclass
@@ -50,8 +50,9 @@ class BalancedPolar:
     Args:
         polar: The polar method; one call per round.
         rounds: Number of polar factors, at least 1. One round is MuonEq's row form.
-        exponent: Power of the correction, in (0, 1]. .5 is Tyler's iteration, which contracts by
-            about n/m per round; None takes 1/(2 (1 - n/m)), at most 1, which contracts faster.
+        exponent: Power of the correction, in (0, 1]. .5, Tyler's iteration and the release's value,
+            contracts by about n/m per round; None takes 1/(2 (1 - n/m)), at most 1, which contracts
+            faster. More exact did not train better in `docs/log.md`, hence .5.
         floor: Rows below this fraction of the rms row norm are noise and are not lifted to a full
             row.
 
@@ -64,7 +65,7 @@ class BalancedPolar:
 
     polar: MatrixMap = NewtonSchulz(polar_express(6))
     rounds: int = 2
-    exponent: float | None = None
+    exponent: float | None = 0.5
     floor: float = RELATIVE_FLOOR
 
     def __post_init__(self) -> None:
