@@ -77,7 +77,7 @@ class Comparison:
         return {
             "title": f"{len(tables)} optimizers on one language model",
             "command": command,
-            "model": {"parameters": model.parameter_count()},
+            "model": _sizes(model),
             "data": {
                 "name": corpus.name,
                 "fingerprint": corpus.fingerprint,
@@ -115,6 +115,14 @@ def specs(
         spec_of(name, seed=seed, label=_label(name, numbers), **numbers)
         for seed, name, numbers in product(range(seeds), optimizers, settings)
     )
+
+
+def _sizes(model: GPT) -> dict[str, int]:
+    """Parameters and, of a mixture of experts, how many of them a token meets."""
+    sizes = {"parameters": model.parameter_count()}
+    if model.config.is_mixture:
+        sizes["active_parameters"] = model.active_parameter_count()
+    return sizes
 
 
 def _label(name: str, numbers: Mapping[str, float]) -> str:

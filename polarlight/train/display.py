@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from polarlight.train.model_config import Architecture
 from polarlight.train.settings import Plan, Spec
 
 Record = Mapping[str, Any]
@@ -29,6 +30,7 @@ class Row:
         self.tokens_per_second: float | None = None
         self.optimizer_share: float | None = None
         self.starved: float | None = None
+        self.dead: float | None = None
         self.status = "waiting"
 
     def add(self, record: Record) -> None:
@@ -42,6 +44,9 @@ class Row:
             case "neurons" if record["layers"]:
                 layers = [layer["update"]["starved"]["0.1"] for layer in record["layers"].values()]
                 self.starved = sum(layers) / len(layers)
+            case "routing":
+                dead = [layer["dead"] for layer in record["layers"].values()]
+                self.dead = sum(dead) / len(dead)
             case "stopped":
                 self.status = record["reason"]
             case "finished":
@@ -56,7 +61,8 @@ class Row:
             self.optimizer_share = record["time"].get("optimizer", 0.0) / total
 
     def cells(self) -> list[str]:
-        """Text for the table, `HEADERS` but for the first two."""
+        """Text for the table, `headers` but for the first two."""
+        dead = [_text(self.dead, "{:.1%}")] if has_experts(self._plan) else []
         return [
             f"{self.step}/{self._plan.steps}",
             _text(self.loss, "{:.3f}"),
@@ -64,11 +70,21 @@ class Row:
             _text(self.tokens_per_second, "{:,.0f}"),
             _text(self.optimizer_share, "{:.0%}"),
             _text(self.starved, "{:.1%}"),
+            *dead,
             self.status,
         ]
 
 
-HEADERS = ("run", "seed", "step", "loss", "validation", "tokens/s", "optimizer", "starved", "")
+def has_experts(plan: Plan) -> bool:
+    """Whether the runs train a mixture of experts."""
+    return plan.architecture == Architecture.MOE
+
+
+def headers(plan: Plan) -> list[str]:
+    """Titles of the table's columns: run and seed, those of `Row.cells`, the last without one."""
+    experts = ["dead experts"] if has_experts(plan) else []
+    numbers = ["step", "loss", "validation", "tokens/s", "optimizer", "starved", *experts]
+    return ["run", "seed", *numbers, ""]
 
 
 class Display:
@@ -83,6 +99,7 @@ class Display:
     def __init__(self, specs: Sequence[Spec], plan: Plan, console: Console) -> None:
         self._console = console
         self._rows = {(s.label, s.seed): Row(plan) for s in specs}
+        self._headers = headers(plan)
         self._total = plan.steps * len(specs)
         self._bar = Progress(
             TextColumn("[bold]all runs"),
@@ -120,14 +137,14 @@ class Display:
         ended = record["kind"] in ("finished", "stopped")
         if ended or time.monotonic() - self._last_line >= PLAIN_EVERY:
             self._last_line = time.monotonic()
-            named = [f"{k} {v}" for k, v in zip(HEADERS[2:-1], row.cells(), strict=False)]
+            named = [f"{k} {v}" for k, v in zip(self._headers[2:-1], row.cells(), strict=False)]
             line = f"{spec.label} seed {spec.seed}: {', '.join(named)}, {row.status}"
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _picture(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for i, header in enumerate(HEADERS):
-            table.add_column(header, justify="left" if i in (0, len(HEADERS) - 1) else "right")
+        for header in self._headers:
+            table.add_column(header, justify="left" if header in ("run", "") else "right")
         for (label, seed), row in self._rows.items():
             style = "dim" if row.status in ("waiting", "finished") else ""
             table.add_row(label, str(seed), *row.cells(), style=style)

@@ -2,14 +2,16 @@
 
     {"kind": "step",       "step", "loss", "lr", "tokens", "seconds", "time": {part: seconds}}
     {"kind": "validation", "step", "loss", "seconds"}
+    {"kind": "routing",    "step", "layers": {router's name: record of router_load.describe}}
     {"kind": "neurons",    "step", "layers": {parameter name: record of NeuronMonitor}}
     {"kind": "stopped",    "step", "reason"}
     {"kind": "finished",   "step"}
 
 `step` counts finished optimizer steps, `tokens` and `seconds` add up from the start of the run
-(training
-only: no validation, probes or checkpoints), `time` is spent since the step record before, by part
-of the step: data, forward_backward, optimizer.
+(training only: no validation, probes or checkpoints), `time` is spent since the step record before,
+by part of the step: data, forward_backward, optimizer. Losses are cross entropies, without the
+load-balancing loss of a mixture. A routing record tells how the tokens of the validation before it
+were spread over the experts; runs of dense models have none.
 """
 
 import json
@@ -29,6 +31,7 @@ class History:
     settings: Record = field(default_factory=dict)
     steps: list[Record] = field(default_factory=list)
     validations: list[Record] = field(default_factory=list)
+    routing: list[Record] = field(default_factory=list)
     neurons: list[Record] = field(default_factory=list)
     stopped: str | None = None
     finished: bool = False
@@ -45,6 +48,8 @@ class History:
                 self.steps.append(record)
             case "validation":
                 self.validations.append(record)
+            case "routing":
+                self.routing.append(record)
             case "neurons":
                 self.neurons.append(record)
             case "stopped":

@@ -22,6 +22,7 @@ from polarlight.train.clock import Clock
 from polarlight.train.data import Batches, Corpus, validation_batches
 from polarlight.train.model import GPT
 from polarlight.train.recipes import build
+from polarlight.train.router_load import describe, load_balancing_loss
 from polarlight.train.settings import Plan, Spec, as_record
 
 Record = dict[str, Any]
@@ -63,7 +64,8 @@ class Run:
         self.optimizer = build(self.model, spec)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.step, self.seconds = 0, 0.0
-        self._forward = torch.compile(self.model) if plan.compile else self.model
+        loss = self.model.loss_and_load
+        self._loss_and_load = torch.compile(loss) if plan.compile else loss
         self._clock = Clock(self.device)
         self._monitor = NeuronMonitor(self._found_neurons, every=plan.neurons_every)
         self._found: dict[str, Any] | None = None
@@ -91,7 +93,7 @@ class Run:
             seed=self.spec.seed,
         )
         if self.step == 0:
-            yield self._write({"kind": "validation", "step": 0, **self._validate()})
+            yield from map(self._write, self._validate())
         while self.step < self.plan.steps:
             loss = self._advance(batches)
             if not math.isfinite(loss):
@@ -125,9 +127,9 @@ class Run:
                     x.to(self.device, non_blocking=True) for x in batches(self.step, micro_step)
                 )
             with self._clock("forward_backward"):
-                share = self._loss(tokens, targets) / self.plan.accumulate
-                share.backward()
-                loss += share.item()
+                value, penalty = self._losses(tokens, targets)
+                ((value + penalty) / self.plan.accumulate).backward()
+                loss += value.item() / self.plan.accumulate
         if math.isfinite(loss):
             self._update()
             self.step += 1
@@ -165,10 +167,11 @@ class Run:
             layers, self._found = self._found, None
             yield {"kind": "neurons", "step": self.step, "layers": layers}
         if self.step % self.plan.validate_every == 0 or last:
-            yield {"kind": "validation", "step": self.step, **self._validate()}
+            yield from self._validate()
 
     @torch.no_grad()
-    def _validate(self) -> Record:
+    def _validate(self) -> list[Record]:
+        """The validation record and, of a mixture, how its experts were used meanwhile."""
         batches = validation_batches(
             self.corpus.validation,
             batch=self.plan.batch,
@@ -176,16 +179,32 @@ class Run:
             tokens_at_most=self.plan.validation_tokens,
         )
         total, count = 0.0, 0
-        for tokens, targets in batches:
-            loss = self._loss(tokens.to(self.device), targets.to(self.device))
+        counts: Tensor | None = None
+        for batch in batches:
+            tokens, targets = (x.to(self.device) for x in batch)
+            with self._autocast():
+                loss, load = self._loss_and_load(tokens, targets)
             total += loss.item() * targets.numel()
             count += targets.numel()
-        return {"loss": total / count, "seconds": self.seconds}
+            if load is not None:
+                counts = load.counts if counts is None else counts + load.counts
+        found = {"kind": "validation", "step": self.step, "loss": total / count}
+        return [found | {"seconds": self.seconds}, *self._routing(counts)]
 
-    def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def _routing(self, counts: Tensor | None) -> Iterator[Record]:
+        """The record of how often each expert of each layer was chosen."""
+        if counts is not None:
+            named = zip(self.model.router_names(), map(describe, counts), strict=True)
+            yield {"kind": "routing", "step": self.step, "layers": dict(named)}
+
+    def _losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The cross entropy, and what is added to it before it is differentiated."""
         with self._autocast():
-            loss: Tensor = self._forward(tokens, targets)
-        return loss
+            value, load = self._loss_and_load(tokens, targets)
+        if load is None:
+            return value, 0.0
+        penalty = load_balancing_loss(load, self.plan.experts_per_token)
+        return value, self.plan.load_balancing * penalty
 
     def _autocast(self) -> AbstractContextManager[Any]:
         wanted = self.plan.precision
@@ -227,10 +246,10 @@ class Run:
 
 
 def differences(a: Record, b: Record) -> str:
-    """`key: old -> new` for every leaf that differs."""
+    """`key: old -> new` for every leaf that differs; `absent` where one side has no such key."""
     found = []
     for key in sorted(a.keys() | b.keys()):
-        old, new = a.get(key), b.get(key)
+        old, new = a.get(key, "absent"), b.get(key, "absent")
         if isinstance(old, dict) and isinstance(new, dict):
             found += [inner] if (inner := differences(old, new)) else []
         elif old != new:

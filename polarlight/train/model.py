@@ -3,8 +3,9 @@
     x <- x + attention(norm(x)),    x <- x + mlp(norm(x)),    logits = head(norm(x))
 
 Norms are RMS norms before each part, queries and keys have norms of their own (before the rotary
-embedding), no layer has a bias. Parameters have Qwen3's names and shapes: a state dict loads either
-way, and `qwen3_config` gives the fields of the config that fits.
+embedding), no layer has a bias. With a mixture of experts (`mixture.py`) in place of the MLP it is
+a Qwen3Moe. Parameters have Qwen3's names and shapes: a state dict loads either way, and
+`qwen3_config` gives the fields of the config that fits.
 
 Sources: Qwen Team, "Qwen3 Technical Report" (2025), arXiv 2505.09388; squared ReLU: So et al.,
 "Primer" (2021), arXiv 2109.08668. Deviations: initial weights, see `GPT.initialise`.
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu, scaled_dot_product_attention, silu
 
-from polarlight.train.model_config import Mlp, ModelConfig, qwen3_config
+from polarlight.train.mixture import Experts, Mixture, Router
+from polarlight.train.model_config import Architecture, Mlp, ModelConfig, qwen3_config
+from polarlight.train.router_load import RouterLoad, stacked
 
-__all__ = ["GPT", "Mlp", "ModelConfig", "qwen3_config"]
+__all__ = ["GPT", "Architecture", "Mlp", "ModelConfig", "qwen3_config"]
 
 
 class RMSNorm(nn.Module):
@@ -127,20 +130,27 @@ _MLPS = {Mlp.SWIGLU: SwiGLU, Mlp.RELU2: SquaredReLU}
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each on a normed copy of the residual stream."""
+    """Attention, then an MLP or a mixture, each on a normed copy of the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = _MLPS[config.mlp](config.width, config.neurons)
+        self.mlp = (
+            Mixture(config)
+            if config.is_mixture
+            else _MLPS[config.mlp](config.width, config.neurons)
+        )
 
-    def forward(self, x: Tensor, rotate: Rotation) -> Tensor:
-        """[batch, positions, width] -> [batch, positions, width]."""
+    def forward(self, x: Tensor, rotate: Rotation) -> tuple[Tensor, RouterLoad | None]:
+        """[batch, positions, width] -> the same shape, and the load of a mixture's experts."""
         x = x + self.self_attn(self.input_layernorm(x), rotate)
-        written: Tensor = self.mlp(self.post_attention_layernorm(x))
-        return x + written
+        inner = self.post_attention_layernorm(x)
+        if isinstance(self.mlp, Mixture):
+            written, load = self.mlp(inner)
+            return x + written, load
+        return x + self.mlp(inner), None
 
 
 class Trunk(nn.Module):
@@ -153,15 +163,16 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[batch, positions] -> [batch, positions, width]."""
+    def forward(self, tokens: Tensor) -> tuple[Tensor, RouterLoad | None]:
+        """[batch, positions] -> [batch, positions, width], and the loads of all mixtures."""
         size, theta = self.config.head_size, self.config.rope_theta
         rotate = Rotation.of(tokens.shape[-1], size, theta, tokens.device)
         x: Tensor = self.embed_tokens(tokens)
+        loads: list[RouterLoad] = []
         for block in self.layers:
-            x = block(x, rotate)
-        normed: Tensor = self.norm(x)
-        return normed
+            x, load = block(x, rotate)
+            loads += [] if load is None else [load]
+        return self.norm(x), stacked(loads)
 
 
 class GPT(nn.Module):
@@ -196,18 +207,28 @@ class GPT(nn.Module):
             Logits, [batch, positions, vocab_size]; or the cross entropy in nats, the mean over all
             positions, a float32 scalar.
         """
-        logits: Tensor = self.lm_head(self.model(tokens))
-        if targets is None:
-            return logits
-        return cross_entropy(logits.float().flatten(0, -2), targets.flatten())
+        if targets is not None:
+            return self.loss_and_load(tokens, targets)[0]
+        logits: Tensor = self.lm_head(self.model(tokens)[0])
+        return logits
+
+    def loss_and_load(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, RouterLoad | None]:
+        """The loss of `forward`, and how the tokens of each layer were spread over its experts.
+
+        The load, for `load_balancing_loss`, has one row per layer; a dense model has none.
+        """
+        features, load = self.model(tokens)
+        logits: Tensor = self.lm_head(features)
+        return cross_entropy(logits.float().flatten(0, -2), targets.flatten()), load
 
     @torch.no_grad()
     def initialise(self, seed: int) -> Self:
         """Draws all weights anew; equal seeds give equal weights, on every device.
 
-        Matrices are normal with standard deviation .5 / sqrt(fan_in), those that write into the
-        residual stream (o_proj, down_proj) smaller by sqrt(2 layers); embeddings have .02, norms
-        are 1. A tied output layer is tied again, as `to_empty` parts it from the embeddings.
+        Matrices, an expert's and the router's too, are normal with standard deviation
+        .5 / sqrt(fan_in), those that write into the residual stream (o_proj, down_proj) smaller by
+        sqrt(2 layers); embeddings have .02, norms are 1. A tied output layer is tied again, as
+        `to_empty` parts it from the embeddings.
         """
         if self.config.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -223,10 +244,20 @@ class GPT(nn.Module):
     def _standard_deviation(self, name: str, parameter: Tensor) -> float:
         if name == "model.embed_tokens.weight":
             return 0.02
-        writes = name.endswith(("o_proj.weight", "down_proj.weight"))
-        scale: float = 0.5 * parameter.shape[1] ** -0.5
+        writes = name.removesuffix(".weight").endswith(("o_proj", "down_proj"))
+        scale: float = 0.5 * parameter.shape[-1] ** -0.5
         return scale * (2 * self.config.layers) ** -0.5 if writes else scale
 
     def parameter_count(self) -> int:
         """Numbers in all parameters; tied ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def active_parameter_count(self) -> int:
+        """Numbers that one token meets: all but those of the experts that it is not sent to."""
+        stacks = [p for m in self.modules() if isinstance(m, Experts) for p in m.parameters()]
+        idle = self.config.experts - self.config.experts_per_token
+        return self.parameter_count() - sum(idle * stack[0].numel() for stack in stacks)
+
+    def router_names(self) -> list[str]:
+        """Names of the routers' weights, one per layer of a mixture."""
+        return [f"{name}.weight" for name, m in self.named_modules() if isinstance(m, Router)]

@@ -5,6 +5,13 @@ from enum import StrEnum
 from typing import Any
 
 
+class Architecture(StrEnum):
+    """What a block has after attention: one MLP, or several experts of which a router picks."""
+
+    DENSE = "dense"
+    MOE = "moe"
+
+
 class Mlp(StrEnum):
     """What a block does to each position by itself."""
 
@@ -23,8 +30,13 @@ class ModelConfig:
         heads: Query heads; they divide width unless head_dim is given.
         kv_heads: Key and value heads, a divisor of heads; None takes heads.
         head_dim: Size of a head, even; None takes width / heads.
-        mlp: SwiGLU, with three matrices, or squared ReLU, with two.
-        expansion: Neurons of an MLP per unit of width; see `neurons`.
+        architecture: Dense, or a mixture of experts in every block.
+        mlp: SwiGLU, with three matrices, or squared ReLU, with two; experts are SwiGLU.
+        expansion: Neurons of a dense MLP per unit of width; see `neurons`.
+        experts: Experts of a mixture, at least 2.
+        experts_per_token: How many of them the router picks for a token.
+        expert_expansion: Neurons of one expert per unit of width; see `expert_neurons`. By default
+            two experts have as many neurons as one dense MLP.
         context: Tokens that the model is meant for; for reports, no weight depends on it.
         rope_theta: Base of the rotary embedding's wavelengths.
         tied: Whether the output layer is the embedding table.
@@ -40,8 +52,12 @@ class ModelConfig:
     heads: int = 6
     kv_heads: int | None = None
     head_dim: int | None = None
+    architecture: Architecture = Architecture.DENSE
     mlp: Mlp = Mlp.SWIGLU
     expansion: float = 4.0
+    experts: int = 8
+    experts_per_token: int = 2
+    expert_expansion: float = 2.0
     context: int = 128
     rope_theta: float = 10000.0
     tied: bool = False
@@ -49,6 +65,23 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        self._check_heads()
+        self._check_mixture()
+
+    def _check_ranges(self) -> None:
+        for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        for name in ("expansion", "expert_expansion", "rope_theta", "norm_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        for name, kind in (("architecture", Architecture), ("mlp", Mlp)):
+            if getattr(self, name) not in list(kind):
+                known = ", ".join(kind)
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)}")
+
+    def _check_heads(self) -> None:
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(
                 f"width must be a multiple of heads, got {self.width} and {self.heads}; "
@@ -61,16 +94,27 @@ class ModelConfig:
         if self.heads % self.key_heads:
             raise ValueError(f"kv_heads must divide heads = {self.heads}, got {self.key_heads}")
 
-    def _check_ranges(self) -> None:
-        for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "context"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
-        for name in ("expansion", "rope_theta", "norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        if self.mlp not in list(Mlp):
-            raise ValueError(f"mlp must be one of {', '.join(Mlp)}, got {self.mlp}")
+    def _check_mixture(self) -> None:
+        if self.experts < 2:
+            raise ValueError(
+                f"experts must be >= 2, got {self.experts}; "
+                f"for a single MLP choose architecture = {Architecture.DENSE}"
+            )
+        if not 1 <= self.experts_per_token <= self.experts:
+            raise ValueError(
+                f"experts_per_token must lie between 1 and experts = {self.experts}, "
+                f"got {self.experts_per_token}"
+            )
+        if self.is_mixture and self.mlp != Mlp.SWIGLU:
+            raise ValueError(
+                f"experts have mlp = {Mlp.SWIGLU}, got {self.mlp}; "
+                f"choose it, or architecture = {Architecture.DENSE}"
+            )
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether every block has a mixture of experts in place of one MLP."""
+        return self.architecture == Architecture.MOE
 
     @property
     def head_size(self) -> int:
@@ -84,12 +128,24 @@ class ModelConfig:
 
     @property
     def neurons(self) -> int:
-        """Neurons of one MLP: expansion * width, rounded to a multiple of 8, at least 8."""
-        return 8 * max(1, round(self.expansion * self.width / 8))
+        """Neurons of one dense MLP: expansion * width, rounded to a multiple of 8, at least 8."""
+        return _multiple_of_eight(self.expansion * self.width)
+
+    @property
+    def expert_neurons(self) -> int:
+        """Neurons of one expert: expert_expansion * width, rounded in the same way."""
+        return _multiple_of_eight(self.expert_expansion * self.width)
+
+
+def _multiple_of_eight(size: float) -> int:
+    return 8 * max(1, round(size / 8))
 
 
 def qwen3_config(config: ModelConfig) -> dict[str, Any]:
-    """The fields of the transformers `Qwen3Config` whose model has the same weights and logits.
+    """The fields of the transformers config whose model has the same weights and logits.
+
+    Returns:
+        Fields of a `Qwen3Config` for a dense model, of a `Qwen3MoeConfig` for a mixture.
 
     Raises:
         ValueError: If the MLP is not SwiGLU; Qwen3 has no other.
@@ -110,4 +166,16 @@ def qwen3_config(config: ModelConfig) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "attention_bias": False,
         "tie_word_embeddings": config.tied,
+        **(_mixture_fields(config) if config.is_mixture else {}),
+    }
+
+
+def _mixture_fields(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "moe_intermediate_size": config.expert_neurons,
+        "num_experts": config.experts,
+        "num_experts_per_tok": config.experts_per_token,
+        "norm_topk_prob": config.experts_per_token > 1,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
     }

@@ -31,7 +31,7 @@ class Recipe:
 
     Attributes:
         rule: Makes the rule.
-        lr: Learning rate of the hidden matrices, best of `benchmarks/sweep_recipes.py`.
+        lr: Learning rate of the hidden matrices, best of the sweeps in `docs/log.md`.
         about: One line for `--help`.
         momentum: Decay of the first moment.
     """
@@ -43,11 +43,11 @@ class Recipe:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "adamw": Recipe(rule=AdamWRule, lr=3e-3, momentum=0.9, about="AdamW on every parameter"),
+    "adamw": Recipe(rule=AdamWRule, lr=1e-3, momentum=0.9, about="AdamW on every parameter"),
     "muon": Recipe(rule=muon, lr=0.02, about="polar factor of the momentum"),
     "normuon": Recipe(rule=normuon, lr=0.02, about="Muon with rows evened out over time"),
     "unormuon": Recipe(rule=unormuon, lr=0.02, about="NorMuon on tall matrices only"),
-    "muoneq": Recipe(rule=muoneq, lr=2e-3, about="rows made equal before the polar factor"),
+    "muoneq": Recipe(rule=muoneq, lr=4e-3, about="rows made equal before the polar factor"),
     "aurora": Recipe(rule=aurora, lr=0.02, about="polar factor with equal rows"),
     "aurora-paper": Recipe(
         rule=lambda: aurora(FeedbackPolar()), lr=0.02, about="Aurora by the paper's algorithm 3"

@@ -1,10 +1,11 @@
 """What is trained and how long: the numbers behind presets, options and checkpoints."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from polarlight.train.model_config import Mlp, ModelConfig
+from polarlight.train.model_config import Architecture, Mlp, ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,14 +13,20 @@ class Plan:
     """What all runs of a comparison share.
 
     Attributes:
-        width: Size of the residual stream; see `ModelConfig` for this and the next seven.
+        width: Size of the residual stream; see `ModelConfig` for this and the next eleven.
         layers: Number of blocks.
         heads: Query heads.
         kv_heads: Key and value heads; None takes heads.
+        architecture: Dense, or a mixture of experts.
         mlp: SwiGLU or squared ReLU.
-        expansion: MLP neurons per unit of width.
+        expansion: Neurons of a dense MLP per unit of width.
+        experts: Experts per layer of a mixture.
+        experts_per_token: How many of them a token is sent to.
+        expert_expansion: Neurons of one expert per unit of width.
         tied: Whether the output layer is the embedding table.
         context: Tokens per sequence.
+        load_balancing: Factor of a mixture's load-balancing loss, which is added to what is
+            differentiated and to no loss that is reported; Switch Transformers' 0.01 by default.
         batch: Sequences per micro batch.
         accumulate: Micro batches per step.
         steps: Optimizer steps.
@@ -42,10 +49,15 @@ class Plan:
     layers: int = 3
     heads: int = 6
     kv_heads: int | None = None
+    architecture: Architecture = Architecture.DENSE
     mlp: Mlp = Mlp.SWIGLU
     expansion: float = 4.0
+    experts: int = 8
+    experts_per_token: int = 2
+    expert_expansion: float = 2.0
     tied: bool = False
     context: int = 128
+    load_balancing: float = 0.01
     batch: int = 16
     accumulate: int = 1
     steps: int = 300
@@ -68,6 +80,8 @@ class Plan:
             raise ValueError(f"warmup must be >= 0, got {self.warmup}")
         if not 0 <= self.cooldown <= 1:
             raise ValueError(f"cooldown must lie in [0, 1], got {self.cooldown}")
+        if not 0 <= self.load_balancing < math.inf:
+            raise ValueError(f"load_balancing must be finite and >= 0, got {self.load_balancing}")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise ValueError(f"precision must be auto, bf16 or fp32, got {self.precision}")
         self.model(vocab_size=1)
@@ -80,8 +94,12 @@ class Plan:
             layers=self.layers,
             heads=self.heads,
             kv_heads=self.kv_heads,
+            architecture=self.architecture,
             mlp=self.mlp,
             expansion=self.expansion,
+            experts=self.experts,
+            experts_per_token=self.experts_per_token,
+            expert_expansion=self.expert_expansion,
             tied=self.tied,
             context=self.context,
         )
@@ -142,7 +160,11 @@ PRESETS: Mapping[str, Plan] = {
         compile=True,
     ),
 }
-"""quick: minutes on two CPU cores; small: hours on a CPU; gpu: GPT-2 small's size on one GPU."""
+"""quick: minutes on two CPU cores; small: hours on a CPU; gpu: GPT-2 small's size on one GPU.
+
+All are dense; each is a mixture of experts with `architecture="moe"`, with as many neurons per
+token and four times as many in all.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from polarlight.report import Files, Page, render
 from polarlight.train.history import History
 from polarlight.train.report import sections
 from polarlight.train.report.details import about_the_run
+from polarlight.train.report.experts import experts
 from polarlight.train.report.files import write_curves, write_summary
 from polarlight.train.report.groups import by_label
 from polarlight.train.report.opening import opening
@@ -21,10 +22,13 @@ def write_report(histories: Sequence[History], about: Mapping[str, Any], out: Pa
     Args:
         histories: One per run; runs of one label are seeds of one optimizer.
         about: What is known of the runs beside their records, all of it optional: `title`,
-            `command`, `settings`, `model` (with `parameters`), `data` (with `name` and
-            `train_tokens`), `versions`, `hardware`, `explain` (routing tables as text, one or by
-            label). Other entries are shown as they are.
+            `command`, `settings`, `model` (with `parameters` and, of a mixture of experts,
+            `active_parameters`), `data` (with `name` and `train_tokens`), `versions`, `hardware`,
+            `explain` (routing tables as text, one or by label). Other entries are shown as they
+            are.
         out: The folder; it is created, and files of an earlier report in it are replaced.
+
+    What is about experts appears where a run has routing records.
 
     Returns:
         The page, `out/index.html`. It holds everything it shows; beside it stand each figure as
@@ -34,19 +38,21 @@ def write_report(histories: Sequence[History], about: Mapping[str, Any], out: Pa
     write_summary(histories, out / "summary.csv")
     write_curves(histories, out / "curves.csv")
     groups = by_label(histories)
+    written = [
+        sections.loss(groups, out),
+        sections.neurons(groups, out),
+        sections.shares(groups, out),
+        sections.spectra(groups, out),
+        experts(groups, out),
+        sections.times(groups, out),
+        sections.layers(groups),
+        about_the_run(groups, about),
+    ]
     files = Files("The numbers behind this page:", ["summary.csv", "curves.csv"])
     page = Page(
         title=str(about.get("title") or "Comparison of optimizers"),
         opening=[*opening(groups, about), files],
-        sections=[
-            sections.loss(groups, out),
-            sections.neurons(groups, out),
-            sections.shares(groups, out),
-            sections.spectra(groups, out),
-            sections.times(groups, out),
-            sections.layers(groups),
-            about_the_run(groups, about),
-        ],
+        sections=[section for section in written if section is not None],
     )
     path = out / "index.html"
     path.write_text(render(page), encoding="utf-8")

@@ -10,6 +10,7 @@ from polarlight.train.report.measures import (
     READINGS,
     THRESHOLDS,
     last_step,
+    load_at_end,
     optimizer_share,
     starved_at_end,
     status,
@@ -18,6 +19,7 @@ from polarlight.train.report.measures import (
 )
 from polarlight.train.report.series import (
     Series,
+    load,
     spread_of_rows,
     starved,
     training,
@@ -25,18 +27,22 @@ from polarlight.train.report.series import (
 )
 
 _KEYS = [(reading, threshold) for reading in READINGS for threshold in THRESHOLDS]
+_LOADS = ("variation", "entropy", "dead")
 SUMMARY = (
     *("label", "seed", "status", "last_step", "tokens", "seconds"),
     *("final_loss", "last_validation_loss"),
     *(f"starved_{reading}_{threshold:g}" for reading, threshold in _KEYS),
     *("ms_per_step", "optimizer_share", "tokens_per_second"),
 )
+SUMMARY_OF_EXPERTS = tuple(f"load_{key}" for key in _LOADS)
+"""Columns of the summary that only mixtures of experts have."""
 CURVES = ("label", "seed", "quantity", "step", "seconds", "value")
 
 
 def write_summary(histories: Sequence[History], path: Path) -> Path:
     """One row per run."""
-    return write_csv(path, SUMMARY, map(_summary, histories))
+    more = SUMMARY_OF_EXPERTS if any(run.routing for run in histories) else ()
+    return write_csv(path, (*SUMMARY, *more), map(_summary, histories))
 
 
 def write_curves(histories: Sequence[History], path: Path) -> Path:
@@ -59,6 +65,7 @@ def _summary(run: History) -> dict[str, Any]:
         "ms_per_step": step_time(run),
         "optimizer_share": optimizer_share(run),
         "tokens_per_second": token_rate(run),
+        **{f"load_{key}": load_at_end(run, key) for key in _LOADS if run.routing},
     }
 
 
@@ -68,6 +75,7 @@ def _curves(run: History) -> Iterator[dict[str, Any]]:
         "validation_loss": validation(run),
         **{f"starved_{r}_{t:g}": starved(run, r, t) for r, t in _KEYS},
         "row_norm_spread": spread_of_rows(run),
+        **{f"load_{key}": load(run, key) for key in _LOADS},
     }
     for quantity, series in quantities.items():
         points = zip(series.steps, series.seconds, series.values, strict=True)

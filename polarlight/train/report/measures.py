@@ -66,6 +66,11 @@ def last_neurons(run: History) -> Record | None:
     return next((record for record in reversed(run.neurons) if record["layers"]), None)
 
 
+def last_routing(run: History) -> Record | None:
+    """The last routing record."""
+    return run.routing[-1] if run.routing else None
+
+
 def last_full(run: History) -> Record | None:
     """The last neuron record that holds the row shares and singular values themselves."""
     return next((record for record in reversed(run.neurons) if _is_full(record)), None)
@@ -79,6 +84,17 @@ def starved_at_end(run: History, reading: str, threshold: float) -> float | None
     """The share of starved rows in the last neuron record, mean over matrices."""
     record = last_neurons(run)
     return None if record is None else mean_starved(reading, threshold)(record)
+
+
+def mean_load(key: str) -> Measure:
+    """A number of a routing record (`variation`, `entropy`, `dead`), mean over layers."""
+    return lambda record: mean(float(layer[key]) for layer in record["layers"].values())
+
+
+def load_at_end(run: History, key: str) -> float | None:
+    """The same number in the last routing record."""
+    record = last_routing(run)
+    return None if record is None else mean_load(key)(record)
 
 
 def part_times(run: History) -> dict[str, float]:

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from polarlight.report import figure, legend, percent, plain, shorten, tidy
 from polarlight.report.style import FAINT, INK
 from polarlight.train.history import Record
-from polarlight.train.report.drawing import draw, lines_of
+from polarlight.train.report.drawing import draw, peak
 from polarlight.train.report.groups import Group
 from polarlight.train.report.measures import READINGS, THRESHOLDS, last_full
 from polarlight.train.report.series import Array, Series, spread_of_rows, starved
@@ -26,7 +26,7 @@ _FLOOR = 1e-4
 def starved_over_time(groups: Sequence[Group], reading: str) -> Figure | None:
     """The share of starved rows against steps, one panel per threshold; None without records."""
     extracts = {key: _starved(*key) for key in ((r, t) for r in READINGS for t in THRESHOLDS)}
-    peaks = [_peak(groups, extract) for extract in extracts.values()]
+    peaks = [peak(groups, extract) for extract in extracts.values()]
     if max(peaks) < 0:
         return None
     top = max(0.04, *peaks)
@@ -67,7 +67,7 @@ def shares_at_end(group: Group, reading: str) -> Array:
 
 def spread_over_time(groups: Sequence[Group]) -> Figure | None:
     """Spread of the update's row norms against steps."""
-    if _peak(groups, spread_of_rows) < 0:
+    if peak(groups, spread_of_rows) < 0:
         return None
     new, (ax,) = figure(3.3)
     draw(ax, groups, spread_of_rows)
@@ -101,12 +101,6 @@ def spectra_at_end(groups: Sequence[Group]) -> Figure | None:
 
 def _starved(reading: str, threshold: float) -> Callable[..., Series]:
     return lambda run: starved(run, reading, threshold)
-
-
-def _peak(groups: Sequence[Group], extract: Callable[..., Series]) -> float:
-    """The largest value that will be drawn; -1 where there is none."""
-    bands = [band for group in groups for band, _ in lines_of(group, extract)]
-    return max((float(band.high.max()) for band in bands if len(band.high)), default=-1.0)
 
 
 def _histogram(ax: Axes, group: Group, shares: Array) -> None:

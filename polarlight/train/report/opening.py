@@ -34,8 +34,11 @@ def statement(groups: Sequence[Group], about: Mapping[str, Any]) -> str:
 
 def _model(about: Mapping[str, Any]) -> Iterator[str]:
     parameters = _get(about, "model", "parameters")
+    active = _get(about, "model", "active_parameters")
     if isinstance(parameters, int):
         yield f"of {compact(parameters)} parameters"
+    if isinstance(active, int):
+        yield f"({compact(active)} per token)"
 
 
 def _data(about: Mapping[str, Any]) -> Iterator[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from polarlight.train.history import History
-from polarlight.train.report.measures import Measure, mean_starved, row_norm_spread
+from polarlight.train.history import History, Record
+from polarlight.train.report.measures import Measure, mean_load, mean_starved, row_norm_spread
 
 Array = NDArray[np.float64]
 
@@ -45,12 +45,17 @@ def validation(run: History) -> Series:
 
 def starved(run: History, reading: str, threshold: float) -> Series:
     """The share of starved rows, mean over matrices, of each look at the neurons."""
-    return _over_neurons(run, mean_starved(reading, threshold))
+    return _measured(run, run.neurons, mean_starved(reading, threshold))
 
 
 def spread_of_rows(run: History) -> Series:
     """Standard deviation over mean of the update's row norms, mean over matrices."""
-    return _over_neurons(run, row_norm_spread)
+    return _measured(run, run.neurons, row_norm_spread)
+
+
+def load(run: History, key: str) -> Series:
+    """A number about the load of the experts, mean over layers, of each routing record."""
+    return _measured(run, run.routing, mean_load(key))
 
 
 def smoothed_training(run: History) -> Series:
@@ -78,9 +83,10 @@ def over_seeds(series: Sequence[Series]) -> Band:
     return Band(steps, seconds.mean(0), values.mean(0), values.min(0), values.max(0))
 
 
-def _over_neurons(run: History, measure: Measure) -> Series:
-    records = [(record["step"], measure(record)) for record in run.neurons]
-    return _series(run, ((step, value) for step, value in records if value is not None))
+def _measured(run: History, records: Iterable[Record], measure: Measure) -> Series:
+    """The number in every record that tells it."""
+    found = [(record["step"], measure(record)) for record in records]
+    return _series(run, ((step, value) for step, value in found if value is not None))
 
 
 def _series(run: History, pairs: Iterable[tuple[float, float]]) -> Series:

@@ -1,15 +1,17 @@
 """Tables of the report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from polarlight.report import Cell, Column, Table, fixed, percent, shorten, signed
-from polarlight.train.history import History
+from polarlight.train.history import History, Record
 from polarlight.train.report.groups import Group, best
 from polarlight.train.report.measures import (
     READINGS,
     THRESHOLDS,
     last_neurons,
+    last_routing,
     last_step,
+    load_at_end,
     mean,
     optimizer_share,
     starved_at_end,
@@ -28,10 +30,11 @@ _SPEED = "Speed"
 
 
 def results(groups: Sequence[Group]) -> Table:
-    """One row per group: loss, starved rows, speed and how the runs ended."""
+    """One row per group: loss, starved rows, load of experts, speed and how the runs ended."""
     winner = best(groups)
     differences = _differences(groups, winner)
     several = any(group.deviation is not None for group in groups)
+    mixture = any(run.routing for group in groups for run in group.runs)
     columns = [
         Column("optimizer", left=True, wraps=True),
         Column("mean", _LOSS, hint="mean over the seeds that finished"),
@@ -39,6 +42,7 @@ def results(groups: Sequence[Group]) -> Table:
         Column("n", _LOSS, hint="seeds that finished"),
         *(Column(title, _LOSS) for title, _ in differences),
         *_starved_columns(),
+        *(_LOAD_COLUMNS if mixture else ()),
         Column("ms/step", _SPEED, hint="median time of a training step"),
         Column("optimizer", _SPEED, hint="median share of the optimizer in the step"),
         Column("tokens/s", _SPEED, hint="median over the run"),
@@ -49,6 +53,7 @@ def results(groups: Sequence[Group]) -> Table:
             *_loss_cells(group, strong=group is winner, several=several),
             *(Cell(signed(_minus(group, other), DIGITS)) for _, other in differences),
             *_starved_cells(group),
+            *(_load_cells(group) if mixture else ()),
             *_speed_cells(group),
             Cell(runs_in_words(group.runs)),
         ]
@@ -97,6 +102,28 @@ def _starved_cells(group: Group) -> list[Cell]:
 
 def _starved(group: Group, reading: str, threshold: float) -> float | None:
     return group.average(lambda run: starved_at_end(run, reading, threshold))
+
+
+_LOAD_COLUMNS = (
+    Column(
+        "spread",
+        "Experts",
+        hint="deviation over mean of the experts' loads in the last validation, mean over layers",
+    ),
+    Column("dead", "Experts", hint="share of experts below 0.1 of an equal share of the tokens"),
+)
+
+
+def two_digits(value: float | None) -> str:
+    """A spread in a table."""
+    return fixed(value, 2)
+
+
+def _load_cells(group: Group) -> list[Cell]:
+    return [
+        Cell(two_digits(group.average(lambda run: load_at_end(run, "variation")))),
+        Cell(percent(group.average(lambda run: load_at_end(run, "dead")))),
+    ]
 
 
 def _speed_cells(group: Group) -> list[Cell]:
@@ -160,29 +187,50 @@ def _comparison(one: Comparison, scatter: Scatter) -> list[Cell]:
 
 def per_layer(groups: Sequence[Group], reading: str, threshold: float) -> Table | None:
     """The share of starved rows of every matrix at the end; None without neuron records."""
-    found = [(group, _layers_at_end(group, reading, threshold)) for group in groups]
-    known = [(group, layers) for group, layers in found if layers]
+    found = [
+        _at_end(group, last_neurons, lambda matrix: starved_in(matrix, reading, threshold))
+        for group in groups
+    ]
+    return _by_layer("matrix", groups, found, percent)
+
+
+def load_per_layer(
+    groups: Sequence[Group], key: str, text: Callable[[float | None], str]
+) -> Table | None:
+    """A number about the load of every router's experts; None without routing records."""
+    found = [_at_end(group, last_routing, lambda layer: float(layer[key])) for group in groups]
+    return _by_layer("router", groups, found, text)
+
+
+def _by_layer(
+    title: str,
+    groups: Sequence[Group],
+    found: Sequence[Mapping[str, float | None]],
+    text: Callable[[float | None], str],
+) -> Table | None:
+    """One row per layer and one column per group that has any; the larger, the darker."""
+    known = [(group, layers) for group, layers in zip(groups, found, strict=True) if layers]
     names = dict.fromkeys(name for _, layers in known for name in layers)
     if not names:
         return None
     columns = [
-        Column("matrix", left=True, wraps=True),
+        Column(title, left=True, wraps=True),
         *(Column(shorten(g.label, 16)) for g, _ in known),
     ]
-    rows = [[Cell(name), *(_heat(layers.get(name)) for _, layers in known)] for name in names]
+    rows = [[Cell(name), *(_heat(layers.get(name), text) for _, layers in known)] for name in names]
     return Table(columns, rows)
 
 
-def _layers_at_end(group: Group, reading: str, threshold: float) -> dict[str, float | None]:
-    records = [record["layers"] for run in group.counted if (record := last_neurons(run))]
+def _at_end(
+    group: Group, last: Callable[[History], Record | None], measure: Callable[[Record], float]
+) -> Mapping[str, float | None]:
+    """A number about every layer of the last record, mean over the counted runs."""
+    records = [record["layers"] for run in group.counted if (record := last(run))]
     names = dict.fromkeys(name for layers in records for name in layers)
     return {
-        name: mean(
-            starved_in(layers[name], reading, threshold) for layers in records if name in layers
-        )
-        for name in names
+        name: mean(measure(layers[name]) for layers in records if name in layers) for name in names
     }
 
 
-def _heat(fraction: float | None) -> Cell:
-    return Cell(percent(fraction), shade=None if fraction is None else min(1.0, 2 * fraction))
+def _heat(value: float | None, text: Callable[[float | None], str]) -> Cell:
+    return Cell(text(value), shade=None if value is None else min(1.0, 2 * value))
