@@ -5,14 +5,17 @@ from polarlight.rules.aurora import Aurora, BalancedPolar, aurora
 from polarlight.rules.aurora_paper import FeedbackPolar
 from polarlight.rules.aurora_warm import WarmPolar
 from polarlight.rules.freon import Freon, MeanNorm, OwnSize, PolarSize, SumNorm, freon
+from polarlight.rules.hybrid import polar_then_row, row_then_polar
 from polarlight.rules.kaon import Kaon, kaon
 from polarlight.rules.kl_soap import KLSOAP, kl_soap
 from polarlight.rules.muon import Muon, muon
 from polarlight.rules.muoneq import MuonEq, muoneq, rows_after
 from polarlight.rules.normuon import NorMuon, normuon, normuon_paper
+from polarlight.rules.one_sided import one_sided
 from polarlight.rules.polar_adamw import PolarAdamW, polar_adamw
 from polarlight.rules.polargrad import PolarGrad, polargrad, polargrad_polar_first
 from polarlight.rules.riemannian_aurora import RiemannianPolar
+from polarlight.rules.row_norm import RowRms, row_norm
 from polarlight.rules.shampoo import shampoo
 from polarlight.rules.soap import SOAP, soap
 from polarlight.rules.unormuon import UNorMuon, unormuon
@@ -35,6 +38,7 @@ __all__ = [
     "PolarGrad",
     "PolarSize",
     "RiemannianPolar",
+    "RowRms",
     "SumNorm",
     "UNorMuon",
     "WarmPolar",
@@ -46,9 +50,13 @@ __all__ = [
     "muoneq",
     "normuon",
     "normuon_paper",
+    "one_sided",
     "polar_adamw",
+    "polar_then_row",
     "polargrad",
     "polargrad_polar_first",
+    "row_norm",
+    "row_then_polar",
     "rows_after",
     "shampoo",
     "soap",

@@ -11,8 +11,8 @@ Source: Tilde Research, "Aurora" (2026), arXiv 2606.27715; the iteration is its 
 (2026-05), Tyler's M-estimator. `aurora_paper.py` has the paper's own, `riemannian_aurora.py` the
 ascent.
 Deviations: floors are relative to the rms row norm (the release's absolute 1e-7 turns balancing off
-for small gradients); the polar method is six Polar Express steps instead of twelve simple quintic ones,
-as exact at half the products; `side` is explicit; gradients are not written.
+for small gradients); six Polar Express steps instead of twelve simple quintic ones, as exact at
+half the products; `side` is explicit; gradients are not written.
 """
 
 from dataclasses import dataclass

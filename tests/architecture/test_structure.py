@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "groups": {"rule", "view"},
     "optimizer": {"execution", "groups", "probe", "rule", "view"},
     "rules": {"linalg", "optimizer", "roles", "routing", "rule", "rules", "stages"},
+    "symmetry": {"linalg", "rule", "rules", "stages"},
     "diagnostics": {"diagnostics", "linalg", "probe", "roles", "view"},
     "report": {"report"},
     "__init__": {

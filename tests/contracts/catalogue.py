@@ -8,9 +8,13 @@ from itertools import chain
 import polarlight
 from polarlight import rules
 from polarlight.linalg.chaotic import MAXIMAL_SLOPE, Chaotic
+from polarlight.linalg.one_sided import GramSide, OneSidedPolar
 from polarlight.linalg.spectral_power import ExactPower, RationalPower
 from polarlight.rule import UpdateRule
+from polarlight.rules.polargrad import NuclearPolar
+from polarlight.stages.centre import centred
 from polarlight.stages.eigenbasis import PowerIteration
+from polarlight.stages.orientation import Columns, Pairs, oriented
 
 EXACT = polarlight.ExactPolar()
 
@@ -59,6 +63,7 @@ def _variants():
         yield f"muoneq-{type(balance).__name__}", polarlight.muoneq(balance, polar=EXACT)
     yield from _spectral_variants()
     yield from _rotated_variants()
+    yield from _oriented_variants()
 
 
 def _spectral_variants():
@@ -79,6 +84,17 @@ def _rotated_variants():
     yield "kl_soap-every-2-sorted", rules.kl_soap(every=2, refresh=sharp)
 
 
+def _oriented_variants():
+    for polar in (OneSidedPolar(GramSide.LEFT), polarlight.RegularisedPolar()):
+        yield f"one_sided-{polar}", rules.one_sided(polar)
+    sharp = [rules.row_norm(), rules.one_sided(EXACT)]
+    sharp += [rules.row_then_polar(EXACT), rules.polar_then_row(EXACT)]
+    for rule in sharp:
+        for variant in (centred(rule), oriented(rule, Columns()), oriented(rule, Pairs())):
+            yield variant.name, variant
+    yield "normuon_columns", oriented(rules.normuon(polar=EXACT), Columns())
+
+
 RULES: dict[str, UpdateRule] = dict(
     chain(((name, _exact(make)) for name, make in _plain()), _variants())
 )
@@ -89,6 +105,7 @@ GROWING = {
     "polargrad": (rules.polargrad(), 1.0),
     "polargrad-half": (rules.polargrad(power=0.5), 0.5),
     "polargrad_polar_first": (rules.polargrad_polar_first(), 1.0),
+    "one_sided-nuclear": (rules.one_sided(NuclearPolar(), scale=polarlight.Unscaled()), 1.0),
     "freon-own-size": (rules.freon(size=rules.OwnSize()), -1 / 3),
 }
 """Rules whose updates grow with the gradients by design, and the degree; the others have degree 0.

@@ -1,0 +1,76 @@
+"""The polar factor from the Gram matrix of a given side.
+
+    right:  M (M'M)^(-1/2)        left:  (M M')^(-1/2) M
+
+The two are one matrix: with M = U S V' and pseudo-inverses both are U V'. The side decides what the
+factor costs, and to which mean eigenvalue a damping is relative; it does not change the direction.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from polarlight.linalg.eigen import EigenPolar
+from polarlight.linalg.matrices import check_matrix
+from polarlight.linalg.regularised import RegularisedPolar
+
+GramPolar = EigenPolar | RegularisedPolar
+"""Engines that decompose a Gram matrix: with a pseudo-inverse cut-off, or with relative damping."""
+
+
+SHORT_SIDE = EigenPolar()
+"""The default engine: a value, so that signatures can share it."""
+
+
+class GramSide(Enum):
+    """LEFT: M M', m x m. RIGHT: M'M, n x n."""
+
+    LEFT = "left"
+    RIGHT = "right"
+
+    def __repr__(self) -> str:
+        return f"GramSide.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class OneSidedPolar:
+    """Polar factor of each matrix in a batch from the Gram matrix of one side.
+
+    Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent. Cost:
+    the engine's flops for a matrix that is square on that side where the side is the long one; then
+    the engine alone, which takes the short side, is cheaper and as good.
+
+    Args:
+        side: Whose Gram matrix is decomposed.
+        engine: `EigenPolar(cutoff)`, a pseudo-inverse, or `RegularisedPolar(delta)`, damped
+            relative to the mean eigenvalue of that Gram matrix: on the long side of an m x n matrix
+            the mean is smaller, and the damping with it, by the ratio of the sides.
+
+    Accuracy: that of the engine. A Gram matrix that is singular, as on the long side or after
+    centring, is no special case: its null directions fall below the cut-off or are damped.
+    """
+
+    side: GramSide = GramSide.RIGHT
+    engine: GramPolar = SHORT_SIDE
+
+    def __call__(self, M: Tensor) -> Tensor:
+        """Returns the polar factor of M; see the class."""
+        check_matrix(M)
+        if self.side is GramSide.LEFT:
+            return self._right(M.mT).mT
+        return self._right(M)
+
+    def flops(self, m: int, n: int) -> float:
+        """The engine's count for the matrix that it decomposes."""
+        k = m if self.side is GramSide.LEFT else n
+        return self.engine.flops(max(m, n), k)
+
+    def _right(self, X: Tensor) -> Tensor:
+        """From X'X: the engines take the short side, so a wide X gets zero rows below."""
+        m, n = X.shape[-2:]
+        return self.engine(pad(X, (0, 0, 0, max(n - m, 0))))[..., :m, :]
+
+    def __str__(self) -> str:
+        return f"{self.engine}, from the {self.side.value}"

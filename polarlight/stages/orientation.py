@@ -1,0 +1,150 @@
+"""Which lines of a matrix are its units: rows, columns, or pairs of rows.
+
+A rule that treats rows alike serves columns and pairs as well once the matrix is laid out for it: a
+down projection has a neuron per column, a fused gate and up projection one per pair of rows. An
+orientation lays out the matrix and takes the result back; `oriented` gives a rule one, slot by
+slot.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from polarlight.rule import Buffers, ByShape, Scale, Slot, UpdateRule, apply, buffer_shapes
+
+
+class Orientation(Protocol):
+    """Lays a matrix out so that its units are rows, and back; the two are inverse, bit for bit."""
+
+    def shape(self, shape: torch.Size) -> torch.Size:
+        """The shape of the layout of a matrix of this shape, [..., m, n] -> [..., p, q]."""
+
+    def work(self, X: Tensor) -> Tensor:
+        """[..., m, n] -> [..., p, q] with a unit per row."""
+
+    def back(self, Y: Tensor) -> Tensor:
+        """The inverse of `work`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A unit per column: the neurons of a down projection."""
+
+    def shape(self, shape: torch.Size) -> torch.Size:
+        """[..., m, n] -> [..., n, m]."""
+        return torch.Size((*shape[:-2], shape[-1], shape[-2]))
+
+    def work(self, X: Tensor) -> Tensor:
+        """The transpose, a view."""
+        return X.mT
+
+    def back(self, Y: Tensor) -> Tensor:
+        """The transpose again."""
+        return Y.mT
+
+    def __str__(self) -> str:
+        return "columns"
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """A unit per pair of rows, [gate_j, up_j]: the neurons of a fused gate and up projection.
+
+    The fused parameter must come as one matrix: `Route(view=Whole())`, or `Transposed()` where it
+    is stored (fan_in, fan_out).
+
+    Attributes:
+        interleaved: Whether the two take turns, g0, u0, g1, u1, ...; else all gates come first.
+    """
+
+    interleaved: bool = False
+
+    def shape(self, shape: torch.Size) -> torch.Size:
+        """[..., 2 r, n] -> [..., r, 2 n]."""
+        return torch.Size((*shape[:-2], shape[-2] // 2, 2 * shape[-1]))
+
+    def work(self, X: Tensor) -> Tensor:
+        """Each gate row beside its up row.
+
+        Raises:
+            ValueError: If the number of rows is odd.
+        """
+        if X.shape[-2] % 2:
+            raise ValueError(f"{self} needs an even number of rows, got {X.shape[-2]}")
+        return torch.cat(self._halves(X), dim=-1)
+
+    def back(self, Y: Tensor) -> Tensor:
+        """The rows where they were."""
+        gate, up = Y.chunk(2, dim=-1)
+        if self.interleaved:
+            return torch.stack((gate, up), dim=-2).flatten(-3, -2)
+        return torch.cat((gate, up), dim=-2)
+
+    def _halves(self, X: Tensor) -> tuple[Tensor, ...]:
+        if self.interleaved:
+            return X[..., ::2, :], X[..., 1::2, :]
+        return X.chunk(2, dim=-2)
+
+    def __str__(self) -> str:
+        return "pairs"
+
+
+@dataclass(frozen=True, slots=True)
+class Oriented:
+    """A slot applied to the layout of an orientation, [..., m, n] -> [..., m, n].
+
+    Its buffers have the layout's shape.
+    """
+
+    orientation: Orientation
+    inner: Slot
+
+    def chosen(self, m: int, n: int) -> Slot:
+        """What the inner slot comes to at the layout's shape."""
+        p, q = self.orientation.shape(torch.Size((m, n)))
+        return self.inner.chosen(p, q) if isinstance(self.inner, ByShape) else self.inner
+
+    def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
+        """Those of the inner slot for the layout."""
+        return buffer_shapes(self.inner, self.orientation.shape(shape))
+
+    def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
+        """The inner slot's result, back in the matrix's own layout."""
+        return self.orientation.back(apply(self.inner, self.orientation.work(X), buffers))
+
+
+@dataclass(frozen=True, slots=True)
+class OrientedScale:
+    """The factor that a scale gives to the layout."""
+
+    orientation: Orientation
+    inner: Scale
+
+    def __call__(self, fan_out: int, fan_in: int) -> float:
+        """The inner scale at the layout's shape."""
+        return self.inner(*self.orientation.shape(torch.Size((fan_out, fan_in))))
+
+
+def oriented(rule: UpdateRule, orientation: Orientation) -> UpdateRule:
+    """The rule with rows replaced by what the orientation calls units.
+
+    `oriented(row_norm(), Columns())` brings columns to equal norm, as `row_norm()` would do with
+    the transpose.
+    """
+    return each_slot(
+        rule,
+        lambda slot: Oriented(orientation, slot),
+        name=f"{rule.name}_{orientation}",
+        scale=OrientedScale(orientation, rule.scale),
+    )
+
+
+def each_slot(rule: UpdateRule, wrap: Callable[[Slot], Slot], **changes: object) -> UpdateRule:
+    """The rule with every slot behind its momentum wrapped."""
+    balance = None if rule.balance is None else wrap(rule.balance)
+    post = tuple(wrap(slot) for slot in rule.post)
+    wrapped = replace(rule, balance=balance, map=wrap(rule.map), post=post)
+    return replace(wrapped, **changes)  # type: ignore[arg-type]
