@@ -75,7 +75,7 @@ METHODS = {
         "Adam, decay": Method(adam(0.01), decay=0.95),
     },
     "completion": {
-        "PolarGrad": Method(polargrad(1.0)),
+        "PolarGrad": Method(polargrad(0.5)),  # at the published 50 it diverges
         "PolarGrad, momentum first": Method(polargrad(1.0, momentum=0.5)),
         "Muon": Method(muon(0.25)),
         "Muon, decay": Method(muon(0.25), decay=0.95),
