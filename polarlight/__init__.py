@@ -26,6 +26,7 @@ from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.gram import GramNewtonSchulz
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import AOL, Frobenius, Schatten4
+from polarlight.linalg.one_sided import GramSide, OneSidedPolar
 from polarlight.linalg.polar_express import MODDED_NANOGPT, polar_express
 from polarlight.linalg.qdwh import QDWH
 from polarlight.linalg.regularised import RegularisedPolar
@@ -34,6 +35,7 @@ from polarlight.linalg.svd import ExactPolar
 from polarlight.linalg.zolopd import ZoloPD
 from polarlight.optimizer import SpectralOptimizer
 from polarlight.probe import Observation, Probe
+from polarlight.recipes import aurora_mlp, muon_with_adamw, symmetric_stack
 from polarlight.roles import Part, Role, infer_roles
 from polarlight.routing import Route, per_head, route
 from polarlight.rule import UpdateRule
@@ -55,6 +57,7 @@ from polarlight.rules import (
     PolarGrad,
     PolarSize,
     RiemannianPolar,
+    RowRms,
     SumNorm,
     UNorMuon,
     WarmPolar,
@@ -66,18 +69,24 @@ from polarlight.rules import (
     muoneq,
     normuon,
     normuon_paper,
+    one_sided,
     polar_adamw,
+    polar_then_row,
     polargrad,
     polargrad_polar_first,
+    row_norm,
+    row_then_polar,
     rows_after,
     shampoo,
     soap,
     unormuon,
     with_adamw,
 )
+from polarlight.stages.centre import centred
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.equilibrate import EquilibrateBoth, EquilibrateColumns, EquilibrateRows
 from polarlight.stages.momentum import EMA, HeavyBall, RawGradient
+from polarlight.stages.orientation import Columns, Pairs, oriented
 from polarlight.stages.scales import MatchRmsAdamW, Original, RmsToRms, Unscaled
 from polarlight.stages.side import OnSide, Side
 from polarlight.view import Flattened, Heads, Interleaved, RowBlocks, Taps, Transposed, Whole
@@ -108,6 +117,7 @@ __all__ = [
     "BalancedPolar",
     "Batched",
     "Chaotic",
+    "Columns",
     "EigenPolar",
     "EquilibrateBoth",
     "EquilibrateColumns",
@@ -120,6 +130,7 @@ __all__ = [
     "Freon",
     "Frobenius",
     "GramNewtonSchulz",
+    "GramSide",
     "Heads",
     "HeavyBall",
     "Interleaved",
@@ -133,8 +144,10 @@ __all__ = [
     "Observation",
     "OnSide",
     "OneByOne",
+    "OneSidedPolar",
     "Original",
     "OwnSize",
+    "Pairs",
     "Part",
     "PolarAdamW",
     "PolarGrad",
@@ -149,6 +162,7 @@ __all__ = [
     "Role",
     "Route",
     "RowBlocks",
+    "RowRms",
     "Schatten4",
     "Schedule",
     "Side",
@@ -163,24 +177,33 @@ __all__ = [
     "Whole",
     "ZoloPD",
     "aurora",
+    "aurora_mlp",
+    "centred",
     "explain",
     "freon",
     "infer_roles",
     "kaon",
     "kl_soap",
     "muon",
+    "muon_with_adamw",
     "muoneq",
     "normuon",
     "normuon_paper",
+    "one_sided",
+    "oriented",
     "per_head",
     "polar_adamw",
     "polar_express",
+    "polar_then_row",
     "polargrad",
     "polargrad_polar_first",
     "route",
+    "row_norm",
+    "row_then_polar",
     "rows_after",
     "shampoo",
     "soap",
+    "symmetric_stack",
     "unormuon",
     "view_from_json",
     "view_to_json",

@@ -33,6 +33,12 @@ def check_group(group: Group, index: int) -> None:
         raise ValueError(f"weight_decay must be >= 0, got {group['weight_decay']}")
     if not 0 <= group["momentum"] < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
+    if group["rule"] is None:
+        names = ", ".join(name_of(group, index, i) for i in range(min(3, len(group["params"]))))
+        raise ValueError(
+            f"param group {index} ({names}, ...) has no rule: give the optimizer one, for example "
+            "rule=polarlight.muon(), or every group its own, as polarlight.recipes does"
+        )
     if not isinstance(group["rule"], UpdateRule | ElementwiseRule):
         raise ValueError(f"rule must be an UpdateRule or an ElementwiseRule, got {group['rule']!r}")
     _check_parameters(group, [name_of(group, index, i) for i in range(len(group["params"]))])

@@ -40,7 +40,7 @@ class SpectralOptimizer(Optimizer):
         lr: Learning rate, a float or a one-element tensor; at least 0.
         weight_decay: Decoupled: weights are multiplied by 1 - lr * weight_decay. At least 0.
         momentum: Decay of the first moment, in [0, 1).
-        rule: Rule of the groups that bring none.
+        rule: Rule of the groups that bring none; None if all do, as those of a recipe.
         view: Which part of a parameter is a matrix, for groups that bring none. None means that
             parameters must be matrices.
         maximize: Ascend instead of descend.
@@ -64,7 +64,7 @@ class SpectralOptimizer(Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.95,
         *,
-        rule: Rule,
+        rule: Rule | None = None,
         view: MatrixView | None = None,
         maximize: bool = False,
         executor: Executor | None = None,

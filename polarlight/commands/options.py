@@ -5,7 +5,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from polarlight.train.model_config import Mlp
+from polarlight.train.model_config import Architecture, Mlp
 from polarlight.train.recipes import recipe_of
 from polarlight.train.settings import PRESETS, Plan, with_changes
 
@@ -20,6 +20,15 @@ def optimizers(text: str) -> list[str]:
         if names.count(name) > 1:
             raise ValueError(f"optimizer {name!r} is listed twice")
     return names
+
+
+def architecture(text: str | None) -> Architecture | None:
+    """`moe` as an architecture; None stays None and leaves it to the preset."""
+    if text is None:
+        return None
+    if text not in set(Architecture):
+        raise ValueError(f"unknown model {text!r}; choose from {', '.join(Architecture)}")
+    return Architecture(text)
 
 
 def sweep(texts: Sequence[str]) -> dict[str, list[float]]:
@@ -60,7 +69,8 @@ def _parsed(text: str, value: str, like: object) -> Any:
             return {"true": True, "yes": True, "false": False, "no": False}[value.lower()]
         return kind(value)
     except (ValueError, KeyError):
-        wanted = {bool: "true or false", Mlp: " or ".join(Mlp)}.get(kind, kind.__name__)
+        choices = {kind: " or ".join(kind) for kind in (Mlp, Architecture)}
+        wanted = ({bool: "true or false"} | choices).get(kind, kind.__name__)
         raise ValueError(f"--set {text!r}: expected {wanted}, got {value!r}") from None
 
 

@@ -16,6 +16,7 @@ from polarlight.train.compare import SWEEPABLE, Comparison, first_interrupt, spe
 from polarlight.train.corpus import load_corpus
 from polarlight.train.display import Display
 from polarlight.train.model import GPT
+from polarlight.train.model_config import Architecture
 from polarlight.train.recipes import RECIPES, build, spec_of
 from polarlight.train.report import write_report
 from polarlight.train.settings import PRESETS, Plan
@@ -27,6 +28,13 @@ Preset = Annotated[str, typer.Option(help=f"Sizes to start from: {', '.join(PRES
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help=f"Change the preset. Names: {_NAMES}."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{' or '.join(Architecture)}: an MLP per layer, or a mixture of experts of as many "
+        "neurons per token (--set experts=, experts_per_token=, expert_expansion=).",
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -45,6 +53,7 @@ def compare(
     ] = "adamw,muon,normuon,aurora",
     seeds: Seeds = 1,
     preset: Preset = "quick",
+    model: Model = None,
     data: Data = None,
     vocab_size: VocabSize = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
@@ -56,7 +65,8 @@ def compare(
     ] = None,
     settings: Set = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of results. Default: runs/PRESET.")
+        Path | None,
+        typer.Option(help="Folder of results. Default: runs/PRESET, or runs/PRESET-MODEL."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Delete these runs and start again.")] = False,
 ) -> None:
@@ -69,15 +79,18 @@ def compare(
     polarlight compare
     polarlight compare --optimizers muon,aurora --seeds 3
     polarlight compare --optimizers aurora --sweep lr=0.01,0.02,0.04
+    polarlight compare --model moe --optimizers adamw,muon-rms,symmetric
     polarlight compare --data text/ --set mlp=relu2 --set expansion=8
     ```
     """
     with plain_errors():
-        plan = options.plan(preset, settings or [], {"steps": steps})
+        kind = options.architecture(model)
+        plan = options.plan(preset, settings or [], {"steps": steps, "architecture": kind})
         runs = specs(options.optimizers(optimizers), seeds, options.sweep(sweep or []))
         corpus = load_corpus(data, vocab_size=vocab_size)
         corpus.require(plan.context)
-        comparison = Comparison(plan, runs, corpus, out or Path("runs") / preset)
+        name = preset if kind is None else f"{preset}-{kind}"
+        comparison = Comparison(plan, runs, corpus, out or Path("runs") / name)
         say(f"{corpus.name}: {len(corpus.train):,} training tokens")
         say(f"sha256 {corpus.fingerprint}")
         if overwrite:
@@ -107,6 +120,7 @@ def _train(comparison: Comparison) -> None:
 def explain(
     optimizer: Annotated[str, typer.Option(help="Name of the optimizer.")] = "aurora",
     preset: Preset = "quick",
+    model: Model = None,
     vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 256,
     settings: Set = None,
     hf: Annotated[
@@ -121,6 +135,7 @@ def explain(
     ```
     polarlight explain
     polarlight explain --optimizer normuon --hf Qwen3-0.6B/config.json
+    polarlight explain --optimizer symmetric --model moe
     polarlight explain --json > routing.json
     ```
     """
@@ -129,6 +144,7 @@ def explain(
         if hf is not None:
             found = explain_hf(hf, lambda model: build(model, spec))
         else:
-            plan = options.plan(preset, settings or [], {})
+            changes = {"architecture": options.architecture(model)}
+            plan = options.plan(preset, settings or [], changes)
             found = polarlight.explain(build(GPT(plan.model(vocab_size)), spec))
         say(found.to_json() if as_json else found.table(every=every, width=console.width))

@@ -12,17 +12,24 @@ from polarlight import (
     RiemannianPolar,
     SpectralOptimizer,
     aurora,
+    aurora_mlp,
     muon,
+    muon_with_adamw,
     muoneq,
     normuon,
+    symmetric_stack,
     unormuon,
     with_adamw,
 )
+from polarlight.routing import ParamGroup
 from polarlight.rule import Rule
 from polarlight.train.settings import Spec
 
 AUX_LR = 1e-2
 """AdamW's learning rate for embeddings, head and norms, the same beside every rule."""
+
+SPECTRAL_LR = 4e-3
+"""Of rules whose updates are as large as AdamW's, 0.2 lr per entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +41,15 @@ class Recipe:
         lr: Learning rate of the hidden matrices, best of the sweeps in `docs/log.md`.
         about: One line for `--help`.
         momentum: Decay of the first moment.
+        groups: Routes a model with (model, lr, aux_lr); None gives hidden matrices the rule and
+            AdamW to the rest. The rule then only stands where a group names none.
     """
 
     rule: Callable[[], Rule]
     lr: float
     about: str
     momentum: float = 0.95
+    groups: Callable[[nn.Module, float, float], list[ParamGroup]] | None = None
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -54,6 +64,26 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "aurora-riemannian": Recipe(
         rule=lambda: aurora(RiemannianPolar()), lr=0.02, about="Aurora by Riemannian ascent"
+    ),
+    "muon-rms": Recipe(
+        rule=muon,
+        lr=SPECTRAL_LR,
+        about="Muon with AdamW, updates as large as AdamW's",
+        groups=lambda model, lr, aux_lr: muon_with_adamw(model, lr=lr, aux_lr=aux_lr),
+    ),
+    "aurora-mlp": Recipe(
+        rule=muon,
+        lr=SPECTRAL_LR,
+        about="the same with Aurora on gate and up projections",
+        groups=lambda model, lr, aux_lr: aurora_mlp(model, lr=lr, aux_lr=aux_lr),
+    ),
+    "symmetric": Recipe(
+        rule=muon,
+        lr=SPECTRAL_LR,
+        about="a rule for every kind of layer, by its symmetries",
+        groups=lambda model, lr, aux_lr: symmetric_stack(
+            model, lr=lr, embedding_lr=aux_lr, head_lr=aux_lr, aux_lr=aux_lr
+        ),
     ),
 }
 
@@ -88,10 +118,13 @@ def spec_of(name: str, *, seed: int, label: str | None = None, **numbers: float)
 
 def build(model: nn.Module, spec: Spec) -> SpectralOptimizer:
     """The optimizer of a run."""
+    recipe = recipe_of(spec.optimizer)
     return SpectralOptimizer(
-        with_adamw(model, lr=spec.aux_lr),
+        with_adamw(model, lr=spec.aux_lr)
+        if recipe.groups is None
+        else recipe.groups(model, spec.lr, spec.aux_lr),
         lr=spec.lr,
         weight_decay=spec.weight_decay,
         momentum=spec.momentum,
-        rule=recipe_of(spec.optimizer).rule(),
+        rule=recipe.rule(),
     )

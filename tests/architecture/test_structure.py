@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "optimizer": {"execution", "groups", "probe", "rule", "view"},
     "rules": {"linalg", "optimizer", "roles", "routing", "rule", "rules", "stages"},
     "symmetry": {"linalg", "rule", "rules", "stages"},
+    "recipes": {"linalg", "roles", "routing", "rule", "rules", "stages", "view"},
     "diagnostics": {"diagnostics", "linalg", "probe", "roles", "view"},
     "report": {"report"},
     "__init__": {
@@ -40,6 +41,7 @@ MAY_IMPORT = {
         "linalg",
         "optimizer",
         "probe",
+        "recipes",
         "roles",
         "routing",
         "rule",

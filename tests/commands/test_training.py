@@ -59,6 +59,8 @@ def test_compare_again_resumes_and_overwrite_starts_again(tmp_path):
         (["--optimizers", "muon,muon"], "listed twice"),
         (["--optimizers", ","], "at least one name"),
         (["--preset", "huge"], "choose from quick, small, gpu"),
+        (["--model", "mixture"], "choose from dense, moe"),
+        (["--set", "architecture=mix"], "expected dense or moe"),
         (["--set", "widht=3"], "Did you mean width?"),
         (["--set", "width"], "NAME=VALUE"),
         (["--set", "width=wide"], "expected int, got 'wide'"),
@@ -90,6 +92,15 @@ def test_explain_prints_the_routing_table():
     assert result.exit_code == 0
     assert "model.layers.0.mlp.up_proj.weight" in result.output
     assert "normuon" in result.output
+
+
+def test_a_mixture_of_experts_is_trained_and_explained(tmp_path):
+    result = compare(tmp_path, "--model", "moe", "--optimizers", "muon-rms,symmetric")
+    assert result.exit_code == 0, result.output
+    assert "Dead experts" in (tmp_path / "out" / "report" / "index.html").read_text()
+    table = run("explain", "--optimizer", "symmetric", "--model", "moe")
+    assert "centred_row_norm" in table.output
+    assert "experts.down_proj" in table.output
 
 
 def test_explain_takes_a_hugging_face_config_and_prints_json():

@@ -1,0 +1,214 @@
+"""Whole models in one call: which rule each kind of layer gets, dense or mixture of experts.
+
+    optimizer = SpectralOptimizer(symmetric_stack(model, lr=4e-3))
+
+All rules are RMS-matched: entries of every update are about as large as AdamW's, 0.2 lr, so that
+one learning rate serves all of them and rules can be compared. Fan-in and fan-out come from the
+views that routing infers, never from the storage order; every parameter is in exactly one group.
+
+    role                  muon_with_adamw   aurora_mlp   symmetric_stack
+    query, key, value, o  Muon              Muon         Muon per head
+    gate, up              Muon              Aurora       row-normalised, then polar
+    down                  Muon              Muon         column-normalised, then polar
+    experts               as the MLP, each expert by itself
+    other hidden          Muon              Muon         Muon
+    embedding, tied       AdamW             AdamW        RowNorm
+    untied head           AdamW             AdamW        RowNorm, centred
+    softmax router        AdamW             AdamW        RowNorm or left polar, centred
+    sigmoid router        AdamW             AdamW        RowNorm
+    everything else       AdamW             AdamW        AdamW
+
+Source: symmetric stack: the symmetry-compatible principle (2026), arXiv 2605.18106; Aurora on the
+tall matrices of the MLP: Tilde Research, "Aurora" (2026), arXiv 2606.27715.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from enum import StrEnum
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from polarlight.linalg.one_sided import GramSide, OneSidedPolar
+from polarlight.roles import Assignment, Part, Role
+from polarlight.routing import Key, ParamGroup, Route, route
+from polarlight.rule import UpdateRule
+from polarlight.rules.adamw import AdamWRule
+from polarlight.rules.aurora import aurora
+from polarlight.rules.hybrid import row_then_polar
+from polarlight.rules.muon import muon
+from polarlight.rules.one_sided import one_sided
+from polarlight.rules.row_norm import row_norm
+from polarlight.stages.centre import centred
+from polarlight.stages.orientation import Columns, oriented
+from polarlight.stages.scales import MatchRmsAdamW
+from polarlight.view import MatrixView
+
+Model = nn.Module | Iterable[tuple[str, Tensor]]
+LearningRate = float | Tensor
+Option = TypeVar("Option", bound=StrEnum)
+
+
+class MlpRule(StrEnum):
+    """What `symmetric_stack` does to MLPs and experts: all three commute with neuron swaps."""
+
+    HYBRID = "hybrid"
+    MUON = "muon"
+    AURORA = "aurora"
+
+
+class RouterRule(StrEnum):
+    """What `symmetric_stack` does to softmax routers; both are centred."""
+
+    ROW_NORM = "row_norm"
+    LEFT_POLAR = "left_polar"
+
+
+def muon_with_adamw(
+    model: Model,
+    *,
+    lr: LearningRate,
+    aux_lr: LearningRate | None = None,
+    weight_decay: float = 0.0,
+) -> list[ParamGroup]:
+    """Muon on hidden matrices and experts, AdamW on the rest, at one update size.
+
+    Args:
+        model: A module, or its named parameters (then names and shapes decide).
+        lr: Learning rate; an entry of any update is about 0.2 lr.
+        aux_lr: AdamW's own; None takes lr.
+        weight_decay: Of hidden matrices; the rest does not decay.
+
+    Raises:
+        ValueError: If the model has no parameters or one of them does not fit its view.
+    """
+    hidden = Route(rule=_muon(), lr=lr, weight_decay=weight_decay)
+    return route(model, _table({role: hidden for role in _HIDDEN}, _adamw(lr, aux_lr)))
+
+
+def aurora_mlp(
+    model: Model,
+    *,
+    lr: LearningRate,
+    aux_lr: LearningRate | None = None,
+    weight_decay: float = 0.0,
+) -> list[ParamGroup]:
+    """Aurora on gate and up projections (experts' too), Muon on other hidden matrices, AdamW else.
+
+    Arguments and errors: `muon_with_adamw`.
+    """
+    hidden = Route(rule=_muon(), lr=lr, weight_decay=weight_decay)
+    rising = replace(hidden, rule=aurora(scale=MatchRmsAdamW()))
+    table: dict[Key, Route] = {key: rising for key in _RISING}
+    table |= {role: hidden for role in _HIDDEN}
+    return route(model, _table(table, _adamw(lr, aux_lr)))
+
+
+def symmetric_stack(
+    model: Model,
+    *,
+    lr: LearningRate,
+    embedding_lr: LearningRate | None = None,
+    head_lr: LearningRate | None = None,
+    router_lr: LearningRate | None = None,
+    aux_lr: LearningRate | None = None,
+    weight_decay: float = 0.0,
+    mlp: MlpRule | str = MlpRule.HYBRID,
+    router: RouterRule | str = RouterRule.ROW_NORM,
+) -> list[ParamGroup]:
+    """The layerwise stack in which every kind of matrix has the rule that fits its symmetries.
+
+    Heads are centred only where they are their own: a tied matrix is an embedding as well, and what
+    its rows share is not for nothing. Nor is it in a router with sigmoid scores, or in one whose
+    scores are unknown. Where the number of heads is unknown, attention is taken whole.
+
+    Args:
+        model: A module, or its named parameters (then names and shapes decide).
+        lr: Learning rate; an entry of any update is about 0.2 lr.
+        embedding_lr: Of token embeddings, tied ones included; None takes lr, as for the next three.
+        head_lr: Of an untied head.
+        router_lr: Of routers.
+        aux_lr: AdamW's.
+        weight_decay: Of hidden matrices; the rest does not decay.
+        mlp: Row- and column-aware hybrids, or Muon, or Aurora on gate and up beside Muon.
+        router: Centred RowNorm or centred left polar factor for softmax routers.
+
+    Raises:
+        ValueError: If the model has no parameters, one of them does not fit its view, or an option
+            is unknown.
+    """
+    rising, falling = _mlp_rules(_known(MlpRule, mlp))
+    hidden = Route(rule=_muon(), lr=lr, weight_decay=weight_decay)
+    table: dict[Key, Route] = {Role.ATTENTION: replace(hidden, view=_heads_where_known)}
+    table |= {key: replace(hidden, rule=rising) for key in _RISING}
+    table |= {key: replace(hidden, rule=falling) for key in _FALLING}
+    table |= {role: hidden for role in _HIDDEN - {Role.ATTENTION}}
+    adamw = _adamw(lr, aux_lr)
+    table |= _ends(lr, embedding_lr, head_lr, adamw)
+    table |= _routers(_known(RouterRule, router), _or(router_lr, lr))
+    return route(model, _table(table, adamw))
+
+
+_HIDDEN = frozenset({Role.ATTENTION, Role.GATE_UP, Role.DOWN, Role.EXPERT, Role.HIDDEN})
+_RISING: tuple[Key, ...] = (
+    Role.GATE_UP,
+    *((Role.EXPERT, part) for part in (Part.GATE, Part.UP, Part.GATE_UP)),
+)
+_FALLING: tuple[Key, ...] = (Role.DOWN, (Role.EXPERT, Part.DOWN))
+
+
+def _muon() -> UpdateRule:
+    return muon(scale=MatchRmsAdamW())
+
+
+def _mlp_rules(kind: MlpRule) -> tuple[UpdateRule, UpdateRule]:
+    """For gate and up, whose rows are neurons, and for down, whose columns are."""
+    if kind is MlpRule.HYBRID:
+        return row_then_polar(), oriented(row_then_polar(), Columns())
+    return (aurora(scale=MatchRmsAdamW()) if kind is MlpRule.AURORA else _muon()), _muon()
+
+
+def _ends(
+    lr: LearningRate,
+    embedding_lr: LearningRate | None,
+    head_lr: LearningRate | None,
+    adamw: Route,
+) -> dict[Key, Route]:
+    """Embeddings, where positions are no tokens, and the head."""
+    tokens = Route(rule=row_norm(), lr=_or(embedding_lr, lr), weight_decay=0.0)
+    return {
+        (Role.EMBEDDING, Part.POSITION): adamw,
+        Role.EMBEDDING: tokens,
+        Role.TIED: tokens,
+        Role.HEAD: Route(rule=centred(row_norm()), lr=_or(head_lr, lr), weight_decay=0.0),
+    }
+
+
+def _routers(kind: RouterRule, lr: LearningRate) -> dict[Key, Route]:
+    left = one_sided(OneSidedPolar(GramSide.LEFT))
+    softmax = centred(left if kind is RouterRule.LEFT_POLAR else row_norm())
+    other = Route(rule=row_norm(), lr=lr, weight_decay=0.0)
+    return {(Role.ROUTER, Part.SOFTMAX): replace(other, rule=softmax), Role.ROUTER: other}
+
+
+def _heads_where_known(assignment: Assignment) -> MatrixView:
+    return assignment.view if assignment.heads is None else assignment.heads
+
+
+def _adamw(lr: LearningRate, aux_lr: LearningRate | None) -> Route:
+    return Route(rule=AdamWRule(), lr=_or(aux_lr, lr), momentum=0.9, weight_decay=0.0)
+
+
+def _table(first: dict[Key, Route], rest: Route) -> dict[Key, Route]:
+    """The entries, and `rest` for every role after them."""
+    return first | {role: rest for role in Role if role not in first}
+
+
+def _or(value: LearningRate | None, otherwise: LearningRate) -> LearningRate:
+    return otherwise if value is None else value
+
+
+def _known(options: type[Option], value: str) -> Option:
+    if value not in set(options):
+        raise ValueError(f"unknown choice {value!r}: take one of {', '.join(options)}")
+    return options(value)
