@@ -83,7 +83,7 @@ def muon_with_adamw(
         ValueError: If the model has no parameters or one of them does not fit its view.
     """
     hidden = Route(rule=_muon(), lr=lr, weight_decay=weight_decay)
-    return route(model, _table({role: hidden for role in _HIDDEN}, _adamw(lr, aux_lr)))
+    return route(model, _completed({role: hidden for role in _HIDDEN}, Role, _adamw(lr, aux_lr)))
 
 
 def aurora_mlp(
@@ -99,9 +99,8 @@ def aurora_mlp(
     """
     hidden = Route(rule=_muon(), lr=lr, weight_decay=weight_decay)
     rising = replace(hidden, rule=aurora(scale=MatchRmsAdamW()))
-    table: dict[Key, Route] = {key: rising for key in _RISING}
-    table |= {role: hidden for role in _HIDDEN}
-    return route(model, _table(table, _adamw(lr, aux_lr)))
+    table = _completed({key: rising for key in _RISING}, _HIDDEN, hidden)
+    return route(model, _completed(table, Role, _adamw(lr, aux_lr)))
 
 
 def symmetric_stack(
@@ -142,11 +141,10 @@ def symmetric_stack(
     table: dict[Key, Route] = {Role.ATTENTION: replace(hidden, view=_heads_where_known)}
     table |= {key: replace(hidden, rule=rising) for key in _RISING}
     table |= {key: replace(hidden, rule=falling) for key in _FALLING}
-    table |= {role: hidden for role in _HIDDEN - {Role.ATTENTION}}
     adamw = _adamw(lr, aux_lr)
     table |= _ends(lr, embedding_lr, head_lr, adamw)
     table |= _routers(_known(RouterRule, router), _or(router_lr, lr))
-    return route(model, _table(table, adamw))
+    return route(model, _completed(_completed(table, _HIDDEN, hidden), Role, adamw))
 
 
 _HIDDEN = frozenset({Role.ATTENTION, Role.GATE_UP, Role.DOWN, Role.EXPERT, Role.HIDDEN})
@@ -199,9 +197,9 @@ def _adamw(lr: LearningRate, aux_lr: LearningRate | None) -> Route:
     return Route(rule=AdamWRule(), lr=_or(aux_lr, lr), momentum=0.9, weight_decay=0.0)
 
 
-def _table(first: dict[Key, Route], rest: Route) -> dict[Key, Route]:
-    """The entries, and `rest` for every role after them."""
-    return first | {role: rest for role in Role if role not in first}
+def _completed(table: dict[Key, Route], roles: Iterable[Role], rest: Route) -> dict[Key, Route]:
+    """The entries, and after them `rest` for those of the roles that have none."""
+    return table | {role: rest for role in roles if role not in table}
 
 
 def _or(value: LearningRate | None, otherwise: LearningRate) -> LearningRate:
