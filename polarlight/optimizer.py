@@ -24,7 +24,7 @@ from polarlight.groups import (
     name_of,
     with_objects,
 )
-from polarlight.probe import Observation, Probe
+from polarlight.probe import CountingProbe, Observation, Probe
 from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
@@ -123,6 +123,7 @@ class SpectralOptimizer(Optimizer):
             if places:
                 update = self._step_matrices if matrices else self._step_entries
                 update(index, places, watching)
+            self._count(index, set(places))
         for probe in watching:
             probe.end()
         return loss
@@ -185,6 +186,15 @@ class SpectralOptimizer(Optimizer):
                 name = name_of(group, index, i)
                 raise RuntimeError(f"{name} has a sparse gradient; only dense ones are supported")
         return places
+
+    def _count(self, index: int, places: set[int]) -> None:
+        """Tells the probes that count which parameters of a group were updated."""
+        group = self.param_groups[index]
+        for probe in self._probes.values():
+            if isinstance(probe, CountingProbe):
+                for i, p in enumerate(group["params"]):
+                    rule = group["rule"] if i in places else None
+                    probe.count(name_of(group, index, i), rule, frozen=not p.requires_grad)
 
     def _step_matrices(self, index: int, places: list[int], watching: list[Probe]) -> None:
         """One step of a group whose rule maps matrices."""

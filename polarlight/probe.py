@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from polarlight.rule import Rule
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
@@ -38,3 +40,14 @@ class Probe(Protocol):
 
     def end(self) -> None:
         """Called after such a step."""
+
+
+@runtime_checkable
+class CountingProbe(Probe, Protocol):
+    """A probe that is told of every update, in the steps that it does not observe as well."""
+
+    def count(self, name: str, rule: Rule | None, *, frozen: bool = False) -> None:
+        """Called in every step for every parameter; the rule is None where nothing was done.
+
+        `frozen` says that the parameter asks for no gradient.
+        """

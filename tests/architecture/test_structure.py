@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "linalg": {"linalg"},
     "rule": set(),
     "view": set(),
-    "probe": set(),
+    "probe": {"rule"},
     "view_text": {"view"},
     "roles": {"roles", "view"},
     "explanation": {"explanation", "rule", "view", "view_text"},
@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "rules": {"linalg", "optimizer", "roles", "routing", "rule", "rules", "stages"},
     "symmetry": {"linalg", "rule", "rules", "stages"},
     "recipes": {"linalg", "roles", "routing", "rule", "rules", "stages", "view"},
-    "diagnostics": {"diagnostics", "linalg", "probe", "roles", "view"},
+    "promises": {"linalg", "rule", "rules", "stages"},
+    "diagnostics": {"diagnostics", "linalg", "probe", "promises", "roles", "rule", "view"},
     "report": {"report"},
     "__init__": {
         "execution",

@@ -138,7 +138,11 @@ def test_an_empty_folder_is_an_error_that_lists_what_was_looked_for(tmp_path):
         load_corpus(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "empty"), [("a.txt", b""), ("a.txt.gz", gzip.compress(b""))])
+@pytest.mark.parametrize(
+    ("name", "empty"),
+    [("a.txt", b""), ("a.txt.gz", gzip.compress(b"", mtime=0))],
+    ids=["plain", "packed"],
+)
 def test_an_empty_file_is_an_error(tmp_path, name, empty):
     (tmp_path / name).write_bytes(empty)
     with pytest.raises(DataError, match=rf"{name} is empty"):

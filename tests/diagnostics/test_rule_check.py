@@ -1,0 +1,168 @@
+"""The rule check names what did not run or ran wrong, and lets every rule of the family pass."""
+
+import pytest
+import torch
+from torch import nn
+
+import polarlight
+from polarlight.diagnostics.rule_check import RuleCheck
+from polarlight.probe import Observation
+from polarlight.promises import Promise, measure, promises
+from tests.contracts.catalogue import RULES
+from tests.matrices import gaussian
+
+
+class Untouched:
+    """An executor that computes nothing."""
+
+    def directions(self, jobs):
+        return [job.matrix for job in jobs]
+
+
+class OnShards:
+    """Polar factors of half matrices: what a shard gives when it is taken for the matrix."""
+
+    def directions(self, jobs):
+        halves = [job.matrix.chunk(2, dim=-2) for job in jobs]
+        return [
+            torch.cat([job.rule.direction(half, job.buffers) for half in parts], dim=-2)
+            for job, parts in zip(jobs, halves, strict=True)
+        ]
+
+
+def checked(rule, *, shape=(32, 8), executor=None, steps=3, every=1):
+    p = nn.Parameter(torch.zeros(shape))
+    optimizer = polarlight.SpectralOptimizer(
+        [("up", p)], rule=rule, view=polarlight.Whole(), executor=executor
+    )
+    check = RuleCheck(every)
+    optimizer.observe(check)
+    sizes = torch.logspace(-1, 1, shape[-2])[:, None]
+    base = gaussian(*shape, seed=0).float()
+    for t in range(steps):
+        p.grad = sizes * (base + 0.1 * gaussian(*shape, seed=t + 1).float())
+        optimizer.step()
+    return check
+
+
+SHAPES = [(32, 8), (8, 32), (16, 16), (2, 24, 8)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_keeps_what_it_promises(name, shape):
+    check = checked(RULES[name], shape=shape)
+    assert check.broken() == []
+    (verdict,) = check.verdicts()
+    assert verdict.rules == {RULES[name].name: 3}
+    assert verdict.verdict == "kept"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        polarlight.muon(),
+        polarlight.aurora(),
+        polarlight.row_norm(),
+        polarlight.centred(polarlight.row_norm()),
+        polarlight.polargrad(),
+        polarlight.row_then_polar(),
+    ],
+    ids=lambda rule: rule.name,
+)
+def test_a_rule_that_did_not_run_is_caught(rule):
+    (verdict,) = checked(rule, executor=Untouched()).broken()
+    assert verdict.name == "up"
+    assert "BROKEN" in verdict.verdict
+
+
+def test_a_polar_factor_of_shards_is_caught():
+    (verdict,) = checked(polarlight.muon(), executor=OnShards()).broken()
+    assert Promise.SPECTRAL in verdict.broken
+
+
+def test_promises_by_rule_and_shape():
+    finite, moves, isometry = Promise.FINITE, Promise.MOVES, Promise.ISOMETRY
+    spectral, rows, columns = Promise.SPECTRAL, Promise.EQUAL_ROWS, Promise.EQUAL_COLUMNS
+    assert promises(polarlight.muon(), 8, 4) == {finite, moves, isometry, spectral}
+    assert promises(polarlight.aurora(), 8, 4) == {finite, moves, isometry, rows}
+    assert promises(polarlight.aurora(), 4, 8) == {finite, moves, isometry, spectral}
+    assert promises(polarlight.row_then_polar(), 8, 4) == {finite, moves, isometry}
+    assert promises(polarlight.polar_then_row(), 8, 4) == {finite, moves, rows}
+    assert promises(polarlight.unormuon(), 8, 4) == {finite, moves}
+    assert promises(polarlight.unormuon(beta2=0.0), 8, 4) == {finite, moves, rows}
+    assert promises(polarlight.kaon(), 8, 4) == {finite, moves, spectral}
+    assert promises(polarlight.AdamWRule(), 8, 4) == {finite, moves}
+    turned = polarlight.oriented(polarlight.row_norm(), polarlight.Columns())
+    assert promises(turned, 8, 4) == {finite, moves, columns}
+
+
+def test_soap_may_skip_its_first_step():
+    assert promises(polarlight.soap(), 8, 4) == {Promise.FINITE}
+
+
+def test_measures_tell_matrices_apart():
+    M = gaussian(24, 6, seed=1) * torch.logspace(-1, 1, 6)
+    U, S, Vh = torch.linalg.svd(M, full_matrices=False)
+    polar, rows = U @ Vh, M / M.norm(dim=1, keepdim=True)
+    assert measure(Promise.ISOMETRY, M, 3 * polar) < 1e-12
+    assert measure(Promise.ISOMETRY, M, M) > 0.3
+    assert measure(Promise.SPECTRAL, M, U @ torch.diag(S.cos()) @ Vh) < 1e-12
+    assert measure(Promise.SPECTRAL, M, M.sign()) > 0.15
+    assert measure(Promise.EQUAL_ROWS, M, rows) < 1e-6
+    assert measure(Promise.EQUAL_COLUMNS, M, rows) > 0.35
+    assert measure(Promise.CENTRED, M, M - M.mean(dim=0)) < 1e-12
+    assert measure(Promise.CENTRED, M, M + 1) > 0.05
+    assert measure(Promise.MOVES, M, 0 * M) == 1
+    assert measure(Promise.MOVES, 0 * M, 0 * M) == 0
+    assert measure(Promise.FINITE, M, M / 0) == 1
+
+
+def test_parameters_that_never_learn_are_named_and_frozen_ones_are_not():
+    linear, lost, still = (nn.Parameter(torch.randn(8, 4)) for _ in range(3))
+    still.requires_grad_(False)
+    pairs = [("linear", linear), ("lost", lost), ("still", still)]
+    optimizer = polarlight.SpectralOptimizer(pairs, rule=polarlight.muon())
+    check = RuleCheck()
+    optimizer.observe(check)
+    for _ in range(2):
+        linear.grad = torch.randn(8, 4)
+        optimizer.step()
+    assert check.missing() == ["lost"]
+    by_name = {verdict.name: verdict for verdict in check.verdicts()}
+    assert by_name["linear"].rules == {"muon": 2}
+    assert by_name["lost"].verdict == "NEVER UPDATED"
+    assert by_name["still"].verdict == "frozen"
+    assert check.report().splitlines()[0].startswith("lost")
+
+
+def test_unsampled_steps_are_counted_and_vectors_are_checked():
+    p = nn.Parameter(torch.zeros(5))
+    optimizer = polarlight.SpectralOptimizer([("bias", p)], rule=polarlight.AdamWRule())
+    check = RuleCheck(every=4)
+    assert "no step seen" in check.report()
+    optimizer.observe(check)
+    for t in range(6):
+        p.grad = torch.full((5,), float("nan")) if t == 4 else torch.ones(5)
+        optimizer.step()
+    (verdict,) = check.broken()
+    assert verdict.rules == {"adamw": 6}
+    assert list(verdict.broken) == [Promise.FINITE]
+
+
+def test_a_step_waits_for_nothing():
+    """On the meta device any value that is asked for raises."""
+    p = nn.Parameter(torch.zeros(16, 4, device="meta"))
+    check = RuleCheck(every=1)
+    group = {"rule": polarlight.aurora(), "view": None}
+    D = torch.zeros(16, 4, device="meta")
+    for _ in range(2):
+        assert check.begin()
+        check.observe(Observation("up", p, D, D, group))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        check.verdicts()
+
+
+def test_every_is_positive():
+    with pytest.raises(ValueError, match="every must be >= 1, got 0"):
+        RuleCheck(every=0)
