@@ -2,18 +2,21 @@
 
 The last slot that shapes a matrix decides: a polar factor after row normalisation is a partial
 isometry, row normalisation after a polar factor has equal rows. `diagnostics.rule_check` samples a
-run for them. A measure is zero when the promise is kept exactly; the limits leave room for the
-least exact engine (Jordan's five steps in bfloat16) and are far from what another rule reaches.
+run for them. A measure is zero when the promise is kept exactly. Limits leave room for rounding to
+bfloat16 and for the polynomials of the rule's own engine: five of Jordan's steps keep singular
+values within a factor of 1.7 of one another, and are not asked for more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from polarlight.linalg.chaotic import Chaotic
+from polarlight.linalg.coefficients import Schedule
 from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.gram import GramNewtonSchulz
 from polarlight.linalg.matrices import unit_scale
@@ -61,19 +64,20 @@ LIMITS = {
     Promise.EQUAL_COLUMNS: 0.35,
     Promise.CENTRED: 0.05,
 }
-"""The largest value of each measure that counts as kept."""
+"""The largest value of each measure that counts as kept, unless the engine is less exact."""
+
+SLACK = 1.1
+"""What rounding to bfloat16 may add to the spread that a schedule leaves in exact arithmetic."""
+
+REACH = 1e-2
+"""The least singular value, over the norm, that a schedule is held to."""
 
 PROBES = 8
 """Vectors that symmetry is tried on."""
 
-Kept = frozenset[Promise]
+Kept = Mapping[Promise, float]
+"""What is promised, and up to which value its measure counts as kept."""
 
-_ALWAYS: Kept = frozenset({Promise.FINITE, Promise.MOVES})
-"""Of every rule, but that SOAP's first gradient chooses its bases and moves nothing."""
-
-_POLAR: Kept = frozenset({Promise.ISOMETRY, Promise.SPECTRAL})
-_BALANCED: Kept = frozenset({Promise.ISOMETRY, Promise.EQUAL_ROWS})
-_NOTHING: Kept = frozenset()
 _MIRROR = {
     Promise.EQUAL_ROWS: Promise.EQUAL_COLUMNS,
     Promise.EQUAL_COLUMNS: Promise.EQUAL_ROWS,
@@ -86,14 +90,23 @@ _NUMBERS = (MatchRms, PolarNorm, Identity)
 def promises(rule: Rule, m: int, n: int) -> Kept:
     """What a rule promises on m x n matrices; slots of unknown type promise nothing."""
     slots = _slots(rule) if isinstance(rule, UpdateRule) else ()
-    kept = frozenset({Promise.SPECTRAL})
+    kept = _up_to(Promise.SPECTRAL)
     for slot in slots:
         if not isinstance(_inner(slot, m, n), _NUMBERS):
             own = _of_slot(slot, m, n)
-            kept = own if Promise.SPECTRAL in kept else own - {Promise.SPECTRAL}
+            kept = own if Promise.SPECTRAL in kept else _without(Promise.SPECTRAL, own)
     at_once = not any(isinstance(slot, RotatedAdam) for slot in slots)
-    always = _ALWAYS if at_once else frozenset({Promise.FINITE})
-    return (kept | always) if slots else always
+    always = _up_to(Promise.FINITE, *([Promise.MOVES] if at_once else []))
+    return {**kept, **always} if slots else always
+
+
+def _up_to(*kept: Promise) -> Kept:
+    """These promises with the usual limits."""
+    return {promise: LIMITS[promise] for promise in kept}
+
+
+def _without(dropped: Promise, kept: Kept) -> Kept:
+    return {promise: limit for promise, limit in kept.items() if promise != dropped}
 
 
 def _slots(rule: UpdateRule) -> list[Slot]:
@@ -112,12 +125,12 @@ def _inner(slot: Slot, m: int, n: int) -> Slot:
 
 def _of_slot(slot: Slot, m: int, n: int) -> Kept:
     declared = _DECLARED.get(type(slot))
-    return _NOTHING if declared is None else declared(slot, m, n)
+    return {} if declared is None else declared(slot, m, n)
 
 
 def _mirrored(kept: Kept) -> Kept:
-    mirrored = (_MIRROR.get(promise, promise) for promise in kept)
-    return frozenset(promise for promise in mirrored if promise is not None)
+    mirrored = ((_MIRROR.get(promise, promise), limit) for promise, limit in kept.items())
+    return {promise: limit for promise, limit in mirrored if promise is not None}
 
 
 def _on_side(slot: OnSide, m: int, n: int) -> Kept:
@@ -129,32 +142,57 @@ def _on_side(slot: OnSide, m: int, n: int) -> Kept:
 def _oriented(slot: Oriented, m: int, n: int) -> Kept:
     p, q = slot.orientation.shape(torch.Size((m, n)))
     inner = _of_slot(slot.inner, p, q)
-    return _mirrored(inner) if isinstance(slot.orientation, Columns) else _NOTHING
+    return _mirrored(inner) if isinstance(slot.orientation, Columns) else {}
 
 
 def _keep_norm(slot: KeepNorm, m: int, n: int) -> Kept:
     """Without memory, a second moment of rows makes them even; with it, only on average."""
     inner = slot.inner
     even = isinstance(inner, RowSecondMoment) and inner.beta2 == 0
-    return frozenset({Promise.EQUAL_ROWS}) if even else _NOTHING
+    return _up_to(Promise.EQUAL_ROWS) if even else {}
+
+
+def _polar(slot: Slot, m: int, n: int) -> Kept:
+    return {**_up_to(Promise.SPECTRAL), Promise.ISOMETRY: _isometry_limit(slot)}
+
+
+def _balanced(slot: Slot, m: int, n: int) -> Kept:
+    return {**_up_to(Promise.EQUAL_ROWS), Promise.ISOMETRY: _isometry_limit(slot)}
+
+
+def _isometry_limit(slot: Slot) -> float:
+    """LIMITS, or what the schedule of the slot's engine leaves."""
+    schedule = getattr(getattr(slot, "polar", slot), "schedule", None)
+    left = SLACK * _spread(schedule) if isinstance(schedule, Schedule) else 0.0
+    return max(LIMITS[Promise.ISOMETRY], left)
+
+
+@lru_cache
+def _spread(schedule: Schedule, points: int = 2000) -> float:
+    """The most that `_isometry` can come to for the singular values that a schedule puts out.
+
+    The measure is the deviation of s^2 over its mean, both weighted by s^2. Of values within [a, b]
+    it is greatest for two of them, a and b, with weights for which it is (b^2 - a^2) / (2 a b).
+    Singular values below REACH of the norm come out smaller than a; they are hardly weighted.
+    """
+    values = [schedule(REACH ** (i / points)) for i in range(points + 1)]
+    a, b = min(values), max(values)
+    return (b * b - a * a) / (2 * a * b)
 
 
 _DECLARED: dict[type, Callable[[Any, int, int], Kept]] = {
     **dict.fromkeys(
-        (ExactPolar, EigenPolar, NewtonSchulz, GramNewtonSchulz, QDWH, ZoloPD, NuclearPolar),
-        lambda slot, m, n: _POLAR,
+        (ExactPolar, EigenPolar, NewtonSchulz, GramNewtonSchulz, QDWH, ZoloPD, NuclearPolar), _polar
     ),
     **dict.fromkeys(
         (ExactPower, RationalPower, SizedPower, Chaotic, RegularisedPolar),
-        lambda slot, m, n: frozenset({Promise.SPECTRAL}),
+        lambda slot, m, n: _up_to(Promise.SPECTRAL),
     ),
-    **dict.fromkeys(
-        (BalancedPolar, WarmPolar, FeedbackPolar, RiemannianPolar), lambda slot, m, n: _BALANCED
-    ),
-    EquilibrateRows: lambda slot, m, n: frozenset({Promise.EQUAL_ROWS}),
-    EquilibrateColumns: lambda slot, m, n: frozenset({Promise.EQUAL_COLUMNS}),
+    **dict.fromkeys((BalancedPolar, WarmPolar, FeedbackPolar, RiemannianPolar), _balanced),
+    EquilibrateRows: lambda slot, m, n: _up_to(Promise.EQUAL_ROWS),
+    EquilibrateColumns: lambda slot, m, n: _up_to(Promise.EQUAL_COLUMNS),
     KeepNorm: _keep_norm,
-    Centred: lambda slot, m, n: frozenset({Promise.CENTRED}),
+    Centred: lambda slot, m, n: _up_to(Promise.CENTRED),
     Oriented: _oriented,
     OnSide: _on_side,
 }

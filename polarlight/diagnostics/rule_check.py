@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from polarlight.probe import Observation
-from polarlight.promises import LIMITS, Promise, measure, promises
+from polarlight.promises import Promise, measure, promises
 from polarlight.rule import Rule
 from polarlight.view import Whole
 
@@ -20,25 +20,27 @@ class Verdict:
         name: The parameter.
         rules: How many steps each rule gave it.
         measures: The worst value of each promise's measure over the sampled steps, by promise.
+        limits: Up to which value each of them counts as kept.
         frozen: Whether it asked for no gradient when it was last seen.
     """
 
     name: str
     rules: dict[str, int]
     measures: dict[Promise, float]
+    limits: dict[Promise, float]
     frozen: bool
 
     @property
     def broken(self) -> dict[Promise, float]:
         """Measures beyond their limits; a NaN is beyond any."""
-        return {key: x for key, x in self.measures.items() if not x <= LIMITS[key]}
+        return {key: x for key, x in self.measures.items() if not x <= self.limits[key]}
 
     @property
     def verdict(self) -> str:
         """One word or a list of broken promises."""
         if self.broken:
             return "BROKEN: " + ", ".join(
-                f"{key} ({x:.3g}, at most {LIMITS[key]:g})" for key, x in self.broken.items()
+                f"{key} ({x:.3g}, at most {self.limits[key]:.3g})" for key, x in self.broken.items()
             )
         if not self.rules:
             return "frozen" if self.frozen else "NEVER UPDATED"
@@ -67,6 +69,7 @@ class RuleCheck:
     _counts: dict[str, Counter[str]] = field(default_factory=dict)
     _frozen: set[str] = field(default_factory=set)
     _worst: dict[str, dict[Promise, Tensor]] = field(default_factory=dict)
+    _limits: dict[str, dict[Promise, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -94,11 +97,13 @@ class RuleCheck:
             split = (view.split(X) for X in (observation.momentum, observation.direction))
             pairs = list(zip(*split, strict=True))
         worst = self._worst.setdefault(observation.name, {})
+        limits = self._limits.setdefault(observation.name, {})
         for M, D in pairs:
-            for promise in promises(rule, *D.shape[-2:]):
+            for promise, limit in promises(rule, *D.shape[-2:]).items():
                 value = measure(promise, M, D)
                 known = worst.get(promise)
                 worst[promise] = value if known is None else torch.maximum(known, value)
+                limits[promise] = max(limit, limits.get(promise, 0.0))
 
     def end(self) -> None:
         """Nothing is due."""
@@ -113,7 +118,13 @@ class RuleCheck:
         """One verdict per parameter of the optimizer, in the order of its groups."""
         measures = _transferred(self._worst)
         return [
-            Verdict(name, dict(count), measures.get(name, {}), name in self._frozen)
+            Verdict(
+                name,
+                dict(count),
+                measures.get(name, {}),
+                dict(self._limits.get(name, {})),
+                name in self._frozen,
+            )
             for name, count in self._counts.items()
         ]
 
