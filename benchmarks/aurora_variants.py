@@ -20,15 +20,20 @@ from polarlight.train.report import write_report
 from polarlight.train.settings import PRESETS
 
 SIX = pl.NewtonSchulz(pl.polar_express(6))
+AUTO = pl.AutoPolar()
 SOLVERS = {
     "release": pl.BalancedPolar(pl.NewtonSchulz(pl.SIMPLE_QUINTIC), 2, 0.5),
     "release-1": pl.BalancedPolar(SIX, 1),
     "release-2": pl.BalancedPolar(SIX, 2, 0.5),
     "release-2-shape": pl.BalancedPolar(SIX, 2, None),
     "release-3": pl.BalancedPolar(SIX, 3, 0.5),
+    "quick-2": pl.BalancedPolar(AUTO, 2, 0.5),
     "paper-2": pl.FeedbackPolar(SIX, 2),
     "paper-3": pl.FeedbackPolar(SIX, 3),
-    "warm": pl.WarmPolar(SIX),
+    "warm": pl.WarmPolar(),
+    "warm-six": pl.WarmPolar(SIX),
+    "warm-still": pl.WarmPolar(follow=0.0),
+    "warm-shape": pl.WarmPolar(exponent=None),
     "riemannian": pl.RiemannianPolar(SIX),
 }
 VARIANTS = {
@@ -36,7 +41,10 @@ VARIANTS = {
         f"aurora-{name}": (lambda solver=solver: pl.aurora(solver))
         for name, solver in SOLVERS.items()
     },
+    "muon-auto": pl.muon,
+    "muon-jordan": lambda: pl.muon(polar=pl.NewtonSchulz(pl.JORDAN)),
     "muon-exact": lambda: pl.muon(polar=SIX),
+    "normuon-auto": pl.normuon,
     "normuon-exact": lambda: pl.normuon(polar=SIX),
     "unormuon-exact": lambda: pl.unormuon(polar=SIX),
     "freon": pl.freon,

@@ -9,6 +9,7 @@ Given a module, hidden matrices get the method and everything else gets AdamW;
 from polarlight.execution.batched import Batched
 from polarlight.execution.one_by_one import OneByOne
 from polarlight.explanation import Explanation, explain
+from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.chaotic import KAON, MAXIMAL_SLOPE, Chaotic
 from polarlight.linalg.coefficients import (
     CANS,
@@ -25,10 +26,11 @@ from polarlight.linalg.coefficients import (
 from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.gram import GramNewtonSchulz
 from polarlight.linalg.newton_schulz import NewtonSchulz
-from polarlight.linalg.normalisation import AOL, Frobenius, Schatten4
+from polarlight.linalg.normalisation import AOL, Frobenius, Schatten4, Schatten8
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
 from polarlight.linalg.polar_express import MODDED_NANOGPT, polar_express
 from polarlight.linalg.qdwh import QDWH
+from polarlight.linalg.rates import Rates
 from polarlight.linalg.regularised import RegularisedPolar
 from polarlight.linalg.spectral_power import ExactPower, RationalPower
 from polarlight.linalg.svd import ExactPolar
@@ -114,6 +116,7 @@ __all__ = [
     "YOU",
     "AdamWRule",
     "Aurora",
+    "AutoPolar",
     "BalancedPolar",
     "Batched",
     "Chaotic",
@@ -154,6 +157,7 @@ __all__ = [
     "PolarSize",
     "PowerIteration",
     "Probe",
+    "Rates",
     "RationalPower",
     "RawGradient",
     "RegularisedPolar",
@@ -164,6 +168,7 @@ __all__ = [
     "RowBlocks",
     "RowRms",
     "Schatten4",
+    "Schatten8",
     "Schedule",
     "Side",
     "SpectralOptimizer",

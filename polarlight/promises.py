@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.chaotic import Chaotic
 from polarlight.linalg.coefficients import Schedule
 from polarlight.linalg.eigen import EigenPolar
@@ -182,7 +183,17 @@ def _spread(schedule: Schedule, points: int = 2000) -> float:
 
 _DECLARED: dict[type, Callable[[Any, int, int], Kept]] = {
     **dict.fromkeys(
-        (ExactPolar, EigenPolar, NewtonSchulz, GramNewtonSchulz, QDWH, ZoloPD, NuclearPolar), _polar
+        (
+            AutoPolar,
+            ExactPolar,
+            EigenPolar,
+            NewtonSchulz,
+            GramNewtonSchulz,
+            QDWH,
+            ZoloPD,
+            NuclearPolar,
+        ),
+        _polar,
     ),
     **dict.fromkeys(
         (ExactPower, RationalPower, SizedPower, Chaotic, RegularisedPolar),

@@ -70,6 +70,20 @@ class ByShape(Protocol):
         """The slot for m x n matrices."""
 
 
+@runtime_checkable
+class Describes(Protocol):
+    """A slot whose work depends on dtype and device as well, and that can say how."""
+
+    def described(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
+        """What computes an m x n matrix of this dtype on this device, in words."""
+
+
+def described(slot: Slot, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
+    """What computes an m x n matrix, in words."""
+    worker = slot.chosen(m, n) if isinstance(slot, ByShape) else slot
+    return worker.described(m, n, dtype, device) if isinstance(worker, Describes) else str(worker)
+
+
 def apply(slot: Slot, X: Tensor, buffers: Buffers) -> Tensor:
     """The slot's result, whichever kind it is."""
     return slot(X, buffers) if isinstance(slot, Stage) else slot(X)
@@ -117,16 +131,16 @@ class UpdateRule:
             shapes |= buffer_shapes(slot, shape)
         return shapes
 
-    def engine(self, m: int, n: int) -> str:
+    def engine(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
         """What computes the map of an m x n matrix, in words."""
-        slot = self.map
-        return str(slot.chosen(m, n) if isinstance(slot, ByShape) else slot)
+        return described(self.map, m, n, dtype, device)
 
     def direction(self, M: Tensor, buffers: Buffers) -> Tensor:
         """What is multiplied by -lr, [..., m, n] -> [..., m, n]; writes the stages' buffers."""
         for slot in self._slots:
             M = apply(slot, M, buffers)
-        return M * self.scale(*M.shape[-2:])
+        factor = self.scale(*M.shape[-2:])
+        return M if factor == 1 else M * factor
 
 
 @runtime_checkable

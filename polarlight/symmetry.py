@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.chaotic import Chaotic
 from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.gram import GramNewtonSchulz
@@ -209,7 +210,8 @@ def _oriented(slot: Oriented, m: int, n: int) -> Group:
 
 DECLARATIONS: dict[type, Declaration] = {
     **dict.fromkeys(
-        (ExactPolar, EigenPolar, RegularisedPolar, OneSidedPolar, QDWH, ZoloPD), _always(ROTATIONS)
+        (AutoPolar, ExactPolar, EigenPolar, RegularisedPolar, OneSidedPolar, QDWH, ZoloPD),
+        _always(ROTATIONS),
     ),
     **dict.fromkeys((ExactPower, RationalPower, SizedPower, Chaotic), _always(ROTATIONS)),
     **dict.fromkeys((MatchRms, PolarNorm, Identity, Shampoo), _always(ROTATIONS)),

@@ -17,13 +17,18 @@ class Batched:
     Attributes:
         max_bytes: Largest stack, counted in bytes of its input matrices; a single job that is
             larger goes alone. Bounds the extra memory to a small multiple of this.
+        alone_on_cpu: Entries from which a matrix on a CPU goes alone: one such product keeps all
+            cores busy, and a stack would only leave the cache.
     """
 
     max_bytes: int = 256 * 2**20
+    alone_on_cpu: int = 2**18
 
     def __post_init__(self) -> None:
         if self.max_bytes < 0:
             raise ValueError(f"max_bytes must be >= 0, got {self.max_bytes}")
+        if self.alone_on_cpu < 0:
+            raise ValueError(f"alone_on_cpu must be >= 0, got {self.alone_on_cpu}")
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
         """One direction per job, in order."""
@@ -43,12 +48,17 @@ class Batched:
             stack: list[int] = []
             size = 0
             for index in group:
-                if stack and size + jobs[index].matrix.nbytes > self.max_bytes:
+                if stack and size + jobs[index].matrix.nbytes > self._cap(jobs[index].matrix):
                     yield stack
                     stack, size = [], 0
                 stack.append(index)
                 size += jobs[index].matrix.nbytes
             yield stack
+
+    def _cap(self, M: Tensor) -> int:
+        """Bytes that a stack of matrices like M may have."""
+        large = M.device.type == "cpu" and M.shape[-2:].numel() >= self.alone_on_cpu
+        return 0 if large else self.max_bytes
 
 
 def _together(jobs: Sequence[Job]) -> list[Tensor]:

@@ -96,7 +96,7 @@ def _pieces(p: Tensor, rule: object, view: MatrixView, lr: float | None) -> Iter
         rms = update_rms(rule, m, n)
         yield Piece(
             shape=tuple(shape),
-            engine=rule.engine(m, n),
+            engine=rule.engine(m, n, p.dtype, p.device),
             lr=None if lr is None else lr * rule.scale(m, n),
             rms=None if lr is None or rms is None else lr * rms,
         )

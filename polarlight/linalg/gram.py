@@ -32,10 +32,10 @@ from torch import Tensor
 from polarlight.linalg.coefficients import Quintic, Schedule
 from polarlight.linalg.matrices import check_matrix
 from polarlight.linalg.newton_schulz import iterate, iteration_flops
-from polarlight.linalg.normalisation import FROBENIUS, Normalisation, normalised
+from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, started
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import gram_dtype
-from polarlight.linalg.products import gram, gram_polynomial, multiply_add, times_short
+from polarlight.linalg.products import gram, gram_polynomial, symmetric_multiply_add, times_short
 
 CONDITION = 200.0
 """Largest condition of an accumulated factor in float16 (0.2 / eps) and wider."""
@@ -97,13 +97,12 @@ class GramNewtonSchulz:
         if M.numel() == 0:
             return M.clone()
         dtype = self.dtype or gram_dtype(M.dtype, M.device)
-        X = normalised(M, self.normalisation, self.schedule.safety, dtype)
-        if self._pays(M.shape[-2], M.shape[-1], dtype):
-            for steps in self.segments(dtype):
-                X = _segment(X, steps)
-        else:
-            X = iterate(X, self.schedule.steps)
-        return X.to(M.dtype)
+        start = started(M, self.normalisation, self.schedule.safety, dtype)
+        if not self._pays(M.shape[-2], M.shape[-1], dtype):
+            return iterate(start, self.schedule.steps).to(M.dtype)
+        for steps in self.segments(dtype):
+            start = Start(_segment(start, steps))
+        return start.X.to(M.dtype)
 
     def segments(self, dtype: torch.dtype) -> tuple[tuple[Quintic, ...], ...]:
         """The schedule cut at its restarts."""
@@ -145,21 +144,22 @@ class GramNewtonSchulz:
         return f"Gram Newton-Schulz, {self.schedule.name}"
 
 
-def _segment(X: Tensor, steps: Sequence[Quintic]) -> Tensor:
+def _segment(start: Start, steps: Sequence[Quintic]) -> Tensor:
     """X times the polynomials of one segment, gathered on the short side."""
     (a, b, c), *rest = steps
-    R = gram(X)
-    Z = gram_polynomial(R, b, c)
+    X = start.X
+    R = gram(X) if start.gram is None else start.gram
+    Z = gram_polynomial(R, b, c, start.square)
     if not rest:
         return times_short(X, Z, a)
     Q = Z.clone()
     Q.diagonal(dim1=-2, dim2=-1).add_(a)
     for following in rest:
-        RZ = multiply_add(R, R, Z, a)
-        R = multiply_add(RZ, Z, RZ, a)
+        RZ = symmetric_multiply_add(R, R, Z, a)
+        R = symmetric_multiply_add(RZ, Z, RZ, a)
         a, b, c = following
         Z = gram_polynomial(R, b, c)
-        Q = multiply_add(Q, Q, Z, a)
+        Q = symmetric_multiply_add(Q, Q, Z, a)
     return times_short(X, Q)
 
 

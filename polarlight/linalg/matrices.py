@@ -34,7 +34,8 @@ def unit_scale(M: Tensor) -> Tensor:
     M = at_least_float32(M)
     if M.numel() == 0:
         return M.clone()
-    return M / nonzero(M.abs().amax(dim=(-2, -1), keepdim=True))
+    largest = torch.maximum(M.amax(dim=(-2, -1), keepdim=True), -M.amin(dim=(-2, -1), keepdim=True))
+    return M / nonzero(largest)
 
 
 def frobenius_norm(M: Tensor) -> Tensor:

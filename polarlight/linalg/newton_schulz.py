@@ -8,7 +8,7 @@ from torch import Tensor
 
 from polarlight.linalg.coefficients import Quintic, Schedule
 from polarlight.linalg.matrices import check_matrix
-from polarlight.linalg.normalisation import FROBENIUS, Normalisation, normalised
+from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, started
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import iteration_dtype
 from polarlight.linalg.products import gram, gram_polynomial, times_short
@@ -54,8 +54,8 @@ class NewtonSchulz:
         if M.numel() == 0:
             return M.clone()
         dtype = self.dtype or iteration_dtype(M.dtype, M.device)
-        X = normalised(M, self.normalisation, self.schedule.safety, dtype)
-        return iterate(X, self.schedule.steps).to(M.dtype)
+        start = started(M, self.normalisation, self.schedule.safety, dtype)
+        return iterate(start, self.schedule.steps).to(M.dtype)
 
     def flops(self, m: int, n: int) -> float:
         """The count above, for one m x n matrix."""
@@ -66,10 +66,12 @@ class NewtonSchulz:
         return name if self.normalisation == FROBENIUS else f"{name}, {self.normalisation}"
 
 
-def iterate(X: Tensor, steps: Sequence[Quintic]) -> Tensor:
+def iterate(start: Start, steps: Sequence[Quintic]) -> Tensor:
     """`a X + b (X X') X + c (X X')^2 X` for each step, with the Gram matrix on the short side."""
+    X, R, square = start
     for a, b, c in steps:
-        X = times_short(X, gram_polynomial(gram(X), b, c), a)
+        X = times_short(X, gram_polynomial(gram(X) if R is None else R, b, c, square), a)
+        R = square = None
     return X
 
 

@@ -1,7 +1,23 @@
-"""Fused products, written so that the short side of a matrix carries them."""
+"""Fused products, written so that the short side of a matrix carries them.
+
+Gram matrices and everything made of one by products are symmetric, so that half of their entries
+can be mirrored. `gram`, `symmetric_multiply_add` and `gram_polynomial` do that where it pays: on a
+CPU by panels of rows, of which each computes its part on and right of the diagonal.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+Panel = Callable[[slice, slice, Tensor], Tensor]
+"""Writes a symmetric matrix's (rows, columns from the diagonal on) to where it is told."""
+
+PANEL = 256
+"""Rows of a panel; 128 to 256 are equally good (`benchmarks/products.py`)."""
+
+PANELS_FROM = 512
+"""Least side that is cut into panels: products of smaller ones lose as much speed as they save."""
 
 
 def is_tall(X: Tensor) -> bool:
@@ -11,7 +27,12 @@ def is_tall(X: Tensor) -> bool:
 
 def gram(X: Tensor) -> Tensor:
     """X'X for a tall X, XX' for any other: [..., m, n] -> [..., k, k] with k = min(m, n)."""
-    return X.mT @ X if is_tall(X) else X @ X.mT
+    W = X.mT if is_tall(X) else X
+    if not _in_panels(W):
+        return W @ W.mT
+    return _mirrored(
+        W, lambda rows, rest, out: torch.matmul(W[..., rows, :], W[..., rest, :].mT, out=out)
+    )
 
 
 def multiply_add(C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float = 1.0) -> Tensor:
@@ -22,6 +43,26 @@ def multiply_add(C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float = 1.
     return torch.baddbmm(*flat, beta=beta, alpha=alpha).view(C.shape)
 
 
+def symmetric_multiply_add(
+    C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float = 1.0
+) -> Tensor:
+    """`beta C + alpha A B` for symmetric C, A and B that commute, so that the result is symmetric.
+
+    Shapes: [..., k, k] each. Where rounding makes the product of a commuting pair a little
+    unsymmetric, the entries right of the diagonal count.
+    """
+    if not _in_panels(C):
+        return multiply_add(C, A, B, beta, alpha)
+
+    def panel(rows: slice, rest: slice, out: Tensor) -> Tensor:
+        part = C[..., rows, rest], A[..., rows, :], B[..., :, rest]
+        if C.ndim == 2:
+            return torch.addmm(*part, beta=beta, alpha=alpha, out=out)
+        return out.copy_(multiply_add(*part, beta, alpha))
+
+    return _mirrored(C, panel)
+
+
 def times_short(X: Tensor, A: Tensor, beta: float = 0.0) -> Tensor:
     """`beta X + X A` for a tall X and `beta X + A X` for any other, A on the short side."""
     if beta == 0:
@@ -29,6 +70,27 @@ def times_short(X: Tensor, A: Tensor, beta: float = 0.0) -> Tensor:
     return multiply_add(X, X, A, beta) if is_tall(X) else multiply_add(X, A, X, beta)
 
 
-def gram_polynomial(R: Tensor, b: float, c: float) -> Tensor:
-    """`b R + c R^2` for a Gram matrix R."""
-    return b * R if c == 0 else multiply_add(R, R, R, b, c)
+def gram_polynomial(R: Tensor, b: float, c: float, square: Tensor | None = None) -> Tensor:
+    """`b R + c R^2` for a Gram matrix R, whose square may be known already."""
+    if c == 0:
+        return b * R
+    if square is not None:
+        return torch.add(b * R, square, alpha=c)
+    return symmetric_multiply_add(R, R, R, b, c)
+
+
+def _in_panels(X: Tensor) -> bool:
+    """Whether a symmetric product of this many rows is cheaper in panels."""
+    return X.device.type == "cpu" and X.shape[-2] >= PANELS_FROM
+
+
+def _mirrored(like: Tensor, panel: Panel) -> Tensor:
+    """The symmetric matrix [..., k, k] whose panels of rows, from the diagonal on, are given."""
+    k = like.shape[-2]
+    result = like.new_empty(*like.shape[:-2], k, k)
+    for start in range(0, k, PANEL):
+        end = min(start + PANEL, k)
+        part = result[..., start:end, start:]
+        panel(slice(start, end), slice(start, k), part)
+        result[..., end:, start:end] = part[..., end - start :].mT
+    return result

@@ -26,31 +26,58 @@ def leverage(U: Tensor) -> Tensor:
 
 
 def inverse_row_norms(M: Tensor, floor: float) -> Tensor:
-    """One over each row norm, [..., m, n] -> [..., m, 1], bounded by 1 / (floor * rms row norm).
+    """One over each row norm, [..., m, n] -> [..., m, 1]; see `inverse`."""
+    return inverse(row_norms(M), floor)
 
-    Rows far above `floor` times the rms row norm are inverted exactly to within `floor`'s square;
-    rows far below it are scaled by the bound alone, so noise is not blown up to a full row. A zero
-    matrix gives ones.
+
+def inverse(norms: Tensor, floor: float) -> Tensor:
+    """One over each norm, [..., m, 1] -> [..., m, 1], bounded by 1 / (floor * rms norm).
+
+    Norms far above `floor` times their rms are inverted exactly to within `floor`'s square; those
+    far below it become the bound alone, so noise is not blown up to a full row. Zeros give ones.
     """
-    return 1 / nonzero(_bounded(row_norms(M), floor))
+    return 1 / nonzero((norms.square() + (floor * rms_row_norm(norms)).square()).sqrt())
 
 
 def row_significance(M: Tensor, floor: float) -> Tensor:
-    """How far each row stands above the noise, [..., m, n] -> [..., m, 1]: 0 to 1.
+    """How far each row stands above the noise, [..., m, n] -> [..., m, 1]; see `significance`."""
+    return significance(row_norms(M), floor)
 
-    With x the row norm over `floor` times the rms row norm: 1 / sqrt(1 + x^-4), which is 1 far
-    above the floor, x squared far below it, and 0 for a zero row.
+
+def significance(norms: Tensor, floor: float) -> Tensor:
+    """How far each norm stands above the noise, [..., m, 1] -> [..., m, 1]: 0 to 1.
+
+    With x the norm over `floor` times the rms of all: 1 / sqrt(1 + x^-4), which is 1 far above the
+    floor, x squared far below it, and 0 for zero.
     """
-    norms = row_norms(M)
     fourth = (norms / nonzero(floor * rms_row_norm(norms))) ** 4
     return (fourth / (1 + fourth)).sqrt()
+
+
+def leverage_correction(U: Tensor, weight: Tensor, exponent: float | None) -> Tensor:
+    """(fair share / leverage)^exponent of each row of U, [..., m, n] -> [..., m, 1].
+
+    The fair share is that part of the leverage which `weight` gives the row: 1 for a row that
+    counts, less for noise, 0 for a zero row. An exponent of None is `shape_exponent`.
+    """
+    m, n = U.shape[-2:]
+    h = leverage(U)
+    fair = weight * (h.sum(dim=-2, keepdim=True) / nonzero(weight.sum(dim=-2, keepdim=True)))
+    return (fair / nonzero(h)) ** (shape_exponent(m, n) if exponent is None else exponent)
+
+
+def check_exponent(exponent: float | None) -> None:
+    """Raises ValueError unless the exponent lies in (0, 1] or is None."""
+    if exponent is not None and not 0 < exponent <= 1:
+        raise ValueError(f"exponent must lie in (0, 1] or be None, got {exponent}")
+
+
+def shape_exponent(m: int, n: int) -> float:
+    """1 / (2 (1 - n/m)), where the mean error mode vanishes, and at most 1, where none grows."""
+    return min(1.0, 1 / (2 * (1 - n / m))) if m > n else 1.0
 
 
 def check_floor(floor: float) -> None:
     """Raises ValueError unless the floor can separate rows from noise."""
     if not 0 < floor < 1:
         raise ValueError(f"floor must lie in (0, 1), got {floor}")
-
-
-def _bounded(norms: Tensor, floor: float) -> Tensor:
-    return (norms.square() + (floor * rms_row_norm(norms)).square()).sqrt()

@@ -20,13 +20,20 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
-from polarlight.linalg.matrices import nonzero, unit_scale
+from polarlight.linalg.matrices import unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
-from polarlight.linalg.rows import check_floor, inverse_row_norms, leverage, row_significance
+from polarlight.linalg.rows import (
+    check_exponent,
+    check_floor,
+    inverse_row_norms,
+    leverage_correction,
+    row_significance,
+)
 from polarlight.optimizer import SpectralOptimizer
 from polarlight.rule import MatrixMap, Scale, Slot, UpdateRule
 from polarlight.rules.adamw import with_adamw
+from polarlight.rules.aurora_warm import WarmPolar
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 from polarlight.stages.momentum import EMA
 from polarlight.stages.scales import Original
@@ -81,7 +88,7 @@ class BalancedPolar:
         D = inverse_row_norms(X, self.floor)
         U = self.polar(D * X)
         for _ in range(self.rounds - 1):
-            D = D * correction(U, weight, self.exponent)
+            D = D * leverage_correction(U, weight, self.exponent)
             U = self.polar(D * X)
         return U.to(M.dtype)
 
@@ -89,31 +96,8 @@ class BalancedPolar:
         return f"rows balanced, {self.rounds} x {self.polar}"
 
 
-def correction(U: Tensor, weight: Tensor, exponent: float | None) -> Tensor:
-    """(fair share / leverage)^exponent of each row of U, [..., m, n] -> [..., m, 1].
-
-    The fair share is that part of the leverage which `weight` gives the row: 1 for a row that
-    counts, less for noise, 0 for a zero row.
-    """
-    m, n = U.shape[-2:]
-    h = leverage(U)
-    fair = weight * (h.sum(dim=-2, keepdim=True) / nonzero(weight.sum(dim=-2, keepdim=True)))
-    return (fair / nonzero(h)) ** (shape_exponent(m, n) if exponent is None else exponent)
-
-
-def check_exponent(exponent: float | None) -> None:
-    """Raises ValueError unless the exponent lies in (0, 1] or is None."""
-    if exponent is not None and not 0 < exponent <= 1:
-        raise ValueError(f"exponent must lie in (0, 1] or be None, got {exponent}")
-
-
-def shape_exponent(m: int, n: int) -> float:
-    """1 / (2 (1 - n/m)), where the mean error mode vanishes, and at most 1, where none grows."""
-    return min(1.0, 1 / (2 * (1 - n / m))) if m > n else 1.0
-
-
 def aurora(
-    solver: Balancer = BalancedPolar(),
+    solver: Balancer = WarmPolar(),
     *,
     side: Side = Side.TALL,
     nesterov: bool = True,
@@ -141,7 +125,7 @@ class Aurora(SpectralOptimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         *,
-        solver: Balancer = BalancedPolar(),
+        solver: Balancer = WarmPolar(),
         side: Side = Side.TALL,
         scale: Scale = Original(),
         maximize: bool = False,

@@ -1,9 +1,11 @@
 """Aurora with a row scale that is kept between steps, so that one polar factor per step is enough.
 
-    U = polar(D M),   D_i <- D_i ((n/m) / |U_i|^2)^exponent   for the next step
+    D_i <- D_i (|M_i before| / |M_i|)^follow,   U = polar(D M)
+    D_i <- D_i ((n/m) / |U_i|^2)^exponent   for the next step
 
 The momentum changes slowly, and with it the scale that levels its rows: what the release's
-iteration finds anew in every step, this one goes on refining.
+iteration finds anew in every step, this one goes on refining. A row that has just grown is mostly
+noise: a fifth of the change, followed at once, leaves the rows most even (`docs/log.md`).
 
 Source: ours; the iteration is the release's (Tilde Research, 2026), one round per step.
 Deviations: nothing published to deviate from. D stays within a factor of `reach` of 1 / |M_i|, so
@@ -15,18 +17,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.matrices import nonzero, unit_scale
-from polarlight.linalg.newton_schulz import NewtonSchulz
-from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.rows import (
+    check_exponent,
     check_floor,
-    inverse_row_norms,
+    inverse,
+    leverage_correction,
     rms_row_norm,
     row_norms,
-    row_significance,
+    significance,
 )
-from polarlight.rule import Buffers, MatrixMap
-from polarlight.rules.aurora import check_exponent, correction
+from polarlight.rule import Buffers, MatrixMap, described
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
 
@@ -34,12 +36,14 @@ from polarlight.stages.equilibrate import RELATIVE_FLOOR
 class WarmPolar:
     """Balanced polar factor with a remembered row scale. For `Aurora(solver=WarmPolar())`.
 
-    Shapes: tall [..., m, n] -> [..., m, n]. State: `row_scale` [..., m, 1], for M of unit rms row
-        norm.
+    Shapes: tall [..., m, n] -> [..., m, n]. State, [..., m, 1] each, for M of unit rms row norm:
+        `row_scale`, and the `row_size` (row norms) that it was found for.
 
     Args:
         polar: The polar method; one call per step.
         exponent: Power of the correction, in (0, 1]; None takes 1/(2 (1 - n/m)), at most 1.
+        follow: Which power of a row norm's change is divided out at once, in [0, 1]; 0 leaves all
+            of it to the next correction, 1 starts from equal rows as the release does.
         reach: Largest ratio between the kept scale and the inverse row norm, either way; above 1.
         floor: Rows below this fraction of the rms row norm are noise and are not lifted to a full
             row.
@@ -48,34 +52,54 @@ class WarmPolar:
         ValueError: If an argument is outside the range above.
     """
 
-    polar: MatrixMap = NewtonSchulz(polar_express(6))
+    polar: MatrixMap = AutoPolar()
     exponent: float | None = 0.5
+    follow: float = 0.2
     reach: float = 10.0
     floor: float = RELATIVE_FLOOR
 
     def __post_init__(self) -> None:
         check_exponent(self.exponent)
         check_floor(self.floor)
+        if not 0 <= self.follow <= 1:
+            raise ValueError(f"follow must lie in [0, 1], got {self.follow}")
         if not self.reach > 1:
             raise ValueError(f"reach must be > 1, got {self.reach}")
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """One scale per row."""
-        return {"row_scale": torch.Size((*shape[:-1], 1))}
+        """One scale and one size per row."""
+        column = torch.Size((*shape[:-1], 1))
+        return {"row_scale": column, "row_size": column}
 
     def __call__(self, M: Tensor, buffers: Buffers) -> Tensor:
-        """The balanced polar factor of M; keeps the scale for the next step."""
-        kept = buffers["row_scale"]
+        """The balanced polar factor of M; keeps scale and sizes for the next step."""
         X = unit_scale(M)
-        X = X / nonzero(rms_row_norm(row_norms(X)))
-        weight = row_significance(X, self.floor).square()
-        fresh = inverse_row_norms(X, self.floor)
-        D = torch.where(kept == 0, fresh, kept.clamp(fresh / self.reach, fresh * self.reach))
-        U = self.polar(D * X)
-        following = D * correction(U, weight, self.exponent)
-        size = rms_row_norm(row_norms(following * X))
-        kept.copy_(torch.where(size == 0, kept, following / nonzero(size)))
+        norms = row_norms(X)
+        rms = nonzero(rms_row_norm(norms))
+        size = norms / rms
+        weight = significance(size, self.floor).square()
+        D = self._scale(size, buffers)
+        U = self.polar(X.mul_(D / rms))
+        self._keep(D * leverage_correction(U, weight, self.exponent), size, buffers)
         return U.to(M.dtype)
+
+    def _scale(self, size: Tensor, buffers: Buffers) -> Tensor:
+        """The kept scale, moved with the row norms; their inverse where nothing was kept."""
+        kept, before = buffers["row_scale"], buffers["row_size"]
+        fresh = inverse(size, self.floor)
+        change = torch.where((before == 0) | (size == 0), 1.0, before / nonzero(size))
+        moved = kept * change**self.follow
+        return torch.where(kept == 0, fresh, moved.clamp(fresh / self.reach, fresh * self.reach))
+
+    def _keep(self, D: Tensor, size: Tensor, buffers: Buffers) -> None:
+        """Writes the scale for M of unit rms row norm; a zero M changes nothing."""
+        rms = rms_row_norm(D * size)
+        for name, value in (("row_scale", D / nonzero(rms)), ("row_size", size)):
+            buffers[name].copy_(torch.where(rms == 0, buffers[name], value))
+
+    def described(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
+        """How, and by which engine."""
+        return f"rows balanced, scale kept, {described(self.polar, m, n, dtype, device)}"
 
     def __str__(self) -> str:
         return f"rows balanced, scale kept, {self.polar}"

@@ -11,8 +11,7 @@ Deviations: the momentum is an EMA (torch, NorMuon, Aurora); a polar factor does
 
 from torch import Tensor
 
-from polarlight.linalg.coefficients import JORDAN
-from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.auto import AutoPolar
 from polarlight.optimizer import SpectralOptimizer
 from polarlight.rule import MatrixMap, Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
@@ -23,7 +22,7 @@ from polarlight.stages.scales import Original
 def muon(
     *,
     nesterov: bool = True,
-    polar: MatrixMap = NewtonSchulz(JORDAN),
+    polar: MatrixMap = AutoPolar(),
     scale: Scale = Original(),
 ) -> UpdateRule:
     """Muon with the given polar method; see the module docstring for the mathematics."""
@@ -60,7 +59,7 @@ class Muon(SpectralOptimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         *,
-        polar: MatrixMap = NewtonSchulz(JORDAN),
+        polar: MatrixMap = AutoPolar(),
         scale: Scale = Original(),
         maximize: bool = False,
         aux_lr: float | Tensor = 3e-3,

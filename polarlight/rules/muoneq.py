@@ -14,8 +14,7 @@ the method off for gradients below 1e-4. RC may switch to R after `phase` steps,
 
 from torch import Tensor
 
-from polarlight.linalg.coefficients import JORDAN
-from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.auto import AutoPolar
 from polarlight.optimizer import SpectralOptimizer
 from polarlight.rule import MatrixMap, Scale, Slot, UpdateRule
 from polarlight.rules.adamw import with_adamw
@@ -28,7 +27,7 @@ def muoneq(
     balance: Slot = EquilibrateRows(),
     *,
     nesterov: bool = True,
-    polar: MatrixMap = NewtonSchulz(JORDAN),
+    polar: MatrixMap = AutoPolar(),
     scale: Scale = MatchRmsAdamW(),
 ) -> UpdateRule:
     """MuonEq with the given balance: `EquilibrateRows()`, `EquilibrateColumns()` or both."""
@@ -60,7 +59,7 @@ class MuonEq(SpectralOptimizer):
         nesterov: bool = True,
         *,
         balance: Slot = EquilibrateRows(),
-        polar: MatrixMap = NewtonSchulz(JORDAN),
+        polar: MatrixMap = AutoPolar(),
         scale: Scale = MatchRmsAdamW(),
         maximize: bool = False,
         aux_lr: float | Tensor = 3e-3,

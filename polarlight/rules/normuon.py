@@ -11,8 +11,7 @@ Deviations: no absolute 1e-10 beside sqrt(v): a zero row is zero by itself.
 
 from torch import Tensor
 
-from polarlight.linalg.coefficients import JORDAN
-from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.auto import AutoPolar
 from polarlight.optimizer import SpectralOptimizer
 from polarlight.rule import MatrixMap, Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
@@ -26,7 +25,7 @@ def normuon(
     *,
     beta2: float = 0.95,
     nesterov: bool = True,
-    polar: MatrixMap = NewtonSchulz(JORDAN),
+    polar: MatrixMap = AutoPolar(),
     scale: Scale = Original(),
 ) -> UpdateRule:
     """NorMuon as in the official code: rows evened out, Frobenius norm kept, Muon's scale."""
@@ -44,7 +43,7 @@ def normuon_paper(
     beta2: float = 0.95,
     rms: float = 0.2,
     nesterov: bool = False,
-    polar: MatrixMap = NewtonSchulz(JORDAN),
+    polar: MatrixMap = AutoPolar(),
 ) -> UpdateRule:
     """NorMuon as in the paper: rows evened out, root mean square of the update fixed."""
     return UpdateRule(
@@ -72,7 +71,7 @@ class NorMuon(SpectralOptimizer):
         nesterov: bool = True,
         *,
         beta2: float = 0.95,
-        polar: MatrixMap = NewtonSchulz(JORDAN),
+        polar: MatrixMap = AutoPolar(),
         scale: Scale = Original(),
         maximize: bool = False,
         aux_lr: float | Tensor = 3e-3,

@@ -14,8 +14,7 @@ relative. Betas belong to the rule; the group's `momentum` is not used.
 
 from torch import Tensor
 
-from polarlight.linalg.coefficients import JORDAN
-from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.auto import AutoPolar
 from polarlight.optimizer import SpectralOptimizer
 from polarlight.rule import MatrixMap, Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
@@ -28,7 +27,7 @@ def polar_adamw(
     *,
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
-    polar: MatrixMap = NewtonSchulz(JORDAN),
+    polar: MatrixMap = AutoPolar(),
     scale: Scale = Original(),
 ) -> UpdateRule:
     """PolarAdamW with the given polar method; see the module docstring for the mathematics."""
@@ -59,7 +58,7 @@ class PolarAdamW(SpectralOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        polar: MatrixMap = NewtonSchulz(JORDAN),
+        polar: MatrixMap = AutoPolar(),
         scale: Scale = Original(),
         maximize: bool = False,
         aux_lr: float | Tensor = 3e-3,

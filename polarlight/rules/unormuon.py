@@ -14,8 +14,7 @@ for the whole.
 
 from torch import Tensor
 
-from polarlight.linalg.coefficients import JORDAN
-from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.auto import AutoPolar
 from polarlight.optimizer import SpectralOptimizer
 from polarlight.rule import MatrixMap, Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
@@ -30,7 +29,7 @@ def unormuon(
     *,
     beta2: float = 0.95,
     nesterov: bool = True,
-    polar: MatrixMap = NewtonSchulz(JORDAN),
+    polar: MatrixMap = AutoPolar(),
     scale: Scale = Original(),
 ) -> UpdateRule:
     """U-NorMuon; see the module docstring for the mathematics."""
@@ -61,7 +60,7 @@ class UNorMuon(SpectralOptimizer):
         nesterov: bool = True,
         *,
         beta2: float = 0.95,
-        polar: MatrixMap = NewtonSchulz(JORDAN),
+        polar: MatrixMap = AutoPolar(),
         scale: Scale = Original(),
         maximize: bool = False,
         aux_lr: float | Tensor = 3e-3,

@@ -1,11 +1,13 @@
 """Aurora with a row scale that is kept between steps.
 
     X = N / rms_i |N_i|,   f_i = 1 / |X_i|,   D = f in the first step
-    D_i <- D_i, at least f_i / reach and at most f_i reach,   U = polar(D X)
+    D_i <- D_i (f_i / f_i before)^follow, at least f_i / reach and at most f_i reach
+    U = polar(D X)
     D_i <- D_i ((n/m) / |U_i|^2)^b,   D <- D / rms_i |D_i X_i|,   for the next step
     tall N: U,  others: polar(N),   W <- (1 - lr wd) W - lr sqrt(max(1, m/n)) U
 
-Source: this library; the correction is that of the Aurora release (2026-05). b = 1/2, reach = 10.
+Source: this library; the correction is that of the Aurora release (2026-05). b = 1/2, follow = 1/5,
+reach = 10.
 """
 
 import numpy as np
@@ -22,13 +24,15 @@ def rms_row_norm(X):
     return np.linalg.norm(X) / np.sqrt(len(X))
 
 
-def balanced(N, state, exponent=0.5, reach=10.0):
+def balanced(N, state, exponent=0.5, follow=0.2, reach=10.0):
     m, n = N.shape
     X = N / rms_row_norm(N)
     f = 1 / row_norms(X)
-    D = np.clip(state.get("D", f), f / reach, f * reach)
+    moved = state.get("D", f) * (f / state.get("f", f)) ** follow
+    D = np.clip(moved, f / reach, f * reach)
     U = polar(D * X)
     D = D * (n / m / row_norms(U) ** 2) ** exponent
+    state["f"] = f
     state["D"] = D / rms_row_norm(D * X)
     return U
 

@@ -26,6 +26,7 @@ BAD = [
     (RiemannianPolar, {"step_size": 0.0}),
     (RiemannianPolar, {"step_size": NAN}),
     (polarlight.WarmPolar, {"exponent": 2.0}),
+    (polarlight.WarmPolar, {"follow": 1.1}),
     (polarlight.WarmPolar, {"reach": 1.0}),
     (RowSecondMoment, {"beta2": 1.0}),
     (MatchRms, {"rms": 0.0}),

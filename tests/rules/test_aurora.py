@@ -8,7 +8,7 @@ import torch
 
 import polarlight
 from polarlight import BalancedPolar, Side
-from polarlight.rules.aurora import shape_exponent
+from polarlight.linalg.rows import shape_exponent
 from tests.matrices import SHAPES, SQUARE, TALL, WIDE, gaussian, many_skewed, skewed
 from tests.reference import aurora_release
 from tests.rules.measures import spread

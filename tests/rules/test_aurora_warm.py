@@ -25,14 +25,16 @@ def test_steps_follow_the_reference(shape, nesterov, floor, tolerance):
 
 
 @pytest.mark.parametrize(("exponent", "reach"), [(1.0, 10.0), (0.25, 1.1)])
-def test_exponent_and_reach_follow_the_reference(exponent, reach):
-    solver = WarmPolar(EXACT, exponent=exponent, reach=reach, floor=NO_FLOOR)
-    reference = partial(aurora_warm.step, exponent=exponent, reach=reach)
+@pytest.mark.parametrize("follow", [0.0, 0.6, 1.0])
+def test_arguments_follow_the_reference(exponent, follow, reach):
+    solver = WarmPolar(EXACT, exponent=exponent, follow=follow, reach=reach, floor=NO_FLOOR)
+    reference = partial(aurora_warm.step, exponent=exponent, follow=follow, reach=reach)
     assert distance(polarlight.aurora(solver), reference, TALL) < ROUNDING
 
 
 def memory(M):
-    return {"row_scale": torch.zeros(*M.shape[:-1], 1, dtype=M.dtype)}
+    shapes = WARM.buffer_shapes(M.shape)
+    return {name: torch.zeros(shape, dtype=M.dtype) for name, shape in shapes.items()}
 
 
 def directions(solver, Ms):
