@@ -40,6 +40,7 @@ class AutoPolar:
     """Approximate polar factor by whichever form of the schedule costs least for the shape.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
+    Cost: `flops`; 52 n^3 at 4:1 against 90 for five plain steps, 24 against 30 for a square.
 
     Args:
         schedule: The polynomials, for singular values over the Schatten-8 norm.

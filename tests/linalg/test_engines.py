@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 
+from polarlight.linalg.auto import QUICK, AutoPolar
 from polarlight.linalg.coefficients import (
     CANS,
     CUBIC,
@@ -19,7 +20,7 @@ from polarlight.linalg.coefficients import (
 from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.gram import GramNewtonSchulz
 from polarlight.linalg.newton_schulz import NewtonSchulz
-from polarlight.linalg.normalisation import AOL, Frobenius, Schatten4
+from polarlight.linalg.normalisation import AOL, Frobenius, Schatten4, Schatten8
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
 from polarlight.linalg.polar_express import MODDED_NANOGPT, polar_express
 from polarlight.linalg.qdwh import QDWH
@@ -42,11 +43,15 @@ SCHEDULES = [
     polar_express(5),
     polar_express(8, degree=3),
     polar_express(10, lower=1e-5),
+    QUICK,
 ]
 ENGINES = [
     *(NewtonSchulz(s, normalisation=s.normalisation) for s in SCHEDULES),
     NewtonSchulz(JORDAN, normalisation=Schatten4()),
+    NewtonSchulz(JORDAN, normalisation=Schatten8()),
     NewtonSchulz(JORDAN, normalisation=AOL()),
+    AutoPolar(),
+    GramNewtonSchulz(QUICK, normalisation=Schatten8(), restarts=(2,), tile=1),
     GramNewtonSchulz(tile=1),
     GramNewtonSchulz(TURBO_MUON, normalisation=AOL(), tile=1),
     GramNewtonSchulz(),

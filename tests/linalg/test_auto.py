@@ -1,0 +1,125 @@
+"""The engine that chooses: every choice is the same map, and the cheapest by its own count."""
+
+import pytest
+import torch
+
+from polarlight.linalg import auto
+from polarlight.linalg.auto import QUICK, AutoPolar
+from polarlight.linalg.coefficients import JORDAN
+from polarlight.linalg.gram import GramNewtonSchulz
+from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.normalisation import Schatten8
+from polarlight.linalg.polar_express import polar_express
+from polarlight.linalg.rates import Rates, assumed_rates
+from polarlight.linalg.svd import ExactPolar
+from tests.matrices import gaussian
+
+CPU = torch.device("cpu")
+
+
+def dominated(m, n, dtype=torch.float64):
+    """One singular value far above the rest, as momentum has it: 1, then .3 down to .008."""
+    U = torch.linalg.qr(gaussian(m, min(m, n), seed=1)).Q
+    V = torch.linalg.qr(gaussian(n, min(m, n), seed=2)).Q
+    S = torch.logspace(-0.5, -2.1, min(m, n), dtype=torch.float64)
+    S[0] = 1.0
+    return (U * S @ V.mT).to(dtype)
+
+
+def orthogonality_error(U):
+    G = U.mT @ U if U.shape[0] > U.shape[1] else U @ U.mT
+    return (torch.linalg.matrix_norm(G - torch.eye(len(G), dtype=G.dtype)) / len(G) ** 0.5).item()
+
+
+@pytest.mark.parametrize("shape", [(256, 64), (64, 256), (96, 96), (40, 24)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.bfloat16, 0.08), (torch.float32, 1e-4), (torch.float64, 1e-9)],
+    ids=str,
+)
+def test_the_forms_are_one_map_up_to_rounding(shape, dtype, tolerance):
+    """bfloat16 rounds squares of small singular values in the Gram form: .05 is the worst here."""
+    M = dominated(*shape)
+    plain = NewtonSchulz(QUICK, torch.float64, Schatten8())(M)
+    chosen = AutoPolar(dtype=dtype)(M)
+    assert torch.linalg.matrix_norm(chosen - plain) < tolerance * min(shape) ** 0.5
+
+
+@pytest.mark.parametrize("shape", [(256, 64), (64, 256), (96, 96)], ids=str)
+def test_four_steps_on_a_dominated_spectrum_beat_jordans_five(shape):
+    M = dominated(*shape, torch.float32)
+    U = AutoPolar(dtype=torch.bfloat16)(M)
+    assert orthogonality_error(U) < 0.08
+    assert orthogonality_error(NewtonSchulz(JORDAN, torch.bfloat16)(M)) > 0.25
+    assert torch.linalg.matrix_norm(U - ExactPolar()(M)) < 0.1 * min(shape) ** 0.5
+
+
+def test_long_matrices_get_the_gram_form_and_square_ones_do_not():
+    def kind(m, n, dtype=torch.float32, device=CPU):
+        return type(AutoPolar(dtype=torch.bfloat16).engine(m, n, dtype, device))
+
+    assert kind(3072, 768) is kind(768, 3072) is kind(512, 128) is GramNewtonSchulz
+    assert kind(768, 768) is kind(64, 48) is NewtonSchulz
+    assert kind(1024, 256, device=torch.device("cuda")) is NewtonSchulz
+    assert kind(3072, 768, device=torch.device("cuda")) is GramNewtonSchulz
+
+
+def test_the_reason_names_dtype_form_and_both_costs():
+    said = AutoPolar(dtype=torch.bfloat16).described(3072, 768, torch.float32, CPU)
+    assert "bfloat16, Gram" in said
+    assert "GF, plain" in said
+    assert "below 64" in AutoPolar().described(32, 8, torch.float32, CPU)
+    assert "float64" in AutoPolar().described(3072, 768, torch.float64, CPU)
+
+
+def test_an_explicit_choice_wins():
+    assert "float32, Gram" in AutoPolar(dtype=torch.float32).described(512, 128, torch.float64, CPU)
+    never = Rates(gram_from=10**6)
+    assert "plain" in AutoPolar(rates=never).described(3072, 768, torch.float32, CPU)
+    other = AutoPolar(polar_express(6))
+    assert "x6" in other.described(96, 96, torch.float32, CPU)
+    assert "polar express x6" in str(other)
+
+
+def test_rates_do_not_enter_the_fingerprint():
+    assert repr(AutoPolar(rates=Rates(0.5))) == repr(AutoPolar())
+    assert AutoPolar(rates=Rates(0.5)) == AutoPolar()
+
+
+def test_costs_count_what_the_engines_count_where_nothing_is_discounted():
+    rates, bf16 = Rates(), torch.bfloat16
+    for m, n in ((3072, 768), (768, 768), (640, 512)):
+        plain = NewtonSchulz(QUICK, bf16, Schatten8())
+        own = min(m, n) ** 2 * 2.0  # the norm itself
+        assert auto._plain_cost(plain, m, n, rates) == pytest.approx(plain.flops(m, n) - own)
+    gram = GramNewtonSchulz(QUICK, bf16, Schatten8(), (2,), tile=1)
+    own = 768**2 * 2.0
+    assert auto._gram_cost(gram, 3072, 768, rates, bf16) == pytest.approx(
+        gram.flops(3072, 768) - own
+    )
+
+
+def test_symmetric_products_are_discounted_from_their_side_on():
+    rates = Rates(discount=0.5, symmetric_from=100)
+    assert (rates.symmetric(99), rates.symmetric(100)) == (1.0, 0.5)
+    assert assumed_rates("cpu").discount < 1
+    assert assumed_rates("cuda").gram_from == 257
+
+
+def test_measured_rates_are_in_range_and_taken_once():
+    rates = Rates.measured("cpu", torch.float32)
+    assert 0 < rates.discount <= 1
+    assert Rates.measured("cpu", torch.float32) is rates
+
+
+@pytest.mark.parametrize("discount", [0.0, 1.1])
+def test_a_discount_lies_in_its_range(discount):
+    with pytest.raises(ValueError, match=r"discount must lie in \(0, 1\], got"):
+        Rates(discount)
+
+
+def test_the_schatten_8_norm_bounds_the_largest_singular_value_tightly():
+    for M in (gaussian(48, 16), dominated(48, 16), gaussian(20, 1) @ gaussian(1, 30, seed=2)):
+        largest = torch.linalg.matrix_norm(M, 2)
+        norm = Schatten8()(M, torch.float64).squeeze()
+        assert largest * (1 - 1e-12) <= norm <= largest * min(M.shape) ** (1 / 8)
