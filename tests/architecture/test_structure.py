@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "roles": {"roles", "view"},
     "explanation": {"explanation", "rule", "view", "view_text"},
     "routing": {"explanation", "roles", "rule", "view"},
-    "integrations": {"explanation"},
+    "integrations": {"diagnostics", "explanation", "optimizer"},
     "stages": {"linalg", "rule", "stages"},
     "execution": {"execution", "linalg", "rule", "view"},
     "groups": {"rule", "view"},
