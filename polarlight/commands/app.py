@@ -3,7 +3,7 @@
 import typer
 
 import polarlight
-from polarlight.commands import converting, engines, moving, training
+from polarlight.commands import converting, engines, exporting, moving, training
 from polarlight.commands.console import console
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command()(engines.plot_schedule)
 app.command()(engines.accuracy)
 app.command("translate-lr", epilog=moving.CONVENTIONS_LIST)(moving.translate)
 app.command(epilog=converting.SOURCES_LIST)(converting.convert)
+app.command()(exporting.export)
 
 
 @app.command()
