@@ -24,7 +24,6 @@ from polarlight.train.corpus import load_corpus
 from polarlight.train.model import GPT, ModelConfig
 
 CONTEXT, BATCH = 64, 16
-RATES = (2e-3, 8e-3, 3.2e-2, 0.128)
 
 
 class Plain(torch.nn.Module):
@@ -100,7 +99,9 @@ def main():
     parser.add_argument("--pretrain", type=int, default=200)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("runs/lora.json"))
+    parser.add_argument("--rates", default="0.002,0.004,0.008,0.016,0.032,0.128")
     options = parser.parse_args()
+    rates = [float(rate) for rate in options.rates.split(",")]
     console = Console()
     config = ModelConfig(vocab_size=256, width=96, layers=2, heads=4, context=CONTEXT)
     base = Plain(GPT(config))
@@ -109,14 +110,14 @@ def main():
     tokens, held_out = headers()
     with torch.no_grad():
         before = base(*batch(held_out, 7, 128)).item()
-    runs = [(m, lr, s) for m in METHODS for lr in RATES for s in range(options.seeds)]
+    runs = [(m, lr, s) for m in METHODS for lr in rates for s in range(options.seeds)]
     found = {}
     for name, lr, seed in track(runs, description="adapting", console=console):
         loss = adapt(base, METHODS[name], lr, tokens, held_out, options.steps, seed)
         found.setdefault((name, lr), []).append(loss)
-    table = Table("method", *(f"{lr:g}" for lr in RATES), title=f"before: {before:.3f}")
+    table = Table("method", *(f"{lr:g}" for lr in rates), title=f"before: {before:.3f}")
     for name in METHODS:
-        table.add_row(name, *(f"{mean(found[name, lr]):.3f}" for lr in RATES))
+        table.add_row(name, *(f"{mean(found[name, lr]):.3f}" for lr in rates))
     console.print(table)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     records = [{"method": m, "lr": lr, "losses": losses} for (m, lr), losses in found.items()]

@@ -1,9 +1,11 @@
 """The `polarlight` command, put together from its parts."""
 
+from typing import Annotated
+
 import typer
 
 import polarlight
-from polarlight.commands import converting, engines, exporting, moving, training
+from polarlight.commands import converting, doctor, engines, exporting, moving, training
 from polarlight.commands.console import console
 
 app = typer.Typer(
@@ -29,6 +31,14 @@ app.command()(engines.accuracy)
 app.command("translate-lr", epilog=moving.CONVENTIONS_LIST)(moving.translate)
 app.command(epilog=converting.SOURCES_LIST)(converting.convert)
 app.command()(exporting.export)
+
+
+@app.command("doctor")
+def examine(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Print versions, devices, and which engines run here and why not."""
+    raise typer.Exit(doctor.main(["--json"] if as_json else []))
 
 
 @app.command()
