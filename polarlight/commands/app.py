@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import polarlight
-from polarlight.commands import converting, doctor, engines, exporting, moving, training
+from polarlight.commands import converting, doctor, engines, exploring, exporting, moving, training
 from polarlight.commands.console import console
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command()(engines.accuracy)
 app.command("translate-lr", epilog=moving.CONVENTIONS_LIST)(moving.translate)
 app.command(epilog=converting.SOURCES_LIST)(converting.convert)
 app.command()(exporting.export)
+app.command()(exploring.explore)
 
 
 @app.command("doctor")

@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "symmetry": {"linalg", "rule", "rules", "stages"},
     "recipes": {"linalg", "roles", "routing", "rule", "rules", "stages", "view"},
     "promises": {"linalg", "rule", "rules", "stages"},
+    "explore": {"linalg"},
     "hooks": {"groups", "hooks", "linalg", "rule"},
     "migration": {"groups", "migration", "optimizer", "rule", "stages", "view"},
     "diagnostics": {"diagnostics", "linalg", "probe", "promises", "roles", "rule", "view"},
