@@ -13,6 +13,7 @@ from polarlight.migration.conventions import (
     update_rms,
 )
 from polarlight.migration.sources import SOURCES, Source, read_momenta, read_state_dict
+from polarlight.migration.width import operator_step, transfer_lr
 
 __all__ = [
     "CONVENTIONS",
@@ -29,9 +30,11 @@ __all__ = [
     "load_carried",
     "lr_for_rms",
     "momentum_factor",
+    "operator_step",
     "read_momenta",
     "read_state_dict",
     "to_file",
+    "transfer_lr",
     "translate_lr",
     "update_rms",
 ]
