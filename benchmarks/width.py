@@ -73,6 +73,8 @@ def draw(found, widths):
             (line,) = axes.plot(rates, losses, "o-", label=f"width {width}")
             axes.axvline(optimum(rates, losses), color=line.get_color(), linestyle=":")
         axes.set(xscale="log", xlabel="learning rate", title=name)
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.minorticks_off()
     figure.axes[0].set_ylabel("loss at the end, nats per byte")
     figure.axes[0].legend()
     return figure

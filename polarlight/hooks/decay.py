@@ -4,7 +4,7 @@
     coupled:     wd_t = wd lr_t / lr_max
 
 Sources: Liang et al., "Cautious optimizers" (2024), arXiv 2411.16085, and Chen et al., "Cautious
-weight decay" (2025), arXiv 2510.12402; decay coupled to the schedule: modded-nanogpt and nanochat.
+weight decay" (2025), arXiv 2510.12402. The coupled form is practice, without a paper.
 """
 
 from collections.abc import Sequence

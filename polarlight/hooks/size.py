@@ -3,9 +3,9 @@
     hyperball:   W <- |W| Z / |Z|,   Z = W - lr |W| U / |U|
     floor:       U <- U max(1, floor |W| / |U|)
 
-Norms are Frobenius norms of each matrix. Sources: hyperball: Wen et al. (2025), "MuonH" and
-"AdamH" of the track-3 records of modded-nanogpt; NVIDIA-NeMo/Emerging-Optimizers; the floor on
-update over weight ("u/w floor", .35): the same records, numbers 11 and 17.
+Norms are Frobenius norms of each matrix. Sources: hyperball: MuonH and AdamH among the track-3
+records of modded-nanogpt, dion's `MuonH`, NVIDIA-NeMo/Emerging-Optimizers; the floor on update over
+weight ("u/w floor", .35): the same records, numbers 11 and 17.
 Deviations: the hyperball's radius is the norm of the step before, not of the first; without
 rounding that is the same, and no state is needed.
 """
