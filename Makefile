@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-slow test-gpu check docs clean
+.PHONY: demo test test-slow test-gpu check docs site clean
 
 demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
 	$(BIN)/polarlight compare
@@ -27,6 +27,9 @@ check: $(VENV)/.dev  ## style and types
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_reference.py > docs/reference.md
 
+site: $(VENV)/.docs  ## the documentation as pages, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
 	rm -rf $(VENV)
 
@@ -41,4 +44,8 @@ $(VENV)/.train: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.train
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[train,dev]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[docs]"
 	touch $@

@@ -90,7 +90,7 @@ class RuleCheck:
     def observe(self, observation: Observation) -> None:
         """Measures one update on the device."""
         rule, view = observation.group["rule"], observation.group.get("view")
-        if observation.parameter.ndim < 2 and view is None:
+        if observation.parameter.ndim < 2:  # a vector, whatever view its group was given
             pairs = [(observation.momentum.reshape(1, -1), observation.direction.reshape(1, -1))]
         else:
             view = view or Whole()
