@@ -115,6 +115,7 @@ class Run:
             "seconds": self.seconds + self._clock.pending,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "neurons": self._monitor.state_dict(),
         }
         checkpoint.save(self.folder / "checkpoint.pt", content)
 
@@ -242,6 +243,8 @@ class Run:
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.step, self.seconds = content["step"], content["seconds"]
+            if "neurons" in content:
+                self._monitor.load_state_dict(content["neurons"])
         history.truncate_after(self.metrics, self.step if path.exists() else -1)
 
 

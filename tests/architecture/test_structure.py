@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "promises": {"linalg", "rule", "rules", "stages"},
     "diagnostics": {"diagnostics", "linalg", "probe", "promises", "roles", "rule", "view"},
     "report": {"report"},
+    "sinks": {"sinks"},
     "__init__": {
         "execution",
         "explanation",
