@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "diagnostics": {"diagnostics", "linalg", "probe", "promises", "roles", "rule", "view"},
     "report": {"report"},
     "sinks": {"sinks"},
+    "inspection": {"diagnostics", "inspection", "linalg", "report", "roles"},
     "__init__": {
         "execution",
         "explanation",
