@@ -3,7 +3,7 @@
 import typer
 
 import polarlight
-from polarlight.commands import engines, inspection, training
+from polarlight.commands import claims, engines, inspection, training
 from polarlight.commands.console import console
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ def about() -> None:
 
 app.command(epilog=training.KNOWN)(training.compare)
 app.command()(training.explain)
+app.command()(claims.reproduce)
 app.command(name="inspect")(inspection.inspect_checkpoint)
 app.command()(engines.plot_schedule)
 app.command()(engines.accuracy)

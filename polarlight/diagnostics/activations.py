@@ -101,6 +101,11 @@ class ActivationMonitor:
         """Names of the down projections."""
         return tuple(self._sums)
 
+    def resume(self, step: int) -> None:
+        """Goes on after so many steps, as if they had been counted."""
+        self.step = step
+        self._switch.on = step % self.every == 0
+
     def close(self) -> None:
         """Removes the hooks."""
         for handle in self._handles:

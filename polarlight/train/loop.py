@@ -21,7 +21,7 @@ from polarlight.train import checkpoint, history
 from polarlight.train.clock import Clock
 from polarlight.train.data import Batches, Corpus, validation_batches
 from polarlight.train.model import GPT
-from polarlight.train.recipes import build
+from polarlight.train.recipes import Recipe, build
 from polarlight.train.router_load import describe, load_balancing_loss
 from polarlight.train.settings import Plan, Spec, as_record
 
@@ -51,17 +51,20 @@ class Run:
         plan: What it shares with others.
         corpus: The data.
         folder: Where it lives; what is there is resumed.
+        recipe: How its optimizer is built; None takes the recipe that the spec names.
 
     Raises:
         SettingsError: If the folder holds a run with other settings.
         CheckpointError: If its checkpoint cannot be read.
     """
 
-    def __init__(self, spec: Spec, plan: Plan, corpus: Corpus, folder: Path) -> None:
+    def __init__(
+        self, spec: Spec, plan: Plan, corpus: Corpus, folder: Path, recipe: Recipe | None = None
+    ) -> None:
         self.spec, self.plan, self.corpus, self.folder = spec, plan, corpus, folder
         self.device = device_of(plan.device)
         self.model = GPT(plan.model(corpus.vocab_size), seed=spec.seed).to(self.device)
-        self.optimizer = build(self.model, spec)
+        self.optimizer = build(self.model, spec, recipe)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.step, self.seconds = 0, 0.0
         loss = self.model.loss_and_load
