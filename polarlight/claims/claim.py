@@ -14,20 +14,20 @@ from polarlight.train.settings import Plan, Spec
 
 SMALL = Plan(
     width=128,
-    layers=3,
+    layers=2,
     heads=4,
     context=64,
     batch=16,
-    steps=300,
-    warmup=15,
-    validate_every=300,
+    steps=200,
+    warmup=10,
+    validate_every=200,
     validation_tokens=65_536,
     log_every=25,
     neurons_every=25,
     checkpoint_every=100,
     precision="fp32",
 )
-"""The reduced setting of all claims, unless they change it: under a minute on one core."""
+"""The setting of all claims, unless they change it: .6 million parameters, 200 thousand bytes."""
 
 SEEDS = 4
 SWEEP_SEED = 1000
@@ -115,10 +115,10 @@ class Task:
     seed: int
 
 
-def spec_for(arm: Arm, label: str, lr: float, seed: int) -> Spec:
+def spec_for(arm: Arm, lr: float, seed: int) -> Spec:
     """The run's own numbers; the rule stands in it in full, so that another one is another run."""
     return Spec(
-        label=label,
+        label=arm.recipe.about,
         optimizer=repr(arm.recipe.rule()),
         seed=seed,
         lr=lr,

@@ -144,7 +144,7 @@ def work(task: Task, setting: Setting, claim: Claim | None = None) -> Path:
     """Trains one run to its end, or goes on where it stopped; returns its folder."""
     claim = claim or setting.of(find(task.claim))
     arm, plan = claim.arms[task.arm], claim.plan_of(task.arm)
-    spec = spec_for(arm, task.arm, task.lr, task.seed)
+    spec = spec_for(arm, task.lr, task.seed)
     folder = run_folder(setting.out, arm, plan, spec)
     start = time.process_time()
     run = Run(spec, plan, _corpus(setting.data), folder, arm.recipe)

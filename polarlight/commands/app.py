@@ -3,7 +3,7 @@
 import typer
 
 import polarlight
-from polarlight.commands import claims, engines, inspection, training
+from polarlight.commands import claims, engines, inspection, track3, training
 from polarlight.commands.console import console
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ def about() -> None:
 app.command(epilog=training.KNOWN)(training.compare)
 app.command()(training.explain)
 app.command()(claims.reproduce)
+app.command()(track3.track3)
 app.command(name="inspect")(inspection.inspect_checkpoint)
 app.command()(engines.plot_schedule)
 app.command()(engines.accuracy)

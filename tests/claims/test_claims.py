@@ -94,7 +94,7 @@ def test_runs_are_resumed_and_shared_and_learning_rates_swept(tmp_path, setting,
     assert not trained
     assert again["arms"] == result["arms"]
     run_claim(find("normuon-rows"), own)
-    assert not any(r.spec.label == "muon" for r in trained)
+    assert not any(r.spec.label == "Muon" for r in trained)
 
 
 def test_an_interrupted_run_goes_on(tmp_path, setting):
@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on(tmp_path, setting):
     (whole / "metrics.jsonl").unlink()
     (whole / "checkpoint.pt").unlink()
     arm, plan = claim.arms["muon"], claim.plan_of("muon")
-    spec = running.spec_for(arm, "muon", 0.02, 0)
+    spec = running.spec_for(arm, 0.02, 0)
     half = running.Run(spec, plan, running._corpus(own.data), whole, arm.recipe)
     list(half.records(stop=lambda: half.step == 2))
     running.work(task, own)
