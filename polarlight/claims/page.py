@@ -5,9 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from polarlight.claims.claim import Claim
+import torch
+
+from polarlight.claims.claim import SMALL, Claim
 from polarlight.claims.results import Result, findings, result_of, verdict
 from polarlight.claims.verdict import Verdict
+from polarlight.train.model import GPT
+from polarlight.train.settings import Plan
 
 HEAD = """# Claims, tested
 
@@ -49,8 +53,9 @@ def _section(claim: Claim, result: Result | None) -> Iterator[str]:
     if claim.notes:
         yield f"{claim.notes}\n"
     if result is None:
-        yield f"**{Verdict.NOT_RUN.capitalize()}.** {claim.runs()} runs of {claim.plan.steps} steps"
-        yield f"or what the arms change: `polarlight reproduce {claim.name}`, {estimate(claim)}."
+        yield f"**{Verdict.NOT_RUN.capitalize()}.** `polarlight reproduce {claim.name}`:"
+        yield f"{claim.runs()} runs, {estimate(claim)}. It will be held against:\n"
+        yield from (f"- {check.says}" for check in claim.checks)
         return
     yield f"**{verdict(claim, result).capitalize()}**, {_setting(result)}.\n"
     yield from (f"- {finding}" for finding in findings(claim, result))
@@ -84,14 +89,20 @@ def _cell(samples: Sequence[float]) -> str:
     return f"{fmean(samples):.4g}{spread}"
 
 
-SECONDS_PER_STEP = 0.1
-"""Of one core at the reduced setting; see `docs/log.md`."""
+SECONDS_PER_STEP = 0.095
+"""Of one core, at `SMALL`: of the runs behind the first results, 19 s each."""
 
 
 def estimate(claim: Claim) -> str:
-    """The processor time that a claim takes, in words."""
+    """The processor time that a claim takes, in words: by steps, tokens and parameters."""
     steps = 0.0
     for label, arm in claim.arms.items():
         runs = claim.seeds + (len(arm.lrs) if len(arm.lrs) > 1 and label not in claim.lr_of else 0)
-        steps += runs * claim.plan_of(label).steps
+        plan = claim.plan_of(label)
+        steps += runs * plan.steps * _work(plan) / _work(SMALL)
     return f"about {steps * SECONDS_PER_STEP / 60:.0f} core minutes"
+
+
+def _work(plan: Plan) -> float:
+    with torch.device("meta"):
+        return plan.tokens_per_step * float(GPT(plan.model(256)).active_parameter_count())

@@ -27,6 +27,7 @@ app.command()(training.explain)
 app.command()(claims.reproduce)
 app.command()(track3.track3)
 app.command(name="inspect")(inspection.inspect_checkpoint)
+app.command()(inspection.watched)
 app.command()(engines.plot_schedule)
 app.command()(engines.accuracy)
 

@@ -60,8 +60,12 @@ def reproduce(
             raise ValueError("name a claim, or use --all, --list or --page")
         setting = Setting(out, data, jobs or os.cpu_count() or 1, _changes(settings or []), seeds)
         out.mkdir(parents=True, exist_ok=True)
-        for claim in chosen:
-            _run(claim, setting)
+        try:
+            for claim in chosen:
+                _run(claim, setting)
+        except KeyboardInterrupt:
+            say("stopped; the same command goes on from the last checkpoints")
+            raise typer.Exit(130) from None
         target = page or (out / "claims.md" if everything else None)
         if target is not None:
             write_claims(list(CLAIMS.values()), out, target)

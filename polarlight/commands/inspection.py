@@ -1,4 +1,4 @@
-"""`polarlight inspect`: what a checkpoint says about its neurons."""
+"""`polarlight inspect` and `polarlight watched`: pages on a checkpoint, and on a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +11,8 @@ from polarlight.inspection.measure import Inspection, inspect
 from polarlight.inspection.opening import open_checkpoint
 from polarlight.inspection.page import summary, write_page
 from polarlight.inspection.source import Source
+from polarlight.inspection.watched import write_watched
+from polarlight.sinks import read_json_lines
 
 Checkpoint = Annotated[
     Path,
@@ -59,3 +61,21 @@ def _read(source: Source) -> Inspection:
             progress.update(task, advance=source.weights[name].bytes, description=name)
             result = found
     return result
+
+
+def watched(
+    records: Annotated[Path, typer.Argument(help="What `sinks.JsonLines` wrote.")],
+    out: Out = Path("watched"),
+) -> None:
+    """Draw what a probe wrote while a run of yours trained: who starved, and when.
+
+    ```
+    polarlight watched neurons.jsonl --out report
+    ```
+    """
+    with plain_errors():
+        try:
+            lines = list(read_json_lines(records))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{records} was not written by polarlight.sinks.JsonLines") from error
+        say(f"report: {write_watched(records.stem, lines, out)}")

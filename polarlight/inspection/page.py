@@ -1,11 +1,11 @@
 """The report of `polarlight inspect`: one page that holds all it shows."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from polarlight.inspection.depth import by_depth
 from polarlight.inspection.measure import DEAD, SAME, Inspection, MatrixReport, MlpReport
+from polarlight.inspection.natural import natural
 from polarlight.inspection.pictures import heatmap
 from polarlight.report import (
     NOTHING,
@@ -49,15 +49,6 @@ def write_page(title: str, found: Inspection, notes: Sequence[str], out: Path) -
     path = out / "index.html"
     path.write_text(render(Page(title, opening, sections)), encoding="utf-8")
     return path
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sorts layer 2 before layer 10."""
-    return [
-        (int(part), "") if part.isdigit() else (-1, part)
-        for part in re.split(r"(\d+)", name)
-        if part
-    ]
 
 
 _READING = (

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "diagnostics": {"diagnostics", "linalg", "probe", "promises", "roles", "rule", "view"},
     "report": {"report"},
     "sinks": {"sinks"},
-    "inspection": {"diagnostics", "inspection", "linalg", "report", "roles"},
+    "inspection": {"diagnostics", "inspection", "linalg", "report", "roles", "sinks"},
     "__init__": {
         "execution",
         "explanation",

@@ -12,8 +12,9 @@ from torch import nn
 
 from polarlight.inspection.depth import by_depth, place_of
 from polarlight.inspection.measure import inspect, stable_rank
+from polarlight.inspection.natural import natural
 from polarlight.inspection.opening import open_checkpoint
-from polarlight.inspection.page import natural, summary, write_page
+from polarlight.inspection.page import summary, write_page
 from tests.inspection.files import model, sharded, trained
 
 UP = "model.layers.1.mlp.up_proj.weight"
