@@ -149,11 +149,14 @@ def work(task: Task, setting: Setting, claim: Claim | None = None) -> Path:
     start = time.process_time()
     run = Run(spec, plan, _corpus(setting.data), folder, arm.recipe)
     _note_user(folder, claim.name)
-    if not run.ended:
+    trained = not run.ended
+    if trained:
         _watch(run, arm)
         for _ in run.records():
             pass
     if arm.finish is not None and not (folder / measures.FINISHED).exists():
+        if not trained:
+            run.restore()
         text = json.dumps(dict(arm.finish(run)))
         (folder / measures.FINISHED).write_text(text, encoding="utf-8")
     _add_seconds(folder, time.process_time() - start)

@@ -90,8 +90,7 @@ def _train(run: Track3Run, name: str) -> None:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(name, total=run.setting.steps, completed=run.step)
-        for record in run.records():
-            progress.update(task, completed=run.step)
+        for record in run.records(lambda step: progress.update(task, completed=step)):
             if record["kind"] == "validation":
                 compared = check(run.setting, record["step"], record["loss"])
                 note = f"  ({compared})" if compared and name == "muon" else ""

@@ -75,7 +75,7 @@ class Run:
         self._claim_folder()
         self.ended = any(r["kind"] in ENDINGS for r in history.read_records(self.metrics))
         if not self.ended:
-            self._resume()
+            self.restore()
 
     @property
     def metrics(self) -> Path:
@@ -238,7 +238,7 @@ class Run:
                 )
         path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
-    def _resume(self) -> None:
+    def restore(self) -> None:
         """Loads the checkpoint, if there is one, and drops the records after it."""
         path = self.folder / "checkpoint.pt"
         if path.exists():

@@ -118,6 +118,16 @@ def test_an_interrupted_run_goes_on(tmp_path, setting):
     assert again == rates
 
 
+def test_what_is_measured_after_a_run_is_measured_on_its_weights(tmp_path, setting):
+    own = Setting(tmp_path, setting.data, 1, (*TINY, ("steps", 4)), 1)
+    task = Task("sleep", "muon", 0.02, 0)
+    folder = running.work(task, own)
+    first = (folder / "finished.json").read_text()
+    (folder / "finished.json").unlink()
+    assert running.work(task, own) == folder  # trained already: weights come from the checkpoint
+    assert (folder / "finished.json").read_text() == first
+
+
 @pytest.mark.slow
 def test_seeds_in_parallel_give_the_same_result(tmp_path, setting):
     few = (*TINY, ("steps", 2), ("warmup", 1))

@@ -4,7 +4,7 @@ The records are those of `train.history`: `step`, `validation` and `finished`.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,12 +82,13 @@ class Track3Run:
         """The file of records."""
         return self.folder / "metrics.jsonl"
 
-    def records(self) -> Iterator[Record]:
-        """Trains to the end, yielding each record once it is written."""
+    def records(self, tell: Callable[[int], None] = lambda step: None) -> Iterator[Record]:
+        """Trains to the end, yielding each record once it is written; `tell` hears of each step."""
         if self.step == 0:
             yield self._write(self._validate())
         while self.step < self.setting.steps:
             loss = self._advance()
+            tell(self.step)
             if self.setting.validates(self.step):
                 yield self._write({"kind": "step", "step": self.step, "loss": float(loss)})
                 yield self._write(self._validate())
