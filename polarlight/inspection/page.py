@@ -111,8 +111,8 @@ def _neurons(mlps: Sequence[MlpReport]) -> Iterator[Block]:
     yield Text(
         f"Dead: gate and up rows both below {DEAD:g} of the root mean square row of their matrix, "
         f"or the column of the down projection below {DEAD:g} of its. Doubled: two live neurons "
-        f"whose gate and up rows have cosines above {SAME:g}. This is read off the weights; a "
-        "neuron may also be silent on data, which only a run can tell."
+        f"whose gate and up rows have cosines above {SAME:g}. This is read off the weights, "
+        "without biases; a neuron may also be silent on data, which only a run can tell."
     )
     columns = [
         Column("MLP", left=True),

@@ -90,6 +90,28 @@ def test_stacks_of_experts_and_fused_projections(tmp_path):
     assert found.parameters == sum(p.numel() for p in net.parameters())
 
 
+def test_layers_that_are_stored_the_other_way_round(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.GPT2Config(
+        vocab_size=32,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=16,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    net = transformers.GPT2LMHeadModel(config)
+    fc = net.transformer.h[1].mlp.c_fc.weight  # (fan_in, fan_out): neurons are columns
+    with torch.no_grad():
+        fc[:, 5] *= 1e-3
+        fc[:, 20] = 3 * fc[:, 10]
+    net.save_pretrained(tmp_path / "hf")
+    first, second = inspected(tmp_path / "hf").mlps
+    assert (first.dead, first.doubles) == ([], [])
+    assert (second.dead, second.doubles) == ([5], [(10, 20)])
+
+
 @pytest.mark.parametrize("shape", [(1500, 1100), (1100, 1500), (2, 1200, 1100)])
 def test_a_large_matrix_has_its_stable_rank_within_a_few_percent(shape):
     W = torch.randn(shape, generator=torch.Generator().manual_seed(0))
