@@ -5,7 +5,18 @@ from typing import Annotated
 import typer
 
 import polarlight
-from polarlight.commands import converting, doctor, engines, exploring, exporting, moving, training
+from polarlight.commands import (
+    claims,
+    converting,
+    doctor,
+    engines,
+    exploring,
+    exporting,
+    inspection,
+    moving,
+    track3,
+    training,
+)
 from polarlight.commands.console import console
 
 app = typer.Typer(
@@ -26,6 +37,10 @@ def about() -> None:
 
 app.command(epilog=training.KNOWN)(training.compare)
 app.command()(training.explain)
+app.command()(claims.reproduce)
+app.command()(track3.track3)
+app.command(name="inspect")(inspection.inspect_checkpoint)
+app.command()(inspection.watched)
 app.command()(engines.plot_schedule)
 app.command()(engines.accuracy)
 app.command("translate-lr", epilog=moving.CONVENTIONS_LIST)(moving.translate)

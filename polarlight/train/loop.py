@@ -21,7 +21,7 @@ from polarlight.train import checkpoint, history
 from polarlight.train.clock import Clock
 from polarlight.train.data import Batches, Corpus, validation_batches
 from polarlight.train.model import GPT
-from polarlight.train.recipes import build
+from polarlight.train.recipes import Recipe, build
 from polarlight.train.router_load import describe, load_balancing_loss
 from polarlight.train.settings import Plan, Spec, as_record
 
@@ -51,17 +51,20 @@ class Run:
         plan: What it shares with others.
         corpus: The data.
         folder: Where it lives; what is there is resumed.
+        recipe: How its optimizer is built; None takes the recipe that the spec names.
 
     Raises:
         SettingsError: If the folder holds a run with other settings.
         CheckpointError: If its checkpoint cannot be read.
     """
 
-    def __init__(self, spec: Spec, plan: Plan, corpus: Corpus, folder: Path) -> None:
+    def __init__(
+        self, spec: Spec, plan: Plan, corpus: Corpus, folder: Path, recipe: Recipe | None = None
+    ) -> None:
         self.spec, self.plan, self.corpus, self.folder = spec, plan, corpus, folder
         self.device = device_of(plan.device)
         self.model = GPT(plan.model(corpus.vocab_size), seed=spec.seed).to(self.device)
-        self.optimizer = build(self.model, spec)
+        self.optimizer = build(self.model, spec, recipe)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.step, self.seconds = 0, 0.0
         loss = self.model.loss_and_load
@@ -72,7 +75,7 @@ class Run:
         self._claim_folder()
         self.ended = any(r["kind"] in ENDINGS for r in history.read_records(self.metrics))
         if not self.ended:
-            self._resume()
+            self.restore()
 
     @property
     def metrics(self) -> Path:
@@ -115,6 +118,7 @@ class Run:
             "seconds": self.seconds + self._clock.pending,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "neurons": self._monitor.state_dict(),
         }
         checkpoint.save(self.folder / "checkpoint.pt", content)
 
@@ -234,7 +238,7 @@ class Run:
                 )
         path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
-    def _resume(self) -> None:
+    def restore(self) -> None:
         """Loads the checkpoint, if there is one, and drops the records after it."""
         path = self.folder / "checkpoint.pt"
         if path.exists():
@@ -242,6 +246,8 @@ class Run:
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.step, self.seconds = content["step"], content["seconds"]
+            if "neurons" in content:
+                self._monitor.load_state_dict(content["neurons"])
         history.truncate_after(self.metrics, self.step if path.exists() else -1)
 
 

@@ -48,6 +48,8 @@ MAY_IMPORT = {
     "migration": {"groups", "migration", "optimizer", "rule", "stages", "view"},
     "diagnostics": {"diagnostics", "linalg", "probe", "promises", "roles", "rule", "view"},
     "report": {"report"},
+    "sinks": {"sinks"},
+    "inspection": {"diagnostics", "inspection", "linalg", "report", "roles", "sinks"},
     "__init__": {
         "execution",
         "explanation",
@@ -62,7 +64,7 @@ MAY_IMPORT = {
     | {"rules", "stages", "view", "view_text"},
     "__main__": {"commands"},
 }
-"""Layer -> layers it may import; `train` and `commands` stand on everything."""
+"""Layer -> layers it may import; `train`, `claims` and `commands` stand on everything."""
 
 
 def layer(file):
@@ -85,7 +87,7 @@ def test_imports_point_one_way():
     wrong = [
         f"{file.relative_to(ROOT)} imports {name}"
         for file in FILES
-        if layer(file) not in ("train", "commands")
+        if layer(file) not in ("train", "claims", "commands")
         for name in imported(file)
         if name not in MAY_IMPORT[layer(file)]
     ]
