@@ -103,6 +103,20 @@ def _misfit(view: MatrixView, shape: torch.Size) -> str:
     return ""
 
 
+def with_gradients(group: Group, index: int) -> list[int]:
+    """The places in a group of the parameters that have a gradient.
+
+    Raises:
+        RuntimeError: If a gradient is sparse.
+    """
+    places = [i for i, p in enumerate(group["params"]) if p.grad is not None]
+    for i in places:
+        if group["params"][i].grad.is_sparse:
+            name = name_of(group, index, i)
+            raise RuntimeError(f"{name} has a sparse gradient; only dense ones are supported")
+    return places
+
+
 def with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:
     """A copy of `state_dict` with the optimizer's own rules and views in place of their text."""
     saved_groups = state_dict["param_groups"]

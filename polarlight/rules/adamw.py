@@ -82,6 +82,37 @@ class AdamWRule:
             maximize=False,
         )
 
+    def step_finite(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Tensor]],
+        finite: list[Tensor],
+        *,
+        lr: float | Tensor,
+        weight_decay: float,
+        momentum: float,
+    ) -> None:
+        """As `step`; parameters whose flag, bool [], is False keep weight, moments and step."""
+        for p, g, state, ok in zip(parameters, gradients, states, finite, strict=True):
+            adamw(
+                [p],
+                [g],
+                [state["exp_avg"]],
+                [state["exp_avg_sq"]],
+                [],
+                [state["step"]],
+                fused=True,
+                found_inf=ok.logical_not().float(),
+                amsgrad=False,
+                beta1=momentum,
+                beta2=self.beta2,
+                lr=lr,
+                weight_decay=weight_decay,
+                eps=self.eps,
+                maximize=False,
+            )
+
     def momentum_and_direction(
         self, state: Mapping[str, Tensor], momentum: float
     ) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ after it and going on gives the numbers of a run that never stopped.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -69,6 +70,8 @@ class Run:
         self._clock = Clock(self.device)
         self._monitor = NeuronMonitor(self._found_neurons, every=plan.neurons_every)
         self._found: dict[str, Any] | None = None
+        self._reported: Counter[str] = Counter()
+        self._resumed: Counter[str] = Counter()
         self._claim_folder()
         self.ended = any(r["kind"] in ENDINGS for r in history.read_records(self.metrics))
         if not self.ended:
@@ -115,6 +118,7 @@ class Run:
             "seconds": self.seconds + self._clock.pending,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "skipped": self._skipped_since(),
         }
         checkpoint.save(self.folder / "checkpoint.pt", content)
 
@@ -163,11 +167,23 @@ class Run:
                 "seconds": self.seconds,
                 "time": time,
             }
+            yield from self._newly_skipped()
         if self._found is not None:
             layers, self._found = self._found, None
             yield {"kind": "neurons", "step": self.step, "layers": layers}
         if self.step % self.plan.validate_every == 0 or last:
             yield from self._validate()
+
+    def _newly_skipped(self) -> Iterator[Record]:
+        """The record of parameters that were left out of steps since the last one, if any were."""
+        new = self._skipped_since()
+        self._reported, self._resumed = Counter(self.optimizer.skipped()), Counter()
+        if new:
+            yield {"kind": "skipped", "step": self.step, "parameters": new}
+
+    def _skipped_since(self) -> dict[str, int]:
+        """Steps that parameters were left out of since the last step record."""
+        return dict(Counter(self.optimizer.skipped()) - self._reported + self._resumed)
 
     @torch.no_grad()
     def _validate(self) -> list[Record]:
@@ -242,6 +258,7 @@ class Run:
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.step, self.seconds = content["step"], content["seconds"]
+            self._resumed = Counter(content.get("skipped", {}))
         history.truncate_after(self.metrics, self.step if path.exists() else -1)
 
 

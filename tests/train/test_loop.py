@@ -151,6 +151,31 @@ def test_learning_rate_rises_stays_and_falls():
     assert Plan(steps=3, warmup=0, cooldown=0.0).lr_factor(2) == 1
 
 
+@pytest.mark.parametrize("cut", [None, 3])
+def test_skipped_gradients_are_recorded_also_across_a_stop(tmp_path, cut):
+    """Some gradients of steps 3 and 5 are not finite; records are due after steps 1, 2, 4, 6."""
+    run = run_in(tmp_path)
+
+    def poison(run):
+        name, p = next((n, p) for n, p in run.model.named_parameters() if "up_proj" in n)
+
+        def hook(gradient):
+            return gradient * math.nan if run.step in (2, 4) else gradient
+
+        p.register_hook(hook)
+        return name
+
+    name = poison(run)
+    list(run.records(stop=lambda: run.step == cut))
+    if cut:
+        run = run_in(tmp_path)
+        poison(run)
+        list(run.records())
+    found = history.load(run.folder).skipped
+    assert [(r["step"], r["parameters"]) for r in found] == [(4, {name: 1}), (6, {name: 1})]
+    assert history.load(run.folder).finished
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
