@@ -23,8 +23,8 @@ from polarlight.groups import (
     check_disjoint,
     check_group,
     name_of,
+    restoring,
     with_gradients,
-    with_objects,
 )
 from polarlight.nonfinite import Finite, NonFinite, Watch
 from polarlight.probe import CountingProbe, Observation, Probe
@@ -172,8 +172,8 @@ class SpectralOptimizer(Optimizer):
         Raises:
             ValueError: If groups, rules or views differ; the message shows both.
         """
-        super().load_state_dict(with_objects(state_dict, self.param_groups))
-        self._restore_dtypes(state_dict)
+        with restoring(self):
+            super().load_state_dict(state_dict)
         self._complete_state()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,15 +194,6 @@ class SpectralOptimizer(Optimizer):
             for p in group["params"]:
                 if (p.requires_grad or p.grad is not None) and not self.state[p]:
                     self.state[p] = _new_state(group, p)
-
-    def _restore_dtypes(self, state_dict: StateDict) -> None:
-        """Undoes torch's cast of loaded state to the parameter's dtype."""
-        saved_ids = (i for group in state_dict["param_groups"] for i in group["params"])
-        parameters = (p for group in self.param_groups for p in group["params"])
-        for saved_id, p in zip(saved_ids, parameters, strict=True):
-            for key, value in state_dict["state"].get(saved_id, {}).items():
-                if isinstance(value, Tensor) and value.dtype != self.state[p][key].dtype:
-                    self.state[p][key] = value.detach().clone().to(device=p.device)
 
     def _count(self, index: int, places: set[int]) -> None:
         """Tells the probes that count which parameters of a group were updated."""

@@ -139,6 +139,8 @@ def with_adamw(
         betas: AdamW's decay rates.
         weight_decay: AdamW's weight decay; vectors never decay.
     """
+    if isinstance(params, Tensor):
+        return params  # for torch to refuse: its rows are not parameters
     if not isinstance(params, nn.Module):
         params = list(cast(Iterable[object], params))
         if not params or not all(isinstance(entry, tuple) for entry in params):
