@@ -3,8 +3,13 @@
 By default that parameter is left out of the step, weight and all of its state, as if it had had no
 gradient. Where the gradient lies on an accelerator, or the step is compiled, nobody waits to learn
 which ones these are: what the step writes is selected on the device, and counted there. The host is
-asked where it need not wait (gradients in its own memory) and where it decides anyway: `RAISE`, and
-rules with a counter on the host (`HOST_COUNTER`: SOAP and its kin), one transfer per group.
+asked where it need not wait (gradients in its own memory) and where it decides anyway: `RAISE`,
+rules with a counter on the host (`HOST_COUNTER`: SOAP and its kin), and steps that a probe
+observes. That is one transfer per group.
+
+AdamW squares its gradients: for elementwise rules a gradient whose sum of squares overflows (norms
+beyond 1.8e19 in float32) is not finite either. One such step would leave an infinite second moment,
+and a parameter that never moves again.
 """
 
 import math
@@ -53,6 +58,7 @@ class Watch:
         groups: Sequence[Group],
         members: list[list[int]],
         states: Mapping[Tensor, State],
+        ask: bool = False,
     ) -> list[Finite]:
         """One verdict per group; takes out of `members` what the host knows to be left out.
 
@@ -60,6 +66,7 @@ class Watch:
             groups: The param groups.
             members: Per group, the places of the parameters with a gradient.
             states: The state of each parameter.
+            ask: Whether the host may wait for a transfer per group, for it is watching.
 
         Raises:
             FloatingPointError: If the policy is RAISE and a gradient is not finite.
@@ -70,7 +77,7 @@ class Watch:
             _refuse(groups, members)
             return [None] * len(groups)
         return [
-            self._skip(index, group, places, _counts_on_host(group, places, states))
+            self._skip(index, group, places, ask or _counts_on_host(group, places, states))
             for index, (group, places) in enumerate(zip(groups, members, strict=True))
         ]
 
@@ -84,14 +91,16 @@ class Watch:
     def _skip(self, index: int, group: Group, places: list[int], ask: bool) -> Finite:
         """Flags for the places that are left, or None if the host knows that all are finite."""
         finite: dict[int, Tensor] = {}
+        squares = not isinstance(group["rule"], UpdateRule)
         for device, here, gradients in _by_device(group["params"], places):
             if ask or _in_memory(device):
-                bad = [i for i, ok in zip(here, _known_finite(gradients), strict=True) if not ok]
+                known = _known_finite(gradients, squares)
+                bad = [i for i, ok in zip(here, known, strict=True) if not ok]
                 self._seen.update((index, place) for place in bad)
                 for place in bad:
                     places.remove(place)
             else:
-                flags = _are_finite(gradients)
+                flags = _are_finite(gradients, squares)
                 self._count(index, len(group["params"]), here, flags)
                 finite.update(zip(here, flags.unbind(), strict=True))
         if not finite:
@@ -131,21 +140,32 @@ def _by_device(
         yield device, here, gradients
 
 
-def _known_finite(gradients: Sequence[Tensor]) -> list[bool]:
-    """Whether each gradient has only finite entries, for the host to know; one transfer."""
-    if _in_memory(gradients[0].device):
+def _known_finite(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
+    """What `_are_finite` says, for the host to know; one transfer."""
+    if _in_memory(gradients[0].device) and not squares:
         # A finite sum has finite terms, and is the cheapest to have; a sum may also overflow.
         sums = torch.stack([g.sum() for g in gradients]).tolist()
         if all(map(math.isfinite, sums)):
             return [True] * len(gradients)
-    return list(_are_finite(gradients).tolist())
+    return list(_are_finite(gradients, squares).tolist())
 
 
-def _are_finite(gradients: Sequence[Tensor]) -> Tensor:
-    """Whether each gradient has only finite entries, bool [len(gradients)]; all on one device."""
+def _are_finite(gradients: Sequence[Tensor], squares: bool) -> Tensor:
+    """Whether each gradient has only finite entries, bool [len(gradients)]; all on one device.
+
+    With `squares`, whether the sum of their squares is finite as well.
+    """
+    if squares:
+        norms = [torch.linalg.vector_norm(g, dtype=_wide(g)) for g in gradients]
+        return torch.stack(norms).isfinite()
     if gradients[0].device.type == "cuda" and all(g.numel() for g in gradients):
         return torch.stack(torch._foreach_norm(list(gradients), float("inf"))).isfinite()
     return torch.stack([g.isfinite().all() for g in gradients])
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype in which statistics of `x` are kept."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _refuse(groups: Sequence[Group], members: Sequence[Sequence[int]]) -> None:
@@ -154,7 +174,9 @@ def _refuse(groups: Sequence[Group], members: Sequence[Sequence[int]]) -> None:
         name_of(group, index, place)
         for index, (group, places) in enumerate(zip(groups, members, strict=True))
         for _, here, gradients in _by_device(group["params"], places)
-        for place, ok in zip(here, _known_finite(gradients), strict=True)
+        for place, ok in zip(
+            here, _known_finite(gradients, not isinstance(group["rule"], UpdateRule)), strict=True
+        )
         if not ok
     ]
     if bad:

@@ -123,8 +123,8 @@ class SpectralOptimizer(Optimizer):
                 loss = closure()
         self._complete_state()
         members = [with_gradients(group, i) for i, group in enumerate(self.param_groups)]
-        verdicts = self._watch.judge(self.param_groups, members, self.state)
         watching = [probe for probe in self._probes.values() if probe.begin()]
+        verdicts = self._watch.judge(self.param_groups, members, self.state, ask=bool(watching))
         for index, (places, finite) in enumerate(zip(members, verdicts, strict=True)):
             matrices = isinstance(self.param_groups[index]["rule"], UpdateRule)
             if places:

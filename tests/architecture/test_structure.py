@@ -35,7 +35,9 @@ MAY_IMPORT = {
     "symmetry": {"linalg", "rule", "rules", "stages"},
     "recipes": {"linalg", "roles", "routing", "rule", "rules", "stages", "view"},
     "promises": {"linalg", "rule", "rules", "stages"},
-    "diagnostics": {"diagnostics", "linalg", "probe", "promises", "roles", "rule", "view"},
+    "diagnostics": {
+        *("diagnostics", "linalg", "probe", "promises", "roles", "rule", "symmetry", "view"),
+    },
     "report": {"report"},
     "__init__": {
         "execution",

@@ -203,15 +203,15 @@ def test_huge_gradients_are_finite(where):
     assert p.isfinite().all()
 
 
-def test_observers_see_no_movement_of_what_was_skipped(where):
-    seen = {}
+def test_observers_see_nothing_of_what_was_skipped(where):
+    seen = []
 
     class Probe:
         def begin(self):
             return True
 
         def observe(self, observation):
-            seen[observation.name] = observation.direction.clone()
+            seen.append(observation.name)
 
         def end(self):
             pass
@@ -221,9 +221,20 @@ def test_observers_see_no_movement_of_what_was_skipped(where):
     set_gradients(optimizer, 7)
     parameters_of(optimizer)[1].grad[0, 0] = NAN
     optimizer.step()
-    assert seen["param_groups[0]['params'][0]"].abs().sum() > 0
-    skipped = seen.get("param_groups[0]['params'][1]")
-    assert skipped is None if where == "host" else not skipped.any()
+    assert seen == ["param_groups[0]['params'][0]"]
+
+
+def test_a_gradient_whose_square_overflows_is_not_finite_for_adamw(where):
+    """Its second moment would be infinite, and the parameter would never move again."""
+    optimizer = trained(AdamWRule())
+    before = snapshot(optimizer, 1)
+    set_gradients(optimizer, 7)
+    parameters_of(optimizer)[0].grad.fill_(1e18)
+    parameters_of(optimizer)[1].grad.fill_(1e30)
+    optimizer.step()
+    assert_same(snapshot(optimizer, 1), before)
+    assert optimizer.state[parameters_of(optimizer)[0]]["exp_avg_sq"].isfinite().all()
+    assert optimizer.skipped() == {"param_groups[0]['params'][1]": 1}
 
 
 def test_nothing_of_it_waits_for_a_device():
@@ -240,9 +251,8 @@ def test_nothing_of_it_waits_for_a_device():
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call:UserWarning")
-@pytest.mark.parametrize("rule", [polarlight.muon(), polarlight.normuon()], ids=["muon", "normuon"])
-def test_a_compiled_step_skips_as_well(rule):
-    compiled, eager = trained(rule, steps=0), trained(rule, steps=0)
+def test_a_compiled_step_skips_as_well():
+    compiled, eager = (trained(polarlight.normuon(), steps=0) for _ in range(2))
     step = torch.compile(compiled.step, backend="eager")
     for seed in range(3):
         for o in (compiled, eager):
