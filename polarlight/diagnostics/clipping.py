@@ -98,8 +98,8 @@ class ClippingCheck:
         warnings.warn(
             f"the norm of all gradients was {largest:.4g} in {times} of {self.looks} looks: they "
             f"are clipped to it. The scale of a gradient cancels in {rules}: clipping limits no "
-            "step there, it only lets the clipped gradients weigh less in the momentum. Smaller steps "
-            "come from lr, gradients that are not finite are left out anyway, and AdamW's "
+            "step there, it only lets the clipped gradients weigh less in the momentum. Smaller "
+            "steps come from lr, gradients that are not finite are left out anyway, and AdamW's "
             "parameters can be clipped by themselves.",
             ClippingWarning,
             stacklevel=2,

@@ -127,7 +127,7 @@ def test_a_bad_checkpoint_is_named(tmp_path, damage):
         content = checkpoint.load(path, torch.device("cpu"))
         torch.save(content | {"version": 0}, path)
     said = {"foreign": "not written by polarlight", "old": "format version 0, this polarlight"}
-    with pytest.raises(CheckpointError, match=said.get(damage, "truncated or not a checkpoint")):
+    with pytest.raises(CheckpointError, match=said.get(damage, "truncated, damaged or not a")):
         run_in(tmp_path)
 
 
@@ -138,7 +138,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_checkpoint(tmp_path, monkeyp
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fail)
+    monkeypatch.setattr(checkpoint.durable.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         checkpoint.save(path, {"step": 2})
     assert checkpoint.load(path, torch.device("cpu"))["step"] == 1
