@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-slow test-gpu check docs clean
+.PHONY: demo test test-slow test-gpu fuzz check docs clean
 
 demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
 	$(BIN)/polarlight compare
@@ -18,6 +18,9 @@ test-slow: $(VENV)/.dev
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/pytest -m gpu
+
+fuzz: $(VENV)/.dev  ## many random gradients, histories and bytes, anew each time
+	FUZZ_EXAMPLES=2000 $(BIN)/pytest -n 2 tests/fuzz
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .

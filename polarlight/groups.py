@@ -106,12 +106,14 @@ def _misfit(view: MatrixView, shape: torch.Size) -> str:
 
 
 def with_gradients(group: Group, index: int) -> list[int]:
-    """The places in a group of the parameters that have a gradient.
+    """The places in a group of the parameters that have a gradient with at least one entry.
+
+    No rule need know what a matrix without entries is.
 
     Raises:
         RuntimeError: If a gradient is sparse.
     """
-    places = [i for i, p in enumerate(group["params"]) if p.grad is not None]
+    places = [i for i, p in enumerate(group["params"]) if p.grad is not None and p.numel()]
     for i in places:
         if group["params"][i].grad.is_sparse:
             name = name_of(group, index, i)

@@ -254,6 +254,10 @@ def decay(params: Sequence[Tensor], factor: float | Tensor, finite: Finite) -> N
         p.copy_(torch.where(ok, p * factor, p))
 
 
+_SKIPPING = {"cpu", "cuda"}
+"""Devices on which torch's kernels can leave a parameter out by themselves."""
+
+
 def step_entries(
     rule: ElementwiseRule,
     parameters: list[Tensor],
@@ -268,7 +272,7 @@ def step_entries(
     """
     if finite is None:
         rule.step(parameters, gradients, states, **numbers)
-    elif isinstance(rule, SkippingRule):
+    elif isinstance(rule, SkippingRule) and {p.device.type for p in parameters} <= _SKIPPING:
         rule.step_finite(parameters, gradients, states, finite, **numbers)
     else:
         written = [[p, *state.values()] for p, state in zip(parameters, states, strict=True)]

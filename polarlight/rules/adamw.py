@@ -63,24 +63,7 @@ class AdamWRule:
         momentum: float,
     ) -> None:
         """One step through torch's fused kernel where the device has one, foreach elsewhere."""
-        fused = all(p.device.type in _FUSED_DEVICES for p in parameters)
-        adamw(
-            parameters,
-            gradients,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            foreach=not fused,
-            fused=fused,
-            amsgrad=False,
-            beta1=momentum,
-            beta2=self.beta2,
-            lr=lr,
-            weight_decay=weight_decay,
-            eps=self.eps,
-            maximize=False,
-        )
+        self._call(parameters, gradients, states, None, lr, weight_decay, momentum)
 
     def step_finite(
         self,
@@ -95,23 +78,51 @@ class AdamWRule:
     ) -> None:
         """As `step`; parameters whose flag, bool [], is False keep weight, moments and step."""
         for p, g, state, ok in zip(parameters, gradients, states, finite, strict=True):
-            adamw(
-                [p],
-                [g],
-                [state["exp_avg"]],
-                [state["exp_avg_sq"]],
-                [],
-                [state["step"]],
-                fused=True,
-                found_inf=ok.logical_not().float(),
-                amsgrad=False,
-                beta1=momentum,
-                beta2=self.beta2,
-                lr=lr,
-                weight_decay=weight_decay,
-                eps=self.eps,
-                maximize=False,
-            )
+            bad = ok.logical_not().float()
+            self._call([p], [g], [state], bad, lr, weight_decay, momentum)
+
+    def _call(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Tensor]],
+        found_inf: Tensor | None,
+        lr: float | Tensor,
+        weight_decay: float,
+        momentum: float,
+    ) -> None:
+        """One step by torch; where found_inf, float [], is 1, nothing changes."""
+        fused = all(p.device.type in _FUSED_DEVICES for p in parameters)
+        written = [
+            [p, state["exp_avg"], state["exp_avg_sq"]]
+            for p, state in zip(parameters, states, strict=True)
+        ]
+        used = [
+            _in_one_layout([*tensors, g]) for tensors, g in zip(written, gradients, strict=True)
+        ]
+        weights, means, squares, gradients = (list(x) for x in zip(*used, strict=True))
+        adamw(
+            weights,
+            gradients,
+            means,
+            squares,
+            [],
+            [state["step"] for state in states],
+            foreach=not fused,
+            fused=fused,
+            found_inf=found_inf,
+            amsgrad=False,
+            beta1=momentum,
+            beta2=self.beta2,
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
+        for owned, results in zip(written, used, strict=True):
+            for tensor, result in zip(owned, results, strict=False):
+                if result is not tensor:
+                    tensor.copy_(result)
 
     def momentum_and_direction(
         self, state: Mapping[str, Tensor], momentum: float
@@ -121,6 +132,19 @@ class AdamWRule:
         mean = state["exp_avg"] / (1 - momentum**step)
         spread = (state["exp_avg_sq"] / (1 - self.beta2**step)).sqrt()
         return mean, mean / torch.where(spread == 0, 1.0, spread + self.eps)
+
+
+def _in_one_layout(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors, or copies of them that lie in memory alike and without gaps.
+
+    torch's fused kernel takes that for granted: it reads the entries as they come.
+    """
+    strides = tensors[0].stride()
+    if all(x.stride() == strides for x in tensors) and (
+        tensors[0].is_contiguous() or torch.empty_like(tensors[0]).stride() == strides
+    ):
+        return tensors
+    return [x.contiguous() for x in tensors]
 
 
 def with_adamw(

@@ -5,6 +5,7 @@ out of since the last record. Files of older versions are brought up to date whe
 """
 
 import pickle
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,7 @@ def load(path: Path, device: torch.device) -> Record:
 _UNREADABLE = (
     *(RuntimeError, EOFError, pickle.UnpicklingError, BadZipFile, OSError),
     *(ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError),
+    *(AssertionError, struct.error),
 )
 """What torch's reader raises for files that are no checkpoints, as fuzzing found."""
 
