@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-slow test-gpu fuzz check docs clean
+.PHONY: demo test test-slow test-gpu fuzz mutants check docs clean
 
 demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
 	$(BIN)/polarlight compare
@@ -21,6 +21,9 @@ test-gpu: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev  ## many random gradients, histories and bytes, anew each time
 	FUZZ_EXAMPLES=2000 $(BIN)/pytest -n 2 tests/fuzz
+
+mutants: $(VENV)/.dev  ## a sample of small changes to the code, and which of them no test notices
+	$(BIN)/python -m tests.mutants 900 0
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .
