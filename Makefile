@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-slow test-gpu check docs site clean
+.PHONY: demo test test-slow test-gpu fuzz mutants check docs site clean
 
 demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
 	$(BIN)/polarlight compare
@@ -18,6 +18,12 @@ test-slow: $(VENV)/.dev
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/pytest -m gpu
+
+fuzz: $(VENV)/.dev  ## many random gradients, histories and bytes, anew each time
+	FUZZ_EXAMPLES=2000 $(BIN)/pytest -n 2 tests/fuzz
+
+mutants: $(VENV)/.dev  ## a sample of small changes to the code, and which of them no test notices
+	$(BIN)/python -m tests.mutants 900 0
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ from torch import Tensor
 from polarlight.commands.console import plain_errors, say
 from polarlight.commands.registry import SCHEDULES
 from polarlight.explore import page
-from polarlight.optimizer import MOMENTUM
+from polarlight.rule import MOMENTUM
 from polarlight.train import checkpoint
 from polarlight.train.model import GPT
 from polarlight.train.recipes import build, spec_of

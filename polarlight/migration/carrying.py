@@ -18,8 +18,8 @@ from polarlight.groups import name_of
 from polarlight.migration.carried import Carried
 from polarlight.migration.conventions import momentum_factor
 from polarlight.migration.sources import read_entry
-from polarlight.optimizer import MOMENTUM, SpectralOptimizer
-from polarlight.rule import UpdateRule
+from polarlight.optimizer import SpectralOptimizer
+from polarlight.rule import MOMENTUM, UpdateRule
 from polarlight.stages.momentum import EMA
 
 
