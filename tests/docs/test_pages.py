@@ -87,4 +87,4 @@ def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
-    assert "Did the rule run?" in (tmp_path / "diagnostics.html").read_text()
+    assert "Did the rule run?" in (tmp_path / "watching.html").read_text()
