@@ -1,6 +1,6 @@
 """Aurora beats Muon and NorMuon, the more the wider the MLP."""
 
-from polarlight.claims.arms import AURORA, MUON, NORMUON, at
+from polarlight.claims.arms import AURORA, FINE_MUON, FINE_NORMUON, at
 from polarlight.claims.claim import Claim
 from polarlight.claims.verdict import Above, lower
 
@@ -12,10 +12,10 @@ CLAIM = Claim(
     "with the expansion factor of the MLP, for SwiGLU and squared ReLU.",
     source="Aurora, arXiv 2606.27715, abstract",
     arms={
-        "normuon 4x": NORMUON,
-        **{f"muon {w}x": at(MUON, expansion=float(w)) for w in _WIDTHS},
+        "normuon 4x": FINE_NORMUON,
+        **{f"muon {w}x": at(FINE_MUON, expansion=float(w)) for w in _WIDTHS},
         **{f"aurora {w}x": at(AURORA, expansion=float(w)) for w in _WIDTHS},
-        **{f"muon relu2 {w}x": at(MUON, expansion=float(w), mlp="relu2") for w in (1, 16)},
+        **{f"muon relu2 {w}x": at(FINE_MUON, expansion=float(w), mlp="relu2") for w in (1, 16)},
         **{f"aurora relu2 {w}x": at(AURORA, expansion=float(w), mlp="relu2") for w in (1, 16)},
     },
     lr_of={

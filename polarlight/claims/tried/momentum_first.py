@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Size, Tensor
 
-from polarlight import JORDAN, NewtonSchulz, Original, RawGradient, UpdateRule, muon
-from polarlight.claims.arms import at
+from polarlight import Original, RawGradient, UpdateRule
+from polarlight.claims.arms import MUON, PUBLISHED, at
 from polarlight.claims.claim import Arm, Claim
 from polarlight.claims.verdict import lower
 from polarlight.linalg.matrices import at_least_float32
@@ -32,11 +32,10 @@ class MeanOfPolars:
 
 
 def _polar_first() -> UpdateRule:
-    mean = MeanOfPolars(NewtonSchulz(JORDAN))
+    mean = MeanOfPolars(PUBLISHED)
     return UpdateRule(name="polar_first", momentum=RawGradient(), map=mean, scale=Original())
 
 
-MOMENTUM = Arm(recipe=Recipe(rule=muon, lr=0.02, about="Muon"))
 POLAR = Arm(
     recipe=Recipe(rule=_polar_first, lr=0.02, about="polar factor, then momentum"),
     lrs=(0.01, 0.02, 0.04, 0.08),
@@ -47,7 +46,7 @@ CLAIM = Claim(
     says="Momentum before the polar factor is worth more than twice the steps: half the steps of "
     "Muon reach a lower loss than all steps with momentum after it.",
     source="Jordan et al., Muon (2024): momentum belongs before orthogonalisation",
-    arms={"momentum first, half": at(MOMENTUM, steps=100), "polar first": POLAR},
+    arms={"momentum first, half": at(MUON, steps=100), "polar first": POLAR},
     checks=(lower("momentum first, half", "polar first"),),
     notes="The half run has its own schedule; both have their own swept learning rates.",
 )

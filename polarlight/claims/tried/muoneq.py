@@ -2,8 +2,8 @@
 
 from dataclasses import replace as replaced
 
-from polarlight import BalancedPolar, EquilibrateRows, MatchRmsAdamW, aurora
-from polarlight.claims.arms import MUON_RMS, MUONEQ
+from polarlight import EquilibrateRows, MatchRmsAdamW, aurora
+from polarlight.claims.arms import BALANCED, MUON_RMS, MUONEQ
 from polarlight.claims.claim import Arm, Claim
 from polarlight.claims.verdict import Within, lower
 from polarlight.rule import UpdateRule
@@ -11,7 +11,7 @@ from polarlight.train.recipes import Recipe
 
 
 def _aurora(*, rows_first: bool) -> UpdateRule:
-    rule = aurora(BalancedPolar(), scale=MatchRmsAdamW())
+    rule = aurora(BALANCED, scale=MatchRmsAdamW())
     return replaced(rule, balance=EquilibrateRows()) if rows_first else rule
 
 

@@ -1,7 +1,7 @@
 """NorMuon's gain is that of even rows."""
 
 from polarlight import unormuon
-from polarlight.claims.arms import MUON, NORMUON
+from polarlight.claims.arms import MUON, NORMUON, PUBLISHED
 from polarlight.claims.claim import Arm, Claim
 from polarlight.claims.verdict import Within, lower
 from polarlight.train.recipes import Recipe
@@ -15,7 +15,9 @@ CLAIM = Claim(
         "muon": MUON,
         "normuon": NORMUON,
         "even rows": Arm(
-            recipe=Recipe(rule=lambda: unormuon(beta2=0.0), lr=0.02, about="rows made even")
+            recipe=Recipe(
+                rule=lambda: unormuon(beta2=0.0, polar=PUBLISHED), lr=0.02, about="rows made even"
+            )
         ),
     },
     checks=(

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from polarlight import BalancedPolar, aurora
-from polarlight.claims.arms import AURORA, MUON
+from polarlight import aurora
+from polarlight.claims.arms import AURORA, BALANCED, FINE_MUON
 from polarlight.claims.claim import Arm, Claim
 from polarlight.claims.verdict import lower
 from polarlight.stages.side import Side
@@ -11,7 +11,7 @@ from polarlight.train.recipes import Recipe
 
 
 def _side(side: Side) -> Arm:
-    recipe = Recipe(rule=lambda: aurora(BalancedPolar(), side=side), lr=0.02, about=side.value)
+    recipe = Recipe(rule=lambda: aurora(BALANCED, side=side), lr=0.02, about=side.value)
     return replace(AURORA, recipe=recipe)
 
 
@@ -20,7 +20,7 @@ CLAIM = Claim(
     says="Aurora belongs on tall matrices; wide ones are to be left to Muon.",
     source="Aurora, arXiv 2606.27715 and its author; track 3's record 30 says wide ones only",
     arms={
-        "muon": MUON,
+        "muon": FINE_MUON,
         "tall": AURORA,
         "wide": _side(Side.WIDE),
         "both": _side(Side.LONG_AXIS),

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from polarlight import BalancedPolar, Observation, aurora
-from polarlight.claims.arms import MUON
+from polarlight import Observation, aurora
+from polarlight.claims.arms import BALANCED, FINE_MUON
 from polarlight.claims.claim import Claim
 from polarlight.claims.verdict import least, lower, most
 from polarlight.diagnostics.spectra import row_shares
@@ -28,7 +28,7 @@ class Switch:
         if self.run.step >= self.at:
             for group in self.run.optimizer.param_groups:
                 if group["role"] == "gate_up":
-                    group["rule"] = aurora(BalancedPolar())
+                    group["rule"] = aurora(BALANCED)
         return False
 
     def observe(self, observation: Observation) -> None:
@@ -85,8 +85,8 @@ CLAIM = Claim(
     "wakes them, with a lower loss; and pruning the starved ones costs nothing.",
     source="ours",
     arms={
-        "muon": replace(MUON, changes=_STEPS, finish=_pruned),
-        "muon, then aurora": replace(MUON, changes=_STEPS, prepare=_switch),
+        "muon": replace(FINE_MUON, changes=_STEPS, finish=_pruned),
+        "muon, then aurora": replace(FINE_MUON, changes=_STEPS, prepare=_switch),
     },
     lr_of={"muon, then aurora": "muon"},
     checks=(

@@ -1,6 +1,6 @@
 """Under Muon a quarter of the neurons starve early; under Aurora and U-NorMuon none do."""
 
-from polarlight.claims.arms import AURORA, MUON, UNORMUON, at
+from polarlight.claims.arms import AURORA, FINE_MUON, FINE_UNORMUON, at
 from polarlight.claims.claim import Claim
 from polarlight.claims.verdict import least, lower, most
 
@@ -13,9 +13,9 @@ CLAIM = Claim(
     source="Tilde Research, Aurora blog (2026); no threshold is published, .1 of an equal share "
     "here",
     arms={
-        "muon": at(MUON, **_STEPS),
+        "muon": at(FINE_MUON, **_STEPS),
         "aurora": at(AURORA, **_STEPS),
-        "unormuon": at(UNORMUON, **_STEPS),
+        "unormuon": at(FINE_UNORMUON, **_STEPS),
     },
     checks=(
         least("muon", "starved", 0.25),

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from polarlight import BalancedPolar, FeedbackPolar, RiemannianPolar, WarmPolar, aurora
+from polarlight import FeedbackPolar, RiemannianPolar, WarmPolar, aurora
+from polarlight.claims.arms import BALANCED, FINE
 from polarlight.claims.claim import Arm, Claim
 from polarlight.claims.verdict import lower
 from polarlight.rule import UpdateRule
@@ -19,9 +20,9 @@ CLAIM = Claim(
     "rounds, the paper's feedback and Riemannian ascent; the better aligned solver trains better.",
     source="a first trial of ours for the warm scale; the Aurora blog for alignment",
     arms={
-        "release": _arm(lambda: aurora(BalancedPolar()), "two fresh rounds"),
-        "paper": _arm(lambda: aurora(FeedbackPolar()), "feedback"),
-        "warm": _arm(lambda: aurora(WarmPolar()), "row scale kept"),
+        "release": _arm(lambda: aurora(BALANCED), "two fresh rounds"),
+        "paper": _arm(lambda: aurora(FeedbackPolar(FINE)), "feedback"),
+        "warm": _arm(lambda: aurora(WarmPolar(FINE)), "row scale kept"),
         "riemannian": _arm(lambda: aurora(RiemannianPolar()), "ascent"),
     },
     checks=(
