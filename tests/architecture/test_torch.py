@@ -6,7 +6,6 @@ import socket
 from pathlib import Path
 
 import pytest
-import torch
 
 import polarlight
 from polarlight.train.loop import Run

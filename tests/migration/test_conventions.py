@@ -99,7 +99,8 @@ def test_after_translation_we_move_as_far_as_torch(shape, target, option):
     source = {"original": "torch", "match_rms_adamw": "torch-match-rms"}[option]
     lr = translate_lr(0.01, source=source, target=target, shape=shape)
     torch_muon = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.0, adjust_lr_fn=option)
-    muon = polarlight.Muon([ours], lr=lr, scale=convention_of(target).scale)
+    jordan = polarlight.NewtonSchulz(polarlight.JORDAN)
+    muon = polarlight.Muon([ours], lr=lr, polar=jordan, scale=convention_of(target).scale)
     expected = moved(torch_muon, theirs, gradient.clone())
     # The same iteration; torch's is in bfloat16, with 8 bits of mantissa.
     assert moved(muon, ours, gradient.clone()) == pytest.approx(expected, rel=0.02)
