@@ -5,7 +5,7 @@ A param group carries a rule and a view beside torch's scheduled numbers (`lr`, 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
@@ -14,7 +14,17 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from polarlight.execution.batched import Batched
-from polarlight.execution.job import Executor, jobs_of, new_buffers
+from polarlight.execution.job import Executor
+from polarlight.execution.sharded import around_shards
+from polarlight.execution.work import (
+    Work,
+    WorkExecutor,
+    directions_of,
+    gradient_of,
+    local,
+    new_buffers_of,
+    whole,
+)
 from polarlight.groups import (
     STRUCTURE,
     Group,
@@ -30,6 +40,9 @@ from polarlight.view import MatrixView, Whole
 
 MOMENTUM = "momentum_buffer"
 
+Members = Mapping[int, list[int]]
+"""Numbers of groups, and the places in each of the parameters that have a gradient."""
+
 
 class SpectralOptimizer(Optimizer):
     """Applies to every param group its rule.
@@ -44,12 +57,15 @@ class SpectralOptimizer(Optimizer):
         view: Which part of a parameter is a matrix, for groups that bring none. None means that
             parameters must be matrices.
         maximize: Ascend instead of descend.
-        executor: How directions are computed; the default batches matrices of equal shape.
+        executor: How directions are computed; the default batches matrices of equal shape, and
+            `Sharded` goes around it as soon as a parameter is a DTensor. Processes with equal plain
+            parameters share the work if they are given `Sharded(group=...)`.
 
     State per parameter: `momentum_buffer` in the parameter's shape and dtype and the rule's own
     buffers in float32 (float64 for float64 parameters), all present from the first step,
-    `state_dict` or load on. A parameter without a gradient is left untouched, its state too. A NaN
-    or Inf in a gradient reaches that parameter and its state, and no other.
+    `state_dict` or load on; DTensors beside DTensors. A parameter without a gradient is left
+    untouched, its state too. A NaN or Inf in a gradient reaches that parameter and its state, and
+    no other.
 
     Raises:
         ValueError: If a number is out of range or a parameter does not fit its rule; the message
@@ -67,9 +83,9 @@ class SpectralOptimizer(Optimizer):
         rule: Rule | None = None,
         view: MatrixView | None = None,
         maximize: bool = False,
-        executor: Executor | None = None,
+        executor: Executor | WorkExecutor | None = None,
     ) -> None:
-        self.executor: Executor = executor or Batched()
+        self.executor: Executor | WorkExecutor = executor or Batched()
         self.reasons: dict[str, str] = {}
         self._probes: OrderedDict[int, Probe] = OrderedDict()
         defaults = {
@@ -116,13 +132,13 @@ class SpectralOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._complete_state()
-        members = [self._with_gradients(index) for index in range(len(self.param_groups))]
+        members = {index: self._with_gradients(index) for index in range(len(self.param_groups))}
         watching = [probe for probe in self._probes.values() if probe.begin()]
-        for index, places in enumerate(members):
-            matrices = isinstance(self.param_groups[index]["rule"], UpdateRule)
-            if places:
-                update = self._step_matrices if matrices else self._step_entries
-                update(index, places, watching)
+        for group in self._together(members):
+            self._step_matrices(group, watching)
+        for index, places in members.items():
+            if places and not isinstance(self.param_groups[index]["rule"], UpdateRule):
+                self._step_entries(index, places, watching)
             self._count(index, set(places))
         for probe in watching:
             probe.end()
@@ -163,10 +179,10 @@ class SpectralOptimizer(Optimizer):
 
     def _complete_state(self) -> None:
         """Gives every trainable parameter its state, where it is missing."""
-        for group in self.param_groups:
-            for p in group["params"]:
+        for index, group in enumerate(self.param_groups):
+            for i, p in enumerate(group["params"]):
                 if (p.requires_grad or p.grad is not None) and not self.state[p]:
-                    self.state[p] = _new_state(group, p)
+                    self.state[p] = _new_state(group, p, name_of(group, index, i))
 
     def _restore_dtypes(self, state_dict: StateDict) -> None:
         """Undoes torch's cast of loaded state to the parameter's dtype."""
@@ -196,30 +212,53 @@ class SpectralOptimizer(Optimizer):
                     rule = group["rule"] if i in places else None
                     probe.count(name_of(group, index, i), rule, frozen=not p.requires_grad)
 
-    def _step_matrices(self, index: int, places: list[int], watching: list[Probe]) -> None:
-        """One step of a group whose rule maps matrices."""
+    def _together(self, members: Members) -> list[Members]:
+        """Groups with rules on matrices: one by one, or all at once where work is shared."""
+        groups = self.param_groups
+        matrices = [i for i, ps in members.items() if isinstance(groups[i]["rule"], UpdateRule)]
+        params = (groups[i]["params"][place] for i in matrices for place in members[i])
+        self.executor = around_shards(self.executor, params)
+        if isinstance(self.executor, WorkExecutor):
+            return [{i: members[i] for i in matrices}]
+        return [{i: members[i]} for i in matrices if members[i]]
+
+    def _step_matrices(self, members: Members, watching: list[Probe]) -> None:
+        """One step of groups whose rules map matrices."""
+        works = {index: self._works(index, places) for index, places in members.items()}
+        asked = [work for some in works.values() for work in some]
+        found = iter(directions_of(self.executor, asked))
+        for index, places in members.items():
+            group, some = self.param_groups[index], works[index]
+            directions = [next(found) for _ in some]
+            for probe in watching:
+                for i, work, D in zip(places, some, directions, strict=True):
+                    p = work.parameter
+                    seen = whole(p), whole(work.momentum, p), whole(D, p)
+                    probe.observe(Observation(name_of(group, index, i), *seen, group))
+            params = [local(work.parameter) for work in some]
+            _move(params, directions, group["lr"], group["weight_decay"])
+
+    def _works(self, index: int, places: list[int]) -> list[Work]:
+        """What is asked of a group's parameters, after their momenta have been updated."""
         group = self.param_groups[index]
         rule, view = group["rule"], group["view"] or Whole()
         params = [group["params"][i] for i in places]
         states = [self.state[p] for p in params]
-        buffers = [state[MOMENTUM] for state in states if rule.momentum.buffered]
+        buffers = [local(state[MOMENTUM]) for state in states if rule.momentum.buffered]
         momenta = rule.momentum(_gradients(group, params), buffers, group["momentum"])
-        jobs = [jobs_of(rule, view, M, state) for M, state in zip(momenta, states, strict=True)]
-        results = iter(self.executor.directions([job for parts in jobs for job in parts]))
-        directions = [view.join([next(results) for _ in parts]) for parts in jobs]
-        for probe in watching:
-            for i, p, M, D in zip(places, params, momenta, directions, strict=True):
-                probe.observe(Observation(name_of(group, index, i), p, M, D, group))
-        _move(params, directions, group["lr"], group["weight_decay"])
+        return [
+            Work(name_of(group, index, i), rule, view, p, M, state)
+            for i, p, M, state in zip(places, params, momenta, states, strict=True)
+        ]
 
     def _step_entries(self, index: int, places: list[int], watching: list[Probe]) -> None:
         """One step of a group whose rule is elementwise."""
         group = self.param_groups[index]
         params = [group["params"][i] for i in places]
-        states = [self.state[p] for p in params]
-        before = [p.clone() if watching else p for p in params]
+        states = [{key: local(x) for key, x in self.state[p].items()} for p in params]
+        before = [whole(p).clone() if watching else p for p in params]
         group["rule"].step(
-            params,
+            [local(p) for p in params],
             _gradients(group, params),
             states,
             lr=group["lr"],
@@ -227,23 +266,24 @@ class SpectralOptimizer(Optimizer):
             momentum=group["momentum"],
         )
         for probe in watching:
-            for i, p, state in zip(places, before, states, strict=True):
+            for i, p, seen, state in zip(places, params, before, states, strict=True):
                 M, D = group["rule"].momentum_and_direction(state, group["momentum"])
-                probe.observe(Observation(name_of(group, index, i), p, M, D, group))
+                M, D = whole(M, p), whole(D, p)
+                probe.observe(Observation(name_of(group, index, i), seen, M, D, group))
 
 
-def _new_state(group: Group, p: Tensor) -> dict[str, Tensor]:
+def _new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
     rule = group["rule"]
     if not isinstance(rule, UpdateRule):
         return dict(rule.new_state(p))
-    state = new_buffers(rule, group["view"] or Whole(), p)
+    state = new_buffers_of(rule, group["view"] or Whole(), p, name)
     if rule.momentum.buffered:
         state[MOMENTUM] = torch.zeros_like(p, memory_format=torch.preserve_format)
     return state
 
 
 def _gradients(group: Group, params: list[Tensor]) -> list[Tensor]:
-    gradients = [p.grad for p in params if p.grad is not None]
+    gradients = [gradient_of(p) for p in params]
     return list(torch._foreach_neg(gradients)) if group["maximize"] else gradients
 
 

@@ -1,6 +1,6 @@
 """One matrix to be mapped, and how a parameter becomes such jobs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -29,8 +29,13 @@ class Executor(Protocol):
         """One direction per job, in order; the jobs' buffers are updated in place."""
 
 
-def new_buffers(rule: UpdateRule, view: MatrixView, parameter: Tensor) -> dict[str, Tensor]:
-    """Zero buffers for the stages of `rule`, one tensor per name.
+def new_buffers(
+    rule: UpdateRule,
+    view: MatrixView,
+    parameter: Tensor,
+    zeros: Callable[..., Tensor] = torch.zeros,
+) -> dict[str, Tensor]:
+    """Zero buffers for the stages of `rule`, one tensor per name; on the host by `torch.zeros`.
 
     A view with one part keeps the shapes that the stages ask for. With several parts (`RowBlocks`)
     the parts' buffers lie end to end in one vector, so that a name has no index in it.
@@ -41,7 +46,7 @@ def new_buffers(rule: UpdateRule, view: MatrixView, parameter: Tensor) -> dict[s
     names = dict.fromkeys(name for need in needs for name in need)
     shapes = {name: [need[name] for need in needs if name in need] for name in names}
     return {
-        name: torch.zeros(
+        name: (torch.zeros if name == HOST_COUNTER else zeros)(
             wanted[0] if len(parts) == 1 else (sum(shape.numel() for shape in wanted),),
             dtype=dtype,
             device="cpu" if name == HOST_COUNTER else parameter.device,
