@@ -86,7 +86,12 @@ def gradient_of(parameter: Tensor) -> Tensor:
 def new_buffers_of(
     rule: UpdateRule, view: MatrixView, parameter: Tensor, name: str
 ) -> dict[str, Tensor]:
-    """Zero buffers of a parameter, DTensors beside a DTensor."""
+    """Zero buffers of a parameter, DTensors beside a DTensor.
+
+    Raises:
+        ValueError: If one of its placements is neither a shard nor a copy.
+    """
     if not is_sharded(parameter):
         return new_buffers(rule, view, parameter)
+    collectives.layout_of(parameter, name)  # a placement that cannot be used is said at once
     return new_buffers(rule, view, parameter, partial(collectives.zeros_beside, parameter, name))
