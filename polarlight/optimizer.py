@@ -39,9 +39,7 @@ from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
 MOMENTUM = "momentum_buffer"
-
-Members = Mapping[int, list[int]]
-"""Numbers of groups, and the places in each of the parameters that have a gradient."""
+Members = Mapping[int, list[int]]  # of groups: places of the parameters with a gradient
 
 
 class SpectralOptimizer(Optimizer):

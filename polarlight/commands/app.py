@@ -3,7 +3,7 @@
 import typer
 
 import polarlight
-from polarlight.commands import engines, training
+from polarlight.commands import engines, sharding, training
 from polarlight.commands.console import console
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command(epilog=training.KNOWN)(training.compare)
 app.command()(training.explain)
 app.command()(engines.plot_schedule)
 app.command()(engines.accuracy)
+app.command("check-sharding")(sharding.check)
 
 
 @app.command()

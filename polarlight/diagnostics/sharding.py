@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +121,8 @@ def lying_like(x: Tensor, parameter: Tensor) -> Tensor:
         return x.clone()
     from torch.distributed.tensor import distribute_tensor
 
-    mesh, placements = parameter.device_mesh, parameter.placements
+    on_mesh: Any = parameter
+    mesh, placements = on_mesh.device_mesh, on_mesh.placements
     return distribute_tensor(x.clone(), mesh, placements, src_data_rank=None)
 
 

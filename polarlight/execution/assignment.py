@@ -6,7 +6,7 @@ per cent. A matrix that lies whole on a process stays there while that process k
 """
 
 from collections.abc import Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 Holders = Sequence[int] | None
 """Processes that have all of a matrix; None means all of them."""
@@ -29,22 +29,24 @@ def owners(
     """
     loads = [0.0] * processes
     limit = max(spread * sum(costs) / processes, max(costs, default=0.0)) * (1 + 1e-9)
-    found = [-1] * len(costs)
-    order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
-    for i in order:
+    found = [0] * len(costs)
+    heap = [(0.0, rank) for rank in range(processes)]
+    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
         held = holders[i]
-        if held:
-            rank = min(held, key=loads.__getitem__)
-            if loads[rank] + costs[i] <= limit:
-                found[i] = rank
-                loads[rank] += costs[i]
-    heap = [(load, rank) for rank, load in enumerate(loads)]
-    heapify(heap)
-    for i in order:
-        if found[i] < 0:
-            load, found[i] = heappop(heap)
-            heappush(heap, (load + costs[i], found[i]))
+        rank = min(held, key=loads.__getitem__) if held else -1
+        if rank < 0 or loads[rank] + costs[i] > limit:
+            rank = _idlest(heap, loads)
+        found[i] = rank
+        loads[rank] += costs[i]
+        heappush(heap, (loads[rank], rank))
     return found
+
+
+def _idlest(heap: list[tuple[float, int]], loads: Sequence[float]) -> int:
+    """The process with least to do; entries that are out of date are dropped."""
+    while heap[0][0] != loads[heap[0][1]]:
+        heappop(heap)
+    return heap[0][1]
 
 
 def loads(costs: Sequence[float], owner: Sequence[int], processes: int) -> list[float]:

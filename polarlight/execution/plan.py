@@ -262,15 +262,16 @@ def traffic(plan: Plan) -> list[Traffic]:
         item = plan.items[unit.item]
         for name, block in unit.blocks.items():
             layout, size = item.layouts[name], item.dtypes[name].itemsize
-            mine = plan.coordinates[owner]
-            for rank in plan.meeting(layout, block):
-                if rank == owner:
-                    continue
-                where = plan.coordinates[rank]
-                amount = overlap(block, layout.held(where)) * size
-                sent[owner] += amount
-                received[rank] += amount
-                if layout.copy(where) == layout.copy(mine):
-                    sent[rank] += amount
-                    received[owner] += amount
+            mine = layout.copy(plan.coordinates[owner])
+            for places in layout.where(block.ranges, whole=False):
+                held = layout.held(tuple(place or 0 for place in places))
+                amount = overlap(block, held) * size
+                for rank in plan.ranks_at(places):
+                    if rank == owner:
+                        continue
+                    sent[owner] += amount
+                    received[rank] += amount
+                    if layout.copy(plan.coordinates[rank]) == mine:
+                        sent[rank] += amount
+                        received[owner] += amount
     return [Traffic(*both) for both in zip(sent, received, strict=True)]

@@ -18,6 +18,7 @@ from polarlight.execution import collectives
 from polarlight.execution.batched import Batched
 from polarlight.execution.collectives import Arena, Group
 from polarlight.execution.job import Executor
+from polarlight.execution.layouts import Layout
 from polarlight.execution.plan import MOMENTUM, Item, Options, Plan
 from polarlight.execution.schedule import Schedule
 from polarlight.execution.step import Step, travelling
@@ -93,6 +94,17 @@ class Sharded:
         members = [works[number] for number in alone]
         results.update(zip(alone, _alone(self.inner, members), strict=True))
         return [results[number] for number in range(len(works))]
+
+    def layout(self, name: str, parameter: Tensor) -> Layout | None:
+        """How a parameter lies on the processes that share its work; None if nobody does.
+
+        Raises:
+            ValueError: If its placement is a pending sum.
+        """
+        if is_sharded(parameter):
+            return collectives.layout_of(parameter, name)
+        arena = self._arena(parameter)
+        return None if arena is None else collectives.replicated(parameter.shape, arena)
 
     def plans(self) -> list[Plan]:
         """The plans made so far, one per mesh and set of parameters."""

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "probe": {"rule"},
     "view_text": {"view"},
     "roles": {"roles", "view"},
-    "explanation": {"explanation", "rule", "view", "view_text"},
+    "explanation": {"execution", "explanation", "rule", "view", "view_text"},
     "routing": {"explanation", "roles", "rule", "view"},
     "integrations": {"explanation"},
     "stages": {"linalg", "rule", "stages"},

@@ -8,6 +8,7 @@ import copy
 import sys
 import time
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -213,7 +214,28 @@ def check_half_of_the_processes(rank):
     torch.testing.assert_close(full(mine), other.detach(), rtol=0, atol=1e-6)
 
 
+def check_differences_are_found(rank):
+    """A Muon that takes its shard for the matrix, as many do."""
+    mesh = init_device_mesh("cpu", (4,))
+    whole, sharded = gpt(), sharded_fully(gpt(), mesh)
+
+    def wrong(model):
+        optimizer = polarlight.Muon(model, lr=0.02)
+        if model is sharded:
+            optimizer.executor = OnShards()
+        return optimizer
+
+    with pytest.raises(AssertionError, match=r"o_proj\.weight +\S+ of 1e-05  DIFFERENT"):
+        assert_same_sharded(whole, sharded, wrong)
+
+
+class OnShards:
+    def directions_of(self, works):
+        return [w.rule.direction(w.momentum, {}) for w in works]
+
+
 CHECKS = [
+    check_differences_are_found,
     check_fully_sharded,
     check_mixed_precision_and_offload,
     check_meshes,
