@@ -1,17 +1,29 @@
 """The `polarlight` command; what it needs beyond torch comes with the extra `train`."""
 
+import os
 import sys
 
 
 def main() -> None:
-    """Runs the command line, or says what to install."""
+    """Runs the command line, or says what to install.
+
+    Under torchrun the interpreter is left at once when all is done: gloo's threads may abort its
+    usual exit (pytorch/pytorch#179291), and a run that has finished would count as failed.
+    """
     try:
         from polarlight.commands.app import app
     except ModuleNotFoundError as error:
         sys.exit(
             f"the polarlight command needs {error.name}; pip install 'polarlight[train]' brings it"
         )
-    app()
+    try:
+        app()
+    except SystemExit as done:
+        if "TORCHELASTIC_RUN_ID" not in os.environ or not isinstance(done.code, int | None):
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(done.code or 0)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 
 from polarlight.execution import assignment
 from polarlight.execution.cost import cost, flops
+from polarlight.execution.job import stacked
 from polarlight.execution.layouts import Coordinate, Layout, Places
 from polarlight.execution.regions import Block, Place, at, matrices, overlap, vector
 from polarlight.rule import HOST_COUNTER, UpdateRule
@@ -224,25 +225,34 @@ def units_of(number: int, item: Item) -> Iterator[Unit]:
     except ValueError as error:
         raise ValueError(f"{item.name}: {error}; only one process can hold it") from None
     parts = item.view.shapes(torch.Size(shape))
+    depth = len(stacked(item.view, torch.Size(shape)))
     starts: list[dict[str, int]] = []
     taken: dict[str, int] = {}
     for part in parts:
         starts.append(dict(taken))
         for name, buffer in item.rule.buffer_shapes(part).items():
-            taken[name] = taken.get(name, 0) + buffer.numel()
+            taken[name] = taken.get(name, 0) + buffer[depth:].numel()
     for place in places:
-        yield _unit(number, item, place, starts[place.part] if len(parts) > 1 else None)
+        stack = place.index if depth else ()
+        yield _unit(number, item, place, stack, starts[place.part] if len(parts) > 1 else None)
 
 
-def _unit(number: int, item: Item, place: Place, starts: Mapping[str, int] | None) -> Unit:
-    """A matrix; its buffers lie in batches, or in vectors from `starts` on."""
+def _unit(
+    number: int,
+    item: Item,
+    place: Place,
+    stack: tuple[int, ...],
+    starts: Mapping[str, int] | None,
+) -> Unit:
+    """A matrix; its buffers lie in batches, or in vectors from `starts` on, one per stack."""
     blocks, shapes = {MOMENTUM: place.block}, {MOMENTUM: place.block.size}
     for name, (p, q) in item.rule.buffer_shapes(torch.Size(place.block.size)).items():
         shapes[name] = (p, q)
         if starts is None:
             blocks[name] = at(place.index, (p, q))
         else:
-            blocks[name] = vector(starts.get(name, 0) + place.flat * p * q, p * q)
+            flat = 0 if stack else place.flat
+            blocks[name] = vector(stack, starts.get(name, 0) + flat * p * q, p * q)
     counter = blocks.pop(HOST_COUNTER, None)
     return Unit(number, blocks, shapes, counter)
 

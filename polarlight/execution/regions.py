@@ -180,9 +180,10 @@ def _block(
     return Block(starts, tuple(steps), tuple(lengths), size, (down, right))
 
 
-def vector(start: int, length: int) -> Block:
-    """Consecutive entries of a tensor of one dimension."""
-    return Block((start,), (1,), (length,), (1, length), (length, 1))
+def vector(index: tuple[int, ...], start: int, length: int) -> Block:
+    """Consecutive entries of one of the vectors in a tensor [*batch, n]."""
+    ones = (1,) * len(index)
+    return Block((*index, start), (*ones, 1), (*ones, length), (1, length), (length, 1))
 
 
 def at(index: tuple[int, ...], size: tuple[int, int]) -> Block:

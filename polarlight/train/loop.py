@@ -21,6 +21,14 @@ from polarlight.train import checkpoint, history
 from polarlight.train.clock import Clock
 from polarlight.train.data import Batches, Corpus, validation_batches
 from polarlight.train.model import GPT
+from polarlight.train.parallel import (
+    ALONE,
+    Team,
+    lay_out,
+    lying_like,
+    share_work,
+    whole_state,
+)
 from polarlight.train.recipes import build
 from polarlight.train.router_load import describe, load_balancing_loss
 from polarlight.train.settings import Plan, Spec, as_record
@@ -51,26 +59,33 @@ class Run:
         plan: What it shares with others.
         corpus: The data.
         folder: Where it lives; what is there is resumed.
+        team: The processes that train it; each of them has a `Run`, and the first one writes.
 
     Raises:
         SettingsError: If the folder holds a run with other settings.
         CheckpointError: If its checkpoint cannot be read.
     """
 
-    def __init__(self, spec: Spec, plan: Plan, corpus: Corpus, folder: Path) -> None:
+    def __init__(
+        self, spec: Spec, plan: Plan, corpus: Corpus, folder: Path, team: Team = ALONE
+    ) -> None:
         self.spec, self.plan, self.corpus, self.folder = spec, plan, corpus, folder
+        self.team = team
         self.device = device_of(plan.device)
         self.model = GPT(plan.model(corpus.vocab_size), seed=spec.seed).to(self.device)
-        self.optimizer = build(self.model, spec)
+        self._laid_out = lay_out(self.model, team.kind)
+        self.optimizer = share_work(build(self.model, spec), team.kind)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.step, self.seconds = 0, 0.0
-        loss = self.model.loss_and_load
+        loss = self._laid_out.loss_and_load
         self._loss_and_load = torch.compile(loss) if plan.compile else loss
         self._clock = Clock(self.device)
         self._monitor = NeuronMonitor(self._found_neurons, every=plan.neurons_every)
         self._found: dict[str, Any] | None = None
-        self._claim_folder()
-        self.ended = any(r["kind"] in ENDINGS for r in history.read_records(self.metrics))
+        if team.leads:
+            self._claim_folder()
+        records = history.read_records(self.metrics) if team.leads else []
+        self.ended = bool(team.told(any(r["kind"] in ENDINGS for r in records)))
         if not self.ended:
             self._resume()
 
@@ -101,9 +116,10 @@ class Run:
                 yield self._write({"kind": "stopped", "step": self.step, "reason": reason})
                 return
             yield from map(self._write, self._due(loss))
-            if stop() or self.step % self.plan.checkpoint_every == 0:
+            stopped = self.team.any(stop(), self.device)
+            if stopped or self.step % self.plan.checkpoint_every == 0:
                 self.save()
-            if stop():
+            if stopped:
                 return
         self.save()
         yield self._write({"kind": "finished", "step": self.step})
@@ -113,23 +129,27 @@ class Run:
         content = {
             "step": self.step,
             "seconds": self.seconds + self._clock.pending,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": whole_state(self.model.state_dict()),
+            "optimizer": whole_state(self.optimizer.state_dict()),
         }
-        checkpoint.save(self.folder / "checkpoint.pt", content)
+        if self.team.leads:
+            checkpoint.save(self.folder / "checkpoint.pt", content)
 
     def _advance(self, batches: Batches) -> float:
         """One step; returns its loss. A non-finite loss leaves weights and state as they were."""
         loss = 0.0
         for micro_step in range(self.plan.accumulate):
+            self._laid_out.sync(micro_step + 1 == self.plan.accumulate)
             with self._clock("data"):
                 tokens, targets = (
-                    x.to(self.device, non_blocking=True) for x in batches(self.step, micro_step)
+                    self.team.share(x).to(self.device, non_blocking=True)
+                    for x in batches(self.step, micro_step)
                 )
             with self._clock("forward_backward"):
                 value, penalty = self._losses(tokens, targets)
                 ((value + penalty) / self.plan.accumulate).backward()
                 loss += value.item() / self.plan.accumulate
+        loss = self.team.mean(loss, self.device)
         if math.isfinite(loss):
             self._update()
             self.step += 1
@@ -217,7 +237,8 @@ class Run:
         self._found = layers
 
     def _write(self, record: Record) -> Record:
-        history.append(self.metrics, record)
+        if self.team.leads:
+            history.append(self.metrics, record)
         return record
 
     def _claim_folder(self) -> None:
@@ -239,10 +260,12 @@ class Run:
         path = self.folder / "checkpoint.pt"
         if path.exists():
             content = checkpoint.load(path, self.device)
-            self.model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
+            model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
+            self.model.load_state_dict(lying_like(content["model"], model))
+            self.optimizer.load_state_dict(lying_like(content["optimizer"], optimizer))
             self.step, self.seconds = content["step"], content["seconds"]
-        history.truncate_after(self.metrics, self.step if path.exists() else -1)
+        if self.team.leads:
+            history.truncate_after(self.metrics, self.step if path.exists() else -1)
 
 
 def differences(a: Record, b: Record) -> str:

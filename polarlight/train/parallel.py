@@ -2,8 +2,10 @@
 
     torchrun --nproc-per-node 2 -m polarlight compare --parallel fsdp
 
-Nothing here is an engine: DDP, `fully_shard`, `parallelize_module`. Every process sees the whole
-batch of a step in its turn of rows, so that a run has the loss curve of one process.
+Nothing here is an engine: DDP, `fully_shard`, `parallelize_module`. Every process takes its share
+of each batch, or under tensor parallelism all of it, so that a run has the loss curve of one
+process. A mixture's load-balancing loss is each share's own. Checkpoints are whole: a run may go
+on with another number of processes, or with one; all of them read the same folder.
 """
 
 import os
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,12 +67,30 @@ class Team:
             )
         return batch.chunk(self.readers)[self.rank % self.readers]
 
-    def mean(self, value: Tensor) -> Tensor:
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    def mean(self, value: float, device: torch.device) -> float:
         """The mean over all processes."""
-        if self.size > 1:
-            dist.all_reduce(value)
-            value = value / self.size
-        return value
+        if self.size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=device)
+        dist.all_reduce(total)
+        return float(total) / self.size
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether one of the processes says so."""
+        return self.mean(float(flag), device) > 0
+
+    def told(self, value: Any) -> Any:
+        """What the first process says."""
+        if self.size == 1:
+            return value
+        said = [value]
+        dist.broadcast_object_list(said, src=0)
+        return said[0]
 
 
 ALONE = Team()
@@ -108,22 +129,36 @@ def connected() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def lay_out(model: GPT, kind: Parallel | None) -> Callable[..., Any]:
-    """Puts the model on all processes, in place; returns its `loss_and_load`.
+@dataclass(frozen=True, slots=True)
+class LaidOut:
+    """A model on several processes.
+
+    Attributes:
+        loss_and_load: The model's, to be called on every process.
+        sync: Whether the next backward pass ends with gradients that all processes share; False
+            for all micro batches but the last.
+    """
+
+    loss_and_load: Callable[..., Any]
+    sync: Callable[[bool], None]
+
+
+def lay_out(model: GPT, kind: Parallel | None) -> LaidOut:
+    """Puts the model on all processes, in place.
 
     Raises:
         ValueError: If it cannot be divided among as many.
     """
-    if kind is None:
-        return model.loss_and_load
     device = next(model.parameters()).device.type
     if kind is Parallel.DDP:
-        return nn.parallel.DistributedDataParallel(_Loss(model))
+        wrapped = nn.parallel.DistributedDataParallel(_Loss(model))
+        return LaidOut(wrapped, partial(setattr, wrapped, "require_backward_grad_sync"))
+    if kind in (Parallel.FSDP, Parallel.HSDP):
+        divided = _divide_parameters(model, _mesh(device, hybrid=kind is Parallel.HSDP))
+        return LaidOut(model.loss_and_load, divided.set_requires_gradient_sync)
     if kind is Parallel.TP:
         _divide_products(model, device)
-        return model.loss_and_load
-    _divide_parameters(model, _mesh(device, hybrid=kind is Parallel.HSDP))
-    return model.loss_and_load
+    return LaidOut(model.loss_and_load, lambda wanted: None)
 
 
 def share_work(optimizer: SpectralOptimizer, kind: Parallel | None) -> SpectralOptimizer:
@@ -156,7 +191,7 @@ def _mesh(device: str, *, hybrid: bool) -> Any:
     return init_device_mesh(device, (2, size // 2), mesh_dim_names=("copies", "shards"))
 
 
-def _divide_parameters(model: GPT, mesh: Any) -> None:
+def _divide_parameters(model: GPT, mesh: Any) -> Any:
     """FSDP2, a unit per block."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -164,6 +199,7 @@ def _divide_parameters(model: GPT, mesh: Any) -> None:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "loss_and_load")
+    return model
 
 
 def _divide_products(model: GPT, device: str) -> None:

@@ -66,6 +66,12 @@ def aurora(model):
     return polarlight.Aurora(model, lr=0.02, weight_decay=0.1, aux_lr=1e-2)
 
 
+def warm(model):
+    """Aurora with a row scale per expert and part."""
+    warm = polarlight.aurora(polarlight.WarmPolar())
+    return polarlight.SpectralOptimizer(polarlight.with_adamw(model, lr=1e-2), lr=0.02, rule=warm)
+
+
 def symmetric(model):
     return polarlight.SpectralOptimizer(polarlight.symmetric_stack(model, lr=0.01))
 
@@ -157,8 +163,8 @@ def check_experts(rank):
     for name, p in list(experts.named_parameters()):
         on_mesh = distribute_tensor(p.detach(), mesh, [Shard(0)], src_data_rank=None)
         experts.register_parameter(name, nn.Parameter(on_mesh))
-    assert_same_sharded(whole, stacks, aurora)
-    optimizer = aurora(stacks)
+    assert_same_sharded(whole, stacks, warm)
+    optimizer = warm(stacks)
     for p in stacks.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
