@@ -4,7 +4,6 @@ from functools import lru_cache
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
@@ -23,6 +22,8 @@ def flops(rule: UpdateRule, m: int, n: int) -> int:
     computed. Decompositions count nothing: a rule without products that is not elementwise either
     is taken for one, at 20 m n min(m, n).
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
     if not m or not n:
         return 0
     M = torch.empty(m, n, device="meta")

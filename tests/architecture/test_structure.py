@@ -187,3 +187,29 @@ def test_the_core_imports_torch_alone():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_one_process_pays_for_no_distributed_machinery():
+    """`import polarlight` brings nothing of torch that `import torch` does not."""
+    code = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import polarlight\n"
+        "print(sorted(m for m in set(sys.modules) - before if m.split('.')[0] == 'torch'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_one_module_talks_to_torch_distributed():
+    for file in (ROOT / "execution").glob("*.py"):
+        names = {
+            alias.name if isinstance(node, ast.Import) else node.module or ""
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        talks = any(name.startswith("torch.distributed") for name in names)
+        assert not talks or file.name == "collectives.py", file.name
