@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from polarlight.execution.layouts import Coordinate, Layout, Split
+from polarlight.linalg.row_sums import Rows
 
 Group = Any
 """A `torch.distributed.ProcessGroup`."""
@@ -157,6 +158,44 @@ def gradient_beside(parameter: Any) -> Tensor:
     if gradient.placements != parameter.placements:
         gradient = gradient.redistribute(placements=parameter.placements)
     return gradient.to_local()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRows(Rows):
+    """Some rows are here; the others lie on the other processes of a group.
+
+    Attributes:
+        group: The holders.
+        total: Rows of the whole matrix.
+        device: Where collectives run.
+    """
+
+    group: Group
+    total: int
+    device: str
+
+    def count(self, X: Tensor) -> int:
+        """Rows of the whole matrix."""
+        return self.total
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over the group."""
+        return self._reduced(x, dist.ReduceOp.SUM)
+
+    def max(self, x: Tensor) -> Tensor:
+        """The largest of the group's."""
+        return self._reduced(x, dist.ReduceOp.MAX)
+
+    def _reduced(self, x: Tensor, operation: Any) -> Tensor:
+        shared = x.clone() if x.device.type == self.device else x.to(self.device)
+        dist.all_reduce(shared, operation, group=self.group)
+        return shared.to(x.device)
+
+
+def rows_of(x: Any, axis: int) -> SharedRows:
+    """The rows of a DTensor that one dimension of its mesh cuts."""
+    mesh = x.device_mesh
+    return SharedRows(mesh.get_group(axis), x.shape[-2], mesh.device_type)
 
 
 @dataclass(frozen=True, slots=True)

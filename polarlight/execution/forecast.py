@@ -80,6 +80,7 @@ class Summary:
         exchange: Bytes that each would send on average if every matrix went to some owner and its
             direction back, wherever it lies.
         buckets: In how many pieces the work is done.
+        rowwise: Parameters whose rows are computed where they lie.
     """
 
     mesh: tuple[int, ...]
@@ -93,6 +94,7 @@ class Summary:
     all_gather: float
     exchange: float
     buckets: int
+    rowwise: int
 
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.mesh))
@@ -102,6 +104,7 @@ class Summary:
             f"{self.balance:.2f} times the mean load, {self.flops:.2e} flops of products. Per step "
             f"and process at most {_bytes(self.sent)} sent and {_bytes(self.received)} received; "
             f"gathering everything everywhere would be {_bytes(self.all_gather)}"
+            + (f"; {self.rowwise} parameters stay where their rows lie" if self.rowwise else "")
         )
 
 
@@ -120,7 +123,7 @@ def summary(plan: Plan) -> Summary:
         mesh=layouts[0].mesh,
         matrices=len(plan.units),
         local=plan.gathered.count(False),
-        balance=max(plan.loads) / fmean(plan.loads),
+        balance=max(plan.loads) / (fmean(plan.loads) or 1.0) or 1.0,
         flops=max(plan.flops),
         sent=max(t.sent for t in moved),
         received=max(t.received for t in moved),
@@ -128,6 +131,7 @@ def summary(plan: Plan) -> Summary:
         all_gather=gathered,
         exchange=exchanged,
         buckets=len(plan.buckets),
+        rowwise=len(plan.rowwise),
     )
 
 

@@ -86,6 +86,15 @@ class Layout:
         """Which of the equal copies a coordinate belongs to; () where there is one."""
         return tuple(c for c, split in zip(coordinate, self.splits, strict=True) if split is None)
 
+    @property
+    def cut_by_rows(self) -> int | None:
+        """The mesh's dimension that cuts the rows; None unless rows, and they once, are all cut."""
+        cuts = [axis for axis, split in enumerate(self.splits) if split is not None]
+        if len(cuts) != 1 or len(self.shape) < 2:
+            return None
+        split = self.splits[cuts[0]]
+        return cuts[0] if split == Split(len(self.shape) - 2) else None
+
     def beside(self, shape: Sequence[int]) -> "Layout":
         """The layout of a buffer: cut where the parameter is, as far as its shape allows.
 

@@ -18,7 +18,7 @@ from polarlight.execution.job import stacked
 from polarlight.execution.layouts import Coordinate, Layout, Places
 from polarlight.execution.regions import Block, Place, at, matrices, overlap, vector
 from polarlight.rule import HOST_COUNTER, UpdateRule
-from polarlight.view import MatrixView
+from polarlight.view import MatrixView, Whole
 
 MOMENTUM = ""
 """The name under which what the rule maps travels, and the direction back; buffers have theirs."""
@@ -73,16 +73,22 @@ class Options:
             load, at least 1; every other matrix goes where least is to be done.
         bucket_bytes: About how much a process receives at a time. While one bucket is computed,
             the next is on its way and the last one's results are.
+        row_bytes: From this size on a matrix whose rows are cut stays where it lies, if its rule
+            needs of the others' rows no more than their sums; smaller ones travel, as that is one
+            message for many.
     """
 
     spread: float = 1.1
     bucket_bytes: int = 128 * 2**20
+    row_bytes: int = 2**20
 
     def __post_init__(self) -> None:
         if not self.spread >= 1:
             raise ValueError(f"spread must be >= 1, got {self.spread}")
         if self.bucket_bytes < 1:
             raise ValueError(f"bucket_bytes must be >= 1, got {self.bucket_bytes}")
+        if self.row_bytes < 0:
+            raise ValueError(f"row_bytes must be >= 0, got {self.row_bytes}")
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,24 @@ class Plan:
 
     @cached_property
     def units(self) -> list[Unit]:
-        """Every matrix, in the order of the parameters and their views."""
-        return [unit for number, item in enumerate(self.items) for unit in units_of(number, item)]
+        """Every matrix that has an owner, in the order of the parameters and their views."""
+        owned = [(i, item) for i, item in enumerate(self.items) if i not in self.rowwise]
+        return [unit for number, item in owned for unit in units_of(number, item)]
+
+    @cached_property
+    def rowwise(self) -> dict[int, int]:
+        """Parameters whose rows are computed where they lie, and the mesh dimension cutting them.
+
+        They have no owner and send nothing but a few sums.
+        """
+        found = {}
+        for number, item in enumerate(self.items):
+            layout, dtype = item.layouts[MOMENTUM], item.dtypes[MOMENTUM]
+            large = prod(layout.shape) * dtype.itemsize >= self.options.row_bytes
+            axis = layout.cut_by_rows
+            if large and axis is not None and item.rule.by_rows and item.view == Whole():
+                found[number] = axis
+        return found
 
     @cached_property
     def ranks(self) -> dict[Coordinate, int]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from polarlight.execution.collectives import Arena, Pending, start_exchange
+from polarlight.execution.collectives import Arena, Pending, rows_of, start_exchange
 from polarlight.execution.job import Executor, Job
 from polarlight.execution.plan import MOMENTUM, Unit
 from polarlight.execution.regions import Block, segments
@@ -52,6 +52,8 @@ class Step:
         """The directions, as far as they lie here; buffers are updated in place."""
         buckets = self.schedule.buckets
         coming = [self._gather(bucket) for bucket in buckets[: AHEAD + 1]]
+        for number, axis in self.schedule.plan.rowwise.items():
+            self._stay(number, axis)
         going: list[Travelling] = []
         for number, bucket in enumerate(buckets):
             self._arrive(bucket, coming[number])
@@ -65,6 +67,12 @@ class Step:
             self._settle(buckets[-1], going[-1])
         self._count()
         return self.directions
+
+    def _stay(self, number: int, axis: int) -> None:
+        """A parameter whose rows are computed where they lie."""
+        work = self.works[number]
+        rows = rows_of(work.parameter, axis)
+        self.directions[number].copy_(work.rule.direction_on_rows(work.momentum, rows))
 
     def _gather(self, bucket: Bucket) -> Travelling:
         """Sends shards to the owners of their matrices."""

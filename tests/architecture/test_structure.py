@@ -18,7 +18,7 @@ RULE_FILES = sorted(f for f in (ROOT / "rules").glob("*.py") if f.name != "__ini
 
 MAY_IMPORT = {
     "linalg": {"linalg"},
-    "rule": set(),
+    "rule": {"linalg"},
     "view": set(),
     "probe": {"rule"},
     "view_text": {"view"},
