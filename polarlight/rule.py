@@ -96,6 +96,11 @@ def buffer_shapes(slot: Slot, shape: torch.Size) -> dict[str, torch.Size]:
     return slot.buffer_shapes(shape) if isinstance(slot, Stage) else {}
 
 
+def by_rows(slot: object) -> bool:
+    """Whether a part of the rows is enough for the slot, and for the one that it goes around."""
+    return isinstance(slot, ByRows) and (not hasattr(slot, "inner") or by_rows(slot.inner))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRule:
     """One method, as a value: compare, print, and vary it with `dataclasses.replace`.
@@ -140,7 +145,7 @@ class UpdateRule:
     @property
     def by_rows(self) -> bool:
         """Whether a part of the rows is enough to compute these rows of the direction."""
-        return all(isinstance(slot, ByRows) for slot in self._slots)
+        return all(map(by_rows, self._slots))
 
     def direction_on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """The rows of `direction` that belong to the rows X, for rules that are `by_rows`."""

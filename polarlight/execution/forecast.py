@@ -15,7 +15,8 @@ from torch import Tensor
 from polarlight.execution.collectives import layout_of
 from polarlight.execution.job import new_buffers
 from polarlight.execution.layouts import Layout
-from polarlight.execution.plan import MOMENTUM, Item, Options, Plan, traffic
+from polarlight.execution.plan import Options, Plan, traffic
+from polarlight.execution.units import MOMENTUM, Item
 from polarlight.execution.work import is_sharded
 from polarlight.rule import HOST_COUNTER, UpdateRule
 from polarlight.view import MatrixView, Whole

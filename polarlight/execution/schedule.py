@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import torch
 
 from polarlight.execution.layouts import Intervals
-from polarlight.execution.plan import Plan, Unit
+from polarlight.execution.plan import Plan
 from polarlight.execution.regions import Segment, segments
+from polarlight.execution.units import Unit
 
 
 @dataclass(frozen=True, slots=True)

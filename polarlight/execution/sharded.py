@@ -19,9 +19,10 @@ from polarlight.execution.batched import Batched
 from polarlight.execution.collectives import Arena, Group
 from polarlight.execution.job import Executor
 from polarlight.execution.layouts import Layout
-from polarlight.execution.plan import MOMENTUM, Item, Options, Plan
+from polarlight.execution.plan import Options, Plan
 from polarlight.execution.schedule import Schedule
 from polarlight.execution.step import Step, travelling
+from polarlight.execution.units import MOMENTUM, Item
 from polarlight.execution.work import Work, WorkExecutor, directions_of, is_sharded
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from polarlight.execution.collectives import Arena, Pending, rows_of, start_exchange
 from polarlight.execution.job import Executor, Job
-from polarlight.execution.plan import MOMENTUM, Unit
 from polarlight.execution.regions import Block, segments
 from polarlight.execution.schedule import Bucket, Exchange, Piece, Schedule
+from polarlight.execution.units import MOMENTUM, Unit
 from polarlight.execution.work import Work, local
 from polarlight.rule import HOST_COUNTER, Buffers
 

@@ -4,6 +4,8 @@ One start of the processes serves many cases; a failure names the rule, the layo
 parameters. The full cross product is slow.
 """
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -43,12 +45,12 @@ def compare(rank, names, world, dtype):
 def by_rows(rank, world):
     """Rules whose rows stay where they lie, whatever the size."""
     rows = polarlight.Sharded(options=Options(row_bytes=0))
-    for layout in ("rows", "HSDP", "copies", "columns"):
+    rules = polarlight.row_norm(), polarlight.centred(polarlight.row_norm())
+    for rule, layout in product(rules, ("rows", "HSDP", "copies", "columns")):
         if layout in LAYOUTS[world]:
             whole, sharded = models(torch.float64, LAYOUTS[world][layout])
-            make = optimizer(polarlight.row_norm(), executor=rows)
-            found = check_sharding(whole, sharded, make)
-            assert all(d.same for d in found), f"{layout}:\n{table(found)}"
+            found = check_sharding(whole, sharded, optimizer(rule, executor=rows))
+            assert all(d.same for d in found), f"{rule.name}, {layout}:\n{table(found)}"
             if layout in ("rows", "HSDP"):
                 assert len(rows.plans()[-1].rowwise) == 6  # all but the stack
 

@@ -13,8 +13,9 @@ from benchmarks.plans_at_scale import MODELS, plan_of
 from polarlight.execution.cost import flops
 from polarlight.execution.forecast import forecast, summary
 from polarlight.execution.layouts import Layout, Split
-from polarlight.execution.plan import MOMENTUM, Options, traffic
+from polarlight.execution.plan import Options, traffic
 from polarlight.execution.schedule import Schedule
+from polarlight.execution.units import MOMENTUM
 
 
 def small(mesh, splits, shapes, **options):
@@ -76,6 +77,13 @@ def test_every_matrix_is_computed_once(mesh, splits):
     buckets = [bucket for rank in range(plan.size) for bucket in Schedule(plan, rank).buckets]
     assert sorted(n for bucket in buckets for n in bucket.units) == list(range(len(plan.units)))
     assert len(plan.units) == 4 + 8
+
+
+def test_rules_know_whether_rows_are_enough():
+    enough = [polarlight.row_norm(), polarlight.centred(polarlight.row_norm())]
+    whole = [polarlight.muon(), polarlight.centred(polarlight.muon()), polarlight.row_then_polar()]
+    whole += [polarlight.oriented(polarlight.row_norm(), polarlight.Columns())]
+    assert [rule.by_rows for rule in enough + whole] == [True] * 2 + [False] * 4
 
 
 def test_whole_experts_stay_and_nothing_moves():
