@@ -16,7 +16,7 @@ from polarlight.commands import options
 from polarlight.commands.console import plain_errors, say
 from polarlight.diagnostics.sharding import Difference, check_sharding, table
 from polarlight.train.model import GPT
-from polarlight.train.parallel import Parallel, connected, lay_out, share_work
+from polarlight.train.parallel import Parallel, connected, kind_of, lay_out, share_work
 from polarlight.train.recipes import RECIPES, build, spec_of
 from polarlight.train.settings import PRESETS, Plan
 
@@ -67,9 +67,11 @@ def check(
     with plain_errors():
         if steps < 1 or processes < 1:
             raise ValueError(f"--steps and --processes must be >= 1, got {steps} and {processes}")
+        if target is not None and not all(target.partition(":")):
+            raise ValueError(f"a target is MODULE:FUNCTION, got {target!r}")
         cases: list[tuple[str, ...]] = [("target", target)] if target else []
         if target is None:
-            kinds = [Parallel(kind.strip()) for kind in parallel.split(",")]
+            kinds = [kind_of(kind.strip()) for kind in parallel.split(",")]
             shape = str(options.architecture(model))
             cases = [(shape, n, kind) for n in options.optimizers(optimizers) for kind in kinds]
         started = "RANK" in os.environ
@@ -128,8 +130,6 @@ def _case(case: tuple[str, ...]) -> Case:
     """The models of a case and their optimizers."""
     if case[0] == "target":
         module, _, function = case[1].partition(":")
-        if not function:
-            raise ValueError(f"a target is MODULE:FUNCTION, got {case[1]!r}")
         made: Case = getattr(import_module(module), function)()
         return made
     architecture, name, kind = case

@@ -96,6 +96,17 @@ class Team:
 ALONE = Team()
 
 
+def kind_of(text: str) -> Parallel:
+    """The layout of this name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if text not in set(Parallel):
+        raise ValueError(f"unknown --parallel {text!r}; choose from {', '.join(Parallel)}")
+    return Parallel(text)
+
+
 @contextmanager
 def team(kind: Parallel | str | None) -> Iterator[Team]:
     """The processes that torchrun started, connected for as long as the block lasts.
@@ -106,15 +117,14 @@ def team(kind: Parallel | str | None) -> Iterator[Team]:
     if kind is None:
         yield ALONE
         return
-    if kind not in set(Parallel):
-        raise ValueError(f"unknown --parallel {kind!r}; choose from {', '.join(Parallel)}")
+    kind = kind_of(kind)
     if "RANK" not in os.environ:
         raise ValueError(
             f"--parallel {kind} needs several processes: torchrun --nproc-per-node 2 -m polarlight "
             "compare ..."
         )
     with connected():
-        yield Team(dist.get_rank(), dist.get_world_size(), Parallel(kind))
+        yield Team(dist.get_rank(), dist.get_world_size(), kind)
 
 
 @contextmanager
