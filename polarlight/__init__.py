@@ -8,6 +8,7 @@ Given a module, hidden matrices get the method and everything else gets AdamW;
 
 from polarlight.execution.batched import Batched
 from polarlight.execution.one_by_one import OneByOne
+from polarlight.execution.sharded import Sharded
 from polarlight.explanation import Explanation, explain
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.chaotic import KAON, MAXIMAL_SLOPE, Chaotic
@@ -172,6 +173,7 @@ __all__ = [
     "Schatten4",
     "Schatten8",
     "Schedule",
+    "Sharded",
     "Side",
     "SpectralOptimizer",
     "SumNorm",

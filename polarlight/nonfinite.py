@@ -12,20 +12,24 @@ beyond 1.8e19 in float32) is not finite either. One such step would leave an inf
 and a parameter that never moves again.
 """
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from polarlight import finiteness
+from polarlight.execution.work import is_sharded
 from polarlight.groups import Group, name_of
 from polarlight.rule import HOST_COUNTER, MOMENTUM, ElementwiseRule, SkippingRule, UpdateRule
 
 Finite = list[Tensor] | None
 """One bool [] per gradient, beside it; None where every gradient is to be used as it is."""
+
+Verdict = Mapping[int, Tensor] | None
+"""The same by place in the group; places that are known to be finite are absent."""
 
 State = dict[str, Tensor]
 
@@ -56,10 +60,10 @@ class Watch:
     def judge(
         self,
         groups: Sequence[Group],
-        members: list[list[int]],
+        members: Mapping[int, list[int]],
         states: Mapping[Tensor, State],
         ask: bool = False,
-    ) -> list[Finite]:
+    ) -> dict[int, Verdict]:
         """One verdict per group; takes out of `members` what the host knows to be left out.
 
         Args:
@@ -72,14 +76,19 @@ class Watch:
             FloatingPointError: If the policy is RAISE and a gradient is not finite.
         """
         if self.policy is NonFinite.PROPAGATE:
-            return [None] * len(groups)
+            return dict.fromkeys(members)
+        elsewhere = finiteness.bad_everywhere(groups, members)
         if self.policy is NonFinite.RAISE:
-            _refuse(groups, members)
-            return [None] * len(groups)
-        return [
-            self._skip(index, group, places, ask or _counts_on_host(group, places, states))
-            for index, (group, places) in enumerate(zip(groups, members, strict=True))
-        ]
+            _refuse(groups, members, elsewhere)
+            return dict.fromkeys(members)
+        for index, places in members.items():
+            self._remove(index, places, _of(elsewhere, index))
+        return {
+            index: self._skip(
+                index, groups[index], places, ask or _counts_on_host(groups[index], places, states)
+            )
+            for index, places in members.items()
+        }
 
     def skipped(self, groups: Sequence[Group]) -> dict[str, int]:
         """How many steps each parameter was left out of, by name; those with none are absent."""
@@ -88,24 +97,28 @@ class Watch:
             found.update({(index, place): n for place, n in enumerate(counts.tolist()) if n})
         return {name_of(groups[i], i, place): n for (i, place), n in sorted(found.items())}
 
-    def _skip(self, index: int, group: Group, places: list[int], ask: bool) -> Finite:
+    def _skip(self, index: int, group: Group, places: list[int], ask: bool) -> Verdict:
         """Flags for the places that are left, or None if the host knows that all are finite."""
         finite: dict[int, Tensor] = {}
         squares = not isinstance(group["rule"], UpdateRule)
-        for device, here, gradients in _by_device(group["params"], places):
-            if ask or _in_memory(device):
-                known = _known_finite(gradients, squares)
-                bad = [i for i, ok in zip(here, known, strict=True) if not ok]
-                self._seen.update((index, place) for place in bad)
-                for place in bad:
-                    places.remove(place)
+        plain = [i for i in places if not is_sharded(group["params"][i])]
+        for device, here, gradients in finiteness.by_device(group["params"], plain):
+            if ask or finiteness.in_memory(device):
+                known = finiteness.known_finite(gradients, squares)
+                self._remove(
+                    index, places, [i for i, ok in zip(here, known, strict=True) if not ok]
+                )
             else:
-                flags = _are_finite(gradients, squares)
+                flags = finiteness.are_finite(gradients, squares)
                 self._count(index, len(group["params"]), here, flags)
                 finite.update(zip(here, flags.unbind(), strict=True))
-        if not finite:
-            return None
-        return [finite[i] if i in finite else torch.ones((), dtype=torch.bool) for i in places]
+        return finite or None
+
+    def _remove(self, index: int, places: list[int], bad: Sequence[int]) -> None:
+        """Takes the places that are known not to be finite out, and counts them."""
+        for place in bad:
+            self._seen[index, place] += 1
+            places.remove(place)
 
     def _count(self, index: int, size: int, here: Sequence[int], flags: Tensor) -> None:
         """Adds to the counts of one group on one device."""
@@ -120,70 +133,32 @@ class Watch:
                 counts[place] += one
 
 
-def _in_memory(device: torch.device) -> bool:
-    """Whether the host can read the device's tensors without waiting, here and now."""
-    return device.type == "cpu" and not torch.compiler.is_compiling()
+def verdict_of(verdict: Verdict, places: Sequence[int]) -> Finite:
+    """The flags of some places, one beside each gradient."""
+    if verdict is None:
+        return None
+    return [verdict.get(i, torch.ones((), dtype=torch.bool)) for i in places]
 
 
-def _by_device(
-    params: Sequence[Tensor], places: Sequence[int]
-) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
-    """Per device, the places on it and the gradients there."""
-    found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
-    for i in places:
-        gradient = params[i].grad
-        if gradient is not None:
-            here, gradients = found.setdefault(gradient.device, ([], []))
-            here.append(i)
-            gradients.append(gradient)
-    for device, (here, gradients) in found.items():
-        yield device, here, gradients
-
-
-def _known_finite(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
-    """What `_are_finite` says, for the host to know; one transfer."""
-    if _in_memory(gradients[0].device) and not squares:
-        # A finite sum has finite terms, and is the cheapest to have; a sum may also overflow.
-        sums = torch.stack([g.sum() for g in gradients]).tolist()
-        if all(map(math.isfinite, sums)):
-            return [True] * len(gradients)
-    return list(_are_finite(gradients, squares).tolist())
-
-
-def _are_finite(gradients: Sequence[Tensor], squares: bool) -> Tensor:
-    """Whether each gradient has only finite entries, bool [len(gradients)]; all on one device.
-
-    With `squares`, whether the sum of their squares is finite as well.
-    """
-    if squares:
-        norms = [torch.linalg.vector_norm(g, dtype=_wide(g)) for g in gradients]
-        return torch.stack(norms).isfinite()
-    if gradients[0].device.type == "cuda" and all(g.numel() for g in gradients):
-        return torch.stack(torch._foreach_norm(list(gradients), float("inf"))).isfinite()
-    return torch.stack([g.isfinite().all() for g in gradients])
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """The dtype in which statistics of `x` are kept."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _refuse(groups: Sequence[Group], members: Sequence[Sequence[int]]) -> None:
+def _refuse(
+    groups: Sequence[Group], members: Mapping[int, Sequence[int]], elsewhere: set[finiteness.Place]
+) -> None:
     """Raises FloatingPointError if a gradient is not finite."""
     bad = [
-        name_of(group, index, place)
-        for index, (group, places) in enumerate(zip(groups, members, strict=True))
-        for _, here, gradients in _by_device(group["params"], places)
-        for place, ok in zip(
-            here, _known_finite(gradients, not isinstance(group["rule"], UpdateRule)), strict=True
-        )
-        if not ok
+        name_of(groups[index], index, place)
+        for index, places in members.items()
+        for place in sorted({*finiteness.known_bad(groups[index], places), *_of(elsewhere, index)})
     ]
     if bad:
         raise FloatingPointError(
             f"the gradient of {', '.join(bad)} is not finite; nothing was changed. "
             "NonFinite.SKIP leaves such parameters out of the step"
         )
+
+
+def _of(places: set[finiteness.Place], index: int) -> list[int]:
+    """Those in one group."""
+    return sorted(place for group, place in places if group == index)
 
 
 def _counts_on_host(group: Group, places: Sequence[int], states: Mapping[Tensor, State]) -> bool:

@@ -5,7 +5,7 @@ A param group carries a rule and a view beside torch's scheduled numbers (`lr`, 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
@@ -13,9 +13,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from polarlight import nonfinite
-from polarlight.execution.batched import Batched
-from polarlight.execution.job import Executor, jobs_of, new_buffers
+from polarlight import movement, nonfinite
+from polarlight.execution.batched import Batched, stacks
+from polarlight.execution.job import Executor
+from polarlight.execution.sharded import around_shards
+from polarlight.execution.work import (
+    Work,
+    WorkExecutor,
+    directions_of,
+    local,
+    whole,
+)
 from polarlight.groups import (
     STRUCTURE,
     Group,
@@ -26,10 +34,13 @@ from polarlight.groups import (
     restoring,
     with_gradients,
 )
-from polarlight.nonfinite import Finite, NonFinite, Watch
+from polarlight.nonfinite import Finite, NonFinite, Verdict, Watch, verdict_of
 from polarlight.probe import CountingProbe, Observation, Probe
 from polarlight.rule import MOMENTUM, Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
+
+Members = Mapping[int, list[int]]
+"""Of groups: the places of the parameters that take part."""
 
 
 class SpectralOptimizer(Optimizer):
@@ -45,14 +56,18 @@ class SpectralOptimizer(Optimizer):
         view: Which part of a parameter is a matrix, for groups that bring none. None means that
             parameters must be matrices.
         maximize: Ascend instead of descend.
-        executor: How directions are computed; the default batches matrices of equal shape.
+        executor: How directions are computed; the default batches matrices of equal shape, and
+            `Sharded` goes around it as soon as a parameter is a DTensor. Processes with equal plain
+            parameters share the work if they are given `Sharded(group=...)`.
         nonfinite: What to do about a gradient with a NaN or an Inf: leave its parameter out of the
             step (default), raise, or use it. Also settable later, as `optimizer.nonfinite`.
 
     State per parameter: `momentum_buffer` in the parameter's shape and dtype and the rule's own
     buffers in float32 (float64 for float64 parameters), all present from the first step,
-    `state_dict` or load on. A parameter without a gradient is left untouched, its state too, and by
-    default one whose gradient is not finite as well; `skipped()` tells which ones these were.
+    `state_dict` or load on; DTensors beside DTensors. A parameter without a gradient is left
+    untouched, its state too, and by default one whose gradient is not finite as well; `skipped()`
+    tells which ones these were. Momenta and directions are made for at most 256 MiB of parameters
+    at a time (or one parameter), unless work is shared by processes.
 
     Raises:
         ValueError: If a number is out of range or a parameter does not fit its rule; the message
@@ -71,11 +86,11 @@ class SpectralOptimizer(Optimizer):
         rule: Rule | None = None,
         view: MatrixView | None = None,
         maximize: bool = False,
-        executor: Executor | None = None,
+        executor: Executor | WorkExecutor | None = None,
         nonfinite: NonFinite = NonFinite.SKIP,
     ) -> None:
         self._watch = Watch(NonFinite(nonfinite))
-        self.executor: Executor = executor or Batched()
+        self.executor: Executor | WorkExecutor = executor or Batched()
         self.reasons: dict[str, str] = {}
         self._probes: OrderedDict[int, Probe] = OrderedDict()
         defaults = {
@@ -122,14 +137,14 @@ class SpectralOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._complete_state()
-        members = [with_gradients(group, i) for i, group in enumerate(self.param_groups)]
+        members = {i: with_gradients(group, i) for i, group in enumerate(self.param_groups)}
         watching = [probe for probe in self._probes.values() if probe.begin()]
         verdicts = self._watch.judge(self.param_groups, members, self.state, ask=bool(watching))
-        for index, (places, finite) in enumerate(zip(members, verdicts, strict=True)):
-            matrices = isinstance(self.param_groups[index]["rule"], UpdateRule)
-            if places:
-                update = self._step_matrices if matrices else self._step_entries
-                update(index, places, finite, watching)
+        for together in self._together(members):
+            self._step_matrices(together, verdicts, watching)
+        for index, places in members.items():
+            if places and not isinstance(self.param_groups[index]["rule"], UpdateRule):
+                self._step_entries(index, places, verdicts[index], watching)
             self._count(index, set(places))
         for probe in watching:
             probe.end()
@@ -190,10 +205,10 @@ class SpectralOptimizer(Optimizer):
 
     def _complete_state(self) -> None:
         """Gives every trainable parameter its state, where it is missing."""
-        for group in self.param_groups:
-            for p in group["params"]:
+        for index, group in enumerate(self.param_groups):
+            for i, p in enumerate(group["params"]):
                 if (p.requires_grad or p.grad is not None) and not self.state[p]:
-                    self.state[p] = _new_state(group, p)
+                    self.state[p] = movement.new_state(group, p, name_of(group, index, i))
 
     def _count(self, index: int, places: set[int]) -> None:
         """Tells the probes that count which parameters of a group were updated."""
@@ -204,39 +219,72 @@ class SpectralOptimizer(Optimizer):
                     rule = group["rule"] if i in places else None
                     probe.count(name_of(group, index, i), rule, frozen=not p.requires_grad)
 
+    def _together(self, members: Members) -> list[Members]:
+        """Places whose rules map matrices, cut into what is stepped at once.
+
+        All of them where work is shared; otherwise by group, equal shapes next to each other, so
+        that the extra memory stays bounded.
+        """
+        groups = self.param_groups
+        matrices = [i for i, ps in members.items() if isinstance(groups[i]["rule"], UpdateRule)]
+        params = (groups[i]["params"][place] for i in matrices for place in members[i])
+        self.executor = around_shards(self.executor, params)
+        if isinstance(self.executor, WorkExecutor):
+            return [{i: members[i] for i in matrices}]
+        return [
+            {i: [members[i][place] for place in part]}
+            for i in matrices
+            for part in stacks([groups[i]["params"][place] for place in members[i]])
+        ]
+
     def _step_matrices(
-        self, index: int, places: list[int], finite: Finite, watching: list[Probe]
+        self, members: Members, verdicts: Mapping[int, Verdict], watching: list[Probe]
     ) -> None:
-        """One step of a group whose rule maps matrices."""
+        """One step of parameters whose rules map matrices."""
+        finite = {i: verdict_of(verdicts[i], places) for i, places in members.items()}
+        works = {i: self._works(i, places, finite[i]) for i, places in members.items()}
+        asked = [work for some in works.values() for work in some]
+        found = iter(directions_of(self.executor, asked))
+        for index, places in members.items():
+            group, some = self.param_groups[index], works[index]
+            directions = [next(found) for _ in some]
+            states = [self.state[work.parameter] for work in some]
+            nonfinite.keep(directions, states, [work.state for work in some], finite[index])
+            for probe in watching:
+                for i, work, D in zip(places, some, directions, strict=True):
+                    p = work.parameter
+                    seen = whole(p), whole(work.momentum, p), whole(D, p)
+                    probe.observe(Observation(name_of(group, index, i), *seen, group))
+            params = [local(work.parameter) for work in some]
+            movement.move(params, directions, group["lr"], group["weight_decay"], finite[index])
+
+    def _works(self, index: int, places: list[int], finite: Finite) -> list[Work]:
+        """What is asked of a group's parameters, after their momenta have been updated."""
         group = self.param_groups[index]
         rule, view = group["rule"], group["view"] or Whole()
         params = [group["params"][i] for i in places]
         states = [self.state[p] for p in params]
-        buffers = [state[MOMENTUM] for state in states if rule.momentum.buffered]
-        gradients = _gradients(group, params)
+        buffers = [local(state[MOMENTUM]) for state in states if rule.momentum.buffered]
+        gradients = movement.gradients(group, params)
         momenta = nonfinite.momenta(rule, gradients, buffers, group["momentum"], finite)
         written = nonfinite.drafts(states, finite)
-        jobs = [jobs_of(rule, view, M, state) for M, state in zip(momenta, written, strict=True)]
-        results = iter(self.executor.directions([job for parts in jobs for job in parts]))
-        directions = [view.join([next(results) for _ in parts]) for parts in jobs]
-        nonfinite.keep(directions, states, written, finite)
-        for probe in watching:
-            for i, p, M, D in zip(places, params, momenta, directions, strict=True):
-                probe.observe(Observation(name_of(group, index, i), p, M, D, group))
-        _move(params, directions, group["lr"], group["weight_decay"], finite)
+        return [
+            Work(name_of(group, index, i), rule, view, p, M, state)
+            for i, p, M, state in zip(places, params, momenta, written, strict=True)
+        ]
 
     def _step_entries(
-        self, index: int, places: list[int], finite: Finite, watching: list[Probe]
+        self, index: int, places: list[int], verdict: Verdict, watching: list[Probe]
     ) -> None:
         """One step of a group whose rule is elementwise."""
-        group = self.param_groups[index]
+        group, finite = self.param_groups[index], verdict_of(verdict, places)
         params = [group["params"][i] for i in places]
-        states = [self.state[p] for p in params]
-        before = [p.clone() if watching else p for p in params]
+        states = [{key: local(x) for key, x in self.state[p].items()} for p in params]
+        before = [whole(p).clone() if watching else p for p in params]
         nonfinite.step_entries(
             group["rule"],
-            params,
-            _gradients(group, params),
+            [local(p) for p in params],
+            movement.gradients(group, params),
             states,
             finite,
             lr=group["lr"],
@@ -244,38 +292,7 @@ class SpectralOptimizer(Optimizer):
             momentum=group["momentum"],
         )
         for probe in watching:
-            for i, p, state in zip(places, before, states, strict=True):
+            for i, p, seen, state in zip(places, params, before, states, strict=True):
                 M, D = group["rule"].momentum_and_direction(state, group["momentum"])
-                probe.observe(Observation(name_of(group, index, i), p, M, D, group))
-
-
-def _new_state(group: Group, p: Tensor) -> dict[str, Tensor]:
-    rule = group["rule"]
-    if not isinstance(rule, UpdateRule):
-        return dict(rule.new_state(p))
-    state = new_buffers(rule, group["view"] or Whole(), p)
-    if rule.momentum.buffered:
-        state[MOMENTUM] = torch.zeros_like(p, memory_format=torch.preserve_format)
-    return state
-
-
-def _gradients(group: Group, params: list[Tensor]) -> list[Tensor]:
-    gradients = [p.grad for p in params if p.grad is not None]
-    return list(torch._foreach_neg(gradients)) if group["maximize"] else gradients
-
-
-def _move(
-    params: list[Tensor],
-    directions: list[Tensor],
-    lr: float | Tensor,
-    weight_decay: float,
-    finite: Finite,
-) -> None:
-    """W <- (1 - lr weight_decay) W - lr direction; weights that are left out do not decay."""
-    lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
-    if weight_decay != 0:
-        nonfinite.decay(params, 1 - lr * weight_decay, finite)
-    if isinstance(lr, Tensor):
-        torch._foreach_sub_(params, torch._foreach_mul(directions, lr))
-    else:
-        torch._foreach_add_(params, directions, alpha=-lr)
+                M, D = whole(M, p), whole(D, p)
+                probe.observe(Observation(name_of(group, index, i), seen, M, D, group))

@@ -10,10 +10,12 @@ and does not depend on the scale of the gradient.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from polarlight.linalg.row_sums import ByRows, Rows
 
 MatrixMap = Callable[[Tensor], Tensor]
 """[..., m, n] -> [..., m, n]; never writes to its input."""
@@ -99,6 +101,11 @@ def buffer_shapes(slot: Slot, shape: torch.Size) -> dict[str, torch.Size]:
     return slot.buffer_shapes(shape) if isinstance(slot, Stage) else {}
 
 
+def by_rows(slot: object) -> bool:
+    """Whether a part of the rows is enough for the slot, and for the one that it goes around."""
+    return isinstance(slot, ByRows) and (not hasattr(slot, "inner") or by_rows(slot.inner))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRule:
     """One method, as a value: compare, print, and vary it with `dataclasses.replace`.
@@ -139,6 +146,18 @@ class UpdateRule:
     def engine(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
         """What computes the map of an m x n matrix, in words."""
         return described(self.map, m, n, dtype, device)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether a part of the rows is enough to compute these rows of the direction."""
+        return all(map(by_rows, self._slots))
+
+    def direction_on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+        """The rows of `direction` that belong to the rows X, for rules that are `by_rows`."""
+        m, n = rows.count(X), X.shape[-1]
+        for slot in self._slots:
+            X = cast(ByRows, slot).on_rows(X, rows)
+        return X * self.scale(m, n)
 
     def direction(self, M: Tensor, buffers: Buffers) -> Tensor:
         """What is multiplied by -lr, [..., m, n] -> [..., m, n]; writes the stages' buffers."""

@@ -14,6 +14,7 @@ from polarlight.commands import (
     exporting,
     inspection,
     moving,
+    sharding,
     track3,
     training,
 )
@@ -45,6 +46,7 @@ app.command()(engines.plot_schedule)
 app.command()(engines.accuracy)
 app.command("translate-lr", epilog=moving.CONVENTIONS_LIST)(moving.translate)
 app.command(epilog=converting.SOURCES_LIST)(converting.convert)
+app.command("check-sharding")(sharding.check)
 app.command()(exporting.export)
 app.command()(exploring.explore)
 

@@ -2,9 +2,10 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,9 +18,10 @@ from polarlight.train.corpus import load_corpus
 from polarlight.train.display import Display
 from polarlight.train.model import GPT
 from polarlight.train.model_config import Architecture
+from polarlight.train.parallel import Parallel, team
 from polarlight.train.recipes import RECIPES, build, spec_of
 from polarlight.train.report import write_report
-from polarlight.train.settings import PRESETS, Plan
+from polarlight.train.settings import PRESETS, Plan, Spec
 
 KNOWN = "Optimizers:\n\n" + "\n".join(f"- **{name}**: {r.about}" for name, r in RECIPES.items())
 _NAMES = ", ".join(asdict(Plan()))
@@ -69,6 +71,10 @@ def compare(
         typer.Option(help="Folder of results. Default: runs/PRESET, or runs/PRESET-MODEL."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Delete these runs and start again.")] = False,
+    parallel: Annotated[
+        str | None,
+        typer.Option(help=f"Under torchrun, how a run is shared: {', '.join(Parallel)}."),
+    ] = None,
 ) -> None:
     """Train one language model under several optimizers and report what each did to it.
 
@@ -81,21 +87,32 @@ def compare(
     polarlight compare --optimizers aurora --sweep lr=0.01,0.02,0.04
     polarlight compare --model moe --optimizers adamw,muon-rms,symmetric
     polarlight compare --data text/ --set mlp=relu2 --set expansion=8
+    torchrun --nproc-per-node 2 -m polarlight compare --parallel fsdp
     ```
     """
-    with plain_errors():
+    with plain_errors(), team(parallel) as processes:
         kind = options.architecture(model)
         plan = options.plan(preset, settings or [], {"steps": steps, "architecture": kind})
         runs = specs(options.optimizers(optimizers), seeds, options.sweep(sweep or []))
         corpus = load_corpus(data, vocab_size=vocab_size)
         corpus.require(plan.context)
         name = preset if kind is None else f"{preset}-{kind}"
-        comparison = Comparison(plan, runs, corpus, out or Path("runs") / name)
+        comparison = Comparison(plan, runs, corpus, out or Path("runs") / name, processes)
+        if not processes.leads:
+            comparison.train(Silent(), lambda: False)
+            return
         say(f"{corpus.name}: {len(corpus.train):,} training tokens")
         say(f"sha256 {corpus.fingerprint}")
         if overwrite:
             comparison.clear()
         _train(comparison)
+
+
+class Silent:
+    """Follows a comparison without a word: what processes do that do not lead."""
+
+    def follow(self, spec: Spec, record: Mapping[str, Any]) -> None:
+        """Nothing."""
 
 
 def _train(comparison: Comparison) -> None:

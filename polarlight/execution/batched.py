@@ -9,6 +9,24 @@ from torch import Tensor
 from polarlight.execution.job import Job
 from polarlight.rule import UpdateRule
 
+MOST_BYTES = 256 * 2**20
+"""Of parameters that are worked on at a time; one that is larger goes alone."""
+
+
+def stacks(tensors: Sequence[Tensor], most: int = MOST_BYTES) -> Iterator[list[int]]:
+    """Positions, equal shapes next to each other, in parts of at most `most` bytes each."""
+    order = sorted(range(len(tensors)), key=lambda i: tensors[i].shape)
+    part: list[int] = []
+    size = 0
+    for i in order:
+        if part and size + tensors[i].nbytes > most:
+            yield part
+            part, size = [], 0
+        part.append(i)
+        size += tensors[i].nbytes
+    if part:
+        yield part
+
 
 @dataclass(frozen=True, slots=True)
 class Batched:
@@ -21,7 +39,7 @@ class Batched:
             cores busy, and a stack would only leave the cache.
     """
 
-    max_bytes: int = 256 * 2**20
+    max_bytes: int = MOST_BYTES
     alone_on_cpu: int = 2**18
 
     def __post_init__(self) -> None:

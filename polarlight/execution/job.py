@@ -1,6 +1,6 @@
 """One matrix to be mapped, and how a parameter becomes such jobs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -29,20 +29,29 @@ class Executor(Protocol):
         """One direction per job, in order; the jobs' buffers are updated in place."""
 
 
-def new_buffers(rule: UpdateRule, view: MatrixView, parameter: Tensor) -> dict[str, Tensor]:
-    """Zero buffers for the stages of `rule`, one tensor per name.
+def new_buffers(
+    rule: UpdateRule,
+    view: MatrixView,
+    parameter: Tensor,
+    zeros: Callable[..., Tensor] = torch.zeros,
+) -> dict[str, Tensor]:
+    """Zero buffers for the stages of `rule`, one tensor per name; on the host by `torch.zeros`.
 
     A view with one part keeps the shapes that the stages ask for. With several parts (`RowBlocks`)
-    the parts' buffers lie end to end in one vector, so that a name has no index in it.
+    the parts' buffers lie end to end in one vector, so that a name has no index in it; in one per
+    expert where the parameter is a stack of them.
     """
     dtype = at_least_float32(parameter.new_empty(())).dtype
     parts = view.shapes(parameter.shape)
     needs = [rule.buffer_shapes(part) for part in parts]
     names = dict.fromkeys(name for need in needs for name in need)
+    stack = stacked(view, parameter.shape)
     shapes = {name: [need[name] for need in needs if name in need] for name in names}
     return {
-        name: torch.zeros(
-            wanted[0] if len(parts) == 1 else (sum(shape.numel() for shape in wanted),),
+        name: (torch.zeros if name == HOST_COUNTER else zeros)(
+            wanted[0]
+            if len(parts) == 1
+            else (*stack, sum(shape[len(stack) :].numel() for shape in wanted)),
             dtype=dtype,
             device="cpu" if name == HOST_COUNTER else parameter.device,
         )
@@ -50,17 +59,28 @@ def new_buffers(rule: UpdateRule, view: MatrixView, parameter: Tensor) -> dict[s
     }
 
 
+def stacked(view: MatrixView, shape: torch.Size) -> torch.Size:
+    """The parameter's leading dimensions, if every part of the view has them too; else none."""
+    leading = shape[:-2]
+    return leading if all(part[:-2] == leading for part in view.shapes(shape)) else torch.Size()
+
+
 def jobs_of(
     rule: UpdateRule, view: MatrixView, momentum: Tensor, state: dict[str, Tensor]
 ) -> list[Job]:
     """The jobs of one parameter: a matrix and views of its buffers for every part of the view."""
+    parts = view.split(momentum)
+    if len(parts) == 1:
+        names = rule.buffer_shapes(parts[0].shape)
+        return [Job(rule, parts[0], {name: state[name] for name in names})]
     taken: dict[str, int] = {}
+    depth = len(stacked(view, momentum.shape))
     jobs = []
-    for part in view.split(momentum):
+    for part in parts:
         buffers = {}
         for name, shape in rule.buffer_shapes(part.shape).items():
             start = taken.get(name, 0)
-            taken[name] = start + shape.numel()
-            buffers[name] = state[name].view(-1)[start : taken[name]].view(shape)
+            taken[name] = start + shape[depth:].numel()
+            buffers[name] = state[name][..., start : taken[name]].unflatten(-1, shape[depth:])
         jobs.append(Job(rule, part, buffers))
     return jobs

@@ -8,10 +8,12 @@ explain(optimizer).to_json()
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from textwrap import fill
 from typing import Any
 
 from torch.optim import Optimizer
 
+from polarlight.execution.forecast import Summary, as_they_lie, forecast, summary
 from polarlight.explanation.rows import Group, Piece, Row, rows_of
 from polarlight.explanation.table import aligned, table_of
 
@@ -24,9 +26,12 @@ class Explanation:
 
     Attributes:
         rows: One per parameter, in the order of the groups.
+        sharing: One per mesh of processes that share the work: who computes how much, and what a
+            step moves. Empty on one process.
     """
 
     rows: tuple[Row, ...]
+    sharing: tuple[Summary, ...] = ()
 
     def __str__(self) -> str:
         return self.table()
@@ -39,7 +44,8 @@ class Explanation:
                 `layers.{0-27}.mlp.up_proj.weight`.
             width: Columns of the terminal; a longer name stands on a line of its own.
         """
-        return f"{table_of(self.rows, every=every, width=width)}\n\n{self._totals()}"
+        sections = [table_of(self.rows, every=every, width=width), self._totals()]
+        return "\n\n".join(sections + [fill(str(shared), width) for shared in self.sharing])
 
     def totals(self) -> dict[str, dict[str, int]]:
         """Tensors, parameters and frozen parameters per role."""
@@ -52,8 +58,13 @@ class Explanation:
         return totals
 
     def to_json(self) -> str:
-        """`{"parameters": [...], "totals": {...}}`, with every parameter for itself."""
+        """`{"parameters": [...], "totals": {...}}`, with every parameter for itself.
+
+        Where work is shared, `"sharing"` has an entry per mesh.
+        """
         record: dict[str, Any] = {"parameters": [asdict(row) for row in self.rows]}
+        if self.sharing:
+            record["sharing"] = [asdict(shared) for shared in self.sharing]
         return json.dumps(record | {"totals": self.totals()}, indent=1)
 
     def _totals(self) -> str:
@@ -76,6 +87,8 @@ def _share(entry: Mapping[str, int], whole: Mapping[str, int]) -> str:
 def explain(source: Optimizer | Sequence[Group]) -> Explanation:
     """A table of every parameter: shape, role, rule, view, engine, learning rates, and the reason.
 
+    Of sharded parameters also the plan in numbers: matrices, balance, flops, bytes per step.
+
     Args:
         source: An optimizer, or param groups as `route` makes them.
     """
@@ -85,4 +98,6 @@ def explain(source: Optimizer | Sequence[Group]) -> Explanation:
     else:
         groups = list(source)
         reasons = {k: v for g in groups for k, v in g.get("reasons", {}).items()}
-    return Explanation(tuple(rows_of(groups, reasons)))
+    lay = getattr(getattr(source, "executor", None), "layout", as_they_lie)
+    sharing = tuple(map(summary, forecast(groups, lay)))
+    return Explanation(tuple(rows_of(groups, reasons)), sharing)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from polarlight.linalg.row_sums import HERE, Rows
+
 
 def check_matrix(M: Tensor) -> None:
     """Refuses what no spectral map is defined for.
@@ -24,18 +26,19 @@ def at_least_float32(M: Tensor) -> Tensor:
     return M if M.dtype in (torch.float32, torch.float64) else M.float()
 
 
-def unit_scale(M: Tensor) -> Tensor:
+def unit_scale(M: Tensor, rows: Rows = HERE) -> Tensor:
     """Each matrix of [..., m, n] divided by its largest absolute entry, in float32 or float64.
 
     Squares of the result neither overflow nor vanish as a whole, so a gradient of 1e-30 or 1e30 is
     treated like one of size 1. A zero matrix stays zero; a matrix with a NaN or an Inf becomes NaN
-    there. Returns a new tensor.
+    there. Returns a new tensor. Where M is only a part of the rows, `rows` knows of the others.
     """
     M = at_least_float32(M)
     if M.numel() == 0:
-        return M.clone()
+        largest = M.new_zeros(*M.shape[:-2], 1, 1)
+        return M / nonzero(rows.max(largest)) if rows is not HERE else M.clone()
     largest = torch.maximum(M.amax(dim=(-2, -1), keepdim=True), -M.amin(dim=(-2, -1), keepdim=True))
-    return M / nonzero(largest)
+    return M / nonzero(rows.max(largest))
 
 
 def frobenius_norm(M: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, nonzero
+from polarlight.linalg.row_sums import HERE, Rows
 
 
 def row_norms(M: Tensor) -> Tensor:
@@ -12,9 +13,12 @@ def row_norms(M: Tensor) -> Tensor:
     return norms
 
 
-def rms_row_norm(norms: Tensor) -> Tensor:
+def rms_row_norm(norms: Tensor, rows: Rows = HERE) -> Tensor:
     """Root mean square over the rows of their norms, [..., m, 1] -> [..., 1, 1]."""
-    return norms.square().mean(dim=-2, keepdim=True).sqrt()
+    if rows is HERE:
+        return norms.square().mean(dim=-2, keepdim=True).sqrt()
+    total = rows.sum(norms.square().sum(dim=-2, keepdim=True))
+    return (total / rows.count(norms)).sqrt()
 
 
 def leverage(U: Tensor) -> Tensor:
@@ -25,18 +29,18 @@ def leverage(U: Tensor) -> Tensor:
     return row_norms(U).square()
 
 
-def inverse_row_norms(M: Tensor, floor: float) -> Tensor:
+def inverse_row_norms(M: Tensor, floor: float, rows: Rows = HERE) -> Tensor:
     """One over each row norm, [..., m, n] -> [..., m, 1]; see `inverse`."""
-    return inverse(row_norms(M), floor)
+    return inverse(row_norms(M), floor, rows)
 
 
-def inverse(norms: Tensor, floor: float) -> Tensor:
+def inverse(norms: Tensor, floor: float, rows: Rows = HERE) -> Tensor:
     """One over each norm, [..., m, 1] -> [..., m, 1], bounded by 1 / (floor * rms norm).
 
     Norms far above `floor` times their rms are inverted exactly to within `floor`'s square; those
     far below it become the bound alone, so noise is not blown up to a full row. Zeros give ones.
     """
-    return 1 / nonzero((norms.square() + (floor * rms_row_norm(norms)).square()).sqrt())
+    return 1 / nonzero((norms.square() + (floor * rms_row_norm(norms, rows)).square()).sqrt())
 
 
 def row_significance(M: Tensor, floor: float) -> Tensor:

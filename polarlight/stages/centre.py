@@ -12,19 +12,24 @@ Wrong wherever shared rows matter: tied and input embeddings, sigmoid routers, c
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32
+from polarlight.linalg.row_sums import HERE, ByRows, Rows
 from polarlight.rule import Buffers, ByShape, Slot, UpdateRule, apply, buffer_shapes
 from polarlight.stages.orientation import each_slot
 
 
-def without_mean_row(X: Tensor) -> Tensor:
+def without_mean_row(X: Tensor, rows: Rows = HERE) -> Tensor:
     """X with the mean of its rows subtracted from each, [..., m, n] -> [..., m, n]."""
     wide = at_least_float32(X)
-    return (wide - wide.mean(dim=-2, keepdim=True)).to(X.dtype)
+    if rows is HERE:
+        return (wide - wide.mean(dim=-2, keepdim=True)).to(X.dtype)
+    mean = rows.sum(wide.sum(dim=-2, keepdim=True)) / rows.count(X)
+    return (wide - mean).to(X.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,11 @@ class Centred:
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """The centred result of the centred matrix."""
         return without_mean_row(apply(self.inner, without_mean_row(X), buffers))
+
+    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+        """The same for a part of the rows, if the inner slot can."""
+        inner = cast(ByRows, self.inner)
+        return without_mean_row(inner.on_rows(without_mean_row(X, rows), rows), rows)
 
 
 def centred(rule: UpdateRule) -> UpdateRule:

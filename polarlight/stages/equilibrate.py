@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import unit_scale
+from polarlight.linalg.row_sums import HERE, Rows
 from polarlight.linalg.rows import inverse_row_norms
 from polarlight.rule import Buffers, MatrixMap
 
@@ -21,8 +22,12 @@ class EquilibrateRows:
 
     def __call__(self, M: Tensor) -> Tensor:
         """The equilibrated matrix."""
-        X = unit_scale(M)
-        return (X * inverse_row_norms(X, self.floor)).to(M.dtype)
+        return self.on_rows(M, HERE)
+
+    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+        """The same for a part of the rows."""
+        scaled = unit_scale(X, rows)
+        return (scaled * inverse_row_norms(scaled, self.floor, rows)).to(X.dtype)
 
 
 @dataclass(frozen=True, slots=True)

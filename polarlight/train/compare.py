@@ -17,6 +17,7 @@ from polarlight.train.environment import hardware, versions
 from polarlight.train.history import History
 from polarlight.train.loop import Run, device_of
 from polarlight.train.model import GPT
+from polarlight.train.parallel import ALONE, Team
 from polarlight.train.recipes import build, spec_of
 from polarlight.train.settings import Plan, Spec
 
@@ -39,12 +40,14 @@ class Comparison:
         specs: The runs.
         corpus: The data.
         out: Folder of the comparison; every run has one of its own in it.
+        team: The processes that train each run together.
     """
 
     plan: Plan
     specs: tuple[Spec, ...]
     corpus: Corpus
     out: Path
+    team: Team = ALONE
 
     def folder(self, spec: Spec) -> Path:
         """Where a run lives."""
@@ -91,8 +94,8 @@ class Comparison:
 
     def _records(self, spec: Spec, stop: Callable[[], bool]) -> Iterator[Mapping[str, Any]]:
         folder = self.folder(spec)
-        run = Run(spec, self.plan, self.corpus, folder)
-        yield from history.read_records(run.metrics)
+        run = Run(spec, self.plan, self.corpus, folder, team=self.team)
+        yield from history.read_records(run.metrics) if self.team.leads else ()
         if not run.ended:
             yield from run.records(stop)
 

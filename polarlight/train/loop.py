@@ -5,7 +5,6 @@ A run lives in a folder of its own: `settings.json`, `metrics.jsonl` (see `histo
 after it and going on gives the numbers of a run that never stopped.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +21,16 @@ from polarlight.train import checkpoint, durable, history
 from polarlight.train.checkpoint import CheckpointError
 from polarlight.train.clock import Clock
 from polarlight.train.data import Batches, Corpus, validation_batches
+from polarlight.train.folder import claim
 from polarlight.train.model import GPT
+from polarlight.train.parallel import (
+    ALONE,
+    Team,
+    lay_out,
+    lying_like,
+    share_work,
+    whole_state,
+)
 from polarlight.train.recipes import Recipe, build
 from polarlight.train.router_load import describe, load_balancing_loss
 from polarlight.train.settings import Plan, Spec, as_record
@@ -32,10 +40,6 @@ Record = dict[str, Any]
 
 ENDINGS = ("finished", "stopped")
 """Kinds of records after which a run does not go on."""
-
-
-class SettingsError(ValueError):
-    """The folder holds a run with other settings."""
 
 
 def device_of(name: str) -> torch.device:
@@ -54,6 +58,7 @@ class Run:
         corpus: The data.
         folder: Where it lives; what is there is resumed.
         recipe: How its optimizer is built; None takes the recipe that the spec names.
+        team: The processes that train it; each of them has a `Run`, and the first one writes.
 
     Raises:
         SettingsError: If the folder holds a run with other settings.
@@ -61,23 +66,33 @@ class Run:
     """
 
     def __init__(
-        self, spec: Spec, plan: Plan, corpus: Corpus, folder: Path, recipe: Recipe | None = None
+        self,
+        spec: Spec,
+        plan: Plan,
+        corpus: Corpus,
+        folder: Path,
+        recipe: Recipe | None = None,
+        team: Team = ALONE,
     ) -> None:
         self.spec, self.plan, self.corpus, self.folder = spec, plan, corpus, folder
+        self.team = team
         self.device = device_of(plan.device)
         self.model = GPT(plan.model(corpus.vocab_size), seed=spec.seed).to(self.device)
-        self.optimizer = build(self.model, spec, recipe)
+        self._laid_out = lay_out(self.model, team.kind)
+        self.optimizer = share_work(build(self.model, spec, recipe), team.kind)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.step, self.seconds = 0, 0.0
-        loss = self.model.loss_and_load
+        loss = self._laid_out.loss_and_load
         self._loss_and_load = torch.compile(loss) if plan.compile else loss
         self._clock = Clock(self.device)
         self._monitor = NeuronMonitor(self._found_neurons, every=plan.neurons_every)
         self._found: dict[str, Any] | None = None
         self._reported: Counter[str] = Counter()
         self._resumed: Counter[str] = Counter()
-        self._claim_folder()
-        self.ended = any(r["kind"] in ENDINGS for r in history.read_records(self.metrics))
+        if team.leads:
+            claim(folder, as_record(plan, spec, corpus.fingerprint))
+        records = history.read_records(self.metrics) if team.leads else []
+        self.ended = bool(team.told(any(r["kind"] in ENDINGS for r in records)))
         if not self.ended:
             self.restore()
 
@@ -108,38 +123,44 @@ class Run:
                 yield self._write({"kind": "stopped", "step": self.step, "reason": reason})
                 return
             yield from map(self._write, self._due(loss))
-            if stop() or self.step % self.plan.checkpoint_every == 0:
+            stopped = self.team.any(stop(), self.device)
+            if stopped or self.step % self.plan.checkpoint_every == 0:
                 self.save()
-            if stop():
+            if stopped:
                 return
         self.save()
         yield self._write({"kind": "finished", "step": self.step})
 
     def save(self) -> None:
         """Writes the checkpoint of this step, after all that came before it is on the disk."""
-        durable.flush(self.metrics)
+        if self.team.leads:
+            durable.flush(self.metrics)
         content = {
             "step": self.step,
             "seconds": self.seconds + self._clock.pending,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": whole_state(self.model.state_dict()),
+            "optimizer": whole_state(self.optimizer.state_dict()),
             "neurons": self._monitor.state_dict(),
             "skipped": self._skipped_since(),
         }
-        checkpoint.save(self.folder / "checkpoint.pt", content)
+        if self.team.leads:
+            checkpoint.save(self.folder / "checkpoint.pt", content)
 
     def _advance(self, batches: Batches) -> float:
         """One step; returns its loss. A non-finite loss leaves weights and state as they were."""
         loss = 0.0
         for micro_step in range(self.plan.accumulate):
+            self._laid_out.sync(micro_step + 1 == self.plan.accumulate)
             with self._clock("data"):
                 tokens, targets = (
-                    x.to(self.device, non_blocking=True) for x in batches(self.step, micro_step)
+                    self.team.share(x).to(self.device, non_blocking=True)
+                    for x in batches(self.step, micro_step)
                 )
             with self._clock("forward_backward"):
                 value, penalty = self._losses(tokens, targets)
                 ((value + penalty) / self.plan.accumulate).backward()
                 loss += value.item() / self.plan.accumulate
+        loss = self.team.mean(loss, self.device)
         if math.isfinite(loss):
             self._update()
             self.step += 1
@@ -239,61 +260,27 @@ class Run:
         self._found = layers
 
     def _write(self, record: Record) -> Record:
-        history.append(self.metrics, record)
+        if self.team.leads:
+            history.append(self.metrics, record)
         return record
-
-    def _claim_folder(self) -> None:
-        """Writes the settings, or compares them with those that are there."""
-        settings = json.loads(json.dumps(as_record(self.plan, self.spec, self.corpus.fingerprint)))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "settings.json"
-        if not path.exists():
-            durable.replace_text(path, json.dumps(settings, indent=2))
-        there = _settings_in(path)
-        if there != settings:
-            raise SettingsError(
-                f"{self.folder} holds a run with other settings ({differences(there, settings)}"
-                "); choose another --out, or --overwrite it"
-            )
 
     def restore(self) -> None:
         """Loads the checkpoint, if there is one, and drops the records after it."""
         path = self.folder / "checkpoint.pt"
         if path.exists():
             self._take(checkpoint.load(path, self.device), path)
-        history.truncate_after(self.metrics, self.step if path.exists() else -1)
+        if self.team.leads:
+            history.truncate_after(self.metrics, self.step if path.exists() else -1)
 
     def _take(self, content: Record, path: Path) -> None:
         """Goes where the checkpoint was; raises CheckpointError if it is one of another run."""
+        model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
         try:
-            self.model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
+            self.model.load_state_dict(lying_like(content["model"], model))
+            self.optimizer.load_state_dict(lying_like(content["optimizer"], optimizer))
             self.step, self.seconds = content["step"], content["seconds"]
             if "neurons" in content:
                 self._monitor.load_state_dict(content["neurons"])
             self._resumed = Counter(content["skipped"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} is of another run or polarlight: {error}") from error
-
-
-def _settings_in(path: Path) -> Record:
-    """The settings that a folder was claimed with."""
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SettingsError(f"{path} is damaged ({error}); move the folder away") from error
-    if not isinstance(settings, dict):
-        raise SettingsError(f"{path} holds no settings; move the folder away")
-    return settings
-
-
-def differences(a: Record, b: Record) -> str:
-    """`key: old -> new` for every leaf that differs; `absent` where one side has no such key."""
-    found = []
-    for key in sorted(a.keys() | b.keys()):
-        old, new = a.get(key, "absent"), b.get(key, "absent")
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += [inner] if (inner := differences(old, new)) else []
-        elif old != new:
-            found.append(f"{key}: {old} -> {new}")
-    return ", ".join(found)

@@ -18,12 +18,12 @@ RULE_FILES = sorted(f for f in (ROOT / "rules").glob("*.py") if f.name != "__ini
 
 MAY_IMPORT = {
     "linalg": {"linalg"},
-    "rule": set(),
+    "rule": {"linalg"},
     "view": set(),
     "probe": {"rule"},
     "view_text": {"view"},
     "roles": {"roles", "view"},
-    "explanation": {"explanation", "rule", "view", "view_text"},
+    "explanation": {"execution", "explanation", "rule", "view", "view_text"},
     "routing": {"explanation", "roles", "rule", "view"},
     "integrations": {
         "diagnostics",
@@ -38,8 +38,10 @@ MAY_IMPORT = {
     "stages": {"linalg", "rule", "stages"},
     "execution": {"execution", "linalg", "rule", "view"},
     "groups": {"rule", "view"},
-    "nonfinite": {"groups", "rule"},
-    "optimizer": {"execution", "groups", "nonfinite", "probe", "rule", "view"},
+    "finiteness": {"execution", "groups", "rule"},
+    "nonfinite": {"execution", "finiteness", "groups", "rule"},
+    "movement": {"execution", "groups", "nonfinite", "rule", "view"},
+    "optimizer": {"execution", "groups", "movement", "nonfinite", "probe", "rule", "view"},
     "rules": {"linalg", "optimizer", "roles", "routing", "rule", "rules", "stages"},
     "symmetry": {"linalg", "rule", "rules", "stages"},
     "recipes": {"linalg", "roles", "routing", "rule", "rules", "stages", "view"},
@@ -205,3 +207,29 @@ def test_the_core_imports_torch_alone():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_one_process_pays_for_no_distributed_machinery():
+    """`import polarlight` brings nothing of torch that `import torch` does not."""
+    code = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import polarlight\n"
+        "print(sorted(m for m in set(sys.modules) - before if m.split('.')[0] == 'torch'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_one_module_talks_to_torch_distributed():
+    for file in (ROOT / "execution").glob("*.py"):
+        names = {
+            alias.name if isinstance(node, ast.Import) else node.module or ""
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        talks = any(name.startswith("torch.distributed") for name in names)
+        assert not talks or file.name == "collectives.py", file.name

@@ -32,7 +32,7 @@ def _exact(make):
 
     The polar method is exact, and bases of eigenvectors keep what they know nothing about.
     """
-    sharp = {"polar": EXACT}
+    sharp = {"polar": EXACT, "solver": rules.WarmPolar(EXACT)}
     if "refresh" in inspect.signature(make).parameters:
         sharp["refresh"] = replace(
             inspect.signature(make).parameters["refresh"].default, floor=1e-6

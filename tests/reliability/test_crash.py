@@ -16,8 +16,9 @@ import torch
 import polarlight
 from polarlight.train import checkpoint, durable, history
 from polarlight.train.checkpoint import CheckpointError
+from polarlight.train.folder import SettingsError
 from polarlight.train.history import HistoryError
-from polarlight.train.loop import Run, SettingsError
+from polarlight.train.loop import Run
 from polarlight.train.recipes import spec_of
 from tests.train.tiny import PLAN, corpus
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import AdamWRule, NonFinite, SpectralOptimizer, nonfinite
+from polarlight import AdamWRule, NonFinite, SpectralOptimizer, finiteness
 from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
 
@@ -48,7 +48,7 @@ rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def where(request, monkeypatch):
     """The two ways: the host may look at the gradients, or has to leave all of it to the device."""
     if request.param == "device":
-        monkeypatch.setattr(nonfinite, "_in_memory", lambda device: False)
+        monkeypatch.setattr(finiteness, "in_memory", lambda device: False)
     return request.param
 
 

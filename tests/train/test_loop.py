@@ -9,7 +9,8 @@ import torch
 
 from polarlight.train import checkpoint, history
 from polarlight.train.checkpoint import CheckpointError
-from polarlight.train.loop import Run, SettingsError
+from polarlight.train.folder import SettingsError
+from polarlight.train.loop import Run
 from polarlight.train.recipes import RECIPES, spec_of
 from polarlight.train.settings import Plan
 from tests.train.tiny import PLAN, corpus

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from polarlight.commands.app import app
 from polarlight.diagnostics.neurons import NeuronMonitor
 from polarlight.train import history
-from polarlight.train.loop import SettingsError
+from polarlight.train.folder import SettingsError
 from polarlight.train.track3.loop import Track3Run, build
 from polarlight.train.track3.model import Model, rotation
 from polarlight.train.track3.settings import PRESETS, PUBLISHED, RULES, Track3, check, initial_loss

@@ -3,7 +3,6 @@
 The records are those of `train.history`: `step`, `validation` and `finished`.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from polarlight import AdamWRule, SpectralOptimizer, infer_roles
 from polarlight.rule import Rule
 from polarlight.train import checkpoint, history
 from polarlight.train.data import Corpus, validation_batches
-from polarlight.train.loop import SettingsError, differences
+from polarlight.train.folder import claim
 from polarlight.train.track3.model import Model
 from polarlight.train.track3.settings import Track3
 
@@ -163,16 +162,7 @@ class Track3Run:
             "rule": repr(rule),
             "data": self.corpus.fingerprint,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "settings.json"
-        if path.exists():
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if there != settings:
-                raise SettingsError(
-                    f"{self.folder} holds a run with other settings "
-                    f"({differences(there, settings)}); choose another --out"
-                )
-        path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        claim(self.folder, settings)
 
     def _resume(self) -> None:
         path = self.folder / "checkpoint.pt"

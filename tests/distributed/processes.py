@@ -1,0 +1,35 @@
+"""Several processes over gloo, started once for many checks; nothing distributed is global."""
+
+import os
+import socket
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+TIMEOUT = timedelta(seconds=30)
+
+
+def run(world, function, *arguments):
+    """Calls `function(rank, *arguments)` on `world` processes; what one raises, this raises."""
+    mp.spawn(_process, (world, _free_port(), function, arguments), nprocs=world)
+
+
+def _process(rank, world, port, function, arguments):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group(
+        "gloo", init_method=address, rank=rank, world_size=world, timeout=TIMEOUT
+    )
+    try:
+        function(rank, *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def _free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

@@ -1,0 +1,115 @@
+"""State through `torch.distributed.checkpoint`: other numbers of processes, other layouts, none."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+
+import polarlight
+from polarlight.diagnostics.sharding import full, gradient, lying_like
+from tests.contracts.catalogue import SHIPPED
+from tests.distributed.layouts import LAYOUTS, Parameters
+from tests.distributed.processes import run
+
+SHAPES = [(12, 4), (4, 12), (3, 12, 4), (10, 5)]
+RULES = ["aurora", "normuon", "soap", "polar_adamw"]
+VIEWS = {"p0": polarlight.RowBlocks((8, 4)), "p1": polarlight.Heads(2, dim=-1)}
+
+
+def build(rule, layout=None):
+    """A model and its optimizer: buffers in vectors and in batches among them."""
+    mesh, placements = None, None
+    if layout is not None:
+        sizes, placements = layout
+        mesh = init_device_mesh("cpu", sizes)
+    model = Parameters(torch.float64, mesh, placements, SHAPES)
+    groups = [
+        {"params": [(name, p)], "view": VIEWS.get(name, polarlight.Whole())}
+        for name, p in model.named_parameters()
+    ]
+    return model, polarlight.SpectralOptimizer(groups, lr=0.1, rule=SHIPPED[rule])
+
+
+def train(model, optimizer, steps):
+    for step in steps:
+        for i, p in enumerate(model.parameters()):
+            whole = torch.empty(p.shape, dtype=p.dtype)
+            p.grad = lying_like(gradient(whole, seed=100 * step + i), p)
+        optimizer.step()
+
+
+def save(rank, folder, world, name):
+    for rule in RULES:
+        model, optimizer = build(rule, LAYOUTS[world][name])
+        train(model, optimizer, range(3))
+        states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+        dcp.save(states, checkpoint_id=f"{folder}/{rule}")
+
+
+def resume(rank, folder, layouts):
+    """Loads into each layout, goes on, and compares with a run that never stopped."""
+    for rule in RULES:
+        straight = build(rule)
+        train(*straight, range(5))
+        for layout in layouts:
+            model, optimizer = build(rule, layout)
+            before = [full(p).clone() for p in model.parameters()]
+            saved, states = get_state_dict(model, optimizer)  # takes a step with nothing
+            after = [full(p) for p in model.parameters()]
+            assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+            dcp.load({"model": saved, "optimizer": states}, checkpoint_id=f"{folder}/{rule}")
+            set_state_dict(model, optimizer, model_state_dict=saved, optim_state_dict=states)
+            train(model, optimizer, range(3, 5))
+            for ours, theirs in zip(model.parameters(), straight[0].parameters(), strict=True):
+                torch.testing.assert_close(full(ours), theirs, rtol=0, atol=1e-12)
+
+
+def into_one(rank, folder, world, name):
+    """The whole state on rank 0, saved by `torch.save` for a plain process."""
+    for rule in RULES:
+        model, optimizer = build(rule, LAYOUTS[world][name])
+        train(model, optimizer, range(3))
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        states = get_state_dict(model, optimizer, options=options)
+        if rank == 0:
+            torch.save(states, f"{folder}/{rule}.pt")
+        dist.barrier()
+
+
+def both_ways(rank, folder):
+    save(rank, f"{folder}/parts", 2, "rows")
+    into_one(rank, folder, 2, "rows")
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_from_two_processes_to_four_and_to_one(tmp_path):
+    run(2, both_ways, tmp_path)
+    from_file(tmp_path)
+    resume(0, tmp_path / "parts", [None])
+    run(4, resume, tmp_path / "parts", [LAYOUTS[4]["FSDP x TP, rows"], LAYOUTS[4]["HSDP"]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS[4])
+def test_from_four_processes_to_two_and_into_a_plain_state_dict(tmp_path, name):
+    run(4, save, tmp_path, 4, name)
+    run(2, resume, tmp_path, list(LAYOUTS[2].values()))
+    run(4, into_one, tmp_path, 4, name)
+    from_file(tmp_path)
+
+
+def from_file(folder):
+    for rule in RULES:
+        straight, (model, optimizer) = build(rule), build(rule)
+        train(*straight, range(5))
+        weights, states = torch.load(f"{folder}/{rule}.pt", weights_only=True)
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=states)
+        train(model, optimizer, range(3, 5))
+        for ours, theirs in zip(model.parameters(), straight[0].parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)

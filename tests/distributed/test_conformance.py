@@ -1,0 +1,83 @@
+"""Every rule, every layout: the parameters of one device, to rounding.
+
+One start of the processes serves many cases; a failure names the rule, the layout and the table of
+parameters. The full cross product is slow.
+"""
+
+from itertools import product
+
+import pytest
+import torch
+
+import polarlight
+from polarlight.diagnostics.sharding import check_sharding, table
+from polarlight.execution.plan import Options
+from tests.contracts.catalogue import RULES, _exact, _plain
+from tests.distributed.layouts import LAYOUTS, SHAPES, models
+from tests.distributed.processes import run
+
+SHARP = {name: _exact(make) for name, make in _plain()}
+FEW = ["aurora", "normuon", "soap", "row_norm"]
+
+
+def optimizer(rule, **options):
+    def make(model):
+        groups = [{"params": list(model.named_parameters())}]
+        return polarlight.SpectralOptimizer(
+            groups, lr=0.1, weight_decay=0.1, rule=rule, view=polarlight.Whole(), **options
+        )
+
+    return make
+
+
+def compare(rank, names, world, dtype, rules=RULES):
+    """Raises AssertionError, with what differs, on the first process that sees it."""
+    wrong = []
+    for name in names:
+        for layout, placed in LAYOUTS[world].items():
+            shapes = [s for s in SHAPES if "pairs" not in name or s[-2] % 2 == 0]
+            found = check_sharding(*models(dtype, placed, shapes), optimizer(rules[name]))
+            if not all(d.same for d in found):
+                wrong.append(f"{name}, {layout}:\n{table(found)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def by_rows(rank, world):
+    """Rules whose rows stay where they lie, whatever the size."""
+    rows = polarlight.Sharded(options=Options(row_bytes=0))
+    rules = polarlight.row_norm(), polarlight.centred(polarlight.row_norm())
+    for rule, layout in product(rules, ("rows", "HSDP", "copies", "columns")):
+        if layout in LAYOUTS[world]:
+            whole, sharded = models(torch.float64, LAYOUTS[world][layout])
+            found = check_sharding(whole, sharded, optimizer(rule, executor=rows))
+            assert all(d.same for d in found), f"{rule.name}, {layout}:\n{table(found)}"
+            if layout in ("rows", "HSDP"):
+                assert len(rows.plans()[-1].rowwise) == 6  # all but the stack
+
+
+def test_shipped_rules_on_two_processes():
+    run(2, shipped)
+
+
+def shipped(rank):
+    by_rows(rank, 2)
+    compare(rank, list(SHARP), 2, torch.float64)
+
+
+def some(rank):
+    by_rows(rank, 4)
+    compare(rank, FEW, 4, torch.float64)
+    # In float32: engines that run in bfloat16 round a batch and its matrices apart.
+    compare(rank, FEW[:2], 4, torch.float32, SHARP)
+
+
+def test_some_rules_on_four_processes():
+    run(4, some)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("part", range(6))
+def test_every_rule_and_layout(world, dtype, part):
+    run(world, compare, list(RULES)[part::6], world, dtype)

@@ -1,0 +1,106 @@
+"""What goes wrong on one process is said on all, or stays where it is."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
+from torch.multiprocessing.spawn import ProcessExitedException
+
+import polarlight
+from polarlight.diagnostics.sharding import full, lying_like
+from tests.distributed.layouts import LAYOUTS, models
+from tests.distributed.processes import run
+
+
+def on_rows(shape, mesh, seed=0):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return distribute_tensor(values, mesh, [Shard(0)], src_data_rank=None)
+
+
+def parameters(mesh, shapes=((8, 4), (6, 6))):
+    found = [nn.Parameter(on_rows(shape, mesh, i)) for i, shape in enumerate(shapes)]
+    for i, p in enumerate(found):
+        p.grad = on_rows(p.shape, mesh, 10 + i)
+    return found
+
+
+def check_disagreement(rank):
+    mesh = init_device_mesh("cpu", (2,))
+    by_rank = {
+        "another rule": lambda p: ([("a", p[0])], [polarlight.muon(), polarlight.normuon()][rank]),
+        "another order": lambda p: (
+            list(zip("ab", p, strict=True))[:: 1 - 2 * rank],
+            polarlight.muon(),
+        ),
+        "rank 1 has 1": lambda p: (list(zip("ab", p, strict=True))[: 2 - rank], polarlight.muon()),
+    }
+    for case, build in by_rank.items():
+        both = parameters(mesh)
+        before = [full(p) for p in both]
+        named, rule = build(both)
+        with pytest.raises(ValueError, match="processes disagree on what this step is about") as e:
+            polarlight.SpectralOptimizer(named, rule=rule).step()
+        assert ("parameter 0 is [a" in str(e.value)) == (case != "rank 1 has 1"), str(e.value)
+        assert "rank 1" in str(e.value)
+        assert all(torch.equal(full(p), b) for p, b in zip(both, before, strict=True))
+
+
+def check_nan(rank):
+    whole, sharded = models(torch.float32, LAYOUTS[2]["rows"])
+    optimizer = polarlight.SpectralOptimizer(
+        sharded.named_parameters(), lr=0.1, rule=polarlight.aurora(), view=polarlight.Whole()
+    )
+    for name, p in whole.named_parameters():
+        gradient = torch.ones_like(p)
+        if name == "p1":
+            gradient[0, 0] = float("nan")  # in the shard of rank 0
+        sharded.get_parameter(name).grad = lying_like(gradient, sharded.get_parameter(name))
+    before = {name: full(p) for name, p in sharded.named_parameters()}
+    optimizer.step()
+    moved = {name: not torch.equal(full(p), before[name]) for name, p in sharded.named_parameters()}
+    assert moved == {name: name != "p1" for name in moved}
+    assert all(full(p).isfinite().all() for p in sharded.parameters())
+    assert optimizer.skipped() == {"p1": 1}
+    optimizer.nonfinite = polarlight.NonFinite.RAISE
+    with pytest.raises(FloatingPointError, match="gradient of p1 is not finite"):
+        optimizer.step()
+
+
+def check_pending_sum(rank):
+    mesh = init_device_mesh("cpu", (2,))
+    p = nn.Parameter(DTensor.from_local(torch.ones(4, 4), mesh, [Partial()]))
+    p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"up has placement P\S*.* on .*DeviceMesh"):
+        polarlight.SpectralOptimizer([("up", p)], rule=polarlight.muon()).step()
+    q = nn.Parameter(on_rows((4, 4), mesh))
+    q.grad = q.detach().clone()
+    polarlight.SpectralOptimizer([("up", q)], rule=polarlight.muon()).step()
+
+
+LEFT, NOTICED = 0, 9
+"""Exit codes: of the process that dies without a word, and of the one that says so."""
+
+
+def die_in_the_middle(rank):
+    optimizer = polarlight.SpectralOptimizer(
+        parameters(init_device_mesh("cpu", (2,))), rule=polarlight.muon()
+    )
+    optimizer.step()
+    if rank == 1:
+        os._exit(LEFT)
+    with pytest.raises(RuntimeError, match=r"[Cc]onnection"):
+        optimizer.step()
+    os._exit(NOTICED)
+
+
+def every(rank):
+    for check in (check_disagreement, check_nan, check_pending_sum, die_in_the_middle):
+        check(rank)
+
+
+def test_faults_are_heard_of_and_the_others_fail_when_a_process_dies():
+    with pytest.raises(ProcessExitedException, match=f"exit code {NOTICED}"):
+        run(2, every)
