@@ -229,7 +229,7 @@ def decay(params: Sequence[Tensor], factor: float | Tensor, finite: Finite) -> N
         p.copy_(torch.where(ok, p * factor, p))
 
 
-_SKIPPING = {"cpu", "cuda"}
+_SKIPPING = {"cpu", "cuda", "meta"}
 """Devices on which torch's kernels can leave a parameter out by themselves."""
 
 

@@ -132,27 +132,42 @@ def killed(copy, relative, text):
     target = copy / "polarlight" / relative
     original = target.read_text()
     target.write_text(text)
-    folder = relative.parts[0] if len(relative.parts) > 1 else ""
+    folder = first_part(relative)
     own = [t for t in [f"tests/{relative.parent}/test_{relative.stem}.py"] if (copy / t).exists()]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow and not gpu"]
-    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     try:
         for tests in (own, TESTS[folder], COMMON):
-            if tests:
-                done = subprocess.run(
-                    [*command, "-p", "no:cacheprovider", *tests],
-                    cwd=copy,
-                    env=environment,
-                    capture_output=True,
-                    timeout=300,
-                )
-                if done.returncode != 0:
-                    return True
+            if tests and run_tests(copy, tests).returncode != 0:
+                return True
         return False
     except subprocess.TimeoutExpired:
         return True  # a loop that does not end is noticed
     finally:
         target.write_text(original)
+
+
+def first_part(relative):
+    """The folder of the package that a file is in; empty for its own files."""
+    return relative.parts[0] if len(relative.parts) > 1 else ""
+
+
+def check_baseline(copy, folders):
+    """Stops unless the unchanged copy passes: else every mutant would look killed."""
+    tests = [*COMMON, *(test for folder in folders for test in TESTS[folder])]
+    done = run_tests(copy, list(dict.fromkeys(tests)))
+    if done.returncode != 0:
+        raise SystemExit(f"the unchanged code fails:\n{done.stdout.decode()[-2000:]}")
+
+
+def run_tests(copy, tests):
+    """Runs the tests in the copy up to the first failure."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow and not gpu"]
+    return subprocess.run(
+        [*command, "-p", "no:cacheprovider", *tests],
+        cwd=copy,
+        env=os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=600,
+    )
 
 
 def main(seconds, seed, files):
@@ -167,6 +182,7 @@ def main(seconds, seed, files):
         for part in ("polarlight", "tests", "docs"):
             shutil.copytree(ROOT / part, copy / part)
         shutil.copy(ROOT / "pyproject.toml", copy)
+        check_baseline(copy, {first_part(f.relative_to(source)) for f in targets})
         while order and time.monotonic() - start < seconds:
             file, number, line = order.pop()
             relative = file.relative_to(source)

@@ -22,7 +22,7 @@ from torch.optim.adamw import adamw
 from polarlight.roles import MATRIX_ROLES, Role
 from polarlight.routing import Route, route
 
-_FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps")
+_FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps", "meta")
 
 
 @dataclass(frozen=True, slots=True)
