@@ -46,7 +46,7 @@ def balanced_polar(Y: Tensor, shares: Tensor, rounds: int) -> Tensor:
 
 
 def scaled_towards(Y: Tensor, shares: Tensor, rounds: int) -> Tensor:
-    """polar(D Y) after some rounds of D_i <- D_i (s_i / h_i)^(1/2): slow near balance, safe afar."""
+    """polar(D Y) after some rounds of D_i <- D_i (s_i / h_i)^(1/2): slow but safe from afar."""
     D = torch.ones_like(shares)
     for _ in range(rounds):
         D = D * (shares / nonzero(leverage(ORTHONORMAL(D * Y)))).sqrt()

@@ -107,7 +107,7 @@ def ascended(X: Tensor, U: Tensor, shares: Tensor, steps: int, cg_steps: int) ->
     for _ in range(steps):
         quadratic = Quadratic.at(X, U)
         Z, gain, length = quadratic.maximised(radius, cg_steps)
-        V = balanced_polar(U + Z, shares, rounds=3)
+        V = balanced_polar(U + Z @ (U.mT @ U), shares, rounds=3)  # what U leaves out stays out
         value = inner(X, U)
         slack = 1e3 * torch.finfo(X.dtype).eps * value.abs()
         ratio = (inner(X, V) - value + slack) / (gain + slack)

@@ -1,4 +1,4 @@
-"""The exact solver: the references, the constraints, optimality, and that nothing cheap beats it."""
+"""The exact solver: references, constraints, optimality, and that nothing cheap beats it."""
 
 from dataclasses import replace
 from functools import cache
@@ -154,7 +154,7 @@ def test_zero_maps_to_zero_and_nan_stays_alone():
 def test_missing_rank_is_left_out():
     M = skewed(*TALL)
     M[:, 2] = 0
-    U = SOLVER(M)
+    U = replace(SOLVER, steps=30)(M)  # 3e-5 after 20
     assert not U[:, 2].any()
     rows = leverages(U)
     torch.testing.assert_close(rows, torch.full_like(rows, 5 / 24), rtol=1e-6, atol=0)
