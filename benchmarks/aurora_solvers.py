@@ -173,6 +173,8 @@ def solved(sequences: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     return [(M, ORACLE(M)) for M in track(last, description="exact solutions")]
 
 
+LOWEST = 1e-8
+"""Where the axes end; what is below it is drawn there."""
 MARKERS = {EXACT: "o", AUTO: "^", "jordan x 5": "s"}
 
 
@@ -189,7 +191,7 @@ def draw(found: list[Result], path: Path) -> None:
             for r in (r for r in found if r.momentum == optimizer):
                 ax.plot(
                     r.gigaflops,
-                    max(getattr(r, measure), 1e-8),
+                    max(getattr(r, measure), LOWEST),
                     marker=MARKERS[r.engine],
                     color=shades[r.method],
                     fillstyle=fills[r.method],

@@ -66,7 +66,8 @@ def laplacian_factor(U: Tensor) -> Tensor:
     ridge = 100 * torch.finfo(U.dtype).eps * nonzero(size)
     diagonal = (h + ridge + (1 - live)).squeeze(-1)
     constants = size * live @ live.mT / nonzero(live.sum(dim=-2, keepdim=True))
-    factor, _ = torch.linalg.cholesky_ex(torch.diag_embed(diagonal) - P.square() + constants)
+    matrix = torch.diag_embed(diagonal) - P.square() + constants
+    factor: Tensor = torch.linalg.cholesky_ex(matrix).L
     return factor
 
 

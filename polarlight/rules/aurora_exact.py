@@ -22,7 +22,7 @@ from torch import Tensor
 from polarlight.linalg.balance import TangentSpace, balanced_polar, scaled_towards
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
 from polarlight.linalg.matrices import nonzero
-from polarlight.linalg.rows import check_floor, leverage, row_significance
+from polarlight.linalg.rows import check_floor, leverage, row_norms, row_significance
 from polarlight.linalg.svd import ExactPolar
 from polarlight.rule import MatrixMap
 from polarlight.rules.riemannian_aurora import inner
@@ -194,5 +194,6 @@ def upper_bound(M: Tensor, U: Tensor) -> Tensor:
     guess = guess + (shares * (rows.mT + shifts).abs()).sum(dim=-1, keepdim=True)
     best = shifts.gather(-2, guess.argmin(dim=-2, keepdim=True))
     scaled = (rows + best) * U
-    nuclear = torch.linalg.svdvals(M - scaled).sum(dim=-1)[..., None, None]
-    return nuclear + (scaled.norm(dim=-1) * U.norm(dim=-1)).sum(dim=-1)[..., None, None]
+    nuclear: Tensor = torch.linalg.svdvals(M - scaled).sum(dim=-1)
+    lengths: Tensor = (row_norms(scaled) * row_norms(U)).sum(dim=-2, keepdim=True)
+    return nuclear[..., None, None] + lengths
