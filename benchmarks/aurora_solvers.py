@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/aurora-solvers"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    console, found, certificates = Console(), [], {}
+    console, found, certificates, version = Console(), [], {}, commit()
     for optimizer in OPTIMIZERS:
         sequences = recorded(optimizer, options.momenta)
         found += results(optimizer, sequences)
@@ -253,7 +253,7 @@ def main() -> None:
     console.print(certificates)
     about = {
         "command": shlex.join(["python", "-m", "benchmarks.aurora_solvers", *sys.argv[1:]]),
-        "commit": commit(),
+        "commit": version,
         "versions": versions(),
         "hardware": hardware(torch.device("cpu")),
     }
