@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-slow test-gpu check docs clean
+.PHONY: demo test test-slow test-gpu fuzz mutants check docs site clean
 
 demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
 	$(BIN)/polarlight compare
@@ -19,6 +19,12 @@ test-slow: $(VENV)/.dev
 test-gpu: $(VENV)/.dev
 	$(BIN)/pytest -m gpu
 
+fuzz: $(VENV)/.dev  ## many random gradients, histories and bytes, anew each time
+	FUZZ_EXAMPLES=2000 $(BIN)/pytest -n 2 tests/fuzz
+
+mutants: $(VENV)/.dev  ## a sample of small changes to the code, and which of them no test notices
+	$(BIN)/python -m tests.mutants 900 0
+
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -26,6 +32,9 @@ check: $(VENV)/.dev  ## style and types
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_reference.py > docs/reference.md
+
+site: $(VENV)/.docs  ## the documentation as pages, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV)
@@ -41,4 +50,8 @@ $(VENV)/.train: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.train
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[train,dev]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[docs]"
 	touch $@

@@ -35,6 +35,7 @@ from polarlight.linalg.regularised import RegularisedPolar
 from polarlight.linalg.spectral_power import ExactPower, RationalPower
 from polarlight.linalg.svd import ExactPolar
 from polarlight.linalg.zolopd import ZoloPD
+from polarlight.nonfinite import NonFinite
 from polarlight.optimizer import SpectralOptimizer
 from polarlight.probe import Observation, Probe
 from polarlight.recipes import aurora_mlp, muon_with_adamw, symmetric_stack
@@ -145,6 +146,7 @@ __all__ = [
     "Muon",
     "MuonEq",
     "NewtonSchulz",
+    "NonFinite",
     "NorMuon",
     "Observation",
     "OnSide",

@@ -1,10 +1,12 @@
 """What a param group must satisfy, and how its rule and view pass through a state dict."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from polarlight.rule import ElementwiseRule, UpdateRule
 from polarlight.view import MatrixView, Whole
@@ -101,6 +103,57 @@ def _misfit(view: MatrixView, shape: torch.Size) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def with_gradients(group: Group, index: int) -> list[int]:
+    """The places in a group of the parameters that have a gradient with at least one entry.
+
+    No rule need know what a matrix without entries is.
+
+    Raises:
+        RuntimeError: If a gradient is sparse.
+    """
+    places = [i for i, p in enumerate(group["params"]) if p.grad is not None and p.numel()]
+    for i in places:
+        if group["params"][i].grad.is_sparse:
+            name = name_of(group, index, i)
+            raise RuntimeError(f"{name} has a sparse gradient; only dense ones are supported")
+    return places
+
+
+@contextmanager
+def restoring(optimizer: Optimizer) -> Iterator[None]:
+    """Around torch's `load_state_dict`: rules and views from text, state in the dtypes saved.
+
+    Works on what other people's hooks make of the state dict: they may put parameters in another
+    order.
+    """
+    given: StateDict = {}
+
+    def last_before(_: Optimizer, loaded: StateDict) -> StateDict:
+        given.update(loaded)
+        return with_objects(loaded, optimizer.param_groups)
+
+    def first_after(_: Optimizer) -> None:
+        _restore_dtypes(optimizer, given)
+
+    before = optimizer.register_load_state_dict_pre_hook(last_before)
+    after = optimizer.register_load_state_dict_post_hook(first_after, prepend=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+
+
+def _restore_dtypes(optimizer: Optimizer, state_dict: StateDict) -> None:
+    """Undoes torch's cast of loaded state to the parameter's dtype."""
+    saved_ids = (i for group in state_dict["param_groups"] for i in group["params"])
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    for saved_id, p in zip(saved_ids, parameters, strict=True):
+        for key, value in state_dict["state"].get(saved_id, {}).items():
+            if isinstance(value, Tensor) and value.dtype != optimizer.state[p][key].dtype:
+                optimizer.state[p][key] = value.detach().clone().to(device=p.device)
 
 
 def with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:

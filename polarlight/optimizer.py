@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from polarlight import nonfinite
 from polarlight.execution.batched import Batched
 from polarlight.execution.job import Executor, jobs_of, new_buffers
 from polarlight.groups import (
@@ -22,13 +23,13 @@ from polarlight.groups import (
     check_disjoint,
     check_group,
     name_of,
-    with_objects,
+    restoring,
+    with_gradients,
 )
+from polarlight.nonfinite import Finite, NonFinite, Watch
 from polarlight.probe import CountingProbe, Observation, Probe
-from polarlight.rule import Rule, UpdateRule
+from polarlight.rule import MOMENTUM, Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
-
-MOMENTUM = "momentum_buffer"
 
 
 class SpectralOptimizer(Optimizer):
@@ -45,16 +46,19 @@ class SpectralOptimizer(Optimizer):
             parameters must be matrices.
         maximize: Ascend instead of descend.
         executor: How directions are computed; the default batches matrices of equal shape.
+        nonfinite: What to do about a gradient with a NaN or an Inf: leave its parameter out of the
+            step (default), raise, or use it. Also settable later, as `optimizer.nonfinite`.
 
     State per parameter: `momentum_buffer` in the parameter's shape and dtype and the rule's own
     buffers in float32 (float64 for float64 parameters), all present from the first step,
-    `state_dict` or load on. A parameter without a gradient is left untouched, its state too. A NaN
-    or Inf in a gradient reaches that parameter and its state, and no other.
+    `state_dict` or load on. A parameter without a gradient is left untouched, its state too, and by
+    default one whose gradient is not finite as well; `skipped()` tells which ones these were.
 
     Raises:
         ValueError: If a number is out of range or a parameter does not fit its rule; the message
             names it.
         RuntimeError: If a gradient is sparse.
+        FloatingPointError: In a step, if a gradient is not finite and `nonfinite` says RAISE.
     """
 
     def __init__(
@@ -68,7 +72,9 @@ class SpectralOptimizer(Optimizer):
         view: MatrixView | None = None,
         maximize: bool = False,
         executor: Executor | None = None,
+        nonfinite: NonFinite = NonFinite.SKIP,
     ) -> None:
+        self._watch = Watch(NonFinite(nonfinite))
         self.executor: Executor = executor or Batched()
         self.reasons: dict[str, str] = {}
         self._probes: OrderedDict[int, Probe] = OrderedDict()
@@ -116,17 +122,35 @@ class SpectralOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._complete_state()
-        members = [self._with_gradients(index) for index in range(len(self.param_groups))]
+        members = [with_gradients(group, i) for i, group in enumerate(self.param_groups)]
         watching = [probe for probe in self._probes.values() if probe.begin()]
-        for index, places in enumerate(members):
+        verdicts = self._watch.judge(self.param_groups, members, self.state, ask=bool(watching))
+        for index, (places, finite) in enumerate(zip(members, verdicts, strict=True)):
             matrices = isinstance(self.param_groups[index]["rule"], UpdateRule)
             if places:
                 update = self._step_matrices if matrices else self._step_entries
-                update(index, places, watching)
+                update(index, places, finite, watching)
             self._count(index, set(places))
         for probe in watching:
             probe.end()
         return loss
+
+    @property
+    def nonfinite(self) -> NonFinite:
+        """What is done about a gradient that is not finite."""
+        return self._watch.policy
+
+    @nonfinite.setter
+    def nonfinite(self, policy: NonFinite) -> None:
+        self._watch.policy = NonFinite(policy)
+
+    def skipped(self) -> dict[str, int]:
+        """How many steps each parameter was left out of for a gradient that was not finite.
+
+        By name; parameters that never were are absent. Counted since construction, copy or
+        unpickling; waits for the device.
+        """
+        return self._watch.skipped(self.param_groups)
 
     def observe(self, probe: Probe) -> RemovableHandle:
         """Lets `probe` look at steps until the returned handle's `remove()` is called."""
@@ -148,17 +172,20 @@ class SpectralOptimizer(Optimizer):
         Raises:
             ValueError: If groups, rules or views differ; the message shows both.
         """
-        super().load_state_dict(with_objects(state_dict, self.param_groups))
-        self._restore_dtypes(state_dict)
+        with restoring(self):
+            super().load_state_dict(state_dict)
         self._complete_state()
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: everything but the probes."""
-        return super().__getstate__() | {"executor": self.executor, "reasons": self.reasons}
+        kept = {"executor": self.executor, "reasons": self.reasons, "nonfinite": self.nonfinite}
+        return super().__getstate__() | kept
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The inverse of `__getstate__`, also used by torch's `load_state_dict`."""
         self.__dict__.setdefault("_probes", OrderedDict())
+        policy = state.pop("nonfinite", NonFinite.SKIP)
+        self.__dict__.setdefault("_watch", Watch(policy))
         super().__setstate__(state)
 
     def _complete_state(self) -> None:
@@ -167,25 +194,6 @@ class SpectralOptimizer(Optimizer):
             for p in group["params"]:
                 if (p.requires_grad or p.grad is not None) and not self.state[p]:
                     self.state[p] = _new_state(group, p)
-
-    def _restore_dtypes(self, state_dict: StateDict) -> None:
-        """Undoes torch's cast of loaded state to the parameter's dtype."""
-        saved_ids = (i for group in state_dict["param_groups"] for i in group["params"])
-        parameters = (p for group in self.param_groups for p in group["params"])
-        for saved_id, p in zip(saved_ids, parameters, strict=True):
-            for key, value in state_dict["state"].get(saved_id, {}).items():
-                if isinstance(value, Tensor) and value.dtype != self.state[p][key].dtype:
-                    self.state[p][key] = value.detach().clone().to(device=p.device)
-
-    def _with_gradients(self, index: int) -> list[int]:
-        """The places in a group of the parameters that have a gradient; refuses sparse ones."""
-        group = self.param_groups[index]
-        places = [i for i, p in enumerate(group["params"]) if p.grad is not None]
-        for i in places:
-            if group["params"][i].grad.is_sparse:
-                name = name_of(group, index, i)
-                raise RuntimeError(f"{name} has a sparse gradient; only dense ones are supported")
-        return places
 
     def _count(self, index: int, places: set[int]) -> None:
         """Tells the probes that count which parameters of a group were updated."""
@@ -196,32 +204,41 @@ class SpectralOptimizer(Optimizer):
                     rule = group["rule"] if i in places else None
                     probe.count(name_of(group, index, i), rule, frozen=not p.requires_grad)
 
-    def _step_matrices(self, index: int, places: list[int], watching: list[Probe]) -> None:
+    def _step_matrices(
+        self, index: int, places: list[int], finite: Finite, watching: list[Probe]
+    ) -> None:
         """One step of a group whose rule maps matrices."""
         group = self.param_groups[index]
         rule, view = group["rule"], group["view"] or Whole()
         params = [group["params"][i] for i in places]
         states = [self.state[p] for p in params]
         buffers = [state[MOMENTUM] for state in states if rule.momentum.buffered]
-        momenta = rule.momentum(_gradients(group, params), buffers, group["momentum"])
-        jobs = [jobs_of(rule, view, M, state) for M, state in zip(momenta, states, strict=True)]
+        gradients = _gradients(group, params)
+        momenta = nonfinite.momenta(rule, gradients, buffers, group["momentum"], finite)
+        written = nonfinite.drafts(states, finite)
+        jobs = [jobs_of(rule, view, M, state) for M, state in zip(momenta, written, strict=True)]
         results = iter(self.executor.directions([job for parts in jobs for job in parts]))
         directions = [view.join([next(results) for _ in parts]) for parts in jobs]
+        nonfinite.keep(directions, states, written, finite)
         for probe in watching:
             for i, p, M, D in zip(places, params, momenta, directions, strict=True):
                 probe.observe(Observation(name_of(group, index, i), p, M, D, group))
-        _move(params, directions, group["lr"], group["weight_decay"])
+        _move(params, directions, group["lr"], group["weight_decay"], finite)
 
-    def _step_entries(self, index: int, places: list[int], watching: list[Probe]) -> None:
+    def _step_entries(
+        self, index: int, places: list[int], finite: Finite, watching: list[Probe]
+    ) -> None:
         """One step of a group whose rule is elementwise."""
         group = self.param_groups[index]
         params = [group["params"][i] for i in places]
         states = [self.state[p] for p in params]
         before = [p.clone() if watching else p for p in params]
-        group["rule"].step(
+        nonfinite.step_entries(
+            group["rule"],
             params,
             _gradients(group, params),
             states,
+            finite,
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
@@ -248,13 +265,17 @@ def _gradients(group: Group, params: list[Tensor]) -> list[Tensor]:
 
 
 def _move(
-    params: list[Tensor], directions: list[Tensor], lr: float | Tensor, weight_decay: float
+    params: list[Tensor],
+    directions: list[Tensor],
+    lr: float | Tensor,
+    weight_decay: float,
+    finite: Finite,
 ) -> None:
-    """W <- (1 - lr weight_decay) W - lr direction."""
+    """W <- (1 - lr weight_decay) W - lr direction; weights that are left out do not decay."""
+    lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
+    if weight_decay != 0:
+        nonfinite.decay(params, 1 - lr * weight_decay, finite)
     if isinstance(lr, Tensor):
-        lr = lr.reshape(())
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
         torch._foreach_sub_(params, torch._foreach_mul(directions, lr))
     else:
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
         torch._foreach_add_(params, directions, alpha=-lr)

@@ -24,6 +24,9 @@ Scale = Callable[[int, int], float]
 Buffers = Mapping[str, Tensor]
 """A stage's memory by name; each tensor has the batch dimensions of the matrix and two more."""
 
+MOMENTUM = "momentum_buffer"
+"""The state of a parameter that belongs to the momentum slot."""
+
 HOST_COUNTER = "step"
 """A buffer of this name lies on the host, as torch's own optimizers keep theirs: it counts calls.
 
@@ -52,9 +55,11 @@ class Momentum(Protocol):
 
     Attributes:
         buffered: Whether each parameter needs a `momentum_buffer`.
+        averages: Whether a gradient equal to the buffer leaves the buffer as it is, to the bit.
     """
 
     buffered: ClassVar[bool]
+    averages: ClassVar[bool]
 
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
@@ -170,6 +175,24 @@ class ElementwiseRule(Protocol):
         self, state: Mapping[str, Tensor], momentum: float
     ) -> tuple[Tensor, Tensor]:
         """First moment, and what the last step multiplied by -lr; for diagnostics."""
+
+
+@runtime_checkable
+class SkippingRule(ElementwiseRule, Protocol):
+    """An elementwise rule that can leave parameters out of a step without asking the host."""
+
+    def step_finite(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Tensor]],
+        finite: list[Tensor],
+        *,
+        lr: float | Tensor,
+        weight_decay: float,
+        momentum: float,
+    ) -> None:
+        """As `step`, but changes nothing of the parameters whose flag, bool [], is False."""
 
 
 Rule = UpdateRule | ElementwiseRule

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
+from typing import Any, get_args
 
 from polarlight.view import (
     Flattened,
@@ -42,17 +42,40 @@ def view_from_json(data: dict[str, Any]) -> MatrixView:
     Raises:
         ValueError: If the view or an entry is unknown, or a value is out of range.
     """
-    kind = VIEWS.get(data.get("view", ""))
-    if kind is None:
-        raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {data.get('view')!r}")
+    name = data.get("view")
+    if not isinstance(name, str) or name not in VIEWS:
+        raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {name!r}")
+    kind = VIEWS[name]
     known = [field.name for field in fields(kind)]
     if unknown := data.keys() - {"view", *known}:
         raise ValueError(f"{kind.__name__} has entries {known}, got {sorted(unknown)}")
     needed = {field.name for field in fields(kind) if field.default is MISSING}
     if missing := needed - data.keys():
         raise ValueError(f"{kind.__name__} needs {sorted(missing)}, got {sorted(data)}")
-    view: MatrixView = kind(**{k: _decoded(v) for k, v in data.items() if k != "view"})
+    values = {k: _decoded(v) for k, v in data.items() if k != "view"}
+    for field in fields(kind):
+        if field.name in values and not _fits(values[field.name], field.type):
+            raise ValueError(
+                f"{field.name} of {kind.__name__} must be {_in_words(field.type)}, "
+                f"got {data[field.name]!r}"
+            )
+    view: MatrixView = kind(**values)
     return view
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is an int, a view or a tuple of either, as its field wants it."""
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is MatrixView:
+        return isinstance(value, MatrixView)
+    return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
+
+
+def _in_words(kind: Any) -> str:
+    if kind in (int, MatrixView):
+        return "an integer" if kind is int else "a view"
+    return "a list of " + ("integers" if get_args(kind)[0] is int else "views")
 
 
 def view_call(view: object) -> str:

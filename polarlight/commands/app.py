@@ -1,9 +1,22 @@
 """The `polarlight` command, put together from its parts."""
 
+from typing import Annotated
+
 import typer
 
 import polarlight
-from polarlight.commands import engines, training
+from polarlight.commands import (
+    claims,
+    converting,
+    doctor,
+    engines,
+    exploring,
+    exporting,
+    inspection,
+    moving,
+    track3,
+    training,
+)
 from polarlight.commands.console import console
 
 app = typer.Typer(
@@ -24,8 +37,24 @@ def about() -> None:
 
 app.command(epilog=training.KNOWN)(training.compare)
 app.command()(training.explain)
+app.command()(claims.reproduce)
+app.command()(track3.track3)
+app.command(name="inspect")(inspection.inspect_checkpoint)
+app.command()(inspection.watched)
 app.command()(engines.plot_schedule)
 app.command()(engines.accuracy)
+app.command("translate-lr", epilog=moving.CONVENTIONS_LIST)(moving.translate)
+app.command(epilog=converting.SOURCES_LIST)(converting.convert)
+app.command()(exporting.export)
+app.command()(exploring.explore)
+
+
+@app.command("doctor")
+def examine(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Print versions, devices, and which engines run here and why not."""
+    raise typer.Exit(doctor.main(["--json"] if as_json else []))
 
 
 @app.command()

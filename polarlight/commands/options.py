@@ -48,7 +48,8 @@ def plan(preset: str, settings: Sequence[str], changes: Mapping[str, Any]) -> Pl
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose from {', '.join(PRESETS)}")
     base = PRESETS[preset]
-    return with_changes(base, dict(_setting(text, base) for text in settings) | dict(changes))
+    given = {name: value for name, value in changes.items() if value is not None}
+    return with_changes(base, dict(_setting(text, base) for text in settings) | given)
 
 
 def _setting(text: str, base: Plan) -> tuple[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from polarlight.diagnostics.transfer import to_host
 from polarlight.probe import Observation
 from polarlight.promises import Promise, measure, promises
 from polarlight.rule import Rule
@@ -90,7 +91,7 @@ class RuleCheck:
     def observe(self, observation: Observation) -> None:
         """Measures one update on the device."""
         rule, view = observation.group["rule"], observation.group.get("view")
-        if observation.parameter.ndim < 2 and view is None:
+        if observation.parameter.ndim < 2:  # a vector, whatever view its group was given
             pairs = [(observation.momentum.reshape(1, -1), observation.direction.reshape(1, -1))]
         else:
             view = view or Whole()
@@ -116,7 +117,7 @@ class RuleCheck:
 
     def verdicts(self) -> list[Verdict]:
         """One verdict per parameter of the optimizer, in the order of its groups."""
-        measures = _transferred(self._worst)
+        measures = to_host(self._worst)
         return [
             Verdict(
                 name,
@@ -145,15 +146,3 @@ class RuleCheck:
             for v in verdicts
         ]
         return "\n".join(lines)
-
-
-def _transferred(worst: dict[str, dict[Promise, Tensor]]) -> dict[str, dict[Promise, float]]:
-    """All device scalars as floats, by one transfer per device."""
-    places = [(name, key, x) for name, found in worst.items() for key, x in found.items()]
-    result: dict[str, dict[Promise, float]] = {name: {} for name in worst}
-    for device in {x.device for _, _, x in places}:
-        here = [place for place in places if place[2].device == device]
-        values = torch.stack([x.double() for _, _, x in here]).tolist()
-        for (name, key, _), value in zip(here, values, strict=True):
-            result[name][key] = value
-    return result

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from polarlight.linalg.matrices import unit_scale
+from polarlight.linalg.matrices import nonzero, unit_scale
 from polarlight.linalg.rows import row_norms
 
 
@@ -20,6 +20,55 @@ def leverages(M: Tensor) -> Tensor:
     kept = cutoff * S[..., :1] < S
     result: Tensor = (U * kept.unsqueeze(-2)).square().sum(dim=-1)
     return result
+
+
+def gram_leverages(M: Tensor, gram: Tensor) -> Tensor:
+    """`leverages` of tall M from its Gram matrix, several times as fast: [..., m, n] -> [..., m].
+
+    A Cholesky factor of M'M + ridge replaces the singular value decomposition. Directions count by
+    sigma^2 / (sigma^2 + ridge), where sqrt(ridge) is about 1e-4 of the largest singular value for
+    a few large ones: those at 1e-3 of it keep .99 of their leverage.
+
+    Args:
+        M: Tall matrices, finite.
+        gram: `precise_gram(M)`, [..., n, n].
+    """
+    n = gram.shape[-1]
+    size = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None]
+    noise = M.shape[-2] * (10 * torch.finfo(torch.float32).eps) ** 2
+    ridge = torch.where(size == 0, 1.0, noise * size)
+    L, _ = torch.linalg.cholesky_ex(gram + ridge * torch.eye(n, dtype=gram.dtype, device=M.device))
+    X = torch.linalg.solve_triangular(L.to(M.dtype), M.mT, upper=False)
+    result: Tensor = X.square().sum(dim=-2)
+    return result
+
+
+def precise_gram(M: Tensor) -> Tensor:
+    """M'M, [..., m, n] -> [..., n, n], in float64 where the device has it."""
+    X = M if M.device.type == "mps" else M.double()
+    return X.mT @ X
+
+
+def spectrum(gram: Tensor) -> Tensor:
+    """Singular values of a matrix from its Gram matrix, [..., n, n] -> [..., n], descending.
+
+    Exact to about the root of the dtype's epsilon, relative to the largest.
+    """
+    values: Tensor = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(-1)
+    return values
+
+
+def orthogonality_error(gram: Tensor) -> Tensor:
+    """|c D'D - I|_F / sqrt(n) with tr(c D'D) = n, from D'D, [..., n, n] -> [...].
+
+    Zero for a multiple of an orthonormal factor, 1 for a zero matrix.
+    """
+    n = gram.shape[-1]
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None]
+    identity = torch.eye(n, dtype=gram.dtype, device=gram.device)
+    error = torch.linalg.matrix_norm(gram * (n / nonzero(trace)) - identity)
+    scaled: Tensor = error / n**0.5
+    return scaled
 
 
 def row_shares(D: Tensor) -> Tensor:

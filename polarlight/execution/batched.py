@@ -80,4 +80,4 @@ def _together(jobs: Sequence[Job]) -> list[Tensor]:
 
 def _flat(x: Tensor) -> Tensor:
     """[..., m, n] as [b, m, n]."""
-    return x.reshape(-1, *x.shape[-2:])
+    return x.reshape(x.shape[:-2].numel(), *x.shape[-2:])

@@ -35,6 +35,19 @@ def by_decomposition(
     return torch.where(finite, U, torch.nan).to(M.dtype)
 
 
+def symmetric_eigen(S: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [..., n], rising, and eigenvectors [..., n, n] of symmetric matrices [..., n, n].
+
+    In float32 the library's algorithm gives up on some matrices of low rank, G'G of a gradient with
+    one row and few distinct values among them: these are taken in float64.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(S)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        values, vectors = torch.linalg.eigh(S.double())
+    return values.to(S.dtype), vectors.to(S.dtype)
+
+
 def decomposition_dtype(M: Tensor) -> torch.dtype:
     """The dtype of M where factorisations exist in it, float32 for anything narrower."""
     return M.dtype if M.dtype in DTYPES else torch.float32

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.decomposition import by_decomposition, check_dtype
+from polarlight.linalg.decomposition import by_decomposition, check_dtype, symmetric_eigen
 from polarlight.linalg.matrices import nonzero
 
 
@@ -73,7 +73,7 @@ class RegularisedPolar:
     def _map(self, X: Tensor) -> Tensor:
         R = X.mT @ X
         mean = R.diagonal(dim1=-2, dim2=-1).mean(dim=-1, keepdim=True)
-        squares, V = torch.linalg.eigh(R)
+        squares, V = symmetric_eigen(R)
         damped = nonzero(squares.clamp_min(0) + self.delta * mean)
         damped_polar: Tensor = X @ ((V * damped.rsqrt().unsqueeze(-2)) @ V.mT)
         return damped_polar

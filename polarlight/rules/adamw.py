@@ -63,16 +63,54 @@ class AdamWRule:
         momentum: float,
     ) -> None:
         """One step through torch's fused kernel where the device has one, foreach elsewhere."""
+        self._call(parameters, gradients, states, None, lr, weight_decay, momentum)
+
+    def step_finite(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Tensor]],
+        finite: list[Tensor],
+        *,
+        lr: float | Tensor,
+        weight_decay: float,
+        momentum: float,
+    ) -> None:
+        """As `step`; parameters whose flag, bool [], is False keep weight, moments and step."""
+        for p, g, state, ok in zip(parameters, gradients, states, finite, strict=True):
+            bad = ok.logical_not().float()
+            self._call([p], [g], [state], bad, lr, weight_decay, momentum)
+
+    def _call(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Tensor]],
+        found_inf: Tensor | None,
+        lr: float | Tensor,
+        weight_decay: float,
+        momentum: float,
+    ) -> None:
+        """One step by torch; where found_inf, float [], is 1, nothing changes."""
         fused = all(p.device.type in _FUSED_DEVICES for p in parameters)
+        written = [
+            [p, state["exp_avg"], state["exp_avg_sq"]]
+            for p, state in zip(parameters, states, strict=True)
+        ]
+        used = [
+            _in_one_layout([*tensors, g]) for tensors, g in zip(written, gradients, strict=True)
+        ]
+        weights, means, squares, gradients = (list(x) for x in zip(*used, strict=True))
         adamw(
-            parameters,
+            weights,
             gradients,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            means,
+            squares,
             [],
             [state["step"] for state in states],
             foreach=not fused,
             fused=fused,
+            found_inf=found_inf,
             amsgrad=False,
             beta1=momentum,
             beta2=self.beta2,
@@ -81,6 +119,10 @@ class AdamWRule:
             eps=self.eps,
             maximize=False,
         )
+        for owned, results in zip(written, used, strict=True):
+            for tensor, result in zip(owned, results, strict=False):
+                if result is not tensor:
+                    tensor.copy_(result)
 
     def momentum_and_direction(
         self, state: Mapping[str, Tensor], momentum: float
@@ -90,6 +132,19 @@ class AdamWRule:
         mean = state["exp_avg"] / (1 - momentum**step)
         spread = (state["exp_avg_sq"] / (1 - self.beta2**step)).sqrt()
         return mean, mean / torch.where(spread == 0, 1.0, spread + self.eps)
+
+
+def _in_one_layout(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors, or copies of them that lie in memory alike and without gaps.
+
+    torch's fused kernel takes that for granted: it reads the entries as they come.
+    """
+    strides = tensors[0].stride()
+    if all(x.stride() == strides for x in tensors) and (
+        tensors[0].is_contiguous() or torch.empty_like(tensors[0]).stride() == strides
+    ):
+        return tensors
+    return [x.contiguous() for x in tensors]
 
 
 def with_adamw(
@@ -108,6 +163,8 @@ def with_adamw(
         betas: AdamW's decay rates.
         weight_decay: AdamW's weight decay; vectors never decay.
     """
+    if isinstance(params, Tensor):
+        return params  # for torch to refuse: its rows are not parameters
     if not isinstance(params, nn.Module):
         params = list(cast(Iterable[object], params))
         if not params or not all(isinstance(entry, tuple) for entry in params):

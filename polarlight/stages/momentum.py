@@ -22,6 +22,7 @@ class EMA:
     nesterov: bool = True
 
     buffered: ClassVar[bool] = True
+    averages: ClassVar[bool] = True
 
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
@@ -43,6 +44,7 @@ class HeavyBall:
     nesterov: bool = True
 
     buffered: ClassVar[bool] = True
+    averages: ClassVar[bool] = False
 
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
@@ -60,6 +62,7 @@ class RawGradient:
     """The gradient itself, for rules whose stages keep moments of their own; beta is not used."""
 
     buffered: ClassVar[bool] = False
+    averages: ClassVar[bool] = False
 
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float

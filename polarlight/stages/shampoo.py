@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.decomposition import symmetric_eigen
 from polarlight.rule import Buffers
 from polarlight.stages.adam import check_betas
-from polarlight.stages.factors import GramFactors
+from polarlight.stages.factors import GramFactors, live_entries
 from polarlight.stages.units import in_units
 
 
@@ -50,12 +51,12 @@ class Shampoo:
         M.lerp_(G, 1 - self.betas[0])
         GramFactors(self.betas[1]).update(G, buffers)
         left, right = (self._power(buffers[f"{side}_factor"]) for side in ("left", "right"))
-        return (left @ M @ right).to(X.dtype)
+        return (left @ M @ right * live_entries(G, buffers)).to(X.dtype)
 
     def _power(self, S: Tensor) -> Tensor:
         """The power of a positive semidefinite matrix on its range; NaN for a non-finite one."""
         finite = S.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
-        eigenvalues, Q = torch.linalg.eigh(torch.where(finite, S, 0.0))
+        eigenvalues, Q = symmetric_eigen(torch.where(finite, S, 0.0))
         floor = self.floor
         if floor is None:
             floor = S.shape[-1] * torch.finfo(S.dtype).eps

@@ -1,17 +1,30 @@
-"""Checkpoints of a run: written whole or not at all, read with `weights_only=True`."""
+"""Checkpoints of a run: written whole or not at all, sealed, read with `weights_only=True`.
 
-import os
+Version 1 had no seal. Version 2 is sealed, and has `skipped`: the steps that parameters were left
+out of since the last record. Files of older versions are brought up to date when they are read.
+"""
+
 import pickle
+import struct
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 from zipfile import BadZipFile
 
 import torch
 
+from polarlight.train import durable
+
 FORMAT = "polarlight run"
-VERSION = 1
+VERSION = 2
 
 Record = dict[str, Any]
+
+MIGRATIONS: dict[int, Callable[[Record], Record]] = {
+    1: lambda content: content | {"version": 2, "skipped": {}},
+}
+"""By version, what makes the next one of it."""
 
 
 class CheckpointError(ValueError):
@@ -20,34 +33,51 @@ class CheckpointError(ValueError):
 
 def save(path: Path, content: Record) -> None:
     """Writes beside the file, flushes to the disk, and then takes the file's place."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, "version": VERSION, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    record = {"format": FORMAT, "version": VERSION, **content}
+    durable.replace_sealed(path, lambda file: torch.save(record, cast(IO[bytes], file)))
 
 
 def load(path: Path, device: torch.device) -> Record:
-    """What `save` wrote.
+    """What `save` wrote, now or under an older version.
 
     Raises:
-        CheckpointError: If the file is truncated, or not a checkpoint of this format and version.
+        CheckpointError: If the file is truncated or damaged, or not a checkpoint of this format, or
+            of a later version.
     """
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, BadZipFile, OSError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or not a checkpoint ({_first_line(error)}); "
-            "move it away to start this run from the beginning"
-        ) from error
+        sealed = durable.is_sealed(path)
+        with warnings.catch_warnings(action="ignore"):  # what is wrong is said below
+            content = torch.load(path, map_location=device, weights_only=True)
+    except (*_UNREADABLE, durable.DamagedError) as error:
+        raise _damaged(path, _first_line(error)) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by polarlight; choose another --out")
-    if content["version"] != VERSION:
+    version = content.get("version")
+    if not isinstance(version, int) or not (version == VERSION or version in MIGRATIONS):
         raise CheckpointError(
-            f"{path} has format version {content['version']}, this polarlight reads {VERSION}"
+            f"{path} has format version {version}, this polarlight reads 1 to {VERSION}"
         )
-    return content
+    if version >= 2 and not sealed:
+        raise _damaged(path, "its seal is missing")
+    record: Record = content
+    while record["version"] != VERSION:
+        record = MIGRATIONS[record["version"]](record)
+    return record
+
+
+_UNREADABLE = (
+    *(RuntimeError, EOFError, pickle.UnpicklingError, BadZipFile, OSError),
+    *(ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError),
+    *(AssertionError, struct.error),
+)
+"""What torch's reader raises for files that are no checkpoints, as fuzzing found."""
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is truncated, damaged or not a checkpoint ({why}); "
+        "move it away to start this run from the beginning"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -31,11 +31,12 @@ class Row:
         self.optimizer_share: float | None = None
         self.starved: float | None = None
         self.dead: float | None = None
+        self.skipped = 0
         self.status = "waiting"
 
     def add(self, record: Record) -> None:
         """Takes over what the record tells."""
-        self.status = "training"
+        self.status = f"training, {self.skipped} gradients skipped" if self.skipped else "training"
         match record["kind"]:
             case "step":
                 self._add_step(record)
@@ -47,6 +48,8 @@ class Row:
             case "routing":
                 dead = [layer["dead"] for layer in record["layers"].values()]
                 self.dead = sum(dead) / len(dead)
+            case "skipped":
+                self.skipped += sum(record["parameters"].values())
             case "stopped":
                 self.status = record["reason"]
             case "finished":

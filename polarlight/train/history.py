@@ -4,6 +4,7 @@
     {"kind": "validation", "step", "loss", "seconds"}
     {"kind": "routing",    "step", "layers": {router's name: record of router_load.describe}}
     {"kind": "neurons",    "step", "layers": {parameter name: record of NeuronMonitor}}
+    {"kind": "skipped",    "step", "parameters": {parameter name: steps it was left out of}}
     {"kind": "stopped",    "step", "reason"}
     {"kind": "finished",   "step"}
 
@@ -11,7 +12,8 @@
 (training only: no validation, probes or checkpoints), `time` is spent since the step record before,
 by part of the step: data, forward_backward, optimizer. Losses are cross entropies, without the
 load-balancing loss of a mixture. A routing record tells how the tokens of the validation before it
-were spread over the experts; runs of dense models have none.
+were spread over the experts; runs of dense models have none. A skipped record follows a step record
+before which gradients were not finite; its numbers count from the step record before.
 """
 
 import json
@@ -19,7 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polarlight.train import durable
+
 Record = dict[str, Any]
+
+
+class HistoryError(ValueError):
+    """The file of records is damaged: where."""
 
 
 @dataclass(slots=True)
@@ -33,6 +41,7 @@ class History:
     validations: list[Record] = field(default_factory=list)
     routing: list[Record] = field(default_factory=list)
     neurons: list[Record] = field(default_factory=list)
+    skipped: list[Record] = field(default_factory=list)
     stopped: str | None = None
     finished: bool = False
 
@@ -52,6 +61,8 @@ class History:
                 self.routing.append(record)
             case "neurons":
                 self.neurons.append(record)
+            case "skipped":
+                self.skipped.append(record)
             case "stopped":
                 self.stopped = record["reason"]
             case "finished":
@@ -75,17 +86,35 @@ def append(path: Path, record: Record) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """All whole records of the file; a last line that a crash cut short is left out."""
+    """All whole records of the file; what a crash left behind at its end is left out.
+
+    Raises:
+        HistoryError: If there is damage before a whole record.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    *lines, _ = path.read_bytes().split(b"\n")
+    records = [_record(line) for line in lines if line]
+    whole = records.index(None) if None in records else len(records)
+    if any(record is not None for record in records[whole:]):
+        raise HistoryError(
+            f"{path}, line {whole + 1} is no record, and others come after it; "
+            "move the file away, or choose another --out"
+        )
+    return [record for record in records if record is not None]
+
+
+def _record(line: bytes) -> Record | None:
+    """The record in a line; None if there is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(record, dict) and isinstance(record.get("kind"), str)
+    return record if known and isinstance(record.get("step"), int) else None
 
 
 def truncate_after(path: Path, step: int) -> None:
     """Drops the records after `step`, as a resumed run will write them again."""
     kept = [r for r in read_records(path) if r["step"] <= step and r["kind"] != "stopped"]
-    text = "".join(json.dumps(record) + "\n" for record in kept)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    durable.replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -7,6 +7,7 @@ after it and going on gives the numbers of a run that never stopped.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,11 +18,12 @@ from torch import Tensor
 
 from polarlight.diagnostics.neurons import NeuronMonitor
 from polarlight.linalg.precision import has_fast_bfloat16
-from polarlight.train import checkpoint, history
+from polarlight.train import checkpoint, durable, history
+from polarlight.train.checkpoint import CheckpointError
 from polarlight.train.clock import Clock
 from polarlight.train.data import Batches, Corpus, validation_batches
 from polarlight.train.model import GPT
-from polarlight.train.recipes import build
+from polarlight.train.recipes import Recipe, build
 from polarlight.train.router_load import describe, load_balancing_loss
 from polarlight.train.settings import Plan, Spec, as_record
 
@@ -51,17 +53,20 @@ class Run:
         plan: What it shares with others.
         corpus: The data.
         folder: Where it lives; what is there is resumed.
+        recipe: How its optimizer is built; None takes the recipe that the spec names.
 
     Raises:
         SettingsError: If the folder holds a run with other settings.
         CheckpointError: If its checkpoint cannot be read.
     """
 
-    def __init__(self, spec: Spec, plan: Plan, corpus: Corpus, folder: Path) -> None:
+    def __init__(
+        self, spec: Spec, plan: Plan, corpus: Corpus, folder: Path, recipe: Recipe | None = None
+    ) -> None:
         self.spec, self.plan, self.corpus, self.folder = spec, plan, corpus, folder
         self.device = device_of(plan.device)
         self.model = GPT(plan.model(corpus.vocab_size), seed=spec.seed).to(self.device)
-        self.optimizer = build(self.model, spec)
+        self.optimizer = build(self.model, spec, recipe)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.step, self.seconds = 0, 0.0
         loss = self.model.loss_and_load
@@ -69,10 +74,12 @@ class Run:
         self._clock = Clock(self.device)
         self._monitor = NeuronMonitor(self._found_neurons, every=plan.neurons_every)
         self._found: dict[str, Any] | None = None
+        self._reported: Counter[str] = Counter()
+        self._resumed: Counter[str] = Counter()
         self._claim_folder()
         self.ended = any(r["kind"] in ENDINGS for r in history.read_records(self.metrics))
         if not self.ended:
-            self._resume()
+            self.restore()
 
     @property
     def metrics(self) -> Path:
@@ -109,12 +116,15 @@ class Run:
         yield self._write({"kind": "finished", "step": self.step})
 
     def save(self) -> None:
-        """Writes the checkpoint of this step."""
+        """Writes the checkpoint of this step, after all that came before it is on the disk."""
+        durable.flush(self.metrics)
         content = {
             "step": self.step,
             "seconds": self.seconds + self._clock.pending,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "neurons": self._monitor.state_dict(),
+            "skipped": self._skipped_since(),
         }
         checkpoint.save(self.folder / "checkpoint.pt", content)
 
@@ -163,11 +173,23 @@ class Run:
                 "seconds": self.seconds,
                 "time": time,
             }
+            yield from self._newly_skipped()
         if self._found is not None:
             layers, self._found = self._found, None
             yield {"kind": "neurons", "step": self.step, "layers": layers}
         if self.step % self.plan.validate_every == 0 or last:
             yield from self._validate()
+
+    def _newly_skipped(self) -> Iterator[Record]:
+        """The record of parameters that were left out of steps since the last one, if any were."""
+        new = self._skipped_since()
+        self._reported, self._resumed = Counter(self.optimizer.skipped()), Counter()
+        if new:
+            yield {"kind": "skipped", "step": self.step, "parameters": new}
+
+    def _skipped_since(self) -> dict[str, int]:
+        """Steps that parameters were left out of since the last step record."""
+        return dict(Counter(self.optimizer.skipped()) - self._reported + self._resumed)
 
     @torch.no_grad()
     def _validate(self) -> list[Record]:
@@ -225,24 +247,44 @@ class Run:
         settings = json.loads(json.dumps(as_record(self.plan, self.spec, self.corpus.fingerprint)))
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "settings.json"
-        if path.exists():
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if there != settings:
-                raise SettingsError(
-                    f"{self.folder} holds a run with other settings ({differences(there, settings)}"
-                    "); choose another --out, or --overwrite it"
-                )
-        path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        if not path.exists():
+            durable.replace_text(path, json.dumps(settings, indent=2))
+        there = _settings_in(path)
+        if there != settings:
+            raise SettingsError(
+                f"{self.folder} holds a run with other settings ({differences(there, settings)}"
+                "); choose another --out, or --overwrite it"
+            )
 
-    def _resume(self) -> None:
+    def restore(self) -> None:
         """Loads the checkpoint, if there is one, and drops the records after it."""
         path = self.folder / "checkpoint.pt"
         if path.exists():
-            content = checkpoint.load(path, self.device)
+            self._take(checkpoint.load(path, self.device), path)
+        history.truncate_after(self.metrics, self.step if path.exists() else -1)
+
+    def _take(self, content: Record, path: Path) -> None:
+        """Goes where the checkpoint was; raises CheckpointError if it is one of another run."""
+        try:
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.step, self.seconds = content["step"], content["seconds"]
-        history.truncate_after(self.metrics, self.step if path.exists() else -1)
+            if "neurons" in content:
+                self._monitor.load_state_dict(content["neurons"])
+            self._resumed = Counter(content["skipped"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is of another run or polarlight: {error}") from error
+
+
+def _settings_in(path: Path) -> Record:
+    """The settings that a folder was claimed with."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SettingsError(f"{path} is damaged ({error}); move the folder away") from error
+    if not isinstance(settings, dict):
+        raise SettingsError(f"{path} holds no settings; move the folder away")
+    return settings
 
 
 def differences(a: Record, b: Record) -> str:

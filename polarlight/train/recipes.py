@@ -116,9 +116,9 @@ def spec_of(name: str, *, seed: int, label: str | None = None, **numbers: float)
     return replace(spec, **numbers)  # type: ignore[arg-type]
 
 
-def build(model: nn.Module, spec: Spec) -> SpectralOptimizer:
-    """The optimizer of a run."""
-    recipe = recipe_of(spec.optimizer)
+def build(model: nn.Module, spec: Spec, recipe: Recipe | None = None) -> SpectralOptimizer:
+    """The optimizer of a run; the recipe is the one that the run names, unless it is given."""
+    recipe = recipe or recipe_of(spec.optimizer)
     return SpectralOptimizer(
         with_adamw(model, lr=spec.aux_lr)
         if recipe.groups is None

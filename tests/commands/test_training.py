@@ -133,6 +133,7 @@ def test_options_become_values():
     plan = options.plan("quick", ["mlp=relu2", "tied=true", "kv_heads=3", "cooldown=0.5"], {})
     assert (plan.mlp, plan.tied, plan.kv_heads, plan.cooldown) == (Mlp.RELU2, True, 3, 0.5)
     assert options.plan("quick", [], {"steps": None}) == PRESETS["quick"]
+    assert options.plan("quick", ["steps=6"], {"steps": None}).steps == 6  # --steps is not given
 
 
 def test_the_command_is_there_as_a_module():

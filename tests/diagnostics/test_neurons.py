@@ -88,3 +88,144 @@ def test_embeddings_are_not_neurons():
 def test_every_must_be_positive():
     with pytest.raises(ValueError, match="every must be >= 1, got 0"):
         NeuronMonitor(print, every=0)
+
+
+def gated(rule, monitor, names=("mlp.gate_proj.weight", "mlp.up_proj.weight")):
+    """An optimizer of a gate and an up matrix, watched."""
+    params = [(name, nn.Parameter(torch.zeros(16, 4))) for name in names]
+    optimizer = polarlight.SpectralOptimizer(params, rule=rule, momentum=0.0)
+    optimizer.observe(monitor)
+    return optimizer, [p for _, p in params]
+
+
+def asleep(rows, seed=0):
+    """A momentum of which these rows are a thousand times smaller."""
+    M = torch.randn(16, 4, generator=torch.Generator().manual_seed(seed))
+    M[rows] *= 1e-3
+    return M
+
+
+EXACT = polarlight.muon(polar=polarlight.ExactPolar())
+
+
+def test_a_gated_neuron_is_starved_only_if_both_its_rows_are():
+    monitor = NeuronMonitor(every=1)
+    optimizer, (gate, up) = gated(EXACT, monitor)
+    gate.grad, up.grad = asleep([0, 1, 2, 3]), asleep([2, 3, 4, 5], seed=1)
+    optimizer.step()
+    ((_, records),) = monitor.history
+    for record in records.values():
+        assert record["update"]["starved"]["0.1"] == pytest.approx(4 / 16)
+        assert record["pair"]["update"]["0.1"] == pytest.approx(2 / 16)
+
+
+def test_a_fused_gate_and_up_projection_is_a_pair_too_and_a_lone_one_is_none():
+    view = polarlight.RowBlocks((8, 8))
+    optimizer, p, _, seen = monitored(polarlight.muon(), view=view)
+    step(optimizer, p, quarter_asleep())
+    assert seen[1]["up[0]"]["pair"] == seen[1]["up[1]"]["pair"]
+    optimizer, p, _, seen = monitored(polarlight.muon())
+    step(optimizer, p, quarter_asleep())
+    assert "pair" not in seen[1]["up"]
+
+
+def test_persistence_tells_the_recovered_from_those_who_stayed():
+    monitor = NeuronMonitor(every=1)
+    optimizer, (gate, up) = gated(EXACT, monitor)
+    for rows in ([0, 1, 2, 3], [2, 3], [2, 3, 4]):
+        gate.grad = up.grad = asleep(rows)
+        optimizer.step()
+    told = [records["mlp.up_proj.weight"]["update"] for _, records in monitor.history]
+    assert [16 * r["starved"]["0.1"] for r in told] == [4, 2, 3]
+    assert [16 * r["ever"]["0.1"] for r in told] == [4, 4, 5]
+    assert [16 * r["stayed"]["0.1"] for r in told] == [4, 2, 3]  # 2 and 3 since ever, 4 since now
+
+
+def test_persistence_and_turns_survive_a_checkpoint():
+    whole, first = NeuronMonitor(every=1, spectra=1), NeuronMonitor(every=1, spectra=1)
+    for monitor in (whole, first):
+        optimizer, params = gated(EXACT, monitor)
+        for rows in ([0, 1, 2, 3], [2, 3]):
+            for p in params:
+                p.grad = asleep(rows)
+            optimizer.step()
+    second = NeuronMonitor(every=1, spectra=1)
+    second.load_state_dict(first.state_dict())
+    for monitor in (whole, second):
+        optimizer, params = gated(EXACT, monitor)
+        for p in params:
+            p.grad = asleep([3])
+        optimizer.step()
+    assert second.history[-1] == whole.history[-1]
+
+
+def test_singular_values_are_asked_of_the_matrices_in_turn():
+    monitor = NeuronMonitor(every=1, spectra=1)
+    optimizer, params = gated(EXACT, monitor)
+    for _ in range(4):
+        for p in params:
+            p.grad = asleep([])
+        optimizer.step()
+    asked = [[("alignment" in r) for r in records.values()] for _, records in monitor.history]
+    assert asked == [[True, True], [False, True], [True, False], [False, True]]
+
+
+def test_columns_of_a_wide_matrix_are_its_neurons():
+    for columns, names in ((False, set()), (True, {"mlp.down_proj.weight"})):
+        monitor = NeuronMonitor(every=1, columns=columns)
+        p = nn.Parameter(torch.zeros(4, 16))
+        optimizer = polarlight.SpectralOptimizer([("mlp.down_proj.weight", p)], rule=EXACT)
+        optimizer.observe(monitor)
+        step(optimizer, p, asleep([0, 1]).mT.contiguous())
+        ((_, records),) = monitor.history
+        assert set(records) == names
+    assert records["mlp.down_proj.weight"]["momentum"]["starved"]["0.1"] == pytest.approx(2 / 16)
+
+
+def test_held_steps_are_transferred_together_and_in_order():
+    monitor = NeuronMonitor(every=1, hold=3)
+    optimizer, params = gated(EXACT, monitor)
+    lengths = []
+    for _ in range(4):
+        for p in params:
+            p.grad = asleep([0])
+        optimizer.step()
+        lengths.append(len(monitor.history))
+    assert lengths == [0, 0, 3, 3]
+    monitor.flush()
+    assert [s for s, _ in monitor.history] == [1, 2, 3, 4]
+
+
+def test_it_waits_for_the_device_once_per_look(monkeypatch):
+    """`.tolist()` and `.item()` are the transfers; a look of two matrices needs one."""
+    transfers = []
+    for name in ("tolist", "item"):
+        original = getattr(torch.Tensor, name)
+        counted = lambda x, original=original: transfers.append(x) or original(x)  # noqa: E731
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    monitor = NeuronMonitor(every=1)
+    optimizer, params = gated(EXACT, monitor)
+    for p in params:
+        p.grad = asleep([0])
+    optimizer.step()
+    assert len(transfers) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_step_is_observed_like_a_plain_one():
+    histories = {}
+    for compiled in (False, True):
+        monitor = NeuronMonitor(every=3)
+        optimizer, params = gated(polarlight.muon(), monitor)
+        take = torch.compile(lambda o=optimizer: o.step()) if compiled else optimizer.step
+        for i in range(7):
+            for p in params:
+                p.grad = asleep([0], seed=i)
+            take()
+        histories[compiled] = monitor.history
+    assert [s for s, _ in histories[True]] == [1, 4, 7]
+    for (_, plain), (_, fused) in zip(histories[False], histories[True], strict=True):
+        for name, record in plain.items():
+            assert fused[name]["update"]["starved"] == record["update"]["starved"]
+            assert fused[name]["update"]["spread"] == pytest.approx(record["update"]["spread"])

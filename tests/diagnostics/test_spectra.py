@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from polarlight.diagnostics.spectra import leverages, row_shares, singular_values, spread, starved
+from polarlight.diagnostics.spectra import (
+    gram_leverages,
+    leverages,
+    orthogonality_error,
+    precise_gram,
+    row_shares,
+    singular_values,
+    spectrum,
+    spread,
+    starved,
+)
 
 
 def orthonormal(m, n, seed=0):
@@ -56,3 +66,35 @@ def test_starved_counts_rows_below_the_threshold():
 def test_singular_values_are_relative_to_their_rms():
     D = torch.diag(torch.tensor([3.0, 4.0]))
     torch.testing.assert_close(singular_values(D), torch.tensor([4.0, 3]) / 12.5**0.5)
+
+
+@pytest.mark.parametrize("condition", [0, -1, -2, -3])
+def test_leverages_from_the_gram_matrix_are_those_of_the_decomposition(condition):
+    sigma = torch.logspace(0, condition, 8, dtype=torch.float64)
+    M = (orthonormal(40, 8) @ torch.diag(sigma) @ orthonormal(8, 8, seed=1)).float()
+    # The weakest direction is a thousandth of the strongest: it keeps .99 of its leverage.
+    torch.testing.assert_close(
+        gram_leverages(M, precise_gram(M)), leverages(M), rtol=0.02, atol=1e-4
+    )
+
+
+def test_leverages_from_the_gram_matrix_leave_null_directions_out():
+    M = torch.zeros(6, 3)
+    M[0, 0], M[1, 1] = 1, 5
+    expected = torch.tensor([1.0, 1, 0, 0, 0, 0])
+    torch.testing.assert_close(gram_leverages(M, precise_gram(M)), expected, rtol=0, atol=1e-5)
+    zero = torch.zeros(2, 6, 3)
+    assert gram_leverages(zero, precise_gram(zero)).abs().max() == 0
+
+
+def test_the_spectrum_of_a_gram_matrix():
+    M = orthonormal(10, 3) @ torch.diag(torch.tensor([3.0, 2, 1]).double())
+    torch.testing.assert_close(spectrum(M.mT @ M), torch.tensor([3.0, 2, 1]).double())
+
+
+def test_orthogonality_error_is_free_of_scale_and_zero_for_orthonormal_columns():
+    U = orthonormal(10, 3)
+    assert orthogonality_error(9 * U.mT @ U) < 1e-12
+    # D'D = diag(2, 0), over its mean: |diag(2, 0) - I|_F / sqrt(2) = 1
+    assert orthogonality_error(torch.diag(torch.tensor([5.0, 0]))) == pytest.approx(1)
+    assert orthogonality_error(torch.zeros(2, 2)) == pytest.approx(1)

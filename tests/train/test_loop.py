@@ -127,7 +127,7 @@ def test_a_bad_checkpoint_is_named(tmp_path, damage):
         content = checkpoint.load(path, torch.device("cpu"))
         torch.save(content | {"version": 0}, path)
     said = {"foreign": "not written by polarlight", "old": "format version 0, this polarlight"}
-    with pytest.raises(CheckpointError, match=said.get(damage, "truncated or not a checkpoint")):
+    with pytest.raises(CheckpointError, match=said.get(damage, "truncated, damaged or not a")):
         run_in(tmp_path)
 
 
@@ -138,7 +138,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_checkpoint(tmp_path, monkeyp
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fail)
+    monkeypatch.setattr(checkpoint.durable.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         checkpoint.save(path, {"step": 2})
     assert checkpoint.load(path, torch.device("cpu"))["step"] == 1
@@ -149,6 +149,31 @@ def test_learning_rate_rises_stays_and_falls():
     factors = [plan.lr_factor(step) for step in range(10)]
     assert factors == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
     assert Plan(steps=3, warmup=0, cooldown=0.0).lr_factor(2) == 1
+
+
+@pytest.mark.parametrize("cut", [None, 3])
+def test_skipped_gradients_are_recorded_also_across_a_stop(tmp_path, cut):
+    """Some gradients of steps 3 and 5 are not finite; records are due after steps 1, 2, 4, 6."""
+    run = run_in(tmp_path)
+
+    def poison(run):
+        name, p = next((n, p) for n, p in run.model.named_parameters() if "up_proj" in n)
+
+        def hook(gradient):
+            return gradient * math.nan if run.step in (2, 4) else gradient
+
+        p.register_hook(hook)
+        return name
+
+    name = poison(run)
+    list(run.records(stop=lambda: run.step == cut))
+    if cut:
+        run = run_in(tmp_path)
+        poison(run)
+        list(run.records())
+    found = history.load(run.folder).skipped
+    assert [(r["step"], r["parameters"]) for r in found] == [(4, {name: 1}), (6, {name: 1})]
+    assert history.load(run.folder).finished
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ PLAN = Plan(
 def corpus(folder: Path):
     """A text file's corpus."""
     path = folder / "text.txt"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         path.write_text("".join(f"line {i} of {i * i % 97}\n" for i in range(400)))
     return load_corpus(path)

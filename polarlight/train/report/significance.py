@@ -11,6 +11,7 @@ every optimizer.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import stdev
 
 from polarlight.train.report.groups import Group, best
 
@@ -40,7 +41,12 @@ class Comparison:
 
 def pooled(groups: Sequence[Group]) -> Scatter | None:
     """The spread between seeds over all groups; None where no group has two final losses."""
-    several = [(g.deviation, len(g.losses) - 1) for g in groups if g.deviation is not None]
+    return pooled_deviation([group.losses for group in groups])
+
+
+def pooled_deviation(samples: Sequence[Sequence[float]]) -> Scatter | None:
+    """The spread within samples, pooled over them; None where none has two numbers."""
+    several = [(stdev(sample), len(sample) - 1) for sample in samples if len(sample) > 1]
     freedom = sum(n for _, n in several)
     if not freedom:
         return None

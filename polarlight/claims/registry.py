@@ -1,0 +1,56 @@
+"""All claims, by name."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+from polarlight.claims.claim import Claim
+from polarlight.claims.tried import (
+    aurora_gain,
+    down_columns,
+    exactness,
+    experts,
+    kaon,
+    momentum_first,
+    muoneq,
+    normuon_rows,
+    persistence,
+    shampoo,
+    sides,
+    sleep,
+    starvation,
+    symmetric,
+    which_aurora,
+)
+
+MODULES = (
+    starvation,
+    persistence,
+    aurora_gain,
+    sides,
+    exactness,
+    kaon,
+    muoneq,
+    symmetric,
+    normuon_rows,
+    down_columns,
+    momentum_first,
+    which_aurora,
+    sleep,
+    experts,
+    shampoo,
+)
+
+CLAIMS: Mapping[str, Claim] = {module.CLAIM.name: module.CLAIM for module in MODULES}
+
+
+def find(name: str) -> Claim:
+    """The claim of this name.
+
+    Raises:
+        ValueError: If there is none; the message lists them and names the nearest.
+    """
+    if name not in CLAIMS:
+        near = get_close_matches(name, CLAIMS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown claim {name!r}.{hint} Known: {', '.join(CLAIMS)}")
+    return CLAIMS[name]

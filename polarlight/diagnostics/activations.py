@@ -1,0 +1,198 @@
+"""A probe that tells which neurons say nothing: activations before the down projection.
+
+Hooks record only in the forward passes of an observed step, on the device; other steps pay for one
+Python call per hook. `torch.compile` traces the hooks into two versions of the model, one for each
+kind of step: observe before the first compiled call.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polarlight.diagnostics.eager import outside_graphs
+from polarlight.diagnostics.sink import History, Record, Sink, hand_over, new_history
+from polarlight.diagnostics.transfer import to_host
+from polarlight.probe import Observation
+from polarlight.roles import Part, Role, infer_roles
+from polarlight.roles.names import MLP
+
+DEAD = (0.01, 0.1)
+"""A neuron is dead if its mean magnitude is below this fraction of the mean over its layer."""
+
+SATURATED = 4.0
+"""Beyond this, SiLU is within .08 of zero (below) or of its argument (above)."""
+
+LEVELS = (0.1, 0.5, 0.9)
+"""Quantiles over neurons of the mean magnitude."""
+
+
+class _Sums(nn.Module):
+    """What one layer's hooks add up, in place: buffers, so that a compiled graph writes to them."""
+
+    def __init__(self, neurons: int, device: torch.device) -> None:
+        super().__init__()
+        shape = {"magnitude": neurons, "closed": neurons, "open": neurons, "tokens": 1}
+        for name, size in shape.items():
+            self.register_buffer(name, torch.zeros(size, device=device), persistent=False)
+
+    def clear(self) -> None:
+        """Back to zero."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
+
+@dataclass(slots=True)
+class _Switch:
+    """Whether hooks record; an object of its own, so that hooks hold no more than they need."""
+
+    on: bool = True
+
+
+class ActivationMonitor:
+    """Records, every so many steps, how loud every neuron is, from the model's own forward passes.
+
+        optimizer.observe(ActivationMonitor(model, every=50))
+
+    A record per down projection: `mean`, the mean absolute input of the down projection;
+    `magnitude`, quantiles over neurons of their own means, over it; `dead`, fraction of neurons
+    below each of `DEAD` times it. Gated layers also have `gate`: `closed` and `open`, the fraction
+    of (token, neuron) pairs whose gate lies below -4 or above 4, and `always_closed`, the fraction
+    of neurons with a closed gate at every token. All micro batches between two steps count, those
+    of a validation between them too.
+
+    Args:
+        model: Whose linear down projections are watched, found by role. `watched` names them;
+            experts in stacked parameters and fused gates have no module of their own to hook.
+        sink: Called with (step, records); None keeps the last thousand in `history`.
+        every: Observe steps 1, 1 + every, ...; at least 1.
+
+    Raises:
+        ValueError: If every is below 1, or the model has no linear down projection.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sink: Sink | None = None,
+        every: int = 50,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be >= 1, got {every}")
+        self.sink, self.every, self.step = sink, every, 0
+        self.history: History = new_history()
+        self._switch = _Switch()
+        self._sums: dict[str, _Sums] = {}
+        self._gated: set[str] = set()
+        self._handles: list[Any] = []
+        modules = dict(getattr(model, "_orig_mod", model).named_modules())
+        for name in _down_projections(getattr(model, "_orig_mod", model), modules):
+            self._watch(name, modules)
+        if not self._sums:
+            raise ValueError(
+                "the model has no linear down projection to hook; "
+                "polarlight.explain(optimizer) shows the roles of its parameters"
+            )
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Names of the down projections."""
+        return tuple(self._sums)
+
+    def resume(self, step: int) -> None:
+        """Goes on after so many steps, as if they had been counted."""
+        self.step = step
+        self._switch.on = step % self.every == 0
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    @outside_graphs
+    def begin(self) -> bool:
+        """Counts the step; says whether its forward passes were recorded."""
+        self.step += 1
+        recorded = self._switch.on
+        self._switch.on = self.step % self.every == 0
+        return recorded
+
+    def observe(self, observation: Observation) -> None:
+        """Nothing: activations are no business of single parameters."""
+
+    @outside_graphs
+    def end(self) -> None:
+        """Hands over what the forward passes of this step added up."""
+        records = to_host({name: self._record(name, sums) for name, sums in self._sums.items()})
+        for sums in self._sums.values():
+            sums.clear()
+        hand_over(self.sink, self.history, self.step, records)
+
+    def _watch(self, name: str, modules: Mapping[str, nn.Module]) -> None:
+        down = modules[name]
+        assert isinstance(down, nn.Linear)
+        sums = self._sums[name] = _Sums(down.in_features, down.weight.device)
+        self._handles.append(down.register_forward_pre_hook(_magnitudes(self._switch, sums)))
+        block = name.rpartition(".")[0]
+        inside = (".".join(filter(None, (block, word))) for word in MLP[Part.GATE])
+        gate = next((modules[n] for n in inside if n in modules), None)
+        if isinstance(gate, nn.Linear) and gate.out_features == down.in_features:
+            self._gated.add(name)
+            self._handles.append(gate.register_forward_hook(_gates(self._switch, sums)))
+
+    def _record(self, name: str, sums: _Sums) -> Record:
+        tokens = sums.get_buffer("tokens").clamp_min(1)
+        magnitude = sums.get_buffer("magnitude") / tokens
+        mean = magnitude.mean()
+        relative = magnitude / torch.where(mean == 0, 1.0, mean)
+        levels = torch.tensor(LEVELS, device=mean.device)
+        quantiles = torch.quantile(relative, levels)
+        record: Record = {
+            "mean": mean,
+            "magnitude": {f"{q:g}": x for q, x in zip(LEVELS, quantiles, strict=True)},
+            "dead": {f"{t:g}": (relative < t).float().mean() for t in DEAD},
+        }
+        if name in self._gated:
+            closed, opened = (sums.get_buffer(n) / tokens for n in ("closed", "open"))
+            record["gate"] = {
+                "closed": closed.mean(),
+                "open": opened.mean(),
+                "always_closed": (closed == 1).float().mean(),
+            }
+        return record
+
+
+def _down_projections(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
+    """Names of the linear modules that write neurons back into the residual stream."""
+    names = (
+        a.name.removesuffix(".weight")
+        for a in infer_roles(model)
+        if a.role is Role.DOWN or (a.role is Role.EXPERT and a.part is Part.DOWN)
+    )
+    return [name for name in names if isinstance(modules.get(name), nn.Linear)]
+
+
+def _magnitudes(switch: _Switch, sums: _Sums) -> Callable[..., None]:
+    total, tokens = sums.get_buffer("magnitude"), sums.get_buffer("tokens")
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if switch.on:
+            x = inputs[0].detach().flatten(0, -2)
+            total.add_(x.abs().sum(dim=0, dtype=total.dtype))
+            tokens.add_(x.shape[0])
+
+    return hook
+
+
+def _gates(switch: _Switch, sums: _Sums) -> Callable[..., None]:
+    closed, opened = sums.get_buffer("closed"), sums.get_buffer("open")
+
+    def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+        if switch.on:
+            z = output.detach().flatten(0, -2)
+            closed.add_((z < -SATURATED).sum(dim=0))
+            opened.add_((z > SATURATED).sum(dim=0))
+
+    return hook

@@ -1,0 +1,151 @@
+"""How much a direction could lower the loss: first and second derivatives along it.
+
+    potential = <g, D>^2 / <D, H D>,     best step = <g, D> / <D, H D>
+
+With g the gradient and H the Hessian of the loss, a step of the best length along -D lowers the
+loss's quadratic model by half the potential. Source: arXiv 2605.11181 (Freon and Kaon), where the
+gradient is a mini batch's and the curvature the whole loss's; here both come from one loss.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from polarlight.diagnostics.eager import outside_graphs
+from polarlight.diagnostics.neurons import is_hidden
+from polarlight.diagnostics.sink import History, Record, Sink, hand_over, new_history
+from polarlight.diagnostics.transfer import to_host
+from polarlight.probe import Observation
+
+
+def descent(
+    loss: Callable[[], Tensor], directions: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, Record]:
+    """Derivatives of the loss along each direction, and along all of them together.
+
+    Args:
+        loss: Computes the loss from the parameters as they are, twice differentiable: an eager
+            model (a compiled one has no second derivatives). Attention uses torch's plain kernel
+            meanwhile, the only one that has them.
+        directions: Parameter and direction, of equal shapes, by name.
+
+    Returns:
+        By name, and for all of them under "all": `slope` <g, D>, `curvature` <D, H D>, and, where
+        the curvature is positive, `potential` and `best_step`, else NaN; device scalars. Each
+        matrix takes its own block of H, one backward pass per matrix.
+    """
+    names = list(directions)
+    parameters = [directions[name][0] for name in names]
+    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        gradients = torch.autograd.grad(loss(), parameters, create_graph=True)
+        slopes = [
+            (g * directions[name][1].to(g.dtype)).sum()
+            for name, g in zip(names, gradients, strict=True)
+        ]
+        records = {
+            name: _record(slope, [directions[name]])
+            for name, slope in zip(names, slopes, strict=True)
+        }
+        whole = torch.stack(slopes).sum()
+        records["all"] = _record(whole, list(directions.values()))
+    return records
+
+
+def _record(slope: Tensor, along: list[tuple[Tensor, Tensor]]) -> Record:
+    """One direction's numbers; its second derivative is that of its slope along itself."""
+    found = torch.autograd.grad(
+        slope, [p for p, _ in along], retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    pairs = zip(found, along, strict=True)
+    curvature = torch.stack([(h * D.to(h.dtype)).sum() for h, (_, D) in pairs]).sum()
+    slope = slope.detach()
+    bowl = torch.where(curvature > 0, curvature, torch.nan)
+    return {
+        "slope": slope,
+        "curvature": curvature,
+        "potential": slope.square() / bowl,
+        "best_step": slope / bowl,
+    }
+
+
+@dataclass(slots=True)
+class DescentPotential:
+    """Records, every so many steps, how much each matrix's update could have lowered the loss.
+
+        probe = DescentPotential(lambda: model(tokens, targets), every=500)
+        optimizer.observe(probe)
+
+    An observed step costs a forward and a backward pass and one more backward pass per matrix, and
+    keeps a copy of the matrices until it ends.
+
+    Attributes:
+        loss: See `descent`; called at the weights before the step.
+        sink: Called with (step, records); None keeps the last thousand in `history`.
+        every: Observe steps 1, 1 + every, ...; at least 1.
+        step: Steps seen so far.
+        history: What was recorded, where there is no sink.
+    """
+
+    loss: Callable[[], Tensor]
+    sink: Sink | None = None
+    every: int = 500
+    step: int = 0
+    history: History = field(default_factory=new_history)
+    _before: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _directions: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be >= 1, got {self.every}")
+
+    @outside_graphs
+    def begin(self) -> bool:
+        """Counts the step and says whether it is observed."""
+        self.step += 1
+        return (self.step - 1) % self.every == 0
+
+    @outside_graphs
+    def observe(self, observation: Observation) -> None:
+        """Keeps a parameter as it was, and where it went if it is a hidden matrix."""
+        p = live_parameter(observation)
+        if p is not None:
+            before = observation.parameter.detach()
+            self._before[observation.name] = p, before.clone() if before.is_set_to(p) else before
+            if is_hidden(observation.group):
+                self._directions[observation.name] = p, observation.direction
+
+    @outside_graphs
+    def end(self) -> None:
+        """Goes back to the weights before the step, measures, and comes back."""
+        after = {name: p.detach().clone() for name, (p, _) in self._before.items()}
+        try:
+            _put({name: before for name, (_, before) in self._before.items()}, self._before)
+            records = to_host(descent(self.loss, self._directions)) if self._directions else {}
+        finally:
+            _put(after, self._before)
+            self._before, self._directions = {}, {}
+        hand_over(self.sink, self.history, self.step, records)
+
+
+def live_parameter(observation: Observation) -> Tensor | None:
+    """The parameter itself; None if the group does not tell which it is.
+
+    Rules that work on entries have moved it by the time that it is observed: their observation
+    holds a copy from before.
+    """
+    if observation.parameter.requires_grad:
+        return observation.parameter
+    names = observation.group.get("param_names") or []
+    if observation.name not in names:
+        return None
+    p: Tensor = observation.group["params"][names.index(observation.name)]
+    return p
+
+
+@torch.no_grad()
+def _put(values: Mapping[str, Tensor], places: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    for name, value in values.items():
+        places[name][0].copy_(value)

@@ -1,0 +1,75 @@
+"""Weight decay that looks where the step goes, and decay that follows the schedule twice.
+
+    cautious:    W <- W - lr wd W   only where the step shrinks the entry already
+    coupled:     wd_t = wd lr_t / lr_max
+
+Sources: Liang et al., "Cautious optimizers" (2024), arXiv 2411.16085, and Chen et al., "Cautious
+weight decay" (2025), arXiv 2510.12402. The coupled form is practice, without a paper.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from polarlight.hooks.attach import Group
+
+
+@dataclass(frozen=True, slots=True)
+class CautiousDecay:
+    """Decoupled weight decay on the entries that the step makes smaller, and on no others.
+
+    Set the optimizer's own weight decay to 0, or it comes on top.
+
+    Attributes:
+        weight_decay: Entries are multiplied by 1 - lr * weight_decay; at least 0.
+    """
+
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must be >= 0, got {self.weight_decay}")
+
+    def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
+        """The weight, decayed where step and decay agree."""
+        shrinks = (weight - before) * before < 0
+        return weight - torch.where(shrinks, group["lr"] * self.weight_decay * before, 0)
+
+
+def couple_decay_to_schedule(
+    optimizer: Optimizer, full: float | Sequence[float] | None = None
+) -> Any:
+    """Multiplies every group's weight decay by lr / lr_max, so that decay ends with the schedule.
+
+    The decay per step is lr * weight_decay, hence falls as lr squared.
+
+    Args:
+        optimizer: Any torch optimizer; its `weight_decay` entries are those of the full rate, and
+            are written in each step.
+        full: Full learning rate, or one per group; None takes each group's `initial_lr`, which
+            torch's schedulers write, or where there is none its `lr` now.
+
+    Returns:
+        A handle whose `remove()` leaves the decay where it is then.
+
+    Raises:
+        ValueError: If a full learning rate is not positive, or there is not one per group.
+    """
+    groups = optimizer.param_groups
+    if full is None:
+        rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
+    else:
+        rates = [full] * len(groups) if isinstance(full, int | float) else list(full)
+    if len(rates) != len(groups) or not all(rate > 0 for rate in rates):
+        raise ValueError(f"full must be > 0, one for all {len(groups)} groups or each, got {full}")
+    decays = [float(group["weight_decay"]) for group in groups]
+
+    def couple(*_: Any) -> None:
+        for group, rate, decay in zip(optimizer.param_groups, rates, decays, strict=True):
+            group["weight_decay"] = decay * group["lr"] / rate
+
+    return optimizer.register_step_pre_hook(couple)

@@ -1,0 +1,87 @@
+"""QK-clip: queries and keys drawn back where attention logits have grown too large.
+
+    gamma_h = min(1, threshold / S_h),    W_q,h <- sqrt(gamma_h) W_q,h,    W_k,h likewise
+
+S_h is the largest logit that head h had in the step's batch: its logits become gamma_h times what
+they were, those of other heads stay. A key head that several query heads share takes the smallest
+gamma of its group, and the queries the rest. Only for attention without norms on queries and keys,
+which undo it.
+
+Source: Kimi Team, "Kimi K2" (2025), arXiv 2507.20534, section 2.1; threshold 100 there.
+Deviations: for shared key heads (the paper's are not); power 1/2 for both, as published.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+@torch.no_grad()
+def clip_queries_and_keys(
+    query: Tensor, key: Tensor, largest: Tensor, *, threshold: float = 100.0
+) -> None:
+    """Rescales both weights in place.
+
+    Args:
+        query: [heads * size, width].
+        key: [key_heads * size, width]; key_heads divides heads, neighbours share a key head.
+        largest: Largest attention logit of each head, after the softmax scale, [heads].
+        threshold: What no head shall exceed, > 0.
+
+    Raises:
+        ValueError: If the threshold is not positive or the sizes do not divide.
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold must be > 0, got {threshold}")
+    heads = largest.numel()
+    size = query.shape[0] // heads
+    if query.shape[0] % heads or key.shape[0] % size or heads % (key.shape[0] // size):
+        raise ValueError(
+            f"{heads} heads do not fit queries of {query.shape[0]} rows and keys of {key.shape[0]}"
+        )
+    shared = key.shape[0] // size
+    gamma = (threshold / largest.clamp_min(threshold)).to(query.dtype).view(shared, -1)
+    of_key = gamma.amin(dim=-1, keepdim=True).sqrt()
+    query.view(heads, size, -1).mul_((gamma / of_key).view(heads, 1, 1))
+    key.view(shared, size, -1).mul_(of_key.view(shared, 1, 1))
+
+
+@dataclass(slots=True, eq=False)
+class QKClip:
+    """Clips one attention layer after every step, from the logits that were reported since.
+
+        clip = QKClip(layer.q_proj, layer.k_proj)
+        clip.attach(optimizer)
+        ...                          # in the forward pass, per head:
+        clip.report(logits.amax(dim=(0, 2, 3)))
+
+    Attributes:
+        query: Projection whose weight is [heads * size, width].
+        key: The same for keys.
+        threshold: What no head shall exceed, > 0.
+    """
+
+    query: nn.Linear
+    key: nn.Linear
+    threshold: float = 100.0
+    _largest: Tensor | None = field(default=None, repr=False)
+
+    def report(self, largest: Tensor) -> None:
+        """Notes the largest logit of each head, [heads]; micro batches add up to their maximum."""
+        largest = largest.detach()
+        known = self._largest
+        self._largest = largest if known is None else torch.maximum(known, largest)
+
+    def attach(self, optimizer: Optimizer) -> Any:
+        """Clips after each of the optimizer's steps; returns a handle with `remove()`."""
+        return optimizer.register_step_post_hook(lambda *_: self.clip())
+
+    def clip(self) -> None:
+        """Clips now, and forgets what was reported."""
+        if self._largest is not None:
+            weights = self.query.weight, self.key.weight
+            clip_queries_and_keys(*weights, self._largest, threshold=self.threshold)
+            self._largest = None

@@ -1,0 +1,40 @@
+"""What a checkpoint is to those who look into it: names, shapes, and tensors on demand."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Size, Tensor
+
+
+class UnreadableError(ValueError):
+    """The file or folder is no checkpoint that can be read: which one, why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor that can be read.
+
+    Attributes:
+        shape: Its shape.
+        bytes: What it takes in memory.
+        read: Reads it, each time anew.
+    """
+
+    shape: Size
+    bytes: int
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint, opened.
+
+    Attributes:
+        weights: Model tensors by name.
+        momenta: First moments of the optimizer, by the name of their parameter.
+        notes: What the reader should know: what was left out, and why.
+    """
+
+    weights: Mapping[str, Entry]
+    momenta: Mapping[str, Entry] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

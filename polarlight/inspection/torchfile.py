@@ -1,0 +1,158 @@
+"""Files of `torch.save`, mapped and not loaded: weights, and an optimizer's first moments."""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, is_zipfile
+
+import torch
+from torch import Tensor
+
+from polarlight.inspection.source import Entry, Source, UnreadableError
+
+MODELS = ("model", "state_dict", "model_state_dict", "module", "net")
+"""Keys under which checkpoints keep a model's weights."""
+
+OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_states", "optim")
+MOMENTA = ("momentum_buffer", "exp_avg")
+"""First moments, by polarlight's and torch's names."""
+
+
+def torch_source(path: Path) -> Source:
+    """What a file of `torch.save` holds; its tensors stay on the disk until they are used.
+
+    Raises:
+        UnreadableError: If the file is cut short, foreign, or needs more than `weights_only=True`.
+    """
+    content = load_mapped(path)
+    weights = {name: entry_of(x) for name, x in _tensors(_model_of(content))}
+    if not weights:
+        raise UnreadableError(f"{path} holds no tensors; it has {_keys(content)}")
+    optimizer = next((content[k] for k in OPTIMIZERS if k in content), None)
+    momenta, notes = momenta_of(optimizer, weights)
+    return Source(weights, momenta, notes)
+
+
+def load_mapped(path: Path) -> Mapping[str, Any]:
+    """The content of the file as a dict, tensors mapped from it.
+
+    Raises:
+        UnreadableError: As `torch_source`.
+    """
+    if not is_zipfile(path):
+        raise UnreadableError(_not_zip(path))
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnreadableError(
+            f"{path} holds more than tensors and plain values, which is not loaded for safety "
+            f"({_line(error)}); save its state dict alone"
+        ) from error
+    except (RuntimeError, EOFError, BadZipFile, OSError, ValueError) as error:
+        raise UnreadableError(f"{path} cannot be read by torch: {_line(error)}") from error
+    if not isinstance(content, Mapping):
+        raise UnreadableError(f"{path} holds a {type(content).__name__}, expected a state dict")
+    return content
+
+
+def _not_zip(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head[:2] == b"PK":
+        return (
+            f"{path} was cut short: it starts as a file of torch.save and has no end; copy it again"
+        )
+    if head[:1] == b"\x80":
+        return (
+            f"{path} is a pickle, or a file of torch.save from before version 1.6, which cannot be "
+            "read piece by piece; load it and save it again with a newer torch"
+        )
+    return f"{path} is no file of torch.save: it starts with {head!r}"
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:160] or type(error).__name__
+
+
+def _keys(content: Mapping[str, Any]) -> str:
+    return "the keys " + ", ".join(map(str, list(content)[:8])) if content else "no keys"
+
+
+def _model_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    for key in MODELS:
+        found = content.get(key)
+        if isinstance(found, Mapping):
+            return found
+    return {k: v for k, v in content.items() if k not in OPTIMIZERS}
+
+
+def _tensors(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors of nested dicts; keys joined by dots."""
+    for key, value in tree.items():
+        if isinstance(value, Tensor):
+            yield f"{path}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value, f"{path}{key}.")
+
+
+def entry_of(x: Tensor) -> Entry:
+    """A tensor that is mapped already."""
+    return Entry(x.shape, x.numel() * x.element_size(), lambda: x)
+
+
+def momenta_of(
+    optimizer: Any, weights: Mapping[str, Entry]
+) -> tuple[dict[str, Entry], tuple[str, ...]]:
+    """First moments by parameter, and what could not be told.
+
+    State is matched by the names in the param groups; without names by order, if all shapes agree.
+    """
+    if not isinstance(optimizer, Mapping) or "state" not in optimizer:
+        return {}, ()
+    state: Mapping[Any, Any] = optimizer["state"]
+    names = _names(optimizer.get("param_groups", ()))
+    moments = {
+        i: next((entry[k] for k in MOMENTA if isinstance(entry.get(k), Tensor)), None)
+        for i, entry in state.items()
+        if isinstance(entry, Mapping)
+    }
+    if not names:
+        names = _by_order(moments, weights)
+    found = {
+        _in(weights, names[i]): entry_of(x)
+        for i, x in moments.items()
+        if x is not None and i in names and _in(weights, names[i])
+    }
+    if moments and not found:
+        note = "there is optimizer state, but it names no parameters and its order does not fit"
+        return {}, (note,)
+    return found, ()
+
+
+def _names(groups: Any) -> dict[Any, str]:
+    """Parameter names by the ids in the groups; state dicts keyed by name are their own names."""
+    found: dict[Any, str] = {}
+    for group in groups:
+        ids = group.get("params", ())
+        named = group.get("param_names") or [i for i in ids if isinstance(i, str)]
+        if len(named) == len(ids):
+            found |= dict(zip(ids, named, strict=True))
+    return found
+
+
+def _by_order(moments: Mapping[Any, Tensor | None], weights: Mapping[str, Entry]) -> dict[Any, str]:
+    ordered = sorted(moments)
+    if len(ordered) != len(weights):
+        return {}
+    pairs = dict(zip(ordered, weights, strict=True))
+    fits = all(x is None or x.shape == weights[pairs[i]].shape for i, x in moments.items())
+    return pairs if fits else {}
+
+
+def _in(weights: Mapping[str, Entry], name: str) -> str:
+    """The weight of this name, without what wrappers put before it; empty if there is none."""
+    if name in weights:
+        return name
+    plain = name.replace("_orig_mod.", "").removeprefix("module.")
+    return plain if plain in weights else ""

@@ -1,0 +1,172 @@
+"""Carrying state into an optimizer of ours: in the same process, or from a file.
+
+    carry_over([their_muon, their_adamw], ours)            # parameters are the same objects
+    load_carried(ours, from_file(torch.load("converted.pt")))    # parameters have the same names
+
+Nothing is copied that the new rule does not keep, and what starts anew is listed with its reason.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from polarlight.groups import name_of
+from polarlight.migration.carried import Carried
+from polarlight.migration.conventions import momentum_factor
+from polarlight.migration.sources import read_entry
+from polarlight.optimizer import SpectralOptimizer
+from polarlight.rule import MOMENTUM, UpdateRule
+from polarlight.stages.momentum import EMA
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one parameter got.
+
+    Attributes:
+        name: The parameter.
+        carried: Names of the buffers that were filled.
+        fresh: Names of those that start from zero.
+        reason: Why, if anything starts from zero; empty otherwise.
+    """
+
+    name: str
+    carried: tuple[str, ...]
+    fresh: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was carried over; prints as a summary."""
+
+    lines: tuple[Line, ...]
+
+    def __str__(self) -> str:
+        full = sum(bool(line.carried) and not line.fresh for line in self.lines)
+        kinds: dict[tuple[tuple[str, ...], tuple[str, ...], str], list[str]] = {}
+        for line in self.lines:
+            kinds.setdefault((line.carried, line.fresh, line.reason), []).append(line.name)
+        said = [f"{full} of {len(self.lines)} parameters take all of their state along"]
+        for (carried, fresh, reason), names in kinds.items():
+            what = [f"{', '.join(carried)} carried"] if carried else []
+            what += [f"{', '.join(fresh)} from zero ({reason})"] if fresh else []
+            said.append(f"  {len(names):4} x {'; '.join(what)}: {names[0]}{_more(names)}")
+        return "\n".join(said)
+
+
+def carry_over(old: Optimizer | Iterable[Optimizer], new: SpectralOptimizer) -> Report:
+    """Fills the state of `new` from optimizers that hold the same parameters, in mid-training.
+
+    Build `new` on the same model, call this once, and go on with `new`. Learning rates are not
+    touched: `translate_lr` says what they are.
+
+    Args:
+        old: One optimizer or several, such as a Muon and an AdamW; their state is copied.
+        new: The optimizer to fill.
+
+    Raises:
+        ValueError: If an optimizer's format is not known, or none of its parameters is in `new`.
+    """
+    entries: dict[int, Carried] = {}
+    for optimizer in [old] if isinstance(old, Optimizer) else old:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                entries[id(p)] = read_entry(group, optimizer.state.get(p, {}))
+    found = {name: entries[id(p)] for name, p, _ in _places(new) if id(p) in entries}
+    if not found:
+        raise ValueError(
+            "the optimizers have no parameter in common: build the new one on the same model "
+            "object, or load by name with load_carried"
+        )
+    return _fill(new, found, "the old optimizers do not have it")
+
+
+def load_carried(new: SpectralOptimizer, carried: Mapping[str, Carried]) -> Report:
+    """Fills the state of `new` by the names of its parameters.
+
+    Args:
+        new: An optimizer built from a module or from named parameters.
+        carried: What `read_state_dict` or `from_file` returned; several are merged by `|`.
+
+    Raises:
+        ValueError: If no name is known to `new`, or a shape differs; the message lists them.
+    """
+    names = {name for name, _, _ in _places(new)}
+    if not names & carried.keys():
+        theirs, ours = (", ".join(sorted(keys)[:3]) for keys in (carried.keys(), names))
+        raise ValueError(f"no name in common. Carried: {theirs}, ...; the optimizer's: {ours}, ...")
+    unknown = sorted(carried.keys() - names)
+    if unknown:
+        raise ValueError(
+            f"the optimizer has no parameter {', '.join(unknown[:5])}{_more(unknown[4:])}; "
+            "leave these out if that is meant"
+        )
+    return _fill(new, carried, "the file does not have it")
+
+
+def _places(optimizer: SpectralOptimizer) -> list[tuple[str, Tensor, Mapping[str, Any]]]:
+    return [
+        (name_of(group, index, place), p, group)
+        for index, group in enumerate(optimizer.param_groups)
+        for place, p in enumerate(group["params"])
+    ]
+
+
+@torch.no_grad()
+def _fill(new: SpectralOptimizer, carried: Mapping[str, Carried], missing: str) -> Report:
+    places = _places(new)
+    wrong = [
+        f"{name}: {tuple(one.momentum.shape)}, not {tuple(p.shape)}"
+        for name, p, _ in places
+        if (one := carried.get(name)) and one.momentum is not None and one.momentum.shape != p.shape
+    ]
+    if wrong:
+        raise ValueError(f"shapes differ; are the names in the right order? {'; '.join(wrong)}")
+    new.state_dict()  # every parameter has its state afterwards
+    nothing = Carried(reason=missing)
+    lines = [
+        _fill_one(name, group, new.state.get(p, {}), carried.get(name, nothing))
+        for name, p, group in places
+    ]
+    return Report(tuple(lines))
+
+
+def _fill_one(name: str, group: Mapping[str, Any], state: dict[str, Tensor], one: Carried) -> Line:
+    spectral = isinstance(group["rule"], UpdateRule)
+    values = _spectral(group, one) if spectral else _elementwise(one)
+    filled = [
+        key
+        for key, value in values.items()
+        if key in state and value is not None and state[key].shape == value.shape
+    ]
+    for key in filled:
+        state[key].copy_(values[key])
+    fresh = tuple(key for key in state if key not in filled)
+    reason = one.reason or ("no counterpart" if fresh else "")
+    return Line(name, tuple(filled), fresh, reason if fresh else "")
+
+
+def _spectral(group: Mapping[str, Any], one: Carried) -> dict[str, Any]:
+    """Momentum in the rule's own unit, and NorMuon's rows."""
+    mean = one.mean()
+    if mean is not None:
+        factor = momentum_factor(EMA(), group["rule"].momentum, group["momentum"])
+        mean = mean if factor == 1 else mean * factor
+    return {MOMENTUM: mean, "row_second_moment": one.row_second_moment}
+
+
+def _elementwise(one: Carried) -> dict[str, Any]:
+    """AdamW's state, whole or not at all: a first moment without its second is a wild step."""
+    if one.second_moment is None or one.momentum is None:
+        return {}
+    step = torch.tensor(float(one.step))
+    return {"exp_avg": one.momentum, "exp_avg_sq": one.second_moment, "step": step}
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

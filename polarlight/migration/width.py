@@ -1,0 +1,62 @@
+"""Learning rates across widths: what must stay equal is how far a layer's output can move.
+
+    step = lr * scale(m, n) * sqrt(n / m)
+
+The polar factor has spectral norm 1; as a map between vectors measured by their root mean square,
+a step of an m x n weight has norm lr * scale * sqrt(n/m). Kept equal, activations move equally at
+every width. Under `RmsToRms` that is lr itself, whatever the width; under `Original` lr for square
+and tall weights; under `MatchRmsAdamW` lr must fall as 1 / sqrt(width).
+
+Decay is kept per step: where lr changes, weight decay changes the other way, so that weights forget
+in as many steps as before.
+
+Source: Yang, Simon and Bernstein, "A spectral condition for feature learning" (2023), arXiv
+2310.17813; Bernstein and Newhouse (2024), arXiv 2410.21265.
+"""
+
+from math import sqrt
+
+from polarlight.migration.conventions import Convention, Size, convention_of
+
+Shape = tuple[int, int]
+
+
+def operator_step(lr: float, convention: str | Convention, shape: Shape) -> float:
+    """RMS-to-RMS operator norm of one step of a weight of this shape, (fan_out, fan_in).
+
+    Raises:
+        ValueError: If a number is out of range, or the convention's updates are as large as the
+            gradients make them.
+    """
+    kind = convention_of(convention)
+    if kind.size is not Size.POLAR:
+        raise ValueError(f"the updates of {kind.name!r} are as large as the gradients make them")
+    if not lr >= 0 or min(shape) < 1:
+        raise ValueError(f"lr must be >= 0 and sizes >= 1, got {lr} and {shape}")
+    m, n = shape
+    return lr * kind.scale(m, n) * sqrt(n / m)
+
+
+def transfer_lr(
+    lr: float,
+    *,
+    convention: str | Convention,
+    shape: Shape,
+    to: Shape,
+    weight_decay: float = 0.0,
+) -> tuple[float, float]:
+    """Learning rate and weight decay for the same weight of a wider or narrower model.
+
+    Args:
+        lr: Learning rate that was tuned for `shape`.
+        convention: What it means.
+        shape: (fan_out, fan_in) of a hidden weight in the model that was tuned.
+        to: The same weight's shape in the other model.
+        weight_decay: Weight decay beside it.
+
+    Raises:
+        ValueError: If a number is out of range, or the convention's updates are as large as the
+            gradients make them.
+    """
+    ratio = operator_step(1.0, convention, shape) / operator_step(1.0, convention, to)
+    return lr * ratio, weight_decay / ratio

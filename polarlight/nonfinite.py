@@ -1,0 +1,287 @@
+"""What a step does about a gradient with a NaN or an Inf in it.
+
+By default that parameter is left out of the step, weight and all of its state, as if it had had no
+gradient. Where the gradient lies on an accelerator, or the step is compiled, nobody waits to learn
+which ones these are: what the step writes is selected on the device, and counted there. The host is
+asked where it need not wait (gradients in its own memory) and where it decides anyway: `RAISE`,
+rules with a counter on the host (`HOST_COUNTER`: SOAP and its kin), and steps that a probe
+observes. That is one transfer per group.
+
+AdamW squares its gradients: for elementwise rules a gradient whose sum of squares overflows (norms
+beyond 1.8e19 in float32) is not finite either. One such step would leave an infinite second moment,
+and a parameter that never moves again.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polarlight.groups import Group, name_of
+from polarlight.rule import HOST_COUNTER, MOMENTUM, ElementwiseRule, SkippingRule, UpdateRule
+
+Finite = list[Tensor] | None
+"""One bool [] per gradient, beside it; None where every gradient is to be used as it is."""
+
+State = dict[str, Tensor]
+
+
+class NonFinite(StrEnum):
+    """What to do about a gradient that is not finite."""
+
+    SKIP = "skip"
+    """Leave its parameter out of this step and count it; the others move. The default."""
+    RAISE = "raise"
+    """Raise FloatingPointError, naming them, before anything has moved. Waits for the device."""
+    PROPAGATE = "propagate"
+    """Use it: its own parameter and state become NaN, the others are untouched."""
+
+
+class Watch:
+    """Judges the gradients of a step and keeps count of those that were left out.
+
+    Attributes:
+        policy: What is done about them; may be changed at any time.
+    """
+
+    def __init__(self, policy: NonFinite) -> None:
+        self.policy = policy
+        self._seen: Counter[tuple[int, int]] = Counter()
+        self._counts: dict[tuple[int, torch.device], Tensor] = {}
+
+    def judge(
+        self,
+        groups: Sequence[Group],
+        members: list[list[int]],
+        states: Mapping[Tensor, State],
+        ask: bool = False,
+    ) -> list[Finite]:
+        """One verdict per group; takes out of `members` what the host knows to be left out.
+
+        Args:
+            groups: The param groups.
+            members: Per group, the places of the parameters with a gradient.
+            states: The state of each parameter.
+            ask: Whether the host may wait for a transfer per group, for it is watching.
+
+        Raises:
+            FloatingPointError: If the policy is RAISE and a gradient is not finite.
+        """
+        if self.policy is NonFinite.PROPAGATE:
+            return [None] * len(groups)
+        if self.policy is NonFinite.RAISE:
+            _refuse(groups, members)
+            return [None] * len(groups)
+        return [
+            self._skip(index, group, places, ask or _counts_on_host(group, places, states))
+            for index, (group, places) in enumerate(zip(groups, members, strict=True))
+        ]
+
+    def skipped(self, groups: Sequence[Group]) -> dict[str, int]:
+        """How many steps each parameter was left out of, by name; those with none are absent."""
+        found = Counter(self._seen)
+        for (index, _), counts in self._counts.items():
+            found.update({(index, place): n for place, n in enumerate(counts.tolist()) if n})
+        return {name_of(groups[i], i, place): n for (i, place), n in sorted(found.items())}
+
+    def _skip(self, index: int, group: Group, places: list[int], ask: bool) -> Finite:
+        """Flags for the places that are left, or None if the host knows that all are finite."""
+        finite: dict[int, Tensor] = {}
+        squares = not isinstance(group["rule"], UpdateRule)
+        for device, here, gradients in _by_device(group["params"], places):
+            if ask or _in_memory(device):
+                known = _known_finite(gradients, squares)
+                bad = [i for i, ok in zip(here, known, strict=True) if not ok]
+                self._seen.update((index, place) for place in bad)
+                for place in bad:
+                    places.remove(place)
+            else:
+                flags = _are_finite(gradients, squares)
+                self._count(index, len(group["params"]), here, flags)
+                finite.update(zip(here, flags.unbind(), strict=True))
+        if not finite:
+            return None
+        return [finite[i] if i in finite else torch.ones((), dtype=torch.bool) for i in places]
+
+    def _count(self, index: int, size: int, here: Sequence[int], flags: Tensor) -> None:
+        """Adds to the counts of one group on one device."""
+        key = (index, flags.device)
+        if key not in self._counts or len(self._counts[key]) != size:
+            self._counts[key] = torch.zeros(size, dtype=torch.int64, device=flags.device)
+        counts, bad = self._counts[key], flags.logical_not()
+        if len(here) == size:
+            counts += bad
+        else:
+            for place, one in zip(here, bad.unbind(), strict=True):
+                counts[place] += one
+
+
+def _in_memory(device: torch.device) -> bool:
+    """Whether the host can read the device's tensors without waiting, here and now."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _by_device(
+    params: Sequence[Tensor], places: Sequence[int]
+) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
+    """Per device, the places on it and the gradients there."""
+    found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
+    for i in places:
+        gradient = params[i].grad
+        if gradient is not None:
+            here, gradients = found.setdefault(gradient.device, ([], []))
+            here.append(i)
+            gradients.append(gradient)
+    for device, (here, gradients) in found.items():
+        yield device, here, gradients
+
+
+def _known_finite(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
+    """What `_are_finite` says, for the host to know; one transfer."""
+    if _in_memory(gradients[0].device) and not squares:
+        # A finite sum has finite terms, and is the cheapest to have; a sum may also overflow.
+        sums = torch.stack([g.sum() for g in gradients]).tolist()
+        if all(map(math.isfinite, sums)):
+            return [True] * len(gradients)
+    return list(_are_finite(gradients, squares).tolist())
+
+
+def _are_finite(gradients: Sequence[Tensor], squares: bool) -> Tensor:
+    """Whether each gradient has only finite entries, bool [len(gradients)]; all on one device.
+
+    With `squares`, whether the sum of their squares is finite as well.
+    """
+    if squares:
+        norms = [torch.linalg.vector_norm(g, dtype=_wide(g)) for g in gradients]
+        return torch.stack(norms).isfinite()
+    if gradients[0].device.type == "cuda" and all(g.numel() for g in gradients):
+        return torch.stack(torch._foreach_norm(list(gradients), float("inf"))).isfinite()
+    return torch.stack([g.isfinite().all() for g in gradients])
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype in which statistics of `x` are kept."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _refuse(groups: Sequence[Group], members: Sequence[Sequence[int]]) -> None:
+    """Raises FloatingPointError if a gradient is not finite."""
+    bad = [
+        name_of(group, index, place)
+        for index, (group, places) in enumerate(zip(groups, members, strict=True))
+        for _, here, gradients in _by_device(group["params"], places)
+        for place, ok in zip(
+            here, _known_finite(gradients, not isinstance(group["rule"], UpdateRule)), strict=True
+        )
+        if not ok
+    ]
+    if bad:
+        raise FloatingPointError(
+            f"the gradient of {', '.join(bad)} is not finite; nothing was changed. "
+            "NonFinite.SKIP leaves such parameters out of the step"
+        )
+
+
+def _counts_on_host(group: Group, places: Sequence[int], states: Mapping[Tensor, State]) -> bool:
+    """Whether the group's rule branches on a counter of its own."""
+    return isinstance(group["rule"], UpdateRule) and any(
+        HOST_COUNTER in states[group["params"][i]] for i in places
+    )
+
+
+def momenta(
+    rule: UpdateRule,
+    gradients: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    beta: float,
+    finite: Finite,
+) -> list[Tensor]:
+    """What the rule maps; buffers of parameters that are left out keep their value.
+
+    An average is at rest where the gradient equals it: that is what it is given there. Other
+    conventions are undone.
+    """
+    if finite is None:
+        return rule.momentum(gradients, buffers, beta)
+    if not rule.momentum.buffered:
+        harmless = [torch.where(ok, g, 0.0) for ok, g in zip(finite, gradients, strict=True)]
+        return rule.momentum(harmless, buffers, beta)
+    harmless = [torch.where(ok, g, b) for ok, g, b in zip(finite, gradients, buffers, strict=True)]
+    if rule.momentum.averages:
+        return rule.momentum(harmless, buffers, beta)
+    before = [b.clone() for b in buffers]
+    result = rule.momentum(harmless, buffers, beta)
+    _undo(buffers, before, finite)
+    return result
+
+
+def drafts(states: Sequence[State], finite: Finite) -> Sequence[State]:
+    """Copies of the stages' buffers for a step to write; the states themselves if all is kept."""
+    if finite is None:
+        return states
+    return [
+        {name: value.clone() for name, value in state.items() if name != MOMENTUM}
+        for state in states
+    ]
+
+
+def keep(
+    directions: Sequence[Tensor],
+    states: Sequence[MutableMapping[str, Tensor]],
+    written: Sequence[State],
+    finite: Finite,
+) -> None:
+    """Takes the drafts over and makes directions zero where the gradient was not finite."""
+    if finite is None:
+        return
+    for ok, state, draft in zip(finite, states, written, strict=True):
+        for name, value in draft.items():
+            state[name].copy_(torch.where(ok, value, state[name]))
+    for ok, direction in zip(finite, directions, strict=True):
+        direction.mul_(ok)
+
+
+def decay(params: Sequence[Tensor], factor: float | Tensor, finite: Finite) -> None:
+    """Multiplies the weights by the factor, but not those that are left out."""
+    if finite is None:
+        torch._foreach_mul_(list(params), factor)
+        return
+    for ok, p in zip(finite, params, strict=True):
+        p.copy_(torch.where(ok, p * factor, p))
+
+
+_SKIPPING = {"cpu", "cuda"}
+"""Devices on which torch's kernels can leave a parameter out by themselves."""
+
+
+def step_entries(
+    rule: ElementwiseRule,
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    states: list[State],
+    finite: Finite,
+    **numbers: Any,
+) -> None:
+    """A step of an elementwise rule; what is left out keeps weight and state.
+
+    Rules that can leave parameters out do so; the work of others is undone.
+    """
+    if finite is None:
+        rule.step(parameters, gradients, states, **numbers)
+    elif isinstance(rule, SkippingRule) and {p.device.type for p in parameters} <= _SKIPPING:
+        rule.step_finite(parameters, gradients, states, finite, **numbers)
+    else:
+        written = [[p, *state.values()] for p, state in zip(parameters, states, strict=True)]
+        before = [[x.clone() for x in tensors] for tensors in written]
+        rule.step(parameters, gradients, states, **numbers)
+        for ok, tensors, old in zip(finite, written, before, strict=True):
+            _undo(tensors, old, [ok.to(x.device) for x in tensors])
+
+
+def _undo(written: Sequence[Tensor], before: Sequence[Tensor], finite: Sequence[Tensor]) -> None:
+    for new, old, ok in zip(written, before, finite, strict=True):
+        new.copy_(torch.where(ok, new, old))

@@ -1,0 +1,115 @@
+"""Files that are whole or not there, and that say so.
+
+A file is written beside its place, flushed to the disk, and renamed into it: whoever is killed
+leaves the old file or the new one. A seal at the end tells damage that came later:
+
+    content | length of the content, 8 bytes | its SHA-256, 32 bytes | "polarlight seal1"
+
+Readers of zip files, torch among them, do not mind the seal; torch does not check the checksums
+that its own files have.
+"""
+
+import hashlib
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+MARK = b"polarlight seal1"
+_SEAL = struct.Struct(f"<Q32s{len(MARK)}s")
+_PIECE = 2**20
+
+
+class Writable(Protocol):
+    """What a writer is given."""
+
+    def write(self, data: bytes, /) -> int:
+        """Appends."""
+
+
+class DamagedError(ValueError):
+    """The content of a file is not what was sealed."""
+
+
+def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Puts a new file in the place of `path`, once `write` has written all of it to the disk."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _flush_folder(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """`replace` with a text in UTF-8."""
+    replace(path, lambda file: file.write(text.encode()))
+
+
+def replace_sealed(path: Path, write: Callable[[Writable], object]) -> None:
+    """`replace`, with a seal at the end."""
+
+    def write_and_seal(file: BinaryIO) -> None:
+        counting = _Counting(file)
+        write(counting)
+        file.write(_SEAL.pack(counting.length, counting.digest.digest(), MARK))
+
+    replace(path, write_and_seal)
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether the file ends with a seal; reads all of it to see that the seal is true.
+
+    Raises:
+        DamagedError: If there is a seal, and the content is another one.
+    """
+    size = path.stat().st_size - _SEAL.size
+    if size < 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(size)
+        length, digest, mark = _SEAL.unpack(file.read())
+        if mark != MARK:
+            return False
+        file.seek(0)
+        found = hashlib.sha256()
+        for start in range(0, size, _PIECE):
+            found.update(file.read(min(_PIECE, size - start)))
+    if length != size or digest != found.digest():
+        raise DamagedError("its content is not what was written: the checksum differs")
+    return True
+
+
+def flush(path: Path) -> None:
+    """Waits until what was written to the file is on the disk; nothing if there is no file."""
+    if path.exists():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a rename last, on systems where folders can be flushed."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class _Counting:
+    """Writes to a file and knows the length and checksum of what it wrote."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.length, self.digest = file, 0, hashlib.sha256()
+
+    def write(self, data: bytes, /) -> int:
+        self._file.write(data)
+        self.digest.update(data)
+        self.length += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()

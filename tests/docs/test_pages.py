@@ -1,0 +1,90 @@
+"""The documentation runs: every block of Python, every command, every link inside."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from polarlight.commands.app import app
+
+REPOSITORY = Path(__file__).parents[2]
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def blocks(page, language):
+    return [text for kind, text in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def having(language):
+    return [pytest.param(page, id=page.stem) for page in PAGES if blocks(page, language)]
+
+
+@pytest.mark.parametrize("page", having("python"))
+def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
+    """One after the other in one namespace, as a reader would."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {"__name__": page.stem}
+    for number, text in enumerate(blocks(page, "python"), 1):
+        exec(compile(text, f"{page.name}, block {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", having("console"))
+def test_commands_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [line for text in blocks(page, "console") for line in text.splitlines() if line]
+    assert all(line.startswith("$ polarlight ") for line in lines)
+    for line in lines:
+        result = CliRunner().invoke(app, shlex.split(line)[2:])
+        assert result.exit_code == 0, result.output
+
+
+def test_what_the_troubleshooting_page_says_is_printed(tmp_path, monkeypatch, capsys):
+    page = DOCS / "troubleshooting.md"
+    test_python_blocks_run_in_order(page, tmp_path, monkeypatch)
+    said = capsys.readouterr().out
+    assert "Pass the model" in said
+    assert "no parameter matches 'lm_head.*'" in said
+
+
+def anchors(page):
+    """Headings as mkdocs and GitHub turn them into anchors."""
+    text = re.sub(BLOCK, "", page.read_text())
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_inside_lead_somewhere(page):
+    text = re.sub(BLOCK, "", page.read_text())
+    for link in LINK.findall(text):
+        if re.match(r"https?://|mailto:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        file = (page.parent / target) if target else page
+        assert file.exists(), link
+        assert not anchor or anchor in anchors(file), link
+
+
+def test_the_site_has_every_page():
+    nav = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())["nav"]
+    listed = re.findall(r"[\w-]+\.md", str(nav))
+    assert sorted(listed) == [page.name for page in PAGES]
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("material")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert "Did the rule run?" in (tmp_path / "watching.html").read_text()

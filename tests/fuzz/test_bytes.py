@@ -1,0 +1,169 @@
+"""Files and texts from anywhere: whatever they hold, the error is one that says so."""
+
+import json
+import struct
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from polarlight import view_from_json
+from polarlight.train import checkpoint, durable, history
+from polarlight.train.checkpoint import CheckpointError
+from polarlight.train.corpus import load_corpus
+from polarlight.train.data import DataError
+from polarlight.train.history import HistoryError
+from polarlight.train.shards import HEADER_BYTES, MAGIC, map_shard
+from tests.fuzz.test_gradients import EXAMPLES
+
+CPU = torch.device("cpu")
+FAST = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=EXAMPLES == 100,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def damaged(whole):
+    """Bytes near `whole`: flipped, cut, doubled, overwritten."""
+    places = st.integers(0, len(whole) - 1)
+    return st.one_of(
+        st.builds(
+            lambda i, b: whole[:i] + bytes([b]) + whole[i + 1 :], places, st.integers(0, 255)
+        ),
+        st.builds(lambda i: whole[:i], places),
+        st.builds(lambda i, j: whole[: max(i, j)] + whole[min(i, j) :], places, places),
+        st.builds(lambda i, x: whole[:i] + x + whole[i + len(x) :], places, st.binary(max_size=40)),
+        st.binary(max_size=200),
+    )
+
+
+def outcome(kind, call):
+    """What the call returns, and what an error of the one kind that is allowed says."""
+    try:
+        return call(), None
+    except kind as error:
+        return None, str(error)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("bytes")
+
+
+def saved(folder, seal):
+    path = folder / "whole.pt"
+    content = {
+        "format": checkpoint.FORMAT,
+        "version": 2 if seal else 1,
+        "step": 3,
+        "model": {"weight": torch.arange(12.0).view(3, 4)},
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]},
+    }
+    (durable.replace_sealed if seal else durable.replace)(path, lambda f: torch.save(content, f))
+    return path.read_bytes()
+
+
+@FAST
+@given(data=st.data(), seal=st.booleans())
+def test_checkpoints(folder, data, seal):
+    whole = saved(folder, seal)
+    path = folder / "checkpoint.pt"
+    found = data.draw(damaged(whole))
+    path.write_bytes(found)
+    content, said = outcome(CheckpointError, lambda: checkpoint.load(path, CPU))
+    if said is not None:
+        assert str(path) in said
+    else:
+        assert content["version"] == checkpoint.VERSION
+        assert found == whole or not seal  # version 1 has nothing to tell damage by
+
+
+HEADER = struct.pack("<3i", MAGIC, 1, 100).ljust(HEADER_BYTES, b"\0")
+SHARD = HEADER + torch.arange(100).to(torch.uint16).numpy().tobytes()
+
+
+@FAST
+@given(data=damaged(SHARD))
+def test_token_shards(folder, data):
+    path = folder / "tokens.bin"
+    path.write_bytes(data)
+    tokens, said = outcome(DataError, lambda: map_shard(path))
+    if said is not None:
+        assert str(path) in said
+    else:
+        assert tokens.numel() == (len(data) - HEADER_BYTES) // 2
+        assert tokens.int().max() < 2**16
+
+
+@FAST
+@given(data=damaged(SHARD), suffix=st.sampled_from([".bin", ".txt"]))
+def test_corpora(folder, data, suffix):
+    path = folder / f"corpus{suffix}"
+    path.write_bytes(data)
+    corpus, said = outcome(DataError, lambda: load_corpus(path))
+    if said is not None:
+        assert path.name in said
+    else:
+        assert len(corpus.train) + len(corpus.validation) > 0
+
+
+RECORDS = b"".join(
+    json.dumps({"kind": "step", "step": i, "loss": 1.5, "time": {}}).encode() + b"\n"
+    for i in range(5)
+)
+
+
+@FAST
+@given(data=damaged(RECORDS))
+def test_records(folder, data):
+    path = folder / "metrics.jsonl"
+    path.write_bytes(data)
+    records, said = outcome(HistoryError, lambda: history.read_records(path))
+    if said is not None:
+        assert str(path) in said
+    else:
+        assert all(isinstance(r["step"], int) for r in records)
+        history.truncate_after(path, 2)
+        assert all(r["step"] <= 2 for r in history.read_records(path))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=10,
+)
+VIEW_NAMES = ["Whole", "Heads", "RowBlocks", "Interleaved", "Transposed", "Flattened", "Taps"]
+FIELDS = ["view", "heads", "count", "dim", "sizes", "rows", "inner", "parts", "kernel", "then"]
+
+
+@FAST
+@given(
+    data=st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=6), json_values, max_size=4),
+    name=st.sampled_from(VIEW_NAMES) | json_values,
+)
+def test_views(data, name):
+    """Views come out of JSON files: a wrong one is a ValueError, whatever is wrong."""
+    view, said = outcome(ValueError, lambda: view_from_json(data | {"view": name}))
+    assert said or type(view).__name__ == name
+
+
+@FAST
+@given(text=st.text(max_size=30), name=st.sampled_from(["width", "steps", "mlp", "compile", "x"]))
+def test_settings_on_the_command_line(text, name):
+    pytest.importorskip("typer")
+    from polarlight.commands import options
+
+    for call in (
+        lambda: options.plan("quick", [f"{name}={text}"], {}),
+        lambda: options.plan(text, [], {}),
+        lambda: options.plan("quick", [text], {}),
+        lambda: options.sweep([f"lr={text}"]),
+        lambda: options.sweep([text]),
+        lambda: options.optimizers(text),
+        lambda: options.architecture(text),
+    ):
+        result, said = outcome(ValueError, call)
+        assert result is not None or said

@@ -1,0 +1,90 @@
+"""LoRA: the factors as matrices of their own, the rest by AdamW, the frozen ones left alone."""
+
+import pytest
+import torch
+from torch import nn
+
+import polarlight
+from polarlight.integrations.lora import lora_groups
+from tests.integrations.running import example
+
+
+class Adapted(nn.Module):
+    """A layer in peft's names."""
+
+    def __init__(self, out=12, width=8, r=2):
+        super().__init__()
+        self.base_layer = nn.Linear(width, out, bias=False).requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(width, r, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(r, out, bias=False)})
+        nn.init.zeros_(self.lora_B["default"].weight)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.ModuleDict({"up_proj": Adapted(), "score": nn.Linear(12, 2)})
+
+
+def test_factors_get_the_rule_others_adamw_and_frozen_ones_nothing():
+    net = model()
+    optimizer = polarlight.SpectralOptimizer(
+        lora_groups(net, lr=0.01, b_ratio=4, aux_lr=1e-3, weight_decay=0.1)
+    )
+    found = {g["role"]: g for g in optimizer.param_groups}
+    assert {role: g["lr"] for role, g in found.items()} == {
+        "lora_a": 0.01,
+        "lora_b": 0.04,
+        "other": 1e-3,
+    }
+    assert found["lora_b"]["param_names"] == ["up_proj.lora_B.default.weight"]
+    assert found["other"]["weight_decay"] == 0
+    frozen = net["up_proj"].base_layer.weight.clone()
+    net["score"](net["up_proj"](torch.randn(4, 8))).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(net["up_proj"].base_layer.weight, frozen)
+    table = str(polarlight.explain(optimizer))
+    assert "base_layer" not in table
+    assert "lora_b of an adapted layer" in table
+
+
+def test_the_first_step_moves_b_and_not_a():
+    """B is zero at first, so that A's gradient is; zero in, zero out."""
+    net = model()
+    A, B = (net["up_proj"].get_submodule(f"{f}.default").weight for f in ("lora_A", "lora_B"))
+    before = A.detach().clone()
+    optimizer = polarlight.SpectralOptimizer(lora_groups(net, lr=0.01))
+    net["score"](net["up_proj"](torch.randn(4, 8))).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(A, before)
+    # 0.01 * 0.2 as AdamW's; Jordan's iteration gives .68 to 1.14 of the exact factor
+    assert 0.6 * 0.002 < B.detach().square().mean().sqrt() < 1.2 * 0.002
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: lora_groups(nn.Linear(2, 2), lr=0.1), "call peft.get_peft_model first"),
+        (lambda: lora_groups(model(), lr=0.1, b_ratio=0), "b_ratio must be > 0, got 0"),
+    ],
+)
+def test_mistakes_are_named(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # transformers' and peft's own
+def test_the_example_adapts_a_frozen_llama(tmp_path):
+    pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    module = example("lora")
+    fresh = module.base()
+    net, losses = module.main()
+    assert losses[-1] < losses[0] - 0.3  # head and embeddings stay random
+    trained = dict(net.named_parameters())
+    for name, p in fresh.named_parameters():
+        kept = [n for n in trained if n.replace("base_layer.", "").endswith(name)]
+        assert torch.equal(trained[kept[0]], p), name

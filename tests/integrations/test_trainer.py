@@ -1,0 +1,133 @@
+"""Hugging Face Trainer: routed, watched, saved and resumed bit for bit."""
+
+import pytest
+import torch
+from torch import nn
+
+import polarlight
+from polarlight.integrations.trainer import factory, watch
+from tests.integrations.running import assert_equal_weights, example
+
+
+class Stub:
+    """As much of a Trainer as `watch` touches."""
+
+    def __init__(self, optimizer):
+        self.callbacks, self.logged, self.optimizer = [], [], optimizer
+        self.global_step = 0
+
+    def add_callback(self, callback):
+        self.callbacks.append(callback)
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def call(self, event):
+        for callback in self.callbacks:
+            getattr(callback, event)(None, self, None, optimizer=self.optimizer)
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Embedding(8, 8),
+        nn.LayerNorm(8),
+        nn.Linear(8, 32),
+        nn.ReLU(),
+        nn.Linear(32, 8),
+        nn.Linear(8, 8),
+    )
+
+
+def step(model, optimizer):
+    tokens = torch.arange(8)
+    nn.functional.cross_entropy(model(tokens), (tokens + 1) % 8).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_a_factory_takes_classes_and_recipes():
+    model = mlp()
+    built = factory(polarlight.Aurora)()(model, lr=0.01, aux_lr=1e-3)
+    assert isinstance(built, polarlight.Aurora)
+    assert built.param_groups[0]["lr"] in (0.01, 1e-3)
+    recipe = factory(polarlight.muon_with_adamw)()(model, lr=4e-3)
+    assert isinstance(recipe, polarlight.SpectralOptimizer)
+    assert {g["rule"].name for g in recipe.param_groups} == {"muon", "adamw"}
+
+
+def test_watching_hands_records_to_the_trainers_log():
+    model = mlp()
+    optimizer = polarlight.Aurora(model, lr=0.01)
+    trainer = Stub(optimizer)
+    watched = watch(trainer, every=2)
+    trainer.call("on_init_end")  # an event that nothing is done for
+    trainer.call("on_train_begin")
+    for _ in range(4):
+        step(model, optimizer)
+        trainer.call("on_step_end")
+    trainer.call("on_train_end")
+    step(model, optimizer)
+    trainer.call("on_step_end")
+    assert len(trainer.logged) == 2
+    assert trainer.logged[0].keys() == {"starved_rows", "row_spread"}
+    assert "aurora x 4" in watched.check.report()
+    assert not hasattr(watched, "elsewhere")
+
+
+def test_watching_another_optimizer_is_refused():
+    trainer = Stub(torch.optim.AdamW(mlp().parameters()))
+    watch(trainer)
+    with pytest.raises(ValueError, match="got AdamW"):
+        trainer.call("on_train_begin")
+
+
+def test_a_class_without_names_says_what_to_do():
+    """What Trainer does with an Optimizer subclass: two groups, no names."""
+    groups = [{"params": list(mlp().parameters()), "weight_decay": 0.0}]
+    with pytest.raises(ValueError, match="Pass the model"):
+        polarlight.Aurora(groups, lr=0.01)
+
+
+@pytest.fixture
+def trainer_example():
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    return example("trainer")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # transformers' and accelerate's own
+def test_the_example_trains_logs_and_resumes_bit_for_bit(trainer_example, tmp_path):
+    whole = trainer_example.main(tmp_path / "whole")
+    history = whole.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.5
+    assert any("starved_rows" in entry for entry in history)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "whole" / "checkpoint-10").rename(tmp_path / "half" / "checkpoint-10")
+    resumed = trainer_example.main(tmp_path / "half", resume=True)
+    assert_equal_weights(whole.model, resumed.model)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_an_optimizer_that_is_given_trains_as_the_factorys(trainer_example, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    made = trainer_example.main(tmp_path / "factory", steps=4)
+    model = trainer_example.model()
+    arguments = TrainingArguments(
+        output_dir=tmp_path / "given",
+        max_steps=4,
+        per_device_train_batch_size=8,
+        lr_scheduler_type="cosine",
+        warmup_steps=4,
+        report_to="none",
+        use_cpu=True,
+    )
+    optimizer = polarlight.Aurora(model, lr=0.02, aux_lr=3e-3)
+    data = trainer_example.text()
+    given = Trainer(model=model, args=arguments, train_dataset=data, optimizers=(optimizer, None))
+    given.train()
+    assert_equal_weights(made.model, given.model)

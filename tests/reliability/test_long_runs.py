@@ -1,0 +1,81 @@
+"""Thousands of steps of every rule: no drift, nothing grows, two halves are the whole."""
+
+import gc
+import io
+import resource
+
+import pytest
+import torch
+from torch import nn
+
+import polarlight
+from polarlight import AdamWRule, SpectralOptimizer
+from tests.contracts.catalogue import GROWING, SHIPPED
+from tests.matrices import gaussian
+
+RULES = {name: rule for name, rule in SHIPPED.items() if name not in GROWING}
+RULES |= {"adamw": AdamWRule(), "aurora-warm": polarlight.aurora(polarlight.WarmPolar())}
+TARGET = gaussian(8, 4, dtype=torch.float32)
+lengths = pytest.mark.parametrize("steps", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+
+
+def fresh(rule):
+    p = nn.Parameter(torch.zeros(8, 4))
+    return SpectralOptimizer([p], rule=rule, weight_decay=0.0), p
+
+
+def descend(optimizer, p, steps, start=0, total=None):
+    """Least squares with noise that depends on the step; lr falls linearly to zero."""
+    for step in range(start, start + steps):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / (total or steps))
+        noise = torch.sin(torch.arange(32.0).view(8, 4) * (step + 1)) * 0.1
+        p.grad = p.detach() - TARGET + noise
+        optimizer.step()
+
+
+def live_tensors():
+    gc.collect()
+    return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
+
+
+def peak_memory():
+    """Mebibytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@lengths
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_long_run_arrives_stays_finite_and_keeps_its_memory(rule, steps):
+    optimizer, p = fresh(rule)
+    descend(optimizer, p, steps // 10, total=steps)
+    tensors, memory = live_tensors(), peak_memory()
+    descend(optimizer, p, steps - steps // 10, start=steps // 10, total=steps)
+    assert (p - TARGET).norm() < 0.1 * TARGET.norm()  # the noise alone moves the minimum by a few %
+    state = optimizer.state[p]
+    assert all(x.isfinite().all() for x in state.values())
+    if "row_scale" in state:
+        assert state["row_scale"].abs().max() < 1e3 * state["row_scale"].abs().min()
+    assert live_tensors() <= tensors + 5
+    assert peak_memory() < memory + 20
+
+
+@lengths
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_two_halves_are_the_whole(rule, steps):
+    steps = steps // 4 if steps > 1000 else steps // 3
+    whole, p = fresh(rule)
+    descend(whole, p, 2 * steps, total=2 * steps)
+    first, q = fresh(rule)
+    descend(first, q, steps, total=2 * steps)
+    file = io.BytesIO()
+    torch.save({"state": first.state_dict(), "weight": q.detach()}, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    second, r = fresh(rule)
+    with torch.no_grad():
+        r.copy_(loaded["weight"])
+    second.load_state_dict(loaded["state"])
+    descend(second, r, steps, start=steps, total=2 * steps)
+    assert torch.equal(r, p)
+    for key, value in whole.state[p].items():
+        assert torch.equal(second.state[r][key], value), key
