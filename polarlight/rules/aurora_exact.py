@@ -46,7 +46,7 @@ class ExactBalanced:
             row.
         dtype: Dtype of the ascent, float32 or float64. None takes that of M, at least float32.
 
-    Cost: `flops`; about 2000 times that of five Newton-Schulz steps at 4:1, and m^2 numbers per
+    Cost: `flops`; 370 times that of five Newton-Schulz steps at 4:1, and m^2 numbers per
     matrix beside it. Meant to judge by, not to train with.
 
     Accuracy: the tangent gradient is below 1e-6 of |M| on recorded momentum and below 1e-5 on every
