@@ -30,6 +30,7 @@ from polarlight.linalg.svd import ExactPolar
 from polarlight.linalg.zolopd import ZoloPD
 from polarlight.rule import Rule, Slot, UpdateRule
 from polarlight.rules.aurora import BalancedPolar
+from polarlight.rules.aurora_exact import ExactBalanced
 from polarlight.rules.aurora_paper import FeedbackPolar
 from polarlight.rules.aurora_warm import WarmPolar
 from polarlight.rules.freon import SizedPower
@@ -200,6 +201,7 @@ _DECLARED: dict[type, Callable[[Any, int, int], Kept]] = {
         lambda slot, m, n: _up_to(Promise.SPECTRAL),
     ),
     **dict.fromkeys((BalancedPolar, WarmPolar, FeedbackPolar, RiemannianPolar), _balanced),
+    ExactBalanced: lambda slot, m, n: _up_to(Promise.EQUAL_ROWS, Promise.ISOMETRY),
     EquilibrateRows: lambda slot, m, n: _up_to(Promise.EQUAL_ROWS),
     EquilibrateColumns: lambda slot, m, n: _up_to(Promise.EQUAL_COLUMNS),
     KeepNorm: _keep_norm,

@@ -27,6 +27,7 @@ from polarlight.linalg.svd import ExactPolar
 from polarlight.linalg.zolopd import ZoloPD
 from polarlight.rule import Rule, Slot, UpdateRule
 from polarlight.rules.aurora import BalancedPolar
+from polarlight.rules.aurora_exact import ExactBalanced
 from polarlight.rules.aurora_paper import FeedbackPolar
 from polarlight.rules.aurora_warm import WarmPolar
 from polarlight.rules.freon import OwnSize, SizedPower
@@ -226,7 +227,9 @@ DECLARATIONS: dict[type, Declaration] = {
     RowSecondMoment: _always(ROWS | {Symmetry.ROW_RESCALING}),
     AdamDirection: _always(SIGNED | _SIZES_IGNORED),
     FeedbackPolar: _feedback,
-    RiemannianPolar: lambda slot, m, n: of_slot(slot.polar, m, n) & ROWS,
+    **dict.fromkeys(
+        (RiemannianPolar, ExactBalanced), lambda slot, m, n: of_slot(slot.polar, m, n) & ROWS
+    ),
     RotatedAdam: _rotated_adam,
     PhaseSwitch: lambda slot, m, n: of_slot(slot.first, m, n) & of_slot(slot.then, m, n),
     KeepNorm: lambda slot, m, n: of_slot(slot.inner, m, n) - _IGNORED,

@@ -2,6 +2,7 @@
 
 from polarlight.rules.adamw import AdamWRule, with_adamw
 from polarlight.rules.aurora import Aurora, BalancedPolar, aurora
+from polarlight.rules.aurora_exact import ExactBalanced
 from polarlight.rules.aurora_paper import FeedbackPolar
 from polarlight.rules.aurora_warm import WarmPolar
 from polarlight.rules.freon import Freon, MeanNorm, OwnSize, PolarSize, SumNorm, freon
@@ -26,6 +27,7 @@ __all__ = [
     "AdamWRule",
     "Aurora",
     "BalancedPolar",
+    "ExactBalanced",
     "FeedbackPolar",
     "Freon",
     "Kaon",

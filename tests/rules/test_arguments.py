@@ -5,7 +5,7 @@ import re
 import pytest
 
 import polarlight
-from polarlight import BalancedPolar, FeedbackPolar, RiemannianPolar
+from polarlight import BalancedPolar, ExactBalanced, FeedbackPolar, RiemannianPolar
 from polarlight.stages.renormalise import MatchRms
 from polarlight.stages.second_moment import RowSecondMoment
 from tests.matrices import TALL, gaussian
@@ -21,6 +21,9 @@ BAD = [
     (FeedbackPolar, {"rounds": -1}),
     (FeedbackPolar, {"damping": -0.5}),
     (FeedbackPolar, {"damping": 1.0}),
+    (ExactBalanced, {"steps": 0}),
+    (ExactBalanced, {"cg_steps": -1}),
+    (ExactBalanced, {"floor": 1.0}),
     (RiemannianPolar, {"steps": 0}),
     (RiemannianPolar, {"cg_steps": 0}),
     (RiemannianPolar, {"step_size": 0.0}),

@@ -19,6 +19,7 @@ RULES = {
     "aurora": polarlight.aurora(polarlight.BalancedPolar(EXACT)),
     "aurora_paper": polarlight.aurora(polarlight.FeedbackPolar(EXACT)),
     "aurora_warm": polarlight.aurora(polarlight.WarmPolar(EXACT)),
+    "aurora_exact": polarlight.aurora(polarlight.ExactBalanced(EXACT, steps=3)),
     "riemannian_aurora": polarlight.aurora(polarlight.RiemannianPolar(EXACT)),
     "muoneq": polarlight.muoneq(polar=EXACT),
     "muoneq_phase": polarlight.muoneq(polarlight.rows_after(2), polar=EXACT),
