@@ -25,10 +25,8 @@ from polarlight.groups import (
     with_objects,
 )
 from polarlight.probe import CountingProbe, Observation, Probe
-from polarlight.rule import Rule, UpdateRule
+from polarlight.rule import MOMENTUM, Rule, UpdateRule, bound, momentum_state
 from polarlight.view import MatrixView, Whole
-
-MOMENTUM = "momentum_buffer"
 
 
 class SpectralOptimizer(Optimizer):
@@ -46,10 +44,11 @@ class SpectralOptimizer(Optimizer):
         maximize: Ascend instead of descend.
         executor: How directions are computed; the default batches matrices of equal shape.
 
-    State per parameter: `momentum_buffer` in the parameter's shape and dtype and the rule's own
-    buffers in float32 (float64 for float64 parameters), all present from the first step,
-    `state_dict` or load on. A parameter without a gradient is left untouched, its state too. A NaN
-    or Inf in a gradient reaches that parameter and its state, and no other.
+    State per parameter: `momentum_buffer` in the parameter's shape and dtype, unless the momentum
+    keeps it otherwise (`InBfloat16`), and the rule's own buffers in float32 (float64 for float64
+    parameters), all present from the first step, `state_dict` or load on. A parameter without a
+    gradient is left untouched, its state too. A NaN or Inf in a gradient reaches that parameter and
+    its state, and no other.
 
     Raises:
         ValueError: If a number is out of range or a parameter does not fit its rule; the message
@@ -203,7 +202,8 @@ class SpectralOptimizer(Optimizer):
         params = [group["params"][i] for i in places]
         states = [self.state[p] for p in params]
         buffers = [state[MOMENTUM] for state in states if rule.momentum.buffered]
-        momenta = rule.momentum(_gradients(group, params), buffers, group["momentum"])
+        average = bound(rule.momentum, states)
+        momenta = average(_gradients(group, params), buffers, group["momentum"])
         jobs = [jobs_of(rule, view, M, state) for M, state in zip(momenta, states, strict=True)]
         results = iter(self.executor.directions([job for parts in jobs for job in parts]))
         directions = [view.join([next(results) for _ in parts]) for parts in jobs]
@@ -236,10 +236,7 @@ def _new_state(group: Group, p: Tensor) -> dict[str, Tensor]:
     rule = group["rule"]
     if not isinstance(rule, UpdateRule):
         return dict(rule.new_state(p))
-    state = new_buffers(rule, group["view"] or Whole(), p)
-    if rule.momentum.buffered:
-        state[MOMENTUM] = torch.zeros_like(p, memory_format=torch.preserve_format)
-    return state
+    return new_buffers(rule, group["view"] or Whole(), p) | momentum_state(rule.momentum, p)
 
 
 def _gradients(group: Group, params: list[Tensor]) -> list[Tensor]:
