@@ -160,6 +160,7 @@ class SpectralOptimizer(Optimizer):
         self.__dict__.setdefault("_probes", OrderedDict())
         super().__setstate__(state)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
     def _complete_state(self) -> None:
         """Gives every trainable parameter its state, where it is missing."""
         for group in self.param_groups:

@@ -62,8 +62,12 @@ class AdamWRule:
         weight_decay: float,
         momentum: float,
     ) -> None:
-        """One step through torch's fused kernel where the device has one, foreach elsewhere."""
-        fused = all(p.device.type in _FUSED_DEVICES for p in parameters)
+        """One step through torch's fused kernel where the device has one, foreach elsewhere.
+
+        While a step is being compiled, torch's formulas, which it fuses with everything else.
+        """
+        compiling = torch.compiler.is_compiling()
+        fused = not compiling and all(p.device.type in _FUSED_DEVICES for p in parameters)
         adamw(
             parameters,
             gradients,
@@ -73,6 +77,7 @@ class AdamWRule:
             [state["step"] for state in states],
             foreach=not fused,
             fused=fused,
+            capturable=compiling,
             amsgrad=False,
             beta1=momentum,
             beta2=self.beta2,
