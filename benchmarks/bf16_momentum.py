@@ -110,9 +110,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--last", type=int, default=10, help="steps that are measured")
-    parser.add_argument("--betas", default="0.95,0.99,0.999", help="decay rates, by commas")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--last", type=int, default=5, help="steps that are measured")
+    parser.add_argument("--betas", default="0.95,0.999", help="decay rates, by commas")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/bf16_momentum.json"))
     options = parser.parse_args()
     betas = [float(beta) for beta in options.betas.split(",")]

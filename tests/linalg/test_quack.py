@@ -76,7 +76,7 @@ def test_cpu_matrices_never_go_there(kernel):
 def test_hopper_and_the_package_are_needed(monkeypatch, capability, spec, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: capability)
     monkeypatch.setattr(quack, "find_spec", lambda name: spec)
-    assert quack._installed.__wrapped__(0)  # not the remembered answer is expected
+    assert quack._installed.__wrapped__(0) is expected  # not the remembered answer
 
 
 class Like:
