@@ -160,9 +160,9 @@ class SpectralOptimizer(Optimizer):
         self.__dict__.setdefault("_probes", OrderedDict())
         super().__setstate__(state)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # as torch does; importing no compiler
     def _complete_state(self) -> None:
-        """Gives every trainable parameter its state, where it is missing."""
+        """Gives every trainable parameter its state, where it is missing; not part of a graph."""
         for group in self.param_groups:
             for p in group["params"]:
                 if (p.requires_grad or p.grad is not None) and not self.state[p]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from polarlight.linalg.remembered import remembered
+from polarlight.linalg.remembered import constant, remembered
 
 
 def iteration_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -29,7 +29,7 @@ def gram_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float16 if half else torch.float32
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+@constant
 @remembered
 def has_fast_bfloat16(device_type: str, index: int | None = None) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware."""

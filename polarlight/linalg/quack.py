@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from polarlight.linalg.remembered import remembered
+from polarlight.linalg.remembered import constant, remembered
 
 LEAST = 512
 """Least side that is given to the kernels, whose tiles are 256 wide: below, half of the tiles and
@@ -65,7 +65,7 @@ def _aligned(X: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+@constant
 @remembered
 def _installed(index: int | None) -> bool:
     """Whether the device can run the kernels and the package is there."""

@@ -25,3 +25,13 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
         return cached(*args, **kwargs)  # type: ignore[arg-type]
 
     return call
+
+
+def constant(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, called while torch compiles instead of being traced; its result is a constant.
+
+    What `torch.compiler.assume_constant_result` does, which imports the compiler to do it: seconds
+    at the import of a package that may never compile.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
