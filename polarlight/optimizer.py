@@ -10,6 +10,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -160,7 +161,7 @@ class SpectralOptimizer(Optimizer):
         self.__dict__.setdefault("_probes", OrderedDict())
         super().__setstate__(state)
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]  # as torch does; importing no compiler
+    @_disable_dynamo  # as torch.compiler.disable, without importing the compiler
     def _complete_state(self) -> None:
         """Gives every trainable parameter its state, where it is missing; not part of a graph."""
         for group in self.param_groups:
