@@ -90,7 +90,7 @@ from polarlight.rules import (
 from polarlight.stages.centre import centred
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.equilibrate import EquilibrateBoth, EquilibrateColumns, EquilibrateRows
-from polarlight.stages.momentum import EMA, HeavyBall, RawGradient
+from polarlight.stages.momentum import EMA, HeavyBall, InBfloat16, RawGradient
 from polarlight.stages.orientation import Columns, Pairs, oriented
 from polarlight.stages.scales import MatchRmsAdamW, Original, RmsToRms, Unscaled
 from polarlight.stages.side import OnSide, Side
@@ -140,6 +140,7 @@ __all__ = [
     "GramSide",
     "Heads",
     "HeavyBall",
+    "InBfloat16",
     "Interleaved",
     "Kaon",
     "MatchRmsAdamW",

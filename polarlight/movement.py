@@ -7,7 +7,7 @@ from polarlight import nonfinite
 from polarlight.execution.work import gradient_of, new_buffers_of
 from polarlight.groups import Group
 from polarlight.nonfinite import Finite
-from polarlight.rule import MOMENTUM, UpdateRule
+from polarlight.rule import UpdateRule, momentum_state
 from polarlight.view import Whole
 
 
@@ -16,10 +16,9 @@ def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
     rule = group["rule"]
     if not isinstance(rule, UpdateRule):
         return dict(rule.new_state(p))
-    state = new_buffers_of(rule, group["view"] or Whole(), p, name)
-    if rule.momentum.buffered:
-        state[MOMENTUM] = torch.zeros_like(p, memory_format=torch.preserve_format)
-    return state
+    return new_buffers_of(rule, group["view"] or Whole(), p, name) | momentum_state(
+        rule.momentum, p
+    )
 
 
 def gradients(group: Group, params: list[Tensor]) -> list[Tensor]:

@@ -23,7 +23,15 @@ from torch import Tensor
 from polarlight import finiteness
 from polarlight.execution.work import is_sharded
 from polarlight.groups import Group, name_of
-from polarlight.rule import HOST_COUNTER, MOMENTUM, ElementwiseRule, SkippingRule, UpdateRule
+from polarlight.rule import (
+    HOST_COUNTER,
+    MOMENTUM,
+    Averaging,
+    ElementwiseRule,
+    Momentum,
+    SkippingRule,
+    UpdateRule,
+)
 
 Finite = list[Tensor] | None
 """One bool [] per gradient, beside it; None where every gradient is to be used as it is."""
@@ -169,7 +177,8 @@ def _counts_on_host(group: Group, places: Sequence[int], states: Mapping[Tensor,
 
 
 def momenta(
-    rule: UpdateRule,
+    momentum: Momentum,
+    average: Averaging,
     gradients: Sequence[Tensor],
     buffers: Sequence[Tensor],
     beta: float,
@@ -181,15 +190,15 @@ def momenta(
     conventions are undone.
     """
     if finite is None:
-        return rule.momentum(gradients, buffers, beta)
-    if not rule.momentum.buffered:
+        return average(gradients, buffers, beta)
+    if not momentum.buffered:
         harmless = [torch.where(ok, g, 0.0) for ok, g in zip(finite, gradients, strict=True)]
-        return rule.momentum(harmless, buffers, beta)
+        return average(harmless, buffers, beta)
     harmless = [torch.where(ok, g, b) for ok, g, b in zip(finite, gradients, buffers, strict=True)]
-    if rule.momentum.averages:
-        return rule.momentum(harmless, buffers, beta)
+    if momentum.averages:
+        return average(harmless, buffers, beta)
     before = [b.clone() for b in buffers]
-    result = rule.momentum(harmless, buffers, beta)
+    result = average(harmless, buffers, beta)
     _undo(buffers, before, finite)
     return result
 

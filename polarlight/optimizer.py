@@ -10,6 +10,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -36,7 +37,7 @@ from polarlight.groups import (
 )
 from polarlight.nonfinite import Finite, NonFinite, Verdict, Watch, verdict_of
 from polarlight.probe import CountingProbe, Observation, Probe
-from polarlight.rule import MOMENTUM, Rule, UpdateRule
+from polarlight.rule import MOMENTUM, Rule, UpdateRule, bound
 from polarlight.view import MatrixView, Whole
 
 Members = Mapping[int, list[int]]
@@ -62,12 +63,12 @@ class SpectralOptimizer(Optimizer):
         nonfinite: What to do about a gradient with a NaN or an Inf: leave its parameter out of the
             step (default), raise, or use it. Also settable later, as `optimizer.nonfinite`.
 
-    State per parameter: `momentum_buffer` in the parameter's shape and dtype and the rule's own
-    buffers in float32 (float64 for float64 parameters), all present from the first step,
-    `state_dict` or load on; DTensors beside DTensors. A parameter without a gradient is left
-    untouched, its state too, and by default one whose gradient is not finite as well; `skipped()`
-    tells which ones these were. Momenta and directions are made for at most 256 MiB of parameters
-    at a time (or one parameter), unless work is shared by processes.
+    State per parameter: `momentum_buffer` in the parameter's shape and dtype, unless the momentum
+    keeps it otherwise (`InBfloat16`), and the rule's own buffers in float32 (float64 for float64
+    parameters), all present from the first step, `state_dict` or load on; DTensors beside DTensors.
+    A parameter without a gradient is left untouched, its state too, and by default one whose
+    gradient is not finite as well; `skipped()` tells which ones these were. Momenta and directions
+    are made for at most 256 MiB of parameters at a time, unless work is shared by processes.
 
     Raises:
         ValueError: If a number is out of range or a parameter does not fit its rule; the message
@@ -199,12 +200,12 @@ class SpectralOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The inverse of `__getstate__`, also used by torch's `load_state_dict`."""
         self.__dict__.setdefault("_probes", OrderedDict())
-        policy = state.pop("nonfinite", NonFinite.SKIP)
-        self.__dict__.setdefault("_watch", Watch(policy))
+        self.__dict__.setdefault("_watch", Watch(state.pop("nonfinite", NonFinite.SKIP)))
         super().__setstate__(state)
 
+    @_disable_dynamo  # as torch.compiler.disable, without importing the compiler
     def _complete_state(self) -> None:
-        """Gives every trainable parameter its state, where it is missing."""
+        """Gives every trainable parameter its state, where it is missing; not part of a graph."""
         for index, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
                 if (p.requires_grad or p.grad is not None) and not self.state[p]:
@@ -266,7 +267,9 @@ class SpectralOptimizer(Optimizer):
         states = [self.state[p] for p in params]
         buffers = [local(state[MOMENTUM]) for state in states if rule.momentum.buffered]
         gradients = movement.gradients(group, params)
-        momenta = nonfinite.momenta(rule, gradients, buffers, group["momentum"], finite)
+        average = bound(rule.momentum, states)
+        beta = group["momentum"]
+        momenta = nonfinite.momenta(rule.momentum, average, gradients, buffers, beta, finite)
         written = nonfinite.drafts(states, finite)
         return [
             Work(name_of(group, index, i), rule, view, p, M, state)
@@ -287,9 +290,7 @@ class SpectralOptimizer(Optimizer):
             movement.gradients(group, params),
             states,
             finite,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
+            **{key: group[key] for key in ("lr", "weight_decay", "momentum")},
         )
         for probe in watching:
             for i, p, seen, state in zip(places, params, before, states, strict=True):

@@ -51,8 +51,17 @@ class Stage(Protocol):
 Slot = MatrixMap | Stage
 
 
+class Averaging(Protocol):
+    """One step of a momentum."""
+
+    def __call__(
+        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
+    ) -> list[Tensor]:
+        """Updates the buffers in place, never the gradients; the result is read-only."""
+
+
 @runtime_checkable
-class Momentum(Protocol):
+class Momentum(Averaging, Protocol):
     """How gradients become the matrix that a rule maps.
 
     Attributes:
@@ -63,10 +72,30 @@ class Momentum(Protocol):
     buffered: ClassVar[bool]
     averages: ClassVar[bool]
 
-    def __call__(
-        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
-    ) -> list[Tensor]:
-        """Updates the buffers in place, never the gradients; the result is read-only."""
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A momentum whose buffer is not just like the parameter, or that has more memory beside it."""
+
+    def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """All it keeps for one parameter, by name, `momentum_buffer` included."""
+
+    def bound(self, states: Sequence[Mapping[str, Tensor]]) -> Averaging:
+        """The momentum with what it keeps beside the buffers, one mapping per parameter."""
+
+
+def momentum_state(momentum: Momentum, parameter: Tensor) -> dict[str, Tensor]:
+    """What a momentum keeps for one parameter, by name."""
+    if isinstance(momentum, Remembering):
+        return momentum.new_state(parameter)
+    if not momentum.buffered:
+        return {}
+    return {MOMENTUM: torch.zeros_like(parameter, memory_format=torch.preserve_format)}
+
+
+def bound(momentum: Momentum, states: Sequence[Mapping[str, Tensor]]) -> Averaging:
+    """A momentum with what it keeps of these parameters beside their buffers, if anything."""
+    return momentum.bound(states) if isinstance(momentum, Remembering) else momentum
 
 
 @runtime_checkable

@@ -12,7 +12,6 @@ form saves. Symmetric products count as what they cost on the device.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from polarlight.linalg.normalisation import Schatten8
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import iteration_dtype
 from polarlight.linalg.rates import Rates, assumed_rates
+from polarlight.linalg.remembered import remembered
 
 QUICK = polar_express(4, lower=8e-3)
 """Four steps: within [0.95, 1.03] above 8e-3 of the norm, slope 166."""
@@ -93,7 +93,7 @@ class AutoPolar:
         return f"cheapest form of {self.schedule.name}"
 
 
-@lru_cache(maxsize=4096)
+@remembered
 def _cheapest(
     m: int, n: int, schedule: Schedule, dtype: torch.dtype, rates: Rates, device: str
 ) -> tuple[Engine, str]:

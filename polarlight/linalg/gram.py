@@ -23,7 +23,6 @@ a number looks better and measures worse: Q ends near 1, a difference of two lar
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -36,6 +35,7 @@ from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, sta
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import gram_dtype
 from polarlight.linalg.products import gram, gram_polynomial, symmetric_multiply_add, times_short
+from polarlight.linalg.remembered import constant, remembered
 
 CONDITION = 200.0
 """Largest condition of an accumulated factor in float16 (0.2 / eps) and wider."""
@@ -163,7 +163,8 @@ def _segment(start: Start, steps: Sequence[Quintic]) -> Tensor:
     return times_short(X, Q)
 
 
-@lru_cache
+@constant
+@remembered
 def restart_positions(schedule: Schedule, dtype: torch.dtype) -> tuple[int, ...]:
     """After how many steps the Gram matrix is to be taken anew in an iteration in `dtype`.
 

@@ -1,8 +1,8 @@
 """Which dtype a device multiplies matrices in at full speed."""
 
-from functools import lru_cache
-
 import torch
+
+from polarlight.linalg.remembered import constant, remembered
 
 
 def iteration_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -29,7 +29,8 @@ def gram_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float16 if half else torch.float32
 
 
-@lru_cache
+@constant
+@remembered
 def has_fast_bfloat16(device_type: str, index: int | None = None) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware."""
     if device_type == "cuda":

@@ -2,13 +2,16 @@
 
 Gram matrices and everything made of one by products are symmetric, so that half of their entries
 can be mirrored. `gram`, `symmetric_multiply_add` and `gram_polynomial` do that where it pays: on a
-CPU by panels of rows, of which each computes its part on and right of the diagonal.
+CPU by panels of rows, of which each computes its part on and right of the diagonal, on a GPU by the
+kernels of another package where it is installed (`quack.py`).
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from polarlight.linalg import quack
 
 Panel = Callable[[slice, slice, Tensor], Tensor]
 """Writes a symmetric matrix's (rows, columns from the diagonal on) to where it is told."""
@@ -28,6 +31,8 @@ def is_tall(X: Tensor) -> bool:
 def gram(X: Tensor) -> Tensor:
     """X'X for a tall X, XX' for any other: [..., m, n] -> [..., k, k] with k = min(m, n)."""
     W = X.mT if is_tall(X) else X
+    if quack.takes(W):
+        return quack.symmetric_product(W, W.mT)
     if not _in_panels(W):
         return W @ W.mT
     return _mirrored(
@@ -51,6 +56,8 @@ def symmetric_multiply_add(
     Shapes: [..., k, k] each. Where rounding makes the product of a commuting pair a little
     unsymmetric, the entries right of the diagonal count.
     """
+    if quack.takes(C, A, B):
+        return quack.symmetric_product(A, B, C, beta, alpha)
     if not _in_panels(C):
         return multiply_add(C, A, B, beta, alpha)
 

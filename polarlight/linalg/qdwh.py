@@ -13,7 +13,6 @@ device. A cubic Newton-Schulz step follows the last.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from polarlight.linalg.rational import (
     iteration_flops,
     polished,
 )
+from polarlight.linalg.remembered import remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class QDWH:
         return f"QDWH{steps}" if self.lower is None else f"QDWH{steps} from {self.lower:g}"
 
 
-@lru_cache
+@remembered
 def halley(lower: float, steps: int | None, accuracy: float) -> tuple[RationalStep, ...]:
     """`steps` weighted Halley steps for [lower, 1], or as many as the polish needs."""
     plan: list[RationalStep] = []

@@ -10,7 +10,6 @@ the matrix itself, so that its small singular values are never squared in floati
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import exp, log, sqrt
 from typing import Protocol, runtime_checkable
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
 from polarlight.linalg.matrices import frobenius_norm, nonzero
+from polarlight.linalg.remembered import remembered
 
 RationalStep = tuple[float, float, float]
 """(alpha, beta, gamma) of W = (alpha I + beta A) (I + gamma A)^-1."""
@@ -197,7 +197,7 @@ def _products(power: int) -> int:
     return max(power.bit_length() + power.bit_count() - 2, 0)
 
 
-@lru_cache
+@remembered
 def rational_steps(b: int, lower: float) -> tuple[RationalStep, ...]:
     """The best [1/1] steps for (X'X)^(-1/b) when the singular values of X lie in [lower, 1].
 

@@ -15,15 +15,15 @@ relative accuracy for every l; r from the interval, not from a table.
 """
 
 import math
-from functools import lru_cache
 
 from polarlight.linalg.rational import RationalStep, polished
+from polarlight.linalg.remembered import remembered
 
 MOST_TERMS = 8
 """Enough for [1e-25, 1] in float64."""
 
 
-@lru_cache
+@remembered
 def two_zolotarev_steps(
     lower: float, terms: int | None, accuracy: float
 ) -> tuple[RationalStep, RationalStep]:

@@ -62,7 +62,10 @@ class AdamWRule:
         weight_decay: float,
         momentum: float,
     ) -> None:
-        """One step through torch's fused kernel where the device has one, foreach elsewhere."""
+        """One step through torch's fused kernel where the device has one, foreach elsewhere.
+
+        While a step is being compiled, torch's formulas, which it fuses with everything else.
+        """
         self._call(parameters, gradients, states, None, lr, weight_decay, momentum)
 
     def step_finite(
@@ -92,7 +95,8 @@ class AdamWRule:
         momentum: float,
     ) -> None:
         """One step by torch; where found_inf, float [], is 1, nothing changes."""
-        fused = all(p.device.type in _FUSED_DEVICES for p in parameters)
+        compiling = torch.compiler.is_compiling() and found_inf is None
+        fused = not compiling and all(p.device.type in _FUSED_DEVICES for p in parameters)
         written = [
             [p, state["exp_avg"], state["exp_avg_sq"]]
             for p, state in zip(parameters, states, strict=True)
@@ -110,6 +114,7 @@ class AdamWRule:
             [state["step"] for state in states],
             foreach=not fused,
             fused=fused,
+            capturable=compiling,
             found_inf=found_inf,
             amsgrad=False,
             beta1=momentum,

@@ -4,12 +4,19 @@ The two conventions have the same polar factor and a nuclear norm that differs b
 the convention belongs to the rule. Gradients are read; only the buffers are written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from polarlight.linalg.matrices import at_least_float32
+from polarlight.rule import MOMENTUM, Averaging, Momentum
+from polarlight.stages.rounding import round_stochastically
+
+DRAWS = "momentum_draws"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,77 @@ class RawGradient:
     ) -> list[Tensor]:
         """The gradients."""
         return list(gradients)
+
+
+@dataclass(frozen=True, slots=True)
+class InBfloat16:
+    """Another momentum with its buffer kept in bfloat16: half the bytes of a float32 one.
+
+    `dataclasses.replace(rule, momentum=InBfloat16(EMA()))` is all it takes. The new momentum is
+    formed in float32 and mapped as it is, so that a step sees no rounding of its own gradient;
+    only what is kept for the next step is rounded.
+
+    Args:
+        average: The momentum, a buffered one.
+        stochastic: Round up or down at random and right on average. Otherwise round to nearest,
+            and whatever changes the buffer by less than 2^-9 of its entry is lost: at beta .999 an
+            average comes to rest far from the mean gradient.
+
+    State: `momentum_buffer`, bfloat16 in the parameter's shape, and where rounding is stochastic
+    `momentum_draws`, int32 [], the steps taken. The random bits are a hash of that counter, the
+    entry's place and its value (`stages/rounding.py`): copies of an optimizer and runs resumed from
+    a state dict go on bit for bit, no generator is used, nothing waits for the device. A shard
+    counts places from its own first entry, so that other shards round other entries up: equally
+    right on average, not equal bit for bit. Extra memory during the step: one float32 copy of the
+    group's momenta. Effect on the polar factor: `docs/log.md`.
+
+    Raises:
+        ValueError: If `average` has no buffer.
+    """
+
+    average: Momentum = EMA()
+    stochastic: bool = True
+
+    buffered: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.average.buffered:
+            raise ValueError(f"{self.average} keeps no momentum that could be stored in bfloat16")
+
+    @property
+    def averages(self) -> bool:
+        """As the momentum that is kept."""
+        return self.average.averages
+
+    def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Zero buffer, and the counter where rounding needs it."""
+        buffer = torch.zeros_like(
+            parameter, dtype=torch.bfloat16, memory_format=torch.preserve_format
+        )
+        counter = torch.zeros((), dtype=torch.int32, device=parameter.device)
+        return {MOMENTUM: buffer} | ({DRAWS: counter} if self.stochastic else {})
+
+    def bound(self, states: Sequence[Mapping[str, Tensor]]) -> Averaging:
+        """The momentum with the counters of these parameters in its hands."""
+        return partial(self, draws=[state[DRAWS] for state in states]) if self.stochastic else self
+
+    def __call__(
+        self,
+        gradients: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        beta: float,
+        draws: Sequence[Tensor] = (),
+    ) -> list[Tensor]:
+        """Rounds the new momentum into the buffers; returns what `average` makes, in float32."""
+        wide = [b.to(at_least_float32(g).dtype) for b, g in zip(buffers, gradients, strict=True)]
+        mapped = self.average(gradients, wide, beta)
+        if self.stochastic:
+            torch._foreach_add_(list(draws), 1)
+            for buffer, new, draw in zip(buffers, wide, draws, strict=True):
+                buffer.copy_(round_stochastically(new.float(), draw))
+        else:
+            torch._foreach_copy_(list(buffers), wide)
+        return mapped
 
 
 def _in_dtype_of(buffers: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -63,6 +63,9 @@ def _variants():
     ]
     for balance in balances:
         yield f"muoneq-{type(balance).__name__}", polarlight.muoneq(balance, polar=EXACT)
+    # To nearest: at random, parts of a parameter draw other bits than parameters of their own.
+    kept = polarlight.InBfloat16(polarlight.EMA(), stochastic=False)
+    yield "muon-bfloat16-momentum", replace(polarlight.muon(polar=EXACT), momentum=kept)
     yield from _spectral_variants()
     yield from _rotated_variants()
     yield from _oriented_variants()

@@ -1,0 +1,37 @@
+"""Caching of what depends on shapes and settings, kept out of a compiler's way."""
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def remembered(function: Callable[P, R]) -> Callable[P, R]:
+    """`function` with a cache of 4096 results; arguments must be hashable.
+
+    While torch compiles, the function itself is traced: once per graph, with a result that the
+    graph contains. The compiler would do so with `lru_cache` too, but warn.
+    """
+    cached = lru_cache(maxsize=4096)(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        return cached(*args, **kwargs)  # type: ignore[arg-type]
+
+    return call
+
+
+def constant(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, called while torch compiles instead of being traced; its result is a constant.
+
+    What `torch.compiler.assume_constant_result` does, which imports the compiler to do it: seconds
+    at the import of a package that may never compile.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
