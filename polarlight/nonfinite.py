@@ -15,7 +15,7 @@ and a parameter that never moves again.
 from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -64,6 +64,12 @@ class Watch:
         self.policy = policy
         self._seen: Counter[tuple[int, int]] = Counter()
         self._counts: dict[tuple[int, torch.device], Tensor] = {}
+
+    def prepare(self, groups: Sequence[Group]) -> None:
+        """Makes the counts on every device, so that a step in a graph finds them there."""
+        for index, group in enumerate(groups):
+            for device in {p.device for p in group["params"]}:
+                self._counts_on(index, device, len(group["params"]))
 
     def judge(
         self,
@@ -130,15 +136,19 @@ class Watch:
 
     def _count(self, index: int, size: int, here: Sequence[int], flags: Tensor) -> None:
         """Adds to the counts of one group on one device."""
-        key = (index, flags.device)
-        if key not in self._counts or len(self._counts[key]) != size:
-            self._counts[key] = torch.zeros(size, dtype=torch.int64, device=flags.device)
-        counts, bad = self._counts[key], flags.logical_not()
+        counts, bad = self._counts_on(index, flags.device, size), flags.logical_not()
         if len(here) == size:
             counts += bad
         else:
             for place, one in zip(here, bad.unbind(), strict=True):
                 counts[place] += one
+
+    def _counts_on(self, index: int, device: torch.device, size: int) -> Tensor:
+        """The counts of one group on one device, int64 [size]."""
+        key = (index, device)
+        if key not in self._counts or len(self._counts[key]) != size:
+            self._counts[key] = torch.zeros(size, dtype=torch.int64, device=device)
+        return self._counts[key]
 
 
 def verdict_of(verdict: Verdict, places: Sequence[int]) -> Finite:
@@ -256,7 +266,7 @@ def step_entries(
     """
     if finite is None:
         rule.step(parameters, gradients, states, **numbers)
-    elif isinstance(rule, SkippingRule) and {p.device.type for p in parameters} <= _SKIPPING:
+    elif _skips(rule, parameters):
         rule.step_finite(parameters, gradients, states, finite, **numbers)
     else:
         written = [[p, *state.values()] for p, state in zip(parameters, states, strict=True)]
@@ -264,6 +274,12 @@ def step_entries(
         rule.step(parameters, gradients, states, **numbers)
         for ok, tensors, old in zip(finite, written, before, strict=True):
             _undo(tensors, old, [ok.to(x.device) for x in tensors])
+
+
+def _skips(rule: ElementwiseRule, parameters: Sequence[Tensor]) -> TypeGuard[SkippingRule]:
+    """Whether the rule can leave parameters out: a graph does not hold the kernels that do so."""
+    here = {p.device.type for p in parameters} <= _SKIPPING
+    return here and isinstance(rule, SkippingRule) and not torch.compiler.is_compiling()
 
 
 def _undo(written: Sequence[Tensor], before: Sequence[Tensor], finite: Sequence[Tensor]) -> None:

@@ -206,6 +206,7 @@ class SpectralOptimizer(Optimizer):
     @_disable_dynamo  # as torch.compiler.disable, without importing the compiler
     def _complete_state(self) -> None:
         """Gives every trainable parameter its state, where it is missing; not part of a graph."""
+        self._watch.prepare(self.param_groups)
         for index, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
                 if (p.requires_grad or p.grad is not None) and not self.state[p]:
@@ -223,8 +224,7 @@ class SpectralOptimizer(Optimizer):
     def _together(self, members: Members) -> list[Members]:
         """Places whose rules map matrices, cut into what is stepped at once.
 
-        All of them where work is shared; otherwise by group, equal shapes next to each other, so
-        that the extra memory stays bounded.
+        All where work is shared; else by group, equal shapes together, in bounded memory.
         """
         groups = self.param_groups
         matrices = [i for i, ps in members.items() if isinstance(groups[i]["rule"], UpdateRule)]

@@ -7,7 +7,6 @@ laptop: who computes what, how evenly, and how many bytes it moves.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -124,11 +123,11 @@ def summary(plan: Plan) -> Summary:
         mesh=layouts[0].mesh,
         matrices=len(plan.units),
         local=plan.gathered.count(False),
-        balance=max(plan.loads) / (fmean(plan.loads) or 1.0) or 1.0,
+        balance=max(plan.loads) / ((sum(plan.loads) / len(plan.loads)) or 1.0) or 1.0,
         flops=max(plan.flops),
         sent=max(t.sent for t in moved),
         received=max(t.received for t in moved),
-        mean_bytes=fmean(t.sent for t in moved),
+        mean_bytes=(sum(t.sent for t in moved) / len(t.sent for t in moved)),
         all_gather=gathered,
         exchange=exchanged,
         buckets=len(plan.buckets),

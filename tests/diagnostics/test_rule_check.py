@@ -161,7 +161,9 @@ def test_parameters_that_never_learn_are_named_and_frozen_ones_are_not():
 
 def test_unsampled_steps_are_counted_and_vectors_are_checked():
     p = nn.Parameter(torch.zeros(5))
-    optimizer = polarlight.SpectralOptimizer([("bias", p)], rule=polarlight.AdamWRule())
+    optimizer = polarlight.SpectralOptimizer(
+        [("bias", p)], rule=polarlight.AdamWRule(), nonfinite=polarlight.NonFinite.PROPAGATE
+    )
     check = RuleCheck(every=4)
     assert "no step seen" in check.report()
     optimizer.observe(check)
