@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-slow test-gpu fuzz mutants check docs site clean
+.PHONY: bench demo test test-slow test-gpu fuzz mutants check docs site clean
 
 demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
 	$(BIN)/polarlight compare
@@ -35,6 +35,10 @@ docs: $(VENV)/.dev
 
 site: $(VENV)/.docs  ## the documentation as pages, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: $(VENV)/.dev  ## an optimizer step, ours and others', in one run; leave the machine alone
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[train,bench]"
+	$(BIN)/python -m benchmarks.optimizer_step
 
 clean:
 	rm -rf $(VENV)

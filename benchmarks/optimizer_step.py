@@ -1,0 +1,149 @@
+"""Time and extra memory of an optimizer step, ours and others', interleaved on one machine.
+
+    python -m benchmarks.optimizer_step                # make bench; minutes on two cores
+    python -m benchmarks.optimizer_step --sets small --repeats 20
+
+Every optimizer steps once per round, in turn; medians over the rounds but the first. Writes a JSON
+file and a table. Others take part where they are installed (`pip install 'polarlight[bench]'`).
+The release is Aurora as its release computes it: per matrix, two twelve-step polar factors.
+"""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.optim import Optimizer
+
+import polarlight as pl
+from benchmarks.memory import PeakMemory
+from benchmarks.parameter_sets import SETS, parameters
+from polarlight.train.environment import hardware, versions
+
+OUT = Path(__file__).parent / "results" / "optimizer_step"
+TWELVE = pl.NewtonSchulz(pl.SIMPLE_QUINTIC)
+
+
+def release(params: list) -> Optimizer:
+    rule = pl.aurora(pl.BalancedPolar(TWELVE, 2, 0.5), side=pl.Side.LONG_AXIS)
+    return pl.SpectralOptimizer(params, rule=rule, executor=pl.OneByOne())
+
+
+def from_package(package: str, **options: object) -> Callable[[list], Optimizer]:
+    return lambda params: importlib.import_module(package).Muon(params, lr=0.02, **options)
+
+
+OPTIMIZERS: dict[str, Callable[[list], Optimizer]] = {
+    "torch.optim.Muon": lambda params: torch.optim.Muon(params, lr=0.02, weight_decay=0.0),
+    "polarlight.Muon": pl.Muon,
+    "polarlight.NorMuon": pl.NorMuon,
+    "polarlight.Aurora": pl.Aurora,
+    "release's Aurora": release,
+    "pytorch_optimizer.Muon": from_package("pytorch_optimizer"),
+    "heavyball.Muon": from_package("heavyball"),
+}
+BASELINE = "torch.optim.Muon"
+
+
+def prepared(name: str, device: str) -> dict[str, Optimizer]:
+    """Those that are installed, each on parameters of its own, after one step."""
+    found = {}
+    for label, make in OPTIMIZERS.items():
+        try:
+            found[label] = make(parameters(name, device))
+        except ModuleNotFoundError as missing:
+            print(f"{label} is left out: {missing.name} is not installed", file=sys.stderr)
+    return found
+
+
+def seconds(optimizer: Optimizer, device: str) -> float:
+    start = time.perf_counter()
+    optimizer.step()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def gradients_of(optimizer: Optimizer) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    params = (p for group in optimizer.param_groups for p in group["params"])
+    return [(p, p.grad) for p in params]
+
+
+def measured(name: str, device: str, repeats: int) -> dict[str, dict[str, float]]:
+    """Median seconds, ratio to the baseline and peak extra bytes of each optimizer."""
+    optimizers = prepared(name, device)
+    kept = {label: gradients_of(optimizer) for label, optimizer in optimizers.items()}
+    times: dict[str, list[float]] = {label: [] for label in optimizers}
+    for _ in track(range(repeats + 1), description=name):
+        for label, optimizer in optimizers.items():
+            for p, gradient in kept[label]:  # some clear it
+                p.grad = gradient
+            times[label].append(seconds(optimizer, device))
+    medians = {label: median(some[1:]) for label, some in times.items()}
+    result = {}
+    for label, optimizer in optimizers.items():
+        extra = None
+        if label != "heavyball.Muon":  # its compiled step cannot be looked into
+            with PeakMemory() as memory:
+                optimizer.step()
+            extra = memory.peak
+        result[label] = {
+            "seconds": medians[label],
+            "least": min(times[label][1:]),
+            "most": max(times[label][1:]),
+            "ratio": medians[label] / medians[BASELINE],
+            "extra_bytes": extra,
+        }
+    return result
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sets", default="gpt2-small,qwen3-0.6b/14,small", help=", ".join(SETS))
+    parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    about = {
+        "command": "python -m benchmarks.optimizer_step " + " ".join(sys.argv[1:]),
+        "commit": commit(),
+        **versions(),
+        **hardware(torch.device(options.device)),
+    }
+    found = {
+        name: measured(name, options.device, options.repeats) for name in options.sets.split(",")
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    kind = options.device.split(":")[0]
+    record = json.dumps({"about": about, "sets": found}, indent=2)
+    (options.out / f"{kind}.json").write_text(record + "\n")
+    table = Table("optimizer", *(f"{name}: ms, ratio, extra MB" for name in found))
+    for label in OPTIMIZERS:
+        cells = []
+        for results in found.values():
+            r = results.get(label)
+            extra = (
+                "-" if r is None or r["extra_bytes"] is None else f"{r['extra_bytes'] / 1e6:.0f}"
+            )
+            cells.append(f"{r['seconds'] * 1e3:.0f}  {r['ratio']:.2f}  {extra}" if r else "-")
+        table.add_row(label, *cells)
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()
