@@ -38,8 +38,13 @@ def release(params: list) -> Optimizer:
     return pl.SpectralOptimizer(params, rule=rule, executor=pl.OneByOne())
 
 
-def from_package(package: str, **options: object) -> Callable[[list], Optimizer]:
-    return lambda params: importlib.import_module(package).Muon(params, lr=0.02, **options)
+def pytorch_optimizer(params: list) -> Optimizer:
+    groups = [{"params": params, "use_muon": True}]
+    return importlib.import_module("pytorch_optimizer").Muon(groups, lr=0.02)
+
+
+def heavyball(params: list) -> Optimizer:
+    return importlib.import_module("heavyball").Muon(params, lr=0.02)
 
 
 OPTIMIZERS: dict[str, Callable[[list], Optimizer]] = {
@@ -48,8 +53,8 @@ OPTIMIZERS: dict[str, Callable[[list], Optimizer]] = {
     "polarlight.NorMuon": pl.NorMuon,
     "polarlight.Aurora": pl.Aurora,
     "release's Aurora": release,
-    "pytorch_optimizer.Muon": from_package("pytorch_optimizer"),
-    "heavyball.Muon": from_package("heavyball"),
+    "pytorch_optimizer.Muon": pytorch_optimizer,
+    "heavyball.Muon": heavyball,
 }
 BASELINE = "torch.optim.Muon"
 
