@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import polarlight
+from polarlight.execution import batched
 from polarlight.execution.job import Job
 
 
