@@ -74,7 +74,8 @@ def test_every_claim_runs_and_one_seed_decides_nothing_on_noise(name, setting, s
         assert finding.verdict is Verdict.UNDECIDED
     for label in claim.arms:
         assert len(result["arms"][label]["samples"]["loss"]) == 1
-    assert json.loads((setting.out / f"{name}.json").read_text())["cpu_seconds"] > 0
+    # Zero where claims before it have trained all of its runs.
+    assert json.loads((setting.out / f"{name}.json").read_text())["cpu_seconds"] >= 0
 
 
 def test_runs_are_resumed_and_shared_and_learning_rates_swept(tmp_path, setting, monkeypatch):
@@ -86,6 +87,7 @@ def test_runs_are_resumed_and_shared_and_learning_rates_swept(tmp_path, setting,
     result = run_claim(find("down-columns"), own, told.append)
     claim = own.of(find("down-columns"))
     assert len(trained) == len(told) == claim.runs() == 2 * (3 + 2)
+    assert json.loads((own.out / "down-columns.json").read_text())["cpu_seconds"] > 0
     assert set(result["arms"]["muon"]["sweep"]) == {"0.01", "0.02", "0.04"}
     sweep = result["arms"]["muon"]["sweep"]
     assert f"{result['arms']['muon']['lr']:g}" == min(sweep, key=sweep.get)
