@@ -14,8 +14,8 @@ from torch import Tensor
 import polarlight as pl
 from benchmarks.recorded import momentum_sequences
 
-FOLLOW = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
-EXPONENTS = (0.3, 0.5, None)
+FOLLOW = (0.0, 0.1, 0.2, 0.3, 1.0)
+EXPONENTS = (0.5,)
 LAST = 20
 WARM_UP = 12
 
