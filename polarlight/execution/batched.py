@@ -13,7 +13,7 @@ MOST_BYTES = 256 * 2**20
 """Of parameters that are worked on at a time; one that is larger goes alone."""
 
 MOST_BYTES_ON_CPU = 32 * 2**20
-"""The same on a CPU, where larger parts are not faster (GPT-2 small, 8 to 256 MiB: within 1 %)."""
+"""The same on a CPU, where matrices that are large enough to matter go one by one anyway."""
 
 
 def stacks(tensors: Sequence[Tensor]) -> Iterator[list[int]]:

@@ -32,7 +32,7 @@ QUICK = polar_express(4, lower=8e-3)
 Engine = NewtonSchulz | GramNewtonSchulz
 
 _SEGMENT = 2
-"""Steps between restarts in bfloat16: its Gram matrices are too coarse for more (`docs/log.md`)."""
+"""Steps between restarts in bfloat16: its Gram matrices are coarse, and worse with each step."""
 
 
 @dataclass(frozen=True, slots=True)

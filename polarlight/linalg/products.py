@@ -17,7 +17,7 @@ Panel = Callable[[slice, slice, Tensor], Tensor]
 """Writes a symmetric matrix's (rows, columns from the diagonal on) to where it is told."""
 
 PANEL = 256
-"""Rows of a panel; 128 to 256 are equally good (`benchmarks/products.py`)."""
+"""Rows of a panel: a few panels for the sizes below."""
 
 PANELS_FROM = 512
 """Least side that is cut into panels: products of smaller ones lose as much speed as they save."""
