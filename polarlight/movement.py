@@ -39,6 +39,7 @@ def move(
     if weight_decay != 0:
         nonfinite.decay(params, 1 - lr * weight_decay, finite)
     if isinstance(lr, Tensor):
-        torch._foreach_sub_(params, torch._foreach_mul(directions, lr))
+        wide = [D.to(p.dtype) for D, p in zip(directions, params, strict=True)]
+        torch._foreach_sub_(params, torch._foreach_mul(wide, lr))
     else:
         torch._foreach_add_(params, directions, alpha=-lr)

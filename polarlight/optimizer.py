@@ -254,7 +254,7 @@ class SpectralOptimizer(Optimizer):
             for probe in watching:
                 for i, work, D in zip(places, some, directions, strict=True):
                     p = work.parameter
-                    seen = whole(p), whole(work.momentum, p), whole(D, p)
+                    seen = whole(p), whole(work.momentum, p), whole(D.to(p.dtype), p)
                     probe.observe(Observation(name_of(group, index, i), *seen, group))
             params = [local(work.parameter) for work in some]
             movement.move(params, directions, group["lr"], group["weight_decay"], finite[index])

@@ -10,7 +10,7 @@ and does not depend on the scale of the gradient.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, cast, runtime_checkable
+from typing import ClassVar, Protocol, TypeGuard, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -120,14 +120,32 @@ def described(slot: Slot, m: int, n: int, dtype: torch.dtype, device: torch.devi
     return worker.described(m, n, dtype, device) if isinstance(worker, Describes) else str(worker)
 
 
+@runtime_checkable
+class Reads(Protocol):
+    """A slot that looks at its matrix in a narrower dtype, and gives its result in that one too."""
+
+    def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """The dtype that a matrix is brought to first; it may as well be handed over in it."""
+
+
+def reads(slot: object, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """In which dtype the slot may be handed a matrix, so that less memory is moved."""
+    return slot.reads(dtype, device) if isinstance(slot, Reads) else dtype
+
+
+def is_stage(slot: Slot) -> TypeGuard[Stage]:
+    """Whether it is a stage: as `isinstance`, which is slow enough to be felt for every matrix."""
+    return hasattr(slot, "buffer_shapes")
+
+
 def apply(slot: Slot, X: Tensor, buffers: Buffers) -> Tensor:
     """The slot's result, whichever kind it is."""
-    return slot(X, buffers) if isinstance(slot, Stage) else slot(X)
+    return slot(X, buffers) if is_stage(slot) else cast(MatrixMap, slot)(X)
 
 
 def buffer_shapes(slot: Slot, shape: torch.Size) -> dict[str, torch.Size]:
     """The slot's buffers; a pure map has none."""
-    return slot.buffer_shapes(shape) if isinstance(slot, Stage) else {}
+    return slot.buffer_shapes(shape) if is_stage(slot) else {}
 
 
 def by_rows(slot: object) -> bool:
@@ -171,6 +189,10 @@ class UpdateRule:
         for slot in self._slots:
             shapes |= buffer_shapes(slot, shape)
         return shapes
+
+    def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """The dtype in which `direction` may be handed its matrix; the result then has it too."""
+        return reads(self._slots[0], dtype, device)
 
     def engine(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
         """What computes the map of an m x n matrix, in words."""

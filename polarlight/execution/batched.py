@@ -12,8 +12,8 @@ from polarlight.rule import UpdateRule
 MOST_BYTES = 256 * 2**20
 """Of parameters that are worked on at a time; one that is larger goes alone."""
 
-MOST_BYTES_ON_CPU = 32 * 2**20
-"""The same on a CPU, where matrices that are large enough to matter go one by one anyway."""
+MOST_BYTES_ON_CPU = 8 * 2**20
+"""The same on a CPU, where what does not fit the cache is read from memory time and again."""
 
 
 def stacks(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
@@ -64,9 +64,13 @@ class Batched:
     def _stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
         """Positions of jobs that go together, at most `max_bytes` at a time."""
         groups: dict[Hashable, list[int]] = {}
+        rules: dict[UpdateRule, int] = {}  # whose hash is slow enough to be felt for every job
+        distinct = {id(job.rule): job.rule for job in jobs}
+        same = {key: rules.setdefault(rule, key) for key, rule in distinct.items()}
         for index, job in enumerate(jobs):
             M = job.matrix
-            groups.setdefault((job.rule, M.shape[-2:], M.dtype, M.device), []).append(index)
+            kind = (same[id(job.rule)], M.shape[-2:], M.dtype, M.device)
+            groups.setdefault(kind, []).append(index)
         for group in groups.values():
             stack: list[int] = []
             size = 0
@@ -86,19 +90,36 @@ class Batched:
 
 def _together(jobs: Sequence[Job]) -> list[Tensor]:
     """Directions of jobs of equal rule and shape, computed as one batch [b, m, n]."""
-    rule: UpdateRule = jobs[0].rule
+    rule, first = jobs[0].rule, jobs[0].matrix
+    dtype = rule.reads(first.dtype, first.device)
     if len(jobs) == 1:
-        return [rule.direction(jobs[0].matrix, jobs[0].buffers)]
-    stacked = torch.cat([_flat(job.matrix) for job in jobs])
+        return [_kept(rule.direction(first.to(dtype), jobs[0].buffers), first)]
+    counts = [job.matrix.shape[:-2].numel() for job in jobs]
+    stacked = _stacked([job.matrix for job in jobs], counts, dtype)
     buffers = {
         name: torch.cat([_flat(job.buffers[name]) for job in jobs]) for name in jobs[0].buffers
     }
-    counts = [job.matrix.shape[:-2].numel() for job in jobs]
-    directions = rule.direction(stacked, buffers).split(counts)
+    directions = _kept(rule.direction(stacked, buffers), first).split(counts)
     for name, stack in buffers.items():
         for job, part in zip(jobs, stack.split(counts), strict=True):
             job.buffers[name].copy_(part.view(job.buffers[name].shape))
     return [part.reshape(job.matrix.shape) for job, part in zip(jobs, directions, strict=True)]
+
+
+def _stacked(matrices: Sequence[Tensor], counts: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Matrices [..., m, n] as one batch [b, m, n] in a dtype, each read once."""
+    first = matrices[0]
+    batch = first.new_empty(sum(counts), *first.shape[-2:], dtype=dtype)
+    parts = [
+        part.view(M.shape) for part, M in zip(batch.split(list(counts)), matrices, strict=True)
+    ]
+    torch._foreach_copy_(parts, list(matrices))
+    return batch
+
+
+def _kept(direction: Tensor, M: Tensor) -> Tensor:
+    """A direction in the dtype that it is used in: on a CPU as it comes, which is read once."""
+    return direction if M.device.type == "cpu" else direction.to(M.dtype)
 
 
 def _flat(x: Tensor) -> Tensor:

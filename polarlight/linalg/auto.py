@@ -22,7 +22,7 @@ from polarlight.linalg.matrices import check_matrix
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import Schatten8
 from polarlight.linalg.polar_express import polar_express
-from polarlight.linalg.precision import iteration_dtype
+from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.rates import Rates, assumed_rates
 from polarlight.linalg.remembered import remembered
 
@@ -71,6 +71,10 @@ class AutoPolar:
     def engine(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Engine:
         """What an m x n matrix of this dtype gets on this device."""
         return self._choice(m, n, dtype, device)[0]
+
+    def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """Bfloat16 where it iterates in that."""
+        return read_as(dtype, self.dtype or iteration_dtype(dtype, device))
 
     def flops(self, m: int, n: int) -> float:
         """Those of the form that an m x n matrix gets in bfloat16."""

@@ -10,7 +10,7 @@ from polarlight.linalg.coefficients import Quintic, Schedule
 from polarlight.linalg.matrices import check_matrix
 from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, started
 from polarlight.linalg.polar_express import polar_express
-from polarlight.linalg.precision import iteration_dtype
+from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.products import gram, gram_polynomial, times_short
 
 
@@ -57,6 +57,10 @@ class NewtonSchulz:
         start = started(M, self.normalisation, self.schedule.safety, dtype)
         return iterate(start, self.schedule.steps).to(M.dtype)
 
+    def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """Bfloat16 where it iterates in that."""
+        return read_as(dtype, self.dtype or iteration_dtype(dtype, device))
+
     def flops(self, m: int, n: int) -> float:
         """The count above, for one m x n matrix."""
         return self.normalisation.flops(m, n) + iteration_flops(m, n, self.schedule.steps)
@@ -69,8 +73,8 @@ class NewtonSchulz:
 def iterate(start: Start, steps: Sequence[Quintic]) -> Tensor:
     """`a X + b (X X') X + c (X X')^2 X` for each step, with the Gram matrix on the short side."""
     X, R, square = start
-    for a, b, c in steps:
-        X = times_short(X, gram_polynomial(gram(X) if R is None else R, b, c, square), a)
+    for step in steps:
+        X = times_short(X, gram_polynomial(gram(X) if R is None else R, *step, square))
         R = square = None
     return X
 

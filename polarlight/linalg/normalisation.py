@@ -27,6 +27,7 @@ from polarlight.linalg.matrices import (
     frobenius_norm,
     nonzero,
     unit_scale,
+    unit_scale_in,
 )
 from polarlight.linalg.products import gram, is_tall
 
@@ -157,15 +158,18 @@ class Start(NamedTuple):
 
 
 def started(M: Tensor, normalisation: Normalisation, safety: float, dtype: torch.dtype) -> Start:
-    """M over `safety` times its norm, in `dtype`, and the products that the norm was taken from."""
+    """M over `safety` times its norm, in `dtype`, and the products that the norm was taken from.
+
+    What the products are divided by is exact in `dtype`, so that they stay each other's squares;
+    its root, by which M is divided, is rounded, which only moves all singular values alike.
+    """
     if not isinstance(normalisation, Schatten8):
         return Start(normalised(M, normalisation, safety, dtype))
-    X = unit_scale(M).to(dtype)
+    X = unit_scale_in(M, dtype)
     R = gram(X)
     square = gram(R)
-    factor = (1 / nonzero(safety * schatten8(square))).to(dtype)
-    exact = at_least_float32(factor)
-    return Start(X.mul_(factor), (R * exact**2).to(dtype), (square * exact**4).to(dtype))
+    inverse = (1 / nonzero(safety * schatten8(square)).square()).to(dtype)
+    return Start(X.mul_(inverse.sqrt()), R.mul_(inverse), square.mul_(inverse).mul_(inverse))
 
 
 def schatten8(square: Tensor) -> Tensor:

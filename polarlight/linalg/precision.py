@@ -17,6 +17,14 @@ def iteration_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_fast_bfloat16(device.type, device.index) else torch.float32
 
 
+def read_as(dtype: torch.dtype, iteration: torch.dtype) -> torch.dtype:
+    """The dtype in which an engine may be given a matrix of this one, if it iterates in that one.
+
+    Bfloat16 holds every float32 magnitude; float16 does not, and has to be scaled first.
+    """
+    return torch.bfloat16 if iteration == torch.bfloat16 else dtype
+
+
 def gram_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype in which an iteration on a normalised Gram matrix should run.
 

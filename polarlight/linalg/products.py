@@ -70,20 +70,39 @@ def symmetric_multiply_add(
     return _mirrored(C, panel)
 
 
-def times_short(X: Tensor, A: Tensor, beta: float = 0.0) -> Tensor:
-    """`beta X + X A` for a tall X and `beta X + A X` for any other, A on the short side."""
-    if beta == 0:
-        return X @ A if is_tall(X) else A @ X
-    return multiply_add(X, X, A, beta) if is_tall(X) else multiply_add(X, A, X, beta)
+def symmetric_product(A: Tensor, B: Tensor) -> Tensor:
+    """`A B` for symmetric [..., k, k] that commute; as `symmetric_multiply_add`."""
+    if quack.takes(A, B):
+        return quack.symmetric_product(A, B)
+    if not _in_panels(A):
+        return A @ B
+    return _mirrored(
+        A, lambda rows, rest, out: torch.matmul(A[..., rows, :], B[..., :, rest], out=out)
+    )
 
 
-def gram_polynomial(R: Tensor, b: float, c: float, square: Tensor | None = None) -> Tensor:
-    """`b R + c R^2` for a Gram matrix R, whose square may be known already."""
+def times_short(X: Tensor, P: Tensor) -> Tensor:
+    """`X P` for a tall X and `P X` for any other, P on the short side."""
+    return X @ P if is_tall(X) else P @ X
+
+
+def gram_polynomial(
+    R: Tensor, a: float, b: float, c: float, square: Tensor | None = None
+) -> Tensor:
+    """`P = a I + b R + c R^2` for a Gram matrix R; its square, if it is known already, is given up.
+
+    One quintic step is X P then. The identity is added last, to what has been rounded: an error of
+    half a unit of `a` on the diagonal, as large as that of rounding X P, and no product has to read
+    X twice.
+    """
     if c == 0:
-        return b * R
-    if square is not None:
-        return torch.add(b * R, square, alpha=c)
-    return symmetric_multiply_add(R, R, R, b, c)
+        P = b * R
+    elif square is None:
+        P = symmetric_multiply_add(R, R, R, b, c)
+    else:
+        P = square.mul_(c).add_(R, alpha=b)
+    P.diagonal(dim1=-2, dim2=-1).add_(a)
+    return P
 
 
 def _in_panels(X: Tensor) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
-from polarlight.linalg.matrices import nonzero, unit_scale
+from polarlight.linalg.matrices import nonzero, unit_scale_in
 from polarlight.linalg.rows import (
     check_exponent,
     check_floor,
@@ -28,7 +28,7 @@ from polarlight.linalg.rows import (
     row_norms,
     significance,
 )
-from polarlight.rule import Buffers, MatrixMap, described
+from polarlight.rule import Buffers, MatrixMap, described, reads
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
 
@@ -73,13 +73,13 @@ class WarmPolar:
 
     def __call__(self, M: Tensor, buffers: Buffers) -> Tensor:
         """The balanced polar factor of M; keeps scale and sizes for the next step."""
-        X = unit_scale(M)
+        X = unit_scale_in(M, self.reads(torch.promote_types(M.dtype, torch.float32), M.device))
         norms = row_norms(X)
         rms = nonzero(rms_row_norm(norms))
         size = norms / rms
         weight = significance(size, self.floor).square()
         D = self._scale(size, buffers)
-        U = self.polar(X.mul_(D / rms))
+        U = self.polar(X.mul_((D / rms).to(X.dtype)))
         self._keep(D * leverage_correction(U, weight, self.exponent), size, buffers)
         return U.to(M.dtype)
 
@@ -96,6 +96,10 @@ class WarmPolar:
         rms = rms_row_norm(D * size)
         for name, value in (("row_scale", D / nonzero(rms)), ("row_size", size)):
             buffers[name].copy_(torch.where(rms == 0, buffers[name], value))
+
+    def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """As the polar method."""
+        return reads(self.polar, dtype, device)
 
     def described(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
         """How, and by which engine."""

@@ -6,7 +6,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from polarlight.rule import Buffers, MatrixMap, Slot, apply, buffer_shapes
+from polarlight.rule import Buffers, MatrixMap, Slot, apply, buffer_shapes, reads
 
 
 class Side(Enum):
@@ -53,6 +53,11 @@ class OnSide:
     def chosen(self, m: int, n: int) -> Slot:
         """`then` or `otherwise`."""
         return self.then if self.side.touches(m, n) else self.otherwise
+
+    def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """As both, if they agree."""
+        then, otherwise = (reads(x, dtype, device) for x in (self.then, self.otherwise))
+        return then if then == otherwise else dtype
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
         """Those of `then`, where it is used."""

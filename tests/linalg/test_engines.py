@@ -103,8 +103,8 @@ def test_a_batch_is_its_matrices(engine, shape):
 @pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e30])
 def test_scale_of_the_input_does_not_matter(engine, factor):
     M = gaussian(12, 5, dtype=torch.float32)
-    # Dividing by the largest entry rounds once; the iteration may run in bfloat16.
-    torch.testing.assert_close(engine(M * factor), engine(M), rtol=0, atol=2e-2)
+    # The factor rounds once, in bfloat16 where the iteration runs in that; Jordan's slope is 485.
+    torch.testing.assert_close(engine(M * factor), engine(M), rtol=0, atol=6e-2)
 
 
 @engines
