@@ -175,3 +175,30 @@ def test_scale_does_not_matter_and_the_dtype_is_kept(dtype, power):
     U = SOLVER(M)
     assert U.dtype == dtype
     assert torch.equal(SOLVER(2.0**power * M), U)
+
+
+def drifting(steps=4):
+    """Momenta of consecutive steps: each a hundredth of the way to another matrix."""
+    M, other = skewed(*TALL), gaussian(*TALL, seed=7)
+    for _ in range(steps):
+        yield M
+        M = 0.99 * M + 0.01 * other * M.norm() / other.norm()
+
+
+def test_a_start_from_the_last_solution_saves_steps():
+    few = ExactBalanced(EXACT, steps=3)
+    M, *later = drifting()
+    U = SOLVER(M)
+    for M in later:
+        U = few.continued(M, U)
+        assert tangent_gradient(M, U) < 1e-6
+        assert tangent_gradient(M, few(M)) > 1e-3
+        torch.testing.assert_close((M * U).sum(), (M * SOLVER(M)).sum(), rtol=1e-10, atol=0)
+
+
+def test_a_bad_start_is_not_taken_and_a_foreign_one_refused():
+    M = skewed(*TALL)
+    for poor in (torch.zeros_like(M), -SOLVER(M)):
+        torch.testing.assert_close(SOLVER.continued(M, poor), SOLVER(M), rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="no start for"):
+        SOLVER.continued(M, M[1:])
