@@ -81,8 +81,8 @@ class ExactBalanced:
     def continued(self, M: Tensor, solution: Tensor) -> Tensor:
         """The same from an earlier M's solution, where that is the better start.
 
-        A matrix that moved by a hundredth of its size is solved in three Newton steps instead of six:
-XX
+        Matrices that moved by a hundredth of their size are solved in three Newton steps, of which
+        the polar factor as a start needs six.
 
         Args:
             M: The matrices, tall [..., m, n].
