@@ -83,8 +83,17 @@ def gradients_of(optimizer: Optimizer) -> list[tuple[torch.Tensor, torch.Tensor]
     return [(p, p.grad) for p in params]
 
 
+def as_in_training() -> None:
+    """What a backward pass does to malloc: a large tensor that was freed makes it keep memory.
+
+    Without it glibc gives freed memory back and fetches it again, page by page, in every step.
+    """
+    torch.empty(2**23 - 64).fill_(0.0)
+
+
 def measured(name: str, device: str, repeats: int) -> dict[str, dict[str, float]]:
     """Median seconds, ratio to the baseline and peak extra bytes of each optimizer."""
+    as_in_training()
     optimizers = prepared(name, device)
     kept = {label: gradients_of(optimizer) for label, optimizer in optimizers.items()}
     times: dict[str, list[float]] = {label: [] for label in optimizers}

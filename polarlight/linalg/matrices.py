@@ -58,7 +58,7 @@ def _largest(M: Tensor) -> Tensor:
     if M.ndim == 2:  # one pass over the memory
         least, most = torch.aminmax(M)
         return torch.maximum(most, -least)[None, None]
-    return torch.maximum(M.amax(dim=(-2, -1), keepdim=True), -M.amin(dim=(-2, -1), keepdim=True))
+    return M.abs().amax(dim=(-2, -1), keepdim=True)
 
 
 def _power_of_two_over(x: Tensor) -> Tensor:
