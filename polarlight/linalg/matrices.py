@@ -41,10 +41,10 @@ def unit_scale(M: Tensor, rows: Rows = HERE) -> Tensor:
     return M / nonzero(rows.max(largest))
 
 
-def frobenius_norm(M: Tensor) -> Tensor:
+def frobenius_norm(M: Tensor, rows: Rows = HERE) -> Tensor:
     """Frobenius norm of each matrix, [..., m, n] -> [..., 1, 1]."""
     norm: Tensor = torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True)
-    return norm
+    return norm if rows is HERE else rows.sum(norm.square()).sqrt()
 
 
 def nonzero(x: Tensor) -> Tensor:

@@ -55,17 +55,48 @@ def by_rows(rank, world):
                 assert len(rows.plans()[-1].rowwise) == 6  # all but the stack
 
 
+EIGEN = polarlight.EigenPolar()
+GRAM = {
+    "muon": polarlight.muon(),
+    "aurora": polarlight.aurora(polarlight.WarmPolar(EIGEN)),
+    "aurora, balanced": polarlight.aurora(polarlight.BalancedPolar(EIGEN)),
+    "normuon": polarlight.normuon(polar=EIGEN),
+    "muoneq": polarlight.muoneq(polar=EIGEN),
+    "centred": polarlight.centred(polarlight.muon(polar=EIGEN)),
+}
+"""Rules that take the polar factor of a tall matrix through its Gram matrix."""
+TALL = [(50, 3), (9, 2), (12, 4), (2, 30, 4), (5, 4), (4, 12)]
+"""Nine rows on four processes leave one without any; the last is wide, the stack cut in two."""
+
+
+def by_gram(rank, world):
+    """Tall matrices that stay where their rows lie, uneven and empty shards, in every layout."""
+    stay = polarlight.Sharded(options=Options(row_bytes=0, sum_weight=0))
+    for (name, rule), layout in product(GRAM.items(), LAYOUTS[world]):
+        for dtype in (torch.float64, torch.float32):
+            whole, sharded = models(dtype, LAYOUTS[world][layout], TALL)
+            found = check_sharding(whole, sharded, optimizer(rule, executor=stay))
+            assert all(d.same for d in found), f"{name}, {layout}:\n{table(found)}"
+            kept = stay.plans()[-1].rowwise
+            if "columns" not in layout and "copies" not in layout:
+                assert list(kept) == [0, 1, 2, 4], (name, layout, kept)
+            else:
+                assert not kept, (name, layout, kept)
+
+
 def test_shipped_rules_on_two_processes():
     run(2, shipped)
 
 
 def shipped(rank):
     by_rows(rank, 2)
+    by_gram(rank, 2)
     compare(rank, list(SHARP), 2, torch.float64)
 
 
 def some(rank):
     by_rows(rank, 4)
+    by_gram(rank, 4)
     compare(rank, FEW, 4, torch.float64)
     # In float32: engines that run in bfloat16 round a batch and its matrices apart.
     compare(rank, FEW[:2], 4, torch.float32, SHARP)
