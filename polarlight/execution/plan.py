@@ -89,13 +89,13 @@ class Plan:
         costs, total = [0.0] * self.size, [0] * self.size
         for number in self.rowwise:
             item = self.items[number]
-            layout = item.layouts[MOMENTUM]
-            for rank, where in enumerate(self.coordinates):
-                *stack, here, _ = layout.local_shape(where)
-                found = on_rows(item, here)
+            shapes = [item.layouts[MOMENTUM].local_shape(where) for where in self.coordinates]
+            known = {shape: on_rows(item, shape[-2]) for shape in set(shapes)}
+            for rank, shape in enumerate(shapes):
+                found = known[shape]
                 if found is not None:
-                    costs[rank] += prod(stack) * found.cost
-                    total[rank] += prod(stack) * found.flops
+                    costs[rank] += prod(shape[:-2]) * found.cost
+                    total[rank] += prod(shape[:-2]) * found.flops
         return costs, total
 
     @cached_property
