@@ -110,7 +110,9 @@ def laid_out(name: str, layout: str) -> list[nn.Parameter]:
         sharded = [nn.Parameter(distribute_tensor(p.detach(), mesh, both)) for p in whole]
     else:
         size = dist.get_world_size()
-        mesh = init_device_mesh("cpu", (2, 2) if layout.startswith("HSDP") else (size,))
+        hybrid = layout.startswith("HSDP")
+        shape, names = ((2, 2), ("copy", "shard")) if hybrid else ((size,), ("shard",))
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
         model = nn.ModuleList(nn.Linear(p.shape[1], p.shape[0], bias=False) for p in whole)
         with torch.no_grad():
             for linear, p in zip(model, whole, strict=True):

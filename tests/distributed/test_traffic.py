@@ -78,7 +78,20 @@ def check_keys(rank):
     assert len(names) == len(SHAPES)
 
 
+def check_plan_is_kept(rank):
+    """One plan, and one comparison with the others', for all steps; also where no view is given."""
+    _, model = models(torch.float32, LAYOUTS[4]["rows"], SHAPES)
+    made = polarlight.Muon([p for p in model.parameters() if p.ndim == 2], lr=0.1)
+    with_gradients(model)
+    made.step()
+    with Received() as found:
+        made.step()
+    assert len(made.executor.plans()) == 1
+    assert "allgather_" not in found.names
+
+
 def every(rank):
+    check_plan_is_kept(rank)
     for layout in ("rows", "HSDP", "columns"):
         check_buckets(rank, layout)
         check_bytes(rank, layout)
