@@ -3,7 +3,7 @@
     python -m benchmarks.sharded_step                      # two and four processes over gloo, here
     python -m benchmarks.sharded_step --worlds 2 --repeats 20
 
-A quarter of GPT-2 small's hidden matrices under `fully_shard` (on two dimensions: HSDP) or, as FSDP
+The matrices of one layer of GPT-2 small under `fully_shard` (on two dimensions: HSDP) or, as FSDP
 x TP lays them out, as `_StridedShard` beside `Shard`. Collectives are counted where torch sends
 them, bytes as what one process receives; DTensor takes other ones on GPUs (`S(0) -> S(1)` is an
 all-gather on CPUs). Optimizers step in turn, medians over the rounds but the first.
@@ -230,7 +230,7 @@ def told(results: dict[str, Any]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--set", default="gpt2-small/4", choices=SETS, help="matrices")
+    parser.add_argument("--set", default="gpt2-small/12", choices=SETS, help="matrices")
     parser.add_argument("--worlds", nargs="+", type=int, default=[2, 4], choices=LAYOUTS)
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
     parser.add_argument("--single", action="store_true", help="what one process pays, instead")
