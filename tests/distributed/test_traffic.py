@@ -11,9 +11,9 @@ from tests.distributed.layouts import LAYOUTS, models
 from tests.distributed.processes import run
 from tests.distributed.test_conformance import EIGEN, optimizer
 
-SHAPES = [(12, 4), (4, 12), (6, 6), (3, 12, 4), (10, 5), (64, 2), (12, 4)]
-SMALL = Options(bucket_bytes=150, row_bytes=0)
-RULES = [polarlight.aurora(polarlight.WarmPolar(EIGEN)), polarlight.soap()]
+SHAPES = [(12, 4), (4, 12), (6, 6), (3, 12, 4), (10, 5), (64, 2), *[(6, 6)] * 10]
+SMALL = Options(bucket_bytes=50, row_bytes=0)
+RULE = polarlight.aurora(polarlight.WarmPolar(EIGEN))
 
 
 class Received(TorchDispatchMode):
@@ -33,12 +33,11 @@ class Received(TorchDispatchMode):
 
 def check_buckets(rank, layout):
     """Many buckets under way at once, next to matrices that stay: the values of one device."""
-    for rule in RULES:
-        executor = polarlight.Sharded(options=SMALL)
-        pair = models(torch.float64, LAYOUTS[4][layout], SHAPES)
-        found = check_sharding(*pair, optimizer(rule, executor=executor), steps=3)
-        assert all(d.same for d in found), f"{rule.name}, {layout}:\n{table(found)}"
-        assert len(executor.plans()[-1].buckets) > 3
+    executor = polarlight.Sharded(options=SMALL)
+    pair = models(torch.float64, LAYOUTS[4][layout], SHAPES)
+    found = check_sharding(*pair, optimizer(RULE, executor=executor), steps=2)
+    assert all(d.same for d in found), f"{layout}:\n{table(found)}"
+    assert len(executor.plans()[-1].buckets) > 3
 
 
 def with_gradients(model):
@@ -50,7 +49,7 @@ def check_bytes(rank, layout):
     """As many as the plan says, by all-to-all and, for sums over rows, all-reduce alone."""
     _, model = models(torch.float64, LAYOUTS[4][layout], SHAPES)
     executor = polarlight.Sharded(options=SMALL)
-    made = optimizer(RULES[0], executor=executor)(model)
+    made = optimizer(RULE, executor=executor)(model)
     with_gradients(model)
     made.step()
     with Received() as found:
