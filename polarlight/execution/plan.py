@@ -217,20 +217,33 @@ def traffic(plan: Plan) -> list[Traffic]:
     """Of every process; what stays where it is counts nothing."""
     sums = sum(stay.sent for stay in plan.rowwise.values())
     sent, received = [sums] * plan.size, [sums] * plan.size
+    known: dict[tuple[Layout, Block], list[_Part]] = {}
     for unit, owner in zip(plan.units, plan.owners, strict=True):
         item = plan.items[unit.item]
         for name, block in unit.blocks.items():
             layout, size = item.layouts[name], item.dtypes[name].itemsize
+            if (layout, block) not in known:
+                known[layout, block] = list(_parts(plan, layout, block))
             mine = layout.copy(plan.coordinates[owner])
-            for places in layout.where(block.ranges, whole=False):
-                held = layout.held(tuple(place or 0 for place in places))
-                amount = overlap(block, held) * size
-                for rank in plan.ranks_at(places):
-                    if rank == owner:
-                        continue
-                    sent[owner] += amount
-                    received[rank] += amount
-                    if layout.copy(plan.coordinates[rank]) == mine:
-                        sent[rank] += amount
-                        received[owner] += amount
+            for rank, entries, copy in known[layout, block]:
+                if rank == owner:
+                    continue
+                amount = entries * size
+                sent[owner] += amount
+                received[rank] += amount
+                if copy == mine:
+                    sent[rank] += amount
+                    received[owner] += amount
     return [Traffic(*both) for both in zip(sent, received, strict=True)]
+
+
+_Part = tuple[int, int, Coordinate]
+"""A process, how many entries of a block it has, and which copy they belong to."""
+
+
+def _parts(plan: Plan, layout: Layout, block: Block) -> Iterator[_Part]:
+    """Who has how much of a block; matrices of equal shape and layout share the answer."""
+    for places in layout.where(block.ranges, whole=False):
+        entries = overlap(block, layout.held(tuple(place or 0 for place in places)))
+        for rank in plan.ranks_at(places):
+            yield rank, entries, layout.copy(plan.coordinates[rank])
