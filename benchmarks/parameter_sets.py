@@ -17,10 +17,11 @@ _QWEN_LAYER = [
 SETS: dict[str, list[tuple[int, int]]] = {
     "gpt2-small": _GPT2_LAYER * 12,
     "gpt2-small/4": _GPT2_LAYER * 3,
+    "gpt2-small/12": _GPT2_LAYER,
     "qwen3-0.6b/14": _QWEN_LAYER * 2,
     "small": [(128, 512), (512, 128), (128, 128), (64, 256)] * 50,
 }
-"""GPT-2 small whole and a quarter of it, two layers of Qwen3-0.6B, 200 matrices up to 128 x 512."""
+"""GPT-2 small, a quarter and a layer of it; two layers of Qwen3-0.6B; 200 matrices to 128 x 512."""
 
 
 def parameters(name: str, device: str) -> list[nn.Parameter]:

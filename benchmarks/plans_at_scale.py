@@ -6,7 +6,9 @@
 Plans are made of shapes alone: no process, no weights. Hidden matrices in bfloat16 under
 `aurora_mlp`; embeddings, heads and norms are elementwise and move nothing. FSDP cuts every
 parameter's first dimension among all processes (a stack of experts into whole experts); HSDP does
-so among 64 and has copies of that. Writes a JSON file and one picture.
+so among 64 and has copies of that. "busiest" and "costliest" are over the mean load; "exchange" in
+the JSON file is what plain all-to-alls to owners and back would send. Writes that file and a
+picture.
 """
 
 import argparse
@@ -112,6 +114,7 @@ def measure(model: str, processes: int, hybrid: bool) -> dict[str, Any]:
     costliest = max(plan.costs) * plan.size / sum(plan.costs)
     about = {"model": model, "processes": processes, "layout": "HSDP" if hybrid else "FSDP"}
     found = asdict(summary(plan))
+    found["rowwise"] = len(found["rowwise"])
     return {**about, **found, "costliest_over_mean": costliest, "plan_seconds": seconds}
 
 
@@ -156,7 +159,7 @@ def main() -> None:
         if not hybrid or (processes > SHARDS and processes % SHARDS == 0)
     ]
     records = [measure(*case) for case in track(cases, "planning", console=console)]
-    table = Table("model", "processes", "matrices", "local", "busiest / mean", "costliest / mean")
+    table = Table("model", "processes", "matrices", "local", "staying", "busiest", "costliest")
     for column in ("GB sent", "GB received", "GB, gather all", "seconds"):
         table.add_column(column, justify="right")
     for r in records:
@@ -165,7 +168,14 @@ def main() -> None:
         ratios = (f"{r['balance']:.2f}", f"{r['costliest_over_mean']:.2f}")
         seconds = f"{r['plan_seconds']:.1f}"
         table.add_row(
-            r["model"], shape, f"{r['matrices']:,}", f"{r['local']:,}", *ratios, *sizes, seconds
+            r["model"],
+            shape,
+            f"{r['matrices']:,}",
+            f"{r['local']:,}",
+            str(r["rowwise"]),
+            *ratios,
+            *sizes,
+            seconds,
         )
     console.print(table)
     (options.out / "plans.json").write_text(json.dumps(records, indent=1))

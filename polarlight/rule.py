@@ -10,12 +10,12 @@ and does not depend on the scale of the gradient.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeGuard, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeGuard, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from polarlight.linalg.row_sums import ByRows, Rows
+from polarlight.linalg.row_sums import HERE, NeedsAllRowsError, Rows, on_rows
 
 MatrixMap = Callable[[Tensor], Tensor]
 """[..., m, n] -> [..., m, n]; never writes to its input."""
@@ -148,9 +148,21 @@ def buffer_shapes(slot: Slot, shape: torch.Size) -> dict[str, torch.Size]:
     return slot.buffer_shapes(shape) if is_stage(slot) else {}
 
 
-def by_rows(slot: object) -> bool:
-    """Whether a part of the rows is enough for the slot, and for the one that it goes around."""
-    return isinstance(slot, ByRows) and (not hasattr(slot, "inner") or by_rows(slot.inner))
+def apply_on_rows(slot: Slot, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
+    """The slot's result for a part of the rows; per-row buffers come with the rows.
+
+    Raises:
+        NeedsAllRowsError: If sums over rows are not all that it needs of the others.
+    """
+    if not is_stage(slot):
+        return on_rows(cast(MatrixMap, slot), X, rows)
+    if rows is HERE:
+        return slot(X, buffers)
+    stage: Any = slot
+    if not hasattr(stage, "on_rows"):
+        raise NeedsAllRowsError(f"{slot} cannot be computed on a part of the rows")
+    result: Tensor = stage.on_rows(X, rows, buffers)
+    return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,16 +210,15 @@ class UpdateRule:
         """What computes the map of an m x n matrix, in words."""
         return described(self.map, m, n, dtype, device)
 
-    @property
-    def by_rows(self) -> bool:
-        """Whether a part of the rows is enough to compute these rows of the direction."""
-        return all(map(by_rows, self._slots))
+    def direction_on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
+        """The rows of `direction` that belong to the rows X; all holders must ask at once.
 
-    def direction_on_rows(self, X: Tensor, rows: Rows) -> Tensor:
-        """The rows of `direction` that belong to the rows X, for rules that are `by_rows`."""
+        Raises:
+            NeedsAllRowsError: If that takes more than sums, for this rule or this shape.
+        """
         m, n = rows.count(X), X.shape[-1]
         for slot in self._slots:
-            X = cast(ByRows, slot).on_rows(X, rows)
+            X = apply_on_rows(slot, X, rows, buffers)
         return X * self.scale(m, n)
 
     def direction(self, M: Tensor, buffers: Buffers) -> Tensor:

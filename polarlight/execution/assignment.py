@@ -6,14 +6,18 @@ per cent. A matrix that lies whole on a process stays there while that process k
 """
 
 from collections.abc import Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 Holders = Sequence[int] | None
 """Processes that have all of a matrix; None means all of them."""
 
 
 def owners(
-    costs: Sequence[float], holders: Sequence[Holders], processes: int, spread: float = 1.1
+    costs: Sequence[float],
+    holders: Sequence[Holders],
+    processes: int,
+    spread: float = 1.1,
+    busy: Sequence[float] = (),
 ) -> list[int]:
     """The owner of each matrix.
 
@@ -23,14 +27,17 @@ def owners(
         processes: How many there are.
         spread: A matrix stays with a holder up to this multiple of the mean load, or of the
             costliest matrix where that is more.
+        busy: What each process has to do besides, in the same unit; nothing by default.
 
     Returns:
         Numbers in [0, processes), one per matrix.
     """
-    loads = [0.0] * processes
-    limit = max(spread * sum(costs) / processes, max(costs, default=0.0)) * (1 + 1e-9)
+    loads = list(busy) or [0.0] * processes
+    mean = (sum(costs) + sum(loads)) / processes
+    limit = max(spread * mean, max(costs, default=0.0)) * (1 + 1e-9)
     found = [0] * len(costs)
-    heap = [(0.0, rank) for rank in range(processes)]
+    heap = [(load, rank) for rank, load in enumerate(loads)]
+    heapify(heap)
     for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
         held = holders[i]
         rank = min(held, key=loads.__getitem__) if held else -1
@@ -49,9 +56,11 @@ def _idlest(heap: list[tuple[float, int]], loads: Sequence[float]) -> int:
     return heap[0][1]
 
 
-def loads(costs: Sequence[float], owner: Sequence[int], processes: int) -> list[float]:
+def loads(
+    costs: Sequence[float], owner: Sequence[int], processes: int, busy: Sequence[float] = ()
+) -> list[float]:
     """What each process has to do."""
-    total = [0.0] * processes
+    total = list(busy) or [0.0] * processes
     for cost, rank in zip(costs, owner, strict=True):
         total[rank] += cost
     return total

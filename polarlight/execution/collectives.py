@@ -174,12 +174,12 @@ class SharedRows(Rows):
     """Some rows are here; the others lie on the other processes of a group.
 
     Attributes:
-        group: The holders.
+        groups: The holders: sums are completed along one dimension of a mesh after another.
         total: Rows of the whole matrix.
         device: Where collectives run.
     """
 
-    group: Group
+    groups: tuple[Group, ...]
     total: int
     device: str
 
@@ -197,14 +197,16 @@ class SharedRows(Rows):
 
     def _reduced(self, x: Tensor, operation: Any) -> Tensor:
         shared = x.clone() if x.device.type == self.device else x.to(self.device)
-        dist.all_reduce(shared, operation, group=self.group)
+        for group in self.groups:
+            dist.all_reduce(shared, operation, group=group)
         return shared.to(x.device)
 
 
-def rows_of(x: Any, axis: int) -> SharedRows:
-    """The rows of a DTensor that one dimension of its mesh cuts."""
+def rows_of(x: Any, axes: Sequence[int]) -> SharedRows:
+    """The rows of a DTensor that these dimensions of its mesh cut."""
     mesh = x.device_mesh
-    return SharedRows(mesh.get_group(axis), x.shape[-2], mesh.device_type)
+    groups = tuple(mesh.get_group(axis) for axis in axes)
+    return SharedRows(groups, x.shape[-2], mesh.device_type)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,7 @@ class Summary:
             direction back, wherever it lies.
         buckets: In how many pieces the work is done.
         rowwise: Parameters whose rows are computed where they lie.
+        sums: Bytes that each process sends for their sums; part of `sent`.
     """
 
     mesh: tuple[int, ...]
@@ -94,7 +95,8 @@ class Summary:
     all_gather: float
     exchange: float
     buckets: int
-    rowwise: int
+    rowwise: tuple[str, ...]
+    sums: int
 
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.mesh))
@@ -103,9 +105,16 @@ class Summary:
             f"them where they lie, in {self.buckets} buckets; the busiest process has "
             f"{self.balance:.2f} times the mean load, {self.flops:.2e} flops of products. Per step "
             f"and process at most {_bytes(self.sent)} sent and {_bytes(self.received)} received; "
-            f"gathering everything everywhere would be {_bytes(self.all_gather)}"
-            + (f"; {self.rowwise} parameters stay where their rows lie" if self.rowwise else "")
+            f"gathering everything everywhere would be {_bytes(self.all_gather)}" + self._staying()
         )
+
+    def _staying(self) -> str:
+        if not self.rowwise:
+            return ""
+        some = ", ".join(self.rowwise[:3]) + (", ..." if len(self.rowwise) > 3 else "")
+        count = len(self.rowwise)
+        noun = "parameter stays" if count == 1 else "parameters stay"
+        return f"; {count} {noun} where the rows lie ({some}), for {_bytes(self.sums)} of sums"
 
 
 def summary(plan: Plan) -> Summary:
@@ -131,7 +140,8 @@ def summary(plan: Plan) -> Summary:
         all_gather=gathered,
         exchange=exchanged,
         buckets=len(plan.buckets),
-        rowwise=len(plan.rowwise),
+        rowwise=tuple(plan.items[number].name for number in plan.rowwise),
+        sums=sum(stay.sent for stay in plan.rowwise.values()),
     )
 
 

@@ -87,13 +87,10 @@ class Layout:
         return tuple(c for c, split in zip(coordinate, self.splits, strict=True) if split is None)
 
     @property
-    def cut_by_rows(self) -> int | None:
-        """The mesh's dimension that cuts the rows; None unless rows, and they once, are all cut."""
-        cuts = [axis for axis, split in enumerate(self.splits) if split is not None]
-        if len(cuts) != 1 or len(self.shape) < 2:
-            return None
-        split = self.splits[cuts[0]]
-        return cuts[0] if split == Split(len(self.shape) - 2) else None
+    def cut_by_rows(self) -> tuple[int, ...]:
+        """The mesh's dimensions that cut the rows; none unless rows are all that is cut."""
+        cuts = {axis: split.dim for axis, split in enumerate(self.splits) if split is not None}
+        return tuple(cuts) if set(cuts.values()) == {len(self.shape) - 2} else ()
 
     def beside(self, shape: Sequence[int]) -> "Layout":
         """The layout of a buffer: cut where the parameter is, as far as its shape allows.

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from math import prod
+from math import inf, prod
 
 from polarlight.execution import assignment
 from polarlight.execution.cost import cost, flops
 from polarlight.execution.layouts import Coordinate, Layout, Places
 from polarlight.execution.regions import Block, overlap
+from polarlight.execution.rowwise import Stay, on_rows, staying
 from polarlight.execution.units import MOMENTUM, Item, Unit, units_of
-from polarlight.view import Whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +30,14 @@ class Options:
         row_bytes: From this size on a matrix whose rows are cut stays where it lies, if its rule
             needs of the others' rows no more than their sums; smaller ones travel, as that is one
             message for many.
+        sum_weight: A summed byte costs as much as this many that are sent to an owner: less than 1
+            where the network adds up by itself, 0 to keep every matrix that can where its rows lie.
     """
 
     spread: float = 1.1
     bucket_bytes: int = 128 * 2**20
     row_bytes: int = 2**20
+    sum_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.spread >= 1:
@@ -43,6 +46,8 @@ class Options:
             raise ValueError(f"bucket_bytes must be >= 1, got {self.bucket_bytes}")
         if self.row_bytes < 0:
             raise ValueError(f"row_bytes must be >= 0, got {self.row_bytes}")
+        if not 0 <= self.sum_weight < inf:
+            raise ValueError(f"sum_weight must be >= 0 and finite, got {self.sum_weight}")
 
 
 @dataclass(frozen=True)
@@ -71,19 +76,27 @@ class Plan:
         return [unit for number, item in owned for unit in units_of(number, item)]
 
     @cached_property
-    def rowwise(self) -> dict[int, int]:
-        """Parameters whose rows are computed where they lie, and the mesh dimension cutting them.
+    def rowwise(self) -> dict[int, Stay]:
+        """Parameters whose rows are computed where they lie: no owner, and sums are all they send.
 
-        They have no owner and send nothing but a few sums.
+        By number; see `staying`.
         """
-        found = {}
-        for number, item in enumerate(self.items):
-            layout, dtype = item.layouts[MOMENTUM], item.dtypes[MOMENTUM]
-            large = prod(layout.shape) * dtype.itemsize >= self.options.row_bytes
-            axis = layout.cut_by_rows
-            if large and axis is not None and item.rule.by_rows and item.view == Whole():
-                found[number] = axis
-        return found
+        return staying(self.items, self.options.row_bytes, self.options.sum_weight)
+
+    @cached_property
+    def _on_rows(self) -> tuple[list[float], list[int]]:
+        """Cost and flops of every process for the parameters that stay where their rows lie."""
+        costs, total = [0.0] * self.size, [0] * self.size
+        for number in self.rowwise:
+            item = self.items[number]
+            shapes = [item.layouts[MOMENTUM].local_shape(where) for where in self.coordinates]
+            known = {shape: on_rows(item, shape[-2]) for shape in set(shapes)}
+            for rank, shape in enumerate(shapes):
+                found = known[shape]
+                if found is not None:
+                    costs[rank] += prod(shape[:-2]) * found.cost
+                    total[rank] += prod(shape[:-2]) * found.flops
+        return costs, total
 
     @cached_property
     def ranks(self) -> dict[Coordinate, int]:
@@ -99,17 +112,18 @@ class Plan:
     def owners(self) -> list[int]:
         """The process that computes each matrix."""
         holders = [self._holders(unit) for unit in self.units]
-        return assignment.owners(self.costs, holders, self.size, self.options.spread)
+        busy, _ = self._on_rows
+        return assignment.owners(self.costs, holders, self.size, self.options.spread, busy)
 
     @cached_property
     def loads(self) -> list[float]:
         """What each process has to do, in flops."""
-        return assignment.loads(self.costs, self.owners, self.size)
+        return assignment.loads(self.costs, self.owners, self.size, self._on_rows[0])
 
     @cached_property
     def flops(self) -> list[int]:
         """Flops of the products of each process."""
-        total = [0] * self.size
+        total = list(self._on_rows[1])
         for unit, owner in zip(self.units, self.owners, strict=True):
             total[owner] += flops(self.items[unit.item].rule, *unit.shapes[MOMENTUM])
         return total
@@ -201,21 +215,35 @@ class Traffic:
 
 def traffic(plan: Plan) -> list[Traffic]:
     """Of every process; what stays where it is counts nothing."""
-    sent, received = [0] * plan.size, [0] * plan.size
+    sums = sum(stay.sent for stay in plan.rowwise.values())
+    sent, received = [sums] * plan.size, [sums] * plan.size
+    known: dict[tuple[Layout, Block], list[_Part]] = {}
     for unit, owner in zip(plan.units, plan.owners, strict=True):
         item = plan.items[unit.item]
         for name, block in unit.blocks.items():
             layout, size = item.layouts[name], item.dtypes[name].itemsize
+            if (layout, block) not in known:
+                known[layout, block] = list(_parts(plan, layout, block))
             mine = layout.copy(plan.coordinates[owner])
-            for places in layout.where(block.ranges, whole=False):
-                held = layout.held(tuple(place or 0 for place in places))
-                amount = overlap(block, held) * size
-                for rank in plan.ranks_at(places):
-                    if rank == owner:
-                        continue
-                    sent[owner] += amount
-                    received[rank] += amount
-                    if layout.copy(plan.coordinates[rank]) == mine:
-                        sent[rank] += amount
-                        received[owner] += amount
+            for rank, entries, copy in known[layout, block]:
+                if rank == owner:
+                    continue
+                amount = entries * size
+                sent[owner] += amount
+                received[rank] += amount
+                if copy == mine:
+                    sent[rank] += amount
+                    received[owner] += amount
     return [Traffic(*both) for both in zip(sent, received, strict=True)]
+
+
+_Part = tuple[int, int, Coordinate]
+"""A process, how many entries of a block it has, and which copy they belong to."""
+
+
+def _parts(plan: Plan, layout: Layout, block: Block) -> Iterator[_Part]:
+    """Who has how much of a block; matrices of equal shape and layout share the answer."""
+    for places in layout.where(block.ranges, whole=False):
+        entries = overlap(block, layout.held(tuple(place or 0 for place in places)))
+        for rank in plan.ranks_at(places):
+            yield rank, entries, layout.copy(plan.coordinates[rank])

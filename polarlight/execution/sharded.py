@@ -42,7 +42,7 @@ class Prepared:
             arena is self.arena
             and len(works) == len(self.works)
             and all(
-                parameter() is w.parameter and rule is w.rule and view is w.view
+                parameter() is w.parameter and rule is w.rule and view == w.view
                 for (parameter, rule, view), w in zip(self.works, works, strict=True)
             )
         )

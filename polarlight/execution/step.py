@@ -52,8 +52,8 @@ class Step:
         """The directions, as far as they lie here; buffers are updated in place."""
         buckets = self.schedule.buckets
         coming = [self._gather(bucket) for bucket in buckets[: AHEAD + 1]]
-        for number, axis in self.schedule.plan.rowwise.items():
-            self._stay(number, axis)
+        for number, stay in self.schedule.plan.rowwise.items():
+            self._stay(number, stay.axes)
         going: list[Travelling] = []
         for number, bucket in enumerate(buckets):
             self._arrive(bucket, coming[number])
@@ -68,11 +68,16 @@ class Step:
         self._count()
         return self.directions
 
-    def _stay(self, number: int, axis: int) -> None:
+    def _stay(self, number: int, axes: Sequence[int]) -> None:
         """A parameter whose rows are computed where they lie."""
-        work = self.works[number]
-        rows = rows_of(work.parameter, axis)
-        self.directions[number].copy_(work.rule.direction_on_rows(work.momentum, rows))
+        work, home = self.works[number], self.shards[number]
+        here = {name: x.to(self.arena.device, non_blocking=True) for name, x in home.items()}
+        matrix = here.pop(MOMENTUM)
+        rows = rows_of(work.parameter, axes)
+        self.directions[number].copy_(work.rule.direction_on_rows(matrix, rows, here))
+        for name, x in here.items():
+            if x is not home[name]:
+                home[name].copy_(x)
 
     def _gather(self, bucket: Bucket) -> Travelling:
         """Sends shards to the owners of their matrices."""

@@ -25,6 +25,7 @@ from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.rates import Rates, assumed_rates
 from polarlight.linalg.remembered import remembered
+from polarlight.linalg.row_sums import Rows
 
 QUICK = polar_express(4, lower=8e-3)
 """Four steps: within [0.95, 1.03] above 8e-3 of the norm, slope 166."""
@@ -67,6 +68,11 @@ class AutoPolar:
         """Returns the polar factor of M; see the class."""
         check_matrix(M)
         return self.engine(M.shape[-2], M.shape[-1], M.dtype, M.device)(M)
+
+    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+        """The same on a part of the rows, by the engine that the whole tall matrix gets."""
+        engine = self.engine(rows.count(X), X.shape[-1], X.dtype, X.device)
+        return engine.on_rows(X, rows)
 
     def engine(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Engine:
         """What an m x n matrix of this dtype gets on this device."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import check_matrix, unit_scale
+from polarlight.linalg.row_sums import Rows, check_tall
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -33,6 +34,24 @@ def by_decomposition(
     U = polar(X) if X.shape[-2] >= X.shape[-1] else polar(X.mT).mT
     U = U * (X != 0).any(-1, keepdim=True) * (X != 0).any(-2, keepdim=True)
     return torch.where(finite, U, torch.nan).to(M.dtype)
+
+
+def by_gram(
+    X: Tensor, rows: Rows, dtype: torch.dtype | None, polar: Callable[[Tensor, Rows], Tensor]
+) -> Tensor:
+    """`by_decomposition` on a part of the rows of tall matrices, for what needs only sums.
+
+    Raises:
+        NeedsAllRowsError: Unless the whole matrix is tall.
+    """
+    check_tall(X, rows)
+    dtype = dtype or decomposition_dtype(X)
+    Y = unit_scale(X.to(torch.promote_types(X.dtype, dtype)), rows).to(dtype)
+    lost = rows.sum((~Y.isfinite()).sum(dim=(-2, -1), keepdim=True).to(dtype)) != 0
+    Y = torch.where(lost, 0.0, Y)
+    live = rows.sum((Y != 0).sum(dim=-2, keepdim=True).to(dtype)) != 0
+    U = polar(Y, rows) * (Y != 0).any(-1, keepdim=True) * live
+    return torch.where(lost, torch.nan, U).to(X.dtype)
 
 
 def symmetric_eigen(S: Tensor) -> tuple[Tensor, Tensor]:

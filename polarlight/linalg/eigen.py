@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.decomposition import by_decomposition, check_dtype
+from polarlight.linalg.decomposition import by_decomposition, by_gram, check_dtype
 from polarlight.linalg.matrices import nonzero
+from polarlight.linalg.products import gram
+from polarlight.linalg.row_sums import HERE, Rows, over_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +57,21 @@ class EigenPolar:
         """Returns the polar factor of M; see the class."""
         return by_decomposition(M, self.dtype, self._polar)
 
+    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+        """The same on a part of the rows of tall matrices, from a sum of Gram matrices."""
+        return by_gram(X, rows, self.dtype, self._polar)
+
     def flops(self, m: int, n: int) -> float:
         """The count above for one m x n matrix."""
         k = min(m, n)
         return 6.0 * m * n * k + 9.0 * k**3
 
-    def _polar(self, X: Tensor) -> Tensor:
-        V = torch.linalg.eigh(X.mT @ X).eigenvectors
+    def _polar(self, X: Tensor, rows: Rows = HERE) -> Tensor:
+        V = torch.linalg.eigh(X.mT @ X if rows is HERE else gram(X, rows)).eigenvectors
         W = X @ V
         lengths = torch.linalg.vector_norm(W, dim=-2, keepdim=True)
+        if rows is not HERE:
+            lengths = over_rows(lengths.square(), rows).sqrt()
         cutoff = torch.finfo(X.dtype).eps ** 0.5 if self.cutoff is None else self.cutoff
         kept = lengths > cutoff * lengths.amax(dim=-1, keepdim=True)
         polar: Tensor = (W * (kept / nonzero(lengths))) @ V.mT

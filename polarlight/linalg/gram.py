@@ -32,6 +32,7 @@ from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import gram_dtype
 from polarlight.linalg.products import gram, gram_polynomial, symmetric_product, times_short
 from polarlight.linalg.remembered import constant, remembered
+from polarlight.linalg.row_sums import HERE, Rows, check_tall
 
 CONDITION = 200.0
 """Largest condition of an accumulated factor in float16 (0.2 / eps) and wider."""
@@ -92,12 +93,20 @@ class GramNewtonSchulz:
         check_matrix(M)
         if M.numel() == 0:
             return M.clone()
+        return self._polar(M, HERE)
+
+    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+        """The same on a part of the rows of tall matrices: a sum of Gram matrices per segment."""
+        check_tall(X, rows)
+        return self._polar(X, rows)
+
+    def _polar(self, M: Tensor, rows: Rows) -> Tensor:
         dtype = self.dtype or gram_dtype(M.dtype, M.device)
-        start = started(M, self.normalisation, self.schedule.safety, dtype)
-        if not self._pays(M.shape[-2], M.shape[-1], dtype):
-            return iterate(start, self.schedule.steps).to(M.dtype)
+        start = started(M, self.normalisation, self.schedule.safety, dtype, rows)
+        if not self._pays(rows.count(M), M.shape[-1], dtype):
+            return iterate(start, self.schedule.steps, rows).to(M.dtype)
         for steps in self.segments(dtype):
-            start = Start(_segment(start, steps))
+            start = Start(_segment(start, steps, rows))
         return start.X.to(M.dtype)
 
     def segments(self, dtype: torch.dtype) -> tuple[tuple[Quintic, ...], ...]:
@@ -140,18 +149,18 @@ class GramNewtonSchulz:
         return f"Gram Newton-Schulz, {self.schedule.name}"
 
 
-def _segment(start: Start, steps: Sequence[Quintic]) -> Tensor:
+def _segment(start: Start, steps: Sequence[Quintic], rows: Rows) -> Tensor:
     """X times the polynomials of one segment, gathered on the short side."""
     first, *rest = steps
     X = start.X
-    R = gram(X) if start.gram is None else start.gram
+    R = gram(X, rows) if start.gram is None else start.gram
     P = gram_polynomial(R, *first, start.square)
     Q = P
     for following in rest:
         R = symmetric_product(symmetric_product(R, P), P)
         P = gram_polynomial(R, *following)
         Q = symmetric_product(Q, P)
-    return times_short(X, Q)
+    return times_short(X, Q, rows)
 
 
 @constant

@@ -40,16 +40,17 @@ def unit_scale(M: Tensor, rows: Rows = HERE) -> Tensor:
     return M / nonzero(rows.max(_largest(M)))
 
 
-def unit_scale_in(M: Tensor, dtype: torch.dtype) -> Tensor:
+def unit_scale_in(M: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
     """`unit_scale` in an iteration's dtype, as a new tensor.
 
     In bfloat16, whose exponents are those of float32, each matrix is multiplied by a power of two
     instead, which rounds nothing, and its largest entry ends in [1, 2): half the memory is read.
     """
     if dtype != torch.bfloat16 or M.numel() == 0:
-        return unit_scale(M).to(dtype)
+        return unit_scale(M, rows).to(dtype)
     X = M.to(dtype)
-    factor = _power_of_two_over(_largest(X))
+    largest = _largest(X)
+    factor = _power_of_two_over(largest if rows is HERE else rows.max(largest.float()).to(dtype))
     return X * factor if X is M else X.mul_(factor)
 
 
@@ -67,10 +68,10 @@ def _power_of_two_over(x: Tensor) -> Tensor:
     return nonzero(exponent).reciprocal()
 
 
-def frobenius_norm(M: Tensor) -> Tensor:
+def frobenius_norm(M: Tensor, rows: Rows = HERE) -> Tensor:
     """Frobenius norm of each matrix, [..., m, n] -> [..., 1, 1]."""
     norm: Tensor = torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True)
-    return norm
+    return norm if rows is HERE else rows.sum(norm.square()).sqrt()
 
 
 def nonzero(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, sta
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.products import gram, gram_polynomial, times_short
+from polarlight.linalg.row_sums import HERE, Rows, check_tall
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,17 @@ class NewtonSchulz:
         check_matrix(M)
         if M.numel() == 0:
             return M.clone()
+        return self._polar(M, HERE)
+
+    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+        """The same on a part of the rows of tall matrices: a sum of Gram matrices per step."""
+        check_tall(X, rows)
+        return self._polar(X, rows)
+
+    def _polar(self, M: Tensor, rows: Rows) -> Tensor:
         dtype = self.dtype or iteration_dtype(M.dtype, M.device)
-        start = started(M, self.normalisation, self.schedule.safety, dtype)
-        return iterate(start, self.schedule.steps).to(M.dtype)
+        start = started(M, self.normalisation, self.schedule.safety, dtype, rows)
+        return iterate(start, self.schedule.steps, rows).to(M.dtype)
 
     def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """Bfloat16 where it iterates in that."""
@@ -70,11 +79,12 @@ class NewtonSchulz:
         return name if self.normalisation == FROBENIUS else f"{name}, {self.normalisation}"
 
 
-def iterate(start: Start, steps: Sequence[Quintic]) -> Tensor:
+def iterate(start: Start, steps: Sequence[Quintic], rows: Rows = HERE) -> Tensor:
     """`a X + b (X X') X + c (X X')^2 X` for each step, with the Gram matrix on the short side."""
     X, R, square = start
     for step in steps:
-        X = times_short(X, gram_polynomial(gram(X) if R is None else R, *step, square))
+        R = gram(X, rows) if R is None else R
+        X = times_short(X, gram_polynomial(R, *step, square), rows)
         R = square = None
     return X
 

@@ -30,6 +30,7 @@ from polarlight.linalg.matrices import (
     unit_scale_in,
 )
 from polarlight.linalg.products import gram, is_tall
+from polarlight.linalg.row_sums import HERE, Rows
 
 
 class Normalisation(Protocol):
@@ -41,8 +42,8 @@ class Normalisation(Protocol):
 
     scalar: ClassVar[bool]
 
-    def __call__(self, X: Tensor, dtype: torch.dtype) -> Tensor:
-        """The divisor of X [..., m, n] for an iteration that will run in `dtype`."""
+    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
+        """The divisor of X [..., m, n], or of what it has `rows` of, to iterate in `dtype`."""
 
     def flops(self, m: int, n: int) -> float:
         """Operations for one m x n matrix, counting a multiplication and an addition as two."""
@@ -57,9 +58,9 @@ class Frobenius:
 
     scalar: ClassVar[bool] = True
 
-    def __call__(self, X: Tensor, dtype: torch.dtype) -> Tensor:
+    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
         """[..., m, n] -> [..., 1, 1], in the dtype of X."""
-        return frobenius_norm(X)
+        return frobenius_norm(X, rows)
 
     def flops(self, m: int, n: int) -> float:
         """2 m n."""
@@ -83,9 +84,9 @@ class Schatten4:
 
     scalar: ClassVar[bool] = True
 
-    def __call__(self, X: Tensor, dtype: torch.dtype) -> Tensor:
+    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
         """[..., m, n] -> [..., 1, 1], in float32 or float64."""
-        return frobenius_norm(at_least_float32(_gram(X, dtype))).sqrt()
+        return frobenius_norm(at_least_float32(_gram(X, dtype, rows))).sqrt()
 
     def flops(self, m: int, n: int) -> float:
         """2 m n k + 2 k^2, k the short side."""
@@ -107,9 +108,9 @@ class Schatten8:
 
     scalar: ClassVar[bool] = True
 
-    def __call__(self, X: Tensor, dtype: torch.dtype) -> Tensor:
+    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
         """[..., m, n] -> [..., 1, 1], in float32 or float64."""
-        return schatten8(gram(_gram(X, dtype)))
+        return schatten8(gram(_gram(X, dtype, rows)))
 
     def flops(self, m: int, n: int) -> float:
         """2 k^2, k the short side: the products belong to the first step."""
@@ -129,10 +130,11 @@ class AOL:
 
     scalar: ClassVar[bool] = False
 
-    def __call__(self, X: Tensor, dtype: torch.dtype) -> Tensor:
+    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
         """[..., m, n] -> [..., 1, n] for a tall X, [..., m, 1] for any other."""
-        sizes = at_least_float32(_gram(X, dtype)).abs()
-        return sizes.sum(dim=-2 if is_tall(X) else -1, keepdim=True).sqrt()
+        sizes = at_least_float32(_gram(X, dtype, rows)).abs()
+        tall = rows is not HERE or is_tall(X)
+        return sizes.sum(dim=-2 if tall else -1, keepdim=True).sqrt()
 
     def flops(self, m: int, n: int) -> float:
         """2 m n k + k^2, k the short side."""
@@ -157,16 +159,18 @@ class Start(NamedTuple):
     square: Tensor | None = None
 
 
-def started(M: Tensor, normalisation: Normalisation, safety: float, dtype: torch.dtype) -> Start:
+def started(
+    M: Tensor, normalisation: Normalisation, safety: float, dtype: torch.dtype, rows: Rows = HERE
+) -> Start:
     """M over `safety` times its norm, in `dtype`, and the products that the norm was taken from.
 
     What the products are divided by is exact in `dtype`, so that they stay each other's squares;
     its root, by which M is divided, is rounded, which only moves all singular values alike.
     """
     if not isinstance(normalisation, Schatten8):
-        return Start(normalised(M, normalisation, safety, dtype))
-    X = unit_scale_in(M, dtype)
-    R = gram(X)
+        return Start(normalised(M, normalisation, safety, dtype, rows))
+    X = unit_scale_in(M, dtype, rows)
+    R = gram(X, rows)
     square = gram(R)
     inverse = (1 / nonzero(safety * schatten8(square)).square()).to(dtype)
     return Start(X.mul_(inverse.sqrt()), R.mul_(inverse), square.mul_(inverse).mul_(inverse))
@@ -178,16 +182,16 @@ def schatten8(square: Tensor) -> Tensor:
 
 
 def normalised(
-    M: Tensor, normalisation: Normalisation, safety: float, dtype: torch.dtype
+    M: Tensor, normalisation: Normalisation, safety: float, dtype: torch.dtype, rows: Rows = HERE
 ) -> Tensor:
     """M over `safety` times its norm, in `dtype`: singular values up to 1 / safety."""
-    X = unit_scale(M)
-    return (X / nonzero(safety * normalisation(X, dtype))).to(dtype)
+    X = unit_scale(M, rows)
+    return (X / nonzero(safety * normalisation(X, dtype, rows))).to(dtype)
 
 
-def _gram(X: Tensor, dtype: torch.dtype) -> Tensor:
+def _gram(X: Tensor, dtype: torch.dtype, rows: Rows) -> Tensor:
     """The Gram matrix at the speed of `dtype`: its own rounding stays below a safety of 1.01.
 
     In bfloat16 for half precision: squares of small entries would vanish in float16.
     """
-    return gram(X.to(torch.bfloat16 if dtype.itemsize == 2 else dtype))
+    return gram(X.to(torch.bfloat16 if dtype.itemsize == 2 else dtype), rows)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg import quack
+from polarlight.linalg.matrices import at_least_float32
+from polarlight.linalg.row_sums import HERE, Rows
 
 Panel = Callable[[slice, slice, Tensor], Tensor]
 """Writes a symmetric matrix's (rows, columns from the diagonal on) to where it is told."""
@@ -28,8 +30,13 @@ def is_tall(X: Tensor) -> bool:
     return X.shape[-2] > X.shape[-1]
 
 
-def gram(X: Tensor) -> Tensor:
-    """X'X for a tall X, XX' for any other: [..., m, n] -> [..., k, k] with k = min(m, n)."""
+def gram(X: Tensor, rows: Rows = HERE) -> Tensor:
+    """X'X for a tall X, XX' for any other: [..., m, n] -> [..., k, k] with k = min(m, n).
+
+    Where X has some of the `rows` of a tall matrix: that matrix's X'X, [..., n, n].
+    """
+    if rows is not HERE:
+        return _summed_gram(X, rows)
     W = X.mT if is_tall(X) else X
     if quack.takes(W):
         return quack.symmetric_product(W, W.mT)
@@ -81,9 +88,12 @@ def symmetric_product(A: Tensor, B: Tensor) -> Tensor:
     )
 
 
-def times_short(X: Tensor, P: Tensor) -> Tensor:
-    """`X P` for a tall X and `P X` for any other, P on the short side."""
-    return X @ P if is_tall(X) else P @ X
+def times_short(X: Tensor, P: Tensor, rows: Rows = HERE) -> Tensor:
+    """`X P` for a tall X and `P X` for any other, P on the short side.
+
+    Where X has some of the `rows` of a matrix, that one is tall.
+    """
+    return X @ P if rows is not HERE or is_tall(X) else P @ X
 
 
 def gram_polynomial(
@@ -108,6 +118,21 @@ def gram_polynomial(
 def _in_panels(X: Tensor) -> bool:
     """Whether a symmetric product of this many rows is cheaper in panels."""
     return X.device.type == "cpu" and X.shape[-2] >= PANELS_FROM
+
+
+def _summed_gram(X: Tensor, rows: Rows) -> Tensor:
+    """X'X over all rows: panels from the diagonal on are summed, in at least float32."""
+    n = X.shape[-1]
+    starts = range(0, n, PANEL)
+    parts = [X[..., i : i + PANEL].mT @ X[..., i:] for i in starts]
+    flat = torch.cat([at_least_float32(part).flatten(-2) for part in parts], dim=-1)
+    sizes = [part.shape[-2:].numel() for part in parts]
+    summed = iter(rows.sum(flat).to(X.dtype).split(sizes, dim=-1))
+
+    def panel(some: slice, rest: slice, out: Tensor) -> Tensor:
+        return out.copy_(next(summed).view(out.shape))
+
+    return _mirrored(X.mT, panel)
 
 
 def _mirrored(like: Tensor, panel: Panel) -> Tensor:

@@ -21,8 +21,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.decomposition import by_decomposition, check_dtype, symmetric_eigen
+from polarlight.linalg.decomposition import (
+    by_decomposition,
+    by_gram,
+    check_dtype,
+    symmetric_eigen,
+)
 from polarlight.linalg.matrices import nonzero
+from polarlight.linalg.products import gram
+from polarlight.linalg.row_sums import HERE, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,10 @@ class RegularisedPolar:
         """Returns the damped polar factor of M; see the class."""
         return by_decomposition(M, self.dtype, self._map)
 
+    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+        """The same on a part of the rows of tall matrices, from a sum of Gram matrices."""
+        return by_gram(X, rows, self.dtype, self._map)
+
     def lipschitz(self, m: int, n: int) -> float:
         """sqrt(k / delta), the greatest slope of the map at an m x n matrix of Frobenius norm 1."""
         return math.sqrt(min(m, n) / self.delta)
@@ -70,8 +81,8 @@ class RegularisedPolar:
         k = min(m, n)
         return 4.0 * m * n * k + 11.0 * k**3
 
-    def _map(self, X: Tensor) -> Tensor:
-        R = X.mT @ X
+    def _map(self, X: Tensor, rows: Rows = HERE) -> Tensor:
+        R = X.mT @ X if rows is HERE else gram(X, rows)
         mean = R.diagonal(dim1=-2, dim2=-1).mean(dim=-1, keepdim=True)
         squares, V = symmetric_eigen(R)
         damped = nonzero(squares.clamp_min(0) + self.delta * mean)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, nonzero
-from polarlight.linalg.row_sums import HERE, Rows
+from polarlight.linalg.row_sums import HERE, Rows, over_rows
 
 
 def row_norms(M: Tensor) -> Tensor:
@@ -17,8 +17,7 @@ def rms_row_norm(norms: Tensor, rows: Rows = HERE) -> Tensor:
     """Root mean square over the rows of their norms, [..., m, 1] -> [..., 1, 1]."""
     if rows is HERE:
         return norms.square().mean(dim=-2, keepdim=True).sqrt()
-    total = rows.sum(norms.square().sum(dim=-2, keepdim=True))
-    return (total / rows.count(norms)).sqrt()
+    return (over_rows(norms.square(), rows) / rows.count(norms)).sqrt()
 
 
 def leverage(U: Tensor) -> Tensor:
@@ -43,30 +42,32 @@ def inverse(norms: Tensor, floor: float, rows: Rows = HERE) -> Tensor:
     return 1 / nonzero((norms.square() + (floor * rms_row_norm(norms, rows)).square()).sqrt())
 
 
-def row_significance(M: Tensor, floor: float) -> Tensor:
+def row_significance(M: Tensor, floor: float, rows: Rows = HERE) -> Tensor:
     """How far each row stands above the noise, [..., m, n] -> [..., m, 1]; see `significance`."""
-    return significance(row_norms(M), floor)
+    return significance(row_norms(M), floor, rows)
 
 
-def significance(norms: Tensor, floor: float) -> Tensor:
+def significance(norms: Tensor, floor: float, rows: Rows = HERE) -> Tensor:
     """How far each norm stands above the noise, [..., m, 1] -> [..., m, 1]: 0 to 1.
 
     With x the norm over `floor` times the rms of all: 1 / sqrt(1 + x^-4), which is 1 far above the
     floor, x squared far below it, and 0 for zero.
     """
-    fourth = (norms / nonzero(floor * rms_row_norm(norms))) ** 4
+    fourth = (norms / nonzero(floor * rms_row_norm(norms, rows))) ** 4
     return (fourth / (1 + fourth)).sqrt()
 
 
-def leverage_correction(U: Tensor, weight: Tensor, exponent: float | None) -> Tensor:
+def leverage_correction(
+    U: Tensor, weight: Tensor, exponent: float | None, rows: Rows = HERE
+) -> Tensor:
     """(fair share / leverage)^exponent of each row of U, [..., m, n] -> [..., m, 1].
 
     The fair share is that part of the leverage which `weight` gives the row: 1 for a row that
     counts, less for noise, 0 for a zero row. An exponent of None is `shape_exponent`.
     """
-    m, n = U.shape[-2:]
+    m, n = rows.count(U), U.shape[-1]
     h = leverage(U)
-    fair = weight * (h.sum(dim=-2, keepdim=True) / nonzero(weight.sum(dim=-2, keepdim=True)))
+    fair = weight * (over_rows(h, rows) / nonzero(over_rows(weight, rows)))
     return (fair / nonzero(h)) ** (shape_exponent(m, n) if exponent is None else exponent)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from polarlight.linalg.matrices import unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
+from polarlight.linalg.row_sums import HERE, Rows, on_rows
 from polarlight.linalg.rows import (
     check_exponent,
     check_floor,
@@ -83,13 +84,17 @@ class BalancedPolar:
 
     def __call__(self, M: Tensor) -> Tensor:
         """The balanced polar factor of M."""
-        X = unit_scale(M)
-        weight = row_significance(X, self.floor).square()
-        D = inverse_row_norms(X, self.floor)
-        U = self.polar(D * X)
+        return self.on_rows(M, HERE)
+
+    def on_rows(self, M: Tensor, rows: Rows) -> Tensor:
+        """The same on a part of the rows."""
+        X = unit_scale(M, rows)
+        weight = row_significance(X, self.floor, rows).square()
+        D = inverse_row_norms(X, self.floor, rows)
+        U = on_rows(self.polar, D * X, rows)
         for _ in range(self.rounds - 1):
-            D = D * leverage_correction(U, weight, self.exponent)
-            U = self.polar(D * X)
+            D = D * leverage_correction(U, weight, self.exponent, rows)
+            U = on_rows(self.polar, D * X, rows)
         return U.to(M.dtype)
 
     def __str__(self) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from polarlight.linalg.matrices import unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
+from polarlight.linalg.row_sums import HERE, Rows, on_rows
 from polarlight.linalg.rows import check_floor, inverse_row_norms, row_significance
 from polarlight.rule import MatrixMap
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
@@ -57,12 +58,16 @@ class FeedbackPolar:
 
     def __call__(self, M: Tensor) -> Tensor:
         """The balanced polar factor of M."""
-        X = unit_scale(M)
-        weight = row_significance(X, self.floor)
+        return self.on_rows(M, HERE)
+
+    def on_rows(self, M: Tensor, rows: Rows) -> Tensor:
+        """The same on a part of the rows."""
+        X = unit_scale(M, rows)
+        weight = row_significance(X, self.floor, rows)
         D = torch.ones_like(X[..., :1])
         for _ in range(self.rounds):
-            D = D**self.damping * inverse_row_norms(X, self.floor) ** (1 - self.damping)
-            X = self.polar(weight * D * X)
+            D = D**self.damping * inverse_row_norms(X, self.floor, rows) ** (1 - self.damping)
+            X = on_rows(self.polar, weight * D * X, rows)
         return X.to(M.dtype)
 
     def __str__(self) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.matrices import nonzero, unit_scale_in
+from polarlight.linalg.row_sums import HERE, Rows, on_rows
 from polarlight.linalg.rows import (
     check_exponent,
     check_floor,
@@ -73,27 +74,32 @@ class WarmPolar:
 
     def __call__(self, M: Tensor, buffers: Buffers) -> Tensor:
         """The balanced polar factor of M; keeps scale and sizes for the next step."""
-        X = unit_scale_in(M, self.reads(torch.promote_types(M.dtype, torch.float32), M.device))
+        return self.on_rows(M, HERE, buffers)
+
+    def on_rows(self, M: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
+        """The same on a part of the rows."""
+        dtype = self.reads(torch.promote_types(M.dtype, torch.float32), M.device)
+        X = unit_scale_in(M, dtype, rows)
         norms = row_norms(X)
-        rms = nonzero(rms_row_norm(norms))
+        rms = nonzero(rms_row_norm(norms, rows))
         size = norms / rms
-        weight = significance(size, self.floor).square()
-        D = self._scale(size, buffers)
-        U = self.polar(X.mul_((D / rms).to(X.dtype)))
-        self._keep(D * leverage_correction(U, weight, self.exponent), size, buffers)
+        weight = significance(size, self.floor, rows).square()
+        D = self._scale(size, buffers, rows)
+        U = on_rows(self.polar, X.mul_((D / rms).to(X.dtype)), rows)
+        self._keep(D * leverage_correction(U, weight, self.exponent, rows), size, buffers, rows)
         return U.to(M.dtype)
 
-    def _scale(self, size: Tensor, buffers: Buffers) -> Tensor:
+    def _scale(self, size: Tensor, buffers: Buffers, rows: Rows) -> Tensor:
         """The kept scale, moved with the row norms; their inverse where nothing was kept."""
         kept, before = buffers["row_scale"], buffers["row_size"]
-        fresh = inverse(size, self.floor)
+        fresh = inverse(size, self.floor, rows)
         change = torch.where((before == 0) | (size == 0), 1.0, before / nonzero(size))
         moved = kept * change**self.follow
         return torch.where(kept == 0, fresh, moved.clamp(fresh / self.reach, fresh * self.reach))
 
-    def _keep(self, D: Tensor, size: Tensor, buffers: Buffers) -> None:
+    def _keep(self, D: Tensor, size: Tensor, buffers: Buffers, rows: Rows) -> None:
         """Writes the scale for M of unit rms row norm; a zero M changes nothing."""
-        rms = rms_row_norm(D * size)
+        rms = rms_row_norm(D * size, rows)
         for name, value in (("row_scale", D / nonzero(rms)), ("row_size", size)):
             buffers[name].copy_(torch.where(rms == 0, buffers[name], value))
 

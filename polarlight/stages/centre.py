@@ -12,14 +12,13 @@ Wrong wherever shared rows matter: tied and input embeddings, sigmoid routers, c
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32
-from polarlight.linalg.row_sums import HERE, ByRows, Rows
-from polarlight.rule import Buffers, ByShape, Slot, UpdateRule, apply, buffer_shapes
+from polarlight.linalg.row_sums import HERE, Rows, over_rows
+from polarlight.rule import Buffers, ByShape, Slot, UpdateRule, apply_on_rows, buffer_shapes
 from polarlight.stages.orientation import each_slot
 
 
@@ -28,7 +27,7 @@ def without_mean_row(X: Tensor, rows: Rows = HERE) -> Tensor:
     wide = at_least_float32(X)
     if rows is HERE:
         return (wide - wide.mean(dim=-2, keepdim=True)).to(X.dtype)
-    mean = rows.sum(wide.sum(dim=-2, keepdim=True)) / rows.count(X)
+    mean = over_rows(wide, rows) / rows.count(X)
     return (wide - mean).to(X.dtype)
 
 
@@ -51,12 +50,12 @@ class Centred:
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """The centred result of the centred matrix."""
-        return without_mean_row(apply(self.inner, without_mean_row(X), buffers))
+        return self.on_rows(X, HERE, buffers)
 
-    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+    def on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """The same for a part of the rows, if the inner slot can."""
-        inner = cast(ByRows, self.inner)
-        return without_mean_row(inner.on_rows(without_mean_row(X, rows), rows), rows)
+        mapped = apply_on_rows(self.inner, without_mean_row(X, rows), rows, buffers)
+        return without_mean_row(mapped, rows)
 
 
 def centred(rule: UpdateRule) -> UpdateRule:

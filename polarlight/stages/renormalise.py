@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero
-from polarlight.rule import Buffers, Slot, apply, buffer_shapes
+from polarlight.linalg.row_sums import HERE, Rows
+from polarlight.rule import Buffers, Slot, apply_on_rows, buffer_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,13 @@ class KeepNorm:
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """Applies the inner slot and restores the norm."""
-        Y = apply(self.inner, X, buffers)
-        factor = frobenius_norm(at_least_float32(X)) / nonzero(frobenius_norm(at_least_float32(Y)))
-        return (Y * factor).to(X.dtype)
+        return self.on_rows(X, HERE, buffers)
+
+    def on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
+        """The same for a part of the rows."""
+        Y = apply_on_rows(self.inner, X, rows, buffers)
+        norm = frobenius_norm(at_least_float32(X), rows)
+        return (Y * (norm / nonzero(frobenius_norm(at_least_float32(Y), rows)))).to(X.dtype)
 
     def __str__(self) -> str:
         return f"{self.inner}, norm kept"
@@ -42,8 +47,12 @@ class MatchRms:
 
     def __call__(self, X: Tensor) -> Tensor:
         """The rescaled matrix."""
-        m, n = X.shape[-2:]
-        norm = nonzero(frobenius_norm(at_least_float32(X)))
+        return self.on_rows(X, HERE)
+
+    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+        """The same for a part of the rows."""
+        m, n = rows.count(X), X.shape[-1]
+        norm = nonzero(frobenius_norm(at_least_float32(X), rows))
         return (X * (self.rms * sqrt(m * n) / norm)).to(X.dtype)
 
     def __str__(self) -> str:
@@ -67,8 +76,13 @@ class PolarNorm:
 
     def __call__(self, X: Tensor) -> Tensor:
         """The rescaled matrix; zero stays zero."""
-        norm = nonzero(frobenius_norm(at_least_float32(X)))
-        return (X * (sqrt(min(X.shape[-2:])) / norm).clamp_max(self.most)).to(X.dtype)
+        return self.on_rows(X, HERE)
+
+    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+        """The same for a part of the rows."""
+        norm = nonzero(frobenius_norm(at_least_float32(X), rows))
+        rank = min(rows.count(X), X.shape[-1])
+        return (X * (sqrt(rank) / norm).clamp_max(self.most)).to(X.dtype)
 
     def __str__(self) -> str:
         return "norm of a polar factor"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, nonzero
+from polarlight.linalg.row_sums import Rows
 from polarlight.rule import Buffers
 
 
@@ -37,6 +38,10 @@ class RowSecondMoment:
         v = buffers["row_second_moment"]
         v.lerp_(at_least_float32(X).square().mean(dim=-1, keepdim=True).to(v.dtype), 1 - self.beta2)
         return (X / nonzero(v.sqrt())).to(X.dtype)
+
+    def on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
+        """The same: a row needs nothing of the others."""
+        return self(X, buffers)
 
     def __str__(self) -> str:
         return f"row second moment {self.beta2:g}"

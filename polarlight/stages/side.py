@@ -6,7 +6,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from polarlight.rule import Buffers, MatrixMap, Slot, apply, buffer_shapes, reads
+from polarlight.linalg.row_sums import NeedsAllRowsError, Rows, on_rows
+from polarlight.rule import Buffers, MatrixMap, Slot, apply, apply_on_rows, buffer_shapes, reads
 
 
 class Side(Enum):
@@ -34,6 +35,10 @@ class Identity:
     """The map that changes nothing."""
 
     def __call__(self, X: Tensor) -> Tensor:
+        """X itself."""
+        return X
+
+    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """X itself."""
         return X
 
@@ -77,6 +82,15 @@ class OnSide:
         if m > n:
             return apply(self.then, X, buffers)
         return apply(self.then, X.mT, {name: buffer.mT for name, buffer in buffers.items()}).mT
+
+    def on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
+        """The same on a part of the rows; not where the long axis are columns."""
+        m, n = rows.count(X), X.shape[-1]
+        if not self.side.touches(m, n):
+            return on_rows(self.otherwise, X, rows)
+        if m < n:
+            raise NeedsAllRowsError(f"{self.side!r} turns {m} x {n} matrices")
+        return apply_on_rows(self.then, X, rows, buffers)
 
 
 def _swap(shape: torch.Size) -> torch.Size:

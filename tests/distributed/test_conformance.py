@@ -44,7 +44,7 @@ def compare(rank, names, world, dtype, rules=RULES):
 
 def by_rows(rank, world):
     """Rules whose rows stay where they lie, whatever the size."""
-    rows = polarlight.Sharded(options=Options(row_bytes=0))
+    rows = polarlight.Sharded(options=Options(row_bytes=0, sum_weight=0))
     rules = polarlight.row_norm(), polarlight.centred(polarlight.row_norm())
     for rule, layout in product(rules, ("rows", "HSDP", "copies", "columns")):
         if layout in LAYOUTS[world]:
@@ -55,17 +55,46 @@ def by_rows(rank, world):
                 assert len(rows.plans()[-1].rowwise) == 6  # all but the stack
 
 
+EIGEN = polarlight.EigenPolar()
+GRAM = {
+    "aurora": polarlight.aurora(polarlight.WarmPolar(EIGEN)),
+    "normuon": polarlight.normuon(polar=EIGEN),
+    "centred": polarlight.centred(polarlight.muon()),
+}
+"""Rules that take the polar factor of a tall matrix through its Gram matrix."""
+TALL = [(50, 3), (9, 2), (12, 4), (2, 30, 4), (4, 12)]
+"""Nine rows on four processes leave one without any; the stack is cut in two, the last is wide."""
+
+
+def by_gram(rank, world):
+    """Tall matrices that stay where their rows lie, uneven and empty shards, wherever rows are cut.
+
+    In `test_rowwise.py` every rule that can do so does, on threads.
+    """
+    stay = polarlight.Sharded(options=Options(row_bytes=0, sum_weight=0))
+    cases = [(name, layout, torch.float64) for name, layout in product(GRAM, LAYOUTS[world])]
+    for name, layout, dtype in [*cases, ("aurora", "rows", torch.float32)]:
+        if layout in ("rows", "HSDP", "FSDP x TP, rows"):
+            whole, sharded = models(dtype, LAYOUTS[world][layout], TALL)
+            found = check_sharding(whole, sharded, optimizer(GRAM[name], executor=stay), steps=3)
+            assert all(d.same for d in found), f"{name}, {layout}, {dtype}:\n{table(found)}"
+            kept = list(stay.plans()[-1].rowwise)
+            assert kept == [0, 1, 2], (name, layout, kept)
+
+
 def test_shipped_rules_on_two_processes():
     run(2, shipped)
 
 
 def shipped(rank):
     by_rows(rank, 2)
+    by_gram(rank, 2)
     compare(rank, list(SHARP), 2, torch.float64)
 
 
 def some(rank):
     by_rows(rank, 4)
+    by_gram(rank, 4)
     compare(rank, FEW, 4, torch.float64)
     # In float32: engines that run in bfloat16 round a batch and its matrices apart.
     compare(rank, FEW[:2], 4, torch.float32, SHARP)

@@ -80,13 +80,6 @@ def test_every_matrix_is_computed_once(mesh, splits):
     assert len(plan.units) == 4 + 8
 
 
-def test_rules_know_whether_rows_are_enough():
-    enough = [polarlight.row_norm(), polarlight.centred(polarlight.row_norm())]
-    whole = [polarlight.muon(), polarlight.centred(polarlight.muon()), polarlight.row_then_polar()]
-    whole += [polarlight.oriented(polarlight.row_norm(), polarlight.Columns())]
-    assert [rule.by_rows for rule in enough + whole] == [True] * 2 + [False] * 4
-
-
 def test_whole_experts_stay_and_nothing_moves():
     plan = small((4,), (Split(0),), [(8, 12, 4), (8, 4, 12)])
     assert not any(plan.gathered)

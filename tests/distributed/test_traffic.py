@@ -1,0 +1,101 @@
+"""What a step sends: in buckets, only what the plan says, and nothing gathered to all."""
+
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import polarlight
+from polarlight.diagnostics.sharding import check_sharding, gradient, lying_like, table
+from polarlight.execution.plan import Options, traffic
+from tests.distributed.layouts import LAYOUTS, models
+from tests.distributed.processes import run
+from tests.distributed.test_conformance import EIGEN, optimizer
+
+SHAPES = [(12, 4), (4, 12), (6, 6), (3, 12, 4), (10, 5), (64, 2), *[(6, 6)] * 10]
+SMALL = Options(bucket_bytes=50, row_bytes=0)
+RULE = polarlight.aurora(polarlight.WarmPolar(EIGEN))
+
+
+class Received(TorchDispatchMode):
+    """Names of the collectives, and the bytes that exchanges bring."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.bytes = set(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in ("c10d", "_c10d_functional"):
+            name = func.overloadpacket.__name__
+            self.names.add(name)
+            self.bytes += args[0].nbytes if name.startswith("alltoall") else 0
+        return func(*args, **(kwargs or {}))
+
+
+def check_buckets(rank, layout):
+    """Many buckets under way at once, next to matrices that stay: the values of one device."""
+    executor = polarlight.Sharded(options=SMALL)
+    pair = models(torch.float64, LAYOUTS[4][layout], SHAPES)
+    found = check_sharding(*pair, optimizer(RULE, executor=executor), steps=2)
+    assert all(d.same for d in found), f"{layout}:\n{table(found)}"
+    assert len(executor.plans()[-1].buckets) > 3
+
+
+def with_gradients(model):
+    for i, p in enumerate(model.parameters()):
+        p.grad = lying_like(gradient(torch.empty(p.shape, dtype=p.dtype), seed=i), p)
+
+
+def check_bytes(rank, layout):
+    """As many as the plan says, by all-to-all and, for sums over rows, all-reduce alone."""
+    _, model = models(torch.float64, LAYOUTS[4][layout], SHAPES)
+    executor = polarlight.Sharded(options=SMALL)
+    made = optimizer(RULE, executor=executor)(model)
+    with_gradients(model)
+    made.step()
+    with Received() as found:
+        made.step()
+    (plan,) = executor.plans()
+    stay = 5 if layout in ("rows", "HSDP") else None
+    assert list(plan.rowwise) == ([stay] if stay else [])
+    assert found.names == {"alltoall_base_"} | ({"allreduce_"} if stay else set())
+    sums = sum(s.sent for s in plan.rowwise.values())
+    assert found.bytes == traffic(plan)[rank].received - sums
+
+
+def check_keys(rank):
+    """State is the same everywhere from the first step on, also where no gradient ever came."""
+    _, model = models(torch.float32, LAYOUTS[4]["rows"], SHAPES)
+    made = optimizer(polarlight.normuon())(model)
+    with_gradients(model)
+    model.p3.grad = None  # experts that saw no token
+    made.step()
+    said = [None] * 4
+    names = {n: sorted(made.state[p]) for n, p in model.named_parameters()}
+    dist.all_gather_object(said, (names, sorted(map(str, made.state_dict()["state"]))))
+    assert all(one == said[0] for one in said)
+    assert all("momentum_buffer" in found for found in names.values())
+    assert len(names) == len(SHAPES)
+
+
+def check_plan_is_kept(rank):
+    """One plan, and one comparison with the others', for all steps; also where no view is given."""
+    _, model = models(torch.float32, LAYOUTS[4]["rows"], SHAPES)
+    made = polarlight.Muon([p for p in model.parameters() if p.ndim == 2], lr=0.1)
+    with_gradients(model)
+    made.step()
+    with Received() as found:
+        made.step()
+    assert len(made.executor.plans()) == 1
+    assert "allgather_" not in found.names
+
+
+def every(rank):
+    check_plan_is_kept(rank)
+    for layout in ("rows", "HSDP", "columns"):
+        check_buckets(rank, layout)
+        check_bytes(rank, layout)
+    check_keys(rank)
+
+
+def test_what_a_step_sends_on_four_processes():
+    run(4, every)
