@@ -27,8 +27,11 @@ MAY_IMPORT = {
     "routing": {"explanation", "roles", "rule", "view"},
     "integrations": {
         "diagnostics",
+        "execution",
         "explanation",
+        "integrations",
         "optimizer",
+        "recipes",
         "routing",
         "rule",
         "rules",
