@@ -75,9 +75,10 @@ class PolarlightOptimizers(OptimizersContainer):
         if name in MAKERS:
             return SpectralOptimizer
         try:
-            return OptimizersContainer._resolve_optimizer_factory(name)
+            theirs: Callable[..., Optimizer] = OptimizersContainer._resolve_optimizer_factory(name)
         except NotImplementedError as error:
             raise NotImplementedError(f"{error} polarlight adds: {', '.join(MAKERS)}") from None
+        return theirs
 
     @staticmethod
     def _build_param_groups(
