@@ -186,7 +186,7 @@ def report(optimizer: SpectralOptimizer, ranks: int) -> Iterator[str]:
         for layout, of_one in zip(layouts, states, strict=True)
         for x in of_one.values()
     )
-    gib = [f"{size / 2**30:.2f} GiB" for size in (weights, weights, state, 2 * weights + state)]
+    gib = [f"{size / 2**30:.3g} GiB" for size in (weights, weights, state, 2 * weights + state)]
     who = f"{ranks} process" + "es" * (ranks > 1)
     yield f"{who}: weights {gib[0]}, gradients {gib[1]}, optimizer {gib[2]}: {gib[3]}"
     for plan in forecast(optimizer.param_groups, lambda name, p: rows(name, p, ranks)):
