@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TITAN := build/titan
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: bench demo test test-slow test-gpu fuzz mutants check docs site clean
+.PHONY: bench demo test test-slow test-gpu test-titan fuzz mutants check docs site clean
 
 demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
 	$(BIN)/polarlight compare
@@ -18,6 +19,9 @@ test-slow: $(VENV)/.dev
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/pytest -m gpu
+
+test-titan: $(TITAN)/.installed  ## torchtitan's container, recipe and FSDP2, which want older packages
+	OMP_NUM_THREADS=1 $(TITAN)/bin/pytest tests/integrations/test_torchtitan.py
 
 fuzz: $(VENV)/.dev  ## many random gradients, histories and bytes, anew each time
 	FUZZ_EXAMPLES=2000 $(BIN)/pytest -n 2 tests/fuzz
@@ -41,7 +45,7 @@ bench: $(VENV)/.dev  ## an optimizer step, ours and others', in one run; leave t
 	$(BIN)/python -m benchmarks.optimizer_step
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(TITAN)
 
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -58,4 +62,11 @@ $(VENV)/.dev: $(VENV)/.train
 
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
+$(TITAN)/.installed: constraints.txt constraints-titan.txt pyproject.toml
+	$(PYTHON) -m venv $(TITAN)
+	$(TITAN)/bin/pip install --disable-pip-version-check --quiet $(TORCH)
+	$(TITAN)/bin/pip install --disable-pip-version-check --quiet -c constraints-titan.txt \
+		-e ".[torchtitan]" pytest
 	touch $@

@@ -38,6 +38,7 @@ from polarlight.linalg.svd import ExactPolar
 from polarlight.linalg.zolopd import ZoloPD
 from polarlight.nonfinite import NonFinite
 from polarlight.optimizer import SpectralOptimizer
+from polarlight.outer import Outer, OuterNesterov, client_gradient, displacement, sample_clients
 from polarlight.probe import Observation, Probe
 from polarlight.recipes import aurora_mlp, muon_with_adamw, symmetric_stack
 from polarlight.roles import Part, Role, infer_roles
@@ -155,6 +156,8 @@ __all__ = [
     "OneByOne",
     "OneSidedPolar",
     "Original",
+    "Outer",
+    "OuterNesterov",
     "OwnSize",
     "Pairs",
     "Part",
@@ -191,6 +194,8 @@ __all__ = [
     "aurora",
     "aurora_mlp",
     "centred",
+    "client_gradient",
+    "displacement",
     "explain",
     "freon",
     "infer_roles",
@@ -213,6 +218,7 @@ __all__ = [
     "row_norm",
     "row_then_polar",
     "rows_after",
+    "sample_clients",
     "shampoo",
     "soap",
     "symmetric_stack",

@@ -234,6 +234,18 @@ def start_exchange(sent: Tensor, outgoing: list[int], incoming: list[int], arena
 
 def gather_objects(value: Any, arena: Arena) -> list[Any]:
     """What each process of the arena says; waits for all of them."""
-    said: list[Any] = [None] * arena.size
-    dist.all_gather_object(said, value, group=arena.group)
+    return said_by_all(value, arena.group)
+
+
+def sum_over(tensors: Sequence[Tensor], group: Group) -> None:
+    """Replaces every tensor by its sum over the group; every process must ask at once."""
+    handles = [dist.all_reduce(x, group=group, async_op=True) for x in tensors]
+    for handle in handles:
+        handle.wait()
+
+
+def said_by_all(value: Any, group: Group) -> list[Any]:
+    """What each process of the group says, by rank; waits for all of them."""
+    said: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(said, value, group=group)
     return said

@@ -64,10 +64,20 @@ def grouped(site: Site, m: int, n: int) -> Seams | None:
     if not q or not kv or q % kv:
         return None
     size = site.number(*HEAD_SIZE) or m // (q + 2 * kv)
-    if (q + 2 * kv) * size != m:
+    return _by_key_head(kv, q // kv, size) if (q + 2 * kv) * size == m else None
+
+
+def grouped_where_told(site: Site, m: int, n: int) -> Seams | None:
+    """The same under a name that means it only where the module counts so (torchtitan)."""
+    queries, size = site.number("heads_per_kv"), site.number(*HEAD_SIZE)
+    if not queries or not size or m % ((queries + 2) * size):
         return None
-    rows = (q // kv * size, size, size)
-    by_head = Heads(kv, inner=RowBlocks(rows, (Heads(q // kv), Whole(), Whole())))
+    return _by_key_head(m // ((queries + 2) * size), queries, size)
+
+
+def _by_key_head(kv: int, queries: int, size: int) -> Seams:
+    rows = (queries * size, size, size)
+    by_head = Heads(kv, inner=RowBlocks(rows, (Heads(queries), Whole(), Whole())))
     return Seams(Heads(kv, inner=RowBlocks(rows)), "q, k, v of each key head in turn", by_head)
 
 
@@ -114,6 +124,7 @@ def in_order(*sizes: str, words: str) -> Layout:
 
 ATTENTION: dict[str, tuple[Layout, ...]] = {
     "query_key_value": (grouped,),
+    "wqkv": (grouped_where_told, concatenated, thirds),
     "in_proj_qkvz": (delta_net,),
     "in_proj_qkv": (
         in_order("key_dim", "key_dim", "value_dim", words="q, k, v one after another"),

@@ -84,6 +84,13 @@ FUSED = [
         Heads(2, inner=RowBlocks((12, 6, 6))),
         Heads(2, inner=RowBlocks((12, 6, 6), (Heads(2), Whole(), Whole()))),
     ),
+    # By that name q, then k, then v, unless the module counts queries per key head (torchtitan).
+    (
+        "wqkv",
+        48,
+        RowBlocks((24, 12, 12)),
+        RowBlocks((24, 12, 12), (Heads(4), Heads(2), Heads(2))),
+    ),
     # Query and output gate of each head in turn.
     ("q_proj", 48, Heads(4, inner=RowBlocks((6, 6))), Heads(4, inner=RowBlocks((6, 6)))),
     ("q_proj", 24, Whole(), Heads(4)),
@@ -100,6 +107,17 @@ def test_fused_projections_come_apart_where_the_numbers_agree(name, rows, view, 
     (assignment,) = infer_roles(model)
     assert assignment.role is Role.ATTENTION
     assert (assignment.view, assignment.heads) == (view, heads)
+
+
+def test_a_module_that_counts_queries_per_key_head_has_them_in_turn():
+    fused = block(wqkv=linear(48, 8))
+    fused.heads_per_kv, fused.head_dim = 2, 6
+    found_ = found(block(attention=Attention(qkv_linear=fused)))
+    rows = RowBlocks((12, 6, 6))
+    assert found_["attention.qkv_linear.wqkv.weight"].view == Heads(2, inner=rows)
+    fused.head_dim = 5  # does not add up
+    found_ = found(block(attention=Attention(qkv_linear=fused)))
+    assert found_["attention.qkv_linear.wqkv.weight"].view != Heads(2, inner=rows)
 
 
 def test_heads_of_the_output_projection_are_columns():

@@ -1,0 +1,129 @@
+"""Rounds over real processes are those of simulated clients, sharded workers' too."""
+
+import re
+import subprocess
+import sys
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
+
+import polarlight
+from polarlight.diagnostics.sharding import full, gradient, lying_like
+from tests.distributed.layouts import Parameters
+from tests.distributed.processes import run
+from tests.integrations.running import EXAMPLES, example
+
+SHAPES = [(12, 4), (4, 12), (10, 5), (1, 4)]
+"""Uneven and empty shards among them."""
+
+EVERY = 3
+
+
+def begin(mesh=None, count=1, group=None):
+    """Models, one inner optimizer each, and their rounds."""
+    models = [
+        Parameters(torch.float64, mesh, None if mesh is None else [Shard(0)], SHAPES)
+        for _ in range(count)
+    ]
+    inner = [polarlight.Aurora(m.parameters(), lr=0.1, weight_decay=0.1) for m in models]
+    return models, inner, polarlight.Outer(*models, every=EVERY, group=group)
+
+
+def train(run_, workers, steps):
+    models, inner, rounds = run_
+    for step in steps:
+        for worker, model, optimizer in zip(workers, models, inner, strict=True):
+            for i, p in enumerate(model.parameters()):
+                whole = torch.empty(p.shape, dtype=p.dtype)
+                p.grad = lying_like(gradient(whole, seed=1000 * worker + 10 * step + i), p)
+            optimizer.step()
+        rounds.step()
+
+
+def simulated(count, steps):
+    """The first client's model, of several in one process."""
+    run_ = begin(count=count)
+    train(run_, range(count), range(steps))
+    return run_[0][0]
+
+
+def assert_same(model, expected):
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(full(p).detach(), q.detach(), rtol=0, atol=1e-12)
+
+
+def everything(rank, folder):
+    four_workers(rank)
+    two_sharded_workers(rank, folder)
+    unequal_starts(rank)
+
+
+def four_workers(rank):
+    run_ = begin(group=dist.group.WORLD)
+    train(run_, [rank], range(2 * EVERY))
+    assert_same(run_[0][0], simulated(4, 2 * EVERY))
+
+
+def two_sharded_workers(rank, folder):
+    """Saved in the middle of a round by DCP, every worker's own state under its own name."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("workers", "shard"))
+    worker, group = mesh.get_local_rank("workers"), mesh["workers"].get_group()
+    first = begin(mesh["shard"], group=group)
+    train(first, [worker], range(EVERY + 1))
+    dcp.save(states(first, worker), checkpoint_id=folder)
+    second = begin(mesh["shard"], group=group)
+    loaded = states(second, worker)
+    dcp.load(loaded, checkpoint_id=folder)
+    second[0][0].load_state_dict(loaded[f"model {worker}"])
+    second[1][0].load_state_dict(loaded[f"inner {worker}"])
+    second[2].load_state_dict(loaded["outer"])
+    train(second, [worker], range(EVERY + 1, 2 * EVERY))
+    assert_same(second[0][0], simulated(2, 2 * EVERY))
+
+
+def states(run_, worker):
+    (model,), (inner,), rounds = run_
+    own = {f"model {worker}": model.state_dict(), f"inner {worker}": inner.state_dict()}
+    return own | {"outer": rounds.state_dict()}
+
+
+def unequal_starts(rank):
+    models, _, rounds = begin(group=dist.group.WORLD)
+    with torch.no_grad():
+        models[0].p1.add_(rank == 2)
+    rounds = polarlight.Outer(*models, every=1, group=dist.group.WORLD)
+    with pytest.raises(RuntimeError, match=r"begin alike: p1 .* on its process 2"):
+        rounds.step()
+    different = polarlight.Outer(*begin()[0], every=2 if rank == 3 else 1, group=dist.group.WORLD)
+    expected = pytest.raises(RuntimeError, match=r"every is 1 .* and 2 on its process 3")
+    with expected if rank != 3 else nullcontext():
+        different.step()
+    if rank == 3:
+        with expected:
+            different.step()
+
+
+def test_four_processes_are_four_clients_or_two_sharded_ones(tmp_path):
+    run(4, everything, tmp_path)
+
+
+def test_the_example_says_the_same_alone_and_under_torchrun(capsys):
+    _, losses = example("muloco").main()
+    assert losses[-1] < 0.5 * losses[0]
+    assert "after 6 averages" in capsys.readouterr().out
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node", "2", EXAMPLES / "muloco.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    ends = sorted(re.findall(r"loss [\d.]+ -> ([\d.]+) after 6 averages", done.stdout))
+    assert len(ends) == 2
+    assert f"{losses[-1]:.3f}" in ends
