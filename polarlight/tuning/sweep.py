@@ -1,11 +1,11 @@
 """Losses over learning rates, and the optimum that they show.
 
-Near its least point a loss is a parabola in log lr: one is laid through the least loss and its two
-neighbours. Where the least loss is the first or the last of the sweep there is nothing to lay it
-through, and the optimum says so (`edge`) instead of guessing.
+Near its least point a loss is a parabola in log lr: one is fitted by least squares to the least
+loss and up to two rates on each side, as single runs are noisy and valleys flat. Where the least
+loss is the first or the last of the sweep nothing is fitted, and the optimum says so (`edge`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import exp, inf, isfinite, log
@@ -23,8 +23,8 @@ class Optimum:
     """The learning rate with the least loss.
 
     Attributes:
-        lr: Where the parabola is least, or the best rate that was tried.
-        loss: The parabola's least value, or that rate's loss.
+        lr: Where the parabola is least, at most half way from the best rate to the next; or that.
+        loss: The lesser of the parabola's least value and the best rate's loss.
         edge: The side on which a better rate may lie outside the sweep; None inside.
     """
 
@@ -88,13 +88,30 @@ class Sweep:
         """The best rate, between those that were tried where these have it in their middle."""
         i = self.best
         known = Optimum(self.rates[i], self.losses[i], self.edge)
-        if known.edge is not None or self.losses[i + 1] == inf or self.losses[i - 1] == inf:
+        if known.edge is not None or inf in self.losses[i - 1 : i + 2]:
             return known
-        return _vertex(
-            [log(lr / self.rates[i]) for lr in self.rates[i - 1 : i + 2]],
-            self.losses[i - 1 : i + 2],
-            self.rates[i],
+        places = self._near()
+        x = [log(self.rates[j] / self.rates[i]) for j in places]
+        found = _vertex(x, [self.losses[j] for j in places])
+        if found is None:
+            return known
+        halfway = (
+            log(self.rates[i - 1] / self.rates[i]) / 2,
+            log(self.rates[i + 1] / self.rates[i]) / 2,
         )
+        shift = min(max(found[0], halfway[0]), halfway[1])
+        return Optimum(self.rates[i] * exp(shift), min(found[1], known.loss))
+
+    def _near(self) -> list[int]:
+        """Places of the best rate, its neighbours, and those beyond if a parabola may reach them.
+
+        A parabola whose least point is nearest to the best rate rises two places away by no more
+        than four times what it rises to the farther of its neighbours.
+        """
+        i, least = self.best, self.losses[self.best]
+        limit = least + 4 * (max(self.losses[i - 1], self.losses[i + 1]) - least)
+        beyond = [j for j in (i - 2, i + 2) if 0 <= j < len(self.rates)]
+        return sorted([i - 1, i, i + 1, *(j for j in beyond if self.losses[j] <= limit)])
 
     def within(self, slack: float) -> tuple[float, float]:
         """Lowest and highest rate whose loss is at most `slack` above the least that was found.
@@ -120,11 +137,21 @@ class Sweep:
         return exp(log(self.rates[i]) + part * log(self.rates[j] / self.rates[i]))
 
 
-def _vertex(x: list[float], y: tuple[float, ...], middle: float) -> Optimum:
-    """The least point of the parabola through (x, y), x[1] = 0; y[1] is the least of the three."""
-    left, right = (y[0] - y[1]) / x[0], (y[2] - y[1]) / x[2]
-    bend = (right - left) / (x[2] - x[0])
-    if bend <= 0:  # all three are equal
-        return Optimum(middle, y[1])
-    slope = left - bend * x[0]
-    return Optimum(middle * exp(-slope / (2 * bend)), y[1] - slope**2 / (4 * bend))
+def _vertex(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
+    """Where the least-squares parabola is least, and its value there; None if it has no such."""
+    moments = [sum(a**k for a in x) for k in range(5)]
+    rows = [[moments[i + j] for j in range(3)] for i in range(3)]
+    right = [sum(a**k * b for a, b in zip(x, y, strict=True)) for k in range(3)]
+    whole = _determinant(rows)
+    c0, c1, c2 = (
+        _determinant([[*row[:k], r, *row[k + 1 :]] for row, r in zip(rows, right, strict=True)])
+        / whole
+        for k in range(3)
+    )
+    return None if c2 <= 0 else (-c1 / (2 * c2), c0 - c1**2 / (4 * c2))
+
+
+def _determinant(M: Sequence[Sequence[float]]) -> float:
+    """Of a 3 x 3 matrix."""
+    (a, b, c), (d, e, f), (g, h, i) = M
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
