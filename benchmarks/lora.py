@@ -1,27 +1,30 @@
-"""LoRA on a small model: Muon on the factors A and B, on B alone, and AdamW, each over a sweep.
+"""LoRA on a small model: A and B as one product, as two matrices, and under AdamW, over a sweep.
 
-    python -m benchmarks.lora --seeds 2 --out runs/lora.json
+    python -m benchmarks.lora --seeds 3 --out runs/lora
 
 A byte model learns Python (the standard library) and is then adapted to C++ (the headers that torch
-installs) through LoRA of rank 8; loss in nats per byte on headers that it has not seen. Needs peft.
+installs) through LoRA of rank 8; loss in nats per byte on headers that it has not seen. Each method
+searches its best rate on the mean of all seeds, which decide A and the order of the data. What is
+done is kept beside --out, and an interrupted benchmark goes on. Needs peft.
 """
 
 import argparse
 import copy
 import json
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import polarlight as pl
-from polarlight.integrations.lora import lora_groups
+from polarlight.integrations.lora import lora_groups, lora_product_groups
+from polarlight.rules.lora_product import LoraProduct
 from polarlight.train.corpus import load_corpus
 from polarlight.train.model import GPT, ModelConfig
+from polarlight.tuning import find_lr
 
 CONTEXT, BATCH = 64, 16
 
@@ -77,11 +80,22 @@ def b_alone(model, lr):
 
 
 METHODS = {
-    "adamw": adamw,
-    "muon on A and B": lambda m, lr: pl.SpectralOptimizer(lora_groups(m, lr=lr)),
-    "muon, B 4 x A": lambda m, lr: pl.SpectralOptimizer(lora_groups(m, lr=lr, b_ratio=4)),
-    "muon on B alone": b_alone,
+    "adamw": (adamw, 0.016),
+    "muon on A and B": (lambda m, lr: pl.SpectralOptimizer(lora_groups(m, lr=lr)), 0.016),
+    "muon, B 4 x A": (
+        lambda m, lr: pl.SpectralOptimizer(lora_groups(m, lr=lr, b_ratio=4)),
+        0.008,
+    ),
+    "muon on B alone": (b_alone, 0.032),
+    "one product": (lambda m, lr: pl.SpectralOptimizer(lora_product_groups(m, lr=lr)), 0.2),
+    "one product, damped": (
+        lambda m, lr: pl.SpectralOptimizer(
+            lora_product_groups(m, lr=lr, rule=LoraProduct(damping=0.1))
+        ),
+        0.2,
+    ),
 }
+"""How the optimizer is made, and where its search starts."""
 
 
 def adapt(base, make, lr, tokens, held_out, steps, seed):
@@ -93,36 +107,88 @@ def adapt(base, make, lr, tokens, held_out, steps, seed):
         return model(*batch(held_out, 7, 128)).item()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--pretrain", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=Path("runs/lora.json"))
-    parser.add_argument("--rates", default="0.002,0.004,0.008,0.016,0.032,0.128")
-    options = parser.parse_args()
-    rates = [float(rate) for rate in options.rates.split(",")]
-    console = Console()
+def pretrained(path, steps):
+    """A model that knows Python, kept in a file."""
     config = ModelConfig(vocab_size=256, width=96, layers=2, heads=4, context=CONTEXT)
     base = Plain(GPT(config))
+    if path.exists():
+        base.load_state_dict(torch.load(path))
+        return base
     python = torch.cat(load_corpus(None).train.pieces)
-    train(base, pl.Muon(base, lr=0.02, aux_lr=1e-2), python, options.pretrain, 0)
+    train(base, pl.Muon(base, lr=0.02, aux_lr=1e-2), python, steps, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(base.state_dict(), path)
+    return base
+
+
+class Results:
+    """Losses by method, rate and seed, in a file that grows."""
+
+    def __init__(self, path):
+        self.path, self.known = path, {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            method, lr, seed, loss = json.loads(line)
+            self.known[method, lr, seed] = loss
+
+    def of(self, method, lr, seed, make):
+        if (method, lr, seed) not in self.known:
+            self.known[method, lr, seed] = make()
+            with self.path.open("a") as file:
+                file.write(json.dumps([method, lr, seed, self.known[method, lr, seed]]) + "\n")
+        return self.known[method, lr, seed]
+
+
+def row(method, sweep, losses, baseline):
+    """Best rate, mean loss there, that of each seed, and the mean difference to the baseline's."""
+    best, (low, high) = sweep.rates[sweep.best], sweep.within(0.01)
+    there = losses[method, best]
+    apart = [a - b for a, b in zip(there, baseline, strict=True)]
+    error = stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 and any(apart) else 0.0
+    return [
+        *(method, f"{best:g}", f"{low:.3g} to {high:.3g}", f"{mean(there):.3f}"),
+        *(" ".join(f"{loss:.3f}" for loss in there), f"{mean(apart):+.3f} +- {error:.3f}"),
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pretrain", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--methods", default=",".join(METHODS).replace(", ", "; "))
+    parser.add_argument("--out", type=Path, default=Path("runs/lora"))
+    options = parser.parse_args()
+    console = Console(width=140)
     tokens, held_out = headers()
+    base = pretrained(options.out / f"base-{options.pretrain}.pt", options.pretrain)
     with torch.no_grad():
-        before = base(*batch(held_out, 7, 128)).item()
-    runs = [(m, lr, s) for m in METHODS for lr in rates for s in range(options.seeds)]
-    found = {}
-    for name, lr, seed in track(runs, description="adapting", console=console):
-        loss = adapt(base, METHODS[name], lr, tokens, held_out, options.steps, seed)
-        found.setdefault((name, lr), []).append(loss)
-    table = Table("method", *(f"{lr:g}" for lr in rates), title=f"before: {before:.3f}")
-    for name in METHODS:
-        table.add_row(name, *(f"{mean(found[name, lr]):.3f}" for lr in rates))
+        console.print(f"before: {base(*batch(held_out, 7, 128)).item():.3f}")
+    results = Results(options.out / f"losses-{options.pretrain}-{options.steps}.jsonl")
+    names = [name.replace("; ", ", ") for name in options.methods.split(",")]
+    sweeps, losses = {}, {}
+    for name in names:
+        make, start = METHODS[name]
+
+        def training(lr, name=name, make=make):
+            losses[name, lr] = [
+                results.of(
+                    name,
+                    lr,
+                    seed,
+                    lambda seed=seed: adapt(base, make, lr, tokens, held_out, options.steps, seed),
+                )
+                for seed in range(options.seeds)
+            ]
+            return mean(losses[name, lr])
+
+        console.print(name)
+        sweeps[name] = find_lr(training, [start * 2 ** (k / 2) for k in range(-2, 3)], extend=4)
+    heads = "best lr", "within .01", "mean", "by seed", f"to {names[0]}"
+    table = Table("method", *heads)
+    baseline = losses[names[0], sweeps[names[0]].rates[sweeps[names[0]].best]]
+    for name in names:
+        table.add_row(*row(name, sweeps[name], losses, baseline))
     console.print(table)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    records = [{"method": m, "lr": lr, "losses": losses} for (m, lr), losses in found.items()]
-    about = {"before": before, "arguments": {k: str(v) for k, v in vars(options).items()}}
-    options.out.write_text(json.dumps(about | {"runs": records}, indent=1))
 
 
 if __name__ == "__main__":

@@ -147,6 +147,26 @@ def symmetric_stack(
     return route(model, _completed(_completed(table, _HIDDEN, hidden), Role, adamw))
 
 
+def with_head_rate(groups: Iterable[ParamGroup], factor: float) -> list[ParamGroup]:
+    """The same groups, the learning rate of an untied head multiplied by a factor.
+
+    For AdamW on the head of a model `w` times as wide the factor is 1 / w.
+
+    Args:
+        groups: Of a routed model; each with its role, the head's with a learning rate.
+        factor: > 0.
+
+    Raises:
+        ValueError: If the factor is not positive.
+    """
+    if not factor > 0:
+        raise ValueError(f"factor must be > 0, got {factor}")
+    return [
+        {**group, "lr": group["lr"] * factor} if group["role"] == Role.HEAD else group
+        for group in groups
+    ]
+
+
 _HIDDEN = frozenset({Role.ATTENTION, Role.GATE_UP, Role.DOWN, Role.EXPERT, Role.HIDDEN})
 _RISING: tuple[Key, ...] = (
     Role.GATE_UP,

@@ -17,6 +17,7 @@ from polarlight.commands import (
     sharding,
     track3,
     training,
+    tuning,
 )
 from polarlight.commands.console import console
 
@@ -45,6 +46,8 @@ app.command()(inspection.watched)
 app.command()(engines.plot_schedule)
 app.command()(engines.accuracy)
 app.command("translate-lr", epilog=moving.CONVENTIONS_LIST)(moving.translate)
+app.command("find-lr", epilog=training.KNOWN)(tuning.find)
+app.command("transfer-lr")(tuning.transfer)
 app.command(epilog=converting.SOURCES_LIST)(converting.convert)
 app.command("check-sharding")(sharding.check)
 app.command()(exporting.export)

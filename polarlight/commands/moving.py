@@ -62,7 +62,7 @@ def translate(
     instead, for example `polarlight.Muon(model, lr=3e-4, scale=polarlight.MatchRmsAdamW())`.
     """
     with plain_errors():
-        kind, shapes = convention_of(source), [_shape(text) for text in shape]
+        kind, shapes = convention_of(source), [shape_of(text) for text in shape]
         targets = _targets(kind, target)
         rows = [
             _row(kind, other, lr, weight_decay, beta, one) for one in shapes for other in targets
@@ -125,8 +125,9 @@ def _advice(source: Convention, target: Convention, rows: Sequence[Row]) -> str:
     )
 
 
-def _shape(text: str) -> Shape:
+def shape_of(text: str, option: str = "--shape") -> Shape:
+    """`3072x768` as (fan_out, fan_in)."""
     sizes = text.lower().split("x")
     if len(sizes) != 2 or not all(size.strip().isdigit() for size in sizes):
-        raise ValueError(f"--shape takes fan_out x fan_in, such as 3072x768; got {text!r}")
+        raise ValueError(f"{option} takes fan_out x fan_in, such as 3072x768; got {text!r}")
     return int(sizes[0]), int(sizes[1])

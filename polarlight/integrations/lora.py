@@ -1,34 +1,34 @@
-"""LoRA with peft: the factors A and B as two matrices, each with a polar factor of its own.
+"""LoRA with peft: the factors A and B as one product, or as two matrices.
 
     W = W0 + s B A,     A [r, in],   B [out, r],   B = 0 at first
 
     model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
-    optimizer = SpectralOptimizer(lora_groups(model, lr=4e-3))
+    optimizer = SpectralOptimizer(lora_product_groups(model, lr=0.05))
 
-The choice: A and B are treated separately, not as the product B A. For the product, the steepest
-step of B under a bound on |dB A| is polar(G (A A')^-1/2) (A A')^-1/2: it needs the other factor's
-weights, which no rule sees, and B' B is singular at the start. In return the two forms of one
-product, (B R, R^-1 A), do not train alike. Measured on a small model (`benchmarks/lora.py`, numbers
-in `docs/log.md`): best of a sweep, 1.143 nats per byte against AdamW's 1.089. AdamW is the advice
-for LoRA; this is for those who compare.
+The choice: the weight is what is trained, so that a step is measured by what it does to B A. Each
+factor takes the steepest step under a bound on its part of d(B A) (`rules/lora_product.py`), and
+lr is the size of the weight's own step, whatever the rank, alpha and the factors' sizes: the same
+lr as that of Muon in the scale `RmsToRms` on the whole weight. `lora_groups` gives each factor a
+polar factor of its own instead: simpler, shardable, and dependent on how the product is written,
+(B R, R^-1 A). How they train, beside AdamW: `docs/log.md`, by `benchmarks/lora.py`.
 
-Both factors have rank r at most and full-rank momenta from the second step on (that of A is zero
-in the first, as B is). The scale matches AdamW's update size, so that its learning rates are a
-place to start. Roles are not used: in an adapted layer a name such as `lora_A` says more.
+Roles are not used: in an adapted layer a name such as `lora_A` says more.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
 from polarlight.routing import ParamGroup
 from polarlight.rule import Rule
 from polarlight.rules.adamw import AdamWRule
+from polarlight.rules.lora_product import LoraProduct
 from polarlight.rules.muon import muon
 from polarlight.stages.scales import MatchRmsAdamW
 from polarlight.view import Whole
 
 _A, _B = ".lora_A.", ".lora_B."
+_NOTHING = "the model has no trainable lora_A and lora_B matrices; call peft.get_peft_model first"
 
 
 def lora_groups(
@@ -40,7 +40,7 @@ def lora_groups(
     weight_decay: float = 0.0,
     rule: Rule | None = None,
 ) -> list[ParamGroup]:
-    """Groups of a peft model's trainable parameters; frozen ones are left out.
+    """Groups in which factors are matrices of their own; frozen parameters are left out.
 
     Args:
         model: What `peft.get_peft_model` returned.
@@ -63,9 +63,7 @@ def lora_groups(
         "lora_b": [(n, p) for n, p in named if _B in n and p.ndim == 2],
     }
     if not any(factors.values()):
-        raise ValueError(
-            "the model has no trainable lora_A and lora_B matrices; call peft.get_peft_model first"
-        )
+        raise ValueError(_NOTHING)
     rates = {"lora_a": lr, "lora_b": lr * b_ratio}
     groups = [
         _group(role, found, rule=rule, lr=rates[role], weight_decay=weight_decay)
@@ -78,6 +76,73 @@ def lora_groups(
         rate = lr if aux_lr is None else aux_lr
         groups.append(_group("other", others, rule=AdamWRule(), lr=rate, momentum=0.9))
     return groups
+
+
+def lora_product_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    aux_lr: float | Tensor | None = None,
+    weight_decay: float = 0.0,
+    rule: LoraProduct | None = None,
+) -> list[ParamGroup]:
+    """Groups of a peft model in which every pair of factors is one product; frozen ones left out.
+
+    Args:
+        model: What `peft.get_peft_model` returned.
+        lr: How far a step moves a weight, as a map from RMS to RMS. Divided by the adapter's
+            scaling s, as W moves by s d(B A).
+        aux_lr: AdamW's, for other trainable parameters: heads that are saved, adapted embeddings
+            and convolutions, magnitudes of DoRA. None takes lr / 20.
+        weight_decay: Of each factor.
+        rule: None takes `LoraProduct()`.
+
+    Returns:
+        A group per pair, A before B, and one for the rest.
+
+    Raises:
+        ValueError: If there is no pair, or of one only one factor is trainable.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    pairs = _pairs({name: p for name, p in named.items() if p.ndim == 2})
+    groups = [
+        _group(
+            "lora_pair",
+            [(name, named[name]) for name in pair],
+            rule=rule or LoraProduct(),
+            lr=lr / _scaling(model, pair[0]),
+            weight_decay=weight_decay,
+        )
+        for pair in pairs
+    ]
+    taken = {name for pair in pairs for name in pair}
+    others = [(name, p) for name, p in named.items() if name not in taken]
+    if others:
+        rate = lr / 20 if aux_lr is None else aux_lr
+        groups.append(_group("other", others, rule=AdamWRule(), lr=rate, momentum=0.9))
+    return groups
+
+
+def _pairs(matrices: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Names of A and B of every pair."""
+    pairs = [(name, name.replace(_A, _B)) for name in matrices if _A in name]
+    alone = [name for name in matrices if _B in name and name.replace(_B, _A) not in matrices]
+    alone += [a for a, b in pairs if b not in matrices]
+    if alone:
+        raise ValueError(
+            f"only one factor of a pair is trainable: {', '.join(alone)}; a product needs both. "
+            "Train both, or use lora_groups"
+        )
+    if not pairs:
+        raise ValueError(_NOTHING)
+    return pairs
+
+
+def _scaling(model: nn.Module, name: str) -> float:
+    """The adapter's factor on B A, where its module says it."""
+    module, _, adapter = name.partition(_A)
+    known = getattr(model.get_submodule(module), "scaling", {})
+    return float(known.get(adapter.partition(".")[0], 1.0))
 
 
 def _group(role: str, named: Iterable[tuple[str, Tensor]], **entries: object) -> ParamGroup:

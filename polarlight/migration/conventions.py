@@ -33,6 +33,10 @@ ADAMW_RMS = 0.2
 """Root mean square of AdamW's direction that Moonlight measured (.2 to .4) and matched."""
 
 
+ADAMW = "adamw"
+"""The convention whose updates are no polar factors, only as large."""
+
+
 class Size(StrEnum):
     """What the size of an update follows, before the scale."""
 
@@ -132,7 +136,7 @@ _ALL = (
         _EMA_AHEAD,
     ),
     _named("aurora-release", "the Aurora release's eta", Original(), _EMA_AHEAD, method="Aurora"),
-    _named("adamw", "AdamW, its direction taken to have rms .2", MatchRmsAdamW(ADAMW_RMS), _EMA),
+    _named(ADAMW, "AdamW, its direction taken to have rms .2", MatchRmsAdamW(ADAMW_RMS), _EMA),
     _named("polargrad", "polarlight.PolarGrad", Unscaled(), _EMA, Size.NUCLEAR, "PolarGrad"),
     _named(
         "polargrad-heavy-ball",

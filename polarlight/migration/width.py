@@ -7,6 +7,10 @@ a step of an m x n weight has norm lr * scale * sqrt(n/m). Kept equal, activatio
 every width. Under `RmsToRms` that is lr itself, whatever the width; under `Original` lr for square
 and tall weights; under `MatchRmsAdamW` lr must fall as 1 / sqrt(width).
 
+AdamW's step has entries of one size whose signs are aligned with what the layer reads: its norm is
+up to lr * .2 * n, n times an entry, and its lr falls as 1 / fan_in (Yang et al., "Tensor Programs
+V" (2022), arXiv 2203.03466). That goes for a head too. Embeddings read one row, and keep theirs.
+
 Decay is kept per step: where lr changes, weight decay changes the other way, so that weights forget
 in as many steps as before.
 
@@ -16,13 +20,15 @@ Source: Yang, Simon and Bernstein, "A spectral condition for feature learning" (
 
 from math import sqrt
 
-from polarlight.migration.conventions import Convention, Size, convention_of
+from polarlight.migration.conventions import ADAMW, ADAMW_RMS, Convention, Size, convention_of
 
 Shape = tuple[int, int]
 
 
 def operator_step(lr: float, convention: str | Convention, shape: Shape) -> float:
     """RMS-to-RMS operator norm of one step of a weight of this shape, (fan_out, fan_in).
+
+    Of AdamW the most that it can be.
 
     Raises:
         ValueError: If a number is out of range, or the convention's updates are as large as the
@@ -34,6 +40,8 @@ def operator_step(lr: float, convention: str | Convention, shape: Shape) -> floa
     if not lr >= 0 or min(shape) < 1:
         raise ValueError(f"lr must be >= 0 and sizes >= 1, got {lr} and {shape}")
     m, n = shape
+    if kind.name == ADAMW:
+        return lr * ADAMW_RMS * n
     return lr * kind.scale(m, n) * sqrt(n / m)
 
 

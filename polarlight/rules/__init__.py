@@ -9,6 +9,7 @@ from polarlight.rules.freon import Freon, MeanNorm, OwnSize, PolarSize, SumNorm,
 from polarlight.rules.hybrid import polar_then_row, row_then_polar
 from polarlight.rules.kaon import Kaon, kaon
 from polarlight.rules.kl_soap import KLSOAP, kl_soap
+from polarlight.rules.lora_product import LoraProduct
 from polarlight.rules.muon import Muon, muon
 from polarlight.rules.muoneq import MuonEq, muoneq, rows_after
 from polarlight.rules.normuon import NorMuon, normuon, normuon_paper
@@ -31,6 +32,7 @@ __all__ = [
     "FeedbackPolar",
     "Freon",
     "Kaon",
+    "LoraProduct",
     "MeanNorm",
     "Muon",
     "MuonEq",

@@ -10,6 +10,7 @@ from polarlight import (
     AdamWRule,
     FeedbackPolar,
     RiemannianPolar,
+    RmsToRms,
     SpectralOptimizer,
     aurora,
     aurora_mlp,
@@ -51,6 +52,11 @@ class Recipe:
     momentum: float = 0.95
     groups: Callable[[nn.Module, float, float], list[ParamGroup]] | None = None
 
+    def groups_of(self, model: nn.Module, lr: float, aux_lr: float) -> list[ParamGroup]:
+        """The model's param groups."""
+        route = self.groups or (lambda model, lr, aux_lr: with_adamw(model, lr=aux_lr))
+        return route(model, lr, aux_lr)
+
 
 RECIPES: Mapping[str, Recipe] = {
     "adamw": Recipe(rule=AdamWRule, lr=1e-3, momentum=0.9, about="AdamW on every parameter"),
@@ -70,6 +76,11 @@ RECIPES: Mapping[str, Recipe] = {
         lr=SPECTRAL_LR,
         about="Muon with AdamW, updates as large as AdamW's",
         groups=lambda model, lr, aux_lr: muon_with_adamw(model, lr=lr, aux_lr=aux_lr),
+    ),
+    "muon-rms-to-rms": Recipe(
+        rule=lambda: muon(scale=RmsToRms()),
+        lr=0.04,
+        about="Muon in the scale whose learning rate is the same at every width",
     ),
     "aurora-mlp": Recipe(
         rule=muon,
@@ -120,9 +131,7 @@ def build(model: nn.Module, spec: Spec, recipe: Recipe | None = None) -> Spectra
     """The optimizer of a run; the recipe is the one that the run names, unless it is given."""
     recipe = recipe or recipe_of(spec.optimizer)
     return SpectralOptimizer(
-        with_adamw(model, lr=spec.aux_lr)
-        if recipe.groups is None
-        else recipe.groups(model, spec.lr, spec.aux_lr),
+        recipe.groups_of(model, spec.lr, spec.aux_lr),
         lr=spec.lr,
         weight_decay=spec.weight_decay,
         momentum=spec.momentum,

@@ -57,6 +57,7 @@ MAY_IMPORT = {
         *("diagnostics", "linalg", "probe", "promises", "roles", "rule", "symmetry", "view"),
     },
     "report": {"report"},
+    "tuning": {"tuning"},
     "sinks": {"sinks"},
     "inspection": {"diagnostics", "inspection", "linalg", "report", "roles", "sinks"},
     "__init__": {

@@ -4,7 +4,9 @@ import re
 import shlex
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -81,10 +83,60 @@ def test_the_site_has_every_page():
     assert sorted(listed) == [page.name for page in PAGES]
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_a_warning(tmp_path):
+class Page(HTMLParser):
+    """What a built page links to, and what can be linked to on it."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.links, self.ids = [], set()
+        self.feed(file.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("href", "src") and value:
+                self.links.append(value)
+            if name in ("id", "name"):
+                self.ids.add(value)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
     pytest.importorskip("material")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
-    assert "Did the rule run?" in (tmp_path / "watching.html").read_text()
+    return folder
+
+
+def test_the_site_builds_without_a_warning(site):
+    assert "Did the rule run?" in (site / "watching.html").read_text()
+    assert len(list(site.glob("*.html"))) == len(PAGES) + 1  # and 404
+
+
+def test_every_link_of_the_built_site_leads_somewhere(site):
+    """Pages, anchors, pictures, style sheets: as the theme wrote them."""
+    pages = {file: Page(file) for file in site.glob("*.html") if file.name != "404.html"}
+    broken = []
+    for file, page in pages.items():
+        for link in page.links:
+            target, _, anchor = link.partition("#")
+            if re.match(r"[a-z]+:|//", link):
+                continue
+            found = (file.parent / unquote(target)).resolve() if target not in ("", ".") else file
+            known = found.exists() and (
+                found not in pages or not anchor or anchor in ids(pages[found])
+            )
+            broken += [] if known else [f"{file.name}: {link}"]
+    assert broken == []
+
+
+def ids(page):
+    return page.ids | {"", "__skip"}
+
+
+def test_ci_builds_the_site():
+    steps = REPOSITORY / ".ci" / "run"
+    if not steps.exists():
+        pytest.skip("the source distribution has no .ci")
+    assert "make check test site" in steps.read_text()

@@ -1,12 +1,13 @@
-"""LoRA: the factors as matrices of their own, the rest by AdamW, the frozen ones left alone."""
+"""LoRA: factors as one product or as two matrices, the rest by AdamW, frozen ones left alone."""
 
 import pytest
 import torch
 from torch import nn
 
 import polarlight
-from polarlight.integrations.lora import lora_groups
-from tests.integrations.running import example
+from polarlight.integrations.lora import lora_groups, lora_product_groups
+from polarlight.rules.lora_product import LoraProduct
+from tests.integrations.running import assert_equal_weights, example
 
 
 class Adapted(nn.Module):
@@ -63,11 +64,45 @@ def test_the_first_step_moves_b_and_not_a():
     assert 0.6 * 0.002 < B.detach().square().mean().sqrt() < 1.2 * 0.002
 
 
+def test_pairs_are_groups_and_lr_is_that_of_the_weight():
+    net = model()
+    net["up_proj"].scaling = {"default": 4.0}
+    optimizer = polarlight.SpectralOptimizer(lora_product_groups(net, lr=0.1, weight_decay=0.1))
+    pair, other = optimizer.param_groups
+    assert pair["param_names"] == [f"up_proj.lora_{f}.default.weight" for f in "AB"]
+    assert (pair["lr"], pair["weight_decay"], other["lr"]) == (0.025, 0.1, 0.005)
+    table = str(polarlight.explain(optimizer))
+    assert "lora_pair of an adapted layer" in table
+    assert "base_layer" not in table
+
+
+def test_the_weight_moves_as_far_whatever_the_scaling():
+    """The same step of W in the first step, where only B moves: up to rounding in float32."""
+    moved = []
+    for scaling in (1.0, 8.0):
+        net = model()
+        net["up_proj"].scaling = {"default": scaling}
+        optimizer = polarlight.SpectralOptimizer(lora_product_groups(net, lr=0.1))
+        net["score"](net["up_proj"](torch.ones(4, 8))).square().sum().backward()
+        optimizer.step()
+        A, B = (net["up_proj"].get_submodule(f"{f}.default").weight for f in ("lora_A", "lora_B"))
+        moved.append((scaling * B @ A).detach())
+    torch.testing.assert_close(*moved, rtol=1e-3, atol=1e-5)
+
+
+def half_trainable():
+    net = model()
+    net["up_proj"].get_submodule("lora_A.default").requires_grad_(False)
+    return net
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
         (lambda: lora_groups(nn.Linear(2, 2), lr=0.1), "call peft.get_peft_model first"),
         (lambda: lora_groups(model(), lr=0.1, b_ratio=0), "b_ratio must be > 0, got 0"),
+        (lambda: lora_product_groups(nn.Linear(2, 2), lr=0.1), "call peft.get_peft_model first"),
+        (lambda: lora_product_groups(half_trainable(), lr=0.1), "only one factor of a pair"),
     ],
 )
 def test_mistakes_are_named(call, said):
@@ -88,3 +123,30 @@ def test_the_example_adapts_a_frozen_llama(tmp_path):
     for name, p in fresh.named_parameters():
         kept = [n for n in trained if n.replace("base_layer.", "").endswith(name)]
         assert torch.equal(trained[kept[0]], p), name
+
+
+@pytest.fixture
+def trainer_example():
+    pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    return example("lora_trainer")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # transformers', peft's and accelerate's own
+def test_a_trainer_adapts_and_resumes_bit_for_bit(trainer_example, tmp_path):
+    whole = trainer_example.main(tmp_path / "whole")
+    losses = [entry["loss"] for entry in whole.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.3  # head and embeddings stay random
+    rules = [group["rule"] for group in whole.optimizer.param_groups]
+    assert len(rules) == 14  # two layers of seven
+    assert all(isinstance(rule, LoraProduct) for rule in rules)
+    trained = dict(whole.model.named_parameters())
+    for name, p in trainer_example.base().named_parameters():
+        kept = [n for n in trained if n.replace("base_layer.", "").endswith(name)]
+        assert torch.equal(trained[kept[0]], p), name
+    (tmp_path / "half").mkdir()
+    (tmp_path / "whole" / "checkpoint-20").rename(tmp_path / "half" / "checkpoint-20")
+    resumed = trainer_example.main(tmp_path / "half", resume=True)
+    assert_equal_weights(whole.model, resumed.model)

@@ -9,7 +9,13 @@ from polarlight.migration import convention_of, operator_step, transfer_lr
 
 @pytest.mark.parametrize(
     ("name", "factor"),
-    [("polarlight-rms-to-rms", 1), ("dion-spectral", 1), ("torch", 1), ("moonlight", 1 / 2)],
+    [
+        ("polarlight-rms-to-rms", 1),
+        ("dion-spectral", 1),
+        ("torch", 1),
+        ("moonlight", 1 / 2),
+        ("adamw", 1 / 4),
+    ],
 )
 def test_four_times_as_wide(name, factor):
     lr, decay = transfer_lr(0.02, convention=name, shape=(64, 64), to=(256, 256), weight_decay=0.1)
@@ -36,6 +42,22 @@ def test_transfer_keeps_the_step(name, shape):
     to = (3 * shape[0], 3 * shape[1])
     lr, _ = transfer_lr(0.01, convention=name, shape=shape, to=to)
     assert operator_step(lr, name, to) == pytest.approx(operator_step(0.01, name, shape))
+
+
+def test_the_norm_of_adamw_is_that_of_aligned_entries():
+    """The outer product of signs, as of one sample: what the width must divide."""
+    m, n, lr = 12, 48, 0.1
+    signs = torch.outer(torch.randn(m).sign(), torch.randn(n).sign())
+    norm = torch.linalg.matrix_norm(lr * 0.2 * signs, 2) * (n / m) ** 0.5
+    assert operator_step(lr, "adamw", (m, n)) == pytest.approx(norm.item())
+
+
+def test_there_and_back():
+    there = transfer_lr(0.01, convention="adamw", shape=(64, 32), to=(96, 128), weight_decay=0.1)
+    back = transfer_lr(
+        there[0], convention="adamw", shape=(96, 128), to=(64, 32), weight_decay=there[1]
+    )
+    assert back == pytest.approx((0.01, 0.1))
 
 
 def test_what_has_no_size_of_its_own_is_refused():

@@ -1,0 +1,123 @@
+"""LoRA's factors as one product: each moves B A by a polar factor.
+
+    W = W0 + s B A,    A [r, n],   B [m, r],    P = A A',   Q = B' B,    M an EMA of the gradients
+
+    B <- (1 - lr wd) B - lr c polar(M_B P^(-1/2)) P^(-1/2)
+    A <- (1 - lr wd) A - lr c Q^(-1/2) polar(Q^(-1/2) M_A),        c = scale(m, n) / 2
+
+Each factor takes the steepest step under a bound on what it does to the product (see
+`linalg/factored.py`): to first order |d(B A)|_2 <= lr scale(m, n), and the product's way does not
+depend on how it is written, (B R, R^-1 A), on A's size at the start or on the rank's scaling.
+
+Source: ours, from spectral descent (Bernstein and Newhouse (2024), arXiv 2410.21265) on the
+    product; the Gram matrices as in Zhang and Pilanci, "Riemannian preconditioned LoRA" (2024),
+    arXiv 2402.02347, who take P^(-1) and no polar factor.
+Deviations: P and Q are damped relative to their mean eigenvalue, which breaks the independence of R
+    by as much. A cannot move in the first step, as B is zero. The second-order term dB dA is left
+    out of the bound: it is as large as the others in the second step and falls from there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polarlight.linalg.auto import AutoPolar
+from polarlight.linalg.factored import steepest_in_left, steepest_in_right
+from polarlight.rule import MOMENTUM, MatrixMap, Scale
+from polarlight.stages.momentum import EMA
+from polarlight.stages.scales import RmsToRms
+
+DIRECTION = "direction"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraProduct:
+    """The rule of param groups that hold one pair of factors each, A before B.
+
+    `polarlight.integrations.lora.lora_product_groups` makes such groups. Where one gradient of a
+    pair is missing, or not finite and known to the host, the pair waits.
+
+    Attributes:
+        nesterov: Look one step ahead.
+        polar: The polar method, for [m, r] and [r, n].
+        damping: Of the Gram matrices, relative to their mean eigenvalue, > 0.
+        scale: Factor from the product's (fan_out, fan_in).
+
+    Raises:
+        ValueError: If damping is not positive.
+    """
+
+    nesterov: bool = True
+    polar: MatrixMap = AutoPolar()
+    damping: float = 1e-3
+    scale: Scale = RmsToRms()
+    name: str = "lora_product"
+
+    def __post_init__(self) -> None:
+        if not self.damping > 0:
+            raise ValueError(f"damping must be > 0, got {self.damping}")
+
+    def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """`momentum_buffer` and `direction`, what the last step multiplied by -lr.
+
+        Raises:
+            ValueError: If the parameter is sharded: a factor's step needs the whole pair.
+        """
+        if hasattr(parameter, "placements"):
+            raise ValueError(
+                "LoraProduct needs whole factors on every process, this one is a DTensor: leave "
+                "the adapters out of fully_shard (ignored_params=...), or use lora_groups"
+            )
+        return {
+            name: torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            for name in (MOMENTUM, DIRECTION)
+        }
+
+    def step(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Tensor]],
+        *,
+        lr: float | Tensor,
+        weight_decay: float,
+        momentum: float,
+    ) -> None:
+        """One step of a pair [A, B].
+
+        Raises:
+            ValueError: If the group holds anything else.
+        """
+        if len(parameters) == 1:
+            return
+        _check(parameters)
+        A, B = parameters
+        buffers = [state[MOMENTUM] for state in states]
+        M_A, M_B = EMA(self.nesterov)(gradients, buffers, momentum)
+        factor = self.scale(B.shape[0], A.shape[1]) / 2
+        directions = (
+            factor * steepest_in_right(M_A, B, self.polar, self.damping),
+            factor * steepest_in_left(M_B, A, self.polar, self.damping),
+        )
+        for p, state, direction in zip(parameters, states, directions, strict=True):
+            state[DIRECTION].copy_(direction)
+            p.mul_(1 - lr * weight_decay)
+            p.sub_(lr * direction)
+
+    def momentum_and_direction(
+        self, state: Mapping[str, Tensor], momentum: float
+    ) -> tuple[Tensor, Tensor]:
+        """The momentum, and the direction of the last step."""
+        return state[MOMENTUM], state[DIRECTION]
+
+
+def _check(pair: list[Tensor]) -> None:
+    """Raises ValueError unless the two are A [r, n] and B [m, r]."""
+    shapes = [tuple(p.shape) for p in pair]
+    if len(pair) != 2 or any(p.ndim != 2 for p in pair) or shapes[0][0] != shapes[1][1]:
+        raise ValueError(
+            f"a group of LoraProduct holds one pair, A [r, n] and B [m, r], got {shapes}; "
+            "polarlight.integrations.lora.lora_product_groups makes such groups"
+        )
