@@ -23,7 +23,7 @@ fuzz: $(VENV)/.dev  ## many random gradients, histories and bytes, anew each tim
 	FUZZ_EXAMPLES=2000 $(BIN)/pytest -n 2 tests/fuzz
 
 mutants: $(VENV)/.dev  ## a sample of small changes to the code, and which of them no test notices
-	$(BIN)/python -m tests.mutants 900 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation --minutes 15
 
 check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .
@@ -41,7 +41,7 @@ bench: $(VENV)/.dev  ## an optimizer step, ours and others', in one run; leave t
 	$(BIN)/python -m benchmarks.optimizer_step
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build
 
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -37,7 +37,7 @@ from polarlight.groups import (
 )
 from polarlight.nonfinite import Finite, NonFinite, Verdict, Watch, verdict_of
 from polarlight.probe import CountingProbe, Observation, Probe
-from polarlight.rule import MOMENTUM, Rule, UpdateRule, bound
+from polarlight.rule import MOMENTUM, Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
 Members = Mapping[int, list[int]]
@@ -267,9 +267,8 @@ class SpectralOptimizer(Optimizer):
         states = [self.state[p] for p in params]
         buffers = [local(state[MOMENTUM]) for state in states if rule.momentum.buffered]
         gradients = movement.gradients(group, params)
-        average = bound(rule.momentum, states)
         beta = group["momentum"]
-        momenta = nonfinite.momenta(rule.momentum, average, gradients, buffers, beta, finite)
+        momenta = nonfinite.momenta(rule.momentum, states, gradients, buffers, beta, finite)
         written = nonfinite.drafts(states, finite)
         return [
             Work(name_of(group, index, i), rule, view, p, M, state)
