@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: bench demo test test-slow test-gpu fuzz mutants check docs site clean
+.PHONY: bench demo test test-slow test-gpu test-torch fuzz mutants check docs site clean
 
 demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
 	$(BIN)/polarlight compare
@@ -18,6 +18,19 @@ test-slow: $(VENV)/.dev
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/pytest -m gpu
+
+CORE_NEEDS := expecttest hypothesis numpy pytest pytest-xdist
+CORE := tests/contracts tests/rules tests/linalg tests/test_optimizer.py tests/torch_contract
+
+test-torch:  ## the core's tests under another release of torch: make test-torch VERSION=2.11.0
+	@test -n "$(VERSION)" || { echo "which release? make test-torch VERSION=2.11.0"; exit 2; }
+	$(PYTHON) -m venv build/torch-$(VERSION)
+	grep -v '^torch==' constraints.txt > build/torch-$(VERSION)/constraints.txt
+	build/torch-$(VERSION)/bin/pip install --disable-pip-version-check --quiet torch==$(VERSION)
+	build/torch-$(VERSION)/bin/pip install --disable-pip-version-check --quiet \
+		-c build/torch-$(VERSION)/constraints.txt -e . $(CORE_NEEDS)
+	OMP_NUM_THREADS=1 build/torch-$(VERSION)/bin/python -m pytest -n 2 \
+		-m "not slow and not gpu" $(CORE)
 
 fuzz: $(VENV)/.dev  ## many random gradients, histories and bytes, anew each time
 	FUZZ_EXAMPLES=2000 $(BIN)/pytest -n 2 tests/fuzz
