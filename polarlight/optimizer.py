@@ -257,7 +257,7 @@ class SpectralOptimizer(Optimizer):
                     seen = whole(p), whole(work.momentum, p), whole(D, p)
                     probe.observe(Observation(name_of(group, index, i), *seen, group))
             params = [local(work.parameter) for work in some]
-            movement.move(params, directions, group["lr"], group["weight_decay"], finite[index])
+            movement.move(group, params, states, directions, finite[index])
 
     def _works(self, index: int, places: list[int], finite: Finite) -> list[Work]:
         """What is asked of a group's parameters, after their momenta have been updated."""
@@ -281,18 +281,12 @@ class SpectralOptimizer(Optimizer):
         """One step of a group whose rule is elementwise."""
         group, finite = self.param_groups[index], verdict_of(verdict, places)
         params = [group["params"][i] for i in places]
-        states = [{key: local(x) for key, x in self.state[p].items()} for p in params]
+        states = [self.state[p] for p in params]
         before = [whole(p).clone() if watching else p for p in params]
-        nonfinite.step_entries(
-            group["rule"],
-            [local(p) for p in params],
-            movement.gradients(group, params),
-            states,
-            finite,
-            **{key: group[key] for key in ("lr", "weight_decay", "momentum")},
-        )
+        movement.step_entries(group, params, states, finite)
         for probe in watching:
             for i, p, seen, state in zip(places, params, before, states, strict=True):
+                state = {key: local(x) for key, x in state.items()}
                 M, D = group["rule"].momentum_and_direction(state, group["momentum"])
                 M, D = whole(M, p), whole(D, p)
                 probe.observe(Observation(name_of(group, index, i), seen, M, D, group))

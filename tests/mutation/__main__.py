@@ -10,6 +10,7 @@ the file of results, from which the next call goes on. Ends with the share that 
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -105,11 +106,11 @@ def bar(label, done, total):
     os.write(suite.TERMINAL, (line + end).encode())
 
 
-def tested(code, tests, mutant):
+def tested(code, tests, mutant, seconds):
     """A mutant's fate, found in a child: what killed it, or null, and how many tests ran."""
     tree, _ = mutated(mutant)
     code.replace(mutant, tree)
-    by, ran = suite.first_failure(tests)
+    by, ran = suite.first_failure(tests, seconds)
     return json.dumps({"by": by, "ran": ran}).encode()
 
 
@@ -143,6 +144,12 @@ def main():
     parser.add_argument("--sample", type=int, default=450, help="mutants to draw (default: 450)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
     parser.add_argument("--minutes", type=float, default=15.0, help="start none after these")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=suite.SECONDS,
+        help="of processor time per mutant (default: 6)",
+    )
     parser.add_argument("--again", action="store_true", help="test survivors again")
     parser.add_argument("--results", default=str(RESULTS), help="file of results, to go on from")
     parser.add_argument("--report", action="store_true", help="only show what was found")
@@ -155,18 +162,20 @@ def main():
         left = [m for m in drawn if m.key not in known]
         fresh.preload()
         until = time.monotonic() + 60 * asked.minutes
-        survey(left, results.path, until)
+        survey(left, results.path, until, asked.seconds)
         results = summary.Results(asked.results)
     print(summary.text(results, drawn, commit()))
 
 
-def survey(mutants, path, until):
+def survey(mutants, path, until, seconds):
     """Tests the mutants: those in functions by new code in place, the others by a new import."""
     afresh = fresh.Pipeline(path)
 
     def loop(tests):
         selection = Selection(calls_of(tests))
         code = suite.Code()
+        gc.collect()
+        gc.freeze()  # so that the children need not go through what was collected
         inside = [m for m in mutants if m.function is not None]
         chosen = [[tests[name] for name in selection.of(m)] for m in inside]
 
@@ -179,10 +188,10 @@ def survey(mutants, path, until):
                 record(path, mutant, answer, seconds)
 
         jobs = [
-            lambda m=m, some=some: tested(code, some, m)
+            lambda m=m, some=some: tested(code, some, m, seconds)
             for m, some in zip(inside, chosen, strict=True)
         ]
-        run_all(jobs, 2 * suite.SECONDS, "in functions", until=until, report=report)
+        run_all(jobs, 30 + 2 * seconds, "in functions", until=until, report=report)
         for mutant in mutants:
             if mutant.function is None:
                 afresh.add(mutant, selection.of(mutant))
@@ -201,10 +210,10 @@ def survey(mutants, path, until):
             os._exit(0)
     os.waitpid(pid, 0)
     afresh.load()
-    jobs = [lambda m=m, names=names: fresh.tested(m, names) for m, names in afresh.jobs]
+    jobs = [lambda m=m, names=names: fresh.tested(m, names, seconds) for m, names in afresh.jobs]
     run_all(
         jobs,
-        3 * suite.SECONDS,
+        60 + 2 * seconds,
         "on import",
         until=until,
         report=lambda index, answer, seconds: record(path, afresh.jobs[index][0], answer, seconds),

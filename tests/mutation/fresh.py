@@ -36,7 +36,7 @@ class Changed:
         return spec_from_file_location(name, self._path, loader=loader)
 
 
-def tested(mutant, names):
+def tested(mutant, names, seconds):
     """A mutant's fate, found in a child: the tests of its own file first, then the others."""
     tree, _ = mutated(mutant)
     sys.meta_path.insert(0, Changed(mutant, tree))
@@ -47,7 +47,7 @@ def tested(mutant, names):
         files = list(dict.fromkeys(name.split("::")[0] for name in order))
         work = answers.append
         if order:
-            suite.with_tests(lambda tests, say=work: say(first(tests)), files, order)
+            suite.with_tests(lambda tests, say=work: say(first(tests, seconds)), files, order)
         if order and not answers:
             return json.dumps({"by": "collection", "ran": ran}).encode()
         by, more = answers[0] if answers else (None, 0)
@@ -57,9 +57,9 @@ def tested(mutant, names):
     return json.dumps({"by": None, "ran": ran}).encode()
 
 
-def first(tests):
+def first(tests, seconds):
     """The first failure among the collected tests."""
-    return suite.first_failure(list(tests.values()))
+    return suite.first_failure(list(tests.values()), seconds)
 
 
 class Pipeline:

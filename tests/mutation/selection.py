@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from functools import cache
 from pathlib import PurePath
 
 from tests.mutation.changes import PACKAGE
@@ -53,8 +54,17 @@ class Selection:
 def importers(file):
     """Files of the package that import from this one."""
     module = "polarlight." + file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
-    for other in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(other.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module == module:
-                yield str(other.relative_to(PACKAGE))
-                break
+    return [other for other, modules in imported().items() if module in modules]
+
+
+@cache
+def imported():
+    """Per file of the package the modules that it imports from."""
+    return {
+        str(file.relative_to(PACKAGE)): {
+            node.module
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.ImportFrom)
+        }
+        for file in PACKAGE.rglob("*.py")
+    }

@@ -21,8 +21,8 @@ FOLDERS = [
 OPTIONS = ["-q", "-x", "-m", "not slow and not gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
 OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # what was imported before a fork
 TERMINAL = os.dup(2)  # pytest captures what goes to 2
-SECONDS = 30.0
-"""Of processor time: how long a mutant is tested; one that lives longer counts as a survivor."""
+SECONDS = 6.0
+"""Of processor time: how long a mutant is tested; one that lives longer is taken for a survivor."""
 
 
 class Loop:
@@ -55,7 +55,7 @@ def with_tests(work, files=FOLDERS, order=None):
     return pytest.main([*OPTIONS, *there], plugins=[Loop(work, order)])
 
 
-def first_failure(tests, seconds=SECONDS):
+def first_failure(tests, seconds):
     """Runs tests in order: the id of the first that fails, or None; and how many ran."""
     start, ran = time.process_time(), 0
     for test, following in zip(tests, [*tests[1:], None], strict=True):

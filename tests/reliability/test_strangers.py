@@ -94,12 +94,15 @@ def test_labels_and_reasons_of_runs_are_shown_and_do_nothing(tmp_path):
 def test_names_of_layers_that_were_watched_are_shown_and_do_nothing(tmp_path):
     file = tmp_path / "neurons.jsonl"
     words = itertools.cycle(HOSTILE)
-    names = [(f"{next(words)}.{i}.up_proj.weight", torch.nn.Parameter(torch.eye(4))) for i in range(10)]
+    names = [
+        (f"{next(words)}.{i}.up_proj.weight", torch.nn.Parameter(torch.eye(6, 4)))
+        for i in range(10)
+    ]
     optimizer = polarlight.SpectralOptimizer(names, rule=polarlight.muon())
     optimizer.observe(NeuronMonitor(JsonLines(file), every=1))
     for _ in range(2):
         for _, p in names:
-            p.grad = torch.eye(4)
+            p.grad = torch.eye(6, 4)
         optimizer.step()
     run("watched", file, "--out", tmp_path / "out")
     assert_shown(assert_harmless(tmp_path / "out" / "index.html"))
