@@ -36,6 +36,7 @@ from polarlight.linalg.regularised import RegularisedPolar
 from polarlight.linalg.spectral_power import ExactPower, RationalPower
 from polarlight.linalg.svd import ExactPolar
 from polarlight.linalg.zolopd import ZoloPD
+from polarlight.movement import with_stochastic_rounding
 from polarlight.nonfinite import NonFinite
 from polarlight.optimizer import SpectralOptimizer
 from polarlight.outer import Outer, OuterNesterov, client_gradient, displacement, sample_clients
@@ -226,4 +227,5 @@ __all__ = [
     "view_from_json",
     "view_to_json",
     "with_adamw",
+    "with_stochastic_rounding",
 ]

@@ -26,11 +26,12 @@ from polarlight.groups import Group, name_of
 from polarlight.rule import (
     HOST_COUNTER,
     MOMENTUM,
-    Averaging,
     ElementwiseRule,
     Momentum,
+    Remembering,
     SkippingRule,
     UpdateRule,
+    bound,
 )
 
 Finite = list[Tensor] | None
@@ -188,7 +189,7 @@ def _counts_on_host(group: Group, places: Sequence[int], states: Mapping[Tensor,
 
 def momenta(
     momentum: Momentum,
-    average: Averaging,
+    states: Sequence[Mapping[str, Tensor]],
     gradients: Sequence[Tensor],
     buffers: Sequence[Tensor],
     beta: float,
@@ -197,19 +198,21 @@ def momenta(
     """What the rule maps; buffers of parameters that are left out keep their value.
 
     An average is at rest where the gradient equals it: that is what it is given there. Other
-    conventions are undone.
+    conventions are undone, and what the momentum keeps beside its buffers too.
     """
+    average = bound(momentum, states)
     if finite is None:
         return average(gradients, buffers, beta)
-    if not momentum.buffered:
-        harmless = [torch.where(ok, g, 0.0) for ok, g in zip(finite, gradients, strict=True)]
-        return average(harmless, buffers, beta)
-    harmless = [torch.where(ok, g, b) for ok, g, b in zip(finite, gradients, buffers, strict=True)]
-    if momentum.averages:
-        return average(harmless, buffers, beta)
-    before = [b.clone() for b in buffers]
+    beside = momentum.beside if isinstance(momentum, Remembering) else ()
+    written = [[state[name] for name in beside] for state in states]
+    if momentum.buffered and not momentum.averages:
+        written = [[b, *tensors] for b, tensors in zip(buffers, written, strict=True)]
+    before = [[x.clone() for x in tensors] for tensors in written]
+    rest = buffers if momentum.buffered else [g.new_zeros(()) for g in gradients]
+    harmless = [torch.where(ok, g, r) for ok, g, r in zip(finite, gradients, rest, strict=True)]
     result = average(harmless, buffers, beta)
-    _undo(buffers, before, finite)
+    for ok, new, old in zip(finite, written, before, strict=True):
+        _undo(new, old, [ok] * len(new))
     return result
 
 

@@ -37,7 +37,7 @@ from polarlight.groups import (
 )
 from polarlight.nonfinite import Finite, NonFinite, Verdict, Watch, verdict_of
 from polarlight.probe import CountingProbe, Observation, Probe
-from polarlight.rule import MOMENTUM, Rule, UpdateRule, bound
+from polarlight.rule import MOMENTUM, Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
 Members = Mapping[int, list[int]]
@@ -257,7 +257,7 @@ class SpectralOptimizer(Optimizer):
                     seen = whole(p), whole(work.momentum, p), whole(D.to(p.dtype), p)
                     probe.observe(Observation(name_of(group, index, i), *seen, group))
             params = [local(work.parameter) for work in some]
-            movement.move(params, directions, group["lr"], group["weight_decay"], finite[index])
+            movement.move(group, params, states, directions, finite[index])
 
     def _works(self, index: int, places: list[int], finite: Finite) -> list[Work]:
         """What is asked of a group's parameters, after their momenta have been updated."""
@@ -267,9 +267,8 @@ class SpectralOptimizer(Optimizer):
         states = [self.state[p] for p in params]
         buffers = [local(state[MOMENTUM]) for state in states if rule.momentum.buffered]
         gradients = movement.gradients(group, params)
-        average = bound(rule.momentum, states)
         beta = group["momentum"]
-        momenta = nonfinite.momenta(rule.momentum, average, gradients, buffers, beta, finite)
+        momenta = nonfinite.momenta(rule.momentum, states, gradients, buffers, beta, finite)
         written = nonfinite.drafts(states, finite)
         return [
             Work(name_of(group, index, i), rule, view, p, M, state)
@@ -282,18 +281,12 @@ class SpectralOptimizer(Optimizer):
         """One step of a group whose rule is elementwise."""
         group, finite = self.param_groups[index], verdict_of(verdict, places)
         params = [group["params"][i] for i in places]
-        states = [{key: local(x) for key, x in self.state[p].items()} for p in params]
+        states = [self.state[p] for p in params]
         before = [whole(p).clone() if watching else p for p in params]
-        nonfinite.step_entries(
-            group["rule"],
-            [local(p) for p in params],
-            movement.gradients(group, params),
-            states,
-            finite,
-            **{key: group[key] for key in ("lr", "weight_decay", "momentum")},
-        )
+        movement.step_entries(group, params, states, finite)
         for probe in watching:
             for i, p, seen, state in zip(places, params, before, states, strict=True):
+                state = {key: local(x) for key, x in state.items()}
                 M, D = group["rule"].momentum_and_direction(state, group["momentum"])
                 M, D = whole(M, p), whole(D, p)
                 probe.observe(Observation(name_of(group, index, i), seen, M, D, group))

@@ -77,6 +77,10 @@ class Momentum(Averaging, Protocol):
 class Remembering(Protocol):
     """A momentum whose buffer is not just like the parameter, or that has more memory beside it."""
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What it keeps beside the `momentum_buffer`: restored where a gradient is not finite."""
+
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """All it keeps for one parameter, by name, `momentum_buffer` included."""
 

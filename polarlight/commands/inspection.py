@@ -52,7 +52,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, out: Out = Path("inspection")) ->
 
 def _read(source: Source) -> Inspection:
     """All tensors, with a bar that counts bytes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
     result = Inspection()
     with Progress(*columns, console=console, transient=True) as progress:
         total = sum(entry.bytes for entry in source.weights.values())

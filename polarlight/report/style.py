@@ -112,7 +112,7 @@ def plain(text: Text) -> None:
 
 
 def shorten(label: str, length: int = 28) -> str:
-    """A label for a figure, cut in the middle if it is long."""
-    label = " ".join(label.split())
+    """A label for a figure, cut in the middle if it is long; what has no shape becomes a box."""
+    label = "".join(c if c.isprintable() else "\N{WHITE SQUARE}" for c in " ".join(label.split()))
     half = (length - 1) // 2
     return label if len(label) <= length else f"{label[:half]}…{label[-half:]}"

@@ -118,6 +118,11 @@ class InBfloat16:
         """As the momentum that is kept."""
         return self.average.averages
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The counter, where rounding needs it."""
+        return (DRAWS,) if self.stochastic else ()
+
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """Zero buffer, and the counter where rounding needs it."""
         buffer = torch.zeros_like(

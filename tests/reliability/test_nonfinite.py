@@ -37,6 +37,10 @@ class SignOfMean:
 RULES = {
     **SHIPPED,
     "muon-not_averaging": replace(SHIPPED["muon"], momentum=polarlight.HeavyBall(nesterov=False)),
+    "muon-bfloat16": replace(SHIPPED["muon"], momentum=polarlight.InBfloat16()),
+    "muon-bfloat16-heavy_ball": replace(
+        SHIPPED["muon"], momentum=polarlight.InBfloat16(polarlight.HeavyBall())
+    ),
     "muon-raw": replace(SHIPPED["muon"], momentum=polarlight.RawGradient()),
     "adamw": AdamWRule(),
     "elementwise": SignOfMean(),

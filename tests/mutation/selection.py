@@ -1,0 +1,70 @@
+"""Which tests may notice a mutant, the likeliest first."""
+
+import ast
+from collections import Counter
+from functools import cache
+from pathlib import PurePath
+
+from tests.mutation.changes import PACKAGE
+
+
+class Selection:
+    """Tests by what they call.
+
+    Args:
+        measured: Per test its seconds and the functions it calls.
+    """
+
+    def __init__(self, measured):
+        self._seconds = {test: seconds for test, (seconds, _) in measured.items()}
+        self._by_function, self._by_file = {}, {}
+        for test, (_, called) in measured.items():
+            for file, name in called:
+                self._by_function.setdefault((file, name), set()).add(test)
+                self._by_file.setdefault(file, set()).add(test)
+
+    def of(self, mutant):
+        """The tests that call its function, in order; of what is done on import, see `_near`."""
+        if mutant.function is None:
+            return self._ordered(mutant.file, self._near(mutant.file))
+        return self._ordered(mutant.file, self._by_function.get((mutant.file, mutant.function[1])))
+
+    def _near(self, file):
+        """Tests that call anything in the file, or in one that imports it."""
+        files = [file, *importers(file)]
+        return {test for name in files for test in self._by_file.get(name, ())}
+
+    def _ordered(self, file, tests):
+        """Own file, own folder, others; one of each test function before a second; short first."""
+        path = PurePath(file)
+        own = f"tests/{path.parent}/test_{path.stem}.py".replace("/./", "/")
+        folder = f"tests/{path.parent}/".replace("/./", "/")
+
+        def tier(test):
+            return 0 if test.startswith(own) else 1 if test.startswith(folder) else 2
+
+        ordered = sorted(tests or (), key=lambda test: (tier(test), self._seconds[test]))
+        seen, rank = Counter(), {}
+        for test in ordered:
+            rank[test] = seen[test.split("[")[0]]
+            seen[test.split("[")[0]] += 1
+        return sorted(ordered, key=lambda t: (rank[t] // 3, tier(t), rank[t], self._seconds[t]))
+
+
+def importers(file):
+    """Files of the package that import from this one."""
+    module = "polarlight." + file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+    return [other for other, modules in imported().items() if module in modules]
+
+
+@cache
+def imported():
+    """Per file of the package the modules that it imports from."""
+    return {
+        str(file.relative_to(PACKAGE)): {
+            node.module
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.ImportFrom)
+        }
+        for file in PACKAGE.rglob("*.py")
+    }
