@@ -55,23 +55,21 @@ class History:
 
     def add(self, record: Record) -> None:
         """Files one record under its kind."""
-        match record["kind"]:
-            case "step":
-                self.steps.append(record)
-            case "validation":
-                self.validations.append(record)
-            case "routing":
-                self.routing.append(record)
-            case "neurons":
-                self.neurons.append(record)
-            case "activations":
-                self.activations.append(record)
-            case "skipped":
-                self.skipped.append(record)
-            case "stopped":
-                self.stopped = record["reason"]
-            case "finished":
-                self.finished = True
+        lists = {
+            "step": self.steps,
+            "validation": self.validations,
+            "routing": self.routing,
+            "neurons": self.neurons,
+            "activations": self.activations,
+            "skipped": self.skipped,
+        }
+        kind = record["kind"]
+        if kind in lists:
+            lists[kind].append(record)
+        elif kind == "stopped":
+            self.stopped = record["reason"]
+        elif kind == "finished":
+            self.finished = True
 
 
 def load(folder: Path) -> History:
