@@ -101,6 +101,15 @@ def _pictures(found: Inspection, out: Path) -> Iterator[Picture]:
             title="Starved neurons in the optimizer's momentum",
             caption="Rows with less than a tenth of an equal share of the momentum's polar factor.",
         )
+    lift = by_depth(found.matrices, lambda m: m.lift)
+    if lift.depths:
+        yield picture(
+            heatmap(lift),
+            out,
+            "row_scale",
+            title="Row scale that Aurora kept",
+            caption="Largest over median: how far it lifts the row that would starve most.",
+        )
 
 
 def _relative_rank(matrix: MatrixReport) -> float:
@@ -158,6 +167,8 @@ def _matrices(matrices: Sequence[MatrixReport]) -> Table:
     ]
     thresholds = ("0.01", "0.1", "0.25") if momentum else ()
     columns += [Column(t, group="starved in the momentum, below") for t in thresholds]
+    lifted = any(m.lift is not None for m in matrices)
+    columns += [Column("lift", hint="largest over median row scale that Aurora kept")] * lifted
     rows = [
         [
             Cell(m.name),
@@ -166,6 +177,7 @@ def _matrices(matrices: Sequence[MatrixReport]) -> Table:
             Cell(fixed(m.stable_rank, 1)),
             Cell(f"{m.rms:.3g}"),
             *(Cell(percent(m.starved[t]) if m.starved else NOTHING) for t in thresholds),
+            *[Cell(fixed(m.lift, 2))] * lifted,
         ]
         for m in matrices
     ]
@@ -184,10 +196,11 @@ def _write_numbers(found: Inspection, out: Path) -> None:
             "stable_rank": m.stable_rank,
             "rms": m.rms,
             **{f"starved_{t}": (m.starved or {}).get(t) for t in thresholds},
+            "lift": m.lift,
         }
         for m in found.matrices
     ]
-    write_csv(out / "matrices.csv", [*heads, *(f"starved_{t}" for t in thresholds)], rows)
+    write_csv(out / "matrices.csv", [*heads, *(f"starved_{t}" for t in thresholds), "lift"], rows)
     neurons: list[dict[str, object]] = []
     for mlp in found.mlps:
         neurons += [{"mlp": mlp.name, "neuron": i, "what": "dead"} for i in mlp.dead]
