@@ -195,7 +195,7 @@ def test_the_command_lists_and_refuses(tmp_path):
     assert all(name in listed.output for name in CLAIMS)
     wrong = run(app, ["reproduce", "starvatoin", "--out", str(tmp_path)])
     assert wrong.exit_code == 2
-    assert "Did you mean starvation?" in wrong.stderr
+    assert "Did you mean 'starvation'?" in wrong.stderr
     nothing = run(app, ["reproduce"])
     assert nothing.exit_code == 2
 

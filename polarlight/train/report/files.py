@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from polarlight.diagnostics.neurons import READINGS
 from polarlight.report import write_csv
 from polarlight.train.history import History
 from polarlight.train.report.measures import (
-    READINGS,
     THRESHOLDS,
     at_end,
     last_step,

@@ -6,12 +6,12 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
 
+from polarlight.diagnostics import starvation
 from polarlight.diagnostics.glossary import ACTIVATIONS
 from polarlight.train.history import History, Record
 
-READINGS = ("update", "momentum")
-THRESHOLDS = (0.25, 0.1, 0.01)
-"""Fractions of an equal share that the report counts rows below."""
+THRESHOLDS = tuple(sorted(starvation.THRESHOLDS, reverse=True))
+"""Fractions of an equal share that the report counts rows below, the largest first."""
 
 Measure = Callable[[Record], float | None]
 

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from polarlight.diagnostics.neurons import READINGS
 from polarlight.report import Details, Section, Text
 from polarlight.train.history import History
 from polarlight.train.report.album import Album
 from polarlight.train.report.curves import Panel, from_zero, logarithmic, over_steps, own, share
 from polarlight.train.report.drawing import Extract
 from polarlight.train.report.groups import Group
-from polarlight.train.report.measures import READINGS, THRESHOLDS
+from polarlight.train.report.measures import THRESHOLDS
 from polarlight.train.report.neuron_figures import (
     quantiles_over_time,
     share_histograms,

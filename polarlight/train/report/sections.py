@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from polarlight.diagnostics.neurons import READINGS
 from polarlight.report import Block, Details, Section, Text
 from polarlight.train.report.album import Album
 from polarlight.train.report.groups import Group
 from polarlight.train.report.loss_figures import final_losses, last_stretch, loss_curves
-from polarlight.train.report.measures import READINGS
 from polarlight.train.report.neuron_sections import NO_NEURONS, OF
 from polarlight.train.report.readings import readings_at_end
 from polarlight.train.report.tables import per_layer
