@@ -72,6 +72,7 @@ class Claim:
         plan: The reduced setting.
         seeds: Runs per arm, with the chosen learning rate.
         lr_of: Arms that take the learning rate of another one.
+        reported: Measures that are told of an arm and decide nothing, beside those of the checks.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Claim:
     plan: Plan = SMALL
     seeds: int = SEEDS
     lr_of: Mapping[str, str] = field(default_factory=dict)
+    reported: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def plan_of(self, label: str) -> Plan:
         """The setting of an arm."""
@@ -90,7 +92,9 @@ class Claim:
 
     def measures(self, label: str | None = None) -> list[str]:
         """What the checks look at, in all arms or in one; the loss and the update's size always."""
-        asked = (c.measure for c in self.checks if label is None or label in c.weights)
+        asked = [c.measure for c in self.checks if label is None or label in c.weights]
+        for arm, told in self.reported.items():
+            asked += told if label in (None, arm) else ()
         return list(dict.fromkeys([*asked, "loss", "update rms"]))
 
     def runs(self) -> int:

@@ -111,6 +111,7 @@ MEASURES: Mapping[str, Callable[[Path], float]] = {
     "starved by the momentum": _starved("momentum", "0.1"),
     "starved neurons": _pairs("0.1"),
     "never recovered": _stayed("update", "0.1"),
+    "never recovered by the momentum": _stayed("momentum", "0.1"),
     "silent neurons": _silent("0.1"),
     "spread of down columns": _down("weight"),
     "spread of down updates": _down("update"),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ NAME`. Verdicts hold at the reduced size and nowhere else: a part counts as repr
 estimate lies two errors on the claimed side, as not reproduced if it lies two errors on the other,
 and is undecided in between; a claim is reproduced if all of its parts are. Errors come from the
 spread between seeds, pooled over the arms compared. Learning rates were swept per arm on a seed of
-their own.
+their own; where the best is at the edge of those that were tried, a better one may lie beyond it.
 """
 
 
@@ -77,8 +78,17 @@ def _table(claim: Claim, result: Result) -> Iterator[str]:
     yield f"|---|---|{'---|' * len(names)}"
     for label, arm in arms.items():
         cells = " | ".join(_cell(arm["samples"].get(name, [])) for name in names)
-        swept = ", ".join(arm["sweep"]) or "-"
-        yield f"| {label} | {arm['lr']:g} (of {swept}) | {cells} |"
+        yield f"| {label} | {_rate(arm)} | {cells} |"
+
+
+def _rate(arm: Mapping[str, Any]) -> str:
+    """The learning rate, those it was chosen from, and whether a better one may lie beyond."""
+    swept = [float(lr) for lr in arm["sweep"]]
+    if len(swept) < 2:
+        return f"{arm['lr']:g} (not swept)"
+    words = ", ".join(f"{lr:g}" for lr in swept)
+    edge = "; at the edge" if arm["lr"] in (min(swept), max(swept)) else ""
+    return f"{arm['lr']:g} (of {words}{edge})"
 
 
 def _cell(samples: Sequence[float]) -> str:

@@ -1,7 +1,6 @@
 """All claims, by name."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 
 from polarlight.claims.claim import Claim
 from polarlight.claims.tried import (
@@ -21,6 +20,7 @@ from polarlight.claims.tried import (
     symmetric,
     which_aurora,
 )
+from polarlight.lookup import look_up
 
 MODULES = (
     starvation,
@@ -49,8 +49,4 @@ def find(name: str) -> Claim:
     Raises:
         ValueError: If there is none; the message lists them and names the nearest.
     """
-    if name not in CLAIMS:
-        near = get_close_matches(name, CLAIMS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown claim {name!r}.{hint} Known: {', '.join(CLAIMS)}")
-    return CLAIMS[name]
+    return look_up(name, CLAIMS, "claim")

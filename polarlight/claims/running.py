@@ -1,6 +1,7 @@
 """Running a claim: learning rates first, then seeds, each run resumed where it stopped."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -106,7 +107,7 @@ def _rates(
     losses: dict[str, dict[float, float]] = {label: {} for label in swept}
     for task, folder in _trained(claim, tasks, setting, tell):
         found = history.load(folder).final_loss
-        losses[task.arm][task.lr] = float("inf") if found is None else found
+        losses[task.arm][task.lr] = math.inf if found is None or math.isnan(found) else found
     chosen = {
         label: min(losses[label], key=losses[label].__getitem__) if label in swept else arm.lrs[0]
         for label, arm in own.items()

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any
 
+from polarlight.lookup import unknown
 from polarlight.train.model_config import Architecture, Mlp
 from polarlight.train.recipes import recipe_of
 from polarlight.train.settings import PRESETS, Plan, with_changes
@@ -56,9 +56,7 @@ def _setting(text: str, base: Plan) -> tuple[str, Any]:
     name, value = _assignment(text, "--set", "batch=32")
     names = [field.name for field in fields(Plan)]
     if name not in names:
-        near = get_close_matches(name, names, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"--set: unknown name {name!r}.{hint} Known: {', '.join(names)}")
+        raise unknown(name, names, "--set: unknown name")
     return name, _parsed(text, value, getattr(base, name))
 
 

@@ -1,7 +1,6 @@
 """Schedules and engines by the names that the command line knows."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import TypeVar
 
 import torch
@@ -29,6 +28,7 @@ from polarlight.linalg.qdwh import QDWH
 from polarlight.linalg.regularised import RegularisedPolar
 from polarlight.linalg.svd import ExactPolar
 from polarlight.linalg.zolopd import ZoloPD
+from polarlight.lookup import look_up
 
 SCHEDULES: Mapping[str, Schedule] = {
     "jordan": JORDAN,
@@ -81,12 +81,7 @@ def choose(names: str, known: Mapping[str, "T"], what: str) -> dict[str, "T"]:
         ValueError: If a name is unknown; the message lists the known ones and the nearest.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()] or list(known)
-    for name in wanted:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown {what} {name!r}.{hint} Known: {', '.join(known)}")
-    return {name: known[name] for name in wanted}
+    return {name: look_up(name, known, what) for name in wanted}
 
 
 T = TypeVar("T")

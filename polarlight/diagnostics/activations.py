@@ -5,6 +5,7 @@ Python call per hook. `torch.compile` traces the hooks into two versions of the 
 kind of step: observe before the first compiled call.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,11 @@ class _Switch:
 
     on: bool = True
 
+    @property
+    def recording(self) -> bool:
+        """Whether this forward pass counts: it is watched, and one that trains."""
+        return self.on and torch.is_grad_enabled()
+
 
 class ActivationMonitor:
     """Records, every so many steps, how loud every neuron is, from the model's own forward passes.
@@ -60,14 +66,18 @@ class ActivationMonitor:
     `magnitude`, quantiles over neurons of their own means, over it; `dead`, fraction of neurons
     below each of `DEAD` times it. Gated layers also have `gate`: `closed` and `open`, the fraction
     of (token, neuron) pairs whose gate lies below -4 or above 4, and `always_closed`, the fraction
-    of neurons with a closed gate at every token. All micro batches between two steps count, those
-    of a validation between them too.
+    of neurons with a closed gate at every token. All micro batches between two steps count;
+    forward passes under `torch.no_grad`, those of a validation, do not.
 
     Args:
         model: Whose linear down projections are watched, found by role. `watched` names them;
             experts in stacked parameters and fused gates have no module of their own to hook.
         sink: Called with (step, records); None keeps the last thousand in `history`.
         every: Observe steps 1, 1 + every, ...; at least 1.
+
+    Attributes:
+        step: Steps counted so far.
+        seconds: Time spent handing over, waiting for the device included.
 
     Raises:
         ValueError: If every is below 1, or the model has no linear down projection.
@@ -81,7 +91,7 @@ class ActivationMonitor:
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be >= 1, got {every}")
-        self.sink, self.every, self.step = sink, every, 0
+        self.sink, self.every, self.step, self.seconds = sink, every, 0, 0.0
         self.history: History = new_history()
         self._switch = _Switch()
         self._sums: dict[str, _Sums] = {}
@@ -101,10 +111,15 @@ class ActivationMonitor:
         """Names of the down projections."""
         return tuple(self._sums)
 
-    def resume(self, step: int) -> None:
-        """Goes on after so many steps, as if they had been counted."""
+    def resume(self, step: int, *, look: bool = False) -> None:
+        """Goes on after so many steps, as if they had been counted.
+
+        Args:
+            step: How many.
+            look: Observe the next step in any case.
+        """
         self.step = step
-        self._switch.on = step % self.every == 0
+        self._switch.on = look or step % self.every == 0
 
     def close(self) -> None:
         """Removes the hooks."""
@@ -125,9 +140,11 @@ class ActivationMonitor:
     @outside_graphs
     def end(self) -> None:
         """Hands over what the forward passes of this step added up."""
+        start = time.perf_counter()
         records = to_host({name: self._record(name, sums) for name, sums in self._sums.items()})
         for sums in self._sums.values():
             sums.clear()
+        self.seconds += time.perf_counter() - start
         hand_over(self.sink, self.history, self.step, records)
 
     def _watch(self, name: str, modules: Mapping[str, nn.Module]) -> None:
@@ -178,7 +195,7 @@ def _magnitudes(switch: _Switch, sums: _Sums) -> Callable[..., None]:
     total, tokens = sums.get_buffer("magnitude"), sums.get_buffer("tokens")
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if switch.on:
+        if switch.recording:
             x = inputs[0].detach().flatten(0, -2)
             total.add_(x.abs().sum(dim=0, dtype=total.dtype))
             tokens.add_(x.shape[0])
@@ -190,7 +207,7 @@ def _gates(switch: _Switch, sums: _Sums) -> Callable[..., None]:
     closed, opened = sums.get_buffer("closed"), sums.get_buffer("open")
 
     def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-        if switch.on:
+        if switch.recording:
             z = output.detach().flatten(0, -2)
             closed.add_((z < -SATURATED).sum(dim=0))
             opened.add_((z > SATURATED).sum(dim=0))

@@ -66,8 +66,8 @@ def read(look: Look, *, spectra: bool) -> Readings:
     `update`, `momentum`: see `starvation.summary`. `row_norm_spread`: deviation over mean of the
     update's row norms. `weight`: the same of the weight, and its root mean square. `rms`: root mean
     square of the direction's entries. `ratio`: norm of lr times direction over that of the weight,
-    0 where that is zero. `cosine`: of direction and momentum. With `spectra` also what `_spectral`
-    tells.
+    0 where that is zero. `cosine`: of direction and momentum, mean over leading dimensions. With
+    `spectra` also what `_add_spectra` tells.
     """
     D, M = (unit_scale(X).nan_to_num(0.0) for X in (look.direction, look.momentum))
     gram = precise_gram(M)
@@ -85,7 +85,7 @@ def read(look: Look, *, spectra: bool) -> Readings:
         },
         "rms": moved / look.direction.numel() ** 0.5,
         "ratio": torch.where(weight == 0, 0.0, look.lr * moved / nonzero(weight)),
-        "cosine": ((D * M).sum() / nonzero(D.norm() * M.norm())),
+        "cosine": _cosine(D, M).mean(),
     }
     if spectra:
         _add_spectra(record, look, D, M, gram)
@@ -114,6 +114,12 @@ def _add_spectra(record: Record, look: Look, D: Tensor, M: Tensor, gram: Tensor)
     levels = torch.tensor(QUANTILES, dtype=sigma.dtype, device=sigma.device)
     found = torch.quantile(relative, levels, dim=-1).reshape(len(QUANTILES), -1).mean(dim=1)
     record["quantiles"] = {f"{q:g}": x for q, x in zip(QUANTILES, found, strict=True)}
+
+
+def _cosine(X: Tensor, Y: Tensor) -> Tensor:
+    """The cosine between matrices as long vectors, [..., m, n] -> [...]."""
+    product = (X * Y).sum(dim=(-2, -1))
+    return product / nonzero(torch.linalg.matrix_norm(X) * torch.linalg.matrix_norm(Y))
 
 
 def _stable_rank(sigma: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What the weights of a network say about its neurons, one MLP and one matrix at a time."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,6 +39,8 @@ class MatrixReport:
         rms: Root mean square of its entries.
         starved: Fraction of neurons whose share of the momentum's polar factor is below each
             threshold; None without optimizer state, or where no side is longer.
+        lift: Largest over median of the factors that Aurora kept for its rows: how far it lifts
+            the row that would starve most. None where it kept none.
     """
 
     name: str
@@ -48,6 +50,7 @@ class MatrixReport:
     stable_rank: float
     rms: float
     starved: dict[str, float] | None = None
+    lift: float | None = None
 
 
 @dataclass(slots=True)
@@ -95,8 +98,7 @@ def inspect(source: Source) -> Iterator[tuple[str, Inspection]]:
         found.parameters += entry.shape.numel()
         found.bytes += entry.bytes
         if assignment.role in MATRIX_ROLES and min(entry.shape[-2:]) > 1:
-            momentum = source.momenta.get(assignment.name)
-            _matrix(assignment, entry, momentum, found, halves)
+            _matrix(assignment, entry, source, found, halves)
         yield assignment.name, found
     found.mlps = [_mlp(block, parts) for block, parts in halves.blocks.items()]
 
@@ -114,13 +116,15 @@ class _Halves:
 
 
 def _matrix(
-    assignment: Assignment, entry: Entry, momentum: Entry | None, found: Inspection, halves: _Halves
+    assignment: Assignment, entry: Entry, source: Source, found: Inspection, halves: _Halves
 ) -> None:
     whole = entry.read()
     if not whole.is_floating_point():
         return
     parts = assignment.view.split(whole)
+    momentum, scale = (x.get(assignment.name) for x in (source.momenta, source.scales))
     momenta = [None] * len(parts) if momentum is None else assignment.view.split(momentum.read())
+    lifts = [None] * len(parts) if scale is None else _lifts(scale.read(), parts)
     for i, (W, M) in enumerate(zip(parts, momenta, strict=True)):
         name = assignment.name if len(parts) == 1 else f"{assignment.name}[{i}]"
         X = W.float()
@@ -133,6 +137,7 @@ def _matrix(
             float(stable_rank(X).mean()),
             float(X.square().mean().sqrt()),
             None if M is None else _starved(_neurons(assignment, M.float())),
+            lifts[i],
         )
         found.matrices.append(report)
         if W.ndim == 2 and assignment.role in (Role.GATE_UP, Role.DOWN, Role.EXPERT):
@@ -180,6 +185,18 @@ def _starved(M: Tensor) -> dict[str, float] | None:
     masks = starved_rows(gram_leverages(X, precise_gram(X)) * (m / n))
     fractions = masks.flatten(1).float().mean(dim=1).tolist()
     return {f"{t:g}": f for t, f in zip(THRESHOLDS, fractions, strict=True)}
+
+
+def _lifts(scale: Tensor, parts: Sequence[Tensor]) -> Sequence[float | None]:
+    """Largest over median row scale of each part; None where none was kept, or rows do not fit."""
+    rows = [W.shape[:-1].numel() for W in parts]
+    if scale.numel() != sum(rows):
+        return [None] * len(parts)
+    return [_lift(x[x > 0]) for x in scale.float().flatten().split(rows)]
+
+
+def _lift(x: Tensor) -> float | None:
+    return float(x.max() / x.median()) if len(x) else None
 
 
 def _sketch(W: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from polarlight.inspection.optimizer_state import state_of
 from polarlight.inspection.safetensors import safetensors_entries
 from polarlight.inspection.source import Entry, Source, UnreadableError
-from polarlight.inspection.torchfile import load_mapped, momenta_of, torch_source
+from polarlight.inspection.torchfile import load_mapped, torch_source
 
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -46,8 +47,9 @@ def _folder(folder: Path) -> Source:
     state = next((folder / name for name in STATES if (folder / name).exists()), None)
     if state is None:
         return source
-    momenta, notes = momenta_of(load_mapped(state), source.weights)
-    return replace(source, momenta=momenta, notes=(*source.notes, *notes))
+    found = state_of(load_mapped(state), source.weights)
+    notes = (*source.notes, *found.notes)
+    return replace(source, momenta=found.momenta, scales=found.scales, notes=notes)
 
 
 def _model(folder: Path) -> Source:

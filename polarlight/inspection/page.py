@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from polarlight.diagnostics.starvation import THRESHOLDS
 from polarlight.inspection.depth import by_depth
 from polarlight.inspection.measure import DEAD, SAME, Inspection, MatrixReport, MlpReport
 from polarlight.inspection.natural import natural
@@ -32,6 +33,7 @@ from polarlight.report import (
 
 _LISTED = 200
 """Neurons named per MLP, at most."""
+_THRESHOLDS = tuple(f"{t:g}" for t in THRESHOLDS)
 
 
 def write_page(title: str, found: Inspection, notes: Sequence[str], out: Path) -> Path:
@@ -101,6 +103,15 @@ def _pictures(found: Inspection, out: Path) -> Iterator[Picture]:
             title="Starved neurons in the optimizer's momentum",
             caption="Rows with less than a tenth of an equal share of the momentum's polar factor.",
         )
+    lift = by_depth(found.matrices, lambda m: m.lift)
+    if lift.depths:
+        yield picture(
+            heatmap(lift),
+            out,
+            "row_scale",
+            title="Row scale that Aurora kept",
+            caption="Largest over median: how far it lifts the row that would starve most.",
+        )
 
 
 def _relative_rank(matrix: MatrixReport) -> float:
@@ -156,8 +167,10 @@ def _matrices(matrices: Sequence[MatrixReport]) -> Table:
         Column("stable rank"),
         Column("rms"),
     ]
-    thresholds = ("0.01", "0.1", "0.25") if momentum else ()
+    thresholds = _THRESHOLDS if momentum else ()
     columns += [Column(t, group="starved in the momentum, below") for t in thresholds]
+    lifted = any(m.lift is not None for m in matrices)
+    columns += [Column("lift", hint="largest over median row scale that Aurora kept")] * lifted
     rows = [
         [
             Cell(m.name),
@@ -166,6 +179,7 @@ def _matrices(matrices: Sequence[MatrixReport]) -> Table:
             Cell(fixed(m.stable_rank, 1)),
             Cell(f"{m.rms:.3g}"),
             *(Cell(percent(m.starved[t]) if m.starved else NOTHING) for t in thresholds),
+            *[Cell(fixed(m.lift, 2))] * lifted,
         ]
         for m in matrices
     ]
@@ -174,7 +188,6 @@ def _matrices(matrices: Sequence[MatrixReport]) -> Table:
 
 def _write_numbers(found: Inspection, out: Path) -> None:
     heads = ["name", "part", "shape", "neuron_norm_spread", "stable_rank", "rms"]
-    thresholds = ("0.01", "0.1", "0.25")
     rows = [
         {
             "name": m.name,
@@ -183,11 +196,12 @@ def _write_numbers(found: Inspection, out: Path) -> None:
             "neuron_norm_spread": m.neurons,
             "stable_rank": m.stable_rank,
             "rms": m.rms,
-            **{f"starved_{t}": (m.starved or {}).get(t) for t in thresholds},
+            **{f"starved_{t}": (m.starved or {}).get(t) for t in _THRESHOLDS},
+            "lift": m.lift,
         }
         for m in found.matrices
     ]
-    write_csv(out / "matrices.csv", [*heads, *(f"starved_{t}" for t in thresholds)], rows)
+    write_csv(out / "matrices.csv", [*heads, *(f"starved_{t}" for t in _THRESHOLDS), "lift"], rows)
     neurons: list[dict[str, object]] = []
     for mlp in found.mlps:
         neurons += [{"mlp": mlp.name, "neuron": i, "what": "dead"} for i in mlp.dead]

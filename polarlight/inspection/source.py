@@ -32,9 +32,11 @@ class Source:
     Attributes:
         weights: Model tensors by name.
         momenta: First moments of the optimizer, by the name of their parameter.
+        scales: Row scales that Aurora kept, by the name of their parameter.
         notes: What the reader should know: what was left out, and why.
     """
 
     weights: Mapping[str, Entry]
     momenta: Mapping[str, Entry] = field(default_factory=dict)
+    scales: Mapping[str, Entry] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -9,14 +9,13 @@ from zipfile import BadZipFile, is_zipfile
 import torch
 from torch import Tensor
 
-from polarlight.inspection.source import Entry, Source, UnreadableError
+from polarlight.inspection.optimizer_state import entry_of, state_of
+from polarlight.inspection.source import Source, UnreadableError
 
 MODELS = ("model", "state_dict", "model_state_dict", "module", "net")
 """Keys under which checkpoints keep a model's weights."""
 
 OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_states", "optim")
-MOMENTA = ("momentum_buffer", "exp_avg")
-"""First moments, by polarlight's and torch's names."""
 
 
 def torch_source(path: Path) -> Source:
@@ -30,8 +29,7 @@ def torch_source(path: Path) -> Source:
     if not weights:
         raise UnreadableError(f"{path} holds no tensors; it has {_keys(content)}")
     optimizer = next((content[k] for k in OPTIMIZERS if k in content), None)
-    momenta, notes = momenta_of(optimizer, weights)
-    return Source(weights, momenta, notes)
+    return Source(weights, *state_of(optimizer, weights))
 
 
 def load_mapped(path: Path) -> Mapping[str, Any]:
@@ -94,65 +92,3 @@ def _tensors(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Ten
             yield f"{path}{key}", value
         elif isinstance(value, Mapping):
             yield from _tensors(value, f"{path}{key}.")
-
-
-def entry_of(x: Tensor) -> Entry:
-    """A tensor that is mapped already."""
-    return Entry(x.shape, x.numel() * x.element_size(), lambda: x)
-
-
-def momenta_of(
-    optimizer: Any, weights: Mapping[str, Entry]
-) -> tuple[dict[str, Entry], tuple[str, ...]]:
-    """First moments by parameter, and what could not be told.
-
-    State is matched by the names in the param groups; without names by order, if all shapes agree.
-    """
-    if not isinstance(optimizer, Mapping) or "state" not in optimizer:
-        return {}, ()
-    state: Mapping[Any, Any] = optimizer["state"]
-    names = _names(optimizer.get("param_groups", ()))
-    moments = {
-        i: next((entry[k] for k in MOMENTA if isinstance(entry.get(k), Tensor)), None)
-        for i, entry in state.items()
-        if isinstance(entry, Mapping)
-    }
-    if not names:
-        names = _by_order(moments, weights)
-    found = {
-        _in(weights, names[i]): entry_of(x)
-        for i, x in moments.items()
-        if x is not None and i in names and _in(weights, names[i])
-    }
-    if moments and not found:
-        note = "there is optimizer state, but it names no parameters and its order does not fit"
-        return {}, (note,)
-    return found, ()
-
-
-def _names(groups: Any) -> dict[Any, str]:
-    """Parameter names by the ids in the groups; state dicts keyed by name are their own names."""
-    found: dict[Any, str] = {}
-    for group in groups:
-        ids = group.get("params", ())
-        named = group.get("param_names") or [i for i in ids if isinstance(i, str)]
-        if len(named) == len(ids):
-            found |= dict(zip(ids, named, strict=True))
-    return found
-
-
-def _by_order(moments: Mapping[Any, Tensor | None], weights: Mapping[str, Entry]) -> dict[Any, str]:
-    ordered = sorted(moments)
-    if len(ordered) != len(weights):
-        return {}
-    pairs = dict(zip(ordered, weights, strict=True))
-    fits = all(x is None or x.shape == weights[pairs[i]].shape for i, x in moments.items())
-    return pairs if fits else {}
-
-
-def _in(weights: Mapping[str, Entry], name: str) -> str:
-    """The weight of this name, without what wrappers put before it; empty if there is none."""
-    if name in weights:
-        return name
-    plain = name.replace("_orig_mod.", "").removeprefix("module.")
-    return plain if plain in weights else ""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from polarlight.diagnostics import glossary
 from polarlight.inspection.natural import natural
 from polarlight.report import (
     Block,
@@ -28,23 +29,7 @@ from polarlight.report import (
 from polarlight.report.style import COLOURS
 from polarlight.sinks import flat
 
-KNOWN: Mapping[str, tuple[str, str]] = {
-    "update/starved/0.1": ("Starved rows", "below .1 of an equal share of the update"),
-    "pair/update/0.1": ("Starved neurons", "gate and up rows both below .1 of an equal share"),
-    "momentum/starved/0.1": ("Starved by the momentum", "what plain Muon would starve"),
-    "update/stayed/0.1": ("Starved ever since", "rows below .1 at every look since the first"),
-    "update/effective": ("Effective neurons", "equal rows as uneven as the update's, over all"),
-    "row_norm_spread": ("Row norms of the update", "deviation over mean"),
-    "weight/row_norm_spread": ("Row norms of the weight", "deviation over mean"),
-    "ratio": ("Update over weight", "norm of lr times direction over that of the weight"),
-    "alignment": ("Alignment with the momentum", "1 for its exact polar factor"),
-    "orthogonality": ("Orthogonality error", "distance from equal singular values"),
-    "stable_rank": ("Stable rank of the update", "squared Frobenius over squared spectral norm"),
-    "weight/stable_rank": ("Stable rank of the weight", "the same of the weight"),
-    "dead/0.1": ("Silent neurons", "mean magnitude below .1 of the layer's"),
-    "gate/always_closed": ("Closed gates", "neurons whose gate is closed at every token"),
-    "potential": ("Descent potential", "squared slope over curvature along the update"),
-}
+KNOWN = {**glossary.NEURONS, **glossary.ACTIVATIONS, **glossary.DESCENT}
 """What is drawn where a probe tells it: its key, a title, how to read it."""
 
 _PREFIX = "x"

@@ -21,10 +21,10 @@ optax.contrib.muon; tilde-research/aurora-release; timlautk/polargrad. Each read
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 from math import sqrt
 
+from polarlight.lookup import look_up
 from polarlight.rule import Momentum, Scale
 from polarlight.stages.momentum import EMA, HeavyBall
 from polarlight.stages.scales import MatchRmsAdamW, Original, RmsToRms, Unscaled
@@ -162,11 +162,7 @@ def convention_of(name: str | Convention) -> Convention:
     """
     if isinstance(name, Convention):
         return name
-    if name in CONVENTIONS:
-        return CONVENTIONS[name]
-    near = get_close_matches(name, CONVENTIONS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown convention {name!r}.{hint} Known: {', '.join(CONVENTIONS)}")
+    return look_up(name, CONVENTIONS, "convention")
 
 
 def update_rms(lr: float, convention: str | Convention, shape: tuple[int, int]) -> float:

@@ -14,12 +14,12 @@ Each was read from its library's code in 2026; the tests build it anew, or run t
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from polarlight.lookup import look_up
 from polarlight.migration.carried import Carried
 
 Group = Mapping[str, Any]
@@ -166,11 +166,7 @@ def source_of(name: str) -> Source:
     Raises:
         ValueError: If there is none; the message lists the known ones and the nearest.
     """
-    if name in SOURCES:
-        return SOURCES[name]
-    near = get_close_matches(name, SOURCES, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown source {name!r}.{hint} Known: {', '.join(SOURCES)}")
+    return look_up(name, SOURCES, "source")
 
 
 def read_entry(group: Group, state: State, source: str | None = None) -> Carried:

@@ -1,19 +1,21 @@
 """What a run writes while it trains, and how it is read back: one JSON object per line.
 
-    {"kind": "step",       "step", "loss", "lr", "tokens", "seconds", "time": {part: seconds}}
+    {"kind": "step", "step", "loss", "lr", "tokens", "seconds", "time": {part: seconds}}
     {"kind": "validation", "step", "loss", "seconds"}
-    {"kind": "routing",    "step", "layers": {router's name: record of router_load.describe}}
-    {"kind": "neurons",    "step", "layers": {parameter name: record of NeuronMonitor}}
-    {"kind": "skipped",    "step", "parameters": {parameter name: steps it was left out of}}
-    {"kind": "stopped",    "step", "reason"}
-    {"kind": "finished",   "step"}
+    {"kind": "routing", "step", "layers": {router's name: record of router_load.describe}}
+    {"kind": "neurons", "step", "layers": {parameter name: record of NeuronMonitor}}
+    {"kind": "activations", "step", "layers": {module name: record of ActivationMonitor}}
+    {"kind": "skipped", "step", "parameters": {parameter name: steps it was left out of}}
+    {"kind": "stopped", "step", "reason"}
+    {"kind": "finished", "step"}
 
 `step` counts finished optimizer steps, `tokens` and `seconds` add up from the start of the run
 (training only: no validation, probes or checkpoints), `time` is spent since the step record before,
 by part of the step: data, forward_backward, optimizer. Losses are cross entropies, without the
 load-balancing loss of a mixture. A routing record tells how the tokens of the validation before it
-were spread over the experts; runs of dense models have none. A skipped record follows a step record
-before which gradients were not finite; its numbers count from the step record before.
+were spread over the experts; runs of dense models have none, and mixtures have no activations. A
+skipped record follows a step record before which gradients were not finite; its numbers count from
+the step record before.
 """
 
 import json
@@ -41,6 +43,7 @@ class History:
     validations: list[Record] = field(default_factory=list)
     routing: list[Record] = field(default_factory=list)
     neurons: list[Record] = field(default_factory=list)
+    activations: list[Record] = field(default_factory=list)
     skipped: list[Record] = field(default_factory=list)
     stopped: str | None = None
     finished: bool = False
@@ -52,21 +55,21 @@ class History:
 
     def add(self, record: Record) -> None:
         """Files one record under its kind."""
-        match record["kind"]:
-            case "step":
-                self.steps.append(record)
-            case "validation":
-                self.validations.append(record)
-            case "routing":
-                self.routing.append(record)
-            case "neurons":
-                self.neurons.append(record)
-            case "skipped":
-                self.skipped.append(record)
-            case "stopped":
-                self.stopped = record["reason"]
-            case "finished":
-                self.finished = True
+        lists = {
+            "step": self.steps,
+            "validation": self.validations,
+            "routing": self.routing,
+            "neurons": self.neurons,
+            "activations": self.activations,
+            "skipped": self.skipped,
+        }
+        kind = record["kind"]
+        if kind in lists:
+            lists[kind].append(record)
+        elif kind == "stopped":
+            self.stopped = record["reason"]
+        elif kind == "finished":
+            self.finished = True
 
 
 def load(folder: Path) -> History:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polarlight.diagnostics.neurons import NeuronMonitor
 from polarlight.linalg.precision import has_fast_bfloat16
 from polarlight.train import checkpoint, durable, history
 from polarlight.train.checkpoint import CheckpointError
@@ -25,6 +24,7 @@ from polarlight.train.folder import claim
 from polarlight.train.model import GPT
 from polarlight.train.parallel import (
     ALONE,
+    Parallel,
     Team,
     lay_out,
     lying_like,
@@ -34,6 +34,7 @@ from polarlight.train.parallel import (
 from polarlight.train.recipes import Recipe, build
 from polarlight.train.router_load import describe, load_balancing_loss
 from polarlight.train.settings import Plan, Spec, as_record
+from polarlight.train.watching import Watch
 
 Record = dict[str, Any]
 
@@ -85,8 +86,8 @@ class Run:
         loss = self._laid_out.loss_and_load
         self._loss_and_load = torch.compile(loss) if plan.compile else loss
         self._clock = Clock(self.device)
-        self._monitor = NeuronMonitor(self._found_neurons, every=plan.neurons_every)
-        self._found: dict[str, Any] | None = None
+        whole = team.kind is not Parallel.TP
+        self._watch = Watch(self.model, plan.neurons_every, plan.steps, activations=whole)
         self._reported: Counter[str] = Counter()
         self._resumed: Counter[str] = Counter()
         if team.leads:
@@ -107,7 +108,7 @@ class Run:
         A run that is stopped is saved first. A non-finite loss ends the run with a `stopped`
         record.
         """
-        self.optimizer.observe(self._monitor)
+        self._watch.attach(self.optimizer)
         batches = Batches(
             self.corpus.train,
             batch=self.plan.batch,
@@ -140,7 +141,7 @@ class Run:
             "seconds": self.seconds + self._clock.pending,
             "model": whole_state(self.model.state_dict()),
             "optimizer": whole_state(self.optimizer.state_dict()),
-            "neurons": self._monitor.state_dict(),
+            "neurons": self._watch.state_dict(),
             "skipped": self._skipped_since(),
         }
         if self.team.leads:
@@ -149,6 +150,7 @@ class Run:
     def _advance(self, batches: Batches) -> float:
         """One step; returns its loss. A non-finite loss leaves weights and state as they were."""
         loss = 0.0
+        self._watch.prepare(self.step)
         for micro_step in range(self.plan.accumulate):
             self._laid_out.sync(micro_step + 1 == self.plan.accumulate)
             with self._clock("data"):
@@ -171,13 +173,11 @@ class Run:
         factor = self.plan.lr_factor(self.step)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * factor
-        self._monitor.full = self.step + 1 == self.plan.steps
-        self._monitor.step = self.step
-        before = self._monitor.seconds
+        before = self._watch.seconds
         with self._clock("optimizer"):
             self.optimizer.step()
             self.optimizer.zero_grad()
-        self._clock.add("optimizer", before - self._monitor.seconds)
+        self._clock.add("optimizer", before - self._watch.seconds)
 
     def _due(self, loss: float) -> Iterator[Record]:
         """The records that this step owes."""
@@ -195,9 +195,7 @@ class Run:
                 "time": time,
             }
             yield from self._newly_skipped()
-        if self._found is not None:
-            layers, self._found = self._found, None
-            yield {"kind": "neurons", "step": self.step, "layers": layers}
+        yield from self._watch.records(self.step)
         if self.step % self.plan.validate_every == 0 or last:
             yield from self._validate()
 
@@ -256,9 +254,6 @@ class Run:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    def _found_neurons(self, step: int, layers: dict[str, Record]) -> None:
-        self._found = layers
-
     def _write(self, record: Record) -> Record:
         if self.team.leads:
             history.append(self.metrics, record)
@@ -280,7 +275,7 @@ class Run:
             self.optimizer.load_state_dict(lying_like(content["optimizer"], optimizer))
             self.step, self.seconds = content["step"], content["seconds"]
             if "neurons" in content:
-                self._monitor.load_state_dict(content["neurons"])
+                self._watch.load_state_dict(content["neurons"])
             self._resumed = Counter(content["skipped"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} is of another run or polarlight: {error}") from error

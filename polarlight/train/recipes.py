@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
 from torch import nn
 
@@ -22,6 +21,7 @@ from polarlight import (
     unormuon,
     with_adamw,
 )
+from polarlight.lookup import look_up
 from polarlight.routing import ParamGroup
 from polarlight.rule import Rule
 from polarlight.train.settings import Spec
@@ -105,11 +105,7 @@ def recipe_of(name: str) -> Recipe:
     Raises:
         ValueError: If there is none; the message lists the known ones and the nearest.
     """
-    if name in RECIPES:
-        return RECIPES[name]
-    near = get_close_matches(name, RECIPES, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ValueError(f"unknown optimizer {name!r}.{hint} Known: {', '.join(RECIPES)}")
+    return look_up(name, RECIPES, "optimizer")
 
 
 def spec_of(name: str, *, seed: int, label: str | None = None, **numbers: float) -> Spec:

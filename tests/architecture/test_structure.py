@@ -52,7 +52,8 @@ MAY_IMPORT = {
     "promises": {"linalg", "rule", "rules", "stages"},
     "explore": {"linalg"},
     "hooks": {"groups", "hooks", "linalg", "rule"},
-    "migration": {"groups", "migration", "optimizer", "rule", "stages", "view"},
+    "lookup": set(),
+    "migration": {"groups", "lookup", "migration", "optimizer", "rule", "stages", "view"},
     "diagnostics": {
         *("diagnostics", "linalg", "probe", "promises", "roles", "rule", "symmetry", "view"),
     },

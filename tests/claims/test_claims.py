@@ -1,18 +1,20 @@
 """Every claim runs to a verdict at a size that means nothing; the machinery around them."""
 
 import json
+import math
 
 import pytest
 from typer.testing import CliRunner
 
 from polarlight.claims import running
 from polarlight.claims.claim import Task
-from polarlight.claims.page import write_claims
+from polarlight.claims.page import _rate, write_claims
 from polarlight.claims.registry import CLAIMS, find
 from polarlight.claims.results import SHIPPED, findings, result_of, verdict
 from polarlight.claims.running import Setting, run_claim
 from polarlight.claims.verdict import Verdict
 from polarlight.commands.app import app
+from polarlight.train.history import History
 from tests.train.tiny import corpus
 
 TINY = (
@@ -152,6 +154,30 @@ def test_the_page_has_a_section_for_every_claim(tmp_path):
         assert claim.says in text
 
 
+def test_the_page_says_where_a_learning_rate_is_at_the_edge():
+    arm = {"lr": 0.04, "sweep": {"0.01": 2.0, "0.02": 1.9, "0.04": 1.8}}
+    assert _rate(arm) == "0.04 (of 0.01, 0.02, 0.04; at the edge)"
+    assert _rate({**arm, "lr": 0.02}) == "0.02 (of 0.01, 0.02, 0.04)"
+    assert _rate({"lr": 0.02, "sweep": {}}) == "0.02 (not swept)"
+
+
+def test_what_is_reported_is_measured_of_its_arms_alone():
+    claim = find("sleep")
+    assert "cost of pruning others" in claim.measures("muon")
+    assert "cost of pruning others" not in claim.measures("muon, then aurora")
+    assert "never recovered by the momentum" in claim.measures()
+
+
+def test_a_rate_whose_loss_is_not_finite_is_never_chosen(tmp_path, setting, monkeypatch):
+    claim = find("persistence")
+    losses = iter([math.nan, 2.0, 1.9])
+    monkeypatch.setattr(running, "_worked", lambda claim, tasks, _: ((t, tmp_path) for t in tasks))
+    run = lambda folder: History("muon", 0, validations=[{"loss": next(losses)}], finished=True)  # noqa: E731
+    monkeypatch.setattr(running.history, "load", run)
+    chosen, _ = running._rates(claim, setting, lambda words: None)
+    assert chosen == {"muon": 0.04}
+
+
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda p: p.stem)
 def test_shipped_results_fit_their_claims_and_were_run_at_full_size(path):
     claim = find(path.stem)
@@ -169,7 +195,7 @@ def test_the_command_lists_and_refuses(tmp_path):
     assert all(name in listed.output for name in CLAIMS)
     wrong = run(app, ["reproduce", "starvatoin", "--out", str(tmp_path)])
     assert wrong.exit_code == 2
-    assert "Did you mean starvation?" in wrong.stderr
+    assert "Did you mean 'starvation'?" in wrong.stderr
     nothing = run(app, ["reproduce"])
     assert nothing.exit_code == 2
 

@@ -50,7 +50,7 @@ def test_help_teaches():
         (["--parallel", "pp"], "unknown --parallel 'pp'; choose from ddp, fsdp, hsdp, tp"),
         (["my_models"], "a target is MODULE:FUNCTION, got 'my_models'"),
         (["--steps", "0"], "--steps and --processes must be >= 1, got 0 and 2"),
-        (["--optimizers", "muno"], "Did you mean muon?"),
+        (["--optimizers", "muno"], "Did you mean 'muon'?"),
     ],
 )
 def test_mistakes_are_told(arguments, said):

@@ -55,13 +55,13 @@ def test_compare_again_resumes_and_overwrite_starts_again(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--optimizers", "auorra"], "Did you mean aurora?"),
+        (["--optimizers", "auorra"], "Did you mean 'aurora'?"),
         (["--optimizers", "muon,muon"], "listed twice"),
         (["--optimizers", ","], "at least one name"),
         (["--preset", "huge"], "choose from quick, small, gpu"),
         (["--model", "mixture"], "choose from dense, moe"),
         (["--set", "architecture=mix"], "expected dense or moe"),
-        (["--set", "widht=3"], "Did you mean width?"),
+        (["--set", "widht=3"], "Did you mean 'width'?"),
         (["--set", "width"], "NAME=VALUE"),
         (["--set", "width=wide"], "expected int, got 'wide'"),
         (["--set", "tied=maybe"], "expected true or false"),

@@ -64,6 +64,31 @@ def test_closed_gates_are_counted_per_neuron():
     assert seen[1][NAME]["gate"] == {"closed": 0.5, "open": 0.25, "always_closed": 0.5}
 
 
+def test_forward_passes_without_gradients_do_not_count():
+    net, seen = model(), {}
+    monitor = ActivationMonitor(net, seen.__setitem__, every=1)
+    tokens = torch.arange(16).reshape(2, 8)
+    net(tokens, tokens)
+    monitor.begin()
+    monitor.end()
+    net(tokens, tokens)
+    with torch.no_grad():
+        net(torch.zeros_like(tokens), tokens)
+    monitor.begin()
+    monitor.end()
+    assert seen[2] == seen[1]
+    assert monitor.seconds > 0
+
+
+def test_a_step_may_be_looked_at_in_any_case():
+    monitor = ActivationMonitor(model(), every=4)
+    monitor.resume(5)
+    assert not monitor.begin()
+    monitor.resume(6, look=True)
+    assert monitor.begin()
+    assert monitor.step == 7
+
+
 def test_squared_relu_has_no_gate():
     net = model(Mlp.RELU2)
     monitor = ActivationMonitor(net)

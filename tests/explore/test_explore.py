@@ -13,12 +13,11 @@ import polarlight
 from polarlight import explore
 from polarlight.commands.app import app
 from polarlight.commands.registry import SCHEDULES
+from tests.browser import browser, dom
 from tests.train.test_export import trained
 
 JS = f"{next(iter(explore.__path__))}/matrices.js"
 node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-browser = pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 
 
 def run(expression, **values):
@@ -90,15 +89,6 @@ def test_the_drawn_matrix_has_the_spectrum_that_is_asked_for():
     numbers = {"m": 12, "n": 5, "condition": 100, "rowSpread": 0, "seed": 3}
     sigma = run("Matrices.singularValues(Matrices.example(s))", s=numbers)
     assert sigma == pytest.approx([100 ** (-i / 4) for i in range(5)], rel=1e-8)
-
-
-def dom(page, path, *more):
-    """The page after its scripts ran, and then `more`."""
-    path.write_text(page.replace("</body>", "".join(f"<script>{js}</script>" for js in more)))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
-    command = [BROWSER, *options, f"--user-data-dir={path.parent / 'profile'}", "--dump-dom"]
-    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=60)
-    return done.stdout
 
 
 @browser

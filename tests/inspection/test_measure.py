@@ -1,21 +1,20 @@
 """What is found in a checkpoint whose dead and doubled neurons were put there."""
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import polarlight
 from polarlight.inspection.depth import by_depth, place_of
-from polarlight.inspection.measure import inspect, stable_rank
+from polarlight.inspection.measure import _lifts, inspect, stable_rank
 from polarlight.inspection.natural import natural
 from polarlight.inspection.opening import open_checkpoint
 from polarlight.inspection.page import summary, write_page
 from tests.inspection.files import model, sharded, trained
+from tests.report.reading import rows_of
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -71,6 +70,30 @@ def test_momentum_tells_who_starves(tmp_path):
     assert up.starved["0.01"] >= 0.25
     square = next(m for m in found.matrices if "q_proj" in m.name)
     assert square.starved is None
+
+
+def test_the_row_scale_that_aurora_kept_tells_how_far_rows_are_lifted(tmp_path):
+    net = model()
+    optimizer = trained(net, polarlight.Aurora(net, lr=0.0, aux_lr=0.0))
+    p = net.get_parameter(UP)
+    scale = optimizer.state[p]["row_scale"]
+    scale.fill_(1)
+    scale[5], scale[6] = 4, 0  # a zero row has no scale
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "x.pt")
+    found = inspected(tmp_path / "x.pt")
+    by_name = {m.name: m for m in found.matrices}
+    assert by_name[UP].lift == pytest.approx(4)
+    assert by_name["model.layers.1.self_attn.q_proj.weight"].lift is None
+    page = write_page("x", found, [], tmp_path / "report")
+    assert "Row scale that Aurora kept" in page.read_text()
+    lines = rows_of(tmp_path / "report" / "matrices.csv")
+    assert {row["name"]: row["lift"] for row in lines}[UP] == "4.0"
+
+
+def test_row_scales_of_a_fused_projection_belong_to_its_halves():
+    scale = torch.tensor([1.0, 1, 3, 2, 2, 2])
+    assert _lifts(scale, [torch.zeros(3, 2), torch.zeros(3, 2)]) == [3, 1]
+    assert _lifts(scale, [torch.zeros(4, 2)]) == [None]
 
 
 def test_stacks_of_experts_and_fused_projections(tmp_path):
@@ -165,43 +188,3 @@ def test_a_model_without_layer_numbers_gets_a_page_without_heatmaps(tmp_path):
     torch.save(renamed, tmp_path / "y.pt")
     page = write_page("y", inspected(tmp_path / "y.pt"), [], tmp_path / "report")
     assert "Of 16 neurons" in page.read_text().replace("\N{NARROW NO-BREAK SPACE}", " ")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_a_large_file_is_read_in_little_memory(tmp_path, suffix):
-    """A quarter of a gigabyte in 16 matrices: memory must not grow by more than a few of them.
-
-    Anonymous memory is counted: pages mapped from the file are the system's to drop.
-    """
-    shape = (2048, 2048)  # 16 MiB each
-    tensors = {
-        f"layers.{i}.mlp.{p}.weight": torch.randn(shape)
-        for i in range(8)
-        for p in ("up_proj", "down_proj")
-    }
-    path = tmp_path / f"x{suffix}"
-    save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
-    del tensors
-    code = (
-        "import re, sys\n"
-        "from pathlib import Path\n"
-        "from polarlight.inspection.opening import open_checkpoint\n"
-        "from polarlight.inspection.measure import inspect\n"
-        "def used():\n"
-        "    status = Path('/proc/self/status').read_text()\n"
-        "    return int(re.search(r'RssAnon:\\s+(\\d+)', status)[1])\n"
-        "source = open_checkpoint(Path(sys.argv[1]))\n"
-        "steps = inspect(source)\n"
-        "next(steps); next(steps)\n"
-        "before = used()\n"
-        "print(max(used() - before for _ in steps))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    grown = int(done.stdout) / 1024
-    print(f"{suffix}: grew by {grown:.0f} MiB over a file of {path.stat().st_size >> 20} MiB")
-    assert grown < 100

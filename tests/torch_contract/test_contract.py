@@ -1,68 +1,26 @@
 """What torch's own tests hold optimizers to, for every public optimizer and both executors."""
 
-import copy
-import io
-import pickle
 from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
-from torch.optim import lr_scheduler
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum
 
 import polarlight
 from polarlight import SpectralOptimizer
 from tests.matrices import gaussian
 from tests.torch_contract.registry import EXECUTORS, INFOS, build
-
-CPU = torch.device("cpu")
-
-infos = pytest.mark.parametrize("info", INFOS, ids=lambda info: info.optim_cls.__name__)
-executors = pytest.mark.parametrize("executor", EXECUTORS, ids=["one_by_one", "batched"])
-
-
-def with_inputs(function):
-    """Runs the test once for each class and each of its settings."""
-    cases = [
-        pytest.param(info.optim_cls, case.kwargs, id=f"{info.optim_cls.__name__}-{case.desc}")
-        for info in INFOS
-        for case in info.optim_inputs_func(CPU)
-    ]
-    return pytest.mark.parametrize(("cls", "kwargs"), cases)(function)
-
-
-def parameters(*shapes, dtype=torch.float32):
-    shapes = shapes or ((6, 3), (3, 6), (6, 3), (4, 4))
-    return [nn.Parameter(gaussian(*s, seed=i, dtype=dtype)) for i, s in enumerate(shapes)]
-
-
-def set_gradients(optimizer, seed=0):
-    for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        p.grad = gaussian(*p.shape, seed=100 * seed + i, dtype=p.dtype).to(p.device)
-
-
-def run(optimizer, steps=3, start=0):
-    for step in range(start, start + steps):
-        set_gradients(optimizer, step)
-        optimizer.step()
-    return weights(optimizer)
-
-
-def weights(optimizer):
-    return [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
-
-
-def assert_equal(ours, theirs):
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a, b)
-
-
-def state_of(optimizer):
-    """All state in the order of the parameters, as a flat dict."""
-    ordered = [p for group in optimizer.param_groups for p in group["params"]]
-    return {(i, k): v for i, p in enumerate(ordered) for k, v in optimizer.state[p].items()}
+from tests.torch_contract.training import (
+    CPU,
+    assert_equal,
+    executors,
+    infos,
+    parameters,
+    run,
+    weights,
+    with_inputs,
+)
 
 
 def test_every_public_optimizer_is_registered():
@@ -144,201 +102,6 @@ def test_mixed_devices(info, executor):
         alone.step()
     assert torch.equal(near.detach(), weights(alone)[0])
     assert {v.device.type for v in optimizer.state[far].values()} == {"meta"}
-
-
-@executors
-@with_inputs
-def test_a_saved_state_goes_on_to_the_bit(cls, kwargs, executor):
-    straight = run(build(cls, parameters(), executor, **kwargs), steps=4)
-    half = build(cls, parameters(), executor, **kwargs)
-    half_weights = run(half, steps=2)
-    file = io.BytesIO()
-    torch.save(half.state_dict(), file)
-    file.seek(0)
-    resumed = build(cls, [nn.Parameter(w) for w in half_weights], executor, lr=0.5)
-    if kwargs.get("nesterov") is False:
-        with pytest.raises(ValueError, match="nesterov=False") as error:  # another rule: both named
-            resumed.load_state_dict(torch.load(file, weights_only=True))
-        assert "nesterov=True" in str(error.value)
-        return
-    if "betas" in kwargs:
-        pytest.skip("betas are structural in SOAP: another rule")
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    for ours, theirs in zip(resumed.param_groups, half.param_groups, strict=True):
-        for key in ("lr", "weight_decay", "momentum", "maximize"):
-            assert ours[key] == theirs[key], key
-    assert_equal(run(resumed, steps=2, start=2), straight)
-
-
-@infos
-def test_state_dicts_are_equal_for_equal_histories(info):
-    first, second = (build(info.optim_cls, parameters()) for _ in range(2))
-    run(first)
-    run(second)
-    ours, theirs = first.state_dict(), second.state_dict()
-    assert ours["param_groups"] == theirs["param_groups"]
-    assert ours["state"].keys() == theirs["state"].keys()
-    for key in ours["state"]:
-        assert ours["state"][key].keys() == theirs["state"][key].keys()
-        for name, value in ours["state"][key].items():
-            assert torch.equal(value, theirs["state"][key][name])
-            assert value.numel() > 0
-
-
-@infos
-def test_a_parameter_that_appears_late_in_a_loaded_state_is_given_state(info):
-    """Saved before one parameter was thawed; loaded where it trains."""
-    early = parameters((6, 3), (4, 4))
-    early[1].requires_grad_(False)
-    saved_from = build(info.optim_cls, early)
-    early[0].grad = gaussian(6, 3, dtype=torch.float32)
-    saved_from.step()
-    optimizer = build(info.optim_cls, parameters((6, 3), (4, 4)))
-    optimizer.load_state_dict(saved_from.state_dict())
-    before = weights(optimizer)
-    after = run(optimizer, steps=2)
-    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-@infos
-@pytest.mark.parametrize("names", ["none to others", "named to none", "named to others"])
-def test_names_are_the_saved_ones_after_a_load_and_stay_if_there_were_none(info, names):
-    """As in torch."""
-
-    def named(prefix):
-        return [(f"{prefix}.{i}", p) for i, p in enumerate(parameters((6, 3), (4, 4)))]
-
-    source, target = names.split(" to ")
-    p = {"none": parameters((6, 3), (4, 4)), "named": named("a"), "others": named("b")}
-    rule = build(info.optim_cls, parameters()).param_groups[0]["rule"]
-    saved = SpectralOptimizer(p[source], rule=rule)
-    run(saved)
-    optimizer = SpectralOptimizer(p[target], rule=rule)
-    optimizer.load_state_dict(saved.state_dict())
-    expected = [name for name, _ in p["others" if source == "none" else "named"]]
-    assert optimizer.param_groups[0].get("param_names") == expected
-    for key, value in state_of(saved).items():
-        assert torch.equal(value, state_of(optimizer)[key])
-
-
-@infos
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_hook_may_match_a_saved_state_by_names_in_another_order(info, dtype):
-    """torch's recipe for models whose parameters moved: the hook reorders by name."""
-    shapes = {"first": (6, 3), "second": (4, 4), "third": (6, 3)}
-    rule = build(info.optim_cls, parameters()).param_groups[0]["rule"]
-
-    def of(order):
-        pairs = [(n, nn.Parameter(gaussian(*shapes[n], seed=len(n), dtype=dtype))) for n in order]
-        return SpectralOptimizer(pairs, rule=rule), dict(pairs)
-
-    saved, there = of(["first", "second", "third"])
-    run(saved)
-    optimizer, here = of(["third", "first", "second"])
-
-    def by_name(optimizer, state_dict):
-        loaded = copy.copy(state_dict)
-        old = state_dict["param_groups"][0]["param_names"]
-        new = optimizer.param_groups[0]["param_names"]
-        loaded["state"] = {i: state_dict["state"][old.index(name)] for i, name in enumerate(new)}
-        return loaded
-
-    dtypes = []
-    optimizer.register_load_state_dict_pre_hook(by_name)
-    optimizer.register_load_state_dict_post_hook(
-        lambda o: dtypes.append({k: v.dtype for k, v in state_of(o).items()})
-    )
-    optimizer.load_state_dict(saved.state_dict())
-    assert dtypes == [{k: v.dtype for k, v in state_of(optimizer).items()}]
-    for name in shapes:
-        for key, value in saved.state[there[name]].items():
-            assert torch.equal(optimizer.state[here[name]][key], value), (name, key)
-
-
-@executors
-@infos
-@pytest.mark.parametrize("copied", ["deepcopy", "pickle"])
-def test_copies_go_on_alike_and_apart(info, executor, copied):
-    optimizer = build(info.optim_cls, parameters(), executor)
-    run(optimizer)
-    twin = (
-        copy.deepcopy(optimizer) if copied == "deepcopy" else pickle.loads(pickle.dumps(optimizer))
-    )
-    public = {name for name in vars(optimizer) if not name.startswith("_")}
-    assert public <= set(vars(twin))
-    assert twin.executor == executor
-    before = weights(twin)
-    ours = run(optimizer, steps=2, start=3)
-    assert_equal(weights(twin), before)
-    assert_equal(run(twin, steps=2, start=3), ours)
-
-
-@infos
-def test_groups_have_learning_rates_and_decays_of_their_own(info):
-    still, moving, fading = parameters((6, 3), (6, 3), (6, 3))
-    optimizer = build(
-        info.optim_cls,
-        [
-            {"params": [still], "lr": 0.0},
-            {"params": [moving]},
-            {"params": [fading], "weight_decay": 0.5, "lr": 0.1},
-            {"params": []},
-        ],
-    )
-    before = weights(optimizer)
-    for step in range(2):
-        set_gradients(optimizer, step)
-        fading.grad.zero_()
-        optimizer.step()
-    assert torch.equal(still.detach(), before[0])
-    assert not torch.equal(moving.detach(), before[1])
-    torch.testing.assert_close(fading.detach(), before[2] * (1 - 0.1 * 0.5) ** 2)
-
-
-@executors
-@infos
-def test_a_group_added_late_trains_like_one_of_its_own(info, executor):
-    optimizer = build(info.optim_cls, parameters((6, 3)), executor)
-    run(optimizer, steps=2)
-    late = parameters((4, 4), (3, 6))[1]
-    optimizer.add_param_group({"params": late})
-    own = build(info.optim_cls, [nn.Parameter(late.detach().clone())], executor)
-    for step in range(3):
-        set_gradients(optimizer, step)
-        own.param_groups[0]["params"][0].grad = late.grad.clone()
-        optimizer.step()
-        own.step()
-    assert torch.equal(late.detach(), weights(own)[0])
-    with pytest.raises(ValueError, match="one place of one group only"):
-        optimizer.add_param_group({"params": [late]})
-
-
-SCHEDULERS = {
-    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.1, 1.0, 9),
-    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.5),
-    "Chained": lambda o: lr_scheduler.ChainedScheduler(
-        [lr_scheduler.StepLR(o, 1, 0.9), lr_scheduler.ExponentialLR(o, 0.9)], optimizer=o
-    ),
-    "WarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
-}
-
-
-@infos
-@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
-@pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])
-def test_schedulers_drive_float_and_tensor_rates_alike(info, make, tensor):
-    results = []
-    for as_tensor in (False, tensor):
-        lr = torch.tensor(0.01, dtype=torch.float64) if as_tensor else 0.01
-        optimizer = build(info.optim_cls, parameters(dtype=torch.float64), lr=lr, weight_decay=0.1)
-        scheduler = make(optimizer)
-        for step in range(4):
-            run(optimizer, steps=1, start=step)
-            scheduler.step()
-        assert isinstance(optimizer.param_groups[0]["lr"], torch.Tensor) == as_tensor
-        assert float(optimizer.param_groups[0]["lr"]) != 0.01
-        results.append(weights(optimizer))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
 
 
 @infos

@@ -57,6 +57,7 @@ def fake_run(label, seed, *, steps=300, layers=4, rows=768, neurons=True, end="f
             full = step == reached and end == "finished"
             looked = _layers(rng, kind, min(1.0, step / (0.4 * steps)), layers, rows, full)
             run.add({"kind": "neurons", "step": step, "layers": looked})
+            run.add({"kind": "activations", "step": step, "layers": _said(rng, kind, layers)})
     last = {"kind": "finished"} if end == "finished" else {"kind": "stopped", "reason": end}
     if end != "unfinished":
         run.add({**last, "step": reached})
@@ -99,12 +100,43 @@ def _layer(rng, kind, progress, rows, full):
         "momentum": _summary(momentum),
         "row_norm_spread": float(np.sqrt(update).std() / np.sqrt(update).mean()),
     }
+    record |= _of_the_matrix(rng, kind)
     if full:
         sigma = np.exp(kind.spectrum * rng.standard_normal(rows // 4))
         record["update"]["shares"] = update.tolist()
         record["momentum"]["shares"] = momentum.tolist()
         record["singular_values"] = np.sort(sigma / np.sqrt((sigma**2).mean()))[::-1].tolist()
     return record
+
+
+def _of_the_matrix(rng, kind):
+    """The readings beside the shares; those of singular values from every other matrix."""
+    record = {
+        "pair": {
+            name: dict.fromkeys(THRESHOLDS, kind.dying / 2) for name in ("update", "momentum")
+        },
+        "weight": {"row_norm_spread": 0.1 + kind.dying, "rms": 0.07},
+        "rms": 0.2,
+        "ratio": 0.01 * rng.uniform(0.9, 1.1),
+        "cosine": 0.3,
+    }
+    if rng.random() < 0.5:
+        record |= {"orthogonality": kind.spectrum, "alignment": 1.0, "stable_rank": 40.0}
+        record["weight"]["stable_rank"] = 30.0
+        levels = {"0": -2, "0.1": -1.3, "0.5": 0, "0.9": 1.3, "1": 2}
+        record["quantiles"] = {q: math.exp(z * kind.spectrum) for q, z in levels.items()}
+    return record
+
+
+def _said(rng, kind, layers):
+    """What activations tell, layer by layer."""
+    record = {
+        "mean": 0.1,
+        "magnitude": {"0.1": 0.4, "0.5": 0.9, "0.9": 1.6},
+        "dead": {"0.01": 0.0, "0.1": kind.dying * rng.uniform(0.4, 0.5)},
+        "gate": {"closed": 0.02, "open": 0.01, "always_closed": 0.0},
+    }
+    return {f"blocks.{i}.mlp.down_proj": record for i in range(layers // 2 or 1)}
 
 
 def _shares(rng, rows, dying, unevenness):
@@ -119,6 +151,9 @@ def _summary(shares):
         "starved": {t: float((shares < float(t)).mean()) for t in THRESHOLDS},
         "spread": float(shares.std() / shares.mean()),
         "min": float(shares.min()),
+        "effective": float(shares.mean() ** 2 / (shares**2).mean()),
+        "ever": {t: float((shares < float(t)).mean()) for t in THRESHOLDS},
+        "stayed": {t: 0.9 * float((shares < float(t)).mean()) for t in THRESHOLDS},
     }
 
 

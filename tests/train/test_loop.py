@@ -33,7 +33,8 @@ def test_records_are_written_as_they_are_yielded(tmp_path):
     kinds = [(r["kind"], r["step"]) for r in records]
     assert [s for k, s in kinds if k == "step"] == [1, 2, 4, 6]
     assert [s for k, s in kinds if k == "validation"] == [0, 3, 6]
-    assert [s for k, s in kinds if k == "neurons"] == [1, 3, 5, 6]
+    for kind in ("neurons", "activations"):
+        assert [s for k, s in kinds if k == kind] == [1, 3, 5, 6]
     assert kinds[-1] == ("finished", 6)
 
 
@@ -44,6 +45,18 @@ def test_the_last_look_at_the_neurons_holds_the_shares(tmp_path):
     for layer in looks[-1]["layers"].values():
         assert len(layer["update"]["shares"]) == len(layer["momentum"]["shares"]) == 64
         assert len(layer["singular_values"]) == 16
+
+
+def test_activations_are_those_of_training_and_not_of_validations(tmp_path):
+    """Validations of any length between the steps change nothing."""
+    plans = {"often": replace(PLAN, validate_every=1), "seldom": replace(PLAN, validate_every=6)}
+    looks = {
+        name: [r["layers"] for r in run_in(tmp_path / name, plan=plan).records()
+               if r["kind"] == "activations"]
+        for name, plan in plans.items()
+    }  # fmt: skip
+    assert looks["often"] == looks["seldom"]
+    assert set(looks["often"][0]) == {"model.layers.0.mlp.down_proj"}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -12,9 +12,12 @@ from polarlight.train.report import write_report
 from tests.report.reading import Reader, rows_of
 from tests.train.fake_histories import ABOUT, KINDS, fake_run, fake_runs
 
-FIGURES = ["loss_end", "loss_final", "loss_seconds", "loss_steps", "row_norm_spread"]
-FIGURES += ["shares_momentum", "shares_update", "singular_values", "starved_momentum"]
-FIGURES += ["starved_update", "step_time"]
+FIGURES = sorted(
+    {"gates", "loss_end", "loss_final", "loss_seconds", "loss_steps", "persistence", "polar"}
+    | {"quantiles", "row_norm_spread", "shares_momentum", "shares_update", "silent"}
+    | {"singular_values", "stable_rank", "starved_momentum", "starved_neurons", "starved_update"}
+    | {"step_time", "unevenness_momentum", "unevenness_update", "update_size"}
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,7 @@ def test_the_table_holds_the_means_of_the_histories(runs, page):
             for run in own
             for layer in run.neurons[-1]["layers"].values()
         ]
-        assert cells[5] == percent(fmean(starved))
+        assert cells[6] == percent(fmean(starved))
         assert cells[-1] == "3 finished"
 
 
@@ -108,11 +111,22 @@ def test_everything_about_the_run_is_there(page):
     assert ["run.lr", "0.003", "0.02", "0.02", "0.02"] in page.tables[-1]
 
 
+def test_every_reading_stands_at_the_end(runs, page):
+    neurons, matrices = page.tables[2:4]
+    assert neurons[0] == matrices[0] == ["reading", *KINDS, "what it is"]
+    told = {row[0]: row[1:-1] for row in neurons + matrices}
+    assert len(told) == 1 + 11 + 13
+    muon = [run.neurons[-1]["layers"].values() for run in runs if run.label == "muon"]
+    effective = fmean(layer["update"]["effective"] for layers in muon for layer in layers)
+    assert told["Effective neurons"][list(KINDS).index("muon")] == percent(effective)
+    assert told["Gates that never open"] == [percent(0)] * len(KINDS)
+    assert told["Size of the direction"] == ["0.2"] * len(KINDS)
+
+
 def test_the_matrices_are_shaded(page):
-    assert page.tables[2][0] == ["matrix", *KINDS]
-    assert [row[0] for row in page.tables[2][1:]] == list(fake_run("muon", 0).neurons[0]["layers"])[
-        :2
-    ]
+    assert page.tables[4][0] == ["matrix", *KINDS]
+    names = [row[0] for row in page.tables[4][1:]]
+    assert names == list(fake_run("muon", 0).neurons[0]["layers"])[:2]
 
 
 def test_the_files_read_back(runs, out):
@@ -123,3 +137,6 @@ def test_the_files_read_back(runs, out):
     first = [r for r in curves if (r["label"], r["seed"]) == ("adamw", "0")]
     losses = [float(r["value"]) for r in first if r["quantity"] == "training_loss"]
     assert losses == [record["loss"] for record in runs[0].steps]
+    silent = [float(r["value"]) for r in first if r["quantity"] == "dead_0.1"]
+    assert len(silent) == len(runs[0].activations)
+    assert float(summary[0]["ratio"]) == pytest.approx(0.01, rel=0.2)

@@ -57,10 +57,28 @@ def test_a_validation_before_the_first_step(tmp_path):
 
 def test_no_tall_matrix(tmp_path):
     runs = [quick("muon"), quick("aurora")]
-    for record in [record for run in runs for record in run.neurons]:
-        record["layers"] = {}
+    for run in runs:
+        run.activations.clear()
+        for record in run.neurons:
+            record["layers"] = {}
     assert "the model has no tall matrix" in report(runs, tmp_path).text
     assert figures(tmp_path) == LOSSES | {"step_time"}
+
+
+def test_a_history_from_before_activations_were_recorded(tmp_path):
+    """And before anything but shares and row norms was told of a matrix."""
+    run = quick()
+    run.activations.clear()
+    for record in run.neurons:
+        for layer in record["layers"].values():
+            for name in ("pair", "weight", "rms", "ratio", "cosine", "alignment", "quantiles"):
+                layer.pop(name, None)
+            for name in ("ever", "stayed", "effective"):
+                layer["update"].pop(name)
+    page = report([run], tmp_path)
+    assert "Silent neurons" not in page.text
+    assert not figures(tmp_path) & {"silent", "gates", "persistence", "quantiles", "update_size"}
+    assert "starved_update" in figures(tmp_path)
 
 
 def test_figures_of_an_earlier_report_do_not_stay(tmp_path):

@@ -6,16 +6,21 @@ import numpy as np
 import pytest
 
 from polarlight.train.history import History
+from polarlight.train.report.curves import Panel, logarithmic, over_steps, share
 from polarlight.train.report.drawing import robust_limits
 from polarlight.train.report.groups import by_label
 from polarlight.train.report.measures import (
+    at_end,
+    latest,
+    never_recovered,
+    number_at,
     optimizer_share,
     part_times,
     status,
     step_time,
     token_rate,
 )
-from polarlight.train.report.series import Series, over_seeds, smooth
+from polarlight.train.report.series import Series, over_seeds, reading, smooth
 from polarlight.train.report.significance import against_best, pooled
 from tests.train.fake_histories import fake_run
 
@@ -35,6 +40,34 @@ def test_speed_is_per_step_whatever_the_spacing_of_records():
     assert part_times(run) == pytest.approx({"data": 25.0, "optimizer": 75.0})
     assert optimizer_share(run) == pytest.approx(0.75)
     assert token_rate(run) == pytest.approx(1000.0)
+
+
+def looks(*records):
+    return [{"step": step, "layers": layers} for step, layers in records]
+
+
+def test_of_matrices_that_are_asked_in_turn_the_latest_number_counts():
+    a, b = {"a": {"alignment": 1.0}}, {"b": {"alignment": 0.5}, "a": {"ratio": 1.0}}
+    found = list(latest(looks((1, a), (5, {"a": {}}), (9, b), (13, {"a": {"alignment": 0.0}})),
+                        "alignment"))  # fmt: skip
+    assert found == [(1, 1.0), (9, 0.75), (13, 0.25)]
+
+
+def test_rows_that_never_recovered_are_told_once_one_has_starved():
+    def look(ever, stayed):
+        return {"up": {"update": {"ever": {"0.1": ever}, "stayed": {"0.1": stayed}}}}
+
+    found = list(never_recovered(looks((1, look(0, 0)), (2, look(0.2, 0.2)), (3, look(0.4, 0.1)))))
+    assert found == [(2, 1.0), (3, 0.25)]
+
+
+def test_readings_are_found_by_their_place_in_either_kind_of_record():
+    run = quick()
+    assert number_at({"a": {"0.1": 2}}, "a/0.1") == 2
+    assert number_at({"a": 1.0}, "a/b") is None
+    assert at_end(run, "gate/closed") == pytest.approx(0.02)
+    assert at_end(run, "weight/rms") == pytest.approx(0.07)
+    assert at_end(run, "nothing") is None
 
 
 def test_a_finished_run_with_a_bad_loss_enters_no_mean():
@@ -70,6 +103,27 @@ def test_smoothing_keeps_constants_and_lines():
     assert smooth(line, 2)[2:-2].tolist() == line[2:-2].tolist()
     assert smooth(line, 0).tolist() == line.tolist()
     assert smooth(np.empty(0), 0).tolist() == []
+
+
+def test_panels_without_values_are_left_out_and_shares_compare():
+    groups = by_label([quick("muon"), quick("adamw")])
+    told = Panel(lambda run: reading(run, "dead/0.1"), "neurons", scale=share)
+    small = Panel(lambda run: reading(run, "gate/open"), "gates", scale=share)
+    missing = Panel(lambda run: reading(run, "potential"), "?")
+    drawn = over_steps(groups, [told, missing, small])
+    first, second = drawn.axes
+    assert first.get_ylim() == second.get_ylim()
+    assert first.get_ylim()[1] > at_end(groups[0].runs[0], "dead/0.1")
+    assert over_steps(groups, [missing]) is None
+
+
+def test_a_logarithmic_panel_of_zeros_can_be_drawn():
+    run = quick()
+    for look in run.neurons:
+        for layer in look["layers"].values():
+            layer["ratio"] = 0.0
+    panel = Panel(lambda run: reading(run, "ratio"), "ratio", scale=logarithmic)
+    over_steps(by_label([run]), [panel]).draw_without_rendering()
 
 
 def test_limits_show_the_ends_and_not_what_blows_up():

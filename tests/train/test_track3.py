@@ -14,6 +14,7 @@ from polarlight.train.folder import SettingsError
 from polarlight.train.track3.loop import Track3Run, build
 from polarlight.train.track3.model import Model, rotation
 from polarlight.train.track3.settings import PRESETS, PUBLISHED, RULES, Track3, check, initial_loss
+from tests.reference import track3 as reference
 from tests.train.tiny import corpus
 
 TINY = Track3(
@@ -50,6 +51,30 @@ def test_the_initial_loss_is_that_of_a_head_of_zeros():
     model = Model(TINY, 50, torch.float32)
     tokens = torch.arange(32).reshape(2, 16)
     assert model(tokens, tokens).item() / 32 == pytest.approx(math.log(50), rel=1e-5)
+
+
+def test_the_loss_is_that_of_the_reference():
+    setting = replace(TINY, head_dim=16, width=32)
+    model = Model(setting, 11, torch.float64).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():  # the initial ones leave half of the model at zero
+            p.copy_(torch.randn(p.shape, dtype=p.dtype, generator=generator) * 0.5)
+    tokens, targets = (torch.randint(11, (2, 9), generator=generator) for _ in range(2))
+    weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    expected = reference.loss(
+        weights, tokens.numpy(), targets.numpy(), layers=setting.layers, head_dim=16
+    )
+    # The angles are float32: 1e-7 of a position.
+    assert model(tokens, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_embedding_has_the_dtype_of_activations_and_nothing_else():
+    state = Model(TINY, 50, torch.bfloat16).state_dict()
+    narrow = [name for name, x in state.items() if x.dtype == torch.bfloat16]
+    assert narrow == ["embed.weight"]
+    tokens = torch.zeros(1, 16, dtype=torch.long)
+    assert Model(TINY, 50, torch.bfloat16)(tokens, tokens).dtype == torch.float32
 
 
 def test_initial_weights_are_the_benchmarks():

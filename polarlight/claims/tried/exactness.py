@@ -58,5 +58,6 @@ CLAIM = Claim(
         ),
     ),
     notes="Slopes at zero: simple x10 1024, Polar Express x5 about 1000, Kaon 966. Kaon's update "
-    "is scaled to the norm of the polar factor.",
+    "is scaled to the norm of the polar factor. Few simple steps leave updates smaller: if "
+    "their learning rate is at the upper edge, that is a part of their loss.",
 )

@@ -95,6 +95,11 @@ CLAIM = Claim(
         least("muon", "pruned share", 0.01),
         most("muon", "cost of pruning starved", 0.005),
     ),
+    reported={
+        "muon": ("cost of pruning others", "never recovered by the momentum"),
+        "muon, then aurora": ("never recovered by the momentum",),
+    },
     notes="Pruned are neurons whose gate and up momenta both have less than .1 of an equal share. "
-    "A run of the switching arm that is interrupted starts again.",
+    "That is the size of the momentum's rows, not their leverage, which counts as starved in the "
+    "first check. A run of the switching arm that is interrupted starts again.",
 )

@@ -23,5 +23,10 @@ CLAIM = Claim(
         most("unormuon", "starved", 0.01),
         lower("aurora", "muon", "Muon has more silent neurons than Aurora", "silent neurons"),
     ),
-    notes="Published at 340 million parameters; starvation is said to grow with size.",
+    reported=dict.fromkeys(
+        ("muon", "aurora", "unormuon"),
+        ("starved neurons", "starved rows below .25", "starved by the momentum", "silent neurons"),
+    ),
+    notes="`starved` counts rows; a neuron of a gated MLP is among the `starved neurons` if both "
+    "of its rows are. Published at 340 million parameters; starvation is said to grow with size.",
 )

@@ -46,5 +46,6 @@ CLAIM = Claim(
         lower("symmetric, experts", "adamw, experts"),
     ),
     notes="MLPs get Muon on both sides; attention gets Muon per head in the stack. One learning "
-    "rate for embeddings, head and router, the same on both sides, was not swept.",
+    "rate for embeddings, head and router, the same on both sides, was not swept. So a difference "
+    "may come from attention's heads, or from a rate that suits one side better.",
 )

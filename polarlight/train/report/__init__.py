@@ -6,7 +6,7 @@ from typing import Any
 
 from polarlight.report import Files, Page, render
 from polarlight.train.history import History
-from polarlight.train.report import sections
+from polarlight.train.report import neuron_sections, sections
 from polarlight.train.report.details import about_the_run
 from polarlight.train.report.experts import experts
 from polarlight.train.report.files import write_curves, write_summary
@@ -28,7 +28,8 @@ def write_report(histories: Sequence[History], about: Mapping[str, Any], out: Pa
             are.
         out: The folder; it is created, and files of an earlier report in it are replaced.
 
-    What is about experts appears where a run has routing records.
+    What is about experts appears where a run has routing records, what is about silent neurons
+    where it has records of activations.
 
     Returns:
         The page, `out/index.html`. It holds everything it shows; beside it stand each figure as
@@ -40,9 +41,11 @@ def write_report(histories: Sequence[History], about: Mapping[str, Any], out: Pa
     groups = by_label(histories)
     written = [
         sections.loss(groups, out),
-        sections.neurons(groups, out),
-        sections.shares(groups, out),
-        sections.spectra(groups, out),
+        neuron_sections.starved(groups, out),
+        neuron_sections.silent(groups, out),
+        neuron_sections.rows(groups, out),
+        neuron_sections.shape(groups, out),
+        neuron_sections.size(groups, out),
         experts(groups, out),
         sections.times(groups, out),
         sections.layers(groups),

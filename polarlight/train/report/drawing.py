@@ -24,10 +24,10 @@ def lines_of(group: Group, extract: Extract) -> list[tuple[Band, History | None]
     return bands + [(over_seeds([series]), run) for series, run in alone if len(series.steps)]
 
 
-def peak(groups: Sequence[Group], extract: Extract) -> float:
-    """The largest value that will be drawn; -1 where there is none."""
+def peak(groups: Sequence[Group], extract: Extract) -> float | None:
+    """The largest value that will be drawn; None where there is none."""
     bands = [band for group in groups for band, _ in lines_of(group, extract)]
-    return max((float(band.high.max()) for band in bands if len(band.high)), default=-1.0)
+    return max((float(band.high.max()) for band in bands if len(band.high)), default=None)
 
 
 def draw(

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from polarlight.diagnostics.neurons import READINGS
 from polarlight.report import write_csv
 from polarlight.train.history import History
 from polarlight.train.report.measures import (
-    READINGS,
     THRESHOLDS,
+    at_end,
     last_step,
     load_at_end,
     optimizer_share,
@@ -17,25 +18,34 @@ from polarlight.train.report.measures import (
     step_time,
     token_rate,
 )
+from polarlight.train.report.readings import TABLES
 from polarlight.train.report.series import (
     Series,
     load,
-    spread_of_rows,
+    reading,
     starved,
     training,
     validation,
 )
 
-_KEYS = [(reading, threshold) for reading in READINGS for threshold in THRESHOLDS]
+
+def column_of(key: str) -> str:
+    """A reading's name in the files: `update_effective` for `update/effective`."""
+    return key.replace("/", "_")
+
+
+_KEYS = [(name, threshold) for name in READINGS for threshold in THRESHOLDS]
 _LOADS = ("variation", "entropy", "dead")
 SUMMARY = (
     *("label", "seed", "status", "last_step", "tokens", "seconds"),
     *("final_loss", "last_validation_loss"),
-    *(f"starved_{reading}_{threshold:g}" for reading, threshold in _KEYS),
+    *(f"starved_{name}_{threshold:g}" for name, threshold in _KEYS),
     *("ms_per_step", "optimizer_share", "tokens_per_second"),
+    *(column_of(key) for keys in TABLES.values() for key in keys),
 )
 SUMMARY_OF_EXPERTS = tuple(f"load_{key}" for key in _LOADS)
 """Columns of the summary that only mixtures of experts have."""
+_TOLD = tuple(key for keys in TABLES.values() for key in keys)
 CURVES = ("label", "seed", "quantity", "step", "seconds", "value")
 
 
@@ -65,6 +75,7 @@ def _summary(run: History) -> dict[str, Any]:
         "ms_per_step": step_time(run),
         "optimizer_share": optimizer_share(run),
         "tokens_per_second": token_rate(run),
+        **{column_of(key): at_end(run, key) for key in _TOLD},
         **{f"load_{key}": load_at_end(run, key) for key in _LOADS if run.routing},
     }
 
@@ -74,7 +85,7 @@ def _curves(run: History) -> Iterator[dict[str, Any]]:
         "training_loss": training(run),
         "validation_loss": validation(run),
         **{f"starved_{r}_{t:g}": starved(run, r, t) for r, t in _KEYS},
-        "row_norm_spread": spread_of_rows(run),
+        **{column_of(key): reading(run, key) for key in _TOLD},
         **{f"load_{key}": load(run, key) for key in _LOADS},
     }
     for quantity, series in quantities.items():

@@ -1,15 +1,17 @@
 """Numbers about one run, taken from its records; None where the records do not tell."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from statistics import fmean, median
+from typing import Any
 
+from polarlight.diagnostics import starvation
+from polarlight.diagnostics.glossary import ACTIVATIONS
 from polarlight.train.history import History, Record
 
-READINGS = ("update", "momentum")
-THRESHOLDS = (0.1, 0.01)
-"""Fractions of an equal share that the report counts rows below."""
+THRESHOLDS = tuple(sorted(starvation.THRESHOLDS, reverse=True))
+"""Fractions of an equal share that the report counts rows below, the largest first."""
 
 Measure = Callable[[Record], float | None]
 
@@ -22,7 +24,7 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 def last_step(run: History) -> int:
     """The last step that a record tells of."""
-    records = (*run.steps[-1:], *run.validations[-1:], *run.neurons[-1:])
+    records = (*run.steps[-1:], *run.validations[-1:], *run.neurons[-1:], *run.activations[-1:])
     return max((record["step"] for record in records), default=0)
 
 
@@ -56,9 +58,47 @@ def mean_starved(reading: str, threshold: float) -> Measure:
     )
 
 
-def row_norm_spread(record: Record) -> float | None:
-    """Standard deviation over mean of the update's row norms, mean over matrices."""
-    return mean(float(layer["row_norm_spread"]) for layer in record["layers"].values())
+def number_at(layer: Record, key: str) -> float | None:
+    """The number at a place like `update/starved/0.1`; None where the record does not tell it."""
+    found: Any = layer
+    for word in key.split("/"):
+        if not isinstance(found, Mapping) or word not in found:
+            return None
+        found = found[word]
+    return float(found)
+
+
+def looks_of(run: History, key: str) -> list[Record]:
+    """The records that tell a reading of the glossary: those of neurons, or of activations."""
+    return run.activations if key in ACTIVATIONS else run.neurons
+
+
+def latest(looks: Iterable[Record], key: str) -> Iterator[tuple[int, float]]:
+    """Step and mean over layers, of each look that tells a reading anywhere.
+
+    Some are measured of a few layers per look, in turn: of each layer the latest number counts.
+    """
+    known: dict[str, float] = {}
+    for record in looks:
+        new = {name: number_at(layer, key) for name, layer in record["layers"].items()}
+        told = {name: value for name, value in new.items() if value is not None}
+        known |= told
+        if told:
+            yield record["step"], fmean(known.values())
+
+
+def at_end(run: History, key: str) -> float | None:
+    """A reading at the last look, mean over layers; None where the records do not tell."""
+    values = [value for _, value in latest(looks_of(run, key), key)]
+    return values[-1] if values else None
+
+
+def never_recovered(looks: Iterable[Record]) -> Iterator[tuple[int, float]]:
+    """Of the rows that starved at some look, the fraction that did at every look since."""
+    ever = dict(latest(looks, "update/ever/0.1"))
+    for step, stayed in latest(looks, "update/stayed/0.1"):
+        if ever.get(step):
+            yield step, stayed / ever[step]
 
 
 def last_neurons(run: History) -> Record | None:

@@ -1,19 +1,19 @@
 """Figures of rows and spectra: how evenly the neurons of a layer are moved."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import NullLocator
 
 from polarlight.report import figure, legend, percent, plain, shorten, tidy
 from polarlight.report.style import FAINT, INK
 from polarlight.train.history import Record
-from polarlight.train.report.drawing import draw, peak
+from polarlight.train.report.curves import logarithmic
 from polarlight.train.report.groups import Group
-from polarlight.train.report.measures import READINGS, THRESHOLDS, last_full
-from polarlight.train.report.series import Array, Series, spread_of_rows, starved
+from polarlight.train.report.measures import last_full
+from polarlight.train.report.series import Array, Band, over_seeds, reading
 
 LOWEST, HIGHEST = 1e-4, 10.0
 EDGES = np.logspace(-4, 1, 51)
@@ -23,29 +23,9 @@ _FLOOR = 1e-4
 """Singular values below this are drawn as this."""
 
 
-def starved_over_time(groups: Sequence[Group], reading: str) -> Figure | None:
-    """The share of starved rows against steps, one panel per threshold; None without records."""
-    extracts = {key: _starved(*key) for key in ((r, t) for r in READINGS for t in THRESHOLDS)}
-    peaks = [peak(groups, extract) for extract in extracts.values()]
-    if max(peaks) < 0:
-        return None
-    top = max(0.04, *peaks)
-    new, axes = figure(4.4, panels=len(THRESHOLDS), sharex=True)
-    for ax, threshold in zip(axes, THRESHOLDS, strict=True):
-        draw(ax, groups, extracts[reading, threshold])
-        tidy(ax, title=f"below {threshold:g} of an equal share", ylabel="rows")
-        ax.set_ylim(-0.03 * top, 1.06 * top)
-        ax.yaxis.set_major_locator(MaxNLocator(4))
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.08 else 1))
-    axes[-1].set_xlabel("step", fontsize=8.5)
-    axes[-1].set_xlim(left=0)
-    legend(new, {group.label: group.style for group in groups})
-    return new
-
-
-def share_histograms(groups: Sequence[Group], reading: str) -> Figure | None:
+def share_histograms(groups: Sequence[Group], name: str) -> Figure | None:
     """How the rows' shares are distributed at the end, one panel per group that recorded them."""
-    pooled = [(group, shares) for group in groups if len(shares := shares_at_end(group, reading))]
+    pooled = [(group, shares) for group in groups if len(shares := shares_at_end(group, name))]
     if not pooled:
         return None
     new, axes = figure(0.65 + 0.82 * len(pooled), panels=len(pooled), sharex=True)
@@ -57,25 +37,12 @@ def share_histograms(groups: Sequence[Group], reading: str) -> Figure | None:
     return new
 
 
-def shares_at_end(group: Group, reading: str) -> Array:
+def shares_at_end(group: Group, name: str) -> Array:
     """The shares of all rows in the last full neuron records of a group, pooled."""
-    layers = [layer[reading].get("shares", []) for layer in _full_layers(group)]
+    layers = [layer[name].get("shares", []) for layer in _full_layers(group)]
     shares = np.concatenate([np.asarray(part, dtype=float) for part in [[], *layers]])
     finite: Array = shares[np.isfinite(shares)]
     return finite
-
-
-def spread_over_time(groups: Sequence[Group]) -> Figure | None:
-    """Spread of the update's row norms against steps."""
-    if peak(groups, spread_of_rows) < 0:
-        return None
-    new, (ax,) = figure(3.3)
-    draw(ax, groups, spread_of_rows)
-    tidy(ax, xlabel="step", ylabel="row norms: deviation / mean")
-    ax.set_ylim(bottom=0)
-    ax.set_xlim(left=0)
-    legend(new, {group.label: group.style for group in groups})
-    return new
 
 
 def spectra_at_end(groups: Sequence[Group]) -> Figure | None:
@@ -91,16 +58,49 @@ def spectra_at_end(groups: Sequence[Group]) -> Figure | None:
             at, sigmas.min(0), sigmas.max(0), color=group.style.colour, alpha=0.16, linewidth=0
         )
     tidy(ax, xlabel="index / number of singular values", ylabel="value / root mean square")
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:g}")
+    logarithmic(ax, 1.0)
     ax.set_ylim(bottom=min(sigmas.min() for _, sigmas in known) / 1.2)
     ax.set_xlim(0, 1)
     legend(new, {group.label: group.style for group in groups})
     return new
 
 
-def _starved(reading: str, threshold: float) -> Callable[..., Series]:
-    return lambda run: starved(run, reading, threshold)
+def quantiles_over_time(groups: Sequence[Group]) -> Figure | None:
+    """Bands of the update's singular values against steps, one panel per group that has any."""
+    found = [(group, [_over_runs(group, key) for key in _QUANTILES]) for group in groups]
+    known = [(g, [b for b in bands if b]) for g, bands in found if all(bands)]
+    if not known:
+        return None
+    new, axes = figure(0.65 + 0.95 * len(known), panels=len(known), sharex=True)
+    for ax, (group, bands) in zip(axes, known, strict=True):
+        _bands(ax, group, bands)
+    limits = [limit for ax in axes for limit in ax.get_ylim()]
+    for ax in axes:
+        ax.set_ylim(min(limits), max(limits))
+    axes[-1].set_xlabel("step", fontsize=8.5)
+    axes[-1].set_xlim(left=0)
+    return new
+
+
+_QUANTILES = tuple(f"quantiles/{level}" for level in ("0", "0.1", "0.5", "0.9", "1"))
+
+
+def _bands(ax: Axes, group: Group, bands: Sequence[Band]) -> None:
+    """Two bands of quantiles around their median, log scale."""
+    least, low, middle, high, largest = (band.mean.clip(_FLOOR) for band in bands)
+    x, colour = bands[0].steps, group.style.colour
+    ax.fill_between(x, least, largest, color=colour, alpha=0.16, linewidth=0)
+    ax.fill_between(x, low, high, color=colour, alpha=0.3, linewidth=0)
+    ax.plot(x, middle, color=colour, linestyle=group.style.dashes, linewidth=1.5)
+    tidy(ax)
+    logarithmic(ax, float(largest.max()))
+    plain(ax.set_title(shorten(group.label, 30), loc="left", fontsize=8.5, fontweight="bold"))
+
+
+def _over_runs(group: Group, key: str) -> Band | None:
+    """A reading of the counted runs; None where they do not tell it."""
+    series = [s for run in group.counted if len((s := reading(run, key)).steps)]
+    return over_seeds(series) if series else None
 
 
 def _histogram(ax: Axes, group: Group, shares: Array) -> None:

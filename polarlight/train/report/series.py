@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polarlight.train.history import History, Record
-from polarlight.train.report.measures import Measure, mean_load, mean_starved, row_norm_spread
+from polarlight.train.report.measures import (
+    Measure,
+    latest,
+    looks_of,
+    mean_load,
+    mean_starved,
+    never_recovered,
+)
 
 Array = NDArray[np.float64]
 
@@ -48,9 +55,14 @@ def starved(run: History, reading: str, threshold: float) -> Series:
     return _measured(run, run.neurons, mean_starved(reading, threshold))
 
 
-def spread_of_rows(run: History) -> Series:
-    """Standard deviation over mean of the update's row norms, mean over matrices."""
-    return _measured(run, run.neurons, row_norm_spread)
+def reading(run: History, key: str) -> Series:
+    """A reading of the glossary at each look, mean over layers."""
+    return _series(run, latest(looks_of(run, key), key))
+
+
+def unrecovered(run: History) -> Series:
+    """Of the rows that ever starved, those that have stayed so, at each look since the first."""
+    return _series(run, never_recovered(run.neurons))
 
 
 def load(run: History, key: str) -> Series:

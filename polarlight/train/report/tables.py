@@ -6,7 +6,6 @@ from polarlight.report import Cell, Column, Table, fixed, percent, shorten, sign
 from polarlight.train.history import History, Record
 from polarlight.train.report.groups import Group, best
 from polarlight.train.report.measures import (
-    READINGS,
     THRESHOLDS,
     last_neurons,
     last_routing,
@@ -87,17 +86,20 @@ def _loss_cells(group: Group, *, strong: bool, several: bool) -> list[Cell]:
     ]
 
 
+STARVED = (*(("update", t) for t in THRESHOLDS), ("momentum", 0.1))
+"""What the first table tells of starved rows, by reading and threshold."""
+
+
 def _starved_columns() -> list[Column]:
     hint = "share of rows below {} of an equal share in the last look, mean over matrices"
+    groups = {"update": "Starved, by update", "momentum": "By momentum"}
     return [
-        Column(f"< {threshold:g}", f"Starved, by {reading}", hint=hint.format(f"{threshold:g}"))
-        for reading in READINGS
-        for threshold in THRESHOLDS
+        Column(f"< {t:g}", groups[reading], hint=hint.format(f"{t:g}")) for reading, t in STARVED
     ]
 
 
 def _starved_cells(group: Group) -> list[Cell]:
-    return [Cell(percent(_starved(group, r, t))) for r in READINGS for t in THRESHOLDS]
+    return [Cell(percent(_starved(group, *key))) for key in STARVED]
 
 
 def _starved(group: Group, reading: str, threshold: float) -> float | None:

@@ -3,7 +3,7 @@
 RMS norms with gains before each part, after the embedding and before the head; biases in every
 linear layer; squared ReLU; queries and keys normed without gains; rotary embedding on half of the
 frequencies; attention scale .12; logits capped, 15 x / sqrt(x^2 + 225); nothing tied. Activations
-have `dtype`, weights are float32 and cast where they are used.
+and the embedding have `dtype`, other weights are float32 and cast where they are used.
 """
 
 import torch
@@ -117,12 +117,12 @@ class Model(nn.Module):
     Args:
         setting: Sizes and seed.
         vocab_size: 50304 for GPT-2's tokens.
-        dtype: Of activations.
+        dtype: Of activations and of the embedding.
     """
 
     def __init__(self, setting: Track3, vocab_size: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.head_dim, self.dtype = setting.head_dim, dtype
+        self.head_dim = setting.head_dim
         with torch.device("meta"):
             self.embed = nn.Embedding(vocab_size, setting.width)
             self.norm1, self.norm2 = Norm(setting.width), Norm(setting.width)
@@ -130,11 +130,12 @@ class Model(nn.Module):
             self.blocks = nn.ModuleList(blocks)
             self.proj = Linear(setting.width, vocab_size)
         self.to_empty(device="cpu")
+        self.embed.to(dtype)
         self._initialise(setting.seed)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The sum of the cross entropies over [batch, positions], float32."""
-        x = self.norm1(self.embed(tokens).to(self.dtype))
+        x = self.norm1(self.embed(tokens))
         cos, sin = rotation(tokens.shape[-1], self.head_dim, tokens.device)
         for block in self.blocks:
             x = block(x, cos, sin)
