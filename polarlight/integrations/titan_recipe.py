@@ -144,7 +144,7 @@ def aurora_1b() -> Any:
         ),
         parallelism=ParallelismConfig(
             data_parallel_shard_degree=-1,
-            spmd_backend="partial_dtensor",  # torchtitan's default asks more of FSDP than torch 2.13
+            spmd_backend="partial_dtensor",  # torch 2.13 refuses the default, spmd_types
         ),
         dataloader=HuggingFaceTextDataLoader.Config(dataset="c4"),
         checkpoint=CheckpointManager.Config(
