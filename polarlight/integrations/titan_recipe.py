@@ -142,7 +142,10 @@ def aurora_1b() -> Any:
         training=TrainingConfig(
             local_batch_size=8, global_batch_size=1024, seq_len=4096, steps=24_000
         ),
-        parallelism=ParallelismConfig(data_parallel_shard_degree=-1),
+        parallelism=ParallelismConfig(
+            data_parallel_shard_degree=-1,
+            spmd_backend="partial_dtensor",  # torch 2.13 refuses the default, spmd_types
+        ),
         dataloader=HuggingFaceTextDataLoader.Config(dataset="c4"),
         checkpoint=CheckpointManager.Config(
             enable=True,

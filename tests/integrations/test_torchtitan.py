@@ -12,9 +12,11 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import polarlight
 from polarlight.diagnostics.sharding import full, lying_like
+from polarlight.execution.forecast import forecast
 from tests.distributed.processes import run
 from tests.integrations.running import EXAMPLES, assert_equal_weights, example
 
@@ -29,6 +31,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # their imports compile and script
     from torchtitan.components.optimizer import LRSchedulersContainer, ParamGroupConfig
     from torchtitan.config import ConfigManager
+    from torchtitan.distributed import ParallelDims
     from torchtitan.distributed.fsdp import apply_fsdp_to_decoder
     from torchtitan.models.common.attention import ScaledDotProductAttention
 
@@ -249,6 +252,39 @@ def test_the_recipe_loads_as_torchtitan_loads_it_and_builds_on_meta():
         if group["rule"].name == "aurora"
     ]
     assert sum(hidden) == 1_073_741_824
+
+
+@pytest.mark.parametrize(("copies", "tensor"), [(1, 1), (2, 1), (1, 2)])
+def test_the_plan_understands_how_torchtitan_lays_the_recipe_out(copies, tensor, monkeypatch):
+    """FSDP, HSDP, FSDP beside tensor parallelism: shapes and layouts alone, no process."""
+    monkeypatch.setattr("torchtitan.distributed.parallel_dims.device_type", "cpu")
+    config = titan_recipe.aurora_1b()
+    config.model_spec.model = titan_recipe.decoder(titan_recipe.TOY)
+    config.training.seq_len = titan_recipe.TOY.length
+    config.parallelism.tensor_parallel_degree = tensor
+    config.model_spec.model.update_from_config(config=config)
+    degrees = {"dp_replicate": copies, "dp_shard": 8 // copies // tensor, "tp": tensor}
+    backend = config.parallelism.spmd_backend
+    torch.distributed.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
+    try:
+        dims = ParallelDims(**degrees, cp=1, pp=1, ep=1, world_size=8, spmd_backend=backend)
+        with torch.device("meta"):
+            model = config.model_spec.model.build()
+        model = config.model_spec.parallelize_fn(
+            model,
+            parallel_dims=dims,
+            training=config.training,
+            parallelism=config.parallelism,
+            compile_config=config.compile,
+            ac_config=config.activation_checkpoint,
+            dump_folder="",
+        )
+        (optimizer,) = config.optimizer.build(model_parts=[model])
+        (plan,) = forecast(optimizer.param_groups)
+        assert plan.size == 8
+        assert len(plan.units) == 7 * titan_recipe.TOY.layers
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_the_forecast_prints_memory_plan_and_bytes(capsys):
