@@ -14,7 +14,9 @@ from polarlight.linalg.coefficients import (
 )
 from polarlight.linalg.gram import (
     CONDITION,
+    GROWTH,
     GramNewtonSchulz,
+    condition_limit,
     growth_limit,
     restart_positions,
     segment_growth,
@@ -185,3 +187,11 @@ def test_normalisations_serve_both_forms():
         torch.testing.assert_close(
             gram(M), NewtonSchulz(YOU, normalisation=normalisation)(M), rtol=0, atol=1e-12
         )
+
+
+def test_limits_follow_the_precision_and_end_where_rounding_would_take_over():
+    eps = torch.finfo(torch.float32).eps
+    assert growth_limit(torch.float32) == GROWTH * eps < 0.5
+    assert growth_limit(torch.bfloat16) == 0.5
+    assert condition_limit(torch.float64) == condition_limit(torch.float32) == CONDITION
+    assert condition_limit(torch.bfloat16) == pytest.approx(0.2 * 2**7)

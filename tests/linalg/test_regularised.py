@@ -87,3 +87,8 @@ def test_rotations_commute_with_it():
 def test_delta_out_of_range_is_named(delta):
     with pytest.raises(ValueError, match=f"delta must be positive and finite, got {delta}"):
         RegularisedPolar(delta)
+
+
+def test_the_cost_is_counted_by_the_shorter_side():
+    for shape in ((12, 5), (5, 12)):
+        assert RegularisedPolar().flops(*shape) == 4 * 12 * 5 * 5 + 11 * 5**3

@@ -9,6 +9,7 @@ from polarlight.linalg.spectral_power import (
     ExactPower,
     RationalPower,
     SpectralPower,
+    _products,
     best_step,
     rational_steps,
 )
@@ -275,3 +276,8 @@ def test_null_directions_map_to_zero(power):
 def test_bad_arguments_are_named(make, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         make()
+
+
+def test_products_are_those_of_squaring():
+    """x^1 none, x^2 one, x^3 two, x^4 two, x^7 four."""
+    assert [_products(power) for power in (0, 1, 2, 3, 4, 7, 8)] == [0, 0, 1, 2, 2, 4, 3]

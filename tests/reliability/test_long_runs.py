@@ -10,10 +10,10 @@ from torch import nn
 
 import polarlight
 from polarlight import AdamWRule, SpectralOptimizer
-from tests.contracts.catalogue import GROWING, SHIPPED
+from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
 
-RULES = {name: rule for name, rule in SHIPPED.items() if name not in GROWING}
+RULES = dict(SHIPPED)
 RULES |= {"adamw": AdamWRule(), "aurora-warm": polarlight.aurora(polarlight.WarmPolar())}
 TARGET = gaussian(8, 4, dtype=torch.float32)
 lengths = pytest.mark.parametrize("steps", [300, pytest.param(20_000, marks=pytest.mark.slow)])

@@ -87,3 +87,20 @@ def test_memory_layouts_do_not_matter(weight, gradient, finite):
         results.append(p.clone())
     # the same kernel on the same numbers, vectorised elsewhere: float64 rounding
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+def test_the_direction_of_what_has_not_moved_is_zero_without_a_floor_too():
+    rule = AdamWRule(eps=0.0)
+    _, direction = rule.momentum_and_direction(rule.new_state(torch.zeros(3)), 0.9)
+    assert torch.equal(direction, torch.zeros(3))
+
+
+def test_decay_rates_reach_every_group_of_adamw():
+    net = torch.nn.Sequential(torch.nn.Embedding(4, 4), torch.nn.Linear(4, 4))
+    optimizer = polarlight.Muon(net, aux_betas=(0.8, 0.7))
+    rates = {
+        (group["momentum"], group["rule"].beta2)
+        for group in optimizer.param_groups
+        if isinstance(group["rule"], AdamWRule)
+    }
+    assert rates == {(0.8, 0.7)}
