@@ -49,7 +49,8 @@ def grown(path):
     """Hidden matrices found, and by how many MiB anonymous memory grew at the most.
 
     Two numbers: between tensors, and sampled all the while, what a tensor needs while it is read
-    included; both from when the first two tensors had been read. Pages mapped from the file are not counted: they are the system's to drop.
+    included; both from when the first two tensors had been read. Pages mapped from the file are
+    not counted: they are the system's to drop.
     """
     done = subprocess.run(
         [sys.executable, "-c", CODE, str(path)], capture_output=True, text=True, check=True,
