@@ -150,8 +150,8 @@ def test_kernels_of_equal_shape_are_not_mixed():
 
     def stepped(kernels, gradients):
         parameters = [nn.Parameter(kernel.clone()) for kernel in kernels]
-        view = Flattened((2, 2))
-        optimizer = polarlight.SpectralOptimizer(parameters, rule=polarlight.muon(), view=view)
+        view, rule = Flattened((2, 2)), polarlight.muon(polar=polarlight.ExactPolar())
+        optimizer = polarlight.SpectralOptimizer(parameters, rule=rule, view=view)
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = gradient
         optimizer.step()
