@@ -94,7 +94,7 @@ def test_heads_must_fit_the_width():
         (["--rates", "0,1"], "--rates takes numbers > 0"),
         (["--widths", "16,16"], "each once"),
         (["--seeds", "0"], "seeds must be >= 1, got 0"),
-        (["--optimizers", "auorra"], "Did you mean aurora?"),
+        (["--optimizers", "auorra"], "Did you mean 'aurora'?"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, more, said):

@@ -77,10 +77,14 @@ def symmetric(model):
 
 
 def by_heads(model):
-    """NorMuon with a matrix per head, so that buffers are batches of heads."""
+    """NorMuon with a matrix per head, so that buffers are batches of heads.
+
+    Its polar factors are exact: in bfloat16 the last bit of a gradient may round an entry up.
+    """
+    rule = polarlight.normuon(polar=polarlight.ExactPolar())
     vector = Route(rule=polarlight.AdamWRule(), lr=1e-3)
-    table = dict.fromkeys(polarlight.Role, Route(rule=polarlight.normuon()))
-    table[polarlight.Role.ATTENTION] = Route(rule=polarlight.normuon(), view=per_head)
+    table = dict.fromkeys(polarlight.Role, Route(rule=rule))
+    table[polarlight.Role.ATTENTION] = Route(rule=rule, view=per_head)
     table[polarlight.Role.VECTOR] = vector
     return polarlight.SpectralOptimizer(route(model, table), lr=0.02)
 
