@@ -13,6 +13,7 @@ from statistics import median
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.ticker import NullLocator
 from rich.progress import track
 
 import polarlight as pl
@@ -52,6 +53,22 @@ def step_times(m: int, n: int) -> dict[str, float]:
     return {label: median(some[1:]) / count for label, some in times.items()}
 
 
+def draw(sizes: list[tuple[int, int]], found: dict[str, dict[str, float]], path: Path) -> None:
+    """Seconds per useful flop against width, a line per optimizer and aspect."""
+    fig, (ax,) = figure(3.4)
+    lines = {f"{label}, {a}:1": (label, a) for a in (1, 4) for label in OPTIMIZERS}
+    looks = styles(lines)
+    for name, (label, aspect) in lines.items():
+        points = [(n, found[f"{m}x{n}"][label] / flops(m, n)) for m, n in sizes if m == aspect * n]
+        ax.plot(*zip(*points, strict=True), color=looks[name].colour, ls=looks[name].dashes)
+    ax.set(xscale="log", yscale="log", xlabel="width", ylabel="seconds per useful flop")
+    ax.set_xticks(WIDTHS, [str(n) for n in WIDTHS])
+    ax.xaxis.set_minor_locator(NullLocator())
+    tidy(ax)
+    legend(fig, looks)
+    FigureCanvasAgg(fig).print_png(path)
+
+
 def main() -> None:
     sizes = [(aspect * k, k) for aspect in (1, 4) for k in WIDTHS if aspect * k <= 8192]
     found = {f"{m}x{n}": step_times(m, n) for m, n in track(sizes)}
@@ -60,16 +77,7 @@ def main() -> None:
     about |= hardware(torch.device("cpu"))
     record = json.dumps({"about": about, "seconds": found}, indent=2)
     (OUT / "cpu.json").write_text(record + "\n")
-    fig, (ax,) = figure(3.4)
-    lines = {f"{label}, {a}:1": (label, a) for a in (1, 4) for label in OPTIMIZERS}
-    looks = styles(lines)
-    for name, (label, aspect) in lines.items():
-        points = [(n, found[f"{m}x{n}"][label] / flops(m, n)) for m, n in sizes if m == aspect * n]
-        ax.plot(*zip(*points, strict=True), color=looks[name].colour, ls=looks[name].dashes)
-    ax.set(xscale="log", yscale="log", xlabel="width", ylabel="seconds per useful flop")
-    tidy(ax)
-    legend(fig, looks)
-    FigureCanvasAgg(fig).print_png(OUT / "cpu.png")
+    draw(sizes, found, OUT / "cpu.png")
 
 
 if __name__ == "__main__":
