@@ -68,7 +68,7 @@ class SpectralOptimizer(Optimizer):
     parameters), all present from the first step, `state_dict` or load on; DTensors beside DTensors.
     A parameter without a gradient is left untouched, its state too, and by default one whose
     gradient is not finite as well; `skipped()` tells which ones these were. Momenta and directions
-    are made for at most 256 MiB of parameters at a time (32 on a CPU), unless work is shared.
+    are made for at most 256 MiB of parameters at a time (8 on a CPU), unless work is shared.
 
     Raises:
         ValueError: If a number is out of range or a parameter does not fit its rule; the message
