@@ -101,8 +101,9 @@ def _together(jobs: Sequence[Job]) -> list[Tensor]:
     }
     directions = _kept(rule.direction(stacked, buffers), first).split(counts)
     for name, stack in buffers.items():
-        for job, part in zip(jobs, stack.split(counts), strict=True):
-            job.buffers[name].copy_(part.view(job.buffers[name].shape))
+        kept = [job.buffers[name] for job in jobs]
+        parts = zip(kept, stack.split(counts), strict=True)
+        torch._foreach_copy_(kept, [part.view(buffer.shape) for buffer, part in parts])
     return [part.reshape(job.matrix.shape) for job, part in zip(jobs, directions, strict=True)]
 
 
