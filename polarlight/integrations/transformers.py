@@ -29,8 +29,10 @@ _COUNTS = ("layer", "layers", "labels", "experts", "blocks", "stages", "heads")
 _LARGEST_COUNT, _LARGEST, _MOST_TENSORS = 100_000, 2**40, 300_000
 """What a config may ask for at most. The largest models of today have some 100,000 tensors."""
 
-_MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError)
-_MISFITS += (RuntimeError, TypeError, ValueError)
+_MISFITS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
+    *(RuntimeError, TypeError, ValueError),
+)
 """What transformers raises where the values of a config do not fit each other or the model."""
 
 
@@ -133,10 +135,14 @@ def _few_tensors() -> Iterator[None]:
         handle.remove()
 
 
+def _is_model(transformers: Any, named: Any) -> bool:
+    return isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+
+
 def _build(transformers: Any, config: Any) -> Any:
     for name in config.architectures or ():
-        named = getattr(transformers, name, None)
-        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+        named: Any = getattr(transformers, name, None)
+        if _is_model(transformers, named):
             return named._from_config(config)
     for name in _AUTO_CLASSES:
         auto = getattr(transformers, name)
