@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TITAN := build/titan
+PINNED := build/pinned
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: bench demo test test-slow test-gpu test-titan test-torch fuzz mutants check docs site clean
+.PHONY: audit lock pinned sbom
 
 demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
 	$(BIN)/polarlight compare
@@ -57,6 +59,30 @@ bench: $(VENV)/.dev  ## an optimizer step, ours and others', in one run; leave t
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[train,bench]"
 	$(BIN)/python -m benchmarks.optimizer_step
 
+pinned: $(PINNED)/.pinned  ## what CI runs in, every file by its hash: make VENV=$(PINNED) check test
+
+lock: build/lock/.installed  ## requirements-ci.txt anew from constraints.txt, minutes
+	CUSTOM_COMPILE_COMMAND="make lock" build/lock/bin/pip-compile --quiet \
+		--generate-hashes --allow-unsafe --strip-extras --annotation-style line \
+		--no-emit-index-url --no-emit-options --no-emit-find-links \
+		--extra train --extra dev --extra docs --build-deps-for editable \
+		-c constraints.txt -o requirements-ci.txt pyproject.toml
+
+audit: build/audit/.installed  ## known faults of what CI installs; fails if any package was not looked up
+	build/audit/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off \
+		-r requirements-ci.txt
+
+sbom: build/sbom/.installed $(VENV)/.dev  ## build/sbom/polarlight.cdx.json: the wheel and all it brings
+	rm -rf build/sbom/dist build/sbom/site
+	$(BIN)/python -m hatchling build -t wheel -d build/sbom/dist
+	$(PYTHON) -m venv --without-pip build/sbom/site
+	build/sbom/bin/pip --python build/sbom/site install --disable-pip-version-check --quiet \
+		-c constraints.txt $(TORCH)
+	build/sbom/bin/pip --python build/sbom/site install --disable-pip-version-check --quiet \
+		-c constraints.txt build/sbom/dist/*.whl
+	build/sbom/bin/cyclonedx-py environment --mc-type library --pyproject pyproject.toml \
+		--output-reproducible --of JSON -o build/sbom/polarlight.cdx.json build/sbom/site
+
 clean:
 	rm -rf $(VENV) build
 
@@ -82,4 +108,23 @@ $(TITAN)/.installed: constraints.txt constraints-titan.txt pyproject.toml
 	$(TITAN)/bin/pip install --disable-pip-version-check --quiet $(TORCH)
 	$(TITAN)/bin/pip install --disable-pip-version-check --quiet -c constraints-titan.txt \
 		-e ".[torchtitan]" pytest
+	touch $@
+
+# A hash is compared only for what is installed anew: from an empty folder, each time.
+$(PINNED)/.pinned: requirements-ci.txt constraints.txt pyproject.toml
+	rm -rf $(PINNED)
+	$(PYTHON) -m venv $(PINNED)
+	$(PINNED)/bin/pip install --disable-pip-version-check --quiet \
+		--require-hashes -r requirements-ci.txt
+	$(PINNED)/bin/pip install --disable-pip-version-check --quiet \
+		--no-deps --no-build-isolation -e .
+	$(PINNED)/bin/pip check
+	cd $(PINNED) && touch .torch .train .dev .docs .pinned
+
+build/lock/.installed: TOOL := pip-tools==7.6.2
+build/audit/.installed: TOOL := pip-audit==2.10.1
+build/sbom/.installed: TOOL := cyclonedx-bom==7.5.0
+build/lock/.installed build/audit/.installed build/sbom/.installed: Makefile
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --disable-pip-version-check --quiet $(TOOL)
 	touch $@

@@ -81,12 +81,9 @@ def _why_not(folder: Path, found: list[Path]) -> str:
 
 def _sharded(index: Path) -> dict[str, Entry]:
     """The tensors that an index maps to its shards."""
-    try:
-        shard_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnreadableError(f"{index} is no index of shards: it has no weight_map") from error
+    shard_of = _weight_map(index)
     files = [index.parent / name for name in dict.fromkeys(shard_of.values())]
-    missing = [file.name for file in files if not file.exists()]
+    missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise UnreadableError(
             f"{index.parent} lacks {len(missing)} of {len(files)} shards: "
@@ -97,6 +94,21 @@ def _sharded(index: Path) -> dict[str, Entry]:
     if lost:
         raise UnreadableError(f"{index} names {lost[0]}, which is in none of its shards")
     return entries
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """From tensor to file, each in the folder of the index itself."""
+    try:
+        shard_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UnreadableError(f"{index} is no index of shards: it has no weight_map") from error
+    for tensor, file in shard_of.items():
+        if not isinstance(file, str) or Path(file).name != file or "\0" in file:
+            raise UnreadableError(
+                f"{index}: {tensor} is said to be in {file!r}; expected the name of a file in "
+                f"{index.parent}"
+            )
+    return shard_of
 
 
 def _joined(files: list[Path]) -> dict[str, Entry]:

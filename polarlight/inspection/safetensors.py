@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
         )
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnreadableError(f"{path} is not a safetensors file: {_first_bytes(path)}") from error
     if not isinstance(header, dict):
         raise UnreadableError(f"{path} is not a safetensors file: its header is no JSON object")
@@ -95,14 +96,14 @@ def _first_bytes(path: Path) -> str:
 
 def _entry(path: Path, name: str, about: Any, start: int) -> Entry:
     try:
-        kind, shape = about["dtype"], Size(about["shape"])
-        begin, end = about["data_offsets"]
-    except (KeyError, TypeError, ValueError) as error:
+        kind, shape = str(about["dtype"]), Size(about["shape"])
+        begin, end = map(index, about["data_offsets"])
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise UnreadableError(f"{path}: the entry of {name} is damaged: {about}") from error
     if kind not in DTYPES:
         raise UnreadableError(f"{path}: {name} has dtype {kind}; known are {', '.join(DTYPES)}")
     dtype = DTYPES[kind]
-    if end - begin != math.prod(shape) * dtype.itemsize:
+    if begin < 0 or min(shape, default=0) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
         raise UnreadableError(
             f"{path}: {name} has shape {tuple(shape)} and dtype {kind}, but {end - begin} bytes"
         )

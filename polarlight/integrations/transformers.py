@@ -1,7 +1,8 @@
 """Hugging Face transformers: what an optimizer would do to a model, from its config alone."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim import Optimizer
 
 from polarlight.explanation import Explanation, explain
@@ -22,6 +24,16 @@ _AUTO_CLASSES = (
     "AutoModel",
 )
 """Tried in this order where the config does not name a class."""
+
+_COUNTS = ("layer", "layers", "labels", "experts", "blocks", "stages", "heads")
+_LARGEST_COUNT, _LARGEST, _MOST_TENSORS = 100_000, 2**40, 300_000
+"""What a config may ask for at most. The largest models of today have some 100,000 tensors."""
+
+_MISFITS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
+    *(RuntimeError, TypeError, ValueError),
+)
+"""What transformers raises where the values of a config do not fit each other or the model."""
 
 
 def explain_hf(config_json: Path, make_optimizer: Callable[[nn.Module], Optimizer]) -> Explanation:
@@ -51,9 +63,18 @@ def meta_model(config_json: Path) -> nn.Module:
         ImportError: If transformers is not installed.
     """
     transformers = _transformers()
-    config = _config(transformers, config_json)
-    with torch.device("meta"):
-        model: nn.Module = _build(transformers, config, config_json)
+    kind, data = _read(transformers, config_json)
+    strict = import_module("huggingface_hub.errors").StrictDataclassError
+    try:
+        _refuse_endless(data)
+        config = kind.from_dict(data)
+        with torch.device("meta"), _few_tensors():
+            model: nn.Module = _build(transformers, config)
+    except (*_MISFITS, strict) as error:
+        said = f"{type(error).__name__}: {error}".strip()
+        raise ValueError(
+            f"{config_json}: transformers {transformers.__version__} makes no model of it: {said}"
+        ) from error
     return model
 
 
@@ -64,32 +85,67 @@ def _transformers() -> Any:
         raise ImportError("this needs transformers: pip install transformers") from error
 
 
-def _config(transformers: Any, path: Path) -> Any:
+def _read(transformers: Any, path: Path) -> tuple[Any, dict[str, Any]]:
+    """The class of the config, and what the file says."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     kind = data.get("model_type") if isinstance(data, dict) else None
     known = transformers.CONFIG_MAPPING
-    if kind not in known:
-        near = get_close_matches(str(kind), known.keys(), n=3)
+    if not isinstance(kind, str) or kind not in known:
+        near = get_close_matches(str(kind)[:80], known.keys(), n=3)
         hint = f"; near: {', '.join(near)}" if near else ""
         raise ValueError(
             f"{path}: model_type must be one that transformers {transformers.__version__} knows, "
             f"got {kind!r}{hint}"
         )
-    return known[kind].from_dict(data)
+    return known[kind], data
 
 
-def _build(transformers: Any, config: Any, path: Path) -> Any:
+def _refuse_endless(value: Any, name: str = "") -> None:
+    """Numbers that transformers would count up to for hours."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_endless(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_endless(inner, name)
+    elif isinstance(value, int):
+        most = _LARGEST_COUNT if name.endswith(_COUNTS) else _LARGEST
+        if abs(value) > most:
+            raise ValueError(f"{name} is {str(value)[:40]}; at most {most:,} is possible")
+
+
+@contextmanager
+def _few_tensors() -> Iterator[None]:
+    """Stops a model that would be built for hours."""
+    made = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal made
+        made += 1
+        if made > _MOST_TENSORS:
+            raise ValueError(f"the model has more than {_MOST_TENSORS:,} tensors")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _is_model(transformers: Any, named: Any) -> bool:
+    return isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+
+
+def _build(transformers: Any, config: Any) -> Any:
     for name in config.architectures or ():
-        if (named := getattr(transformers, name, None)) is not None:
+        named: Any = getattr(transformers, name, None)
+        if _is_model(transformers, named):
             return named._from_config(config)
     for name in _AUTO_CLASSES:
         auto = getattr(transformers, name)
         if type(config) in auto._model_mapping:
             return auto.from_config(config)
-    raise ValueError(
-        f"{path}: transformers {transformers.__version__} has no model for {config.model_type!r}; "
-        "name its class in architectures"
-    )
+    raise ValueError(f"no model for {config.model_type!r}; name its class in architectures")
