@@ -109,4 +109,6 @@ def test_some_rules_on_four_processes():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("part", range(6))
 def test_every_rule_and_layout(world, dtype, part):
-    run(world, compare, list(RULES)[part::6], world, dtype)
+    # A chaotic map multiplies a rounding by its slope, about a thousand: 1.3e-5 in float32.
+    sharp = [name for name in RULES if dtype == torch.float64 or "maximal-slope" not in name]
+    run(world, compare, sharp[part::6], world, dtype)
