@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeGuard, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from polarlight.linalg.matrices import at_least_float32
 from polarlight.linalg.row_sums import HERE, NeedsAllRowsError, Rows, on_rows
 
 MatrixMap = Callable[[Tensor], Tensor]
@@ -207,8 +208,12 @@ class UpdateRule:
         return shapes
 
     def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-        """The dtype in which `direction` may be handed its matrix; the result then has it too."""
-        return reads(self._slots[0], dtype, device)
+        """The dtype in which `direction` may be handed its matrix, without a change in values.
+
+        Its own where other slots follow the first: they would compute in the narrower one.
+        """
+        first, *others = self._slots
+        return dtype if others else reads(first, dtype, device)
 
     def engine(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
         """What computes the map of an m x n matrix, in words."""
@@ -230,7 +235,7 @@ class UpdateRule:
         for slot in self._slots:
             M = apply(slot, M, buffers)
         factor = self.scale(*M.shape[-2:])
-        return M if factor == 1 else M * factor
+        return M if factor == 1 else at_least_float32(M) * factor
 
 
 @runtime_checkable

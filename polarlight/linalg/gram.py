@@ -1,7 +1,9 @@
 """Newton-Schulz on the Gram matrix: long matrices are touched a few times, not twice per step.
 
 With R = X'X and P = aI + bR + cR^2, a step is X <- X P and R <- P R P. Steps are gathered in the
-small factor Q <- Q P, and X <- X Q is formed once per segment, from which R is taken anew.
+small factor Q <- Q P, and X <- X Q is formed once per segment, from which R is taken anew:
+
+    Z = bR + cR^2,   Q <- Q Z + a Q,   R <- Z (RZ + aR) + a (RZ + aR)
 
 Rounding gives R eigenvalues slightly below zero, which a step of slope a multiplies by a^2 instead
 of bounding; and Q, rounded relative to its largest eigenvalue, drowns what it shrinks. A segment
@@ -13,7 +15,9 @@ restart Polar Express is lost there.
 
 Source: Zhang, Amsel, Chen, Dao, "Gram Newton-Schulz" (2026),
 dao-lab.ai/blog/2026/gram-newton-schulz.
-Deviations: restarts are derived, not tuned by hand.
+Deviations: restarts are derived, not tuned by hand. P is never formed, and neither is Q in a
+segment of one step; the identity enters only the first Q of a longer segment. (Keeping it apart as
+a number looks better and measures worse: Q ends near 1, a difference of two large numbers then.)
 """
 
 import math
@@ -30,7 +34,7 @@ from polarlight.linalg.newton_schulz import iterate, iteration_flops
 from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, started
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import gram_dtype
-from polarlight.linalg.products import gram, gram_polynomial, symmetric_product, times_short
+from polarlight.linalg.products import gram, gram_polynomial, symmetric_multiply_add, times_short
 from polarlight.linalg.remembered import constant, remembered
 from polarlight.linalg.row_sums import HERE, Rows, check_tall
 
@@ -151,16 +155,21 @@ class GramNewtonSchulz:
 
 def _segment(start: Start, steps: Sequence[Quintic], rows: Rows) -> Tensor:
     """X times the polynomials of one segment, gathered on the short side."""
-    first, *rest = steps
+    (a, b, c), *rest = steps
     X = start.X
     R = gram(X, rows) if start.gram is None else start.gram
-    P = gram_polynomial(R, *first, start.square)
-    Q = P
+    Z = gram_polynomial(R, b, c, start.square)
+    if not rest:
+        return times_short(X, Z, a, rows)
+    Q = Z.clone()
+    Q.diagonal(dim1=-2, dim2=-1).add_(a)
     for following in rest:
-        R = symmetric_product(symmetric_product(R, P), P)
-        P = gram_polynomial(R, *following)
-        Q = symmetric_product(Q, P)
-    return times_short(X, Q, rows)
+        RZ = symmetric_multiply_add(R, R, Z, a)
+        R = symmetric_multiply_add(RZ, Z, RZ, a)
+        a, b, c = following
+        Z = gram_polynomial(R, b, c)
+        Q = symmetric_multiply_add(Q, Q, Z, a)
+    return times_short(X, Q, rows=rows)
 
 
 @constant

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from polarlight.linalg.coefficients import Quintic, Schedule
 from polarlight.linalg.matrices import check_matrix
-from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, started
+from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Schatten8, Start, started
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.products import gram, gram_polynomial, times_short
@@ -67,7 +67,9 @@ class NewtonSchulz:
         return iterate(start, self.schedule.steps, rows).to(M.dtype)
 
     def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-        """Bfloat16 where it iterates in that."""
+        """Bfloat16 where it iterates in that and scales in it: other norms divide in float32."""
+        if not isinstance(self.normalisation, Schatten8):
+            return dtype
         return read_as(dtype, self.dtype or iteration_dtype(dtype, device))
 
     def flops(self, m: int, n: int) -> float:
@@ -82,9 +84,9 @@ class NewtonSchulz:
 def iterate(start: Start, steps: Sequence[Quintic], rows: Rows = HERE) -> Tensor:
     """`a X + b (X X') X + c (X X')^2 X` for each step, with the Gram matrix on the short side."""
     X, R, square = start
-    for step in steps:
+    for a, b, c in steps:
         R = gram(X, rows) if R is None else R
-        X = times_short(X, gram_polynomial(R, *step, square), rows)
+        X = times_short(X, gram_polynomial(R, b, c, square), a, rows)
         R = square = None
     return X
 

@@ -102,8 +102,8 @@ def test_after_translation_we_move_as_far_as_torch(shape, target, option):
     jordan = polarlight.NewtonSchulz(polarlight.JORDAN)
     muon = polarlight.Muon([ours], lr=lr, polar=jordan, scale=convention_of(target).scale)
     expected = moved(torch_muon, theirs, gradient.clone())
-    # The same iteration in bfloat16, with 8 bits of mantissa, rounded in another order.
-    assert moved(muon, ours, gradient.clone()) == pytest.approx(expected, rel=0.05)
+    # The same iteration; torch's is in bfloat16, with 8 bits of mantissa.
+    assert moved(muon, ours, gradient.clone()) == pytest.approx(expected, rel=0.02)
 
 
 def test_the_call_that_is_recommended_means_the_same_learning_rate():
