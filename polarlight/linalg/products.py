@@ -81,7 +81,7 @@ def times_short(X: Tensor, A: Tensor, beta: float = 0.0, rows: Rows = HERE) -> T
     """`beta X + X A` for a tall X and `beta X + A X` for any other, A on the short side.
 
     Where X has some of the `rows` of a matrix, that one is tall. The addend stays out of A: on its
-    diagonal, bfloat16 would round it (errors a third to twice as large, `docs/log.md`).
+    diagonal, bfloat16 would round it (`docs/log.md`).
     """
     tall = rows is not HERE or is_tall(X)
     if beta == 0:
