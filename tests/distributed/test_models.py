@@ -62,13 +62,18 @@ def summed(gradient, mesh):
     return gradient
 
 
+# Polar factors are exact: in bfloat16 the last bit of a gradient may round an entry up.
+EXACT = polarlight.ExactPolar()
+WARM = polarlight.WarmPolar(EXACT)
+
+
 def aurora(model):
-    return polarlight.Aurora(model, lr=0.02, weight_decay=0.1, aux_lr=1e-2)
+    return polarlight.Aurora(model, lr=0.02, weight_decay=0.1, aux_lr=1e-2, solver=WARM)
 
 
 def warm(model):
     """Aurora with a row scale per expert and part."""
-    warm = polarlight.aurora(polarlight.WarmPolar())
+    warm = polarlight.aurora(WARM)
     return polarlight.SpectralOptimizer(polarlight.with_adamw(model, lr=1e-2), lr=0.02, rule=warm)
 
 
@@ -77,11 +82,8 @@ def symmetric(model):
 
 
 def by_heads(model):
-    """NorMuon with a matrix per head, so that buffers are batches of heads.
-
-    Its polar factors are exact: in bfloat16 the last bit of a gradient may round an entry up.
-    """
-    rule = polarlight.normuon(polar=polarlight.ExactPolar())
+    """NorMuon with a matrix per head, so that buffers are batches of heads."""
+    rule = polarlight.normuon(polar=EXACT)
     vector = Route(rule=polarlight.AdamWRule(), lr=1e-3)
     table = dict.fromkeys(polarlight.Role, Route(rule=rule))
     table[polarlight.Role.ATTENTION] = Route(rule=rule, view=per_head)
