@@ -4,8 +4,8 @@ python examples/muloco.py                               # two simulated workers 
 torchrun --nproc-per-node 2 examples/muloco.py          # the same, each in a process of its own
 """
 
-import copy
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -30,8 +30,7 @@ def build():
 
 def main(workers=range(WORKERS), group=None):
     """Trains those of the workers that live in this process; returns the model and its losses."""
-    model = build()
-    models = [copy.deepcopy(model) for _ in workers]
+    models = [build() for _ in workers]
     inner = [polarlight.Muon(m, lr=0.02, aux_lr=3e-3) for m in models]
     nesterov = polarlight.OuterNesterov(lr=0.7, momentum=0.5)
     outer = polarlight.Outer(*models, every=EVERY, optimizer=nesterov, group=group)
@@ -50,9 +49,11 @@ def main(workers=range(WORKERS), group=None):
 
 
 if __name__ == "__main__":
-    if "RANK" in os.environ:
+    if "RANK" not in os.environ:
+        main()
+    else:
         dist.init_process_group("gloo")
         main([dist.get_rank()], dist.group.WORLD)
         dist.destroy_process_group()
-    else:
-        main()
+        sys.stdout.flush()
+        os._exit(0)  # gloo's threads abort an ordinary exit now and then
