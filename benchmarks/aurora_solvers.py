@@ -37,11 +37,10 @@ from torch import Tensor
 
 import polarlight as pl
 from benchmarks.recorded import momentum_sequences
+from polarlight.claims.solvers import PolarFirst
 from polarlight.linalg.balance import TangentSpace
-from polarlight.linalg.rows import inverse_row_norms
 from polarlight.report.style import COLOURS, FAINT, tidy
 from polarlight.rules.aurora_exact import upper_bound
-from polarlight.stages.equilibrate import RELATIVE_FLOOR
 from polarlight.train.environment import hardware, versions
 
 EXACT, AUTO = "exact", "auto"
@@ -51,20 +50,6 @@ ORACLE = pl.ExactBalanced(steps=14)
 OPTIMIZERS = ("muon", "aurora")
 STEPS, LAST, MEASURED = 200, 20, 2
 """Of the run, of its end that solvers with memory see, and of those that are measured."""
-
-
-@dataclass(frozen=True)
-class PolarFirst:
-    """Polar factor, rows made equal, polar factor again, and so on: alternating projections."""
-
-    polar: Callable[[Tensor], Tensor]
-    rounds: int
-
-    def __call__(self, M: Tensor) -> Tensor:
-        U = self.polar(M)
-        for _ in range(self.rounds - 1):
-            U = self.polar(inverse_row_norms(U, RELATIVE_FLOOR) * U)
-        return U
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 import polarlight as pl
+from polarlight.claims.solvers import PolarFirst
 from polarlight.train import recipes
 from polarlight.train.compare import Comparison, first_interrupt, specs
 from polarlight.train.corpus import load_corpus
@@ -30,6 +31,8 @@ SOLVERS = {
     "quick-2": pl.BalancedPolar(AUTO, 2, 0.5),
     "paper-2": pl.FeedbackPolar(SIX, 2),
     "paper-3": pl.FeedbackPolar(SIX, 3),
+    "polar-first-2": PolarFirst(SIX, 2),
+    "polar-first-3": PolarFirst(SIX, 3),
     "warm": pl.WarmPolar(),
     "warm-six": pl.WarmPolar(SIX),
     "warm-still": pl.WarmPolar(follow=0.0),

@@ -44,8 +44,8 @@ class Arm:
 
     Attributes:
         recipe: How its optimizer is built.
-        lrs: Learning rates to choose from, on a seed that is used for nothing else; a single one is
-            taken as it is.
+        lrs: Learning rates to choose from, on a seed that is used for nothing else, and from those
+            beyond if the best is at an edge; a single one is taken as it is.
         changes: Entries of the plan that are different here.
         prepare: Called with a run before it trains, to add probes.
         finish: Called with a finished run; its numbers are measures by their names.
@@ -98,7 +98,7 @@ class Claim:
         return list(dict.fromkeys([*asked, "loss", "update rms"]))
 
     def runs(self) -> int:
-        """How many runs it takes, sweeps included."""
+        """How many runs it takes, sweeps included that do not go beyond their edges."""
         swept = [arm.lrs for label, arm in self.arms.items() if label not in self.lr_of]
         sweeps = sum(len(lrs) for lrs in swept if len(lrs) > 1)
         return sweeps + self.seeds * len(self.arms)

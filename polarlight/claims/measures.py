@@ -71,6 +71,18 @@ def _stayed(reading: str, threshold: str) -> Callable[[Path], float]:
     return found
 
 
+def _in_the_end(reading: str, threshold: str) -> Callable[[Path], float]:
+    """Of the rows that ever starved, those that do at the last look; 0 if none did."""
+
+    def found(folder: Path) -> float:
+        layers = _last_neurons(history.load(folder))
+        ever = fmean(layer[reading]["ever"][threshold] for layer in layers)
+        starved = fmean(layer[reading]["starved"][threshold] for layer in layers)
+        return starved / ever if ever else 0.0
+
+    return found
+
+
 def _silent(threshold: str) -> Callable[[Path], float]:
     """Share of neurons that are silent before the down projection, mean over layers."""
 
@@ -112,9 +124,12 @@ MEASURES: Mapping[str, Callable[[Path], float]] = {
     "starved neurons": _pairs("0.1"),
     "never recovered": _stayed("update", "0.1"),
     "never recovered by the momentum": _stayed("momentum", "0.1"),
+    "starved in the end": _in_the_end("update", "0.1"),
+    "starved in the end by the momentum": _in_the_end("momentum", "0.1"),
     "silent neurons": _silent("0.1"),
     "spread of down columns": _down("weight"),
     "spread of down updates": _down("update"),
     "update rms": _mean("rms"),
     "alignment": _mean("alignment"),
+    "row norm spread": _mean("row_norm_spread"),
 }

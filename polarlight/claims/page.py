@@ -21,7 +21,8 @@ NAME`. Verdicts hold at the reduced size and nowhere else: a part counts as repr
 estimate lies two errors on the claimed side, as not reproduced if it lies two errors on the other,
 and is undecided in between; a claim is reproduced if all of its parts are. Errors come from the
 spread between seeds, pooled over the arms compared. Learning rates were swept per arm on a seed of
-their own; where the best is at the edge of those that were tried, a better one may lie beyond it.
+their own, beyond an edge by a factor of two at a time, twice at most; where the best is at the
+edge even so, a better one may lie beyond it.
 """
 
 
@@ -42,9 +43,16 @@ def _lines(claims: Sequence[Claim], found: Mapping[str, Result | None]) -> Itera
         result = found[claim.name]
         seeds = result["seeds"] if result else claim.seeds
         word = verdict(claim, result)
-        yield f"| [{claim.name}](#{claim.name}) | {word} | {seeds} | {claim.runs()} |"
+        runs = _runs(result) if result else claim.runs()
+        yield f"| [{claim.name}](#{claim.name}) | {word} | {seeds} | {runs} |"
     for claim in claims:
         yield from _section(claim, found[claim.name])
+
+
+def _runs(result: Result) -> int:
+    """How many a result rests on, sweeps included."""
+    arms = result["arms"].values()
+    return sum(len(arm["sweep"]) + len(arm["samples"]["loss"]) for arm in arms)
 
 
 def _section(claim: Claim, result: Result | None) -> Iterator[str]:

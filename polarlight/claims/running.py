@@ -26,6 +26,8 @@ from polarlight.train.environment import hardware, versions
 from polarlight.train.loop import Run, device_of
 
 CPU = "cpu.json"
+FURTHER = 2
+"""How often a sweep goes on beyond its edge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +102,41 @@ def _about(claim: Claim, setting: Setting) -> dict[str, Any]:
 def _rates(
     claim: Claim, setting: Setting, tell: Callable[[str], None]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """The best learning rate of every arm, and the losses of the sweeps."""
+    """The best learning rate of every arm, and the losses of the sweeps.
+
+    A sweep whose best is at its edge goes on beyond it, by a factor of two at a time.
+    """
     own = {label: arm for label, arm in claim.arms.items() if label not in claim.lr_of}
-    swept = {label: arm.lrs for label, arm in own.items() if len(arm.lrs) > 1}
-    tasks = [Task(claim.name, a, lr, SWEEP_SEED) for a, lrs in swept.items() for lr in lrs]
-    losses: dict[str, dict[float, float]] = {label: {} for label in swept}
-    for task, folder in _trained(claim, tasks, setting, tell):
-        found = history.load(folder).final_loss
-        losses[task.arm][task.lr] = math.inf if found is None or math.isnan(found) else found
+    losses: dict[str, dict[float, float]] = {
+        label: {} for label, arm in own.items() if len(arm.lrs) > 1
+    }
+    asked = [(label, lr) for label in losses for lr in own[label].lrs]
+    for further in range(FURTHER + 1):
+        tasks = [Task(claim.name, label, lr, SWEEP_SEED) for label, lr in asked]
+        for task, folder in _trained(claim, tasks, setting, tell):
+            found = history.load(folder).final_loss
+            losses[task.arm][task.lr] = math.inf if found is None or math.isnan(found) else found
+        asked = [(label, lr) for label in losses for lr in beyond(losses[label])]
+        if not asked or further == FURTHER:
+            break
     chosen = {
-        label: min(losses[label], key=losses[label].__getitem__) if label in swept else arm.lrs[0]
-        for label, arm in own.items()
+        label: _best(losses[label]) if label in losses else arm.lrs[0] for label, arm in own.items()
     }
     chosen |= {label: chosen[other] for label, other in claim.lr_of.items()}
     told = {a: {f"{lr:g}": x for lr, x in sorted(found.items())} for a, found in losses.items()}
     return chosen, told
+
+
+def _best(losses: Mapping[float, float]) -> float:
+    return min(losses, key=losses.__getitem__)
+
+
+def beyond(losses: Mapping[float, float]) -> tuple[float, ...]:
+    """The next learning rate of a sweep whose best is at its edge; else none."""
+    best = _best(losses)
+    if best == min(losses):
+        return (best / 2,)
+    return (best * 2,) if best == max(losses) else ()
 
 
 def _trained(

@@ -1,6 +1,7 @@
 """`polarlight reproduce`: the claims of this literature, run."""
 
 import os
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -94,10 +95,14 @@ def _run(claim: Claim, setting: Setting) -> None:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(claim.name, total=setting.of(claim).runs())
+        least = setting.of(claim).runs()
+        task = progress.add_task(claim.name, total=least)
+        done = count(1)
 
         def tell(words: str) -> None:
-            progress.update(task, advance=1, description=words)
+            finished = next(done)  # sweeps may go on beyond their edges
+            total = max(least, finished)
+            progress.update(task, completed=finished, total=total, description=words)
 
         result = run_claim(claim, setting, tell)
     say(f"{claim.name}: {verdict(claim, result)}")

@@ -88,9 +88,11 @@ def test_runs_are_resumed_and_shared_and_learning_rates_swept(tmp_path, setting,
     told = []
     result = run_claim(find("down-columns"), own, told.append)
     claim = own.of(find("down-columns"))
-    assert len(trained) == len(told) == claim.runs() == 2 * (3 + 2)
+    swept = sum(len(arm["sweep"]) for arm in result["arms"].values())
+    assert len(trained) == len(told) == swept + 2 * 2
+    assert claim.runs() == 2 * (3 + 2)
     assert json.loads((own.out / "down-columns.json").read_text())["cpu_seconds"] > 0
-    assert set(result["arms"]["muon"]["sweep"]) == {"0.01", "0.02", "0.04"}
+    assert set(result["arms"]["muon"]["sweep"]) >= {"0.01", "0.02", "0.04"}
     sweep = result["arms"]["muon"]["sweep"]
     assert f"{result['arms']['muon']['lr']:g}" == min(sweep, key=sweep.get)
     trained.clear()
@@ -99,6 +101,25 @@ def test_runs_are_resumed_and_shared_and_learning_rates_swept(tmp_path, setting,
     assert again["arms"] == result["arms"]
     run_claim(find("normuon-rows"), own)
     assert not any(r.spec.label == "Muon" for r in trained)
+
+
+def test_a_sweep_goes_on_beyond_its_edge_and_ends():
+    assert running.beyond({0.01: 1.0, 0.02: 2.0}) == (0.005,)
+    assert running.beyond({0.01: 2.0, 0.02: 1.0}) == (0.04,)
+    assert running.beyond({0.01: 2.0, 0.02: 1.0, 0.04: math.inf}) == ()
+
+
+def test_a_sweep_that_never_leaves_its_edge_is_given_up(tmp_path, setting, monkeypatch):
+    own = Setting(tmp_path, setting.data, 1, (*TINY, ("steps", 2), ("warmup", 1)), seeds=1)
+    monkeypatch.setattr(running, "_trained", lambda claim, tasks, *_: ((t, t) for t in tasks))
+    monkeypatch.setattr(
+        running.history,
+        "load",
+        lambda t: History("", 0, validations=[{"loss": t.lr}], finished=True),
+    )
+    chosen, told = running._rates(own.of(find("down-columns")), own, print)
+    assert chosen == {"muon": 0.0025, "unormuon": 0.0025}
+    assert set(told["muon"]) == {"0.0025", "0.005", "0.01", "0.02", "0.04"}
 
 
 def test_an_interrupted_run_goes_on(tmp_path, setting):
@@ -170,7 +191,7 @@ def test_what_is_reported_is_measured_of_its_arms_alone():
 
 def test_a_rate_whose_loss_is_not_finite_is_never_chosen(tmp_path, setting, monkeypatch):
     claim = find("persistence")
-    losses = iter([math.nan, 2.0, 1.9])
+    losses = iter([math.nan, 2.0, 1.9, 2.1])
     monkeypatch.setattr(running, "_worked", lambda claim, tasks, _: ((t, tmp_path) for t in tasks))
     run = lambda folder: History("muon", 0, validations=[{"loss": next(losses)}], finished=True)  # noqa: E731
     monkeypatch.setattr(running.history, "load", run)

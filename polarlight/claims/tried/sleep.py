@@ -8,12 +8,12 @@ from polarlight import Observation, aurora
 from polarlight.claims.arms import BALANCED, FINE_MUON
 from polarlight.claims.claim import Claim
 from polarlight.claims.verdict import least, lower, most
-from polarlight.diagnostics.spectra import row_shares
+from polarlight.diagnostics.spectra import gram_leverages, precise_gram
 from polarlight.train.loop import Run
 from polarlight.train.model import SwiGLU
 
 STARVED = 0.1
-"""Of an equal share of a momentum's squared norm."""
+"""Of an equal share of the momentum's leverage."""
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ def _switch(run: Run) -> None:
 
 @torch.no_grad()
 def _pruned(run: Run) -> dict[str, float]:
-    """What the loss gains when neurons are cut whose gate and up momenta are both starved.
+    """What the loss gains when neurons are cut whose gate and up rows are both starved.
 
     And what it gains when as many others are cut, drawn at random.
     """
@@ -63,7 +63,13 @@ def _pruned(run: Run) -> dict[str, float]:
 def _starved(run: Run, mlp: SwiGLU) -> torch.Tensor:
     """Neurons whose gate and up rows both are."""
     buffers = (run.optimizer.state[m.weight] for m in (mlp.gate_proj, mlp.up_proj))
-    return torch.stack([row_shares(s["momentum_buffer"]) < STARVED for s in buffers]).all(dim=0)
+    return torch.stack([_shares(s["momentum_buffer"]) < STARVED for s in buffers]).all(dim=0)
+
+
+def _shares(M: torch.Tensor) -> torch.Tensor:
+    """Row shares that the exact polar factor of tall M [m, n] has, [m]."""
+    m, n = M.shape
+    return gram_leverages(M, precise_gram(M)) * (m / n)
 
 
 def _cost(run: Run, mlps: list[SwiGLU], masks: list[torch.Tensor]) -> float:
@@ -99,7 +105,7 @@ CLAIM = Claim(
         "muon": ("cost of pruning others", "never recovered by the momentum"),
         "muon, then aurora": ("never recovered by the momentum",),
     },
-    notes="Pruned are neurons whose gate and up momenta both have less than .1 of an equal share. "
-    "That is the size of the momentum's rows, not their leverage, which counts as starved in the "
-    "first check. A run of the switching arm that is interrupted starts again.",
+    notes="Pruned are neurons whose gate and up rows both have less than .1 of an equal share of "
+    "the momentum's leverage, which is what counts as starved in the first check. A run of the "
+    "switching arm that is interrupted starts again.",
 )

@@ -2,9 +2,12 @@
 
 from polarlight.claims.arms import AURORA, FINE_MUON, FINE_UNORMUON, at
 from polarlight.claims.claim import Claim
-from polarlight.claims.verdict import least, lower, most
+from polarlight.claims.verdict import least, most
 
 _STEPS = {"steps": 500, "validate_every": 500}
+
+_DEFINITIONS = ("starved neurons", "silent neurons")
+"""By leverage, and by activation."""
 
 CLAIM = Claim(
     name="starvation",
@@ -18,15 +21,15 @@ CLAIM = Claim(
         "unormuon": at(FINE_UNORMUON, **_STEPS),
     },
     checks=(
-        least("muon", "starved", 0.25),
-        most("aurora", "starved", 0.01),
-        most("unormuon", "starved", 0.01),
-        lower("aurora", "muon", "Muon has more silent neurons than Aurora", "silent neurons"),
+        *(least("muon", measure, 0.25) for measure in _DEFINITIONS),
+        *(most(arm, measure, 0.01) for arm in ("aurora", "unormuon") for measure in _DEFINITIONS),
     ),
     reported=dict.fromkeys(
         ("muon", "aurora", "unormuon"),
-        ("starved neurons", "starved rows below .25", "starved by the momentum", "silent neurons"),
+        ("starved", "starved rows below .25", "starved by the momentum"),
     ),
-    notes="`starved` counts rows; a neuron of a gated MLP is among the `starved neurons` if both "
-    "of its rows are. Published at 340 million parameters; starvation is said to grow with size.",
+    notes="By leverage a neuron is starved if both of its rows, gate's and up's, have less than .1 "
+    "of an equal share of the update; `starved` counts rows. By activation it is silent if its "
+    "mean magnitude before the down projection is less than .1 of the layer's. Published at 340 "
+    "million parameters; starvation is said to grow with size.",
 )
