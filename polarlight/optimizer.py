@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from polarlight import movement, nonfinite
 from polarlight.execution.batched import Batched, stacks
+from polarlight.execution.heap import keep_freed_memory
 from polarlight.execution.job import Executor
 from polarlight.execution.sharded import around_shards
 from polarlight.execution.work import (
@@ -206,6 +207,7 @@ class SpectralOptimizer(Optimizer):
     @_disable_dynamo  # as torch.compiler.disable, without importing the compiler
     def _complete_state(self) -> None:
         """Gives every trainable parameter its state, where it is missing; not part of a graph."""
+        keep_freed_memory()
         self._watch.prepare(self.param_groups)
         for index, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):

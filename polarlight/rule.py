@@ -10,6 +10,7 @@ and does not depend on the scale of the gradient.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import frexp
 from typing import Any, ClassVar, Protocol, TypeGuard, cast, runtime_checkable
 
 import torch
@@ -235,7 +236,10 @@ class UpdateRule:
         for slot in self._slots:
             M = apply(slot, M, buffers)
         factor = self.scale(*M.shape[-2:])
-        return M if factor == 1 else at_least_float32(M) * factor
+        if factor == 1:
+            return M
+        exact = frexp(factor)[0] == 0.5  # a power of two rounds nothing
+        return (M if exact else at_least_float32(M)) * factor
 
 
 @runtime_checkable

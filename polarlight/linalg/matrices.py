@@ -21,9 +21,14 @@ def check_matrix(M: Tensor) -> None:
         )
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Float32 or float64: the dtype itself, or float32 for anything narrower."""
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
 def at_least_float32(M: Tensor) -> Tensor:
     """M itself in float32 or float64, a float32 copy of anything narrower."""
-    return M if M.dtype in (torch.float32, torch.float64) else M.float()
+    return M.to(wide(M.dtype))
 
 
 def unit_scale(M: Tensor, rows: Rows = HERE) -> Tensor:
@@ -59,6 +64,9 @@ def _largest(M: Tensor) -> Tensor:
     if M.ndim == 2:  # one pass over the memory
         least, most = torch.aminmax(M)
         return torch.maximum(most, -least)[None, None]
+    if M.dtype == torch.bfloat16:  # magnitudes are ordered as their bits are, NaN last
+        bits = M.view(torch.int16).bitwise_and(0x7FFF)
+        return bits.amax(dim=(-2, -1), keepdim=True).view(M.dtype)
     return M.abs().amax(dim=(-2, -1), keepdim=True)
 
 
@@ -69,8 +77,8 @@ def _power_of_two_over(x: Tensor) -> Tensor:
 
 
 def frobenius_norm(M: Tensor, rows: Rows = HERE) -> Tensor:
-    """Frobenius norm of each matrix, [..., m, n] -> [..., 1, 1]."""
-    norm: Tensor = torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True)
+    """Frobenius norm of each matrix, [..., m, n] -> [..., 1, 1], in float32 or float64."""
+    norm: Tensor = torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True, dtype=wide(M.dtype))
     return norm if rows is HERE else rows.sum(norm.square()).sqrt()
 
 

@@ -86,7 +86,7 @@ class Schatten4:
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
         """[..., m, n] -> [..., 1, 1], in float32 or float64."""
-        return frobenius_norm(at_least_float32(_gram(X, dtype, rows))).sqrt()
+        return frobenius_norm(_gram(X, dtype, rows)).sqrt()
 
     def flops(self, m: int, n: int) -> float:
         """2 m n k + 2 k^2, k the short side."""
@@ -178,7 +178,7 @@ def started(
 
 def schatten8(square: Tensor) -> Tensor:
     """The norm of X from (X'X)^2, [..., k, k] -> [..., 1, 1], in float32 or float64."""
-    return frobenius_norm(at_least_float32(square)).sqrt().sqrt()
+    return frobenius_norm(square).sqrt().sqrt()
 
 
 def normalised(

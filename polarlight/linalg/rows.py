@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from polarlight.linalg.matrices import at_least_float32, nonzero
+from polarlight.linalg.matrices import nonzero, wide
 from polarlight.linalg.row_sums import HERE, Rows, over_rows
 
 
 def row_norms(M: Tensor) -> Tensor:
     """Euclidean norm of each row, [..., m, n] -> [..., m, 1], in float32 or float64."""
-    norms: Tensor = torch.linalg.vector_norm(at_least_float32(M), dim=-1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(M, dim=-1, keepdim=True, dtype=wide(M.dtype))
     return norms
 
 

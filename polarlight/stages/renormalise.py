@@ -6,7 +6,7 @@ from math import inf, sqrt
 import torch
 from torch import Tensor
 
-from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero
+from polarlight.linalg.matrices import frobenius_norm, nonzero
 from polarlight.linalg.row_sums import HERE, Rows
 from polarlight.rule import Buffers, Slot, apply_on_rows, buffer_shapes
 
@@ -28,8 +28,8 @@ class KeepNorm:
     def on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """The same for a part of the rows."""
         Y = apply_on_rows(self.inner, X, rows, buffers)
-        norm = frobenius_norm(at_least_float32(X), rows)
-        return (Y * (norm / nonzero(frobenius_norm(at_least_float32(Y), rows)))).to(X.dtype)
+        norm = frobenius_norm(X, rows)
+        return (Y * (norm / nonzero(frobenius_norm(Y, rows)))).to(X.dtype)
 
     def __str__(self) -> str:
         return f"{self.inner}, norm kept"
@@ -52,7 +52,7 @@ class MatchRms:
     def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """The same for a part of the rows."""
         m, n = rows.count(X), X.shape[-1]
-        norm = nonzero(frobenius_norm(at_least_float32(X), rows))
+        norm = nonzero(frobenius_norm(X, rows))
         return (X * (self.rms * sqrt(m * n) / norm)).to(X.dtype)
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class PolarNorm:
 
     def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """The same for a part of the rows."""
-        norm = nonzero(frobenius_norm(at_least_float32(X), rows))
+        norm = nonzero(frobenius_norm(X, rows))
         rank = min(rows.count(X), X.shape[-1])
         return (X * (sqrt(rank) / norm).clamp_max(self.most)).to(X.dtype)
 
