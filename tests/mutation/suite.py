@@ -16,8 +16,15 @@ from tests.mutation.changes import PACKAGE, ROOT
 
 FOLDERS = [
     *("tests/linalg", "tests/rules", "tests/contracts", "tests/torch_contract"),
-    *("tests/test_optimizer.py", "tests/reliability", "tests/fuzz"),
+    *("tests/test_optimizer.py", "tests/test_stepping.py", "tests/test_state.py"),
+    *("tests/test_routing.py", "tests/test_recipes.py", "tests/test_outer.py"),
+    *("tests/test_view.py", "tests/test_compile.py", "tests/reliability", "tests/fuzz"),
+    *("tests/execution", "tests/hooks", "tests/migration", "tests/symmetry"),
+    *("tests/diagnostics", "tests/benchmarks", "tests/integrations/test_lora.py"),
+    *("tests/explore", "tests/routing"),
 ]
+"""Every fast test that enters what is changed and runs in one process."""
+
 OPTIONS = ["-q", "-x", "-m", "not slow and not gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
 OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # what was imported before a fork
 TERMINAL = os.dup(2)  # pytest captures what goes to 2
