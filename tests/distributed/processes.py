@@ -11,9 +11,14 @@ import torch.multiprocessing as mp
 TIMEOUT = timedelta(seconds=30)
 
 
+def start(process, arguments, nprocs):
+    """New processes, each with an interpreter of its own; `tests/mutation` forks instead."""
+    mp.spawn(process, arguments, nprocs=nprocs)
+
+
 def run(world, function, *arguments):
     """Calls `function(rank, *arguments)` on `world` processes; what one raises, this raises."""
-    mp.spawn(_process, (world, _free_port(), function, arguments), nprocs=world)
+    start(_process, (world, _free_port(), function, arguments), nprocs=world)
 
 
 def _process(rank, world, port, function, arguments):

@@ -2,22 +2,35 @@
 
 import functools
 import gc
+import json
 import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 import types
+from pathlib import Path
 
 import pytest
+import torch.multiprocessing as mp
 from _pytest.runner import runtestprotocol
 
+from tests.distributed import processes
 from tests.mutation.changes import PACKAGE, ROOT
 
 FOLDERS = [
     *("tests/linalg", "tests/rules", "tests/contracts", "tests/torch_contract"),
-    *("tests/test_optimizer.py", "tests/reliability", "tests/fuzz"),
+    *("tests/test_optimizer.py", "tests/test_stepping.py", "tests/test_state.py"),
+    *("tests/test_routing.py", "tests/test_recipes.py", "tests/test_outer.py"),
+    *("tests/test_view.py", "tests/test_compile.py", "tests/reliability", "tests/fuzz"),
+    *("tests/execution", "tests/hooks", "tests/migration", "tests/symmetry"),
+    *("tests/diagnostics", "tests/benchmarks", "tests/integrations/test_lora.py"),
+    *("tests/explore", "tests/routing", "tests/distributed/test_faults.py"),
+    *("tests/distributed/test_models.py", "tests/distributed/test_checkpoints.py"),
 ]
+"""Every fast test that enters what is changed, but for those of whole trainings."""
+
 OPTIONS = ["-q", "-x", "-m", "not slow and not gpu", "-p", "no:cacheprovider", "-p", "no:xdist"]
 OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # what was imported before a fork
 TERMINAL = os.dup(2)  # pytest captures what goes to 2
@@ -52,7 +65,39 @@ def with_tests(work, files=FOLDERS, order=None):
         pytest's exit code: 0 unless the collection failed.
     """
     there = [name for name in files if (ROOT / name.split("::")[0]).exists()]
-    return pytest.main([*OPTIONS, *there], plugins=[Loop(work, order)])
+    return pytest.main([*OPTIONS, *there], plugins=[Loop(work, order), Forking()])
+
+
+class Forking:
+    """A pytest plugin: tests of many processes fork them, so that the change is in each.
+
+    What these call is noted too: a process of a test leaves it in `calls`, a folder.
+    """
+
+    calls = None
+
+    def pytest_collection_modifyitems(self):
+        processes.start = self.start
+
+    @classmethod
+    def start(cls, process, arguments, nprocs):
+        mp.start_processes(cls._noted, (process, arguments), nprocs=nprocs, start_method="fork")
+
+    @classmethod
+    def _noted(cls, rank, process, arguments):
+        if cls.calls is None:
+            process(rank, *arguments)
+            return
+        seen, leave = set(), os._exit
+
+        def write():
+            sys.setprofile(None)
+            file = Path(cls.calls) / f"{os.getpid()}.json"
+            file.write_text(json.dumps(sorted(names_of(seen))))
+
+        os._exit = lambda code: (write(), leave(code))  # a test ends processes by it
+        noting(lambda: process(rank, *arguments), seen)
+        write()
 
 
 def first_failure(tests, seconds):
@@ -69,11 +114,16 @@ def first_failure(tests, seconds):
 
 def functions_called(work):
     """The package's functions that Python enters during `work`: {(file, name)}."""
-    files = {str(f): str(f.relative_to(PACKAGE)) for f in PACKAGE.rglob("*.py")}
     seen = set()
+    noting(work, seen)
+    return names_of(seen)
+
+
+def noting(work, seen):
+    """Does `work`; adds to `seen` the code of every function that Python enters meanwhile."""
 
     def note(frame, event, _):
-        if event == "call" and frame.f_code.co_filename in files:
+        if event == "call":
             seen.add(frame.f_code)
 
     sys.setprofile(note)
@@ -81,7 +131,12 @@ def functions_called(work):
         work()
     finally:
         sys.setprofile(None)
-    return {(files[c.co_filename], c.co_name) for c in seen}
+
+
+def names_of(seen):
+    """File and name of the code that is the package's."""
+    files = {str(f): str(f.relative_to(PACKAGE)) for f in PACKAGE.rglob("*.py")}
+    return {(files[c.co_filename], c.co_name) for c in seen if c.co_filename in files}
 
 
 def measured(tests):
@@ -90,11 +145,15 @@ def measured(tests):
     for test, following in zip(tests, [*tests[1:], None], strict=True):
         reports = []
         start = time.process_time()
-        called = functions_called(
-            lambda t=test, f=following, r=reports: r.extend(
-                runtestprotocol(t, log=False, nextitem=f)
+        with tempfile.TemporaryDirectory() as Forking.calls:
+            called = functions_called(
+                lambda t=test, f=following, r=reports: r.extend(
+                    runtestprotocol(t, log=False, nextitem=f)
+                )
             )
-        )
+            for file in Path(Forking.calls).glob("*.json"):
+                called |= {tuple(pair) for pair in json.loads(file.read_text())}
+        Forking.calls = None
         if not any(report.failed for report in reports):
             found[test.nodeid] = [time.process_time() - start, sorted(called)]
     return found
