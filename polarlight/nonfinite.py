@@ -77,7 +77,7 @@ class Watch:
         groups: Sequence[Group],
         members: Mapping[int, list[int]],
         states: Mapping[Tensor, State],
-        ask: bool = False,
+        ask: bool,
     ) -> dict[int, Verdict]:
         """One verdict per group; takes out of `members` what the host knows to be left out.
 

@@ -6,7 +6,7 @@ import torch
 from polarlight.linalg import auto
 from polarlight.linalg.auto import QUICK, AutoPolar
 from polarlight.linalg.coefficients import JORDAN
-from polarlight.linalg.gram import GramNewtonSchulz
+from polarlight.linalg.gram import GramNewtonSchulz, restart_positions
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import Schatten8
 from polarlight.linalg.polar_express import polar_express
@@ -123,3 +123,10 @@ def test_the_schatten_8_norm_bounds_the_largest_singular_value_tightly():
         largest = torch.linalg.matrix_norm(M, 2)
         norm = Schatten8()(M, torch.float64).squeeze()
         assert largest * (1 - 1e-12) <= norm <= largest * min(M.shape) ** (1 / 8)
+
+
+def test_segments_are_short_in_a_coarse_dtype_and_derived_in_others():
+    six = polar_express(6)
+    assert list(auto._restarts(six, torch.bfloat16)) == [(2, 4)]
+    assert list(auto._restarts(six, torch.float32)) == [restart_positions(six, torch.float32)]
+    assert restart_positions(six, torch.float32) != (2, 4)

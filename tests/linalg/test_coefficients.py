@@ -209,3 +209,16 @@ def test_a_schedule_needs_steps_and_a_safety_of_at_least_one():
         Schedule(name="none", steps=(), source="here")
     with pytest.raises(ValueError, match=r"safety must be >= 1, got 0\.5"):
         Schedule(name="unsafe", steps=((1, 0, 0),), safety=0.5, source="here")
+
+
+@pytest.mark.parametrize("high", [0.5, 1.0, 1.7])
+def test_a_quintic_of_one_point_is_one_there_and_flat(high):
+    a, b, c = best_quintic(high, high)
+    assert a * high + b * high**3 + c * high**5 == pytest.approx(1)
+    assert a + 3 * b * high**2 + 5 * c * high**4 == pytest.approx(0, abs=1e-12)
+    assert 6 * b * high + 20 * c * high**3 == pytest.approx(0, abs=1e-12)
+
+
+def test_a_schedule_is_named_for_its_bound_unless_that_is_the_usual_one():
+    assert " from " not in polar_express(5).name
+    assert polar_express(5, lower=0.1).name.endswith(" from 0.1")

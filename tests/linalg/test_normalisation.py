@@ -127,3 +127,9 @@ def test_schedules_for_the_frobenius_norm_take_any(normalisation):
 
 def test_costs_are_those_of_the_documentation():
     assert [n.flops(7, 5) for n in NORMALISATIONS] == [70, 2 * 7 * 25 + 50, 2 * 7 * 25 + 25]
+
+
+def test_many_entries_overflow_no_half_precision_norm():
+    row = torch.ones(1, 70_000)  # the sum of its squares is beyond float16's largest number
+    norm = Schatten4()(row, torch.float16)
+    torch.testing.assert_close(norm, torch.full((1, 1), 70_000.0**0.5), rtol=1e-2, atol=0)

@@ -92,3 +92,8 @@ def test_delta_out_of_range_is_named(delta):
 def test_the_cost_is_counted_by_the_shorter_side():
     for shape in ((12, 5), (5, 12)):
         assert RegularisedPolar().flops(*shape) == 4 * 12 * 5 * 5 + 11 * 5**3
+
+
+def test_the_default_damping_is_a_thousandth_of_the_largest_singular_value():
+    M = gaussian(6, 4).double()
+    assert torch.equal(RegularisedPolar()(M), RegularisedPolar(delta=1e-3)(M))

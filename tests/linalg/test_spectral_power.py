@@ -281,3 +281,14 @@ def test_bad_arguments_are_named(make, said):
 def test_products_are_those_of_squaring():
     """x^1 none, x^2 one, x^3 two, x^4 two, x^7 four."""
     assert [_products(power) for power in (0, 1, 2, 3, 4, 7, 8)] == [0, 0, 1, 2, 2, 4, 3]
+
+
+@pytest.mark.parametrize("b", [3, 5])
+def test_the_last_step_of_a_root_is_one_at_one_and_flat(b):
+    alpha, beta, gamma = best_step(b, 1.0)
+
+    def g(x):
+        return x * ((alpha + beta * x) / (1 + gamma * x)) ** b
+
+    assert g(1.0) == pytest.approx(g(1.0 + 1e-4), rel=1e-9)
+    assert g(1.0) == pytest.approx(g(1.0 - 1e-4), rel=1e-9)

@@ -146,3 +146,8 @@ def test_fitting_draws_no_random_numbers():
 def test_terms_out_of_range_are_named(terms):
     with pytest.raises(ValueError, match=rf"terms must lie in 1 \.\. 8, got {terms}"):
         ZoloPD(terms=terms)
+
+
+def test_a_narrow_dtype_is_refused():
+    with pytest.raises(ValueError, match="bfloat16"):
+        ZoloPD(dtype=torch.bfloat16)

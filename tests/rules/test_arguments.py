@@ -1,5 +1,6 @@
 """Arguments: the classes hand theirs to their rules, and bad ones are refused with their value."""
 
+import inspect
 import re
 
 import pytest
@@ -13,8 +14,15 @@ from tests.rules.trajectory import EXACT
 
 NAN = float("nan")
 
+
+def is_optimizer(cls):
+    """One of the public classes that step parameters, the general one aside."""
+    return issubclass(cls, polarlight.SpectralOptimizer) and cls is not polarlight.SpectralOptimizer
+
+
 BAD = [
     (BalancedPolar, {"rounds": 0}),
+    (BalancedPolar, {"floor": 1.0}),
     (BalancedPolar, {"exponent": 0.0}),
     (BalancedPolar, {"exponent": 1.5}),
     (BalancedPolar, {"exponent": NAN}),
@@ -107,3 +115,20 @@ def test_a_class_refuses_bad_numbers_with_their_value(cls, bad):
     (value,) = bad.values()
     with pytest.raises(ValueError, match=re.escape(f"got {value}")):
         cls([gaussian(*TALL).requires_grad_()], **bad)
+
+
+CLASSES = sorted(
+    (x for x in vars(polarlight).values() if isinstance(x, type) and is_optimizer(x)),
+    key=lambda x: x.__name__,
+)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda x: x.__name__)
+def test_nothing_decays_unless_it_is_asked_to_and_rates_are_small(cls):
+    arguments = inspect.signature(cls).parameters
+    for name in ("weight_decay", "aux_weight_decay"):
+        if name in arguments:
+            assert arguments[name].default == 0.0
+    for name in ("lr", "aux_lr"):
+        if name in arguments and arguments[name].default is not inspect.Parameter.empty:
+            assert 0 < arguments[name].default <= 0.02

@@ -202,3 +202,9 @@ def test_a_bad_start_is_not_taken_and_a_foreign_one_refused():
         torch.testing.assert_close(SOLVER.continued(M, poor), SOLVER(M), rtol=0, atol=1e-9)
     with pytest.raises(ValueError, match="no start for"):
         SOLVER.continued(M, M[1:])
+
+
+def test_a_narrow_dtype_is_refused_and_one_step_taken():
+    with pytest.raises(ValueError, match="bfloat16"):
+        ExactBalanced(dtype=torch.bfloat16)
+    assert ExactBalanced(steps=1, cg_steps=1).steps == 1

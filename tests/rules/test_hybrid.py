@@ -115,3 +115,7 @@ def test_the_default_polar_method_is_nearly_exact():
     M = gaussian(64, 16, dtype=torch.float32)
     exact = rules.row_then_polar(polarlight.ExactPolar()).direction(M, {})
     assert (rules.row_then_polar().direction(M, {}) - exact).norm() < 0.02 * exact.norm()
+
+
+def test_polar_then_row_maps_the_mean_and_looks_no_step_ahead():
+    assert rules.polar_then_row().momentum == polarlight.EMA(nesterov=False)
