@@ -10,6 +10,7 @@ from torch import Tensor
 from polarlight.diagnostics.pairs import block_and_half
 from polarlight.diagnostics.spectra import gram_leverages, precise_gram, spectrum, spread
 from polarlight.diagnostics.starvation import THRESHOLDS, starved_rows
+from polarlight.inspection.returned import return_freed_memory
 from polarlight.inspection.source import Entry, Source
 from polarlight.linalg.matrices import nonzero, unit_scale
 from polarlight.linalg.rows import row_norms
@@ -99,6 +100,7 @@ def inspect(source: Source) -> Iterator[tuple[str, Inspection]]:
         found.bytes += entry.bytes
         if assignment.role in MATRIX_ROLES and min(entry.shape[-2:]) > 1:
             _matrix(assignment, entry, source, found, halves)
+            return_freed_memory()
         yield assignment.name, found
     found.mlps = [_mlp(block, parts) for block, parts in halves.blocks.items()]
 
