@@ -59,26 +59,16 @@ def _pairs(threshold: str) -> Callable[[Path], float]:
     return found
 
 
-def _stayed(reading: str, threshold: str) -> Callable[[Path], float]:
-    """Of the rows that ever starved, those that did at every look since; 0 if none did."""
+def _of_those_ever_starved(part: str, reading: str, threshold: str) -> Callable[[Path], float]:
+    """Of the rows that ever starved, a part at the last look; 0 if none did.
+
+    `stayed`: those that starved at every look since. `starved`: those that do then.
+    """
 
     def found(folder: Path) -> float:
         layers = _last_neurons(history.load(folder))
-        ever = fmean(layer[reading]["ever"][threshold] for layer in layers)
-        stayed = fmean(layer[reading]["stayed"][threshold] for layer in layers)
-        return stayed / ever if ever else 0.0
-
-    return found
-
-
-def _in_the_end(reading: str, threshold: str) -> Callable[[Path], float]:
-    """Of the rows that ever starved, those that do at the last look; 0 if none did."""
-
-    def found(folder: Path) -> float:
-        layers = _last_neurons(history.load(folder))
-        ever = fmean(layer[reading]["ever"][threshold] for layer in layers)
-        starved = fmean(layer[reading]["starved"][threshold] for layer in layers)
-        return starved / ever if ever else 0.0
+        ever, some = (fmean(x[reading][key][threshold] for x in layers) for key in ("ever", part))
+        return some / ever if ever else 0.0
 
     return found
 
@@ -122,10 +112,10 @@ MEASURES: Mapping[str, Callable[[Path], float]] = {
     "starved rows below .25": _starved("update", "0.25"),
     "starved by the momentum": _starved("momentum", "0.1"),
     "starved neurons": _pairs("0.1"),
-    "never recovered": _stayed("update", "0.1"),
-    "never recovered by the momentum": _stayed("momentum", "0.1"),
-    "starved in the end": _in_the_end("update", "0.1"),
-    "starved in the end by the momentum": _in_the_end("momentum", "0.1"),
+    "never recovered": _of_those_ever_starved("stayed", "update", "0.1"),
+    "never recovered by the momentum": _of_those_ever_starved("stayed", "momentum", "0.1"),
+    "starved in the end": _of_those_ever_starved("starved", "update", "0.1"),
+    "starved in the end by the momentum": _of_those_ever_starved("starved", "momentum", "0.1"),
     "silent neurons": _silent("0.1"),
     "spread of down columns": _down("weight"),
     "spread of down updates": _down("update"),

@@ -111,14 +111,12 @@ def _rates(
         label: {} for label, arm in own.items() if len(arm.lrs) > 1
     }
     asked = [(label, lr) for label in losses for lr in own[label].lrs]
-    for further in range(FURTHER + 1):
+    for _ in range(1 + FURTHER):
         tasks = [Task(claim.name, label, lr, SWEEP_SEED) for label, lr in asked]
         for task, folder in _trained(claim, tasks, setting, tell):
             found = history.load(folder).final_loss
             losses[task.arm][task.lr] = math.inf if found is None or math.isnan(found) else found
         asked = [(label, lr) for label in losses for lr in beyond(losses[label])]
-        if not asked or further == FURTHER:
-            break
     chosen = {
         label: _best(losses[label]) if label in losses else arm.lrs[0] for label, arm in own.items()
     }
