@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from datetime import timedelta
 
 import torch
@@ -13,7 +14,19 @@ TIMEOUT = timedelta(seconds=30)
 
 def start(process, arguments, nprocs):
     """New processes, each with an interpreter of its own; `tests/mutation` forks instead."""
-    mp.spawn(process, arguments, nprocs=nprocs)
+    mp.spawn(_to_its_end, (process, arguments), nprocs=nprocs)
+
+
+def _to_its_end(rank, process, arguments):
+    """Calls `process(rank, *arguments)`; what it raises reaches the test that started it.
+
+    A process that came through ends here, not by the interpreter's own ending: that ends any
+    thread of gloo's which wants the interpreter's lock meanwhile, and aborts the process with it.
+    """
+    process(rank, *arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def run(world, function, *arguments):
@@ -41,7 +54,9 @@ def endings(world, function, *arguments):
     """
     context, port = mp.get_context("spawn"), _free_port()
     started = [
-        context.Process(target=_process, args=(rank, world, port, function, arguments))
+        context.Process(
+            target=_to_its_end, args=(rank, _process, (world, port, function, arguments))
+        )
         for rank in range(world)
     ]
     for process in started:
