@@ -73,13 +73,14 @@ class Batched:
             groups.setdefault(kind, []).append(index)
         for group in groups.values():
             stack: list[int] = []
-            size = 0
+            size, cap = 0, self._cap(jobs[group[0]].matrix)
             for index in group:
-                if stack and size + jobs[index].matrix.nbytes > self._cap(jobs[index].matrix):
+                nbytes = jobs[index].matrix.nbytes
+                if stack and size + nbytes > cap:
                     yield stack
                     stack, size = [], 0
                 stack.append(index)
-                size += jobs[index].matrix.nbytes
+                size += nbytes
             yield stack
 
     def _cap(self, M: Tensor) -> int:
@@ -94,35 +95,32 @@ def _together(jobs: Sequence[Job]) -> list[Tensor]:
     dtype = rule.reads(first.dtype, first.device)
     if len(jobs) == 1:
         return [_kept(rule.direction(first.to(dtype), jobs[0].buffers), first)]
-    counts = [job.matrix.shape[:-2].numel() for job in jobs]
-    stacked = _stacked([job.matrix for job in jobs], counts, dtype)
-    buffers = {
-        name: torch.cat([_flat(job.buffers[name]) for job in jobs]) for name in jobs[0].buffers
-    }
-    directions = _kept(rule.direction(stacked, buffers), first).split(counts)
+    matrices = [job.matrix for job in jobs]
+    kept = {name: [job.buffers[name] for job in jobs] for name in jobs[0].buffers}
+    buffers = {name: _stacked(some, some[0].dtype) for name, some in kept.items()}
+    directions = _kept(rule.direction(_stacked(matrices, dtype), buffers), first)
     for name, stack in buffers.items():
-        kept = [job.buffers[name] for job in jobs]
-        parts = zip(kept, stack.split(counts), strict=True)
-        torch._foreach_copy_(kept, [part.view(buffer.shape) for buffer, part in parts])
-    return [part.reshape(job.matrix.shape) for job, part in zip(jobs, directions, strict=True)]
+        torch._foreach_copy_(kept[name], _parts(stack, kept[name]))
+    return _parts(directions, matrices)
 
 
-def _stacked(matrices: Sequence[Tensor], counts: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Matrices [..., m, n] as one batch [b, m, n] in a dtype, each read once."""
     first = matrices[0]
-    batch = first.new_empty(sum(counts), *first.shape[-2:], dtype=dtype)
-    parts = [
-        part.view(M.shape) for part, M in zip(batch.split(list(counts)), matrices, strict=True)
-    ]
-    torch._foreach_copy_(parts, list(matrices))
+    count = sum(M.shape[:-2].numel() for M in matrices)
+    batch = first.new_empty(count, *first.shape[-2:], dtype=dtype)
+    torch._foreach_copy_(_parts(batch, matrices), list(matrices))
     return batch
+
+
+def _parts(batch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """A batch [b, m, n] cut into matrices [..., m, n] of the shapes of others."""
+    if all(M.ndim == 2 for M in like):
+        return list(batch.unbind())
+    counts = [M.shape[:-2].numel() for M in like]
+    return [part.view(M.shape) for part, M in zip(batch.split(counts), like, strict=True)]
 
 
 def _kept(direction: Tensor, M: Tensor) -> Tensor:
     """A direction in the dtype that it is used in: on a CPU as it comes, which is read once."""
     return direction if M.device.type == "cpu" else direction.to(M.dtype)
-
-
-def _flat(x: Tensor) -> Tensor:
-    """[..., m, n] as [b, m, n]."""
-    return x.reshape(x.shape[:-2].numel(), *x.shape[-2:])

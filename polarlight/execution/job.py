@@ -65,20 +65,35 @@ def stacked(view: MatrixView, shape: torch.Size) -> torch.Size:
     return leading if all(part[:-2] == leading for part in view.shapes(shape)) else torch.Size()
 
 
+Needs = dict[tuple[int, torch.Size], dict[str, torch.Size]]
+"""Buffers that a rule, by its id, needs for a shape: asked once for many parameters."""
+
+
 def jobs_of(
-    rule: UpdateRule, view: MatrixView, momentum: Tensor, state: dict[str, Tensor]
+    rule: UpdateRule, view: MatrixView, momentum: Tensor, state: dict[str, Tensor], known: Needs
 ) -> list[Job]:
-    """The jobs of one parameter: a matrix and views of its buffers for every part of the view."""
+    """The jobs of one parameter: a matrix and views of its buffers for every part of the view.
+
+    Args:
+        rule: What happens to the matrices.
+        view: Which these are.
+        momentum: What the rule maps.
+        state: The parameter's buffers by name.
+        known: What has been asked of rules before; added to.
+    """
     parts = view.split(momentum)
+    for part in parts:
+        if (id(rule), part.shape) not in known:
+            known[id(rule), part.shape] = rule.buffer_shapes(part.shape)
     if len(parts) == 1:
-        names = rule.buffer_shapes(parts[0].shape)
+        names = known[id(rule), parts[0].shape]
         return [Job(rule, parts[0], {name: state[name] for name in names})]
     taken: dict[str, int] = {}
     depth = len(stacked(view, momentum.shape))
     jobs = []
     for part in parts:
         buffers = {}
-        for name, shape in rule.buffer_shapes(part.shape).items():
+        for name, shape in known[id(rule), part.shape].items():
             start = taken.get(name, 0)
             taken[name] = start + shape[depth:].numel()
             buffers[name] = state[name][..., start : taken[name]].unflatten(-1, shape[depth:])

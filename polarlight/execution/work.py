@@ -11,9 +11,10 @@ from functools import partial
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from polarlight.execution import collectives
-from polarlight.execution.job import Executor, jobs_of, new_buffers
+from polarlight.execution.job import Executor, Needs, jobs_of, new_buffers
 from polarlight.rule import UpdateRule
 from polarlight.view import MatrixView
 
@@ -51,15 +52,22 @@ def directions_of(executor: Executor | WorkExecutor, works: Sequence[Work]) -> l
     """One direction per work, in the momentum's shape."""
     if isinstance(executor, WorkExecutor):
         return executor.directions_of(works)
-    jobs = [jobs_of(w.rule, w.view, w.momentum, w.state) for w in works]
+    known: Needs = {}
+    jobs = [jobs_of(w.rule, w.view, w.momentum, w.state, known) for w in works]
     results = iter(executor.directions([job for parts in jobs for job in parts]))
     return [
         w.view.join([next(results) for _ in parts]) for w, parts in zip(works, jobs, strict=True)
     ]
 
 
+_PLAIN = (Tensor, Parameter)
+"""What is asked about most, many times in a step."""
+
+
 def is_sharded(x: Tensor) -> bool:
     """Whether x is a DTensor; nothing is imported to find out."""
+    if type(x) in _PLAIN:
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
 

@@ -74,6 +74,10 @@ class AutoPolar:
         engine = self.engine(rows.count(X), X.shape[-1], X.dtype, X.device)
         return engine.on_rows(X, rows)
 
+    def of_scaled(self, X: Tensor, rows: Rows) -> Tensor:
+        """The same of an X of ordinary size that may be written to; see `row_sums.Scaled`."""
+        return self.engine(rows.count(X), X.shape[-1], X.dtype, X.device).of_scaled(X, rows)
+
     def engine(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Engine:
         """What an m x n matrix of this dtype gets on this device."""
         return self._choice(m, n, dtype, device)[0]

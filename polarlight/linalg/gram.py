@@ -104,9 +104,15 @@ class GramNewtonSchulz:
         check_tall(X, rows)
         return self._polar(X, rows)
 
-    def _polar(self, M: Tensor, rows: Rows) -> Tensor:
+    def of_scaled(self, X: Tensor, rows: Rows) -> Tensor:
+        """The same of an X of ordinary size that may be written to; see `row_sums.Scaled`."""
+        if rows is not HERE:
+            check_tall(X, rows)
+        return self._polar(X, rows, scaled=True)
+
+    def _polar(self, M: Tensor, rows: Rows, scaled: bool = False) -> Tensor:
         dtype = self.dtype or gram_dtype(M.dtype, M.device)
-        start = started(M, self.normalisation, self.schedule.safety, dtype, rows)
+        start = started(M, self.normalisation, self.schedule.safety, dtype, rows, scaled)
         if not self._pays(rows.count(M), M.shape[-1], dtype):
             return iterate(start, self.schedule.steps, rows).to(M.dtype)
         for steps in self.segments(dtype):
@@ -156,20 +162,21 @@ class GramNewtonSchulz:
 def _segment(start: Start, steps: Sequence[Quintic], rows: Rows) -> Tensor:
     """X times the polynomials of one segment, gathered on the short side."""
     (a, b, c), *rest = steps
-    X = start.X
-    R = gram(X, rows) if start.gram is None else start.gram
+    R = gram(start.X, rows) if start.gram is None else start.gram
     Z = gram_polynomial(R, b, c, start.square)
     if not rest:
-        return times_short(X, Z, a, rows)
+        return times_short(start.multiplied(), Z, a, rows)
     Q = Z.clone()
     Q.diagonal(dim1=-2, dim2=-1).add_(a)
+    if start.factor is not None:  # on the short side, which is the smaller one
+        Q.mul_(start.factor)
     for following in rest:
         RZ = symmetric_multiply_add(R, R, Z, a)
         R = symmetric_multiply_add(RZ, Z, RZ, a)
         a, b, c = following
         Z = gram_polynomial(R, b, c)
         Q = symmetric_multiply_add(Q, Q, Z, a)
-    return times_short(X, Q, rows=rows)
+    return times_short(start.X, Q, rows=rows)
 
 
 @constant

@@ -61,9 +61,15 @@ class NewtonSchulz:
         check_tall(X, rows)
         return self._polar(X, rows)
 
-    def _polar(self, M: Tensor, rows: Rows) -> Tensor:
+    def of_scaled(self, X: Tensor, rows: Rows) -> Tensor:
+        """The same of an X of ordinary size that may be written to; see `row_sums.Scaled`."""
+        if rows is not HERE:
+            check_tall(X, rows)
+        return self._polar(X, rows, scaled=True)
+
+    def _polar(self, M: Tensor, rows: Rows, scaled: bool = False) -> Tensor:
         dtype = self.dtype or iteration_dtype(M.dtype, M.device)
-        start = started(M, self.normalisation, self.schedule.safety, dtype, rows)
+        start = started(M, self.normalisation, self.schedule.safety, dtype, rows, scaled)
         return iterate(start, self.schedule.steps, rows).to(M.dtype)
 
     def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -83,7 +89,7 @@ class NewtonSchulz:
 
 def iterate(start: Start, steps: Sequence[Quintic], rows: Rows = HERE) -> Tensor:
     """`a X + b (X X') X + c (X X')^2 X` for each step, with the Gram matrix on the short side."""
-    X, R, square = start
+    X, R, square = start.multiplied(), start.gram, start.square
     for a, b, c in steps:
         R = gram(X, rows) if R is None else R
         X = times_short(X, gram_polynomial(R, b, c, square), a, rows)

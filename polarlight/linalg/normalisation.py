@@ -149,31 +149,45 @@ class Start(NamedTuple):
     """What an iteration starts from, X'X standing for XX' where the rows are the short side.
 
     Attributes:
-        X: The normalised matrix, in the iteration's dtype.
-        gram: X'X, where the normalisation has computed it.
+        X: The matrix, in the iteration's dtype.
+        gram: X'X of the normalised matrix, where the normalisation has computed it.
         square: (X'X)^2, likewise.
+        factor: What X is still to be multiplied by, [..., 1, 1]; it may be written to.
     """
 
     X: Tensor
     gram: Tensor | None = None
     square: Tensor | None = None
+    factor: Tensor | None = None
+
+    def multiplied(self) -> Tensor:
+        """X times the factor, written to X: to be asked for once."""
+        return self.X if self.factor is None else self.X.mul_(self.factor)
 
 
 def started(
-    M: Tensor, normalisation: Normalisation, safety: float, dtype: torch.dtype, rows: Rows = HERE
+    M: Tensor,
+    normalisation: Normalisation,
+    safety: float,
+    dtype: torch.dtype,
+    rows: Rows = HERE,
+    scaled: bool = False,
 ) -> Start:
     """M over `safety` times its norm, in `dtype`, and the products that the norm was taken from.
 
     What the products are divided by is exact in `dtype`, so that they stay each other's squares;
-    its root, by which M is divided, is rounded, which only moves all singular values alike.
+    its root, by which M is divided, is rounded, which only moves all singular values alike. An M
+    that is `scaled` may be written to, and is not brought to unit scale, unless float16 needs it.
     """
     if not isinstance(normalisation, Schatten8):
         return Start(normalised(M, normalisation, safety, dtype, rows))
-    X = unit_scale_in(M, dtype, rows)
+    ready = scaled and dtype != torch.float16
+    X = M.to(dtype) if ready else unit_scale_in(M, dtype, rows)
     R = gram(X, rows)
     square = gram(R)
     inverse = (1 / nonzero(safety * schatten8(square)).square()).to(dtype)
-    return Start(X.mul_(inverse.sqrt()), R.mul_(inverse), square.mul_(inverse).mul_(inverse))
+    square = square.mul_(inverse).mul_(inverse)
+    return Start(X, R.mul_(inverse), square, inverse.sqrt())
 
 
 def schatten8(square: Tensor) -> Tensor:

@@ -47,6 +47,13 @@ class ByRows(Protocol):
         """
 
 
+class Scaled(Protocol):
+    """A map that brings its matrix to an ordinary size first, and can be spared that."""
+
+    def of_scaled(self, X: Tensor, rows: Rows) -> Tensor:
+        """As `on_rows`, for an X that may be written to, largest row norm between .1 and 100."""
+
+
 def on_rows(function: Callable[[Tensor], Tensor], X: Tensor, rows: Rows) -> Tensor:
     """`function` of the matrix of which X [..., m, n] has some rows: the result's same rows.
 
@@ -58,6 +65,13 @@ def on_rows(function: Callable[[Tensor], Tensor], X: Tensor, rows: Rows) -> Tens
     if not hasattr(function, "on_rows"):
         raise NeedsAllRowsError(f"{function} cannot be computed on a part of the rows")
     return cast(ByRows, function).on_rows(X, rows)
+
+
+def of_scaled(function: Callable[[Tensor], Tensor], X: Tensor, rows: Rows = HERE) -> Tensor:
+    """`on_rows` for an X of ordinary size that the caller gives up: see `Scaled`."""
+    if not hasattr(function, "of_scaled"):
+        return on_rows(function, X, rows)
+    return cast(Scaled, function).of_scaled(X, rows)
 
 
 def check_tall(X: Tensor, rows: Rows) -> None:

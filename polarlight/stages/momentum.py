@@ -155,4 +155,5 @@ class InBfloat16:
 
 
 def _in_dtype_of(buffers: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-    return [g.to(b.dtype) for g, b in zip(gradients, buffers, strict=True)]
+    pairs = zip(gradients, buffers, strict=True)
+    return [g if g.dtype == b.dtype else g.to(b.dtype) for g, b in pairs]

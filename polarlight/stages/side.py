@@ -24,7 +24,9 @@ class Side(Enum):
 
     def touches(self, m: int, n: int) -> bool:
         """Whether a matrix of m rows and n columns is treated."""
-        return {Side.TALL: m > n, Side.WIDE: m < n, Side.LONG_AXIS: m != n}[self]
+        if self is Side.TALL:
+            return m > n
+        return m < n if self is Side.WIDE else m != n
 
     def __repr__(self) -> str:
         return f"Side.{self.name}"
