@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.decomposition import by_decomposition
+from polarlight.linalg.decomposition import by_decomposition, check_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class ExactPolar:
 
     Raises:
         TypeError: If M is not a real floating-point tensor.
-        ValueError: If M has fewer than two dimensions or cutoff lies outside [0, 1).
+        ValueError: If M has fewer than two dimensions, or an argument is outside its range.
     """
 
     cutoff: float | None = None
@@ -36,6 +36,7 @@ class ExactPolar:
     def __post_init__(self) -> None:
         if self.cutoff is not None and not 0 <= self.cutoff < 1:
             raise ValueError(f"cutoff must lie in [0, 1), got {self.cutoff}")
+        check_dtype(self.dtype)
 
     def __call__(self, M: Tensor) -> Tensor:
         """Returns the polar factor of M; see the class."""

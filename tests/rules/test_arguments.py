@@ -7,6 +7,9 @@ import pytest
 
 import polarlight
 from polarlight import BalancedPolar, ExactBalanced, FeedbackPolar, RiemannianPolar
+from polarlight.linalg.spectral_power import ExactPower
+from polarlight.rules import LoraProduct, RowRms, freon
+from polarlight.rules.polargrad import AveragedPolar, NuclearPolar
 from polarlight.stages.renormalise import MatchRms
 from polarlight.stages.second_moment import RowSecondMoment
 from tests.matrices import TALL, gaussian
@@ -49,6 +52,21 @@ BAD = [
     (polarlight.normuon_paper, {"beta2": 1.0}),
     (polarlight.unormuon, {"beta2": 1.5}),
     (polarlight.rows_after, {"phase": -1}),
+    (FeedbackPolar, {"rounds": 0}),
+    (FeedbackPolar, {"floor": 0.0}),
+    (ExactBalanced, {"cg_steps": 0}),
+    (RiemannianPolar, {"floor": 0.0}),
+    (RiemannianPolar, {"step_size": -0.1}),
+    (polarlight.WarmPolar, {"floor": 1.0}),
+    (polarlight.WarmPolar, {"follow": -0.1}),
+    (polarlight.WarmPolar, {"exponent": 0.0}),
+    (polarlight.AdamWRule, {"beta2": -0.1}),
+    (polarlight.AdamWRule, {"eps": NAN}),
+    (NuclearPolar, {"power": -0.1}),
+    (NuclearPolar, {"power": 1.1}),
+    (AveragedPolar, {"beta": 1.0}),
+    (LoraProduct, {"damping": 0.0}),
+    (RowRms, {"rms": 0.0}),
 ]
 
 
@@ -57,6 +75,50 @@ def test_a_bad_argument_is_refused_with_its_value(make, bad):
     (value,) = bad.values()
     with pytest.raises(ValueError, match=rf"got .*{re.escape(str(value))}"):
         make(**bad)
+
+
+ENDS = [
+    (BalancedPolar, {"rounds": 1}),
+    (BalancedPolar, {"exponent": 1.0}),
+    (BalancedPolar, {"exponent": None}),
+    (FeedbackPolar, {"rounds": 1}),
+    (FeedbackPolar, {"damping": 0.0}),
+    (ExactBalanced, {"steps": 1}),
+    (ExactBalanced, {"cg_steps": 1}),
+    (RiemannianPolar, {"steps": 1}),
+    (RiemannianPolar, {"cg_steps": 1}),
+    (RiemannianPolar, {"step_size": 1e-300}),
+    (polarlight.WarmPolar, {"follow": 0.0}),
+    (polarlight.WarmPolar, {"follow": 1.0}),
+    (polarlight.WarmPolar, {"reach": 1 + 2**-52}),
+    (RowSecondMoment, {"beta2": 0.0}),
+    (MatchRms, {"rms": 1e-300}),
+    (polarlight.AdamWRule, {"beta2": 0.0}),
+    (polarlight.AdamWRule, {"eps": 0.0}),
+    (polarlight.MatchRmsAdamW, {"rms": 1e-300}),
+    (NuclearPolar, {"power": 0.0}),
+    (NuclearPolar, {"power": 1.0}),
+    (AveragedPolar, {"beta": 0.0}),
+    (LoraProduct, {"damping": 1e-300}),
+    (RowRms, {"rms": 1e-300}),
+]
+
+
+@pytest.mark.parametrize(("make", "good"), ENDS)
+def test_the_end_of_a_range_is_taken(make, good):
+    ((name, value),) = good.items()
+    assert getattr(make(**good), name) == value
+
+
+SIZES = pytest.mark.parametrize("size", [polarlight.rules.SumNorm(), polarlight.rules.MeanNorm()])
+
+
+@SIZES
+def test_a_schatten_norm_needs_a_power_above_minus_one(size):
+    assert freon(ExactPower(-0.999), size=size).map.power.exponent == -0.999
+    with pytest.raises(ValueError, match=r"needs p > -1, got p = -1"):
+        freon(ExactPower(-1.0), size=size)
+    assert freon(ExactPower(-1.0), size=polarlight.rules.OwnSize()).name == "freon"
 
 
 SCALE, COLUMNS = polarlight.Unscaled(), polarlight.EquilibrateColumns()
