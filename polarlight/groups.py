@@ -43,7 +43,7 @@ def check_group(group: Group, index: int) -> None:
         )
     if not isinstance(group["rule"], UpdateRule | ElementwiseRule):
         raise ValueError(f"rule must be an UpdateRule or an ElementwiseRule, got {group['rule']!r}")
-    _check_parameters(group, [name_of(group, index, i) for i in range(len(group["params"]))])
+    _check_parameters(group, index)
 
 
 def check_disjoint(groups: Sequence[Group], params: Sequence[Any]) -> None:
@@ -71,19 +71,15 @@ def check_disjoint(groups: Sequence[Group], params: Sequence[Any]) -> None:
         )
 
 
-def _check_parameters(group: Group, names: Sequence[str]) -> None:
-    rule, view, params = group["rule"], group["view"], group["params"]
-    others = [
-        f"{name} is {p.dtype}"
-        for name, p in zip(names, params, strict=True)
-        if not p.is_floating_point()
-    ]
+def _check_parameters(group: Group, index: int) -> None:
+    rule, view = group["rule"], group["view"]
+    named = [(name_of(group, index, i), p) for i, p in enumerate(group["params"])]
+    others = [f"{name} is {p.dtype}" for name, p in named if not p.is_floating_point()]
     if others:
         raise ValueError(f"{', '.join(others)}; only real floating-point parameters are supported")
     if not isinstance(rule, UpdateRule):
         return
-    shapes = [(name, p.shape) for name, p in zip(names, params, strict=True)]
-    odd = [f"{name} has shape {tuple(shape)}" for name, shape in shapes if len(shape) != 2]
+    odd = [f"{name} has shape {tuple(p.shape)}" for name, p in named if p.ndim != 2]
     if view is None and odd:
         raise ValueError(
             f"{', '.join(odd)}; {rule.name} is for matrices. Pass the model or "
@@ -91,7 +87,7 @@ def _check_parameters(group: Group, names: Sequence[str]) -> None:
             "optimizer, or say which part of it is a matrix: "
             "{'params': [...], 'view': polarlight.Whole()} takes leading dimensions as a batch."
         )
-    misfits = [f"{n}: {said}" for n, shape in shapes if (said := _misfit(view or Whole(), shape))]
+    misfits = [f"{n}: {said}" for n, p in named if (said := _misfit(view or Whole(), p.shape))]
     if misfits:
         raise ValueError("\n".join(misfits))
 

@@ -1,6 +1,7 @@
 """The watch over gradients, piece by piece: who is asked, what is counted, what is undone."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -218,3 +219,60 @@ def test_drafts_are_taken_over_or_dropped():
     nonfinite.keep(directions, states, drafts, [GOOD, BAD])
     assert [state["own"].tolist() for state in states] == [[1, 1], [0, 0]]
     assert [D.tolist() for D in directions] == [[1, 1], [0, 0]]
+
+
+@dataclass(frozen=True)
+class Careless(Counting):
+    """Does not look at the lengths of its lists."""
+
+    def step(self, *_, **__):
+        pass
+
+
+EMA_, BALL, RAW = polarlight.EMA(), polarlight.HeavyBall(), polarlight.RawGradient()
+
+
+def zeros(count):
+    return [torch.zeros(2) for _ in range(count)]
+
+
+def empty(count):
+    return [{} for _ in range(count)]
+
+
+UNEQUAL = {
+    "momenta, states": lambda: nonfinite.momenta(
+        EMA_, empty(3), zeros(2), zeros(2), 0.9, [GOOD] * 2
+    ),
+    "momenta, buffers": lambda: nonfinite.momenta(
+        BALL, empty(3), zeros(2), zeros(2), 0.9, [GOOD] * 2
+    ),
+    "momenta, flags": lambda: nonfinite.momenta(RAW, empty(1), zeros(2), [], 0.9, [GOOD]),
+    "keep, drafts": lambda: nonfinite.keep(zeros(2), empty(2), empty(1), [GOOD] * 2),
+    "keep, directions": lambda: nonfinite.keep(zeros(1), empty(2), empty(2), [GOOD] * 2),
+    "decay": lambda: nonfinite.decay(zeros(1), 0.5, [GOOD] * 2),
+    "entries, states": lambda: nonfinite.step_entries(
+        Careless(), zeros(2), zeros(2), empty(3), [GOOD] * 2
+    ),
+    "entries, flags": lambda: nonfinite.step_entries(
+        Careless(), zeros(2), zeros(2), empty(2), [GOOD]
+    ),
+    "adamw, gradients": lambda: adamw_step(1, gradients=2),
+    "adamw, states": lambda: adamw_step(1, states=2),
+    "adamw, flags": lambda: adamw_step(2, flags=1),
+}
+
+
+def adamw_step(count, gradients=None, states=None, flags=None):
+    rule = AdamWRule()
+    lists = zeros(count), zeros(gradients or count)
+    kept = [rule.new_state(torch.zeros(2)) for _ in range(states or count)]
+    step = rule.step if flags is None else partial(rule.step_finite, finite=[GOOD] * flags)
+    step(*lists, kept, lr=0.1, weight_decay=0.0, momentum=0.9)
+
+
+@pytest.mark.parametrize("call", UNEQUAL.values(), ids=UNEQUAL)
+def test_lists_that_do_not_match_are_refused_and_not_cut(call):
+    """A parameter at the end of a list would be left as it is without a word."""
+    with pytest.raises(ValueError, match=r"zip\(\) argument"):
+        call()
