@@ -1,0 +1,178 @@
+"""Param groups: defaults, ends of ranges, and messages that say which group and parameter."""
+
+import pytest
+import torch
+
+import polarlight
+from polarlight import NonFinite, SpectralOptimizer, with_stochastic_rounding
+from tests.nets import optimizer_of, parameter, step
+
+
+def test_defaults_of_the_optimizer():
+    optimizer = optimizer_of([parameter(3, 2)])
+    (group,) = optimizer.param_groups
+    numbers = [group[key] for key in ("lr", "weight_decay", "momentum", "maximize", "view", "role")]
+    assert numbers == [0.02, 0.0, 0.95, False, None, ""]
+    assert optimizer.nonfinite is NonFinite.SKIP
+    assert optimizer.executor == polarlight.Batched()
+
+
+@pytest.mark.parametrize("number", ["lr", "weight_decay", "momentum"])
+def test_numbers_may_be_zero(number):
+    (group,) = optimizer_of([parameter(3, 2)], **{number: 0.0}).param_groups
+    assert group[number] == 0.0
+
+
+def test_a_negative_momentum_is_named():
+    with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\), got -0\.5"):
+        optimizer_of([parameter(3, 2)], momentum=-0.5)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_rate_may_be_a_tensor_of_one_element(shape):
+    (group,) = optimizer_of([parameter(3, 2)], lr=torch.full(shape, 0.5)).param_groups
+    assert group["lr"].shape == shape
+
+
+def test_a_group_without_a_rule_is_named_with_three_of_its_parameters():
+    whole = {"params": [parameter(3, 2)], "rule": polarlight.muon()}
+    bare = [(name, parameter(3, 2)) for name in ("a", "b", "c", "d")]
+    with pytest.raises(ValueError, match=r"^param group 0 \(a, b, c, \.\.\.\) has no rule: give"):
+        SpectralOptimizer(bare)
+    with pytest.raises(ValueError, match=r"^param group 1 \(param_groups\[1\]\['params'\]\[0\], "):
+        SpectralOptimizer([whole, {"params": [parameter(3, 2)]}])
+
+
+def test_a_second_group_is_counted_from_zero():
+    groups = [{"params": [parameter(3, 2)]}, {"params": [parameter(3, 2), parameter(3)]}]
+    with pytest.raises(ValueError, match=r"^param_groups\[1\]\['params'\]\[1\] has shape \(3,\)"):
+        optimizer_of(groups)
+
+
+def test_a_view_that_does_not_fit_is_refused_at_once_by_name():
+    p = parameter(5, 4)
+    with pytest.raises(ValueError, match=r"^up: "):
+        optimizer_of([("up", p)], view=polarlight.Heads(2))
+    assert len(optimizer_of([("up", p)], view=polarlight.Heads(5)).param_groups) == 1
+
+
+def test_a_parameter_twice_is_named_with_both_its_places():
+    p = parameter(3, 2)
+    with pytest.raises(ValueError, match=r"mention of: params\[1\] \(it is params\[0\]\)"):
+        optimizer_of([p, p])
+    optimizer = optimizer_of([p])
+    with pytest.raises(ValueError, match=r"mention of: b \(it is param_groups\[0\]\['params'\]\["):
+        optimizer.add_param_group({"params": [("a", parameter(3, 2)), ("b", p)]})
+
+
+def test_a_load_completes_what_the_saved_state_lacks():
+    optimizer = optimizer_of([parameter(3, 2)])
+    saved = optimizer.state_dict()
+    optimizer.load_state_dict(saved | {"state": {}})
+    (p,) = optimizer.param_groups[0]["params"]
+    assert torch.equal(optimizer.state[p]["momentum_buffer"], torch.zeros(3, 2))
+
+
+def test_hooks_after_a_load_see_the_dtypes_that_were_saved():
+    """Whoever registered first: torch casts to the parameter's dtype, which is undone before."""
+    p = parameter(8, 2, dtype=torch.bfloat16)
+    optimizer = SpectralOptimizer([p], rule=polarlight.normuon())
+    seen = []
+    optimizer.register_load_state_dict_post_hook(
+        lambda o: seen.append(o.state[p]["row_second_moment"].dtype)
+    )
+    step(optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert seen == [torch.float32]
+
+
+def test_state_that_is_no_tensor_is_carried_along():
+    optimizer = optimizer_of([parameter(3, 2)])
+    step(optimizer)
+    saved = optimizer.state_dict()
+    saved["state"][0]["note"] = 7
+    optimizer.load_state_dict(saved)
+    assert optimizer.state_dict()["state"][0]["note"] == 7
+
+
+def test_loaded_state_is_not_the_saved_one():
+    p = parameter(8, 2, dtype=torch.bfloat16)
+    optimizer = SpectralOptimizer([p], rule=polarlight.normuon())
+    step(optimizer)
+    saved = optimizer.state_dict()
+    kept = saved["state"][0]["row_second_moment"].clone()
+    optimizer.load_state_dict(saved)
+    step(optimizer, seed=1)
+    assert not torch.equal(optimizer.state[p]["row_second_moment"], kept)
+    twin = SpectralOptimizer([parameter(8, 2, dtype=torch.bfloat16)], rule=polarlight.normuon())
+    twin.load_state_dict(optimizer.state_dict())
+    before = optimizer.state[p]["row_second_moment"].clone()
+    step(twin, seed=2)
+    assert torch.equal(optimizer.state[p]["row_second_moment"], before)
+
+
+@pytest.mark.parametrize("rule", [polarlight.muon(), polarlight.AdamWRule()])
+@pytest.mark.parametrize("lr", [0.25, torch.tensor(0.25)], ids=["float", "tensor"])
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+def test_weights_decay_by_the_rate_times_the_decay(rule, lr, decay):
+    p = torch.nn.Parameter(torch.full((3, 2), 8.0))
+    optimizer = SpectralOptimizer([p], rule=rule, lr=lr, weight_decay=decay)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(p.detach(), torch.full((3, 2), 8.0 * (1 - 0.25 * decay)))
+
+
+def test_weights_are_rounded_at_random_only_where_that_is_asked_for():
+    def state_of(optimizer):
+        (p,) = optimizer.param_groups[-1]["params"]
+        step(optimizer)
+        return set(optimizer.state[p])
+
+    def narrow():
+        return parameter(3, 2, dtype=torch.bfloat16)
+
+    assert state_of(optimizer_of([narrow()])) == {"momentum_buffer"}
+    at_random = with_stochastic_rounding(optimizer_of([narrow()]))
+    assert state_of(at_random) == {"momentum_buffer", "weight_draws"}
+    at_random.add_param_group({"params": [narrow()]})
+    assert state_of(at_random) == {"momentum_buffer", "weight_draws"}
+    assert state_of(with_stochastic_rounding(optimizer_of([parameter(3, 2)]))) == {
+        "momentum_buffer"
+    }
+
+
+class Counter:
+    """A probe that is told of every update and asks for no observation."""
+
+    def __init__(self):
+        self.told = []
+
+    def begin(self):
+        return False
+
+    def observe(self, observation):
+        raise AssertionError("nobody asked")
+
+    end = observe
+
+    def count(self, name, rule, *, frozen=False):
+        self.told.append((name, rule and rule.name, frozen))
+
+
+def test_a_counting_probe_is_told_of_every_parameter_in_every_step():
+    still, vector = parameter(3, 2).requires_grad_(False), parameter(3)
+    groups = [
+        {"params": [("moving", parameter(3, 2)), ("waiting", parameter(3, 2)), ("still", still)]},
+        {"params": [("vector", vector)], "rule": polarlight.AdamWRule()},
+    ]
+    optimizer, probe = optimizer_of(groups), Counter()
+    optimizer.observe(probe)
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(3, 2)
+    vector.grad = torch.ones(3)
+    optimizer.step()
+    assert probe.told == [
+        ("moving", "muon", False),
+        ("waiting", None, False),
+        ("still", None, True),
+        ("vector", "adamw", False),
+    ]
