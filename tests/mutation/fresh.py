@@ -40,7 +40,8 @@ def tested(mutant, names, seconds):
     """A mutant's fate, found in a child: the tests of its own file first, then the others."""
     tree, _ = mutated(mutant)
     sys.meta_path.insert(0, Changed(mutant, tree))
-    own = [name for name in names if f"/test_{Path(mutant.file).stem}." in name.split("::")[0]]
+    stem = f"/test_{Path(mutant.file).stem}"
+    own = [name for name in names if f"{stem}." in name or f"{stem}_" in name]
     ran = 0
     for order in (own, [name for name in names if name not in set(own)]):
         answers = []

@@ -35,9 +35,10 @@ class Selection:
         return {test for name in files for test in self._by_file.get(name, ())}
 
     def _ordered(self, file, tests):
-        """Own file, own folder, others; one of each test function before a second; short first."""
+        """Own files, own folder, others; one of each test function before a second; short first."""
         path = PurePath(file)
-        own = f"tests/{path.parent}/test_{path.stem}.py".replace("/./", "/")
+        stem = f"tests/{path.parent}/test_{path.stem}".replace("/./", "/")
+        own = (f"{stem}.py", f"{stem}_")
         folder = f"tests/{path.parent}/".replace("/./", "/")
 
         def tier(test):
