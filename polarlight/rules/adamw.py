@@ -144,10 +144,10 @@ def _in_one_layout(tensors: list[Tensor]) -> list[Tensor]:
 
     torch's fused kernel takes that for granted: it reads the entries as they come.
     """
-    strides = tensors[0].stride()
-    if all(x.stride() == strides for x in tensors) and (
-        tensors[0].is_contiguous() or torch.empty_like(tensors[0]).stride() == strides
-    ):
+    first, *others = tensors
+    strides = first.stride()
+    without_gaps = first.is_contiguous() or torch.empty_like(first).stride() == strides
+    if without_gaps and all(x.stride() == strides for x in others):
         return tensors
     return [x.contiguous() for x in tensors]
 

@@ -1,5 +1,6 @@
 """AdamW: the float64 reference, and what the diagnostics read from its state."""
 
+import sys
 from functools import partial
 
 import pytest
@@ -59,6 +60,8 @@ def test_zero_gradients_from_the_start_move_nothing():
     assert torch.equal(parameter.detach(), before)
 
 
+module = sys.modules[AdamWRule.__module__]
+
 LAYOUTS = {
     "rows": lambda x: x.clone(),
     "columns": lambda x: x.mT.contiguous().mT,
@@ -104,3 +107,78 @@ def test_decay_rates_reach_every_group_of_adamw():
         if isinstance(group["rule"], AdamWRule)
     }
     assert rates == {(0.8, 0.7)}
+
+
+@pytest.mark.parametrize("lay", [LAYOUTS["rows"], LAYOUTS["columns"]], ids=["rows", "columns"])
+def test_what_lies_alike_without_gaps_is_not_copied(lay):
+    tensors = [lay(gaussian(3, 4, seed=i)) for i in range(4)]
+    assert module._in_one_layout(tensors) is tensors
+
+
+@pytest.mark.parametrize("odd", [0, 1, 3])
+@pytest.mark.parametrize("lay", [LAYOUTS["columns"], LAYOUTS["gaps"]], ids=["columns", "gaps"])
+def test_everything_is_laid_out_in_rows_where_one_lies_differently(odd, lay):
+    tensors = [gaussian(3, 4, seed=i) for i in range(4)]
+    tensors[odd] = lay(tensors[odd])
+    used = module._in_one_layout(tensors)
+    assert all(x.is_contiguous() and torch.equal(x, y) for x, y in zip(used, tensors, strict=True))
+    gaps = [LAYOUTS["gaps"](x) for x in tensors]
+    assert all(x.is_contiguous() for x in module._in_one_layout(gaps))
+
+
+@pytest.mark.parametrize(
+    ("device", "compiling", "finite", "fused", "capturable"),
+    [
+        ("cpu", False, False, True, False),
+        ("cpu", False, True, True, False),
+        ("cpu", True, False, False, True),
+        ("cpu", True, True, True, False),  # a graph holds no such kernel, so it is not asked for
+        ("elsewhere", False, False, False, False),
+    ],
+)
+def test_torchs_kernel_is_fused_unless_it_is_compiled_or_has_none(
+    monkeypatch, device, compiling, finite, fused, capturable
+):
+    calls = []
+    monkeypatch.setattr(module, "adamw", lambda *_, **options: calls.append(options))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    if device != "cpu":
+        monkeypatch.setattr(module, "_FUSED_DEVICES", ("cuda",))
+    p, rule = torch.zeros(2), AdamWRule(beta2=0.7, eps=0.5)
+    step = partial(rule.step_finite, finite=[torch.tensor(True)]) if finite else rule.step
+    step([p], [p.clone()], [rule.new_state(p)], lr=0.1, weight_decay=0.2, momentum=0.3)
+    (options,) = calls
+    flags = options.pop("found_inf")
+    assert (flags is None) != finite
+    assert options == {
+        **{"fused": fused, "foreach": not fused, "capturable": capturable},
+        **{"amsgrad": False, "maximize": False},
+        **{"lr": 0.1, "weight_decay": 0.2, "beta1": 0.3, "beta2": 0.7, "eps": 0.5},
+    }
+
+
+def test_only_models_and_named_parameters_are_routed():
+    vector = torch.nn.Parameter(torch.zeros(3))
+    for untouched in (vector, [vector], [], [{"params": [vector]}], [("a", vector), vector]):
+        found = polarlight.with_adamw(untouched, lr=0.5)
+        assert found is untouched or found == untouched
+    (group,) = polarlight.with_adamw([("a", vector)], lr=0.5)
+    numbers = [group[key] for key in ("lr", "momentum", "weight_decay")]
+    assert numbers == [0.5, 0.9, 0.0]
+    assert group["rule"] == AdamWRule(beta2=0.95)
+    (group,) = polarlight.with_adamw(iter([("a", vector)]), lr=0.5, betas=(0.1, 0.2))
+    assert (group["momentum"], group["rule"].beta2) == (0.1, 0.2)
+    embedding = torch.nn.Embedding(3, 2)
+    (group,) = polarlight.with_adamw(embedding, lr=0.5)
+    assert group["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_observed_mean_is_the_bias_corrected_one(steps):
+    rule, p = AdamWRule(beta2=0.7), torch.zeros(2, dtype=torch.float64)
+    state = rule.new_state(p)
+    for _ in range(steps):
+        rule.step([p], [torch.ones_like(p)], [state], lr=0.1, weight_decay=0.0, momentum=0.6)
+    mean, direction = rule.momentum_and_direction(state, 0.6)
+    torch.testing.assert_close(mean, torch.ones_like(p), rtol=1e-6, atol=0)
+    torch.testing.assert_close(direction, torch.ones_like(p), rtol=1e-6, atol=0)
