@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from polarlight.linalg import precision
+from polarlight.linalg import precision, rates
+from polarlight.linalg.remembered import remembered
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -23,3 +24,65 @@ def test_half_precision_gram_matrices_are_for_gpus_alone(monkeypatch, fast):
     wanted = torch.float16 if fast else torch.float32
     assert precision.gram_dtype(torch.float32, torch.device("cuda", 0)) == wanted
     assert precision.gram_dtype(torch.float64, torch.device("cuda", 0)) == torch.float64
+
+
+@pytest.mark.parametrize(("capability", "fast"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_gpus_multiply_bfloat16_from_ampere_on(monkeypatch, capability, fast):
+    asked = []
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda index: asked.append(index) or capability
+    )
+    assert precision.has_fast_bfloat16.__wrapped__("cuda", 3) is fast  # not the remembered answer
+    assert asked == [3]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fast"),
+    [
+        ({}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"avx2": True}, False),
+    ],
+)
+def test_cpus_multiply_it_where_they_say_so_and_others_do_not(monkeypatch, capabilities, fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert precision.has_fast_bfloat16.__wrapped__("cpu") is fast
+    assert precision.has_fast_bfloat16.__wrapped__("mps") is False
+
+
+def test_a_matrix_is_read_in_bfloat16_only_where_that_is_iterated_in():
+    assert precision.read_as(torch.float32, torch.bfloat16) == torch.bfloat16
+    assert precision.read_as(torch.float32, torch.float16) == torch.float32
+    assert precision.read_as(torch.float64, torch.float64) == torch.float64
+
+
+def test_what_was_found_is_remembered_but_not_while_compiling(monkeypatch):
+    calls = []
+    found = remembered(lambda x: calls.append(x) or -x)
+    assert [found(1), found(1), found(2)] == [-1, -1, -2]
+    assert calls == [1, 2]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert [found(1), found(1)] == [-1, -1]
+    assert calls == [1, 2, 1, 1]
+
+
+def test_products_are_timed_by_their_median_and_the_first_is_left_out(monkeypatch):
+    durations, clock = iter([100.0, 3.0, 1.0, 2.0, 50.0, 60.0]), [0.0]
+    monkeypatch.setattr(rates.time, "perf_counter", lambda: clock[0])
+
+    def product():
+        clock[0] += next(durations)
+
+    assert rates._seconds(product, torch.device("cpu"), repeats=3) == 2.0
+    assert next(durations) == 50.0
+
+
+@pytest.mark.parametrize(("symmetric", "discount"), [(1.5, 0.5), (6.0, 1.0)])
+def test_a_discount_is_what_a_symmetric_product_costs_of_a_plain_one(
+    monkeypatch, symmetric, discount
+):
+    times = iter([symmetric, 3.0])
+    monkeypatch.setattr(rates, "_seconds", lambda product, device, repeats: next(times))
+    found = rates._measured.__wrapped__(torch.device("cpu"), torch.float32, side=4)
+    assert found == rates.Rates(discount, symmetric_from=512, gram_from=64)
