@@ -30,16 +30,14 @@ class Selection:
         return self._ordered(mutant.file, self._by_function.get((mutant.file, mutant.function[1])))
 
     def _near(self, file):
-        """Tests that call anything in the file, or in one that imports it."""
-        files = [file, *importers(file)]
-        return {test for name in files for test in self._by_file.get(name, ())}
+        """Its own tests, and those that call anything in the file or in one that imports it."""
+        files, own = [file, *importers(file)], own_files(file)
+        near = {test for name in files for test in self._by_file.get(name, ())}
+        return near | {test for test in self._seconds if test.startswith(own)}
 
     def _ordered(self, file, tests):
         """Own files, own folder, others; one of each test function before a second; short first."""
-        path = PurePath(file)
-        stem = f"tests/{path.parent}/test_{path.stem}".replace("/./", "/")
-        own = (f"{stem}.py", f"{stem}_")
-        folder = f"tests/{path.parent}/".replace("/./", "/")
+        own, folder = own_files(file), f"tests/{PurePath(file).parent}/".replace("/./", "/")
 
         def tier(test):
             return 0 if test.startswith(own) else 1 if test.startswith(folder) else 2
@@ -50,6 +48,13 @@ class Selection:
             rank[test] = seen[test.split("[")[0]]
             seen[test.split("[")[0]] += 1
         return sorted(ordered, key=lambda t: (rank[t] // 3, tier(t), rank[t], self._seconds[t]))
+
+
+def own_files(file):
+    """How the names of its own tests begin: test_<file>.py, test_<file>_steps.py."""
+    path = PurePath(file)
+    stem = f"tests/{path.parent}/test_{path.stem}".replace("/./", "/")
+    return f"{stem}.py", f"{stem}_"
 
 
 def importers(file):
