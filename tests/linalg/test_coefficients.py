@@ -222,3 +222,9 @@ def test_a_quintic_of_one_point_is_one_there_and_flat(high):
 def test_a_schedule_is_named_for_its_bound_unless_that_is_the_usual_one():
     assert " from " not in polar_express(5).name
     assert polar_express(5, lower=0.1).name.endswith(" from 0.1")
+
+
+@pytest.mark.parametrize("degree", [3, 5])
+def test_a_lower_bound_near_one_needs_one_step(degree):
+    schedule = polar_express(1, lower=0.99, degree=degree, safety=1.0)
+    assert all(abs(schedule(x / 1000) - 1) < 1e-3 for x in range(990, 1001))

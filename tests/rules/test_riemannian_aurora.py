@@ -9,7 +9,13 @@ import torch
 
 import polarlight
 from polarlight import BalancedPolar, RiemannianPolar
-from polarlight.rules.riemannian_aurora import laplacian, solve_laplacian, tangent
+from polarlight.rules.riemannian_aurora import (
+    inner,
+    laplacian,
+    solve_laplacian,
+    tangent,
+    without_kernel,
+)
 from tests.matrices import SHAPES, TALL, gaussian, many_skewed, skewed
 from tests.reference import riemannian_aurora
 from tests.reference.polar import polar
@@ -123,3 +129,67 @@ def test_more_conjugate_gradient_steps_than_needed_do_no_harm():
     Z = tangent(gaussian(*TALL, seed=3), U, cg_steps=100)
     # Row parts: 1e-15 after 20 steps, 7e-10 after 100.
     assert (U * Z).sum(dim=-1).abs().max() < 1e-12
+
+
+def uneven():
+    """Three factors with orthonormal columns: uneven rows, zero rows, and nothing at all."""
+    U = EXACT(torch.stack([skewed(7, 3), skewed(7, 3, seed=1), skewed(7, 3)]))
+    lame = EXACT(skewed(5, 3, seed=2))
+    U[1, :2], U[1, 2:], U[2] = 0, lame, 0
+    return U
+
+
+def test_the_kernel_is_the_mean_of_live_rows_and_what_stands_in_dead_ones():
+    U, v = uneven(), gaussian(3, 7, 1) + 2
+    found = without_kernel(v, U)
+    torch.testing.assert_close(found[0], v[0] - v[0].mean())
+    torch.testing.assert_close(found[1, 2:], v[1, 2:] - v[1, 2:].mean())
+    assert not found[1, :2].any()
+    assert not found[2].any()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda U, q: laplacian(U, q),
+        lambda U, q: solve_laplacian(U, q, 12),
+        lambda U, q: without_kernel(q, U),
+        lambda U, q: tangent(q @ q.mT @ U + U, U, 12),
+        lambda U, q: inner(U, q * U),
+        lambda U, q: replace(ASCENT, steps=2)(U + q @ q.mT @ U),
+    ],
+)
+def test_a_batch_is_its_matrices(function):
+    U, q = uneven(), gaussian(3, 7, 1)
+    for i, together in enumerate(function(U, q)):
+        torch.testing.assert_close(together, function(U[i], q[i]), rtol=1e-9, atol=1e-9)
+        assert together.isfinite().all()
+
+
+def test_directions_that_the_laplacian_does_not_see_are_not_followed():
+    """Two groups of rows, orthogonal to each other: between their means nothing can be solved."""
+    U = torch.zeros(8, 2, dtype=torch.float64)
+    U[:4, 0] = U[4:, 1] = 0.5
+    q = torch.cat([torch.ones(4, 1), -torch.ones(4, 1)]).double()
+    assert laplacian(U, q).abs().max() < 1e-15
+    assert not solve_laplacian(U, q, 5).any()
+    whole = gaussian(8, 1)
+    whole[:4], whole[4:] = whole[:4] - whole[:4].mean(), whole[4:] - whole[4:].mean()
+    torch.testing.assert_close(
+        laplacian(U, solve_laplacian(U, laplacian(U, whole), 5)), laplacian(U, whole)
+    )
+
+
+def test_one_step_is_the_tangent_retracted_twice():
+    """In units of the mean singular value, whatever the size of the matrix."""
+    M, weight = skewed(*TALL), torch.ones(24, 1, dtype=torch.float64)
+    solver = RiemannianPolar(EXACT, steps=1, step_size=0.2, floor=NO_FLOOR)
+    U = EXACT(M)
+    Z = tangent(M / torch.linalg.svdvals(M).mean(), U, cg_steps=20)
+    Y = U + 0.2 * Z
+    for _ in range(2):
+        Y = EXACT(Y / Y.norm(dim=-1, keepdim=True))
+    for size in (1.0, 1e-6, 1e6):
+        torch.testing.assert_close(solver(size * M), Y, rtol=0, atol=1e-9)
+    again = solver.retracted(U + 0.2 * Z, weight)
+    torch.testing.assert_close(again, Y, rtol=0, atol=1e-9)
