@@ -130,3 +130,49 @@ def test_segments_are_short_in_a_coarse_dtype_and_derived_in_others():
     assert list(auto._restarts(six, torch.bfloat16)) == [(2, 4)]
     assert list(auto._restarts(six, torch.float32)) == [restart_positions(six, torch.float32)]
     assert restart_positions(six, torch.float32) != (2, 4)
+
+
+@pytest.mark.parametrize(("side", "kind"), [(63, NewtonSchulz), (64, GramNewtonSchulz)])
+def test_short_sides_below_the_bound_are_not_weighed(side, kind):
+    for shape in ((40 * side, side), (side, 40 * side)):
+        engine = AutoPolar(dtype=torch.bfloat16)
+        assert type(engine.engine(*shape, torch.float32, CPU)) is kind
+        said = engine.described(*shape, torch.float32, CPU)
+        assert ("a short side below 64 is bound by launches" in said) == (side == 63)
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.5])
+@pytest.mark.parametrize("shape", [(3000, 600), (600, 3000)])
+def test_symmetric_products_are_those_of_a_matrix_with_itself(shape, discount):
+    """Of a step X'X and its square; of a Gram step all four; X times a polynomial is none."""
+    m, n, bf16 = max(shape), min(shape), torch.bfloat16
+    rates = Rates(discount)
+    plain = 4 * (2 * m * n * n * (1 + discount) + 2 * n**3 * discount)
+    ours = auto._plain_cost(NewtonSchulz(QUICK, bf16, Schatten8()), *shape, rates)
+    assert ours == pytest.approx(plain)
+    gram = 2 * 2 * m * n * n * (1 + discount) + 2 * (4 + 2 * 3) * n**3 * discount
+    engine = GramNewtonSchulz(QUICK, bf16, Schatten8(), (2,), tile=1)
+    assert auto._gram_cost(engine, *shape, rates, bf16) == pytest.approx(gram)
+    said = AutoPolar(dtype=bf16, rates=rates).described(*shape, torch.float32, CPU)
+    assert f"(bfloat16, Gram: {gram / 1e9:.3g} GF, plain {plain / 1e9:.3g})" in said
+
+
+def test_cubics_have_no_square_to_pay():
+    cubic, shape, bf16 = polar_express(4, degree=3), (3000, 600), torch.bfloat16
+    plain = 4 * 4 * 3000 * 600**2
+    assert auto._plain_cost(NewtonSchulz(cubic, bf16), *shape, Rates()) == pytest.approx(plain)
+    gram = 2 * 4 * 3000 * 600**2 + 2 * 2 * 3 * 600**3
+    engine = GramNewtonSchulz(cubic, bf16, restarts=(2,), tile=1)
+    assert auto._gram_cost(engine, *shape, Rates(), bf16) == pytest.approx(gram)
+
+
+def test_a_square_matrix_is_told_what_the_plain_form_costs():
+    said = AutoPolar(dtype=torch.float64, rates=Rates()).described(800, 800, torch.float32, CPU)
+    assert f"(float64, plain: {24 * 0.512:.3g} GF, no Gram form is cheaper)" in said
+
+
+def test_a_matrix_is_read_as_it_is_iterated_on():
+    engine = AutoPolar(dtype=torch.bfloat16)
+    assert engine.reads(torch.float32, CPU) == torch.bfloat16
+    assert AutoPolar(dtype=torch.float32).reads(torch.float64, CPU) == torch.float64
+    assert AutoPolar().reads(torch.float64, CPU) == torch.float64

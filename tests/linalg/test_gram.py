@@ -133,7 +133,7 @@ def test_where_it_does_not_pay_the_plain_form_runs_to_the_bit():
     engine, plain = GramNewtonSchulz(tile=8), NewtonSchulz()
     for shape in ((64, 8), (20, 20), (24, 20)):
         M = gaussian(*shape)
-        assert "plain form" in engine.reason(*shape)
+        assert engine.reason(*shape).startswith("plain form")
         assert torch.equal(engine(M), plain(M))
         assert engine.flops(*shape) == plain.flops(*shape)
     assert not torch.equal(engine(gaussian(64, 16)), plain(gaussian(64, 16)))
@@ -152,6 +152,13 @@ def test_cubics_need_no_product_for_their_polynomial():
     segments = len(GramNewtonSchulz(CUBIC).segments(torch.float32))
     expected = 4 * segments * m * n**2 + 6 * (steps - segments) * n**3 + 2 * m * n
     assert GramNewtonSchulz(CUBIC, torch.float32).flops(m, n) == expected
+
+
+def test_a_short_side_of_one_tile_is_within_it():
+    engine = GramNewtonSchulz(tile=8)
+    assert engine.reason(8, 640) == "plain form: the short side, 8, is within one tile of 8"
+    assert engine.reason(640, 9).startswith("Gram form: ")
+    assert engine.reason(640, 9, torch.float32).endswith(" segments)")
 
 
 def test_given_restarts_are_used():

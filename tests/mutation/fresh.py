@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.mutation import suite
 from tests.mutation.changes import PACKAGE, Mutant, mutated
+from tests.mutation.selection import is_own
 
 
 def preload():
@@ -40,8 +41,7 @@ def tested(mutant, names, seconds):
     """A mutant's fate, found in a child: the tests of its own file first, then the others."""
     tree, _ = mutated(mutant)
     sys.meta_path.insert(0, Changed(mutant, tree))
-    stem = f"/test_{Path(mutant.file).stem}"
-    own = [name for name in names if f"{stem}." in name or f"{stem}_" in name]
+    own = [name for name in names if is_own(name, mutant.file)]
     ran = 0
     for order in (own, [name for name in names if name not in set(own)]):
         answers = []

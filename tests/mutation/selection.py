@@ -31,16 +31,15 @@ class Selection:
 
     def _near(self, file):
         """Its own tests, and those that call anything in the file or in one that imports it."""
-        files, own = [file, *importers(file)], own_files(file)
-        near = {test for name in files for test in self._by_file.get(name, ())}
-        return near | {test for test in self._seconds if test.startswith(own)}
+        near = {test for test in self._seconds if is_own(test, file)}
+        return near.union(*(self._by_file.get(f, ()) for f in [file, *importers(file)]))
 
     def _ordered(self, file, tests):
         """Own files, own folder, others; one of each test function before a second; short first."""
-        own, folder = own_files(file), f"tests/{PurePath(file).parent}/".replace("/./", "/")
+        folder = f"tests/{PurePath(file).parent}/".replace("/./", "/")
 
         def tier(test):
-            return 0 if test.startswith(own) else 1 if test.startswith(folder) else 2
+            return 0 if is_own(test, file) else 1 if test.startswith(folder) else 2
 
         ordered = sorted(tests or (), key=lambda test: (tier(test), self._seconds[test]))
         seen, rank = Counter(), {}
@@ -50,11 +49,10 @@ class Selection:
         return sorted(ordered, key=lambda t: (rank[t] // 3, tier(t), rank[t], self._seconds[t]))
 
 
-def own_files(file):
-    """How the names of its own tests begin: test_<file>.py, test_<file>_steps.py."""
-    path = PurePath(file)
-    stem = f"tests/{path.parent}/test_{path.stem}".replace("/./", "/")
-    return f"{stem}.py", f"{stem}_"
+def is_own(test, file):
+    """Whether a test is from the file's own: test_<file>.py, or test_<file>_steps.py."""
+    name, stem = PurePath(test.split("::")[0]).name, PurePath(file).stem
+    return name == f"test_{stem}.py" or name.startswith(f"test_{stem}_")
 
 
 def importers(file):
