@@ -19,6 +19,7 @@ from polarlight.linalg.coefficients import (
     SIMPLE_QUINTIC,
     Schedule,
 )
+from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.gram import GramNewtonSchulz, condition_limit, growth_limit
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import FROBENIUS
@@ -121,6 +122,13 @@ def test_the_exact_factor_cuts_off_at_the_root_of_the_longer_side_in_epsilons(dt
         D = torch.zeros(shape, dtype=dtype)
         D[0, 0], D[1, 1] = 1.0, factor * cutoff
         assert ExactPolar()(D)[1, 1].item() == pytest.approx(kept, abs=1e-6)
+
+
+@pytest.mark.parametrize("engine", [ExactPolar(0.5), EigenPolar(0.5)], ids=str)
+def test_singular_values_up_to_the_cut_off_count_as_zero(engine):
+    D = torch.diag(torch.tensor([1.0, 0.5, 0.75], dtype=torch.float64))
+    expected = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(engine(D).diagonal(), expected)
 
 
 def test_every_map_is_a_value():
