@@ -1,5 +1,6 @@
 """`SpectralOptimizer` is a torch optimizer: groups, refusals, shapes, probes."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -181,3 +182,32 @@ def test_rules_on_the_raw_gradient_keep_no_momentum():
     step(optimizer)
     assert "momentum_buffer" not in optimizer.state[p]
     assert torch.equal(p.grad, random(4, 3))
+
+
+def test_the_allocator_is_told_with_the_first_state(monkeypatch):
+    told = []
+    module = sys.modules[SpectralOptimizer.__module__]
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: told.append(1))
+    optimizer = optimizer_of([parameter(3, 2)])
+    assert not told
+    optimizer.state_dict()
+    assert told
+
+
+def test_matrices_of_a_group_are_stepped_by_shape_and_shared_work_at_once():
+    params = [parameter(4, 3), parameter(3, 4), parameter(4, 3)]
+    groups = [
+        {"params": params},
+        {"params": [parameter(3)], "rule": AdamWRule()},
+        {"params": [parameter(4, 3)]},
+    ]
+    members = {0: [0, 1, 2], 1: [0], 2: [0]}
+    alone = optimizer_of(groups)._together(members)
+    assert sorted(map(str, alone)) == ["{0: [0, 2]}", "{0: [1]}", "{2: [0]}"]
+
+    class Shared:
+        def directions_of(self, works):
+            return [work.momentum for work in works]
+
+    optimizer = optimizer_of([dict(group) for group in groups], executor=Shared())
+    assert optimizer._together(members) == [{0: [0, 1, 2], 2: [0]}]
