@@ -3,7 +3,13 @@
 import pytest
 import torch
 
+from polarlight.linalg.auto import AutoPolar
+from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.matrices import frobenius_norm, nonzero, unit_scale, unit_scale_in, wide
+from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.normalisation import AOL, Frobenius, Schatten4, Schatten8, started
+from polarlight.linalg.products import gram, times_short
+from polarlight.linalg.regularised import RegularisedPolar
 from polarlight.linalg.row_sums import (
     HERE,
     NeedsAllRowsError,
@@ -11,6 +17,13 @@ from polarlight.linalg.row_sums import (
     check_tall,
     on_rows,
     over_rows,
+)
+from polarlight.linalg.rows import (
+    inverse,
+    leverage_correction,
+    rms_row_norm,
+    row_norms,
+    significance,
 )
 from tests.matrices import gaussian
 
@@ -117,3 +130,68 @@ def test_a_map_that_knows_nothing_of_rows_is_for_all_of_them():
     assert torch.equal(on_rows(torch.neg, X, HERE), -X)
     with pytest.raises(NeedsAllRowsError, match="cannot be computed on a part of the rows"):
         on_rows(torch.neg, X, Others())
+
+
+class Stacked(Rows):
+    """Every holder has the same rows as this one; there are `copies` of them."""
+
+    def __init__(self, copies):
+        self.copies = copies
+
+    def count(self, X):
+        return self.copies * X.shape[-2]
+
+    def sum(self, x):
+        return self.copies * x
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_parts_that_are_wide_themselves_are_treated_as_rows_of_a_tall_matrix(batch):
+    X, rows = gaussian(*batch, 2, 3), Stacked(4)
+    whole = torch.cat([X] * 4, dim=-2)
+    torch.testing.assert_close(gram(X, rows), whole.mT @ whole)
+    A = gaussian(*batch, 3, 3, seed=1)
+    for beta in (0.0, 0.5):
+        torch.testing.assert_close(times_short(X, A, beta, rows), beta * X + X @ A)
+    for normalisation in (Frobenius(), Schatten4(), Schatten8(), AOL()):
+        found = normalisation(X, X.dtype, rows)
+        torch.testing.assert_close(found, normalisation(whole, X.dtype))
+    start, complete = (
+        started(M, Schatten8(), 1.01, X.dtype, r) for M, r in ((X, rows), (whole, HERE))
+    )
+    for ours, theirs in zip(start, (complete.X[..., :2, :], *complete[1:]), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("engine", [EigenPolar(), RegularisedPolar(), NewtonSchulz(), AutoPolar()])
+def test_engines_on_parts_are_those_rows_of_the_whole_result(engine):
+    X = gaussian(2, 2, 3)
+    whole = torch.cat([X] * 4, dim=-2)
+    torch.testing.assert_close(engine.on_rows(X, Stacked(4)), engine(whole)[..., :2, :])
+    with pytest.raises(NeedsAllRowsError, match="rows of a 2 x 3 matrix"):
+        engine.on_rows(X, Stacked(1))
+
+
+@pytest.mark.parametrize("engine", [EigenPolar(), RegularisedPolar()], ids=str)
+def test_zeros_and_bad_entries_of_parts_are_those_of_the_whole(engine):
+    X = gaussian(3, 2, 3)
+    X[0, 1], X[0, :, 2] = 0, 0
+    X[1, 0, 0] = torch.nan
+    U = engine.on_rows(X, Stacked(4))
+    assert not U[0, 1].any()
+    assert not U[0, :, 2].any()
+    assert U[0, 0, 0] != 0
+    assert U[1].isnan().all()
+    assert U[2].isfinite().all()
+
+
+def test_rms_and_corrections_count_the_rows_of_the_whole():
+    X, rows = gaussian(2, 3), Stacked(4)
+    norms, whole = row_norms(X), row_norms(torch.cat([X] * 4))
+    torch.testing.assert_close(rms_row_norm(norms, rows), rms_row_norm(whole))
+    torch.testing.assert_close(inverse(norms, 0.5, rows), inverse(whole, 0.5)[:2])
+    torch.testing.assert_close(significance(norms, 0.5, rows), significance(whole, 0.5)[:2])
+    for exponent in (None, 0.25):
+        ours = leverage_correction(X, norms, exponent, rows)
+        theirs = leverage_correction(torch.cat([X] * 4), whole, exponent)
+        torch.testing.assert_close(ours, theirs[:2])
