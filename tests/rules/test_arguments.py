@@ -10,8 +10,13 @@ from polarlight import BalancedPolar, ExactBalanced, FeedbackPolar, RiemannianPo
 from polarlight.linalg.spectral_power import ExactPower
 from polarlight.rules import LoraProduct, RowRms, freon
 from polarlight.rules.polargrad import AveragedPolar, NuclearPolar
-from polarlight.stages.renormalise import MatchRms
+from polarlight.stages.adam import AdamDirection
+from polarlight.stages.eigenbasis import PowerIteration
+from polarlight.stages.factors import GramFactors, KLFactors
+from polarlight.stages.renormalise import MatchRms, PolarNorm
+from polarlight.stages.rotated_adam import RotatedAdam
 from polarlight.stages.second_moment import RowSecondMoment
+from polarlight.stages.shampoo import Shampoo
 from tests.matrices import TALL, gaussian
 from tests.rules.trajectory import EXACT
 
@@ -67,6 +72,19 @@ BAD = [
     (AveragedPolar, {"beta": 1.0}),
     (LoraProduct, {"damping": 0.0}),
     (RowRms, {"rms": 0.0}),
+    (PolarNorm, {"most": 0.0}),
+    (AdamDirection, {"betas": (0.9, 1.0)}),
+    (AdamDirection, {"eps": -1e-8}),
+    (PowerIteration, {"rounds": 0}),
+    (PowerIteration, {"floor": 1.0}),
+    (GramFactors, {"beta": 1.0}),
+    (KLFactors, {"initial": 0.0}),
+    (KLFactors, {"most": 0.0}),
+    (Shampoo, {"exponent": 0.1}),
+    (Shampoo, {"exponent": -1.1}),
+    (Shampoo, {"floor": 1.0}),
+    (RotatedAdam, {"every": 0}),
+    (RotatedAdam, {"max_side": -1}),
 ]
 
 
@@ -101,6 +119,19 @@ ENDS = [
     (AveragedPolar, {"beta": 0.0}),
     (LoraProduct, {"damping": 1e-300}),
     (RowRms, {"rms": 1e-300}),
+    (PolarNorm, {"most": 1e-300}),
+    (AdamDirection, {"betas": (0.0, 0.0)}),
+    (AdamDirection, {"eps": 0.0}),
+    (PowerIteration, {"rounds": 1}),
+    (PowerIteration, {"floor": 0.0}),
+    (GramFactors, {"beta": 0.0}),
+    (KLFactors, {"initial": 1e-300}),
+    (KLFactors, {"most": 1e-300}),
+    (Shampoo, {"exponent": 0.0}),
+    (Shampoo, {"exponent": -1.0}),
+    (Shampoo, {"floor": 0.0}),
+    (RotatedAdam, {"every": 1}),
+    (RotatedAdam, {"max_side": 0}),
 ]
 
 

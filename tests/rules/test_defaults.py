@@ -1,5 +1,7 @@
 """What rules, solvers and classes are without arguments, spelt out once more."""
 
+import math
+
 import pytest
 import torch
 
@@ -42,9 +44,15 @@ from polarlight.rules import (
 from polarlight.rules.polargrad import AveragedPolar, NuclearPolar
 from polarlight.stages.adam import AdamDirection
 from polarlight.stages.eigenbasis import PowerIteration
-from polarlight.stages.equilibrate import EquilibrateBoth, EquilibrateRows, PhaseSwitch
+from polarlight.stages.equilibrate import (
+    EquilibrateBoth,
+    EquilibrateColumns,
+    EquilibrateRows,
+    PhaseSwitch,
+)
 from polarlight.stages.factors import GramFactors, KLFactors
-from polarlight.stages.momentum import EMA, HeavyBall, RawGradient
+from polarlight.stages.momentum import EMA, HeavyBall, InBfloat16, RawGradient
+from polarlight.stages.orientation import Pairs
 from polarlight.stages.renormalise import KeepNorm, MatchRms, PolarNorm
 from polarlight.stages.rotated_adam import RotatedAdam
 from polarlight.stages.scales import MatchRmsAdamW, Original, RmsToRms, Unscaled
@@ -76,6 +84,35 @@ SOLVERS = [
 def test_solvers_are_these(default, spelt_out):
     assert default == spelt_out
     assert type(default)() == spelt_out
+
+
+STAGES = [
+    (AdamDirection(), AdamDirection((0.9, 0.95), 1e-8)),
+    (PowerIteration(), PowerIteration(rounds=1, sort=True, floor=None)),
+    (EquilibrateRows(), EquilibrateRows(1e-4)),
+    (EquilibrateColumns(), EquilibrateColumns(1e-4)),
+    (EquilibrateBoth(), EquilibrateBoth(1e-4)),
+    (GramFactors(), GramFactors(0.95)),
+    (KLFactors(), KLFactors(0.9, initial=0.1, most=4000.0)),
+    (EMA(), EMA(nesterov=True)),
+    (HeavyBall(), HeavyBall(nesterov=True)),
+    (InBfloat16(), InBfloat16(EMA(), stochastic=True)),
+    (Pairs(), Pairs(interleaved=False)),
+    (MatchRms(), MatchRms(0.2)),
+    (MatchRmsAdamW(), MatchRmsAdamW(0.2)),
+    (PolarNorm(), PolarNorm(most=math.inf)),
+    (RowSecondMoment(), RowSecondMoment(0.95)),
+    (Shampoo(), Shampoo((0.95, 0.95), -0.25, None)),
+    (
+        RotatedAdam(),
+        RotatedAdam((0.95, 0.95), GramFactors(), PowerIteration(), 10, 1e-8, True, max_side=10_000),
+    ),
+]
+
+
+@pytest.mark.parametrize(("default", "spelt_out"), STAGES, ids=lambda x: type(x).__name__)
+def test_stages_are_these(default, spelt_out):
+    assert default == spelt_out
 
 
 AHEAD, BEHIND, SIDEWAYS = EMA(nesterov=True), EMA(nesterov=False), RawGradient()
