@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import AdamWRule, SpectralOptimizer
+from polarlight import AdamWRule, SpectralOptimizer, finiteness
 from tests.nets import classes, loss_of, net, optimizer_of, parameter, random, step
 
 
@@ -214,3 +214,15 @@ def test_matrices_of_a_group_are_stepped_by_shape_and_shared_work_at_once():
 
     optimizer = optimizer_of([dict(group) for group in groups], executor=Shared())
     assert optimizer._together(members) == [{0: [0, 1, 2], 2: [0]}]
+
+
+def test_what_a_step_has_written_is_kept_only_where_the_gradient_was_finite(monkeypatch):
+    monkeypatch.setattr(finiteness, "in_memory", lambda device: False)  # nobody waits to learn it
+    good, bad = parameter(4, 3), parameter(4, 3)
+    optimizer = SpectralOptimizer([good, bad], rule=polarlight.normuon())
+    before = bad.detach().clone()
+    good.grad, bad.grad = torch.ones(4, 3), torch.full((4, 3), torch.nan)
+    optimizer.step()
+    assert optimizer.state[good]["row_second_moment"].all()
+    assert not optimizer.state[bad]["row_second_moment"].any()
+    assert torch.equal(bad.detach(), before)

@@ -1,6 +1,7 @@
 """What every engine promises, whatever it computes."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -150,6 +151,14 @@ def test_a_bad_entry_spoils_its_own_matrix_and_no_other(engine, poison):
     assert U[1].isnan().all()
     assert torch.equal(U[0], clean[0])
     assert torch.equal(U[2], clean[2])
+
+
+@engines
+@pytest.mark.parametrize("entry", [0.02, -70.0])
+def test_a_single_entry_becomes_its_sign(engine, entry):
+    (found,) = engine(torch.tensor([[entry]], dtype=torch.float64)).flatten().tolist()
+    # The widest band of a schedule here is Jordan's.
+    assert 0.68 < found * math.copysign(1, entry) < 1.2
 
 
 @engines
