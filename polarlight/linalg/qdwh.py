@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.decomposition import DTYPES, by_decomposition, check_dtype
+from polarlight.linalg.decomposition import by_decomposition, check_dtype
 from polarlight.linalg.rational import (
     RationalStep,
     check_lower,
@@ -64,8 +64,6 @@ class QDWH:
         check_dtype(self.dtype)
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps must be >= 1, got {self.steps}")
-        for dtype in DTYPES:
-            self.plan(dtype)
 
     def __call__(self, M: Tensor) -> Tensor:
         """Returns the polar factor of M; see the class."""

@@ -104,6 +104,17 @@ def test_limits_are_those_of_the_documentation():
     assert not products._in_panels(torch.empty(511, 1))
 
 
+@pytest.mark.parametrize(("side", "panels"), [(511, 0), (512, 1)])
+def test_symmetric_products_are_mirrored_from_their_side_on(monkeypatch, side, panels):
+    calls, mirrored = [], products._mirrored
+    monkeypatch.setattr(products, "_mirrored", lambda *x: calls.append(1) or mirrored(*x))
+    R = torch.ones(side, side)
+    assert torch.equal(products.gram(R), side * R)
+    assert len(calls) == panels
+    assert torch.equal(products.symmetric_multiply_add(R, R, R, 1.0), (side + 1) * R)
+    assert len(calls) == 2 * panels
+
+
 def test_a_negative_power_is_linear_below_a_thousandth_and_others_nowhere():
     M = gaussian(12, 5)
     for p in (-0.5, -1.0):
