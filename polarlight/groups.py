@@ -1,12 +1,10 @@
-"""What a param group must satisfy, and how its rule and view pass through a state dict."""
+"""What a param group must satisfy, and which of its parameters take part in a step."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from polarlight.rule import ElementwiseRule, UpdateRule
 from polarlight.view import MatrixView, Whole
@@ -24,8 +22,8 @@ def name_of(group: Mapping[str, Any], index: int, place: int) -> str:
     return str(names[place]) if names else f"param_groups[{index}]['params'][{place}]"
 
 
-def check_group(group: Group, index: int) -> None:
-    """Raises ValueError, naming what is wrong, unless the group can be stepped."""
+def check_numbers(group: Group) -> None:
+    """Raises ValueError unless the group's scheduled numbers are in their ranges."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"a tensor lr must have 1 element, got shape {tuple(lr.shape)}")
@@ -35,6 +33,11 @@ def check_group(group: Group, index: int) -> None:
         raise ValueError(f"weight_decay must be >= 0, got {group['weight_decay']}")
     if not 0 <= group["momentum"] < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
+
+
+def check_group(group: Group, index: int) -> None:
+    """Raises ValueError, naming what is wrong, unless the group can be stepped."""
+    check_numbers(group)
     if group["rule"] is None:
         names = ", ".join(name_of(group, index, i) for i in range(min(3, len(group["params"]))))
         raise ValueError(
@@ -115,66 +118,3 @@ def with_gradients(group: Group, index: int) -> list[int]:
             name = name_of(group, index, i)
             raise RuntimeError(f"{name} has a sparse gradient; only dense ones are supported")
     return places
-
-
-@contextmanager
-def restoring(optimizer: Optimizer) -> Iterator[None]:
-    """Around torch's `load_state_dict`: rules and views from text, state in the dtypes saved.
-
-    Works on what other people's hooks make of the state dict: they may put parameters in another
-    order.
-    """
-    given: StateDict = {}
-
-    def last_before(_: Optimizer, loaded: StateDict) -> StateDict:
-        given.update(loaded)
-        return with_objects(loaded, optimizer.param_groups)
-
-    def first_after(_: Optimizer) -> None:
-        _restore_dtypes(optimizer, given)
-
-    before = optimizer.register_load_state_dict_pre_hook(last_before)
-    after = optimizer.register_load_state_dict_post_hook(first_after, prepend=True)
-    try:
-        yield
-    finally:
-        before.remove()
-        after.remove()
-
-
-def _restore_dtypes(optimizer: Optimizer, state_dict: StateDict) -> None:
-    """Undoes torch's cast of loaded state to the parameter's dtype."""
-    saved_ids = (i for group in state_dict["param_groups"] for i in group["params"])
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
-    for saved_id, p in zip(saved_ids, parameters, strict=True):
-        for key, value in state_dict["state"].get(saved_id, {}).items():
-            if isinstance(value, Tensor) and value.dtype != optimizer.state[p][key].dtype:
-                optimizer.state[p][key] = value.detach().clone().to(device=p.device)
-
-
-def with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:
-    """A copy of `state_dict` with the optimizer's own rules and views in place of their text."""
-    saved_groups = state_dict["param_groups"]
-    if len(saved_groups) != len(groups):
-        raise ValueError(
-            f"the state dict has {len(saved_groups)} param groups, the optimizer has {len(groups)}"
-        )
-    replaced = []
-    for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
-        _check_structure(saved, group, index)
-        replaced.append(group | saved | {key: group[key] for key in STRUCTURE})
-    return state_dict | {"param_groups": replaced}
-
-
-def _check_structure(saved: Group, group: Group, index: int) -> None:
-    if "rule" not in saved:
-        raise ValueError(
-            f"param group {index} of the state dict has no rule: polarlight did not write it"
-        )
-    for key in STRUCTURE:
-        if saved.get(key) != repr(group[key]):
-            raise ValueError(
-                f"param group {index} was saved with another {key}:\n"
-                f"  saved:     {saved.get(key)}\n  optimizer: {group[key]!r}\n"
-                "Build the optimizer with the saved one, or start from fresh state."
-            )

@@ -1,5 +1,8 @@
 """What a step reads and writes beside the rules: state at the start, gradients, the weights.
 
+Elementwise rules step float16 weights in float32, and keep their statistics in it: the square of a
+gradient beyond 255 or below 1e-4 has no place in float16.
+
 Weights in bfloat16 can be rounded at random: to nearest, an update below 2^-9 of an entry changes
 nothing, however often it comes; at random it moves one entry in so many, and right on average.
 """
@@ -58,16 +61,22 @@ def with_stochastic_rounding(optimizer: Optimizing) -> Optimizing:
 
 def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
     """The state of a parameter before its first step."""
-    rule, at_random = group["rule"], _at_random(group, p)
-    more = {DRAWS: _no_draws(p)} if at_random else {}
+    rule = group["rule"]
+    more = {DRAWS: _no_draws(p)} if _at_random(group, p) else {}
     if not isinstance(rule, UpdateRule):
-        return dict(rule.new_state(_like(p, at_random))) | more
+        return dict(rule.new_state(_like(p, _is_widened(group, p)))) | more
     buffers = new_buffers_of(rule, group["view"] or Whole(), p, name)
     return buffers | momentum_state(rule.momentum, p) | more
 
 
 def _at_random(group: Group, p: Tensor) -> bool:
     return p.dtype == torch.bfloat16 and bool(group.get(AT_RANDOM, False))
+
+
+def _is_widened(group: Group, p: Tensor) -> bool:
+    """Whether it is stepped in float32: to be rounded at random, or squared beyond float16."""
+    squared = p.dtype == torch.float16 and not isinstance(group["rule"], UpdateRule)
+    return squared or _at_random(group, p)
 
 
 def _like(p: Tensor, wide: bool) -> Tensor:
@@ -113,7 +122,7 @@ def step_entries(
     exact = _widened(group, here)
     for p, w, state in zip(here, exact, states, strict=True):
         if w is not p:  # moments that an earlier step left in bfloat16
-            late = {key: x.float() for key, x in state.items() if x.dtype == torch.bfloat16}
+            late = {key: x.float() for key, x in state.items() if x.dtype == p.dtype}
             state.update(late)
     nonfinite.step_entries(
         group["rule"],
@@ -127,8 +136,8 @@ def step_entries(
 
 
 def _widened(group: Group, params: list[Tensor]) -> list[Tensor]:
-    """Float32 copies of what will be rounded at random; the others themselves."""
-    return [p.float() if _at_random(group, p) else p for p in params]
+    """Float32 copies of what is stepped in float32; the others themselves."""
+    return [p.float() if _is_widened(group, p) else p for p in params]
 
 
 def _round(
@@ -137,7 +146,9 @@ def _round(
     """Takes the copies over; what is left out draws nothing, and stays: it needs no rounding."""
     oks: Sequence[Tensor | None] = finite or [None] * len(params)
     for p, w, state, ok in zip(params, exact, states, oks, strict=True):
-        if w is not p:
+        if w is not p and p.dtype == torch.float16:
+            p.copy_(w)
+        elif w is not p:
             draws = state.setdefault(DRAWS, _no_draws(p))
             draws += 1 if ok is None else ok.to(draws.device)
             p.copy_(round_stochastically(w, draws))

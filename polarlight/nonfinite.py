@@ -110,7 +110,11 @@ class Watch:
         found = Counter(self._seen)
         for (index, _), counts in self._counts.items():
             found.update({(index, place): n for place, n in enumerate(counts.tolist()) if n})
-        return {name_of(groups[i], i, place): n for (i, place), n in sorted(found.items())}
+        names: Counter[str] = Counter()
+        for (i, place), n in sorted(found.items()):
+            if i < len(groups) and place < len(groups[i]["params"]):  # unless it was taken out
+                names[name_of(groups[i], i, place)] += n
+        return dict(names)
 
     def _skip(self, index: int, group: Group, places: list[int], ask: bool) -> Verdict:
         """Flags for the places that are left, or None if the host knows that all are finite."""

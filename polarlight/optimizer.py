@@ -33,11 +33,11 @@ from polarlight.groups import (
     check_disjoint,
     check_group,
     name_of,
-    restoring,
     with_gradients,
 )
 from polarlight.nonfinite import Finite, NonFinite, Verdict, Watch, verdict_of
 from polarlight.probe import CountingProbe, Observation, Probe
+from polarlight.restoring import restoring
 from polarlight.rule import MOMENTUM, Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
@@ -205,6 +205,7 @@ class SpectralOptimizer(Optimizer):
         super().__setstate__(state)
 
     @_disable_dynamo  # as torch.compiler.disable, without importing the compiler
+    @torch.inference_mode(False)  # a state made while evaluating is trained later
     def _complete_state(self) -> None:
         """Gives every trainable parameter its state, where it is missing; not part of a graph."""
         keep_freed_memory()

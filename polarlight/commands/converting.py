@@ -1,6 +1,7 @@
 """`polarlight convert`: a checkpoint's optimizer state, in a form that we load."""
 
 import json
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import typer
 from torch import Tensor
 
 from polarlight.commands.console import plain_errors, say
+from polarlight.inspection.torchfile import TORN
 from polarlight.migration.carried import Carried, to_file
 from polarlight.migration.conventions import convention_of
 from polarlight.migration.sources import SOURCES, fitting_source, read_momenta, read_state_dict
@@ -78,7 +80,13 @@ def convert(
 def _load(path: Path) -> Any:
     if not path.exists():
         raise ValueError(f"{path} does not exist")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        said = "it holds more than tensors and plain values, which is not loaded for safety"
+        raise ValueError(f"{path} cannot be read: {said}") from error
+    except TORN as error:
+        raise ValueError(f"{path} cannot be read by torch: {error or type(error)}") from error
 
 
 def _is_optimizer(value: object) -> bool:

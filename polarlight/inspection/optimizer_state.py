@@ -1,6 +1,6 @@
 """What a checkpoint keeps of an optimizer: momenta and kept row scales, by parameter."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -31,9 +31,9 @@ def state_of(optimizer: Any, weights: Mapping[str, Entry]) -> State:
 
     State is matched by the names in the param groups; without names by order, if all shapes agree.
     """
-    if not isinstance(optimizer, Mapping) or "state" not in optimizer:
+    state = optimizer.get("state") if isinstance(optimizer, Mapping) else None
+    if not isinstance(state, Mapping):
         return State({}, {}, ())
-    state: Mapping[Any, Any] = optimizer["state"]
     names = _names(optimizer.get("param_groups", ()))
     moments = _tensors(state, MOMENTA)
     names = names or _by_order({i: moments.get(i) for i in state}, weights)
@@ -62,18 +62,24 @@ def _named(
 def _names(groups: Any) -> dict[Any, str]:
     """Parameter names by the ids in the groups; state dicts keyed by name are their own names."""
     found: dict[Any, str] = {}
-    for group in groups:
-        ids = group.get("params", ())
-        named = group.get("param_names") or [i for i in ids if isinstance(i, str)]
+    for group in _listed(groups):
+        entries = group if isinstance(group, Mapping) else {}
+        ids = [i for i in _listed(entries.get("params")) if isinstance(i, int | str)]
+        named = [n for n in _listed(entries.get("param_names")) or ids if isinstance(n, str)]
         if len(named) == len(ids):
             found |= dict(zip(ids, named, strict=True))
     return found
 
 
+def _listed(value: Any) -> Sequence[Any]:
+    """The list or tuple itself; anything else lists nothing."""
+    return value if isinstance(value, list | tuple) else ()
+
+
 def _by_order(moments: Mapping[Any, Tensor | None], weights: Mapping[str, Entry]) -> dict[Any, str]:
-    ordered = sorted(moments)
-    if len(ordered) != len(weights):
+    if len(moments) != len(weights) or not all(isinstance(i, int) for i in moments):
         return {}
+    ordered = sorted(moments)
     pairs = dict(zip(ordered, weights, strict=True))
     fits = all(x is None or x.shape == weights[pairs[i]].shape for i, x in moments.items())
     return pairs if fits else {}

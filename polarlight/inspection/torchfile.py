@@ -1,6 +1,7 @@
 """Files of `torch.save`, mapped and not loaded: weights, and an optimizer's first moments."""
 
 import pickle
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ from polarlight.inspection.source import Source, UnreadableError
 
 MODELS = ("model", "state_dict", "model_state_dict", "module", "net")
 """Keys under which checkpoints keep a model's weights."""
+
+TORN = (
+    *(RuntimeError, EOFError, BadZipFile, OSError, ValueError, LookupError, TypeError),
+    *(AttributeError, OverflowError, MemoryError, AssertionError, struct.error),
+)
+"""What torch's reader raises, beside UnpicklingError, for files that are none, as fuzzing found."""
 
 OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_states", "optim")
 
@@ -38,7 +45,7 @@ def load_mapped(path: Path) -> Mapping[str, Any]:
     Raises:
         UnreadableError: As `torch_source`.
     """
-    if not is_zipfile(path):
+    if not _is_zip(path):
         raise UnreadableError(_not_zip(path))
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -47,11 +54,19 @@ def load_mapped(path: Path) -> Mapping[str, Any]:
             f"{path} holds more than tensors and plain values, which is not loaded for safety "
             f"({_line(error)}); save its state dict alone"
         ) from error
-    except (RuntimeError, EOFError, BadZipFile, OSError, ValueError) as error:
+    except TORN as error:
         raise UnreadableError(f"{path} cannot be read by torch: {_line(error)}") from error
     if not isinstance(content, Mapping):
         raise UnreadableError(f"{path} holds a {type(content).__name__}, expected a state dict")
     return content
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether torch shall say what is wrong with it."""
+    try:
+        return is_zipfile(path)
+    except BadZipFile:
+        return True
 
 
 def _not_zip(path: Path) -> str:

@@ -5,15 +5,14 @@ out of since the last record. Files of older versions are brought up to date whe
 """
 
 import pickle
-import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
-from zipfile import BadZipFile
 
 import torch
 
+from polarlight.inspection.torchfile import TORN
 from polarlight.train import durable
 
 FORMAT = "polarlight run"
@@ -48,7 +47,7 @@ def load(path: Path, device: torch.device) -> Record:
         sealed = durable.is_sealed(path)
         with warnings.catch_warnings(action="ignore"):  # what is wrong is said below
             content = torch.load(path, map_location=device, weights_only=True)
-    except (*_UNREADABLE, durable.DamagedError) as error:
+    except (*TORN, pickle.UnpicklingError, durable.DamagedError) as error:
         raise _damaged(path, _first_line(error)) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by polarlight; choose another --out")
@@ -63,14 +62,6 @@ def load(path: Path, device: torch.device) -> Record:
     while record["version"] != VERSION:
         record = MIGRATIONS[record["version"]](record)
     return record
-
-
-_UNREADABLE = (
-    *(RuntimeError, EOFError, pickle.UnpicklingError, BadZipFile, OSError),
-    *(ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError),
-    *(AssertionError, struct.error),
-)
-"""What torch's reader raises for files that are no checkpoints, as fuzzing found."""
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

@@ -36,7 +36,7 @@ def _settings_in(path: Path) -> Record:
     """The settings that a folder was claimed with."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path} is damaged ({error}); move the folder away") from error
     if not isinstance(settings, dict):
         raise SettingsError(f"{path} holds no settings; move the folder away")

@@ -44,7 +44,10 @@ MAY_IMPORT = {
     "finiteness": {"execution", "groups", "rule"},
     "nonfinite": {"execution", "finiteness", "groups", "rule"},
     "movement": {"execution", "groups", "nonfinite", "rule", "stages", "view"},
-    "optimizer": {"execution", "groups", "movement", "nonfinite", "probe", "rule", "view"},
+    "restoring": {"groups", "movement"},
+    "optimizer": {
+        *("execution", "groups", "movement", "nonfinite", "probe", "restoring", "rule", "view"),
+    },
     "outer": {"execution", "linalg"},
     "rules": {"linalg", "optimizer", "roles", "routing", "rule", "rules", "stages"},
     "symmetry": {"linalg", "rule", "rules", "stages"},
