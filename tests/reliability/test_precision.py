@@ -108,7 +108,7 @@ def test_the_scaler_and_the_optimizer_are_saved_and_go_on_alike():
 def test_half_precision_parameters_train_and_keep_statistics_wide(cls, dtype):
     model = Model(dtype)
     optimizer = cls(model, lr=0.02, aux_lr=0.02, weight_decay=0.1)
-    first = loss_of(model, dtype).item()
+    first, is_bfloat16 = loss_of(model, dtype).item(), dtype == torch.bfloat16
     for _ in range(30):
         optimizer.zero_grad()
         loss_of(model, dtype).backward()
@@ -117,6 +117,9 @@ def test_half_precision_parameters_train_and_keep_statistics_wide(cls, dtype):
     assert {p.dtype for p in model.parameters()} == {dtype}
     for p, state in optimizer.state.items():
         assert all(x.isfinite().all() for x in state.values()), p.shape
+        # AdamW's moments are bfloat16 beside bfloat16, as in torch, and never float16.
+        narrow = {"momentum_buffer"} | ({"exp_avg", "exp_avg_sq"} if is_bfloat16 else set())
+        assert {name for name, x in state.items() if x.dtype != torch.float32} <= narrow
 
 
 @classes
@@ -181,6 +184,35 @@ def test_extreme_gradients_and_adamw():
         p.grad = torch.ones(4)
         optimizer.step()
         assert (p < 0.99).all()
+
+
+@pytest.mark.parametrize("size", [6e4, 1e3, 1e-3, 3e-4, 1e-5, 6e-8], ids=str)
+def test_adamw_in_float16_squares_gradients_in_float32(size):
+    """Their squares are infinite or zero in float16: weights stood still, or moved too far."""
+    steps = []
+    for dtype, factor in ((torch.float16, size), (torch.float32, 1.0)):
+        p = nn.Parameter(torch.zeros(4, dtype=dtype))
+        optimizer = SpectralOptimizer([p], rule=AdamWRule(), lr=0.01)
+        for seed in range(6):
+            p.grad = torch.full((4,), factor * (1 + seed % 2) / 2, dtype=dtype)
+            optimizer.step()
+        assert optimizer.skipped() == {}
+        assert {x.dtype for x in optimizer.state[p].values()} == {torch.float32}
+        steps.append(p.detach().float())
+    # float16 weights; the smallest gradients have one bit
+    torch.testing.assert_close(steps[0], steps[1], rtol=5e-3 if size > 1e-6 else 0.1, atol=0)
+
+
+def test_a_float16_parameter_that_is_skipped_keeps_every_bit():
+    p = nn.Parameter(gaussian(6, dtype=torch.float16))
+    optimizer = SpectralOptimizer([p], rule=AdamWRule(), lr=0.01, weight_decay=0.1)
+    p.grad = torch.ones(6, dtype=torch.float16)
+    optimizer.step()
+    before = [p.detach().clone(), *(x.clone() for x in optimizer.state[p].values())]
+    p.grad[2] = math.inf
+    optimizer.step()
+    after = [p.detach(), *optimizer.state[p].values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def clipped_training(optimizer, model, max_norm, steps=40):

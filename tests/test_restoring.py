@@ -1,0 +1,144 @@
+"""Loading a state: what does not fit is refused before anything is taken over; dtypes are ours."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import polarlight
+from polarlight import AdamWRule, SpectralOptimizer
+from tests.contracts.catalogue import SHIPPED
+from tests.nets import parameter, step
+
+RULES = {**SHIPPED, "adamw": AdamWRule()}
+rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def stepped(rule, *shape, dtype=torch.float32, steps=2):
+    optimizer = SpectralOptimizer([("w", parameter(*shape, dtype=dtype))], rule=rule)
+    for seed in range(steps):
+        step(optimizer, seed)
+    return optimizer
+
+
+def state_of(optimizer):
+    return optimizer.state[optimizer.param_groups[0]["params"][0]]
+
+
+def assert_refused(rule, saved, said):
+    """And nothing of the optimizer has changed."""
+    optimizer = stepped(rule, 4, 3)
+    before = {k: v.clone() for k, v in state_of(optimizer).items()}
+    with pytest.raises(ValueError, match=said):
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.02
+    after = state_of(optimizer)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    step(optimizer)
+
+
+@rules
+@pytest.mark.parametrize("shape", [(3, 4), (1, 3), (4, 1), (6, 5)], ids=str)
+def test_state_of_another_shape_is_refused(rule, shape):
+    """Some of these would broadcast; AdamW's kernel takes 3 x 4 for 4 x 3 without a word."""
+    saved = stepped(rule, *shape).state_dict()
+    saved["param_groups"][0]["lr"] = 0.5
+    assert_refused(rule, saved, rf"w: \w+ was saved with shape \({shape[0]}, ")
+
+
+@rules
+def test_state_that_lacks_a_buffer_is_refused(rule):
+    whole = stepped(rule, 4, 3).state_dict()
+    assert whole["state"][0]
+    for name in whole["state"][0]:
+        saved = copy.deepcopy(whole)
+        del saved["state"][0][name]
+        if saved["state"][0]:  # none at all is a parameter that was never stepped
+            assert_refused(rule, saved, f"w: {name} is missing")
+        saved["state"][0][name] = 3.0
+        assert_refused(rule, saved, f"w: {name} is a float, expected a tensor")
+
+
+def test_many_misfits_are_counted():
+    saved = SpectralOptimizer([parameter(3, 4) for _ in range(7)], rule=polarlight.muon())
+    optimizer = SpectralOptimizer([parameter(4, 3) for _ in range(7)], rule=polarlight.muon())
+    with pytest.raises(ValueError, match="and 2 more") as error:
+        optimizer.load_state_dict(saved.state_dict())
+    assert str(error.value).count("momentum_buffer") == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lr": -1.0}, "group 0 of the state dict: lr must be >= 0, got -1"),
+        ({"lr": float("nan")}, "lr must be >= 0, got nan"),
+        ({"weight_decay": -0.1}, "weight_decay must be >= 0"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1"),
+        ({"params": [0, 1]}, "saved with 2 parameters, the optimizer's has 1"),
+        ({"params": []}, "saved with 0 parameters, the optimizer's has 1"),
+    ],
+    ids=str,
+)
+def test_groups_that_do_not_fit_are_refused(change, said):
+    saved = stepped(polarlight.muon(), 4, 3).state_dict()
+    saved["param_groups"][0] |= change
+    assert_refused(polarlight.muon(), saved, said)
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {},
+        {"state": {}},
+        {"param_groups": []},
+        {"state": {}, "param_groups": 3},
+        {"state": {}, "param_groups": [3]},
+        {"state": [], "param_groups": []},
+        {"model": {}, "optimizer": {}},
+    ],
+    ids=str,
+)
+def test_what_is_no_state_dict_is_named(saved):
+    assert_refused(polarlight.muon(), saved, "expected what state_dict.. returned")
+
+
+@rules
+@pytest.mark.parametrize("there", DTYPES, ids=str)
+@pytest.mark.parametrize("here", DTYPES, ids=str)
+def test_a_run_may_go_on_in_another_dtype(rule, there, here):
+    """Statistics stay as wide as they are; the rest is the optimizer's own choice."""
+    saved = stepped(rule, 4, 3, dtype=there).state_dict()
+    optimizer = SpectralOptimizer([parameter(4, 3, dtype=here)], rule=rule)
+    fresh = {k: v.dtype for k, v in optimizer.state_dict()["state"][0].items()}
+    optimizer.load_state_dict(saved)
+    state = state_of(optimizer)
+    assert {name: value.dtype for name, value in state.items()} == fresh
+    for name, value in saved["state"][0].items():
+        assert torch.equal(state[name], value.to(fresh[name]))
+    for seed in (5, 6):
+        step(optimizer, seed)
+    assert optimizer.param_groups[0]["params"][0].isfinite().all()
+
+
+@rules
+def test_state_that_was_loaded_elsewhere_comes_to_where_it_is_used(rule):
+    """As from `torch.load(map_location="cpu")`: counters of AdamW belong beside the weights."""
+    saved = stepped(rule, 4, 3).state_dict()
+    p = nn.Parameter(torch.empty(4, 3, device="meta"))
+    optimizer = SpectralOptimizer([p], rule=rule)
+    fresh = {k: v.device for k, v in optimizer.state_dict()["state"][0].items()}
+    optimizer.load_state_dict(saved)
+    assert {name: value.device for name, value in optimizer.state[p].items()} == fresh
+
+
+def test_what_others_keep_beside_the_state_is_kept():
+    saved = stepped(polarlight.normuon(), 4, 3, dtype=torch.bfloat16).state_dict()
+    saved["state"][0]["note"] = torch.tensor([1.0, 2.0])
+    optimizer = stepped(polarlight.normuon(), 4, 3, dtype=torch.bfloat16)
+    optimizer.load_state_dict(saved)
+    assert state_of(optimizer)["note"].dtype == torch.float32
+    step(optimizer)
+    assert torch.equal(state_of(optimizer)["note"], torch.tensor([1.0, 2.0]))
