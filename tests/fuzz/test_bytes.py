@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polarlight import view_from_json
+from polarlight.inspection.opening import open_checkpoint
+from polarlight.inspection.source import UnreadableError
 from polarlight.train import checkpoint, durable, history
 from polarlight.train.checkpoint import CheckpointError
 from polarlight.train.corpus import load_corpus
@@ -79,6 +81,67 @@ def test_checkpoints(folder, data, seal):
     else:
         assert content["version"] == checkpoint.VERSION
         assert found == whole or not seal  # version 1 has nothing to tell damage by
+
+
+def torch_file(folder):
+    path = folder / "model.pt"
+    weight = torch.arange(12.0).view(3, 4)
+    state = {"state": {0: {"momentum_buffer": weight}}, "param_groups": [{"params": [0]}]}
+    torch.save({"model": {"weight": weight}, "optimizer": state}, path)
+    return path.read_bytes()
+
+
+@FAST
+@given(data=st.data(), suffix=st.sampled_from([".pt", ".bin"]))
+def test_files_of_torch_save(folder, data, suffix):
+    """As `polarlight inspect` and `convert` read them; the pickle inside is hit often enough."""
+    whole = torch_file(folder)
+    start = whole.index(b"data.pkl") + len(b"data.pkl")
+    path = folder / f"damaged{suffix}"
+    inside = st.tuples(st.integers(start, start + 400), st.integers(0, 255)).map(
+        lambda hit: whole[: hit[0]] + bytes([hit[1]]) + whole[hit[0] + 1 :]
+    )
+    path.write_bytes(data.draw(damaged(whole) | inside))
+    found, said = outcome(UnreadableError, lambda: open_checkpoint(path))
+    if said is not None:
+        assert str(path) in said
+    else:
+        assert all(entry.read().shape == entry.shape for entry in found.weights.values())
+    pytest.importorskip("typer")
+    from polarlight.commands import converting
+
+    _, said = outcome(ValueError, lambda: converting._load(path))
+    assert said is None or str(path) in said
+
+
+places = st.integers(0, 3) | st.text(max_size=4)
+parts = st.recursive(
+    st.none() | st.integers() | st.text(max_size=4) | st.just(torch.ones(2)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(places, inner, max_size=3),
+    max_leaves=8,
+)
+buffers = st.dictionaries(st.sampled_from(["momentum_buffer", "exp_avg", "row_scale"]), parts)
+state_dicts = st.fixed_dictionaries(
+    {
+        "state": st.dictionaries(places, buffers | parts, max_size=3) | parts,
+        "param_groups": st.lists(
+            st.dictionaries(st.sampled_from(["params", "param_names", "lr"]), parts) | parts,
+            max_size=2,
+        )
+        | parts,
+    }
+)
+
+
+@FAST
+@given(optimizer=state_dicts | parts, weights=st.dictionaries(places, parts, max_size=2))
+def test_optimizer_states_of_any_form(folder, optimizer, weights):
+    """Whole files that say strange things."""
+    path = folder / "strange.pt"
+    torch.save({"model": {"w": torch.ones(2), **weights}, "optimizer": optimizer}, path)
+    source = open_checkpoint(path)
+    assert "w" in source.weights
+    assert source.momenta.keys() <= source.weights.keys()
 
 
 HEADER = struct.pack("<3i", MAGIC, 1, 100).ljust(HEADER_BYTES, b"\0")

@@ -28,7 +28,7 @@ SCALE_FREE = {k: v for k, v in SHIPPED.items() if k not in GROWING}
 sides = st.sampled_from([0, 1, 2, 3, 5, 8, 17])
 shapes = st.one_of(
     st.tuples(sides, sides),
-    st.sampled_from([(1, 300), (300, 1), (2, 200)]),
+    st.sampled_from([(1, 300), (300, 1), (2, 200), (1, 1000), (1000, 1), (2, 2000)]),
 )
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])
 
@@ -52,6 +52,8 @@ KINDS = {
     "graded": lambda m, n, seed: spectrum(m, n, 6, seed),
     "cliff": lambda m, n, seed: spectrum(m, n, 30, seed),
     "duplicate rows": lambda m, n, seed: gaussian(1, n, seed=seed).expand(m, n).clone(),
+    "duplicate columns": lambda m, n, seed: gaussian(m, 1, seed=seed).expand(m, n).clone(),
+    "equal values": lambda m, n, seed: spectrum(m, n, 0, seed),
     "zero rows": lambda m, n, seed: (
         gaussian(m, n, seed=seed) * (gaussian(m, 1, seed=seed + 1) > 0.3)
     ),

@@ -181,7 +181,9 @@ def test_a_checkpoint_that_lacks_something_is_named(copy, key):
         run_in(copy)
 
 
-@pytest.mark.parametrize("text", ["", '{"run": ', "[]", "\0\0\0"])
+@pytest.mark.parametrize(
+    "text", ["", '{"run": ', "[]", "\0\0\0", "[" * 100_000], ids=lambda text: repr(text[:8])
+)
 def test_damaged_settings_are_named(copy, text):
     (copy / "run" / "settings.json").write_text(text)
     with pytest.raises(SettingsError, match=r"settings\.json (is damaged|holds no settings)"):
