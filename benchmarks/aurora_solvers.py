@@ -131,7 +131,7 @@ def recorded(optimizer: str, folder: Path | None) -> dict[str, Tensor]:
     """The momenta, from the folder if they are there."""
     path = folder / f"{optimizer}.pt" if folder else None
     if path and path.exists():
-        return torch.load(path)
+        return torch.load(path, weights_only=True)
     sequences = momentum_sequences(optimizer, steps=STEPS, last=LAST)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -112,7 +112,7 @@ def pretrained(path, steps):
     config = ModelConfig(vocab_size=256, width=96, layers=2, heads=4, context=CONTEXT)
     base = Plain(GPT(config))
     if path.exists():
-        base.load_state_dict(torch.load(path))
+        base.load_state_dict(torch.load(path, weights_only=True))
         return base
     python = torch.cat(load_corpus(None).train.pieces)
     train(base, pl.Muon(base, lr=0.02, aux_lr=1e-2), python, steps, 0)

@@ -13,6 +13,11 @@ from polarlight.train.recipes import spec_of
 from tests.train.tiny import PLAN, corpus
 
 ROOT = Path(polarlight.__file__).parent
+AROUND = {
+    str(f.relative_to(ROOT.parent)): ast.parse(f.read_text())
+    for folder in ("tests", "benchmarks", "examples", "docs")
+    for f in sorted((ROOT.parent / folder).rglob("*.py"))
+}
 TREES = {f.relative_to(ROOT): ast.parse(f.read_text()) for f in sorted(ROOT.rglob("*.py"))}
 
 PRIVATE = {
@@ -32,6 +37,28 @@ PRIVATE = {
     "torch.utils._triton.has_triton": "whether kernels can be launched, for `polarlight doctor`",
 }
 """Every private name of torch in the package, and why."""
+
+ELSEWHERE = {
+    "torch._dynamo": "the compiler, as tests of compiled steps look at it",
+    "torch._dynamo.reset": "forgets what earlier tests compiled",
+    "torch._dynamo.utils": "where it counts",
+    "torch._dynamo.utils.counters": "how often a graph broke",
+    "torch._dynamo.utils.counters.clear": "the same",
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.checkpoint_wrapper": (
+        "the name that it puts before a parameter's"
+    ),
+    "torch.distributed.tensor.placement_types._StridedShard": "as above",
+    "torch.ops.aten._local_scalar_dense": "how a value is read back from a device",
+    "torch.ops.aten._local_scalar_dense.default": "the same",
+    "torch.testing._internal.common_optimizers.ErrorOptimizerInput": "how torch tests optimizers",
+    "torch.testing._internal.common_optimizers.OptimizerErrorEnum": "the same",
+    "torch.testing._internal.common_optimizers.OptimizerInfo": "the same",
+    "torch.testing._internal.common_optimizers.OptimizerInput": "the same",
+    "torch.testing._internal.distributed.fake_pg.FakeStore": "processes that are not there",
+    "torch.utils._python_dispatch.TorchDispatchMode": "sees every operator of a step",
+    "torch.utils._pytree.tree_leaves": "tensors in any structure",
+}
+"""The same in tests, benchmarks and examples."""
 
 
 def dotted(node):
@@ -64,10 +91,20 @@ def test_private_names_of_torch_are_listed():
     assert used == set(PRIVATE)
 
 
-@pytest.mark.parametrize("name", PRIVATE)
+def test_those_of_tests_benchmarks_and_examples_are_listed():
+    used = {name for tree in AROUND.values() for name in private_names(tree)}
+    assert used == set(ELSEWHERE)
+
+
+@pytest.mark.parametrize("name", {**PRIVATE, **ELSEWHERE})
 def test_private_names_of_torch_exist(name):
-    module, _, attribute = name.rpartition(".")
-    assert callable(getattr(importlib.import_module(module), attribute))
+    found, parts = importlib.import_module("torch"), name.split(".")[1:]
+    for depth, part in enumerate(parts):
+        if not hasattr(found, part):
+            importlib.import_module(".".join(["torch", *parts[: depth + 1]]))
+        found = getattr(found, part)
+    assert found is not None
+    assert callable(found) or name in ELSEWHERE
 
 
 def calls(tree):
@@ -75,7 +112,8 @@ def calls(tree):
 
 
 def test_torch_load_is_told_weights_only():
-    found = [call for tree in TREES.values() for name, call in calls(tree) if name == "torch.load"]
+    trees = [*TREES.values(), *AROUND.values()]
+    found = [call for tree in trees for name, call in calls(tree) if name == "torch.load"]
     assert found
     for call in found:
         options = {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords}

@@ -3,9 +3,11 @@
 The model is NumPy in float64 from the references; it knows nothing of groups and state dicts.
 """
 
+import copy
 import io
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -143,14 +145,50 @@ class Machine(RuleBasedStateMachine):
     @rule(executor=st.sampled_from([polarlight.OneByOne(), polarlight.Batched(100)]))
     def restart(self, executor):
         """Saves, forgets everything but weights and settings, and loads."""
+        self._load_into_a_new_one(self._written(), executor)
+
+    def _written(self):
+        """The state as it lies in a file."""
         file = io.BytesIO()
         torch.save(self.optimizer.state_dict(), file)
-        file.seek(0)
+        return file.getvalue()
+
+    def _load_into_a_new_one(self, written, executor):
         wrong = {"lr": 0.7, "weight_decay": 0.7, "maximize": False}
         records = [group.record() | wrong for group in self.groups]
         self.optimizer = SpectralOptimizer(records, executor=executor)
-        self.optimizer.load_state_dict(torch.load(file, weights_only=True))
+        self._load(written)
         self.scheduler, self.skipped = None, 0
+
+    def _load(self, written):
+        self.optimizer.load_state_dict(torch.load(io.BytesIO(written), weights_only=True))
+
+    @rule()
+    def save(self):
+        """Weights and state now, to come back to after more steps."""
+        numbers = [(group.lr, group.weight_decay) for group in self.groups]
+        model = [(twin.weight.copy(), copy.deepcopy(twin.state)) for twin in self.twins]
+        self.saved = self._written(), numbers, model
+
+    @precondition(lambda self: self.saved)
+    @rule(anew=st.booleans())
+    def go_back(self, anew):
+        """Into a new optimizer, or into the one that has gone on."""
+        written, numbers, model = self.saved
+        if len(numbers) < len(self.groups):
+            with pytest.raises(ValueError, match="param groups, the optimizer has"):
+                self._load(written)
+            return
+        for group, (lr, weight_decay) in zip(self.groups, numbers, strict=True):
+            group.lr, group.weight_decay = lr, weight_decay
+        for twin, (weight, state) in zip(self.twins, model, strict=True):
+            twin.weight, twin.state = weight.copy(), copy.deepcopy(state)
+            twin.parameter.data.copy_(torch.from_numpy(weight))
+        if anew:
+            self._load_into_a_new_one(written, polarlight.Batched())
+        else:
+            self._load(written)
+            self.scheduler = None
 
     @invariant()
     def weights_are_the_models(self):

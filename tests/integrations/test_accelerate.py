@@ -131,7 +131,7 @@ def test_two_processes_train_as_one(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torch.multiprocessing.spawn(worker, (2, tmp_path, port), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     single = tiny()
     train(single, polarlight.Aurora(single, lr=0.02, aux_lr=1e-2), 3)
     for name, expected in single.state_dict().items():
