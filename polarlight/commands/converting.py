@@ -184,4 +184,4 @@ def _say_how_to_load(carried: Mapping[str, Carried], out: Path) -> None:
         say(f"  {name}: {carried[name].reason}")
     say("Load it with:")
     say("  from polarlight.migration import from_file, load_carried")
-    say(f"  print(load_carried(optimizer, from_file(torch.load({str(out)!r}, weights_only=True))))")
+    say(f"  print(load_carried(optimizer, from_file(torch.load({str(out)!r}))))")

@@ -1,7 +1,7 @@
 """Carrying state into an optimizer of ours: in the same process, or from a file.
 
     carry_over([their_muon, their_adamw], ours)            # parameters are the same objects
-    load_carried(ours, from_file(torch.load("converted.pt", weights_only=True)))    # parameters have the same names
+    load_carried(ours, from_file(torch.load("converted.pt")))    # parameters have the same names
 
 Nothing is copied that the new rule does not keep, and what starts anew is listed with its reason.
 """
