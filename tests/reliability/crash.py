@@ -25,8 +25,8 @@ from polarlight.train.recipes import spec_of
 from tests.train.tiny import PLAN, corpus
 
 CRASH_PLAN = replace(PLAN, steps=40, checkpoint_every=1, validate_every=10, neurons_every=10)
-STUCK = 540
-"""Seconds after which a process that makes no end says where it is, and ends."""
+STUCK = 240
+"""Seconds after which a child that makes no end says where it is, and fails."""
 
 LONGEST = 0.4
 """Seconds after which the youngest child dies, at most."""
@@ -43,7 +43,7 @@ def attempt(folder, after, while_writing):
     child = os.fork()
     if child == 0:
         code = 1
-        faulthandler.dump_traceback_later(STUCK / 3, exit=True)
+        faulthandler.dump_traceback_later(STUCK, exit=True)
         try:
             train(folder)
             code = 0
@@ -89,7 +89,6 @@ def differ(ours, theirs):
 
 
 def main(folder, kills, seed):
-    faulthandler.dump_traceback_later(STUCK, exit=True)
     torch.set_num_threads(1)
     generator = random.Random(seed)
     train(folder / "straight")
