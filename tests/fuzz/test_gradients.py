@@ -28,7 +28,7 @@ SCALE_FREE = {k: v for k, v in SHIPPED.items() if k not in GROWING}
 sides = st.sampled_from([0, 1, 2, 3, 5, 8, 17])
 shapes = st.one_of(
     st.tuples(sides, sides),
-    st.sampled_from([(1, 300), (300, 1), (2, 200), (1, 1000), (1000, 1), (2, 2000)]),
+    st.sampled_from([(1, 300), (300, 1), (2, 200), (1, 1000), (1000, 1)]),
 )
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])
 
