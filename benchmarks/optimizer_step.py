@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 import polarlight as pl
 from benchmarks.memory import PeakMemory
 from benchmarks.parameter_sets import SETS, parameters
+from polarlight.linalg.precision import has_fast_bfloat16
 from polarlight.train.environment import hardware, versions
 
 OUT = Path(__file__).parent / "results" / "optimizer_step"
@@ -35,6 +36,12 @@ TWELVE = pl.NewtonSchulz(pl.SIMPLE_QUINTIC)
 
 def release(params: list) -> Optimizer:
     rule = pl.aurora(pl.BalancedPolar(TWELVE, 2, 0.5), side=pl.Side.LONG_AXIS)
+    return pl.SpectralOptimizer(params, rule=rule, executor=pl.OneByOne())
+
+
+def in_float32(params: list) -> Optimizer:
+    """What torch's algorithm would cost here in the dtype that this machine multiplies fastest."""
+    rule = pl.muon(pl.NewtonSchulz(pl.JORDAN, torch.float32))
     return pl.SpectralOptimizer(params, rule=rule, executor=pl.OneByOne())
 
 
@@ -55,6 +62,7 @@ OPTIMIZERS: dict[str, Callable[[list], Optimizer]] = {
     "release's Aurora": release,
     "pytorch_optimizer.Muon": pytorch_optimizer,
     "heavyball.Muon": heavyball,
+    "torch's Muon in float32": in_float32,
 }
 BASELINE = "torch.optim.Muon"
 
@@ -62,7 +70,10 @@ BASELINE = "torch.optim.Muon"
 def prepared(name: str, device: str) -> dict[str, Optimizer]:
     """Those that are installed, each on parameters of its own, after one step."""
     found = {}
+    fast_bfloat16 = has_fast_bfloat16(torch.device(device).type)
     for label, make in OPTIMIZERS.items():
+        if make is in_float32 and fast_bfloat16:
+            continue
         try:
             found[label] = make(parameters(name, device))
         except ModuleNotFoundError as missing:

@@ -20,8 +20,12 @@ SETS: dict[str, list[tuple[int, int]]] = {
     "gpt2-small/12": _GPT2_LAYER,
     "qwen3-0.6b/14": _QWEN_LAYER * 2,
     "small": [(128, 512), (512, 128), (128, 128), (64, 256)] * 50,
+    "tiny": [(8, 32), (32, 8), (8, 8), (4, 16)] * 50,
 }
-"""GPT-2 small, a quarter and a layer of it; two layers of Qwen3-0.6B; 200 matrices to 128 x 512."""
+"""GPT-2 small, a quarter and a layer of it; two layers of Qwen3-0.6B; 200 matrices to 128 x 512.
+
+The 200 tiny ones take no time to compute: a step on them is what everything else costs.
+"""
 
 
 def parameters(name: str, device: str) -> list[nn.Parameter]:
