@@ -70,6 +70,22 @@ def resume(rank, folder, layouts):
                 torch.testing.assert_close(full(ours), theirs, rtol=0, atol=1e-12)
 
 
+def pass_on(rank, folder, target, layout):
+    """Loads into a layout and saves again, without a step."""
+    for rule in RULES:
+        model, optimizer = build(rule, layout)
+        saved, states = get_state_dict(model, optimizer)
+        dcp.load({"model": saved, "optimizer": states}, checkpoint_id=f"{folder}/{rule}")
+        set_state_dict(model, optimizer, model_state_dict=saved, optim_state_dict=states)
+        states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+        dcp.save(states, checkpoint_id=f"{target}/{rule}")
+
+
+def resume_and_pass_on(rank, folder, target, layouts):
+    resume(rank, folder, layouts)
+    pass_on(rank, folder, target, layouts[0])
+
+
 def into_one(rank, folder, world, name):
     """The whole state on rank 0, saved by `torch.save` for a plain process."""
     for rule in RULES:
@@ -92,7 +108,9 @@ def test_from_two_processes_to_four_and_to_one(tmp_path):
     run(2, both_ways, tmp_path)
     from_file(tmp_path)
     resume(0, tmp_path / "parts", [None])
-    run(4, resume, tmp_path / "parts", [LAYOUTS[4]["FSDP x TP, rows"], LAYOUTS[4]["HSDP"]])
+    layouts = [LAYOUTS[4]["FSDP x TP, rows"], LAYOUTS[4]["HSDP"]]
+    run(4, resume_and_pass_on, tmp_path / "parts", tmp_path / "passed on", layouts)
+    resume(0, tmp_path / "passed on", [None])  # from two to four to one
 
 
 @pytest.mark.slow
