@@ -41,7 +41,7 @@ def release(params: list) -> Optimizer:
 
 def in_float32(params: list) -> Optimizer:
     """What torch's algorithm would cost here in the dtype that this machine multiplies fastest."""
-    rule = pl.muon(pl.NewtonSchulz(pl.JORDAN, torch.float32))
+    rule = pl.muon(polar=pl.NewtonSchulz(pl.JORDAN, torch.float32))
     return pl.SpectralOptimizer(params, rule=rule, executor=pl.OneByOne())
 
 
