@@ -1,0 +1,34 @@
+"""What the comparison of optimizer steps is made of, on matrices that take no time."""
+
+import pytest
+import torch
+
+pytest.importorskip("rich")
+from benchmarks.optimizer_step import OPTIMIZERS, gradients_of, in_float32
+from benchmarks.parameter_sets import parameters
+
+OURS = [label for label in OPTIMIZERS if not label.startswith(("pytorch_optimizer", "heavyball"))]
+
+
+@pytest.mark.parametrize("label", OURS)
+def test_every_optimizer_moves_every_matrix(label):
+    params = parameters("tiny", "cpu")[:4]
+    before = [p.detach().clone() for p in params]
+    optimizer = OPTIMIZERS[label](params)
+    assert [id(p) for p, _ in gradients_of(optimizer)] == [id(p) for p in params]
+    optimizer.step()
+    for p, was in zip(params, before, strict=True):
+        assert p.isfinite().all()
+        assert not torch.equal(p.detach(), was)
+
+
+def test_torchs_algorithm_in_float32_is_torchs():
+    """Apart from the rounding of bfloat16: five steps of the same polynomial, the same scale."""
+    theirs, ours = (parameters("tiny", "cpu")[:4] for _ in range(2))
+    before = [p.detach().clone() for p in ours]
+    for label, params in (("torch.optim.Muon", theirs), (None, ours)):
+        make = in_float32 if label is None else OPTIMIZERS[label]
+        make(params).step()
+    for p, q, was in zip(ours, theirs, before, strict=True):
+        step = p.detach() - was
+        assert (q.detach() - was - step).norm() < 0.05 * step.norm()
