@@ -5,7 +5,8 @@
 
 Records the last momenta of the gate and up projections under Muon and under Aurora (preset `quick`,
 200 steps, 768 x 192), applies every solver with an exact polar factor and with the default engine,
-prints means over matrices and the last two steps, and writes them as JSON and as one picture:
+prints means over matrices and the last two steps, and writes them as JSON and as one picture. The
+default engine and Jordan's steps run in bfloat16, whatever the machine multiplies fastest:
 
     spread      standard deviation over mean of the row norms of U
     orth        |U'U - I|_F / sqrt(n)
@@ -44,8 +45,8 @@ from polarlight.rules.aurora_exact import upper_bound
 from polarlight.train.environment import hardware, versions
 
 EXACT, AUTO = "exact", "auto"
-POLARS = {EXACT: pl.ExactPolar(), AUTO: pl.AutoPolar()}
-JORDAN = pl.NewtonSchulz(pl.JORDAN)
+POLARS = {EXACT: pl.ExactPolar(), AUTO: pl.AutoPolar(dtype=torch.bfloat16)}
+JORDAN = pl.NewtonSchulz(pl.JORDAN, torch.bfloat16)
 ORACLE = pl.ExactBalanced(steps=14)
 OPTIMIZERS = ("muon", "aurora")
 STEPS, LAST, MEASURED = 200, 20, 2
