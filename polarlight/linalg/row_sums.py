@@ -47,11 +47,15 @@ class ByRows(Protocol):
         """
 
 
+ORDINARY = (0.01, 100.0)
+"""Row norms whose eighth powers, summed over any matrix, neither overflow nor vanish in float32."""
+
+
 class Scaled(Protocol):
     """A map that brings its matrix to an ordinary size first, and can be spared that."""
 
     def of_scaled(self, X: Tensor, rows: Rows) -> Tensor:
-        """As `on_rows`, for an X that may be written to, largest row norm between .1 and 100."""
+        """As `on_rows`, for an X that may be written to, largest row norm in ORDINARY."""
 
 
 def on_rows(function: Callable[[Tensor], Tensor], X: Tensor, rows: Rows) -> Tensor:
@@ -68,7 +72,7 @@ def on_rows(function: Callable[[Tensor], Tensor], X: Tensor, rows: Rows) -> Tens
 
 
 def of_scaled(function: Callable[[Tensor], Tensor], X: Tensor, rows: Rows = HERE) -> Tensor:
-    """`on_rows` for an X of ordinary size that the caller gives up: see `Scaled`."""
+    """`on_rows` for an X of ORDINARY size that the caller gives up: see `Scaled`."""
     if not hasattr(function, "of_scaled"):
         return on_rows(function, X, rows)
     return cast(Scaled, function).of_scaled(X, rows)

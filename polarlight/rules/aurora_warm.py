@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.matrices import nonzero, unit_scale_in
-from polarlight.linalg.row_sums import HERE, Rows, of_scaled
+from polarlight.linalg.row_sums import HERE, ORDINARY, Rows, of_scaled, on_rows
 from polarlight.linalg.rows import (
     check_exponent,
     check_floor,
@@ -85,7 +85,8 @@ class WarmPolar:
         size = norms / rms
         weight = significance(size, self.floor, rows).square()
         D = self._scale(size, buffers, rows)
-        U = of_scaled(self.polar, X.mul_((D / rms).to(X.dtype)), rows)
+        polar = of_scaled if self.reach <= max(ORDINARY) else on_rows  # largest row norm of D M
+        U = polar(self.polar, X.mul_((D / rms).to(X.dtype)), rows)
         self._keep(D * leverage_correction(U, weight, self.exponent, rows), size, buffers, rows)
         return U.to(M.dtype)
 

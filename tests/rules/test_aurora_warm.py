@@ -67,6 +67,18 @@ def test_a_scale_from_long_ago_is_forgotten_beyond_its_reach():
     torch.testing.assert_close(narrow(M, buffers), fresh, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("kept", [1e-30, 1e30])
+@pytest.mark.parametrize("reach", [10.0, 100.0, 1e4, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_kept_scale_is_too_far_off(dtype, reach, kept):
+    """Beyond a reach of 100 the matrix is brought to size once more: powers would overflow."""
+    M = gaussian(64, 16).float()
+    buffers = {"row_scale": torch.full((64, 1), kept), "row_size": torch.ones(64, 1)}
+    U = WarmPolar(polarlight.AutoPolar(dtype=dtype), reach=reach)(M, buffers)
+    assert (U.mT @ U - torch.eye(16)).norm() < 0.1 * 16**0.5
+    assert all(x.isfinite().all() for x in buffers.values())
+
+
 def test_zero_rows_stay_zero_and_the_others_share_alike():
     M = skewed(*TALL)
     M[:4] = 0
