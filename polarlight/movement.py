@@ -121,7 +121,7 @@ def step_entries(
     here, found = [local(p) for p in params], gradients(group, params)
     exact = _widened(group, here)
     for p, w, state in zip(here, exact, states, strict=True):
-        if w is not p:  # moments that an earlier step left in bfloat16
+        if w is not p:  # moments that were begun in the parameter's dtype
             late = {key: x.float() for key, x in state.items() if x.dtype == p.dtype}
             state.update(late)
     nonfinite.step_entries(

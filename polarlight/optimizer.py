@@ -184,10 +184,11 @@ class SpectralOptimizer(Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Restores what `state_dict` returned, in the dtypes that were saved.
+        """Restores what `state_dict` returned; dtypes and devices are those of a new state.
 
         Raises:
-            ValueError: If groups, rules or views differ; the message shows both.
+            ValueError: If groups, rules or views differ, or a buffer is missing or of another
+                shape; the message shows both, and nothing has been taken over.
         """
         with restoring(self):
             super().load_state_dict(state_dict)

@@ -67,8 +67,8 @@ def _largest(M: Tensor) -> Tensor:
     if M.dtype == torch.bfloat16:  # magnitudes are ordered as their bits are, NaN last
         bits = M.view(torch.int16).bitwise_and(0x7FFF)
         return bits.amax(dim=(-2, -1), keepdim=True).view(M.dtype)
-    least, most = (extreme(dim=(-2, -1), keepdim=True) for extreme in (M.amin, M.amax))
-    return torch.maximum(most, -least)
+    sides = (-2, -1)
+    return torch.maximum(M.amax(sides, keepdim=True), -M.amin(sides, keepdim=True))
 
 
 def _power_of_two_over(x: Tensor) -> Tensor:
