@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TITAN := build/titan
+SINKS := build/sinks
 PINNED := build/pinned
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: bench demo test test-slow test-gpu test-titan test-torch fuzz mutants check docs site clean
-.PHONY: audit lock pinned sbom
+.PHONY: bench demo test test-slow test-gpu test-sinks test-titan test-torch fuzz mutants check
+.PHONY: audit clean docs lock pinned sbom site
 
 demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
 	$(BIN)/polarlight compare
@@ -27,6 +28,9 @@ test-titan: $(TITAN)/.installed  ## torchtitan's container, recipe and FSDP2, wh
 
 CORE_NEEDS := expecttest hypothesis numpy pytest pytest-xdist
 CORE := tests/contracts tests/rules tests/linalg tests/test_optimizer.py tests/torch_contract
+
+test-sinks: $(SINKS)/.installed  ## sinks with their real clients, one of which wants other packages
+	OMP_NUM_THREADS=1 $(SINKS)/bin/python -m pytest -m "slow or not slow" tests/sinks
 
 test-torch:  ## the core's tests under another release of torch: make test-torch VERSION=2.11.0
 	@test -n "$(VERSION)" || { echo "which release? make test-torch VERSION=2.11.0"; exit 2; }
@@ -108,6 +112,13 @@ $(TITAN)/.installed: constraints.txt constraints-titan.txt pyproject.toml
 	$(TITAN)/bin/pip install --disable-pip-version-check --quiet $(TORCH)
 	$(TITAN)/bin/pip install --disable-pip-version-check --quiet -c constraints-titan.txt \
 		-e ".[torchtitan]" pytest
+	touch $@
+
+$(SINKS)/.installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(SINKS)
+	$(SINKS)/bin/pip install --disable-pip-version-check --quiet $(TORCH)
+	$(SINKS)/bin/pip install --disable-pip-version-check --quiet \
+		-e ".[train,tensorboard,trackio,wandb]" pytest
 	touch $@
 
 # A hash is compared only for what is installed anew: from an empty folder, each time.
