@@ -87,6 +87,15 @@ def test_about_tells_what_decides_the_numbers(tmp_path):
     assert about["model"]["parameters"] > 0
 
 
+@pytest.fixture
+def interruptible():
+    """A shell without job control starts what is in its background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_first_ctrl_c_is_remembered_and_the_second_interrupts():
     before = signal.getsignal(signal.SIGINT)
     with first_interrupt() as stop:
