@@ -2,6 +2,7 @@
 
     python -m benchmarks.optimizer_step                # make bench; minutes on two cores
     python -m benchmarks.optimizer_step --sets small --repeats 20
+    python -m benchmarks.optimizer_step --only "polarlight.Aurora,torch's Muon in float32"
 
 Every optimizer steps once per round, in turn; medians over the rounds but the first. Writes a JSON
 file and a table. Others take part where they are installed (`pip install 'polarlight[bench]'`).
@@ -11,10 +12,11 @@ The release is Aurora as its release computes it: per matrix, two twelve-step po
 import argparse
 import importlib
 import json
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -65,14 +67,32 @@ OPTIMIZERS: dict[str, Callable[[list], Optimizer]] = {
     "torch's Muon in float32": in_float32,
 }
 BASELINE = "torch.optim.Muon"
+INSTEAD = "torch's Muon in float32"
+"""What ratios are to; the second where the first is not asked for."""
 
 
-def prepared(name: str, device: str) -> dict[str, Optimizer]:
+def chosen(only: str) -> list[str]:
+    """The labels of those that are asked for; of an empty text all.
+
+    Raises:
+        ValueError: If there is no such optimizer, or none of the two that ratios are to.
+    """
+    labels = only.split(",") if only else list(OPTIMIZERS)
+    unknown = [label for label in labels if label not in OPTIMIZERS]
+    if unknown:
+        raise ValueError(f"no optimizer {', '.join(unknown)}; there are {', '.join(OPTIMIZERS)}")
+    if not {BASELINE, INSTEAD} & {*labels}:
+        raise ValueError(f"ratios are to {BASELINE} or {INSTEAD}: ask for one of them, got {only}")
+    return labels
+
+
+def prepared(name: str, device: str, labels: Sequence[str]) -> dict[str, Optimizer]:
     """Those that are installed, each on parameters of its own, after one step."""
     found = {}
     fast_bfloat16 = has_fast_bfloat16(torch.device(device).type)
-    for label, make in OPTIMIZERS.items():
-        if make is in_float32 and fast_bfloat16:
+    for label in labels:
+        make = OPTIMIZERS[label]
+        if make is in_float32 and fast_bfloat16 and BASELINE in labels:
             continue
         try:
             found[label] = make(parameters(name, device))
@@ -102,10 +122,12 @@ def as_in_training() -> None:
     torch.empty(2**23 - 64).fill_(0.0)
 
 
-def measured(name: str, device: str, repeats: int) -> dict[str, dict[str, float]]:
+def measured(
+    name: str, device: str, repeats: int, labels: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """Median seconds, ratio to the baseline and peak extra bytes of each optimizer."""
     as_in_training()
-    optimizers = prepared(name, device)
+    optimizers = prepared(name, device, labels)
     kept = {label: gradients_of(optimizer) for label, optimizer in optimizers.items()}
     times: dict[str, list[float]] = {label: [] for label in optimizers}
     for _ in track(range(repeats + 1), description=name):
@@ -114,6 +136,7 @@ def measured(name: str, device: str, repeats: int) -> dict[str, dict[str, float]
                 p.grad = gradient
             times[label].append(seconds(optimizer, device))
     medians = {label: median(some[1:]) for label, some in times.items()}
+    baseline = medians.get(BASELINE) or medians[INSTEAD]
     result = {}
     for label, optimizer in optimizers.items():
         extra = None
@@ -125,7 +148,7 @@ def measured(name: str, device: str, repeats: int) -> dict[str, dict[str, float]
             "seconds": medians[label],
             "least": min(times[label][1:]),
             "most": max(times[label][1:]),
-            "ratio": medians[label] / medians[BASELINE],
+            "ratio": medians[label] / baseline,
             "extra_bytes": extra,
         }
     return result
@@ -141,17 +164,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sets", default="gpt2-small,qwen3-0.6b/14,small", help=", ".join(SETS))
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
+    parser.add_argument("--only", default="", help="optimizers: " + ", ".join(OPTIMIZERS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
+    try:
+        labels = chosen(options.only)
+    except ValueError as error:
+        parser.error(str(error))
     about = {
-        "command": "python -m benchmarks.optimizer_step " + " ".join(sys.argv[1:]),
+        "command": shlex.join(["python", "-m", "benchmarks.optimizer_step", *sys.argv[1:]]),
         "commit": commit(),
         **versions(),
         **hardware(torch.device(options.device)),
     }
     found = {
-        name: measured(name, options.device, options.repeats) for name in options.sets.split(",")
+        name: measured(name, options.device, options.repeats, labels)
+        for name in options.sets.split(",")
     }
     options.out.mkdir(parents=True, exist_ok=True)
     kind = options.device.split(":")[0]

@@ -26,9 +26,11 @@ def by_device(
     for i in places:
         if params[i].grad is not None:
             gradient = gradient_of(params[i])
-            here, gradients = found.setdefault(gradient.device, ([], []))
-            here.append(i)
-            gradients.append(gradient)
+            device = gradient.device
+            if device not in found:
+                found[device] = ([], [])
+            found[device][0].append(i)
+            found[device][1].append(gradient)
     for device, (here, gradients) in found.items():
         yield device, here, gradients
 

@@ -1,4 +1,4 @@
-"""What a param group must satisfy, and which of its parameters take part in a step."""
+"""What a param group must satisfy, which of its parameters take part in a step, and together."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,11 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polarlight.execution.batched import stacks
 from polarlight.rule import ElementwiseRule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
 Group = dict[str, Any]
 StateDict = dict[str, Any]
+
+Members = Mapping[int, list[int]]
+"""Of groups: the places of the parameters that take part."""
 
 STRUCTURE = ("rule", "view")
 """Entries that are objects: saved as text, compared on load, never replaced by a checkpoint."""
@@ -118,3 +122,21 @@ def with_gradients(group: Group, index: int) -> list[int]:
             name = name_of(group, index, i)
             raise RuntimeError(f"{name} has a sparse gradient; only dense ones are supported")
     return places
+
+
+def together(groups: Sequence[Group], members: Members, shared: bool) -> list[Members]:
+    """Places cut into what is stepped at once: matrices first, then entries group by group.
+
+    Matrices all together where work is shared; else by group, equal shapes together, in bounded
+    memory.
+    """
+    matrices = [i for i in members if isinstance(groups[i]["rule"], UpdateRule)]
+    entries = [{i: places} for i, places in members.items() if i not in matrices]
+    if shared:
+        return [{i: members[i] for i in matrices}, *entries]
+    parts = [
+        {i: [members[i][place] for place in part]}
+        for i in matrices
+        for part in stacks([groups[i]["params"][place] for place in members[i]])
+    ]
+    return [*parts, *entries]

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from polarlight import movement, nonfinite
-from polarlight.execution.batched import Batched, stacks
+from polarlight.execution.batched import Batched
 from polarlight.execution.heap import keep_freed_memory
 from polarlight.execution.job import Executor
 from polarlight.execution.sharded import around_shards
@@ -29,20 +29,21 @@ from polarlight.execution.work import (
 from polarlight.groups import (
     STRUCTURE,
     Group,
+    Members,
     StateDict,
     check_disjoint,
     check_group,
     name_of,
+    together,
     with_gradients,
 )
-from polarlight.nonfinite import Finite, NonFinite, Verdict, Watch, verdict_of
+from polarlight.momenta import momenta_of
+from polarlight.nonfinite import Finite, NonFinite, Verdict, verdict_of
 from polarlight.probe import CountingProbe, Observation, Probe
 from polarlight.restoring import restoring
-from polarlight.rule import MOMENTUM, Rule, UpdateRule
+from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
-
-Members = Mapping[int, list[int]]
-"""Of groups: the places of the parameters that take part."""
+from polarlight.watch import Watch
 
 
 class SpectralOptimizer(Optimizer):
@@ -142,12 +143,14 @@ class SpectralOptimizer(Optimizer):
         members = {i: with_gradients(group, i) for i, group in enumerate(self.param_groups)}
         watching = [probe for probe in self._probes.values() if probe.begin()]
         verdicts = self._watch.judge(self.param_groups, members, self.state, ask=bool(watching))
-        for together in self._together(members):
-            self._step_matrices(together, verdicts, watching)
-        for index, places in members.items():
-            if places and not isinstance(self.param_groups[index]["rule"], UpdateRule):
-                self._step_entries(index, places, verdicts[index], watching)
-            self._count(index, set(places))
+        updated: dict[int, set[int]] = {i: set() for i in members}
+        for part in self._together(members):
+            self._watch.sift(self.param_groups, part)
+            self._step_some(part, verdicts, watching)
+            for index, places in part.items():
+                updated[index].update(places)
+        for index, done in updated.items():
+            self._count(index, done)
         for probe in watching:
             probe.end()
         return loss
@@ -226,28 +229,31 @@ class SpectralOptimizer(Optimizer):
                     probe.count(name_of(group, index, i), rule, frozen=not p.requires_grad)
 
     def _together(self, members: Members) -> list[Members]:
-        """Places whose rules map matrices, cut into what is stepped at once.
-
-        All where work is shared; else by group, equal shapes together, in bounded memory.
-        """
+        """Places cut into what is stepped at once, and how it will be computed."""
         groups = self.param_groups
-        matrices = [i for i, ps in members.items() if isinstance(groups[i]["rule"], UpdateRule)]
+        matrices = [i for i in members if isinstance(groups[i]["rule"], UpdateRule)]
         params = (groups[i]["params"][place] for i in matrices for place in members[i])
         self.executor = around_shards(self.executor, params)
-        if isinstance(self.executor, WorkExecutor):
-            return [{i: members[i] for i in matrices}]
-        return [
-            {i: [members[i][place] for place in part]}
-            for i in matrices
-            for part in stacks([groups[i]["params"][place] for place in members[i]])
-        ]
+        return together(groups, members, shared=isinstance(self.executor, WorkExecutor))
+
+    def _step_some(
+        self, members: Members, verdicts: Mapping[int, Verdict], watching: list[Probe]
+    ) -> None:
+        """One step of what goes together, if anything is left of it."""
+        taking_part = {i: places for i, places in members.items() if places}
+        if all(isinstance(self.param_groups[i]["rule"], UpdateRule) for i in members):
+            self._step_matrices(taking_part, verdicts, watching)
+        else:
+            for index, places in taking_part.items():
+                self._step_entries(index, places, verdicts[index], watching)
 
     def _step_matrices(
         self, members: Members, verdicts: Mapping[int, Verdict], watching: list[Probe]
     ) -> None:
         """One step of parameters whose rules map matrices."""
         finite = {i: verdict_of(verdicts[i], places) for i, places in members.items()}
-        works = {i: self._works(i, places, finite[i]) for i, places in members.items()}
+        shown = bool(watching)
+        works = {i: self._works(i, places, finite[i], shown) for i, places in members.items()}
         asked = [work for some in works.values() for work in some]
         found = iter(directions_of(self.executor, asked))
         for index, places in members.items():
@@ -263,16 +269,13 @@ class SpectralOptimizer(Optimizer):
             params = [local(work.parameter) for work in some]
             movement.move(group, params, states, directions, finite[index])
 
-    def _works(self, index: int, places: list[int], finite: Finite) -> list[Work]:
+    def _works(self, index: int, places: list[int], finite: Finite, shown: bool) -> list[Work]:
         """What is asked of a group's parameters, after their momenta have been updated."""
         group = self.param_groups[index]
         rule, view = group["rule"], group["view"] or Whole()
         params = [group["params"][i] for i in places]
         states = [self.state[p] for p in params]
-        buffers = [local(state[MOMENTUM]) for state in states if rule.momentum.buffered]
-        gradients = movement.gradients(group, params)
-        beta = group["momentum"]
-        momenta = nonfinite.momenta(rule.momentum, states, gradients, buffers, beta, finite)
+        momenta = momenta_of(group, params, states, finite, None if shown else self.executor)
         written = nonfinite.drafts(states, finite)
         return [
             Work(name_of(group, index, i), rule, view, p, M, state)

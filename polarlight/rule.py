@@ -90,9 +90,14 @@ class Remembering(Protocol):
         """The momentum with what it keeps beside the buffers, one mapping per parameter."""
 
 
+def _remembers(momentum: Momentum) -> TypeGuard[Remembering]:
+    """As `is_stage`."""
+    return hasattr(momentum, "bound")
+
+
 def momentum_state(momentum: Momentum, parameter: Tensor) -> dict[str, Tensor]:
     """What a momentum keeps for one parameter, by name."""
-    if isinstance(momentum, Remembering):
+    if _remembers(momentum):
         return momentum.new_state(parameter)
     if not momentum.buffered:
         return {}
@@ -101,7 +106,7 @@ def momentum_state(momentum: Momentum, parameter: Tensor) -> dict[str, Tensor]:
 
 def bound(momentum: Momentum, states: Sequence[Mapping[str, Tensor]]) -> Averaging:
     """A momentum with what it keeps of these parameters beside their buffers, if anything."""
-    return momentum.bound(states) if isinstance(momentum, Remembering) else momentum
+    return momentum.bound(states) if _remembers(momentum) else momentum
 
 
 @runtime_checkable
@@ -136,7 +141,7 @@ class Reads(Protocol):
 
 def reads(slot: object, dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """In which dtype the slot may be handed a matrix, so that less memory is moved."""
-    return slot.reads(dtype, device) if isinstance(slot, Reads) else dtype
+    return cast(Reads, slot).reads(dtype, device) if hasattr(slot, "reads") else dtype
 
 
 def is_stage(slot: Slot) -> TypeGuard[Stage]:

@@ -202,8 +202,8 @@ def test_matrices_of_a_group_are_stepped_by_shape_and_shared_work_at_once():
         {"params": [parameter(4, 3)]},
     ]
     members = {0: [0, 1, 2], 1: [0], 2: [0]}
-    first, second = optimizer_of(groups)._together(members)
-    assert second == {2: [0]}
+    first, *others = optimizer_of(groups)._together(members)
+    assert others == [{2: [0]}, {1: [0]}]  # entries last
     (places,) = first.values()
     assert sorted(places) == [0, 1, 2]
     assert places.index(1) != 1  # equal shapes lie side by side
@@ -213,7 +213,41 @@ def test_matrices_of_a_group_are_stepped_by_shape_and_shared_work_at_once():
             return [work.momentum for work in works]
 
     optimizer = optimizer_of([dict(group) for group in groups], executor=Shared())
-    assert optimizer._together(members) == [{0: [0, 1, 2], 2: [0]}]
+    assert optimizer._together(members) == [{0: [0, 1, 2], 2: [0]}, {1: [0]}]
+
+
+def test_what_was_updated_is_counted_once_and_what_was_left_out_is_not():
+    params = [parameter(4, 3), parameter(3, 4), parameter(4, 3), parameter(3)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    params[0].grad[0] = params[3].grad[0] = torch.nan
+    groups = [{"params": params[:3]}, {"params": params[3:], "rule": AdamWRule()}]
+    optimizer = optimizer_of(groups)
+    counted = []
+
+    class Counts:
+        def begin(self):
+            return False
+
+        def observe(self, observation):
+            pass
+
+        def end(self):
+            pass
+
+        def count(self, name, rule, frozen):
+            counted.append((name, rule is not None, frozen))
+
+    optimizer.observe(Counts())
+    optimizer.step()
+    names = [f"param_groups[0]['params'][{i}]" for i in range(3)]
+    assert counted == [
+        (names[0], False, False),
+        (names[1], True, False),
+        (names[2], True, False),
+        ("param_groups[1]['params'][0]", False, False),
+    ]
+    assert set(optimizer.skipped()) == {names[0], "param_groups[1]['params'][0]"}
 
 
 def test_what_a_step_has_written_is_kept_only_where_the_gradient_was_finite(monkeypatch):

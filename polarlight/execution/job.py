@@ -29,6 +29,17 @@ class Executor(Protocol):
         """One direction per job, in order; the jobs' buffers are updated in place."""
 
 
+@runtime_checkable
+class MakesRoom(Protocol):
+    """An executor that says where it would copy matrices, so that they are made there."""
+
+    def room(self, rule: UpdateRule, like: Sequence[Tensor]) -> list[Tensor] | None:
+        """Where float32 matrices of these shapes are to be laid, in the dtype that it reads.
+
+        None where they may as well stay where they were made.
+        """
+
+
 def new_buffers(
     rule: UpdateRule,
     view: MatrixView,
@@ -82,18 +93,20 @@ def jobs_of(
         known: What has been asked of rules before; added to.
     """
     parts = view.split(momentum)
+    needs = []
     for part in parts:
-        if (id(rule), part.shape) not in known:
-            known[id(rule), part.shape] = rule.buffer_shapes(part.shape)
+        key = id(rule), part.shape
+        if key not in known:
+            known[key] = rule.buffer_shapes(part.shape)
+        needs.append(known[key])
     if len(parts) == 1:
-        names = known[id(rule), parts[0].shape]
-        return [Job(rule, parts[0], {name: state[name] for name in names})]
+        return [Job(rule, parts[0], {name: state[name] for name in needs[0]})]
     taken: dict[str, int] = {}
     depth = len(stacked(view, momentum.shape))
     jobs = []
-    for part in parts:
+    for part, shapes in zip(parts, needs, strict=True):
         buffers = {}
-        for name, shape in known[id(rule), part.shape].items():
+        for name, shape in shapes.items():
             start = taken.get(name, 0)
             taken[name] = start + shape[depth:].numel()
             buffers[name] = state[name][..., start : taken[name]].unflatten(-1, shape[depth:])

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 pytest.importorskip("rich")
-from benchmarks.optimizer_step import OPTIMIZERS, gradients_of, in_float32
+from benchmarks.optimizer_step import (
+    INSTEAD,
+    OPTIMIZERS,
+    chosen,
+    gradients_of,
+    in_float32,
+    measured,
+)
 from benchmarks.parameter_sets import parameters
 
 OURS = [label for label in OPTIMIZERS if not label.startswith(("pytorch_optimizer", "heavyball"))]
@@ -32,3 +39,23 @@ def test_torchs_algorithm_in_float32_is_torchs():
     for p, q, was in zip(ours, theirs, before, strict=True):
         step = p.detach() - was
         assert (q.detach() - was - step).norm() < 0.05 * step.norm()
+
+
+def test_some_of_them_can_be_asked_for():
+    labels = chosen(f"polarlight.Aurora,{INSTEAD}")
+    found = measured("tiny", "cpu", 1, labels)
+    assert list(found) == labels
+    assert found[INSTEAD]["ratio"] == 1
+    assert chosen("") == list(OPTIMIZERS)
+
+
+@pytest.mark.parametrize(
+    ("only", "said"),
+    [
+        ("polarlight.Adam,torch.optim.Muon", "no optimizer polarlight.Adam; there are torch.optim"),
+        ("polarlight.Muon", "ratios are to torch.optim.Muon or .*, got polarlight.Muon"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(only, said):
+    with pytest.raises(ValueError, match=said):
+        chosen(only)

@@ -69,6 +69,23 @@ def check_nan(rank):
         optimizer.step()
 
 
+def check_nothing_to_do(rank):
+    """Groups of which nothing takes part, and a step in which nothing does at all."""
+    frozen, bad, good = parameters(init_device_mesh("cpu", (2,)), ((8, 4), (6, 6), (4, 8)))
+    frozen.grad = None
+    bad.grad.to_local()[:] = float("nan")
+    groups = [{"params": [pair]} for pair in (("frozen", frozen), ("bad", bad), ("good", good))]
+    optimizer = polarlight.SpectralOptimizer(groups, rule=polarlight.muon())
+    before = {name: full(p) for name, p in zip(("bad", "good"), (bad, good), strict=True)}
+    optimizer.step()
+    assert torch.equal(full(bad), before["bad"])
+    assert not torch.equal(full(good), before["good"])
+    assert optimizer.skipped() == {"bad": 1}
+    optimizer.zero_grad()
+    optimizer.step()
+    assert optimizer.skipped() == {"bad": 1}
+
+
 def check_pending_sum(rank):
     mesh = init_device_mesh("cpu", (2,))
     p = nn.Parameter(DTensor.from_local(torch.ones(4, 4), mesh, [Partial()]))
@@ -97,7 +114,8 @@ def die_in_the_middle(rank):
 
 
 def every(rank):
-    for check in (check_disagreement, check_nan, check_pending_sum, die_in_the_middle):
+    checks = (check_disagreement, check_nan, check_nothing_to_do, check_pending_sum)
+    for check in (*checks, die_in_the_middle):
         check(rank)
 
 

@@ -8,7 +8,7 @@ import torch
 
 import polarlight
 from polarlight import AdamWRule, NonFinite, finiteness, nonfinite
-from polarlight.nonfinite import Watch
+from polarlight.watch import Watch
 from tests.matrices import gaussian
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
@@ -34,7 +34,9 @@ def judged(watch, groups, ask=False, states=None):
         for i, g in enumerate(groups)
     }
     states = states or {p: {} for g in groups for p in g["params"]}
-    return watch.judge(groups, members, states, ask), members
+    verdicts = watch.judge(groups, members, states, ask)
+    watch.sift(groups, members)
+    return verdicts, members
 
 
 @pytest.fixture
@@ -54,6 +56,28 @@ def test_the_host_looks_at_its_own_memory_and_takes_bad_ones_out():
         "param_groups[0]['params'][3]": 1,
         "param_groups[1]['params'][0]": 1,
     }
+
+
+def test_what_the_host_can_see_it_looks_at_when_its_turn_comes():
+    """And reads each gradient once, unless it must know all of them first."""
+    watch, groups = Watch(NonFinite.SKIP), [group(1.0, torch.nan), group(torch.nan)]
+    members = {0: [0, 1], 1: [0]}
+    states = {p: {} for g in groups for p in g["params"]}
+    assert watch.judge(groups, members, states, ask=True) == {0: None, 1: None}
+    assert members == {0: [0, 1], 1: [0]}
+    assert watch.skipped(groups) == {}
+    part = {0: [1]}
+    watch.sift(groups, part)
+    assert part == {0: []}
+    assert watch.skipped(groups) == {"param_groups[0]['params'][1]": 1}
+
+
+@pytest.mark.parametrize("policy", [NonFinite.RAISE, NonFinite.PROPAGATE])
+def test_other_policies_leave_nothing_out(policy):
+    watch, groups, members = Watch(policy), [group(1.0, torch.nan)], {0: [0, 1]}
+    watch.sift(groups, members)
+    assert members == {0: [0, 1]}
+    assert watch.skipped(groups) == {}
 
 
 @pytest.mark.usefixtures("on_a_device")
