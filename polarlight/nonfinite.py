@@ -81,7 +81,10 @@ def momenta(
     result = average(harmless, buffers, beta)
     for ok, new, old in zip(finite, written, before, strict=True):
         _undo(new, old, [ok] * len(new))
-    return result
+    if not momentum.buffered:
+        return result
+    # A direction that is left out becomes zero: it may be what the rule was given.
+    return [M.clone() if M is b else M for M, b in zip(result, buffers, strict=True)]
 
 
 def drafts(states: Sequence[State], finite: Finite) -> Sequence[State]:

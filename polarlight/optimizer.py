@@ -19,13 +19,7 @@ from polarlight.execution.batched import Batched
 from polarlight.execution.heap import keep_freed_memory
 from polarlight.execution.job import Executor
 from polarlight.execution.sharded import around_shards
-from polarlight.execution.work import (
-    Work,
-    WorkExecutor,
-    directions_of,
-    local,
-    whole,
-)
+from polarlight.execution.work import Work, WorkExecutor, directions_of, local, whole
 from polarlight.groups import (
     STRUCTURE,
     Group,
@@ -37,11 +31,10 @@ from polarlight.groups import (
     together,
     with_gradients,
 )
-from polarlight.momenta import momenta_of
 from polarlight.nonfinite import Finite, NonFinite, Verdict, verdict_of
 from polarlight.probe import CountingProbe, Observation, Probe
 from polarlight.restoring import restoring
-from polarlight.rule import Rule, UpdateRule
+from polarlight.rule import MOMENTUM, Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 from polarlight.watch import Watch
 
@@ -252,8 +245,7 @@ class SpectralOptimizer(Optimizer):
     ) -> None:
         """One step of parameters whose rules map matrices."""
         finite = {i: verdict_of(verdicts[i], places) for i, places in members.items()}
-        shown = bool(watching)
-        works = {i: self._works(i, places, finite[i], shown) for i, places in members.items()}
+        works = {i: self._works(i, places, finite[i]) for i, places in members.items()}
         asked = [work for some in works.values() for work in some]
         found = iter(directions_of(self.executor, asked))
         for index, places in members.items():
@@ -269,13 +261,16 @@ class SpectralOptimizer(Optimizer):
             params = [local(work.parameter) for work in some]
             movement.move(group, params, states, directions, finite[index])
 
-    def _works(self, index: int, places: list[int], finite: Finite, shown: bool) -> list[Work]:
+    def _works(self, index: int, places: list[int], finite: Finite) -> list[Work]:
         """What is asked of a group's parameters, after their momenta have been updated."""
         group = self.param_groups[index]
         rule, view = group["rule"], group["view"] or Whole()
         params = [group["params"][i] for i in places]
         states = [self.state[p] for p in params]
-        momenta = momenta_of(group, params, states, finite, None if shown else self.executor)
+        buffers = [local(state[MOMENTUM]) for state in states if rule.momentum.buffered]
+        gradients = movement.gradients(group, params)
+        beta = group["momentum"]
+        momenta = nonfinite.momenta(rule.momentum, states, gradients, buffers, beta, finite)
         written = nonfinite.drafts(states, finite)
         return [
             Work(name_of(group, index, i), rule, view, p, M, state)

@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -62,28 +61,6 @@ class Batched:
             results.update(zip(stack, _together(members), strict=True))
         return [results[index] for index in range(len(jobs))]
 
-    def room(self, rule: UpdateRule, like: Sequence[Tensor]) -> list[Tensor] | None:
-        """The slices of the stacks that `directions` would make of neighbours of equal shape.
-
-        None on accelerators, where everything is copied at once, in a graph, which is fused, and
-        for matrices that go alone.
-        """
-        places: list[Tensor] = []
-        for (shape, dtype, device), run in groupby(
-            like, key=lambda p: (p.shape, p.dtype, p.device)
-        ):
-            few = list(run)
-            if not self._copies(few[0]):
-                return None
-            stack = few[0].new_empty(len(few), *shape, dtype=rule.reads(dtype, device))
-            places += stack.unbind()
-        return places
-
-    def _copies(self, M: Tensor) -> bool:
-        """Whether matrices like M are copied to a stack, one by one."""
-        plain = M.ndim == 2 and M.dtype == torch.float32 and M.is_cpu
-        return plain and self._cap(M) >= M.nbytes and not torch.compiler.is_compiling()
-
     def _stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
         """Positions of jobs that go together, at most `max_bytes` at a time."""
         groups: dict[Hashable, list[int]] = {}
@@ -128,26 +105,12 @@ def _together(jobs: Sequence[Job]) -> list[Tensor]:
 
 
 def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Matrices [..., m, n] as one batch [b, m, n] in a dtype, each read once if it must be."""
+    """Matrices [..., m, n] as one batch [b, m, n] in a dtype, each read once."""
     first = matrices[0]
-    if first.dtype == dtype and (found := _stack_of(matrices)) is not None:
-        return found
     count = sum(M.shape[:-2].numel() for M in matrices)
     batch = first.new_empty(count, *first.shape[-2:], dtype=dtype)
     torch._foreach_copy_(_parts(batch, matrices), list(matrices))
     return batch
-
-
-def _stack_of(matrices: Sequence[Tensor]) -> Tensor | None:
-    """The batch [b, m, n] whose slices these are, all of them and in their order, if they are."""
-    if torch.compiler.is_compiling():
-        return None
-    stack, size = matrices[0]._base, matrices[0].numel()
-    if stack is None or stack.shape != (len(matrices), *matrices[0].shape):
-        return None
-    places = [M.storage_offset() if M._base is stack else None for M in matrices]
-    ordered = places == list(range(0, len(matrices) * size, size))
-    return stack if ordered and stack.is_contiguous() else None
 
 
 def _parts(batch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -29,17 +29,6 @@ class Executor(Protocol):
         """One direction per job, in order; the jobs' buffers are updated in place."""
 
 
-@runtime_checkable
-class MakesRoom(Protocol):
-    """An executor that says where it would copy matrices, so that they are made there."""
-
-    def room(self, rule: UpdateRule, like: Sequence[Tensor]) -> list[Tensor] | None:
-        """Where float32 matrices of these shapes are to be laid, in the dtype that it reads.
-
-        None where they may as well stay where they were made.
-        """
-
-
 def new_buffers(
     rule: UpdateRule,
     view: MatrixView,

@@ -44,11 +44,10 @@ MAY_IMPORT = {
     "finiteness": {"execution", "groups", "rule"},
     "nonfinite": {"rule"},
     "watch": {"execution", "finiteness", "groups", "nonfinite", "rule"},
-    "momenta": {"execution", "groups", "movement", "nonfinite", "rule", "view"},
     "movement": {"execution", "groups", "nonfinite", "rule", "stages", "view"},
     "restoring": {"groups", "movement"},
     "optimizer": {
-        *("execution", "groups", "momenta", "movement", "nonfinite", "probe", "restoring"),
+        *("execution", "groups", "movement", "nonfinite", "probe", "restoring"),
         *("rule", "view", "watch"),
     },
     "outer": {"execution", "linalg"},

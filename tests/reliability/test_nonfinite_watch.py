@@ -1,6 +1,6 @@
 """The watch over gradients, piece by piece: who is asked, what is counted, what is undone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -170,6 +170,24 @@ def test_momenta_of_bad_gradients_stay_to_the_bit(momentum):
     assert torch.equal(found[0], expected[0])
     assert found[1].isfinite().all()
     assert all(torch.equal(x, y) for x, y in zip(buffers, plain, strict=True))
+
+
+@pytest.mark.usefixtures("on_a_device")
+@pytest.mark.parametrize("momentum", [polarlight.EMA(False), polarlight.HeavyBall(False)], ids=str)
+def test_a_rule_that_returns_what_it_was_given_does_not_lose_the_momentum(momentum):
+    plain = replace(
+        polarlight.muon(), map=lambda X: X, scale=polarlight.Unscaled(), momentum=momentum
+    )
+    p = torch.nn.Parameter(torch.ones(4, 2))
+    optimizer = polarlight.SpectralOptimizer([p], rule=plain)
+    for value in (1.0, torch.nan):
+        p.grad = torch.full((4, 2), value)
+        optimizer.step()
+        if value == 1.0:
+            before = p.detach().clone(), optimizer.state[p]["momentum_buffer"].clone()
+            assert before[1].all()
+    assert torch.equal(p, before[0])
+    assert torch.equal(optimizer.state[p]["momentum_buffer"], before[1])
 
 
 @dataclass(frozen=True)
