@@ -1,5 +1,7 @@
 """The engine that chooses: every choice is the same map, and the cheapest by its own count."""
 
+import math
+
 import pytest
 import torch
 
@@ -62,6 +64,32 @@ def test_long_matrices_get_the_gram_form_and_square_ones_do_not():
     assert kind(768, 768) is kind(64, 48) is NewtonSchulz
     assert kind(1024, 256, device=torch.device("cuda")) is NewtonSchulz
     assert kind(3072, 768, device=torch.device("cuda")) is GramNewtonSchulz
+
+
+def test_float32_needs_no_restart_and_narrower_dtypes_do():
+    def restarts(dtype, schedule=QUICK):
+        return AutoPolar(schedule, dtype).engine(512, 128, torch.float32, CPU).restarts
+
+    assert restarts(torch.float32) == restarts(torch.float64) == ()
+    assert restarts(torch.bfloat16) == (2,)
+    assert restarts(torch.float16) == restart_positions(QUICK, torch.float16) != ()
+    steep = polar_express(8, lower=1e-6)
+    assert restarts(torch.float32, steep) == restart_positions(steep, torch.float32) != ()
+
+
+def test_a_schedule_goes_without_restarts_up_to_a_stated_growth(monkeypatch):
+    for growth, found in ((auto.NEGLIGIBLE, ()), (1.01 * auto.NEGLIGIBLE, (2,))):
+        monkeypatch.setattr(auto, "segment_growth", lambda *_, growth=growth: growth)
+        assert list(auto._restarts(QUICK, torch.float32))[-1] == found
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e5, 1e8])
+def test_what_float32_loses_without_restarts_is_far_below_the_schedules_own_error(condition):
+    U, V = (torch.linalg.qr(gaussian(m, 64, seed=m)).Q for m in (256, 64))
+    M = U * torch.logspace(0, -math.log10(condition), 64, dtype=torch.float64) @ V.mT
+    plain = NewtonSchulz(QUICK, torch.float64, Schatten8())(M)
+    found = AutoPolar(dtype=torch.float32)(M.float()).double()
+    assert torch.linalg.matrix_norm(found - plain, 2) < 3e-4
 
 
 def test_the_reason_names_dtype_form_and_both_costs():
