@@ -6,7 +6,8 @@
 
 Every optimizer steps once per round, in turn; medians over the rounds but the first. Writes a JSON
 file and a table. Others take part where they are installed (`pip install 'polarlight[bench]'`).
-The release is Aurora as its release computes it: per matrix, two twelve-step polar factors.
+The release is Aurora as its release computes it: per matrix, two twelve-step polar factors. Where
+bfloat16 is emulated, torch's algorithm in float32 stands for torch's Muon unless that is asked for.
 """
 
 import argparse
@@ -68,16 +69,22 @@ OPTIMIZERS: dict[str, Callable[[list], Optimizer]] = {
 }
 BASELINE = "torch.optim.Muon"
 INSTEAD = "torch's Muon in float32"
-"""What ratios are to; the second where the first is not asked for."""
+"""What ratios are to; the second where the first takes no part."""
+
+IN_BFLOAT16 = {BASELINE, "pytorch_optimizer.Muon", "heavyball.Muon"}
+"""Those that multiply in bfloat16 on any device: hours, on large matrices, where it is emulated."""
 
 
-def chosen(only: str) -> list[str]:
-    """The labels of those that are asked for; of an empty text all.
+def chosen(only: str, fast_bfloat16: bool) -> list[str]:
+    """The labels of those that are asked for; of an empty text those that suit the device.
 
     Raises:
         ValueError: If there is no such optimizer, or none of the two that ratios are to.
     """
-    labels = only.split(",") if only else list(OPTIMIZERS)
+    if not only:
+        unfit = {INSTEAD} if fast_bfloat16 else IN_BFLOAT16
+        return [label for label in OPTIMIZERS if label not in unfit]
+    labels = only.split(",")
     unknown = [label for label in labels if label not in OPTIMIZERS]
     if unknown:
         raise ValueError(f"no optimizer {', '.join(unknown)}; there are {', '.join(OPTIMIZERS)}")
@@ -89,13 +96,9 @@ def chosen(only: str) -> list[str]:
 def prepared(name: str, device: str, labels: Sequence[str]) -> dict[str, Optimizer]:
     """Those that are installed, each on parameters of its own, after one step."""
     found = {}
-    fast_bfloat16 = has_fast_bfloat16(torch.device(device).type)
     for label in labels:
-        make = OPTIMIZERS[label]
-        if make is in_float32 and fast_bfloat16 and BASELINE in labels:
-            continue
         try:
-            found[label] = make(parameters(name, device))
+            found[label] = OPTIMIZERS[label](parameters(name, device))
         except ModuleNotFoundError as missing:
             print(f"{label} is left out: {missing.name} is not installed", file=sys.stderr)
     return found
@@ -168,10 +171,17 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
+    fast_bfloat16 = has_fast_bfloat16(torch.device(options.device).type)
     try:
-        labels = chosen(options.only)
+        labels = chosen(options.only, fast_bfloat16)
     except ValueError as error:
         parser.error(str(error))
+    if not (fast_bfloat16 or options.only):
+        print(
+            f"bfloat16 is emulated here: {', '.join(sorted(IN_BFLOAT16))} are left out, which "
+            f"would take hours, and ratios are to {INSTEAD}; --only measures what it names",
+            file=sys.stderr,
+        )
     about = {
         "command": shlex.join(["python", "-m", "benchmarks.optimizer_step", *sys.argv[1:]]),
         "commit": commit(),

@@ -42,11 +42,10 @@ def test_torchs_algorithm_in_float32_is_torchs():
 
 
 def test_some_of_them_can_be_asked_for():
-    labels = chosen(f"polarlight.Aurora,{INSTEAD}")
+    labels = chosen(f"polarlight.Aurora,{INSTEAD}", fast_bfloat16=True)
     found = measured("tiny", "cpu", 1, labels)
     assert list(found) == labels
     assert found[INSTEAD]["ratio"] == 1
-    assert chosen("") == list(OPTIMIZERS)
 
 
 @pytest.mark.parametrize(
@@ -58,4 +57,12 @@ def test_some_of_them_can_be_asked_for():
 )
 def test_what_cannot_be_compared_is_refused(only, said):
     with pytest.raises(ValueError, match=said):
-        chosen(only)
+        chosen(only, fast_bfloat16=False)
+
+
+def test_nobody_waits_for_hours_who_did_not_ask_for_it():
+    assert chosen("", fast_bfloat16=True) == [label for label in OPTIMIZERS if label != INSTEAD]
+    here = chosen("", fast_bfloat16=False)
+    assert {"polarlight.Aurora", "release's Aurora", INSTEAD} <= {*here}
+    assert not {"torch.optim.Muon", "pytorch_optimizer.Muon", "heavyball.Muon"} & {*here}
+    assert chosen("torch.optim.Muon", fast_bfloat16=False) == ["torch.optim.Muon"]
