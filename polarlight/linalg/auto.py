@@ -136,8 +136,8 @@ def _cheapest(
 def _restarts(schedule: Schedule, dtype: torch.dtype) -> Iterator[tuple[int, ...]]:
     """Restart positions to be weighed: the coarser the dtype, the shorter the segments.
 
-    A Gram form by itself is as exact as the plain one (`restart_positions`); here float32 may lose
-    some of that, as the singular values are only brought near 1 anyway.
+    A Gram form by itself is as exact as the plain one (`restart_positions`); here float32
+    and float64 may lose some of that, as singular values are only brought near 1 anyway.
     """
     steps = len(schedule.steps)
     if dtype == torch.bfloat16:
