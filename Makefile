@@ -27,7 +27,7 @@ test-titan: $(TITAN)/.installed  ## torchtitan's container, recipe and FSDP2, wh
 	OMP_NUM_THREADS=1 $(TITAN)/bin/pytest tests/integrations/test_torchtitan.py
 
 CORE_NEEDS := expecttest hypothesis numpy pytest pytest-xdist
-CORE := tests/contracts tests/rules tests/linalg tests/test_optimizer.py tests/torch_contract
+CORE := tests/contracts tests/rules tests/linalg tests/optimizer tests/torch_contract
 
 test-sinks: $(SINKS)/.installed  ## sinks with their real clients, one of which wants other packages
 	OMP_NUM_THREADS=1 $(SINKS)/bin/python -m pytest -m "slow or not slow" tests/sinks

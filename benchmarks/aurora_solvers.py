@@ -38,11 +38,11 @@ from torch import Tensor
 
 import polarlight as pl
 from benchmarks.recorded import momentum_sequences
-from polarlight.claims.solvers import PolarFirst
+from polarlight.lab.claims.solvers import PolarFirst
+from polarlight.lab.report.style import COLOURS, FAINT, tidy
+from polarlight.lab.train.environment import hardware, versions
 from polarlight.linalg.balance import TangentSpace
-from polarlight.report.style import COLOURS, FAINT, tidy
 from polarlight.rules.aurora_exact import upper_bound
-from polarlight.train.environment import hardware, versions
 
 EXACT, AUTO = "exact", "auto"
 POLARS = {EXACT: pl.ExactPolar(), AUTO: pl.AutoPolar(dtype=torch.bfloat16)}

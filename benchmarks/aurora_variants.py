@@ -11,14 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 import polarlight as pl
-from polarlight.claims.solvers import PolarFirst
-from polarlight.train import recipes
-from polarlight.train.compare import Comparison, first_interrupt, specs
-from polarlight.train.corpus import load_corpus
-from polarlight.train.display import Display
-from polarlight.train.recipes import Recipe
-from polarlight.train.report import write_report
-from polarlight.train.settings import PRESETS
+from polarlight.lab.claims.solvers import PolarFirst
+from polarlight.lab.train import recipes
+from polarlight.lab.train.compare import Comparison, first_interrupt, specs
+from polarlight.lab.train.corpus import load_corpus
+from polarlight.lab.train.display import Display
+from polarlight.lab.train.recipes import Recipe
+from polarlight.lab.train.report import write_report
+from polarlight.lab.train.settings import PRESETS
 
 SIX = pl.NewtonSchulz(pl.polar_express(6))
 AUTO = pl.AutoPolar()

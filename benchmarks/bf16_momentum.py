@@ -28,13 +28,13 @@ from rich.table import Table
 from torch import Tensor
 
 import polarlight as pl
-from polarlight.probe import Observation
+from polarlight.lab.train.corpus import load_corpus
+from polarlight.lab.train.environment import hardware, versions
+from polarlight.lab.train.loop import Run
+from polarlight.lab.train.recipes import spec_of
+from polarlight.lab.train.settings import PRESETS, with_changes
+from polarlight.optimizer.probe import Observation
 from polarlight.rule import MOMENTUM, bound, momentum_state
-from polarlight.train.corpus import load_corpus
-from polarlight.train.environment import hardware, versions
-from polarlight.train.loop import Run
-from polarlight.train.recipes import spec_of
-from polarlight.train.settings import PRESETS, with_changes
 
 AVERAGE = pl.EMA(nesterov=True)
 MOMENTA = {

@@ -17,8 +17,8 @@ from matplotlib.ticker import NullLocator
 from rich.progress import track
 
 import polarlight as pl
-from polarlight.report.style import figure, legend, styles, tidy
-from polarlight.train.environment import hardware, versions
+from polarlight.lab.report.style import figure, legend, styles, tidy
+from polarlight.lab.train.environment import hardware, versions
 
 OUT = Path(__file__).parent / "results" / "cost_by_size"
 WIDTHS = (128, 256, 512, 1024, 2048, 4096)

@@ -21,10 +21,10 @@ from rich.table import Table
 
 import polarlight as pl
 from polarlight.integrations.lora import lora_groups, lora_product_groups
+from polarlight.lab.train.corpus import load_corpus
+from polarlight.lab.train.model import GPT, ModelConfig
+from polarlight.lab.tuning import find_lr
 from polarlight.rules.lora_product import LoraProduct
-from polarlight.train.corpus import load_corpus
-from polarlight.train.model import GPT, ModelConfig
-from polarlight.tuning import find_lr
 
 CONTEXT, BATCH = 64, 16
 

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import StepLR
 
 import polarlight as pl
 from benchmarks.problems import PROBLEMS, Labels
-from polarlight.report.style import figure, legend, styles, tidy
+from polarlight.lab.report.style import figure, legend, styles, tidy
 
 EVERY = 10
 """Steps between two measurements of the gap."""

@@ -22,13 +22,13 @@ import torch
 from benchmarks.optimizer_step import commit
 from polarlight.diagnostics.activations import ActivationMonitor
 from polarlight.diagnostics.neurons import NeuronMonitor
-from polarlight.train.corpus import load_corpus
-from polarlight.train.data import Batches, Corpus
-from polarlight.train.environment import hardware, versions
-from polarlight.train.loop import device_of
-from polarlight.train.model import GPT
-from polarlight.train.recipes import build, spec_of
-from polarlight.train.settings import PRESETS, Plan
+from polarlight.lab.train.corpus import load_corpus
+from polarlight.lab.train.data import Batches, Corpus
+from polarlight.lab.train.environment import hardware, versions
+from polarlight.lab.train.loop import device_of
+from polarlight.lab.train.model import GPT
+from polarlight.lab.train.recipes import build, spec_of
+from polarlight.lab.train.settings import PRESETS, Plan
 
 RATE = NeuronMonitor().every
 """Steps between looks by default, of both monitors."""

@@ -30,8 +30,8 @@ from torch.optim import Optimizer
 import polarlight as pl
 from benchmarks.memory import PeakMemory
 from benchmarks.parameter_sets import SETS, parameters
+from polarlight.lab.train.environment import hardware, versions
 from polarlight.linalg.precision import has_fast_bfloat16
-from polarlight.train.environment import hardware, versions
 
 OUT = Path(__file__).parent / "results" / "optimizer_step"
 TWELVE = pl.NewtonSchulz(pl.SIMPLE_QUINTIC)

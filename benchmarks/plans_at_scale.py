@@ -26,11 +26,11 @@ from rich.progress import track
 from rich.table import Table
 
 import polarlight as pl
-from polarlight.execution.forecast import forecast, summary
-from polarlight.execution.layouts import Layout, Split
-from polarlight.execution.plan import Plan
-from polarlight.execution.schedule import Schedule
-from polarlight.report.style import figure, legend, styles, tidy
+from polarlight.execution.sharded.forecast import forecast, summary
+from polarlight.execution.sharded.layouts import Layout, Split
+from polarlight.execution.sharded.plan import Plan
+from polarlight.execution.sharded.schedule import Schedule
+from polarlight.lab.report.style import figure, legend, styles, tidy
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 SHARDS = 64

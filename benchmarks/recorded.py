@@ -7,11 +7,11 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from polarlight.probe import Observation
-from polarlight.train.corpus import load_corpus
-from polarlight.train.loop import Run
-from polarlight.train.recipes import spec_of
-from polarlight.train.settings import PRESETS, with_changes
+from polarlight.lab.train.corpus import load_corpus
+from polarlight.lab.train.loop import Run
+from polarlight.lab.train.recipes import spec_of
+from polarlight.lab.train.settings import PRESETS, with_changes
+from polarlight.optimizer.probe import Observation
 
 
 class Keeper:

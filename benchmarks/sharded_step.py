@@ -44,7 +44,7 @@ import polarlight as pl
 from benchmarks.memory import PeakMemory
 from benchmarks.optimizer_step import commit
 from benchmarks.parameter_sets import SETS, parameters
-from polarlight.train.environment import hardware, versions
+from polarlight.lab.train.environment import hardware, versions
 
 OUT = Path(__file__).parent / "results" / "sharded_step"
 OPTIMIZERS: dict[str, Callable[[list], Optimizer]] = {

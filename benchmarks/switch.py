@@ -20,10 +20,10 @@ from rich.progress import track
 from rich.table import Table
 
 import polarlight as pl
+from polarlight.lab.report.style import FAINT, legend, styles, tidy
+from polarlight.lab.train.corpus import load_corpus
+from polarlight.lab.train.model import GPT, ModelConfig
 from polarlight.migration import carry_over
-from polarlight.report.style import FAINT, legend, styles, tidy
-from polarlight.train.corpus import load_corpus
-from polarlight.train.model import GPT, ModelConfig
 
 CONTEXT, BATCH = 64, 8
 LR, AUX_LR = 0.02, 3e-3

@@ -6,10 +6,10 @@ Given a module, hidden matrices get the method and everything else gets AdamW;
 `print(explain(optimizer))` shows who got what, and why.
 """
 
+from polarlight.diloco import Outer, OuterNesterov, client_gradient, displacement, sample_clients
 from polarlight.execution.batched import Batched
 from polarlight.execution.one_by_one import OneByOne
-from polarlight.execution.sharded import Sharded
-from polarlight.explanation import Explanation, explain
+from polarlight.execution.sharded.executor import Sharded
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.chaotic import KAON, MAXIMAL_SLOPE, Chaotic
 from polarlight.linalg.coefficients import (
@@ -36,14 +36,15 @@ from polarlight.linalg.regularised import RegularisedPolar
 from polarlight.linalg.spectral_power import ExactPower, RationalPower
 from polarlight.linalg.svd import ExactPolar
 from polarlight.linalg.zolopd import ZoloPD
-from polarlight.movement import with_stochastic_rounding
-from polarlight.nonfinite import NonFinite
-from polarlight.optimizer import SpectralOptimizer
-from polarlight.outer import Outer, OuterNesterov, client_gradient, displacement, sample_clients
-from polarlight.probe import Observation, Probe
+from polarlight.optimizer.apply import with_stochastic_rounding
+from polarlight.optimizer.masked import NonFinite
+from polarlight.optimizer.probe import Observation, Probe
+from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.recipes import aurora_mlp, muon_with_adamw, symmetric_stack
-from polarlight.roles import Part, Role, infer_roles
-from polarlight.routing import Route, per_head, route
+from polarlight.routing.explain import Explanation, explain
+from polarlight.routing.roles import Part, Role, infer_roles
+from polarlight.routing.route import Route, per_head, route
+from polarlight.routing.view_text import view_from_json, view_to_json
 from polarlight.rule import UpdateRule
 from polarlight.rules import (
     KLSOAP,
@@ -97,7 +98,6 @@ from polarlight.stages.orientation import Columns, Pairs, oriented
 from polarlight.stages.scales import MatchRmsAdamW, Original, RmsToRms, Unscaled
 from polarlight.stages.side import OnSide, Side
 from polarlight.view import Flattened, Heads, Interleaved, RowBlocks, Taps, Transposed, Whole
-from polarlight.view_text import view_from_json, view_to_json
 
 __version__ = "0.1.0"
 

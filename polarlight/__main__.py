@@ -14,11 +14,11 @@ def main() -> None:
     usual exit (pytorch/pytorch#179291), and a run that has finished would count as failed.
     """
     if sys.argv[1:2] == ["doctor"]:
-        from polarlight.commands import doctor
+        from polarlight.lab.commands import doctor
 
         sys.exit(doctor.main(sys.argv[2:]))
     try:
-        from polarlight.commands.app import app
+        from polarlight.lab.commands.app import app
     except ModuleNotFoundError as error:
         sys.exit(
             f"the polarlight command needs {error.name}; pip install 'polarlight[train]' brings it"

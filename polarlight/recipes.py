@@ -30,8 +30,8 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
-from polarlight.roles import Assignment, Part, Role
-from polarlight.routing import Key, ParamGroup, Route, route
+from polarlight.routing.roles import Assignment, Part, Role
+from polarlight.routing.route import Key, ParamGroup, Route, route
 from polarlight.rule import UpdateRule
 from polarlight.rules.adamw import AdamWRule
 from polarlight.rules.aurora import aurora

@@ -8,11 +8,11 @@ import torch
 
 import polarlight
 from polarlight import Part, Role, SpectralOptimizer, infer_roles
+from polarlight.lab.train.model import GPT, Architecture, ModelConfig
 from polarlight.recipes import aurora_mlp, muon_with_adamw, symmetric_stack
 from polarlight.rule import UpdateRule
-from polarlight.train.model import GPT, Architecture, ModelConfig
 
-CONFIGS = sorted((Path(__file__).parent / "routing" / "configs").glob("*.json"))
+CONFIGS = sorted((Path(__file__).parent / "routing" / "roles" / "configs").glob("*.json"))
 RECIPES = [muon_with_adamw, aurora_mlp, symmetric_stack]
 
 recipes = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
@@ -20,7 +20,9 @@ recipes = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe._
 
 def hugging_face(name):
     transformers = pytest.importorskip("transformers")
-    data = json.loads((Path(__file__).parent / "routing" / "configs" / f"{name}.json").read_text())
+    data = json.loads(
+        (Path(__file__).parent / "routing" / "roles" / "configs" / f"{name}.json").read_text()
+    )
     torch.manual_seed(0)
     cls = getattr(transformers, data["architectures"][0])
     return cls(transformers.CONFIG_MAPPING[data["model_type"]].from_dict(data))

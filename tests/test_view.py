@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 
+from polarlight.routing.view_text import view_call, view_from_json, view_to_json
 from polarlight.view import (
     Flattened,
     Heads,
@@ -17,7 +18,6 @@ from polarlight.view import (
     Transposed,
     Whole,
 )
-from polarlight.view_text import view_call, view_from_json, view_to_json
 
 CASES = [
     (Whole(), (6, 4), [(6, 4)]),

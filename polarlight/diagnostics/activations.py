@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from polarlight.diagnostics.eager import outside_graphs
 from polarlight.diagnostics.sink import History, Record, Sink, hand_over, new_history
 from polarlight.diagnostics.transfer import to_host
-from polarlight.probe import Observation
-from polarlight.roles import Part, Role, infer_roles
-from polarlight.roles.names import MLP
+from polarlight.optimizer.probe import Observation
+from polarlight.routing.roles import Part, Role, infer_roles
+from polarlight.routing.roles.names import MLP
 
 DEAD = (0.01, 0.1)
 """A neuron is dead if its mean magnitude is below this fraction of the mean over its layer."""

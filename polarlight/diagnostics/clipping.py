@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from polarlight.probe import Observation
+from polarlight.optimizer.probe import Observation
+from polarlight.properties.symmetry import degree
 from polarlight.rule import UpdateRule
-from polarlight.symmetry import degree
 
 SAME = 1e-4
 """Relative difference up to which two norms count as one number: clipping leaves about 1e-6."""

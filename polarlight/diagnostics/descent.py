@@ -18,7 +18,7 @@ from polarlight.diagnostics.eager import outside_graphs
 from polarlight.diagnostics.neurons import is_hidden
 from polarlight.diagnostics.sink import History, Record, Sink, hand_over, new_history
 from polarlight.diagnostics.transfer import to_host
-from polarlight.probe import Observation
+from polarlight.optimizer.probe import Observation
 
 
 def descent(

@@ -25,8 +25,8 @@ from polarlight.diagnostics.starvation import (
     starved_rows,
 )
 from polarlight.diagnostics.transfer import to_host
-from polarlight.probe import Observation
-from polarlight.roles import MATRIX_ROLES
+from polarlight.optimizer.probe import Observation
+from polarlight.routing.roles import MATRIX_ROLES
 from polarlight.rule import UpdateRule
 from polarlight.view import Whole
 

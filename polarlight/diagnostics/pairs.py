@@ -1,7 +1,7 @@
 """Which gate and up matrices belong to the same neurons."""
 
-from polarlight.roles.names import MLP
-from polarlight.roles.vocabulary import Part
+from polarlight.routing.roles.names import MLP
+from polarlight.routing.roles.vocabulary import Part
 
 
 def block_and_half(name: str, part: int, parts: int) -> tuple[str, str] | None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from polarlight.diagnostics.transfer import to_host
-from polarlight.probe import Observation
-from polarlight.promises import Promise, measure, promises
+from polarlight.optimizer.probe import Observation
+from polarlight.properties.invariants import Promise, measure, promises
 from polarlight.rule import Rule
 from polarlight.view import Whole
 

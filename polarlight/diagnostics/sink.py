@@ -7,7 +7,7 @@ from typing import Any
 Record = dict[str, Any]
 
 Sink = Callable[[int, dict[str, Record]], None]
-"""Called with the step and the records by name; see `polarlight.sinks`."""
+"""Called with the step and the records by name; see `polarlight.diagnostics.sinks`."""
 
 History = deque[tuple[int, dict[str, Record]]]
 """Steps and records, the oldest first."""

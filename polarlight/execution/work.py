@@ -13,8 +13,8 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 from torch.nn import Parameter
 
-from polarlight.execution import collectives
 from polarlight.execution.job import Executor, Needs, jobs_of, new_buffers
+from polarlight.execution.sharded import collectives
 from polarlight.rule import UpdateRule
 from polarlight.view import MatrixView
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from polarlight.groups import name_of
+from polarlight.optimizer.param_groups import name_of
 from polarlight.rule import UpdateRule
 
 Group = Mapping[str, Any]

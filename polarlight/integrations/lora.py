@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from polarlight.routing import ParamGroup
+from polarlight.routing.route import ParamGroup
 from polarlight.rule import Rule
 from polarlight.rules.adamw import AdamWRule
 from polarlight.rules.lora_product import LoraProduct

@@ -45,11 +45,11 @@ from torchtitan.models.llama3.state_dict_adapter import Llama3StateDictAdapter
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.trainer import Trainer
 
-from polarlight.execution.forecast import forecast, summary
-from polarlight.execution.layouts import Layout, Split
-from polarlight.explanation import explain
+from polarlight.execution.sharded.forecast import forecast, summary
+from polarlight.execution.sharded.layouts import Layout, Split
 from polarlight.integrations.torchtitan import PolarlightOptimizers
-from polarlight.optimizer import SpectralOptimizer
+from polarlight.optimizer.spectral import SpectralOptimizer
+from polarlight.routing.explain import explain
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,8 @@ from torchtitan.components.checkpointer.utils import canonical_fqn
 from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
 
 from polarlight import recipes, rules
-from polarlight.optimizer import SpectralOptimizer
-from polarlight.routing import ParamGroup
+from polarlight.optimizer.spectral import SpectralOptimizer
+from polarlight.routing.route import ParamGroup
 
 Made = SpectralOptimizer | list[ParamGroup]
 

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from polarlight.diagnostics.neurons import NeuronMonitor
 from polarlight.diagnostics.rule_check import RuleCheck
-from polarlight.optimizer import SpectralOptimizer
+from polarlight.optimizer.spectral import SpectralOptimizer
 
 Make = Callable[..., Any]
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim import Optimizer
 
-from polarlight.explanation import Explanation, explain
+from polarlight.routing.explain import Explanation, explain
 
 _AUTO_CLASSES = (
     "AutoModelForCausalLM",

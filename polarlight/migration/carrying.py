@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from polarlight.groups import name_of
 from polarlight.migration.carried import Carried
 from polarlight.migration.conventions import momentum_factor
 from polarlight.migration.sources import read_entry
-from polarlight.optimizer import SpectralOptimizer
+from polarlight.optimizer.param_groups import name_of
+from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import MOMENTUM, UpdateRule
 from polarlight.stages.momentum import EMA
 

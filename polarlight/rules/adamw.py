@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from polarlight.roles import MATRIX_ROLES, Role
-from polarlight.routing import Route, route
+from polarlight.routing.roles import MATRIX_ROLES, Role
+from polarlight.routing.route import Route, route
 
 _FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps", "meta")
 

@@ -31,7 +31,7 @@ from polarlight.linalg.rows import (
     leverage_correction,
     row_significance,
 )
-from polarlight.optimizer import SpectralOptimizer
+from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import MatrixMap, Scale, Slot, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.rules.aurora_warm import WarmPolar

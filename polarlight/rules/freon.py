@@ -22,7 +22,7 @@ from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero, unit_scale
 from polarlight.linalg.spectral_power import RationalPower, SpectralPower
-from polarlight.optimizer import SpectralOptimizer
+from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.momentum import EMA

@@ -18,7 +18,7 @@ at 0.999. float32, not bfloat16.
 from torch import Tensor
 
 from polarlight.linalg.chaotic import Chaotic
-from polarlight.optimizer import SpectralOptimizer
+from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.momentum import EMA

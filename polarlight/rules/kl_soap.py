@@ -17,7 +17,7 @@ without which 0.1 and 4000 depend on the scale of the loss; no bfloat16 arithmet
 
 from torch import Tensor
 
-from polarlight.optimizer import SpectralOptimizer
+from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.eigenbasis import PowerIteration

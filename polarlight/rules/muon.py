@@ -12,7 +12,7 @@ Deviations: the momentum is an EMA (torch, NorMuon, Aurora); a polar factor does
 from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
-from polarlight.optimizer import SpectralOptimizer
+from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import MatrixMap, Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.momentum import EMA

@@ -15,7 +15,7 @@ the method off for gradients below 1e-4. RC may switch to R after `phase` steps,
 from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
-from polarlight.optimizer import SpectralOptimizer
+from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import MatrixMap, Scale, Slot, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.equilibrate import EquilibrateBoth, EquilibrateRows, PhaseSwitch

@@ -15,7 +15,7 @@ relative. Betas belong to the rule; the group's `momentum` is not used.
 from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
-from polarlight.optimizer import SpectralOptimizer
+from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import MatrixMap, Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.adam import AdamDirection

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, nonzero, unit_scale
 from polarlight.linalg.qdwh import QDWH
-from polarlight.optimizer import SpectralOptimizer
+from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import Buffers, MatrixMap, Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.factors import check_beta

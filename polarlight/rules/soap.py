@@ -18,7 +18,7 @@ the group's `momentum` is not used. No merging of dimensions, no normalised grad
 
 from torch import Tensor
 
-from polarlight.optimizer import SpectralOptimizer
+from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.eigenbasis import PowerIteration

@@ -18,99 +18,97 @@ RULE_FILES = sorted(f for f in (ROOT / "rules").glob("*.py") if f.name != "__ini
 
 MAY_IMPORT = {
     "linalg": {"linalg"},
-    "rule": {"linalg"},
+    "lookup": set(),
     "view": set(),
-    "probe": {"rule"},
-    "view_text": {"view"},
-    "roles": {"roles", "view"},
-    "explanation": {"execution", "explanation", "rule", "view", "view_text"},
-    "routing": {"explanation", "roles", "rule", "view"},
-    "integrations": {
-        "diagnostics",
-        "execution",
-        "explanation",
-        "integrations",
-        "optimizer",
-        "recipes",
-        "routing",
-        "rule",
-        "rules",
-        "stages",
-        "view",
-    },
+    "rule": {"linalg"},
     "stages": {"linalg", "rule", "stages"},
     "execution": {"execution", "linalg", "rule", "view"},
-    "groups": {"execution", "rule", "view"},
-    "finiteness": {"execution", "groups", "rule"},
-    "nonfinite": {"rule"},
-    "watch": {"execution", "finiteness", "groups", "nonfinite", "rule"},
-    "movement": {"execution", "groups", "nonfinite", "rule", "stages", "view"},
-    "restoring": {"groups", "movement"},
-    "optimizer": {
-        *("execution", "groups", "movement", "nonfinite", "probe", "restoring"),
-        *("rule", "view", "watch"),
+    "optimizer": {"execution", "optimizer", "rule", "stages", "view"},
+    "routing": {"execution", "routing", "rule", "view"},
+    "rules": {"linalg", "optimizer", "routing", "rule", "rules", "stages"},
+    "recipes": {"linalg", "routing", "rule", "rules", "stages", "view"},
+    "properties": {"linalg", "properties", "rule", "rules", "stages"},
+    "diagnostics": {"diagnostics", "linalg", "optimizer", "properties", "routing", "rule", "view"},
+    "hooks": {"hooks", "linalg", "optimizer", "rule"},
+    "migration": {"lookup", "migration", "optimizer", "rule", "stages", "view"},
+    "diloco": {"execution", "linalg"},
+    "integrations": {
+        *("diagnostics", "execution", "integrations", "optimizer", "recipes", "routing"),
+        *("rule", "rules", "stages", "view"),
     },
-    "outer": {"execution", "linalg"},
-    "rules": {"linalg", "optimizer", "roles", "routing", "rule", "rules", "stages"},
-    "symmetry": {"linalg", "rule", "rules", "stages"},
-    "recipes": {"linalg", "roles", "routing", "rule", "rules", "stages", "view"},
-    "promises": {"linalg", "rule", "rules", "stages"},
-    "explore": {"linalg"},
-    "hooks": {"groups", "hooks", "linalg", "rule"},
-    "lookup": set(),
-    "migration": {"groups", "lookup", "migration", "optimizer", "rule", "stages", "view"},
-    "diagnostics": {
-        *("diagnostics", "linalg", "probe", "promises", "roles", "rule", "symmetry", "view"),
+    "__init__": {
+        *("diloco", "execution", "linalg", "optimizer", "recipes", "routing", "rule", "rules"),
+        *("stages", "view"),
     },
+    "__main__": {"lab"},
+}
+"""Room of the package -> rooms it may import; `lab` stands on everything."""
+
+INSIDE_LAB = {
+    "explore": set(),
     "report": {"report"},
     "tuning": {"tuning"},
-    "sinks": {"sinks"},
-    "inspection": {"diagnostics", "inspection", "linalg", "report", "roles", "sinks"},
-    "__init__": {
-        "execution",
-        "explanation",
-        "linalg",
-        "movement",
-        "nonfinite",
-        "optimizer",
-        "outer",
-        "probe",
-        "recipes",
-        "roles",
-        "routing",
-        "rule",
-    }
-    | {"rules", "stages", "view", "view_text"},
-    "__main__": {"commands"},
+    "inspection": {"inspection", "report"},
+    "train": {"inspection", "report", "train", "tuning"},
+    "claims": {"claims", "inspection", "report", "train", "tuning"},
+    "commands": {"claims", "commands", "explore", "inspection", "report", "train", "tuning"},
 }
-"""Layer -> layers it may import; `train`, `claims` and `commands` stand on everything."""
+"""Folder of `lab` -> folders of `lab` it may import."""
+
+MOST_ROOMS = 22
 
 
-def layer(file):
-    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+def layer(file, root=ROOT):
+    return file.relative_to(root).parts[0].removesuffix(".py")
 
 
-def imported(file):
-    """Layers of polarlight that the file imports, anywhere in it."""
+def imported(file, package="polarlight"):
+    """Rooms of the package that the file imports, anywhere in it."""
+    depth = package.count(".") + 1
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polarlight"):
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"{package}."):
             parts = node.module.split(".")
-            yield from parts[1:2] or (alias.name for alias in node.names)
+            yield from parts[depth : depth + 1] or (alias.name for alias in node.names)
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name.startswith("polarlight."):
-                    yield alias.name.split(".")[1]
+                if alias.name.startswith(f"{package}."):
+                    yield alias.name.split(".")[depth]
 
 
 def test_imports_point_one_way():
     wrong = [
         f"{file.relative_to(ROOT)} imports {name}"
         for file in FILES
-        if layer(file) not in ("train", "claims", "commands")
+        if layer(file) != "lab"
         for name in imported(file)
         if name not in MAY_IMPORT[layer(file)]
     ]
     assert wrong == []
+
+
+def test_rooms_of_the_laboratory_import_one_way():
+    lab = ROOT / "lab"
+    wrong = [
+        f"{file.relative_to(lab)} imports {name}"
+        for file in sorted(lab.glob("*/**/*.py"))
+        for name in imported(file, "polarlight.lab")
+        if name not in INSIDE_LAB[layer(file, lab)] | {layer(file, lab)}
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("table", [MAY_IMPORT, INSIDE_LAB], ids=["package", "lab"])
+def test_allowed_imports_have_no_circle(table):
+    done = set()
+    while ready := {room for room, used in table.items() if used - {room} <= done} - done:
+        done |= ready
+    assert set(table) - done - {"__main__"} == set()
+
+
+def test_the_package_has_few_rooms():
+    rooms = {layer(file) for file in FILES}
+    assert len(rooms) <= MOST_ROOMS
+    assert rooms == {*MAY_IMPORT, "lab"}
 
 
 def test_files_stay_below_300_lines():
@@ -143,7 +141,7 @@ def test_no_step_waits_for_the_host(folder):
     waiting = {"item", "tolist", "cpu", "numpy"}
     found = [
         f"{file.name}:{node.lineno}"
-        for file in (ROOT / folder).glob("*.py")
+        for file in (ROOT / folder).rglob("*.py")
         if file.name != "polar_express.py"  # generates coefficients, before any step
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in waiting
@@ -237,7 +235,7 @@ def test_one_process_pays_for_no_distributed_machinery():
 
 
 def test_one_module_talks_to_torch_distributed():
-    for file in (ROOT / "execution").glob("*.py"):
+    for file in (ROOT / "execution").rglob("*.py"):
         names = {
             alias.name if isinstance(node, ast.Import) else node.module or ""
             for node in ast.walk(ast.parse(file.read_text()))

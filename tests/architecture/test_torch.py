@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import polarlight
-from polarlight.train.loop import Run
-from polarlight.train.recipes import spec_of
-from tests.train.tiny import PLAN, corpus
+from polarlight.lab.train.loop import Run
+from polarlight.lab.train.recipes import spec_of
+from tests.lab.train.tiny import PLAN, corpus
 
 ROOT = Path(polarlight.__file__).parent
 AROUND = {
@@ -129,7 +129,7 @@ NETWORK = {"socket", "ssl", "urllib", "http", "ftplib", "smtplib", "requests", "
 NETWORK |= {"huggingface_hub", "webbrowser", "xmlrpc", "subprocess"}
 
 
-ALLOWED = {("commands/exploring.py", "webbrowser"), ("commands/sharding.py", "socket")}
+ALLOWED = {("lab/commands/exploring.py", "webbrowser"), ("lab/commands/sharding.py", "socket")}
 """To show the page that `explore --open` wrote; a free port for check-sharding's own processes."""
 
 

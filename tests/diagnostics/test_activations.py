@@ -6,8 +6,8 @@ from torch import nn
 
 import polarlight
 from polarlight.diagnostics.activations import ActivationMonitor
-from polarlight.train.model import GPT
-from polarlight.train.model_config import Mlp, ModelConfig
+from polarlight.lab.train.model import GPT
+from polarlight.lab.train.model_config import Mlp, ModelConfig
 
 NAME = "model.layers.0.mlp.down_proj"
 

@@ -6,8 +6,8 @@ from torch import nn
 
 import polarlight
 from polarlight.diagnostics.descent import DescentPotential, descent
-from polarlight.train.model import GPT
-from polarlight.train.model_config import ModelConfig
+from polarlight.lab.train.model import GPT
+from polarlight.lab.train.model_config import ModelConfig
 
 
 def quadratic():

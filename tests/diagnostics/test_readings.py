@@ -11,8 +11,8 @@ from polarlight.diagnostics import glossary
 from polarlight.diagnostics.activations import ActivationMonitor
 from polarlight.diagnostics.matrix_record import Look, read
 from polarlight.diagnostics.starvation import THRESHOLDS, Persistence
-from polarlight.train.model import GPT
-from polarlight.train.model_config import ModelConfig
+from polarlight.lab.train.model import GPT
+from polarlight.lab.train.model_config import ModelConfig
 from tests.reference import diagnostics as reference
 
 GUIDE = Path(__file__).parents[2] / "docs" / "watching.md"

@@ -6,8 +6,8 @@ from torch import nn
 
 import polarlight
 from polarlight.diagnostics.rule_check import RuleCheck
-from polarlight.probe import Observation
-from polarlight.promises import LIMITS, Promise, measure, promises
+from polarlight.optimizer.probe import Observation
+from polarlight.properties.invariants import LIMITS, Promise, measure, promises
 from tests.contracts.catalogue import RULES
 from tests.matrices import gaussian
 

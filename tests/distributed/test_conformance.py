@@ -11,7 +11,7 @@ import torch
 
 import polarlight
 from polarlight.diagnostics.sharding import check_sharding, table
-from polarlight.execution.plan import Options
+from polarlight.execution.sharded.plan import Options
 from tests.contracts.catalogue import RULES, _exact, _plain
 from tests.distributed.layouts import LAYOUTS, SHAPES, models
 from tests.distributed.processes import run

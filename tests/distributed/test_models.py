@@ -23,8 +23,8 @@ from torch.distributed.tensor.parallel import (
 
 import polarlight
 from polarlight.diagnostics.sharding import assert_same_sharded, full
-from polarlight.routing import Route, per_head, route
-from polarlight.train.model import GPT, Architecture, ModelConfig
+from polarlight.lab.train.model import GPT, Architecture, ModelConfig
+from polarlight.routing.route import Route, per_head, route
 from tests.distributed.processes import run
 
 DENSE = ModelConfig(vocab_size=24, width=24, layers=1, heads=4)

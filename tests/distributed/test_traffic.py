@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import polarlight
 from polarlight.diagnostics.sharding import check_sharding, gradient, lying_like, table
-from polarlight.execution.plan import Options, traffic
+from polarlight.execution.sharded.plan import Options, traffic
 from tests.distributed.layouts import LAYOUTS, models
 from tests.distributed.processes import run
 from tests.distributed.test_conformance import EIGEN, optimizer

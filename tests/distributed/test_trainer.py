@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from polarlight.train.compare import Comparison
-from polarlight.train.history import read_records
-from polarlight.train.parallel import Parallel, Team, team
+from polarlight.lab.train.compare import Comparison
+from polarlight.lab.train.history import read_records
+from polarlight.lab.train.parallel import Parallel, Team, team
 from tests.distributed.processes import run
-from tests.train.tiny import PLAN, comparison, train
+from tests.lab.train.tiny import PLAN, comparison, train
 
 SMALL = replace(PLAN, heads=2, batch=4, accumulate=2, log_every=1)
 HALF = 2

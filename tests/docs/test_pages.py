@@ -13,7 +13,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from polarlight.commands.app import app
+from polarlight.lab.commands.app import app
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"

@@ -10,10 +10,10 @@ STEPS = """
 import resource
 import sys
 import torch
-import polarlight.optimizer
+import polarlight.optimizer.spectral
 
 if sys.argv[1] == "without":
-    polarlight.optimizer.keep_freed_memory = lambda: None
+    polarlight.optimizer.spectral.keep_freed_memory = lambda: None
 torch.set_num_threads(1)
 torch.set_default_device("meta")  # what a caller makes of the default is not ours to rely on
 params = [torch.nn.Parameter(torch.randn(512, 128, device="cpu")) for _ in range(40)]

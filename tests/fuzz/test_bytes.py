@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polarlight import view_from_json
-from polarlight.inspection.opening import open_checkpoint
-from polarlight.inspection.source import UnreadableError
-from polarlight.train import checkpoint, durable, history
-from polarlight.train.checkpoint import CheckpointError
-from polarlight.train.corpus import load_corpus
-from polarlight.train.data import DataError
-from polarlight.train.history import HistoryError
-from polarlight.train.shards import HEADER_BYTES, MAGIC, map_shard
+from polarlight.lab.inspection.opening import open_checkpoint
+from polarlight.lab.inspection.source import UnreadableError
+from polarlight.lab.train import checkpoint, durable, history
+from polarlight.lab.train.checkpoint import CheckpointError
+from polarlight.lab.train.corpus import load_corpus
+from polarlight.lab.train.data import DataError
+from polarlight.lab.train.history import HistoryError
+from polarlight.lab.train.shards import HEADER_BYTES, MAGIC, map_shard
 from tests.fuzz.test_gradients import EXAMPLES
 
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def test_files_of_torch_save(folder, data, suffix):
     else:
         assert all(entry.read().shape == entry.shape for entry in found.weights.values())
     pytest.importorskip("typer")
-    from polarlight.commands import converting
+    from polarlight.lab.commands import converting
 
     _, said = outcome(ValueError, lambda: converting._load(path))
     assert said is None or str(path) in said
@@ -217,7 +217,7 @@ def test_views(data, name):
 @given(text=st.text(max_size=30), name=st.sampled_from(["width", "steps", "mlp", "compile", "x"]))
 def test_settings_on_the_command_line(text, name):
     pytest.importorskip("typer")
-    from polarlight.commands import options
+    from polarlight.lab.commands import options
 
     for call in (
         lambda: options.plan("quick", [f"{name}={text}"], {}),

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polarlight.inspection.opening import INDICES, open_checkpoint
-from polarlight.inspection.source import UnreadableError
+from polarlight.lab.inspection.opening import INDICES, open_checkpoint
+from polarlight.lab.inspection.source import UnreadableError
 from tests.fuzz.test_bytes import FAST, damaged, json_values, outcome
-from tests.routing.golden import CONFIGS
+from tests.routing.roles.golden import CONFIGS
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -6,9 +6,9 @@ import os
 import pytest
 import torch
 
-from polarlight.train.export import export
+from polarlight.lab.train.export import export
 from tests.integrations.running import EXAMPLES
-from tests.train.test_export import trained
+from tests.lab.train.test_export import trained
 
 
 def score(model, question, choice):

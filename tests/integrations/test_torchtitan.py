@@ -16,7 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import polarlight
 from polarlight.diagnostics.sharding import full, lying_like
-from polarlight.execution.forecast import forecast
+from polarlight.execution.sharded.forecast import forecast
 from tests.distributed.processes import run
 from tests.integrations.running import EXAMPLES, assert_equal_weights, example
 

@@ -21,14 +21,12 @@ from tests.mutation.changes import PACKAGE, ROOT
 
 FOLDERS = [
     *("tests/linalg", "tests/rules", "tests/contracts", "tests/torch_contract"),
-    *("tests/test_optimizer.py", "tests/test_stepping.py", "tests/test_state.py"),
-    *("tests/test_groups.py", "tests/test_movement.py", "tests/test_restoring.py"),
-    "tests/test_routing.py",
-    *("tests/test_recipes.py", "tests/test_outer.py"),
-    *("tests/test_view.py", "tests/test_compile.py", "tests/reliability", "tests/fuzz"),
-    *("tests/execution", "tests/hooks", "tests/migration", "tests/symmetry"),
+    "tests/optimizer",
+    *("tests/test_recipes.py", "tests/test_diloco.py"),
+    *("tests/test_view.py", "tests/reliability", "tests/fuzz"),
+    *("tests/execution", "tests/hooks", "tests/migration", "tests/properties"),
     *("tests/diagnostics", "tests/benchmarks", "tests/integrations/test_lora.py"),
-    *("tests/explore", "tests/routing", "tests/distributed/test_faults.py"),
+    *("tests/lab/explore", "tests/routing", "tests/distributed/test_faults.py"),
     *("tests/distributed/test_models.py", "tests/distributed/test_checkpoints.py"),
 ]
 """Every fast test that enters what is changed, but for those of whole trainings."""

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from polarlight.train import checkpoint, history
-from polarlight.train.loop import Run
-from polarlight.train.recipes import spec_of
-from tests.train.tiny import PLAN, corpus
+from polarlight.lab.train import checkpoint, history
+from polarlight.lab.train.loop import Run
+from polarlight.lab.train.recipes import spec_of
+from tests.lab.train.tiny import PLAN, corpus
 
 CRASH_PLAN = replace(PLAN, steps=40, checkpoint_every=1, validate_every=10, neurons_every=10)
 STUCK = 240

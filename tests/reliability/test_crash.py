@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import polarlight
-from polarlight.train import checkpoint, durable, history
-from polarlight.train.checkpoint import CheckpointError
-from polarlight.train.folder import SettingsError
-from polarlight.train.history import HistoryError
-from polarlight.train.loop import Run
-from polarlight.train.recipes import spec_of
-from tests.train.tiny import PLAN, corpus
+from polarlight.lab.train import checkpoint, durable, history
+from polarlight.lab.train.checkpoint import CheckpointError
+from polarlight.lab.train.folder import SettingsError
+from polarlight.lab.train.history import HistoryError
+from polarlight.lab.train.loop import Run
+from polarlight.lab.train.recipes import spec_of
+from tests.lab.train.tiny import PLAN, corpus
 
 ROOT = Path(polarlight.__file__).parents[1]
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ def test_what_a_killed_writer_left_beside_the_checkpoint_is_ignored_and_replaced
 
 def test_version_1_is_read_and_goes_on(tmp_path):
     """The run under `tests/train/version_1` was written by polarlight 0.1.0 before it had seals."""
-    fixture = ROOT / "tests" / "train" / "version_1"
+    fixture = ROOT / "tests" / "lab" / "train" / "version_1"
     plan = replace(PLAN, width=8, heads=1, expansion=1.0)
     assert not durable.is_sealed(fixture / "checkpoint.pt")
     content = checkpoint.load(fixture / "checkpoint.pt", CPU)
@@ -119,7 +119,7 @@ def test_version_1_is_read_and_goes_on(tmp_path):
 def test_every_older_version_has_a_migration_and_a_fixture():
     versions = set(range(1, checkpoint.VERSION))
     assert set(checkpoint.MIGRATIONS) == versions
-    folders = {p.name for p in (ROOT / "tests" / "train").glob("version_*")}
+    folders = {p.name for p in (ROOT / "tests" / "lab" / "train").glob("version_*")}
     assert folders == {f"version_{v}" for v in versions}
 
 

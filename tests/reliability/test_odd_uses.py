@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import AdamWRule, NonFinite, SpectralOptimizer, finiteness
+from polarlight import AdamWRule, NonFinite, SpectralOptimizer
+from polarlight.optimizer import finiteness
 from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
 

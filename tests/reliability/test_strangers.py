@@ -16,16 +16,16 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 import polarlight
-from polarlight.commands.app import app
-from polarlight.commands.registry import SCHEDULES
 from polarlight.diagnostics.neurons import NeuronMonitor
-from polarlight.explore import page
-from polarlight.sinks import JsonLines
-from polarlight.train.report import write_report
-from tests.inspection.files import model
-from tests.report.reading import Reader
-from tests.train.fake_histories import ABOUT, fake_run
-from tests.train.tiny import PLAN, corpus
+from polarlight.diagnostics.sinks import JsonLines
+from polarlight.lab.commands.app import app
+from polarlight.lab.commands.registry import SCHEDULES
+from polarlight.lab.explore import page
+from polarlight.lab.train.report import write_report
+from tests.lab.inspection.files import model
+from tests.lab.report.reading import Reader
+from tests.lab.train.fake_histories import ABOUT, fake_run
+from tests.lab.train.tiny import PLAN, corpus
 
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = [

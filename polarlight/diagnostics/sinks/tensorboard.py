@@ -1,0 +1,53 @@
+"""Records as TensorBoard events, through torch's writer; needs the package `tensorboard`."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polarlight.diagnostics.sinks.flat import flat
+
+
+class TensorBoard:
+    """Writes numbers as scalars and lists (row shares, singular values) as histograms.
+
+    Args:
+        folder: Where events go, or a `SummaryWriter` that is there already.
+        prefix: Stands before every name.
+        layers: Whether every matrix has curves of its own.
+
+    Raises:
+        ImportError: If tensorboard is not installed; the message says how to get it.
+    """
+
+    def __init__(self, folder: Any, prefix: str = "neurons", *, layers: bool = True) -> None:
+        self.prefix, self.layers = prefix, layers
+        self.writer = _writer(folder) if isinstance(folder, str | Path) else folder
+
+    def __call__(self, step: int, records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Writes one step."""
+        for name, value in flat(records, self.prefix, layers=self.layers).items():
+            self.writer.add_scalar(name, value, step)
+        if self.layers:
+            for name, values in _lists(records, self.prefix):
+                self.writer.add_histogram(name, torch.tensor(values), step)
+        self.writer.flush()
+
+
+def _writer(folder: str | Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "TensorBoard needs its package: pip install 'polarlight[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(folder))
+
+
+def _lists(tree: Mapping[str, Any], path: str) -> Iterator[tuple[str, list[float]]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _lists(value, f"{path}/{key}")
+        elif isinstance(value, list) and value:
+            yield f"{path}/{key}", value

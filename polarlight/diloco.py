@@ -1,0 +1,294 @@
+"""Training in rounds: workers go some steps apart, then the average of their ways is one step.
+
+    D = sum_k w_k (W - W_k)                     W_k: where worker k has got to from W
+    u <- b u + e D,   W <- W - b u - e D        outer Nesterov; every worker goes on from W
+
+A worker is any model under any optimizer. With AdamW inside this is DiLoCo, with Muon or another
+spectral rule MuLoCo; their state stays with them. Workers are processes that exchange one average
+per round (`group`), or models in one process (simulated clients), or both.
+
+    outer = Outer(model, every=30, group=torch.distributed.group.WORLD)
+    for batch in data:                          backward, inner.step(), inner.zero_grad(), then
+        outer.step()                            every 30th call ends a round
+
+Client-sampled orthogonalised momentum is the same round with gradients in place of ways and a
+polar factor as the outer step. Its stability argument needs a Lipschitz map, no exact polar factor:
+
+    rule = muon(nesterov=False, polar=RegularisedPolar(1e-2), scale=Unscaled())
+    outer = Outer(*clients, every=1, contribution=client_gradient,
+                  optimizer=partial(SpectralOptimizer, lr=0.02, rule=rule))
+    outer.step(sample_clients(shares, 10, generator))
+
+Source: DiLoCo: Douillard et al. (2023), arXiv 2311.08105. MuLoCo: (2025), arXiv 2505.23725. Client
+sampling: (2026), arXiv 2606.01720, whose algorithm we know at second hand.
+Deviations: u is kept divided by e, as in torch, which is the same as long as e does not change.
+Clients are drawn uniformly. The damping of `RegularisedPolar` is relative, so that an average of
+gradients and their sum have the same direction.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from polarlight.execution.sharded import collectives
+from polarlight.execution.work import gradient_of, is_sharded, local
+from polarlight.linalg.matrices import at_least_float32
+
+Named = list[tuple[str, nn.Parameter]]
+Contribution = Callable[[Tensor, Tensor], Tensor]
+"""(anchor, a worker's parameter) -> what the worker says should be subtracted, as it lies here."""
+
+
+def displacement(anchor: Tensor, parameter: Tensor) -> Tensor:
+    """How far a worker has gone from where the round began, with the opposite sign.
+
+    It began at the anchor in the parameter's own dtype: a bfloat16 worker that stays there
+    contributes zero.
+    """
+    start, p = local(anchor), local(parameter)
+    return start.to(p.dtype).to(start.dtype) - p.to(start.dtype)
+
+
+def client_gradient(anchor: Tensor, parameter: Tensor) -> Tensor:
+    """A client's gradient; zero where it has none."""
+    start = local(anchor)
+    if parameter.grad is None:
+        return torch.zeros_like(start)
+    return gradient_of(parameter).to(start.dtype, copy=True)
+
+
+@dataclass(frozen=True, slots=True)
+class OuterNesterov:
+    """Makes the outer optimizer of DiLoCo: torch's SGD with Nesterov momentum.
+
+    Args:
+        lr: The outer learning rate e, >= 0; 1 without momentum takes the workers' mean as it is.
+        momentum: The outer momentum b, in [0, 1). DiLoCo's usual value is the default; the
+            modded-nanogpt record with one worker and rounds of 30 steps had 0.5.
+    """
+
+    lr: float = 0.7
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lr < math.inf:
+            raise ValueError(f"the outer lr must be >= 0 and finite, got {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"the outer momentum must lie in [0, 1), got {self.momentum}")
+
+    def __call__(self, named: Named) -> Optimizer:
+        """SGD on these parameters, its buffers in place, so that checkpoints always have them."""
+        momentum = self.momentum
+        optimizer = torch.optim.SGD(named, self.lr, momentum, nesterov=momentum > 0)
+        if momentum > 0:
+            for _, p in named:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return optimizer
+
+
+def sample_clients(
+    shares: Sequence[float], count: int, generator: torch.Generator | None = None
+) -> list[float]:
+    """Weights for `Outer.step` when only some clients are asked, equal to `shares` on average.
+
+    `count` clients are drawn uniformly without replacement; a drawn one weighs its share times
+    len(shares) / count, the others 0. Equal shares add up to the same sum in every round, others
+    on average only. Processes that seed their generators alike draw alike; each passes on its own.
+
+    Args:
+        shares: What each client counts, >= 0: its part of the data, for example.
+        count: Clients to draw, from 1 to len(shares).
+        generator: Where chance comes from, on the CPU; None takes torch's own.
+    """
+    clients = len(shares)
+    if not 1 <= count <= clients:
+        raise ValueError(f"count must lie in [1, {clients}], the number of clients, got {count}")
+    _check_weights("shares", shares)
+    drawn = set(torch.randperm(clients, generator=generator)[:count].tolist())
+    return [share * clients / count if i in drawn else 0.0 for i, share in enumerate(shares)]
+
+
+class Outer:
+    """Ends a round every so many steps: workers' contributions summed, one outer step, all reset.
+
+    Args:
+        workers: Models (or their named parameters) with equal weights: one per process, or several
+            simulated clients. Only trainable parameters take part; buffers of modules do not.
+        every: Steps of a round, H in the papers; at least 1.
+        optimizer: Makes the outer optimizer from named parameters: `OuterNesterov(lr, momentum)`,
+            or any constructor that takes them.
+        contribution: What a worker brings: `displacement` (DiLoCo) or `client_gradient`.
+        group: The process group over which workers are spread; None for one process. Of sharded
+            workers (DTensors) that is the mesh's other dimension: `mesh["workers"].get_group()`.
+
+    Make it when the weights are in place and sharded, before the first inner step. It keeps a copy
+    of them in at least float32, the anchor, the outer optimizer's state beside it, and during the
+    outer step one sum more; nothing is sent but one all-reduce of that sum per round. Inner
+    optimizers are not touched: they keep their momenta.
+
+    Attributes:
+        optimizer: The outer optimizer; its groups take schedules.
+        rounds: Rounds that have ended.
+        taken: Steps of the present round.
+
+    Raises:
+        ValueError: If no worker is given, workers differ, or an argument is outside its range.
+        RuntimeError: In the first round's end, if processes differ in their settings or began from
+            different weights; on all of them, with the first difference.
+    """
+
+    def __init__(
+        self,
+        *workers: nn.Module | Iterable[tuple[str, Tensor]],
+        every: int,
+        optimizer: Callable[[Named], Optimizer] = OuterNesterov(),
+        contribution: Contribution = displacement,
+        group: Any = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be >= 1, got {every}")
+        named = [_trainable(worker) for worker in workers]
+        self.names = _common_names(named)
+        self.every = every
+        self.rounds = 0
+        self.taken = 0
+        self._workers = [[p for _, p in parameters] for parameters in named]
+        self._anchors = [
+            nn.Parameter(at_least_float32(p.detach()).clone()) for p in self._workers[0]
+        ]
+        self._contribution = contribution
+        self._group = group
+        self._total = 0 if group is not None else len(self._workers)
+        self.optimizer = optimizer(list(zip(self.names, self._anchors, strict=True)))
+
+    def step(self, weights: Sequence[float] | None = None) -> bool:
+        """Counts one step of the workers; returns whether it ended the round.
+
+        Args:
+            weights: What each worker of this process counts at the round's end, >= 0 and as they
+                are: they need not add up to 1. A worker of weight 0 is not looked at. None counts
+                all workers of all processes alike.
+        """
+        self.taken += 1
+        if self.taken < self.every:
+            return False
+        self.end_round(weights)
+        return True
+
+    @torch.no_grad()
+    def end_round(self, weights: Sequence[float] | None = None) -> None:
+        """The outer step, now; for a last round that is shorter. Arguments as for `step`."""
+        if not self._total:
+            self._total = self._compare_processes()
+        weights = self._weights(weights)
+        sums = [self._sum(i, weights) for i in range(len(self._anchors))]
+        if self._group is not None:
+            collectives.sum_over(sums, self._group)
+        for anchor, total in zip(self._anchors, sums, strict=True):
+            anchor.grad = collectives.like(total, anchor) if is_sharded(anchor) else total
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        for worker in self._workers:
+            for p, anchor in zip(worker, self._anchors, strict=True):
+                p.copy_(anchor)
+        self.rounds += 1
+        self.taken = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Anchors by name, the outer optimizer's state, and where in the round this is.
+
+        The workers' own weights and optimizers are saved as ever, each worker's for itself if it
+        is saved within a round.
+        """
+        anchors = {n: a.detach() for n, a in zip(self.names, self._anchors, strict=True)}
+        counts = {"rounds": self.rounds, "taken": self.taken}
+        return {"anchors": anchors, "optimizer": self.optimizer.state_dict(), **counts}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned; does not write to the workers' weights.
+
+        Raises:
+            ValueError: If it is another model's.
+        """
+        saved = state_dict["anchors"]
+        shapes = {n: tuple(a.shape) for n, a in zip(self.names, self._anchors, strict=True)}
+        if (found := {n: tuple(a.shape) for n, a in saved.items()}) != shapes:
+            odd = sorted({n for n, _ in found.items() ^ shapes.items()})
+            raise ValueError(f"the state dict is of another model: they differ in {odd[0]}")
+        for name, anchor in zip(self.names, self._anchors, strict=True):
+            anchor.copy_(saved[name])
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self.rounds, self.taken = state_dict["rounds"], state_dict["taken"]
+
+    def _weights(self, weights: Sequence[float] | None) -> Sequence[float]:
+        here = len(self._workers)
+        if weights is None:
+            return [1 / self._total] * here
+        if len(weights) != here:
+            raise ValueError(f"{here} workers here need {here} weights, got {len(weights)}")
+        _check_weights("weights", weights)
+        return weights
+
+    def _sum(self, index: int, weights: Sequence[float]) -> Tensor:
+        """The weighted contributions of this process to one parameter."""
+        anchor = self._anchors[index]
+        total = torch.zeros_like(local(anchor))
+        for worker, weight in zip(self._workers, weights, strict=True):
+            if weight:
+                total.add_(self._contribution(anchor, worker[index]), alpha=weight)
+        return total
+
+    def _compare_processes(self) -> int:
+        """The number of workers, after all processes have said that they mean the same."""
+        here = {"every": self.every, "outer optimizer": repr(self.optimizer)}
+        sums = [local(a).sum(dtype=torch.float64) for a in self._anchors]
+        starts = {
+            name: (tuple(a.shape), float(x))
+            for name, a, x in zip(self.names, self._anchors, sums, strict=True)
+        }
+        said = collectives.said_by_all((len(self._workers), here | starts), self._group)
+        for place, (_, theirs) in enumerate(said):
+            for key, value in said[0][1].items():
+                if theirs.get(key) != value:
+                    raise RuntimeError(
+                        f"workers must begin alike: {key} is {value} on the group's process 0 and "
+                        f"{theirs.get(key, 'missing')} on its process {place} (of weights, shape "
+                        "and sum). Seed them alike or broadcast the weights, then make Outer"
+                    )
+        return sum(count for count, _ in said)
+
+
+def _trainable(worker: nn.Module | Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    named = worker.named_parameters() if isinstance(worker, nn.Module) else worker
+    return [(name, p) for name, p in named if p.requires_grad]
+
+
+def _common_names(workers: Sequence[Sequence[tuple[str, Tensor]]]) -> list[str]:
+    """The names of the parameters, once it is clear that all workers have the same.
+
+    Raises:
+        ValueError: If there are none or they differ in names, shapes or values.
+    """
+    if not workers or not workers[0]:
+        raise ValueError("Outer needs at least one worker with trainable parameters, got none")
+    for place, worker in enumerate(workers[1:], 1):
+        if [(n, p.shape) for n, p in worker] != [(n, p.shape) for n, p in workers[0]]:
+            raise ValueError(f"worker {place} has other parameters than worker 0")
+        for (name, p), (_, first) in zip(worker, workers[0], strict=True):
+            if not torch.equal(local(p.detach()), local(first.detach())):
+                raise ValueError(
+                    f"workers must begin from equal weights; {name} of worker {place} is not that "
+                    "of worker 0: copy.deepcopy one model, or load_state_dict"
+                )
+    return [name for name, _ in workers[0]]
+
+
+def _check_weights(what: str, weights: Sequence[float]) -> None:
+    if not all(0 <= weight < math.inf for weight in weights):
+        raise ValueError(f"{what} must be >= 0 and finite, got {list(weights)}")

@@ -1,0 +1,1 @@
+"""Sharded execution: layouts, plans, and what is sent between processes."""

@@ -1,0 +1,1 @@
+"""The laboratory: trainer, claims, reports and commands. Nothing outside imports it."""

@@ -1,0 +1,32 @@
+"""NorMuon's gain is that of even rows."""
+
+from polarlight import unormuon
+from polarlight.lab.claims.arms import MUON, NORMUON, PUBLISHED
+from polarlight.lab.claims.claim import Arm, Claim
+from polarlight.lab.claims.verdict import Within, lower
+from polarlight.lab.train.recipes import Recipe
+
+CLAIM = Claim(
+    name="normuon-rows",
+    says="NorMuon's gain over Muon is that of even rows: U-NorMuon without memory (beta2 = 0) has "
+    "all of it.",
+    source="Tilde Research, Aurora blog (2026)",
+    arms={
+        "muon": MUON,
+        "normuon": NORMUON,
+        "even rows": Arm(
+            recipe=Recipe(
+                rule=lambda: unormuon(beta2=0.0, polar=PUBLISHED), lr=0.02, about="rows made even"
+            )
+        ),
+    },
+    checks=(
+        lower("normuon", "muon"),
+        lower("even rows", "muon"),
+        Within(
+            "losses of NorMuon and of even rows agree to .01",
+            {"normuon": 1.0, "even rows": -1.0},
+            0.01,
+        ),
+    ),
+)

@@ -1,0 +1,111 @@
+"""Starved neurons: asleep, or dead?"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from polarlight import Observation, aurora
+from polarlight.diagnostics.spectra import gram_leverages, precise_gram
+from polarlight.lab.claims.arms import BALANCED, FINE_MUON
+from polarlight.lab.claims.claim import Claim
+from polarlight.lab.claims.verdict import least, lower, most
+from polarlight.lab.train.loop import Run
+from polarlight.lab.train.model import SwiGLU
+
+STARVED = 0.1
+"""Of an equal share of the momentum's leverage."""
+
+
+@dataclass(slots=True)
+class Switch:
+    """A probe that gives the tall matrices Aurora's rule after half of the steps."""
+
+    run: Run
+    at: int
+
+    def begin(self) -> bool:
+        """Switches in front of the first step of the second half, also in a resumed run."""
+        if self.run.step >= self.at:
+            for group in self.run.optimizer.param_groups:
+                if group["role"] == "gate_up":
+                    group["rule"] = aurora(BALANCED)
+        return False
+
+    def observe(self, observation: Observation) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""
+
+
+def _switch(run: Run) -> None:
+    run.optimizer.observe(Switch(run, run.plan.steps // 2))
+
+
+@torch.no_grad()
+def _pruned(run: Run) -> dict[str, float]:
+    """What the loss gains when neurons are cut whose gate and up rows are both starved.
+
+    And what it gains when as many others are cut, drawn at random.
+    """
+    whole = run._validate()[0]["loss"]
+    mlps = [m for m in run.model.modules() if isinstance(m, SwiGLU)]
+    masks = [_starved(run, mlp) for mlp in mlps]
+    generator = torch.Generator().manual_seed(0)
+    drawn = [mask[torch.randperm(len(mask), generator=generator)] for mask in masks]
+    return {
+        "pruned share": float(torch.cat(masks).float().mean()),
+        "cost of pruning starved": _cost(run, mlps, masks) - whole,
+        "cost of pruning others": _cost(run, mlps, drawn) - whole,
+    }
+
+
+def _starved(run: Run, mlp: SwiGLU) -> torch.Tensor:
+    """Neurons whose gate and up rows both are."""
+    buffers = (run.optimizer.state[m.weight] for m in (mlp.gate_proj, mlp.up_proj))
+    return torch.stack([_shares(s["momentum_buffer"]) < STARVED for s in buffers]).all(dim=0)
+
+
+def _shares(M: torch.Tensor) -> torch.Tensor:
+    """Row shares that the exact polar factor of tall M [m, n] has, [m]."""
+    m, n = M.shape
+    return gram_leverages(M, precise_gram(M)) * (m / n)
+
+
+def _cost(run: Run, mlps: list[SwiGLU], masks: list[torch.Tensor]) -> float:
+    """The validation loss without these neurons; the weights come back."""
+    kept = [mlp.down_proj.weight.clone() for mlp in mlps]
+    for mlp, mask in zip(mlps, masks, strict=True):
+        mlp.down_proj.weight[:, mask] = 0
+    loss = float(run._validate()[0]["loss"])
+    for mlp, weight in zip(mlps, kept, strict=True):
+        mlp.down_proj.weight.copy_(weight)
+    return loss
+
+
+_STEPS = {"steps": 500, "validate_every": 500, "checkpoint_every": 500}
+
+CLAIM = Claim(
+    name="sleep",
+    says="Starved neurons are asleep and not dead: a Muon run that goes over to Aurora half-way "
+    "wakes them, with a lower loss; and pruning the starved ones costs nothing.",
+    source="ours",
+    arms={
+        "muon": replace(FINE_MUON, changes=_STEPS, finish=_pruned),
+        "muon, then aurora": replace(FINE_MUON, changes=_STEPS, prepare=_switch),
+    },
+    lr_of={"muon, then aurora": "muon"},
+    checks=(
+        lower("muon, then aurora", "muon", measure="starved by the momentum"),
+        lower("muon, then aurora", "muon"),
+        least("muon", "pruned share", 0.01),
+        most("muon", "cost of pruning starved", 0.005),
+    ),
+    reported={
+        "muon": ("cost of pruning others", "never recovered by the momentum"),
+        "muon, then aurora": ("never recovered by the momentum",),
+    },
+    notes="Pruned are neurons whose gate and up rows both have less than .1 of an equal share of "
+    "the momentum's leverage, which is what counts as starved in the first check. A run of the "
+    "switching arm that is interrupted starts again.",
+)

@@ -1,0 +1,68 @@
+"""The `polarlight` command, put together from its parts."""
+
+from typing import Annotated
+
+import typer
+
+import polarlight
+from polarlight.lab.commands import (
+    claims,
+    converting,
+    doctor,
+    engines,
+    exploring,
+    exporting,
+    inspection,
+    moving,
+    sharding,
+    track3,
+    training,
+    tuning,
+)
+from polarlight.lab.commands.console import console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def about() -> None:
+    """Spectral optimizers for language models: train them side by side, see what each does.
+
+    Start with `polarlight compare`: it needs no data and no GPU.
+    """
+
+
+app.command(epilog=training.KNOWN)(training.compare)
+app.command()(training.explain)
+app.command()(claims.reproduce)
+app.command()(track3.track3)
+app.command(name="inspect")(inspection.inspect_checkpoint)
+app.command()(inspection.watched)
+app.command()(engines.plot_schedule)
+app.command()(engines.accuracy)
+app.command("translate-lr", epilog=moving.CONVENTIONS_LIST)(moving.translate)
+app.command("find-lr", epilog=training.KNOWN)(tuning.find)
+app.command("transfer-lr")(tuning.transfer)
+app.command(epilog=converting.SOURCES_LIST)(converting.convert)
+app.command("check-sharding")(sharding.check)
+app.command()(exporting.export)
+app.command()(exploring.explore)
+
+
+@app.command("doctor")
+def examine(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Print versions, devices, and which engines run here and why not."""
+    raise typer.Exit(doctor.main(["--json"] if as_json else []))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    console.print(polarlight.__version__, highlight=False)

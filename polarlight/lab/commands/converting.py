@@ -1,0 +1,187 @@
+"""`polarlight convert`: a checkpoint's optimizer state, in a form that we load."""
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from polarlight.lab.commands.console import plain_errors, say
+from polarlight.lab.inspection.torchfile import TORN
+from polarlight.migration.carried import Carried, to_file
+from polarlight.migration.conventions import convention_of
+from polarlight.migration.sources import SOURCES, fitting_source, read_momenta, read_state_dict
+
+SOURCES_LIST = "Formats:\n\n" + "\n".join(
+    f"- **{name}**: {source.about}" for name, source in SOURCES.items()
+)
+_DEPTH = 4
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A file of torch.save.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("carried.pt"),
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where an optimizer's state dict lies, such as optimizer or optimizers.0. "
+            "May be repeated. Default: all that are found."
+        ),
+    ] = None,
+    momenta: Annotated[
+        str | None,
+        typer.Option(help="Where a bare loop's list of momenta lies, as the Aurora release's."),
+    ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON: the parameters' names in the order in which the optimizer was given them; "
+            "for several optimizers an object from key to list."
+        ),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="Format; see below. Default: found out.")
+    ] = None,
+) -> None:
+    """Carry the optimizer state of a checkpoint over: momentum, second moments, steps.
+
+    Units are converted: a heavy ball's momentum is 1 / (1 - beta) times an average's. Names come
+    from the checkpoint where the optimizer was built from named parameters, or where the model lies
+    beside it and has as many tensors; otherwise write them in your training script:
+
+    ```
+    json.dump([n for group in my_groups for n in group_names], open("names.json", "w"))
+    polarlight convert checkpoint.pt --names names.json --out carried.pt
+    ```
+
+    In a script that still has the old optimizer, `polarlight.migration.carry_over(old, new)` does
+    the same without names.
+    """
+    with plain_errors():
+        content = _load(checkpoint)
+        orders = {} if names is None else json.loads(names.read_text(encoding="utf-8"))
+        carried: dict[str, Carried] = {}
+        for where in key or ([] if momenta else _optimizers(content)):
+            state_dict = _at(content, where)
+            carried |= read_state_dict(
+                state_dict, _order(content, state_dict, where, orders), source=source
+            )
+            say(f"{where}: {_summary(state_dict, source)}")
+        if momenta is not None:
+            carried |= _bare(content, momenta, orders)
+        torch.save(to_file(carried), out)
+        _say_how_to_load(carried, out)
+
+
+def _load(path: Path) -> Any:
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        said = "it holds more than tensors and plain values, which is not loaded for safety"
+        raise ValueError(f"{path} cannot be read: {said}") from error
+    except TORN as error:
+        raise ValueError(f"{path} cannot be read by torch: {error or type(error)}") from error
+
+
+def _is_optimizer(value: object) -> bool:
+    return isinstance(value, Mapping) and {"state", "param_groups"} <= set(value)
+
+
+def _walk(value: object, where: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
+    """Every part of nested dicts and lists, and where it lies."""
+    yield where, value
+    if depth == 0 or _is_optimizer(value):
+        return
+    if isinstance(value, Mapping):
+        parts = [(str(key), part) for key, part in value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [(str(index), part) for index, part in enumerate(value)]
+    else:
+        return
+    for key, part in parts:
+        yield from _walk(part, f"{where}.{key}" if where else key, depth - 1)
+
+
+def _optimizers(content: object) -> list[str]:
+    found = [where for where, value in _walk(content) if _is_optimizer(value)]
+    if not found:
+        raise ValueError(
+            "no optimizer's state dict was found (a dict with state and param_groups); "
+            "say where it lies by --key, or --momenta for a list of buffers"
+        )
+    return found
+
+
+def _at(content: Any, where: str) -> Any:
+    for place, value in _walk(content, depth=8):
+        if place == where:
+            return value
+    known = [place for place, value in _walk(content) if place and not isinstance(value, Tensor)]
+    raise ValueError(f"nothing lies at {where!r}. The checkpoint has: {', '.join(known[:12])}")
+
+
+def _order(
+    content: object, state_dict: Mapping[str, Any], where: str, orders: Any
+) -> Sequence[str] | None:
+    """Names given by the user, or the model's where it has as many tensors."""
+    given = orders if isinstance(orders, list) else orders.get(where)
+    if given is not None:
+        return [str(name) for name in given]
+    groups = state_dict["param_groups"]
+    if all("param_names" in group for group in groups):
+        return None
+    count = sum(len(group["params"]) for group in groups)
+    for place, value in _walk(content):
+        if _is_model(value) and len(value) == count:
+            say(f"{where}: names and their order taken from the model at {place!r}")
+            return list(value)
+    return None
+
+
+def _is_model(value: object) -> bool:
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(tensor, Tensor) for tensor in value.values())
+
+
+def _bare(content: object, where: str, orders: Any) -> dict[str, Carried]:
+    found = _at(content, where)
+    if isinstance(found, Mapping):
+        return read_momenta(list(found.values()), list(found))
+    if not isinstance(orders, list):
+        raise ValueError(f"{where} is a list: give the names of its buffers by --names, as a list")
+    say(f"{where}: {len(found)} averages of a bare loop")
+    return read_momenta(found, orders)
+
+
+def _summary(state_dict: Mapping[str, Any], source: str | None) -> str:
+    """Every group's format, and what its learning rate is called here."""
+    said = []
+    for group in state_dict["param_groups"]:
+        states = [state_dict["state"].get(place) for place in group["params"]]
+        state = next((one for one in states if one), None)
+        if state is None:
+            said.append(f"{len(states)} parameters that were never stepped")
+            continue
+        kind = fitting_source(group, state, source)
+        name = kind.convention(group)
+        here = f"; here: polarlight.{convention_of(name).here}" if name else ""
+        lr = f"lr {float(group['lr']):g} as in {name!r}" if name else f"lr {group['lr']}"
+        said.append(f"{len(states)} parameters of {kind.name}, {lr}{here}")
+    return "\n  ".join(["", *said])
+
+
+def _say_how_to_load(carried: Mapping[str, Carried], out: Path) -> None:
+    empty = [name for name, one in carried.items() if one.reason]
+    say(f"{out}: {len(carried) - len(empty)} of {len(carried)} parameters carry state")
+    for name in empty[:5]:
+        say(f"  {name}: {carried[name].reason}")
+    say("Load it with:")
+    say("  from polarlight.migration import from_file, load_carried")
+    say(f"  print(load_carried(optimizer, from_file(torch.load({str(out)!r}))))")

@@ -1,0 +1,28 @@
+"""`polarlight export`: a run's model for everyone else's tools."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polarlight.lab.commands.console import plain_errors, say
+from polarlight.lab.train.export import export as write_folder
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder, such as runs/quick/aurora/seed0.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("exported"),
+) -> None:
+    r"""Write a trained model as a Hugging Face folder; equal logits, nothing converted.
+
+    ```
+    polarlight compare --optimizers aurora
+    polarlight export runs/quick/aurora/seed0 --out my-model
+    python -c "from transformers import pipeline; \
+      print(pipeline('text-generation', 'my-model')('def main')[0]['generated_text'])"
+    ```
+    """
+    with plain_errors():
+        for file in write_folder(run, out):
+            say(f"{file}")
+        say(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})")

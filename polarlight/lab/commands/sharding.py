@@ -1,0 +1,150 @@
+"""`polarlight check-sharding`: is a sharded optimizer the same one?"""
+
+import os
+import socket
+from collections.abc import Callable
+from importlib import import_module
+from typing import Annotated, Any
+
+import torch
+import torch.distributed as dist
+import typer
+from torch import nn
+from torch.optim import Optimizer
+
+from polarlight.diagnostics.sharding import Difference, check_sharding, table
+from polarlight.lab.commands import options
+from polarlight.lab.commands.console import plain_errors, say
+from polarlight.lab.train.model import GPT
+from polarlight.lab.train.parallel import Parallel, connected, kind_of, lay_out, share_work
+from polarlight.lab.train.recipes import RECIPES, build, spec_of
+from polarlight.lab.train.settings import PRESETS, Plan
+
+Case = tuple[nn.Module, nn.Module, Callable[[nn.Module], Optimizer]]
+"""The model as one process has it, the same one sharded, and what makes either's optimizer."""
+
+
+def check(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODULE:FUNCTION",
+            help="Your own: called on every process, it returns the whole model, the same one "
+            "sharded, and a function from a model to its optimizer. Default: the trainer's model.",
+        ),
+    ] = None,
+    optimizers: Annotated[
+        str, typer.Option(help=f"For the trainer's model: {', '.join(RECIPES)}.")
+    ] = "aurora,normuon,symmetric",
+    parallel: Annotated[
+        str, typer.Option(help=f"For the trainer's model: {', '.join(Parallel)}.")
+    ] = ",".join(Parallel),
+    model: Annotated[str, typer.Option(help="dense or moe.")] = "dense",
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 5,
+    processes: Annotated[
+        int, typer.Option(help="How many to start here; under torchrun its own are taken.")
+    ] = 2,
+) -> None:
+    """Train a model sharded and whole with equal gradients, and compare every parameter.
+
+    Reports the largest difference per parameter and ends with status 1 if one is more than
+    rounding. Without a GPU it runs over gloo.
+
+    ```
+    polarlight check-sharding
+    polarlight check-sharding --parallel hsdp,tp --processes 4 --optimizers muon
+    polarlight check-sharding my_models:on_my_mesh --processes 4
+    torchrun --nproc-per-node 8 -m polarlight check-sharding my_models:on_my_mesh
+    ```
+
+    ```python
+    def on_my_mesh():
+        whole, sharded = Model(seed=0), Model(seed=0)
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (4,)))
+        return whole, sharded, lambda model: polarlight.Aurora(model, lr=0.02)
+    ```
+    """
+    with plain_errors():
+        if steps < 1 or processes < 1:
+            raise ValueError(f"--steps and --processes must be >= 1, got {steps} and {processes}")
+        if target is not None and not all(target.partition(":")):
+            raise ValueError(f"a target is MODULE:FUNCTION, got {target!r}")
+        cases: list[tuple[str, ...]] = [("target", target)] if target else []
+        if target is None:
+            kinds = [kind_of(kind.strip()) for kind in parallel.split(",")]
+            shape = str(options.architecture(model))
+            cases = [(shape, n, kind) for n in options.optimizers(optimizers) for kind in kinds]
+        started = "RANK" in os.environ
+        same = _compare(cases, steps) if started else _start(processes, cases, steps)
+    if not same:
+        raise typer.Exit(1)
+
+
+def _start(processes: int, cases: list[tuple[str, ...]], steps: int) -> bool:
+    """The comparison on processes of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing: Any = torch.multiprocessing
+    found = multiprocessing.get_context("spawn").SimpleQueue()
+    arguments = (processes, port, cases, steps, found)
+    multiprocessing.spawn(_process, arguments, nprocs=processes)
+    return bool(found.get())
+
+
+def _process(
+    rank: int, size: int, port: int, cases: list[tuple[str, ...]], steps: int, found: Any
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    same = _compare(cases, steps)
+    if rank == 0:
+        found.put(same)
+
+
+def _compare(cases: list[tuple[str, ...]], steps: int) -> bool:
+    """Every case, told by the first process; whether all are the same."""
+    same = True
+    with connected():
+        for case in cases:
+            whole, sharded, make = _case(case)
+            found = check_sharding(whole, sharded, make, steps=steps)
+            same &= all(difference.same for difference in found)
+            if dist.get_rank() == 0:
+                say(_told(case, found, steps))
+    return same
+
+
+def _told(case: tuple[str, ...], found: list[Difference], steps: int) -> str:
+    """The table; of the trainer's own model one line, unless something differs."""
+    what = f"{', '.join(case)} on {dist.get_world_size()} processes, {steps} steps"
+    if case[0] == "target" or not all(difference.same for difference in found):
+        return f"{what}\n{table(found)}"
+    worst = max(found, key=lambda d: d.largest / d.allowed)
+    said = f"{worst.largest:.1e} of {worst.allowed:.0e}, {worst.name}"
+    return f"{what}: same ({len(found)} parameters; largest difference {said})"
+
+
+def _case(case: tuple[str, ...]) -> Case:
+    """The models of a case and their optimizers."""
+    if case[0] == "target":
+        module, _, function = case[1].partition(":")
+        made: Case = getattr(import_module(module), function)()
+        return made
+    architecture, name, kind = case
+    plan = _small(architecture)
+    whole, sharded = GPT(plan.model(64)), GPT(plan.model(64))
+    lay_out(sharded, Parallel(kind))
+    spec = spec_of(name, seed=0)
+
+    def make(model: nn.Module) -> Optimizer:
+        shared = Parallel(kind) if model is sharded else None
+        return share_work(build(model, spec), shared)
+
+    return whole, sharded, make
+
+
+def _small(architecture: str) -> Plan:
+    changes = {"width": 48, "layers": 2, "heads": 4, "architecture": architecture}
+    return options.plan(next(iter(PRESETS)), [], changes)

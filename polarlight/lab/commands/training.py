@@ -1,0 +1,167 @@
+"""`polarlight compare` and `polarlight explain`: the trainer's commands."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import polarlight
+from polarlight.integrations.transformers import explain_hf
+from polarlight.lab.commands import options
+from polarlight.lab.commands.console import console, plain_errors, say
+from polarlight.lab.train.compare import SWEEPABLE, Comparison, first_interrupt, specs
+from polarlight.lab.train.corpus import load_corpus
+from polarlight.lab.train.display import Display
+from polarlight.lab.train.model import GPT
+from polarlight.lab.train.model_config import Architecture
+from polarlight.lab.train.parallel import Parallel, team
+from polarlight.lab.train.recipes import RECIPES, build, spec_of
+from polarlight.lab.train.report import write_report
+from polarlight.lab.train.settings import PRESETS, Plan, Spec
+
+KNOWN = "Optimizers:\n\n" + "\n".join(f"- **{name}**: {r.about}" for name, r in RECIPES.items())
+_NAMES = ", ".join(asdict(Plan()))
+
+Preset = Annotated[str, typer.Option(help=f"Sizes to start from: {', '.join(PRESETS)}.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help=f"Change the preset. Names: {_NAMES}."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{' or '.join(Architecture)}: an MLP per layer, or a mixture of experts of as many "
+        "neurons per token (--set experts=, experts_per_token=, expert_expansion=).",
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Text file, folder of text, or token shards (.bin, llm.c's format). Default: the "
+        "sources of the running Python's standard library, as bytes.",
+    ),
+]
+VocabSize = Annotated[int | None, typer.Option(help="Vocabulary of token shards.")]
+Seeds = Annotated[int, typer.Option(help="Runs per optimizer, with seeds 0, 1, ...")]
+
+
+def compare(
+    optimizers: Annotated[
+        str, typer.Option(help="Names, separated by commas; the list is below.")
+    ] = "adamw,muon,normuon,aurora",
+    seeds: Seeds = 1,
+    preset: Preset = "quick",
+    model: Model = None,
+    data: Data = None,
+    vocab_size: VocabSize = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=V1,V2", help=f"Train with each value. Names: {', '.join(SWEEPABLE)}."
+        ),
+    ] = None,
+    settings: Set = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of results. Default: runs/PRESET, or runs/PRESET-MODEL."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Delete these runs and start again.")] = False,
+    parallel: Annotated[
+        str | None,
+        typer.Option(help=f"Under torchrun, how a run is shared: {', '.join(Parallel)}."),
+    ] = None,
+) -> None:
+    """Train one language model under several optimizers and report what each did to it.
+
+    Every run has the same data order and, per seed, the same initial weights. Ctrl-C saves and says
+    how to go on; the same command resumes, and skips what is finished.
+
+    ```
+    polarlight compare
+    polarlight compare --optimizers muon,aurora --seeds 3
+    polarlight compare --optimizers aurora --sweep lr=0.01,0.02,0.04
+    polarlight compare --model moe --optimizers adamw,muon-rms,symmetric
+    polarlight compare --data text/ --set mlp=relu2 --set expansion=8
+    torchrun --nproc-per-node 2 -m polarlight compare --parallel fsdp
+    ```
+    """
+    with plain_errors(), team(parallel) as processes:
+        kind = options.architecture(model)
+        plan = options.plan(preset, settings or [], {"steps": steps, "architecture": kind})
+        runs = specs(options.optimizers(optimizers), seeds, options.sweep(sweep or []))
+        corpus = load_corpus(data, vocab_size=vocab_size)
+        corpus.require(plan.context)
+        name = preset if kind is None else f"{preset}-{kind}"
+        comparison = Comparison(plan, runs, corpus, out or Path("runs") / name, processes)
+        if not processes.leads:
+            comparison.train(Silent(), lambda: False)
+            return
+        say(f"{corpus.name}: {len(corpus.train):,} training tokens")
+        say(f"sha256 {corpus.fingerprint}")
+        if overwrite:
+            comparison.clear()
+        _train(comparison)
+
+
+class Silent:
+    """Follows a comparison without a word: what processes do that do not lead."""
+
+    def follow(self, spec: Spec, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+def _train(comparison: Comparison) -> None:
+    """Trains, writes the report whatever happens, and says how to go on."""
+    command = shlex.join(["polarlight", *sys.argv[1:]])
+    interrupted = False
+    try:
+        with first_interrupt() as stop, Display(comparison.specs, comparison.plan, console) as view:
+            comparison.train(view, stop)
+            interrupted = stop()
+    finally:
+        histories = comparison.histories()
+        if histories:
+            with console.status("writing the report"):
+                page = write_report(histories, comparison.about(command), comparison.out / "report")
+            say(f"report: {page}")
+    if interrupted:
+        say(f"stopped and saved; go on with: {command}")
+        raise typer.Exit(130)
+
+
+def explain(
+    optimizer: Annotated[str, typer.Option(help="Name of the optimizer.")] = "aurora",
+    preset: Preset = "quick",
+    model: Model = None,
+    vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 256,
+    settings: Set = None,
+    hf: Annotated[
+        Path | None,
+        typer.Option(help="A Hugging Face config.json instead of the preset; nothing is loaded."),
+    ] = None,
+    every: Annotated[bool, typer.Option(help="One line per parameter, layers not folded.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Print which rule every parameter of a model would get, and why; nothing is trained.
+
+    ```
+    polarlight explain
+    polarlight explain --optimizer normuon --hf Qwen3-0.6B/config.json
+    polarlight explain --optimizer symmetric --model moe
+    polarlight explain --json > routing.json
+    ```
+    """
+    with plain_errors():
+        spec = spec_of(optimizer, seed=0)
+        if hf is not None:
+            found = explain_hf(hf, lambda model: build(model, spec))
+        else:
+            changes = {"architecture": options.architecture(model)}
+            plan = options.plan(preset, settings or [], changes)
+            found = polarlight.explain(build(GPT(plan.model(vocab_size)), spec))
+        say(found.to_json() if as_json else found.table(every=every, width=console.width))

@@ -1,0 +1,148 @@
+"""Several optimizers on the same model, data order and initial weights; resumes what is there."""
+
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from polarlight import explain
+from polarlight.lab.train import history
+from polarlight.lab.train.data import Corpus
+from polarlight.lab.train.environment import hardware, versions
+from polarlight.lab.train.history import History
+from polarlight.lab.train.loop import Run, device_of
+from polarlight.lab.train.model import GPT
+from polarlight.lab.train.parallel import ALONE, Team
+from polarlight.lab.train.recipes import build, spec_of
+from polarlight.lab.train.settings import Plan, Spec
+
+SWEEPABLE = ("lr", "aux_lr", "momentum", "weight_decay")
+
+
+class Watcher(Protocol):
+    """Follows a comparison; see `display.py`."""
+
+    def follow(self, spec: Spec, record: Mapping[str, Any]) -> None:
+        """A record was written, or read back from an earlier session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The runs of a comparison, in the order they are trained.
+
+    Attributes:
+        plan: What the runs share.
+        specs: The runs.
+        corpus: The data.
+        out: Folder of the comparison; every run has one of its own in it.
+        team: The processes that train each run together.
+    """
+
+    plan: Plan
+    specs: tuple[Spec, ...]
+    corpus: Corpus
+    out: Path
+    team: Team = ALONE
+
+    def folder(self, spec: Spec) -> Path:
+        """Where a run lives."""
+        return self.out / spec.label.replace(" ", "_") / f"seed{spec.seed}"
+
+    def train(self, watcher: Watcher, stop: Callable[[], bool]) -> None:
+        """Trains what is not finished yet, one run after another, until `stop()`."""
+        for spec in self.specs:
+            if stop():
+                return
+            for record in self._records(spec, stop):
+                watcher.follow(spec, record)
+
+    def histories(self) -> list[History]:
+        """What the runs have written so far; runs that never started are left out."""
+        folders = map(self.folder, self.specs)
+        return [history.load(f) for f in folders if (f / "settings.json").exists()]
+
+    def clear(self) -> None:
+        """Deletes the folders of these runs."""
+        for spec in self.specs:
+            if (self.folder(spec) / "settings.json").exists():
+                shutil.rmtree(self.folder(spec))
+
+    def about(self, command: str) -> dict[str, Any]:
+        """Everything that the report says beside the curves."""
+        corpus, plan = self.corpus, self.plan
+        model = GPT(plan.model(corpus.vocab_size))
+        tables = {spec.label: str(explain(build(model, spec))) for spec in self.specs}
+        return {
+            "title": f"{len(tables)} optimizers on one language model",
+            "command": command,
+            "model": _sizes(model),
+            "data": {
+                "name": corpus.name,
+                "fingerprint": corpus.fingerprint,
+                "train_tokens": len(corpus.train),
+                "validation_tokens": len(corpus.validation),
+            },
+            "versions": versions(),
+            "hardware": hardware(device_of(plan.device)),
+            "explain": tables,
+        }
+
+    def _records(self, spec: Spec, stop: Callable[[], bool]) -> Iterator[Mapping[str, Any]]:
+        folder = self.folder(spec)
+        run = Run(spec, self.plan, self.corpus, folder, team=self.team)
+        yield from history.read_records(run.metrics) if self.team.leads else ()
+        if not run.ended:
+            yield from run.records(stop)
+
+
+def specs(
+    optimizers: Sequence[str], seeds: int, sweep: Mapping[str, Sequence[float]]
+) -> tuple[Spec, ...]:
+    """The runs of a comparison: every optimizer with every swept value and seed, seeds outermost.
+
+    Raises:
+        ValueError: If an optimizer or a swept number is unknown, or seeds is below 1.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds must be >= 1, got {seeds}")
+    for name in sweep:
+        if name not in SWEEPABLE:
+            raise ValueError(f"cannot sweep {name!r}; choose from {', '.join(SWEEPABLE)}")
+    settings = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
+    return tuple(
+        spec_of(name, seed=seed, label=_label(name, numbers), **numbers)
+        for seed, name, numbers in product(range(seeds), optimizers, settings)
+    )
+
+
+def _sizes(model: GPT) -> dict[str, int]:
+    """Parameters and, of a mixture of experts, how many of them a token meets."""
+    sizes = {"parameters": model.parameter_count()}
+    if model.config.is_mixture:
+        sizes["active_parameters"] = model.active_parameter_count()
+    return sizes
+
+
+def _label(name: str, numbers: Mapping[str, float]) -> str:
+    return " ".join([name, *(f"{key}={value:g}" for key, value in numbers.items())])
+
+
+@contextmanager
+def first_interrupt() -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether Ctrl-C was pressed; a second one interrupts at once."""
+    pressed: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

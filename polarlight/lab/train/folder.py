@@ -1,0 +1,55 @@
+"""The folder of a run belongs to its settings: they are written first, and compared ever after."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from polarlight.lab.train import durable
+
+Record = dict[str, Any]
+
+
+class SettingsError(ValueError):
+    """The folder holds a run with other settings."""
+
+
+def claim(folder: Path, settings: Record) -> None:
+    """Makes the folder and writes `settings.json`, or compares with the one that is there.
+
+    Raises:
+        SettingsError: If it holds other settings, or none that can be read.
+    """
+    wanted = json.loads(json.dumps(settings))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "settings.json"
+    if not path.exists():
+        durable.replace_text(path, json.dumps(wanted, indent=2))
+    there = _settings_in(path)
+    if there != wanted:
+        raise SettingsError(
+            f"{folder} holds a run with other settings ({differences(there, wanted)}"
+            "); choose another --out, or --overwrite it"
+        )
+
+
+def _settings_in(path: Path) -> Record:
+    """The settings that a folder was claimed with."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{path} is damaged ({error}); move the folder away") from error
+    if not isinstance(settings, dict):
+        raise SettingsError(f"{path} holds no settings; move the folder away")
+    return settings
+
+
+def differences(a: Record, b: Record) -> str:
+    """`key: old -> new` for every leaf that differs; `absent` where one side has no such key."""
+    found = []
+    for key in sorted(a.keys() | b.keys()):
+        old, new = a.get(key, "absent"), b.get(key, "absent")
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += [inner] if (inner := differences(old, new)) else []
+        elif old != new:
+            found.append(f"{key}: {old} -> {new}")
+    return ", ".join(found)

@@ -1,0 +1,94 @@
+"""Pictures of a search for a learning rate: losses over rates, and the optimum against width."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, isfinite, log
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from polarlight.lab.report.style import FAINT, LineStyle, legend, styles, tidy
+from polarlight.lab.tuning import Sweep
+
+SLACK = 0.01
+"""Nats: rates whose loss is that near to the least are as good as it, for one seed or two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What was found for one optimizer and width.
+
+    Attributes:
+        optimizer: Name of the recipe.
+        width: Of the residual stream.
+        sweep: Losses over rates.
+        step: RMS-to-RMS norm of a square hidden weight's step at lr 1, see `LrSearch.step`.
+    """
+
+    optimizer: str
+    width: int
+    sweep: Sweep
+    step: float
+
+    def record(self) -> dict[str, Any]:
+        """As JSON types."""
+        best, near = self.sweep.optimum, self.sweep.within(SLACK)
+        return {
+            "optimizer": self.optimizer,
+            "width": self.width,
+            "rates": list(self.sweep.rates),
+            "losses": [loss if isfinite(loss) else None for loss in self.sweep.losses],
+            "optimum": {"lr": best.lr, "loss": best.loss, "edge": best.edge},
+            "within": {"slack": SLACK, "low": near[0], "high": near[1]},
+        }
+
+
+def predictions(found: Sequence[Searched]) -> list[float]:
+    """Rates of equal steps for every width, through the middle of the optima that lie inside."""
+    inside = [one for one in found if one.sweep.edge is None] or list(found)
+    level = sum(log(one.sweep.optimum.lr * one.step) for one in inside) / len(inside)
+    return [exp(level) / one.step for one in found]
+
+
+def draw(found: Sequence[Searched]) -> Figure:
+    """A row per optimizer: losses over rates and, if there are several widths, their optima."""
+    names = list(dict.fromkeys(one.optimizer for one in found))
+    widths = list(dict.fromkeys(one.width for one in found))
+    looks = styles(f"width {width}" for width in widths)
+    columns = 2 if len(widths) > 1 else 1
+    figure = Figure(figsize=(4.6 * columns, 3.1 * len(names)), layout="constrained")
+    for axes, name in zip(figure.subplots(len(names), columns, squeeze=False), names, strict=True):
+        some = [one for one in found if one.optimizer == name]
+        _losses(axes[0], some, looks)
+        if columns > 1:
+            _optima(axes[1], some, looks)
+    legend(figure, looks)
+    return figure
+
+
+def _losses(ax: Axes, found: Sequence[Searched], looks: Mapping[str, LineStyle]) -> None:
+    """Above the least loss of each width, as wider models reach lower ones; no infinite ones."""
+    for one in found:
+        look, best = looks[f"width {one.width}"], one.sweep.optimum
+        above = [loss - best.loss for loss in one.sweep.losses]
+        ax.plot(one.sweep.rates, above, "o-", color=look.colour, markersize=3, linewidth=1.2)
+        ax.plot(best.lr, 0.0, "*", color=look.colour, markersize=9, clip_on=False)
+    ax.set_xscale("log")
+    ax.set_ylim(0, 0.12)
+    tidy(ax, found[0].optimizer, "learning rate", "loss above the least, nats per token")
+
+
+def _optima(ax: Axes, found: Sequence[Searched], looks: Mapping[str, LineStyle]) -> None:
+    widths = [one.width for one in found]
+    expected = predictions(found)
+    for one in found:
+        best, (low, high) = one.sweep.optimum, one.sweep.within(SLACK)
+        colour = looks[f"width {one.width}"].colour
+        ax.plot([one.width] * 2, [low, high], color=colour, linewidth=3, alpha=0.35)
+        ax.plot(one.width, best.lr, "*", color=colour, markersize=10)
+    ax.plot(widths, expected, "--", color=FAINT, linewidth=1.2)
+    ax.set(xscale="log", yscale="log", ylim=(min(expected) / 6, max(expected) * 6))
+    ax.set_xticks(widths, [str(width) for width in widths])
+    ax.minorticks_off()
+    tidy(ax, "dashed: equal steps; bar: loss within .01", "width", "best learning rate")

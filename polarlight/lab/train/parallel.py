@@ -1,0 +1,272 @@
+"""The trainer's model on several processes, by PyTorch's own means.
+
+    torchrun --nproc-per-node 2 -m polarlight compare --parallel fsdp
+
+Nothing here is an engine: DDP, `fully_shard`, `parallelize_module`. Every process takes its share
+of each batch, or under tensor parallelism all of it, so that a run has the loss curve of one
+process. A mixture's load-balancing loss is each share's own. Checkpoints are whole: a run may go
+on with another number of processes, or with one; all of them read the same folder.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from polarlight.execution.sharded.executor import Sharded
+from polarlight.execution.work import whole
+from polarlight.lab.train.model import GPT
+from polarlight.optimizer.spectral import SpectralOptimizer
+
+
+class Parallel(StrEnum):
+    """How a model lies on several processes."""
+
+    DDP = "ddp"
+    FSDP = "fsdp"
+    HSDP = "hsdp"
+    TP = "tp"
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """The processes of a run.
+
+    Attributes:
+        rank: This one; only the first one writes files.
+        size: How many there are.
+        kind: How the model lies on them; None on one process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    kind: Parallel | None = None
+
+    @property
+    def readers(self) -> int:
+        """Among how many the sequences of a batch are divided; tensor-parallel ones share them."""
+        return 1 if self.kind is Parallel.TP else self.size
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's sequences of a batch.
+
+        Raises:
+            ValueError: If the batch cannot be divided.
+        """
+        if batch.shape[0] % self.readers:
+            raise ValueError(
+                f"a batch of {batch.shape[0]} sequences cannot be divided among {self.readers} "
+                f"processes; choose --set batch= a multiple of {self.readers}"
+            )
+        return batch.chunk(self.readers)[self.rank % self.readers]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    def mean(self, value: float, device: torch.device) -> float:
+        """The mean over all processes."""
+        if self.size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=device)
+        dist.all_reduce(total)
+        return float(total) / self.size
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether one of the processes says so."""
+        return self.mean(float(flag), device) > 0
+
+    def told(self, value: Any) -> Any:
+        """What the first process says."""
+        if self.size == 1:
+            return value
+        said = [value]
+        dist.broadcast_object_list(said, src=0)
+        return said[0]
+
+
+ALONE = Team()
+
+
+def kind_of(text: str) -> Parallel:
+    """The layout of this name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if text not in set(Parallel):
+        raise ValueError(f"unknown --parallel {text!r}; choose from {', '.join(Parallel)}")
+    return Parallel(text)
+
+
+@contextmanager
+def team(kind: Parallel | str | None) -> Iterator[Team]:
+    """The processes that torchrun started, connected for as long as the block lasts.
+
+    Raises:
+        ValueError: If the kind is unknown, or torchrun did not start this process.
+    """
+    if kind is None:
+        yield ALONE
+        return
+    kind = kind_of(kind)
+    if "RANK" not in os.environ:
+        raise ValueError(
+            f"--parallel {kind} needs several processes: torchrun --nproc-per-node 2 -m polarlight "
+            "compare ..."
+        )
+    with connected():
+        yield Team(dist.get_rank(), dist.get_world_size(), kind)
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """The default process group, made from torchrun's environment and destroyed in the end."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True, slots=True)
+class LaidOut:
+    """A model on several processes.
+
+    Attributes:
+        loss_and_load: The model's, to be called on every process.
+        sync: Whether the next backward pass ends with gradients that all processes share; False
+            for all micro batches but the last.
+    """
+
+    loss_and_load: Callable[..., Any]
+    sync: Callable[[bool], None]
+
+
+def lay_out(model: GPT, kind: Parallel | None) -> LaidOut:
+    """Puts the model on all processes, in place.
+
+    Raises:
+        ValueError: If it cannot be divided among as many.
+    """
+    device = next(model.parameters()).device.type
+    if kind is Parallel.DDP:
+        wrapped = nn.parallel.DistributedDataParallel(_Loss(model))
+        return LaidOut(wrapped, partial(setattr, wrapped, "require_backward_grad_sync"))
+    if kind in (Parallel.FSDP, Parallel.HSDP):
+        divided = _divide_parameters(model, _mesh(device, hybrid=kind is Parallel.HSDP))
+        return LaidOut(model.loss_and_load, divided.set_requires_gradient_sync)
+    if kind is Parallel.TP:
+        _divide_products(model, device)
+    return LaidOut(model.loss_and_load, lambda wanted: None)
+
+
+def share_work(optimizer: SpectralOptimizer, kind: Parallel | None) -> SpectralOptimizer:
+    """Lets the processes of DDP, which have equal parameters, divide the matrices among them."""
+    if kind is Parallel.DDP:
+        optimizer.executor = Sharded(group=dist.group.WORLD)
+    return optimizer
+
+
+class _Loss(nn.Module):
+    """A model whose forward pass is its loss, since DDP listens there."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Any:
+        return self.model.loss_and_load(tokens, targets)
+
+
+def _mesh(device: str, *, hybrid: bool) -> Any:
+    """One dimension; two if copies of a sharded model are wanted."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    size = dist.get_world_size()
+    if not hybrid:
+        return init_device_mesh(device, (size,))
+    if size % 2:
+        raise ValueError(f"hsdp needs an even number of processes, got {size}")
+    return init_device_mesh(device, (2, size // 2), mesh_dim_names=("copies", "shards"))
+
+
+def _divide_parameters(model: GPT, mesh: Any) -> Any:
+    """FSDP2, a unit per block."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    for block in model.model.layers:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "loss_and_load")
+    return model
+
+
+def _divide_products(model: GPT, device: str) -> None:
+    """Tensor parallelism: heads and neurons are divided; what a mixture has, stays whole."""
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        ParallelStyle,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    mesh = _mesh(device, hybrid=False)
+    config, size = model.config, mesh.size()
+    if config.key_heads % size or config.neurons % size:
+        raise ValueError(
+            f"{config.key_heads} key heads and {config.neurons} neurons cannot be divided among "
+            f"{size} processes"
+        )
+    falling = ("o_proj", "down_proj")
+    blocks: Any = model.model.layers
+    for block in blocks:
+        parts = [("self_attn", block.self_attn)]
+        parts += [] if config.is_mixture else [("mlp", block.mlp)]
+        styles: dict[str, ParallelStyle] = {
+            f"{part}.{name}": RowwiseParallel() if name in falling else ColwiseParallel()
+            for part, module in parts
+            for name, child in module.named_children()
+            if isinstance(child, nn.Linear)
+        }
+        parallelize_module(block, mesh, styles)
+        for norm in (block.self_attn.q_norm, block.self_attn.k_norm):
+            norm.weight.register_hook(_summed)
+
+
+def _summed(gradient: Tensor) -> Tensor:
+    """Of a norm that every process applied to its own heads."""
+    total = gradient.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def whole_state(state: Any) -> Any:
+    """A state dict in which every DTensor is a tensor; every process must ask at once."""
+    if isinstance(state, Tensor):
+        return whole(state)
+    if isinstance(state, dict):
+        return {key: whole_state(value) for key, value in state.items()}
+    return [whole_state(value) for value in state] if isinstance(state, list) else state
+
+
+def lying_like(state: Any, like: Any) -> Any:
+    """The inverse: whole tensors as they lie in a state dict of the same keys."""
+    if isinstance(state, dict):
+        return {key: lying_like(value, like[key]) for key, value in state.items()}
+    if not isinstance(state, Tensor) or not hasattr(like, "device_mesh"):
+        return state
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements
+    return distribute_tensor(state, mesh, placements, src_data_rank=None)

@@ -1,0 +1,135 @@
+"""Optimizers by the names that the command line knows, with learning rates that were swept."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from polarlight import (
+    AdamWRule,
+    FeedbackPolar,
+    RiemannianPolar,
+    RmsToRms,
+    SpectralOptimizer,
+    aurora,
+    aurora_mlp,
+    muon,
+    muon_with_adamw,
+    muoneq,
+    normuon,
+    symmetric_stack,
+    unormuon,
+    with_adamw,
+)
+from polarlight.lab.train.settings import Spec
+from polarlight.lookup import look_up
+from polarlight.routing.route import ParamGroup
+from polarlight.rule import Rule
+
+AUX_LR = 1e-2
+"""AdamW's learning rate for embeddings, head and norms, the same beside every rule."""
+
+SPECTRAL_LR = 4e-3
+"""Of rules whose updates are as large as AdamW's, 0.2 lr per entry."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A rule for the hidden matrices and the numbers it is used with here.
+
+    Attributes:
+        rule: Makes the rule.
+        lr: Learning rate of the hidden matrices, best of the sweeps in `docs/log.md`.
+        about: One line for `--help`.
+        momentum: Decay of the first moment.
+        groups: Routes a model with (model, lr, aux_lr); None gives hidden matrices the rule and
+            AdamW to the rest. The rule then only stands where a group names none.
+    """
+
+    rule: Callable[[], Rule]
+    lr: float
+    about: str
+    momentum: float = 0.95
+    groups: Callable[[nn.Module, float, float], list[ParamGroup]] | None = None
+
+    def groups_of(self, model: nn.Module, lr: float, aux_lr: float) -> list[ParamGroup]:
+        """The model's param groups."""
+        route = self.groups or (lambda model, lr, aux_lr: with_adamw(model, lr=aux_lr))
+        return route(model, lr, aux_lr)
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "adamw": Recipe(rule=AdamWRule, lr=1e-3, momentum=0.9, about="AdamW on every parameter"),
+    "muon": Recipe(rule=muon, lr=0.02, about="polar factor of the momentum"),
+    "normuon": Recipe(rule=normuon, lr=0.02, about="Muon with rows evened out over time"),
+    "unormuon": Recipe(rule=unormuon, lr=0.02, about="NorMuon on tall matrices only"),
+    "muoneq": Recipe(rule=muoneq, lr=4e-3, about="rows made equal before the polar factor"),
+    "aurora": Recipe(rule=aurora, lr=0.02, about="polar factor with equal rows"),
+    "aurora-paper": Recipe(
+        rule=lambda: aurora(FeedbackPolar()), lr=0.02, about="Aurora by the paper's algorithm 3"
+    ),
+    "aurora-riemannian": Recipe(
+        rule=lambda: aurora(RiemannianPolar()), lr=0.02, about="Aurora by Riemannian ascent"
+    ),
+    "muon-rms": Recipe(
+        rule=muon,
+        lr=SPECTRAL_LR,
+        about="Muon with AdamW, updates as large as AdamW's",
+        groups=lambda model, lr, aux_lr: muon_with_adamw(model, lr=lr, aux_lr=aux_lr),
+    ),
+    "muon-rms-to-rms": Recipe(
+        rule=lambda: muon(scale=RmsToRms()),
+        lr=0.04,
+        about="Muon in the scale whose learning rate is the same at every width",
+    ),
+    "aurora-mlp": Recipe(
+        rule=muon,
+        lr=SPECTRAL_LR,
+        about="the same with Aurora on gate and up projections",
+        groups=lambda model, lr, aux_lr: aurora_mlp(model, lr=lr, aux_lr=aux_lr),
+    ),
+    "symmetric": Recipe(
+        rule=muon,
+        lr=SPECTRAL_LR,
+        about="a rule for every kind of layer, by its symmetries",
+        groups=lambda model, lr, aux_lr: symmetric_stack(
+            model, lr=lr, embedding_lr=aux_lr, head_lr=aux_lr, aux_lr=aux_lr
+        ),
+    ),
+}
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+        ValueError: If there is none; the message lists the known ones and the nearest.
+    """
+    return look_up(name, RECIPES, "optimizer")
+
+
+def spec_of(name: str, *, seed: int, label: str | None = None, **numbers: float) -> Spec:
+    """A run of the recipe with its own numbers, or the given ones (lr, aux_lr, momentum, ...)."""
+    recipe = recipe_of(name)
+    spec = Spec(
+        label=label or name,
+        optimizer=name,
+        seed=seed,
+        lr=recipe.lr,
+        aux_lr=AUX_LR,
+        momentum=recipe.momentum,
+        weight_decay=0.0,
+    )
+    return replace(spec, **numbers)  # type: ignore[arg-type]
+
+
+def build(model: nn.Module, spec: Spec, recipe: Recipe | None = None) -> SpectralOptimizer:
+    """The optimizer of a run; the recipe is the one that the run names, unless it is given."""
+    recipe = recipe or recipe_of(spec.optimizer)
+    return SpectralOptimizer(
+        recipe.groups_of(model, spec.lr, spec.aux_lr),
+        lr=spec.lr,
+        weight_decay=spec.weight_decay,
+        momentum=spec.momentum,
+        rule=recipe.rule(),
+    )

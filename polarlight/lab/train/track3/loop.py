@@ -1,0 +1,174 @@
+"""A run of the benchmark: sequential data, summed losses, checkpoints; resumes where it stopped.
+
+The records are those of `train.history`: `step`, `validation` and `finished`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polarlight import AdamWRule, SpectralOptimizer, infer_roles
+from polarlight.lab.train import checkpoint, history
+from polarlight.lab.train.data import Corpus, validation_batches
+from polarlight.lab.train.folder import claim
+from polarlight.lab.train.track3.model import Model
+from polarlight.lab.train.track3.settings import Track3
+from polarlight.rule import Rule
+
+Record = dict[str, Any]
+
+
+def build(model: Model, setting: Track3, rule: Rule) -> SpectralOptimizer:
+    """The rule on the blocks' matrices, the benchmark's AdamW on everything else."""
+    groups: dict[str, Record] = {}
+    adamw = AdamWRule(beta2=0.95, eps=1e-10)
+    rates = {"embed": setting.embed_lr, "head": setting.head_lr, "vectors": setting.vector_lr}
+    for found in infer_roles(model):
+        name, p, role = found.name, found.parameter, str(found.role)
+        if name.startswith("blocks.") and p.ndim >= 2:
+            group = groups.setdefault(role, {"params": [], "rule": rule, "role": role})
+        else:
+            kind = "vectors" if p.ndim < 2 else "embed" if name.startswith("embed") else "head"
+            other = {"rule": adamw, "lr": rates[kind], "momentum": 0.8, "role": role}
+            group = groups.setdefault(
+                kind, {"params": [], "weight_decay": setting.aux_weight_decay, **other}
+            )
+        group["params"].append((name, p))
+    return SpectralOptimizer(
+        groups.values(),
+        lr=setting.lr,
+        weight_decay=setting.weight_decay,
+        momentum=setting.momentum,
+    )
+
+
+class Track3Run:
+    """A run in a folder of its own; iterate over `records()` to train.
+
+    Args:
+        setting: The benchmark's numbers, or reduced ones.
+        rule: For the blocks' matrices.
+        corpus: Its tokens are read in order and never shuffled.
+        folder: Where the run lives; what is there is resumed.
+        device: Where it trains; a GPU gets bfloat16 activations and a compiled model, as there.
+
+    Raises:
+        SettingsError: If the folder holds a run with other settings.
+        DataError: If there are not enough tokens for a sequence.
+    """
+
+    def __init__(
+        self, setting: Track3, rule: Rule, corpus: Corpus, folder: Path, device: torch.device
+    ) -> None:
+        corpus.require(setting.context)
+        self.setting, self.corpus, self.folder, self.device = setting, corpus, folder, device
+        gpu = device.type == "cuda"
+        dtype = torch.bfloat16 if gpu else torch.float32
+        self.model = Model(setting, corpus.vocab_size, dtype).to(device)
+        self.optimizer = build(self.model, setting, rule)
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self._loss = torch.compile(self.model, dynamic=False) if gpu else self.model
+        self.step = 0
+        self._claim(rule)
+        self._resume()
+
+    @property
+    def metrics(self) -> Path:
+        """The file of records."""
+        return self.folder / "metrics.jsonl"
+
+    def records(self, tell: Callable[[int], None] = lambda step: None) -> Iterator[Record]:
+        """Trains to the end, yielding each record once it is written; `tell` hears of each step."""
+        if self.step == 0:
+            yield self._write(self._validate())
+        while self.step < self.setting.steps:
+            loss = self._advance()
+            tell(self.step)
+            if self.setting.validates(self.step):
+                yield self._write({"kind": "step", "step": self.step, "loss": float(loss)})
+                yield self._write(self._validate())
+                self._save()
+        if not self.finished:
+            yield self._write({"kind": "finished", "step": self.step})
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has reached its end."""
+        return any(r["kind"] == "finished" for r in history.read_records(self.metrics))
+
+    def batch(self, step: int, micro_step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets [micro_batch, context], in the order of the stream, over and over."""
+        size, context = self.setting.micro_batch * self.setting.context, self.setting.context
+        windows = (len(self.corpus.train) - 1) // size
+        if windows:
+            start = (step * self.setting.accumulate + micro_step) % windows * size
+            tokens = self.corpus.train.read(start, size + 1)
+            return tokens[:-1].view(-1, context), tokens[1:].view(-1, context)
+        raise ValueError(
+            f"{self.corpus.train.source} has {len(self.corpus.train)} tokens, a micro batch needs "
+            f"{size + 1}; use more data or a smaller micro_batch"
+        )
+
+    def _advance(self) -> Tensor:
+        """One step; returns its mean loss, on the device."""
+        total = torch.zeros((), device=self.device)
+        for micro_step in range(self.setting.accumulate):
+            tokens, targets = (x.to(self.device) for x in self.batch(self.step, micro_step))
+            loss = self._loss(tokens, targets)
+            loss.backward()
+            total += loss.detach()
+        factor = self.setting.lr_factor(self.step)
+        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = lr * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return total / self.setting.tokens_per_step
+
+    @torch.no_grad()
+    def _validate(self) -> Record:
+        total, count = torch.zeros((), device=self.device), 0
+        for batch in validation_batches(
+            self.corpus.validation,
+            batch=self.setting.micro_batch,
+            context=self.setting.context,
+            tokens_at_most=self.setting.validation_tokens,
+        ):
+            tokens, targets = (x.to(self.device) for x in batch)
+            total += self._loss(tokens, targets)
+            count += targets.numel()
+        return {"kind": "validation", "step": self.step, "loss": float(total) / count}
+
+    def _write(self, record: Record) -> Record:
+        history.append(self.metrics, record)
+        return record
+
+    def _save(self) -> None:
+        content = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        checkpoint.save(self.folder / "checkpoint.pt", content)
+
+    def _claim(self, rule: Rule) -> None:
+        """Writes the settings, or compares them with those that are there."""
+        settings = {
+            "track3": asdict(self.setting),
+            "rule": repr(rule),
+            "data": self.corpus.fingerprint,
+        }
+        claim(self.folder, settings)
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if path.exists():
+            content = checkpoint.load(path, self.device)
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.step = content["step"]
+        history.truncate_after(self.metrics, self.step if path.exists() else -1)

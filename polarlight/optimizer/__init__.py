@@ -1,0 +1,1 @@
+"""`SpectralOptimizer`: param groups, state, the guard against non-finite gradients, the step."""

@@ -1,0 +1,1 @@
+"""Symmetries and invariants of the updates of a rule, declared and measurable."""

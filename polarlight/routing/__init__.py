@@ -1,0 +1,1 @@
+"""Routing: the role of each parameter, the rule it gets, and the reason."""

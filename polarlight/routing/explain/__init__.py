@@ -1,0 +1,103 @@
+"""Which parameter gets which rule, at which effective learning rate, and why: as data and as text.
+
+print(explain(optimizer))                          repeated layers in one entry
+print(explain(optimizer).table(every=True))        every parameter
+explain(optimizer).to_json()
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from textwrap import fill
+from typing import Any
+
+from torch.optim import Optimizer
+
+from polarlight.execution.sharded.forecast import Summary, as_they_lie, forecast, summary
+from polarlight.routing.explain.rows import Group, Piece, Row, rows_of
+from polarlight.routing.explain.table import aligned, table_of
+
+__all__ = ["Explanation", "Piece", "Row", "explain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What happens to every parameter; `str` makes the table.
+
+    Attributes:
+        rows: One per parameter, in the order of the groups.
+        sharing: One per mesh of processes that share the work: who computes how much, and what a
+            step moves. Empty on one process.
+    """
+
+    rows: tuple[Row, ...]
+    sharing: tuple[Summary, ...] = ()
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self, *, every: bool = False, width: int = 120) -> str:
+        """The rows and the totals per role.
+
+        Args:
+            every: One entry per parameter; else equal ones of repeated layers share an entry,
+                `layers.{0-27}.mlp.up_proj.weight`.
+            width: Columns of the terminal; a longer name stands on a line of its own.
+        """
+        sections = [table_of(self.rows, every=every, width=width), self._totals()]
+        return "\n\n".join(sections + [fill(str(shared), width) for shared in self.sharing])
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Tensors, parameters and frozen parameters per role."""
+        totals: dict[str, dict[str, int]] = {}
+        for row in self.rows:
+            entry = totals.setdefault(row.role, {"tensors": 0, "parameters": 0, "frozen": 0})
+            entry["tensors"] += 1
+            entry["parameters"] += row.size
+            entry["frozen"] += row.size if row.frozen else 0
+        return totals
+
+    def to_json(self) -> str:
+        """`{"parameters": [...], "totals": {...}}`, with every parameter for itself.
+
+        Where work is shared, `"sharing"` has an entry per mesh.
+        """
+        record: dict[str, Any] = {"parameters": [asdict(row) for row in self.rows]}
+        if self.sharing:
+            record["sharing"] = [asdict(shared) for shared in self.sharing]
+        return json.dumps(record | {"totals": self.totals()}, indent=1)
+
+    def _totals(self) -> str:
+        totals = self.totals()
+        whole = {key: sum(entry[key] for entry in totals.values()) for key in _COUNTED}
+        rows = [
+            [role, *(f"{entry[key]:,}" for key in _COUNTED), _share(entry, whole)]
+            for role, entry in (*totals.items(), ("all", whole))
+        ]
+        return aligned([["role", *_COUNTED, "share"], *rows])
+
+
+_COUNTED = ("tensors", "parameters", "frozen")
+
+
+def _share(entry: Mapping[str, int], whole: Mapping[str, int]) -> str:
+    return f"{100 * entry['parameters'] / max(whole['parameters'], 1):.1f} %"
+
+
+def explain(source: Optimizer | Sequence[Group]) -> Explanation:
+    """A table of every parameter: shape, role, rule, view, engine, learning rates, and the reason.
+
+    Of sharded parameters also the plan in numbers: matrices, balance, flops, bytes per step.
+
+    Args:
+        source: An optimizer, or param groups as `route` makes them.
+    """
+    if isinstance(source, Optimizer):
+        groups: Sequence[Group] = [source.defaults | group for group in source.param_groups]
+        reasons: Mapping[str, str] = dict(getattr(source, "reasons", {}))
+    else:
+        groups = list(source)
+        reasons = {k: v for g in groups for k, v in g.get("reasons", {}).items()}
+    lay = getattr(getattr(source, "executor", None), "layout", as_they_lie)
+    sharing = tuple(map(summary, forecast(groups, lay)))
+    return Explanation(tuple(rows_of(groups, reasons)), sharing)

@@ -1,0 +1,102 @@
+"""What happens to each parameter of an optimizer, one row per parameter."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from polarlight.routing.explain.update_size import update_rms
+from polarlight.routing.view_text import view_call
+from polarlight.rule import UpdateRule
+from polarlight.view import MatrixView, Whole
+
+Group = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """One of the matrices, or batches of equal matrices, that a parameter is treated as.
+
+    Attributes:
+        shape: [..., fan_out, fan_in]; the parameter's own where its rule is elementwise.
+        engine: What computes the update, in words.
+        lr: The group's learning rate times the rule's scale for this shape; None where the group
+            leaves its learning rate to the optimizer.
+        rms: Root mean square change of an entry per step, weight decay aside; None if it depends
+            on the gradients.
+    """
+
+    shape: tuple[int, ...]
+    engine: str
+    lr: float | None
+    rms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What happens to one parameter.
+
+    Attributes:
+        name: Its name, or `-`.
+        shape: Its shape.
+        role: Its role, or `-`.
+        rule: Name of its rule; `default` where the group leaves it to the optimizer.
+        view: Which part of it is a matrix, as the call that makes the view.
+        lr: Learning rate of its group, before the rule's scale.
+        pieces: What the view makes of it.
+        frozen: Whether it takes no gradient.
+        reason: How role and view are known.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    rule: str
+    view: str
+    lr: float | None
+    pieces: tuple[Piece, ...]
+    frozen: bool
+    reason: str
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return prod(self.shape)
+
+
+def rows_of(groups: Sequence[Group], reasons: Mapping[str, str]) -> Iterator[Row]:
+    """The rows of all groups, in order."""
+    for group in groups:
+        names = group.get("param_names") or ["-"] * len(group["params"])
+        lr = None if group.get("lr") is None else float(group["lr"])
+        rule, view = group.get("rule"), group.get("view") or Whole()
+        for name, p in zip(names, group["params"], strict=True):
+            yield Row(
+                name=name,
+                shape=tuple(p.shape),
+                role=str(group.get("role") or "-"),
+                rule="default" if rule is None else rule.name,
+                view=view_call(view),
+                lr=lr,
+                pieces=tuple(_pieces(p, rule, view, lr)),
+                frozen=not p.requires_grad,
+                reason=reasons.get(name, "given by the caller"),
+            )
+
+
+def _pieces(p: Tensor, rule: object, view: MatrixView, lr: float | None) -> Iterator[Piece]:
+    if not isinstance(rule, UpdateRule):
+        engine = "-" if rule is None else "elementwise"
+        yield Piece(shape=tuple(p.shape), engine=engine, lr=lr, rms=None)
+        return
+    for shape in view.shapes(p.shape):
+        m, n = shape[-2:]
+        rms = update_rms(rule, m, n)
+        yield Piece(
+            shape=tuple(shape),
+            engine=rule.engine(m, n, p.dtype, p.device),
+            lr=None if lr is None else lr * rule.scale(m, n),
+            rms=None if lr is None or rms is None else lr * rms,
+        )

@@ -1,0 +1,94 @@
+"""The rows as text: one entry for equal parameters of repeated layers, narrow enough to read."""
+
+from collections.abc import Callable, Iterable, Sequence
+from textwrap import wrap
+
+from polarlight.routing.explain.folding import fold
+from polarlight.routing.explain.rows import Piece, Row
+
+_HEADER = ["parameter", "n", "shape", "role", "rule", "lr x scale", "rms/step"]
+_INDENT = 4
+
+Entry = tuple[list[str], str]
+"""The cells of a line, and what is said below it."""
+
+
+def table_of(rows: Sequence[Row], *, every: bool, width: int) -> str:
+    """A line per entry, and below it the reason, the view and the engine."""
+    named = [(row.name, [row]) for row in rows] if every else folded(rows)
+    entries = [(_cells(name, same), _words(same[0])) for name, same in named]
+    widths = [max(len(cell) for cell in column) for column in _columns(entries)]
+    widths[0] = max(min(widths[0], width - sum(widths[1:]) - 2 * len(widths[1:])), len(_HEADER[0]))
+    lines = [_line(_HEADER, widths)]
+    for cells, words in entries:
+        lines.append(_line(cells, widths))
+        indent = " " * _INDENT
+        lines += wrap(
+            words,
+            width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width; numbers end together."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(_line(row, widths) for row in rows)
+
+
+def folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Rows that differ in their names alone, under one name."""
+    alike: dict[object, list[Row]] = {}
+    for row in rows:
+        key = (row.shape, row.role, row.rule, row.view, row.pieces, row.frozen, row.reason)
+        alike.setdefault(key, []).append(row)
+    entries = []
+    for same in alike.values():
+        by_name = {row.name: row for row in same}
+        if len(by_name) < len(same):  # without names there is nothing to fold
+            entries.append((same[0].name, same))
+            continue
+        entries += [(pattern, [by_name[n] for n in names]) for pattern, names in fold(by_name)]
+    order = {id(row): place for place, row in enumerate(rows)}
+    return sorted(entries, key=lambda entry: min(order[id(row)] for row in entry[1]))
+
+
+def _columns(entries: Iterable[Entry]) -> Iterable[tuple[str, ...]]:
+    return zip(_HEADER, *(cells for cells, _ in entries), strict=True)
+
+
+def _cells(name: str, same: Sequence[Row]) -> list[str]:
+    row = same[0]
+    shape = " x ".join(str(size) for size in row.shape) or "scalar"
+    lr = "default" if row.lr is None else _numbers(row.pieces, lambda piece: piece.lr)
+    rms = _numbers(row.pieces, lambda piece: piece.rms)
+    return [name, str(len(same)), shape, row.role, row.rule, lr, rms]
+
+
+def _numbers(pieces: Sequence[Piece], number: Callable[[Piece], float | None]) -> str:
+    """The values that occur among the pieces: one, two, or their range; `-` for none."""
+    found = sorted({value for piece in pieces if (value := number(piece)) is not None})
+    if not found:
+        return "-"
+    texts = list(dict.fromkeys(f"{value:.3g}" for value in found))
+    return ", ".join(texts) if len(texts) <= 2 else f"{texts[0]} to {texts[-1]}"
+
+
+def _words(row: Row) -> str:
+    """Why -> which matrices -> how."""
+    engines = ", ".join(dict.fromkeys(piece.engine for piece in row.pieces))
+    view = [row.view] if row.view != "Whole()" and engines not in ("elementwise", "-") else []
+    return " -> ".join([row.reason, *view, engines])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Names to the left, everything else too; a name that is too long has a line of its own."""
+    first, *rest = cells
+    texts = [cell.ljust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+    head = first.ljust(widths[0])
+    if len(first) > widths[0]:
+        head = f"{first}\n{' ' * widths[0]}"
+    return "  ".join([head, *texts]).rstrip()

@@ -1,0 +1,150 @@
+"""What each parameter of a model is for, with the reason.
+
+Types of modules and their place in the model decide first, the numbers and words of their configs
+next, names last. No library of models is imported: what is known of one is known of its kind.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch import Tensor, nn
+
+from polarlight.routing.roles import seams
+from polarlight.routing.roles.attention import attention, in_attention, packed
+from polarlight.routing.roles.ends import ends, head_of, positions
+from polarlight.routing.roles.mixture import in_experts, router
+from polarlight.routing.roles.mlp import as_map, expert, mlp
+from polarlight.routing.roles.site import Site, sites_by_name, sites_of
+from polarlight.routing.roles.vocabulary import MATRIX_ROLES, Assignment, Part, Role, Verdict
+from polarlight.view import Flattened, Heads, MatrixView, RowBlocks, Transposed, Whole
+
+__all__ = ["MATRIX_ROLES", "Assignment", "Part", "Role", "infer_roles"]
+
+
+def infer_roles(source: nn.Module | Iterable[tuple[str, Tensor]]) -> list[Assignment]:
+    """The role of every parameter, in the order of `named_parameters()`.
+
+    A module tells more than names do: with `model.named_parameters()` alone, types, positions,
+    numbers of heads and ties are unknown and names and shapes decide. Frozen parameters are
+    included and say so.
+    """
+    if isinstance(source, nn.Module):
+        head = head_of(source)
+        return [_assign(uses, head) for uses in sites_of(source)]
+    return [_assign(uses, None) for uses in sites_by_name(source)]
+
+
+def _assign(uses: Sequence[Site], head: nn.Module | None) -> Assignment:
+    site = uses[0]
+    found = next(_verdicts(uses, head))
+    reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
+    return Assignment(
+        site.name, site.parameter, found.role, reason, found.view, found.part, found.heads
+    )
+
+
+def _verdicts(uses: Sequence[Site], head: nn.Module | None) -> Iterator[Verdict]:
+    """Applicable verdicts, the most certain first; always at least one."""
+    site = uses[0]
+    if site.parameter.ndim < 2:
+        shape = "one dimension" if site.parameter.ndim else "a single number"
+        yield Verdict(Role.VECTOR, f"{shape}: {_leaf(site)} of {_owner(site)}")
+    if not site.parameter.numel():
+        yield Verdict(Role.VECTOR, f"no entries, shape {tuple(site.parameter.shape)}")
+    by_name = site.word if site.module is None else site.leaf
+    if "bias" in by_name or _is_norm(site):
+        yield Verdict(Role.VECTOR, f"{_leaf(site)} of {_owner(site)} is not a matrix")
+    yield from router(site)
+    yield from ends(uses, head)
+    if in_experts(site) and site.parameter.ndim in (2, 3):
+        yield expert(site, turned=site.parameter.ndim == 2 and bool(_is_turned(site)))
+    yield from _by_type(site)
+    yield from positions(site)
+    yield Verdict(Role.VECTOR, f"raw parameter {_leaf(site)} of {_owner(site)}: no known matrix")
+
+
+def _leaf(site: Site) -> str:
+    return site.name.rpartition(".")[2]
+
+
+def _owner(site: Site) -> str:
+    return type(site.module).__name__ if site.module is not None else "an unknown module"
+
+
+def _is_norm(site: Site) -> bool:
+    norms = nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | nn.modules.batchnorm._NormBase
+    return isinstance(site.module, norms)
+
+
+def _by_type(site: Site) -> Iterator[Verdict]:
+    """Verdicts on layers of a known type."""
+    if isinstance(site.module, nn.modules.conv._ConvNd):
+        yield _convolution(site, site.module)
+    if site.module is None and site.parameter.ndim > 2 and any("conv" in w for w in site.path):
+        yield Verdict(Role.CONV, "kernel by its name", Flattened(tuple(site.parameter.shape[2:])))
+    if isinstance(site.module, nn.MultiheadAttention | None) and (found := packed(site)):
+        yield found
+    if isinstance(site.module, nn.RNNBase) and site.leaf.startswith("weight"):
+        yield _recurrent(site, site.module)
+    if site.parameter.ndim == 2 and (turned := _is_turned(site)) is not None:
+        yield as_map(_linear(site, turned=turned), turned=turned)
+
+
+def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Verdict:
+    kind = type(module).__name__
+    inner: MatrixView = Transposed() if module.transposed else Whole()
+    if module.groups > 1:
+        inner = Heads(module.groups, inner=inner)
+    view = Flattened(tuple(site.parameter.shape[2:]), inner)
+    if module.groups > 1 and module.groups == module.in_channels:
+        return Verdict(Role.CONV, f"{kind} kernel, one per channel", view, Part.DEPTHWISE)
+    return Verdict(Role.CONV, f"{kind} kernel", view)
+
+
+def _recurrent(site: Site, module: nn.RNNBase) -> Verdict:
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    if gates == 1 or site.parameter.shape[0] != gates * module.hidden_size:
+        return Verdict(Role.HIDDEN, f"{site.leaf} of {module.mode}")
+    view = RowBlocks((module.hidden_size,) * gates)
+    return Verdict(Role.HIDDEN, f"{gates} gates of {module.mode}, one after another", view)
+
+
+def _is_turned(site: Site) -> bool | None:
+    """Whether a linear layer is stored (fan_in, fan_out); None if this is no linear layer."""
+    module, shape = site.module, tuple(site.parameter.shape)
+    if site.leaf != "weight":
+        return None
+    if module is None:
+        return _is_turned_by_width(site)
+    if isinstance(module, nn.Linear):
+        return False
+    if type(module).__name__ == "Conv1D":  # transformers: a linear layer of GPT-2's making
+        return True
+    sizes = (getattr(module, "out_features", None), getattr(module, "in_features", None))
+    return None if shape not in (sizes, sizes[::-1]) else shape != sizes
+
+
+def _is_turned_by_width(site: Site) -> bool:
+    """Names alone: what reads the residual stream has its width as fan_in, what writes it not."""
+    width, (a, b) = site.width(), site.parameter.shape
+    if a == b or width not in (a, b):
+        return False
+    verdict = _linear(site, turned=False)
+    writes = verdict.role is Role.DOWN or verdict.part is Part.OUTPUT
+    reads = verdict.role is Role.GATE_UP or verdict.part in (Part.QUERY, Part.KEY, Part.VALUE)
+    reads = reads or verdict.part is Part.QKV
+    return (writes and width == b) or (reads and width == a)
+
+
+def _linear(site: Site, *, turned: bool) -> Verdict:
+    """The verdict on a linear layer, by the block in which it stands."""
+    m, n = site.parameter.shape[::-1] if turned else site.parameter.shape
+    if min(m, n) == 1:
+        return Verdict(Role.VECTOR, f"linear layer {site.word} of a single row or column")
+    if in_attention(site):
+        return attention(site, m, n)
+    if (found := mlp(site, m, n, turned=turned)) is not None:
+        return found
+    fused = seams.seams_of(site, seams.STATE_SPACE.get(site.word, ()), m, n)
+    if fused is not None:
+        return Verdict(Role.HIDDEN, f"{site.word} in {site.home}; {fused.words}", fused.view)
+    return Verdict(Role.HIDDEN, f"linear layer {site.word} in {site.home}")

@@ -1,0 +1,62 @@
+"""The words that models use, all in lower case. Consulted where types and positions say nothing."""
+
+from collections.abc import Mapping
+
+from polarlight.routing.roles.vocabulary import Part
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+EMBEDDINGS = _words(
+    "embed embedding embeddings embed_tokens tok_embeddings word_embeddings shared wte wpe"
+)
+HEADS = _words(
+    "lm_head head heads output unembed embed_out classifier score qa_outputs seq_relationship "
+    "classification_head out_head dist_head"
+)
+ROUTERS = _words("router gate gating wg")
+
+ATTENTION = {
+    Part.QUERY: _words(
+        "q q_proj query wq to_q q_lin query_proj q_attn q_b_proj linear_q project_q"
+    ),
+    Part.KEY: _words("k k_proj key wk to_k k_lin key_proj linear_k project_k"),
+    Part.VALUE: _words("v v_proj value wv to_v v_lin value_proj linear_v project_v"),
+    Part.OUTPUT: _words(
+        "o o_proj out_proj wo to_out out_lin linear_out attention_out dense c_proj proj output"
+    ),
+    Part.QKV: _words(
+        "qkv qkv_proj c_attn wqkv query_key_value kv_b_proj kv_proj to_kv to_qkv in_proj_qkvz "
+        "in_proj_qkv qkv_linear"
+    ),
+    Part.LATENT: _words("q_a_proj kv_a_proj_with_mqa kv_a_proj"),
+}
+"""Projections of attention, by the last word of the module's name."""
+
+ALONE_ATTENTION = _words(
+    "q_proj k_proj v_proj o_proj qkv qkv_proj c_attn wqkv query_key_value wq wk wv query key value"
+)
+"""Those that mean attention wherever they stand."""
+
+MLP = {
+    Part.GATE: _words("gate_proj w1 gate wi_0"),
+    Part.UP: _words("up_proj w3 v1 wi_1 wi up c_fc fc fc1 fc_in ffn lin1 linear1 dense_h_to_4h"),
+    Part.GATE_UP: _words("gate_up_proj input_linear gate_up w12 w13"),
+    Part.DOWN: _words(
+        "down_proj w2 wo down fc2 fc_out ffn_output lin2 linear2 dense_4h_to_h output_linear c_proj"
+    ),
+}
+"""Layers of an MLP, dense or expert, by the last word of the module's or parameter's name."""
+
+MLP_BLOCKS = _words(
+    "mlp ffn ff feed_forward feedforward intermediate densereludense mlps shared_expert "
+    "shared_experts shared_mlp block_sparse_moe moe"
+)
+"""Words in a path that mean an MLP."""
+
+
+def part_of(word: str, table: Mapping[Part, tuple[str, ...]]) -> Part:
+    """The part whose words contain this one; NONE if no part does."""
+    return next((part for part, words in table.items() if word in words), Part.NONE)

@@ -1,0 +1,159 @@
+"""Where parameters that fuse several projections come apart.
+
+A layout is accepted only if its sizes, taken from the numbers of the module or its config, add up
+to the rows of the parameter.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from polarlight.routing.roles.site import Site
+from polarlight.view import Heads, MatrixView, RowBlocks, Whole
+
+HEAD_SIZE = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "d_kv")
+HEAD_COUNT = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads")
+KEY_COUNT = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "key_heads")
+
+
+@dataclass(frozen=True, slots=True)
+class Seams:
+    """How a fused parameter, seen as a map, is taken apart.
+
+    Attributes:
+        view: One matrix per projection.
+        words: The layout in words.
+        heads: One matrix per projection and head; None where unknown.
+    """
+
+    view: MatrixView
+    words: str
+    heads: MatrixView | None = None
+
+
+Layout = Callable[[Site, int, int], Seams | None]
+"""(site, fan_out, fan_in) -> the seams, or None where the layout does not fit."""
+
+
+def concatenated(site: Site, m: int, n: int) -> Seams | None:
+    """q, then k, then v; or k, then v where queries come from elsewhere."""
+    q = site.number(*HEAD_COUNT)
+    kv = site.number(*KEY_COUNT) or q
+    if not q or not kv:
+        return None
+    for counts, words in (((q, kv, kv), "q, k, v"), ((kv, kv), "k, v")):
+        size = site.number(*HEAD_SIZE) or m // sum(counts)
+        if sum(counts) * size == m:
+            rows = tuple(count * size for count in counts)
+            by_head = RowBlocks(rows, tuple(Heads(count) for count in counts))
+            return Seams(RowBlocks(rows), f"{words} one after another", by_head)
+    return None
+
+
+def thirds(site: Site, m: int, n: int) -> Seams | None:
+    """Equal q, k and v, told by the shape where no number of heads is known."""
+    fused = "qkv" in site.word or site.word == "c_attn"
+    if not fused or site.number(*HEAD_COUNT) or m != 3 * n:
+        return None
+    return Seams(RowBlocks((n, n, n)), "q, k, v one after another, by shape")
+
+
+def grouped(site: Site, m: int, n: int) -> Seams | None:
+    """Per key head: its queries, the key, the value (GPT-NeoX, BLOOM, Falcon)."""
+    q = site.number(*HEAD_COUNT)
+    kv = site.number(*KEY_COUNT) or q
+    if not q or not kv or q % kv:
+        return None
+    size = site.number(*HEAD_SIZE) or m // (q + 2 * kv)
+    return _by_key_head(kv, q // kv, size) if (q + 2 * kv) * size == m else None
+
+
+def grouped_where_told(site: Site, m: int, n: int) -> Seams | None:
+    """The same under a name that means it only where the module counts so (torchtitan)."""
+    queries, size = site.number("heads_per_kv"), site.number(*HEAD_SIZE)
+    if not queries or not size or m % ((queries + 2) * size):
+        return None
+    return _by_key_head(m // ((queries + 2) * size), queries, size)
+
+
+def _by_key_head(kv: int, queries: int, size: int) -> Seams:
+    rows = (queries * size, size, size)
+    by_head = Heads(kv, inner=RowBlocks(rows, (Heads(queries), Whole(), Whole())))
+    return Seams(Heads(kv, inner=RowBlocks(rows)), "q, k, v of each key head in turn", by_head)
+
+
+def delta_net(site: Site, m: int, n: int) -> Seams | None:
+    """Per key head: q, k, then its value heads, then their gates (the gated delta rule)."""
+    q, kv = site.number("num_k_heads"), site.number("num_v_heads")
+    k_size, v_size = site.number("head_k_dim"), site.number("head_v_dim")
+    if not (q and kv and k_size and v_size) or kv % q:
+        return None
+    per_key = kv // q
+    rows = (k_size, k_size, per_key * v_size, per_key * v_size)
+    if q * sum(rows) != m:
+        return None
+    inner = RowBlocks(rows, (Whole(), Whole(), Heads(per_key), Heads(per_key)))
+    words = "q, k, v, gate of each key head in turn"
+    return Seams(Heads(q, inner=RowBlocks(rows)), words, Heads(q, inner=inner))
+
+
+def per_head(*sizes: str, words: str) -> Layout:
+    """In each head one block per named size."""
+
+    def layout(site: Site, m: int, n: int) -> Seams | None:
+        heads, rows = site.number(*HEAD_COUNT), site.numbers(*sizes)
+        if not heads or not rows or heads * sum(rows) != m:
+            return None
+        view = Heads(heads, inner=RowBlocks(rows))
+        return Seams(view, f"{words} of each head in turn", view)
+
+    return layout
+
+
+def in_order(*sizes: str, words: str) -> Layout:
+    """One block per named size."""
+
+    def layout(site: Site, m: int, n: int) -> Seams | None:
+        rows = site.numbers(*sizes)
+        if not rows or sum(rows) != m:
+            return None
+        view = RowBlocks(rows) if len(rows) > 1 else Whole()
+        return Seams(view, words, view)
+
+    return layout
+
+
+ATTENTION: dict[str, tuple[Layout, ...]] = {
+    "query_key_value": (grouped,),
+    "wqkv": (grouped_where_told, concatenated, thirds),
+    "in_proj_qkvz": (delta_net,),
+    "in_proj_qkv": (
+        in_order("key_dim", "key_dim", "value_dim", words="q, k, v one after another"),
+    ),
+    "kv_b_proj": (per_head("qk_nope_head_dim", "v_head_dim", words="key and value"),),
+    "kv_a_proj_with_mqa": (
+        in_order("kv_lora_rank", "qk_rope_head_dim", words="latent, then shared rotary key"),
+    ),
+    "q_a_proj": (in_order("q_lora_rank", words=""),),
+}
+"""Layouts that a name stands for; any other fused name means q, k, v one after another."""
+
+STATE_SPACE: dict[str, tuple[Layout, ...]] = {
+    "in_proj": (
+        in_order("intermediate_size", "intermediate_size", words="input, then gate"),
+        in_order(
+            "intermediate_size", "conv_dim", "num_heads", words="gate, then convolved, then steps"
+        ),
+    ),
+    "x_proj": (
+        in_order(
+            "time_step_rank", "ssm_state_size", "ssm_state_size", words="time step, then B, then C"
+        ),
+    ),
+}
+"""Mamba's fused projections."""
+
+
+def seams_of(site: Site, layouts: tuple[Layout, ...], m: int, n: int) -> Seams | None:
+    """Those of the first layout that fits."""
+    found = (layout(site, m, n) for layout in layouts)
+    return next((seams for seams in found if seams is not None), None)

@@ -1,0 +1,198 @@
+"""Where a parameter stands: its module, what encloses it, and its neighbours."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from polarlight.routing.roles.names import EMBEDDINGS
+
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer")
+"""Attributes under which a wrapper (compile, FSDP, checkpointing, LoRA) holds the real module."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """All parameters of the model, by their names in lower case without the words of wrappers.
+
+    Attributes:
+        shapes: Their shapes.
+        blocks: Every name of a module that encloses one of them.
+        table_width: Columns of the first table that its name calls an embedding.
+    """
+
+    shapes: Mapping[str, torch.Size]
+    blocks: frozenset[str]
+    table_width: int | None
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, torch.Size]) -> Self:
+        """Those of the given shapes."""
+        blocks = {name[:end] for name in shapes for end in _dots(name)}
+        widths = (s[-1] for name, s in shapes.items() if len(s) == 2 and _is_table(name))
+        return cls(shapes, frozenset(blocks), next(widths, None))
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place where a parameter is used.
+
+    Attributes:
+        name: Its name there.
+        words: The name in lower case, cut at the dots, without those of wrappers.
+        parameter: The tensor.
+        modules: The owning module, then what encloses it, up to the model; empty when only names
+            are known.
+        neighbours: All parameters of the model.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    parameter: Tensor
+    modules: tuple[nn.Module, ...]
+    neighbours: Neighbours
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The owning module."""
+        return self.modules[0] if self.modules else None
+
+    @property
+    def leaf(self) -> str:
+        """The parameter's own name: `weight`."""
+        return self.words[-1]
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The words before the leaf."""
+        return self.words[:-1]
+
+    @property
+    def word(self) -> str:
+        """What names the matrix: `up_proj` in `mlp.up_proj.weight` and in `experts.up_proj`."""
+        return self.words[len(self.block)]
+
+    @property
+    def block(self) -> tuple[str, ...]:
+        """The words before the one that names the matrix."""
+        return self.words[:-2] if self.leaf == "weight" else self.words[:-1]
+
+    @property
+    def home(self) -> str:
+        """What the block is called, for reasons: `LlamaMLP`, or its name where that is all."""
+        enclosing = self._enclosing()
+        return type(enclosing[0]).__name__ if enclosing else ".".join(self.block) or "the model"
+
+    def blocks(self) -> Iterator[tuple[str, ...]]:
+        """What the enclosing blocks are called, inside out: the word in the name, the class.
+
+        Classes count for three blocks only; further out they name whole models.
+        """
+        enclosing = self._enclosing()
+        for place, word in enumerate((*reversed(self.block), "")):
+            kinds = (type(module).__name__.lower() for module in enclosing[place : place + 1])
+            yield (word, *kinds) if place < 3 else (word,)
+
+    def sibling(self, words: Iterable[str]) -> torch.Size | None:
+        """The shape of the first neighbour that stands beside this one under one of the words."""
+        prefix = "".join(f"{word}." for word in self.block)
+        for word in words:
+            for name in (f"{prefix}{word}.weight", f"{prefix}{word}"):
+                if name in self.neighbours.shapes:
+                    return self.neighbours.shapes[name]
+        return None
+
+    def beside(self, block: str) -> bool:
+        """Whether a block of that name, with parameters of its own, stands beside this one."""
+        return ".".join((*self.block, block)) in self.neighbours.blocks
+
+    def above(self, tail: str) -> bool:
+        """Whether a parameter of that name stands one block further out."""
+        return ".".join((*self.block[:-1], tail)) in self.neighbours.shapes
+
+    def in_list(self, word: str) -> bool:
+        """Whether the parameter belongs to one numbered entry of the block of that name."""
+        return any(a == word and b.isdigit() for a, b in pairwise(self.path))
+
+    def number(self, *names: str) -> int | None:
+        """The nearest positive number of one of these names, on a module or on its config."""
+        found = (value for value in self._facts(names) if type(value) is int and value > 0)
+        return next(found, None)
+
+    def numbers(self, *names: str) -> tuple[int, ...]:
+        """All of these numbers, in order; empty if one is unknown."""
+        found = [number for name in names if (number := self.number(name))]
+        return tuple(found) if len(found) == len(names) else ()
+
+    def flag(self, name: str) -> bool | None:
+        """The nearest truth value of this name."""
+        return next((value for value in self._facts((name,)) if isinstance(value, bool)), None)
+
+    def text(self, *names: str) -> str | None:
+        """The nearest string of one of these names."""
+        return next((value for value in self._facts(names) if isinstance(value, str)), None)
+
+    def width(self) -> int | None:
+        """The size of the residual stream."""
+        if self.modules:
+            return self.number("hidden_size", "d_model", "n_embd", "dim")
+        return self.neighbours.table_width
+
+    def _enclosing(self) -> tuple[nn.Module, ...]:
+        return self.modules[1:] if self.leaf == "weight" else self.modules
+
+    def _facts(self, names: tuple[str, ...]) -> Iterator[object]:
+        for module in self.modules:
+            for source in (module, getattr(module, "config", None)):
+                for name in names:
+                    yield getattr(source, name, None)
+
+
+def _dots(name: str) -> Iterator[int]:
+    return (place for place, letter in enumerate(name) if letter == ".")
+
+
+def _is_table(name: str) -> bool:
+    return any(word in EMBEDDINGS for word in name.split(".")[-2:-1])
+
+
+def sites_of(model: nn.Module) -> list[list[Site]]:
+    """Every use of every parameter of the model, uses of one tensor together."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return _grouped(list(model.named_parameters(remove_duplicate=False)), modules)
+
+
+def sites_by_name(named: Iterable[tuple[str, Tensor]]) -> list[list[Site]]:
+    """The same where only names and tensors are known."""
+    return _grouped(list(named), {})
+
+
+def _grouped(named: list[tuple[str, Tensor]], modules: Mapping[str, nn.Module]) -> list[list[Site]]:
+    unwrapped = [_unwrapped(name, modules) for name, _ in named]
+    neighbours = Neighbours.of(
+        {".".join(words): p.shape for (words, _), (_, p) in zip(unwrapped, named, strict=True)}
+    )
+    sites: dict[int, list[Site]] = {}
+    for (name, p), (words, chain) in zip(named, unwrapped, strict=True):
+        sites.setdefault(id(p), []).append(Site(name, words, p, chain, neighbours))
+    return list(sites.values())
+
+
+def _unwrapped(
+    name: str, modules: Mapping[str, nn.Module]
+) -> tuple[tuple[str, ...], tuple[nn.Module, ...]]:
+    """The words of a name and the modules from the inside out, wrappers left out."""
+    *path, leaf = name.split(".")
+    words, chain = [""], [modules.get("")]
+    for place, word in enumerate(path, start=1):
+        module = modules.get(".".join(path[:place]))
+        if word in _WRAPPERS:
+            chain[-1] = module
+        else:
+            words.append(word.lower())
+            chain.append(module)
+    known = tuple(module for module in reversed(chain) if module is not None)
+    return (*words[1:], leaf.lower()), known

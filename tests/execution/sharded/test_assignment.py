@@ -1,0 +1,39 @@
+"""Who owns what: balanced, local where it can be, and the same for everyone."""
+
+import random
+
+import pytest
+
+from polarlight.execution.sharded.assignment import loads, owners
+
+
+@pytest.mark.parametrize("processes", [1, 2, 7, 64])
+def test_many_matrices_are_spread_evenly(processes):
+    costs = random.Random(0).choices([1.0, 3.0, 3.5, 14.0], k=20 * processes)
+    found = owners(costs, [None] * len(costs), processes)
+    total = loads(costs, found, processes)
+    assert max(total) <= 1.1 * sum(total) / processes
+
+
+def test_graham_bound_holds_where_matrices_are_few():
+    costs = [5.0, 5.0, 4.0, 4.0, 3.0, 3.0, 3.0]  # the classic worst case: 11 against 9
+    assert max(loads(costs, owners(costs, [None] * 7, 3), 3)) == 11
+
+
+def test_a_matrix_stays_where_it_lies():
+    assert owners([1.0] * 4, [(3,), (2,), (1,), (0,)], 4) == [3, 2, 1, 0]
+    assert owners([9.0, 1.0], [(1,), (1,)], 2) == [1, 0]
+
+
+def test_it_leaves_a_process_that_falls_behind():
+    found = owners([1.0] * 8, [(0,)] * 8, 4)
+    assert loads([1.0] * 8, found, 4) == [2, 2, 2, 2]
+
+
+def test_of_several_holders_the_idlest_takes_it():
+    assert sorted(owners([1.0] * 2, [(0, 2), (0, 2)], 4)) == [0, 2]
+
+
+def test_nothing_to_do_is_fine():
+    assert owners([], [], 4) == []
+    assert owners([0.0, 0.0], [None, ()], 2) == [0, 0]

@@ -1,0 +1,127 @@
+"""Plans: balanced, local where they can be, the same for everyone, and the real ones."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import polarlight
+from benchmarks.plans_at_scale import MODELS, plan_of
+from polarlight.execution.cost import flops
+from polarlight.execution.sharded.forecast import forecast, summary
+from polarlight.execution.sharded.layouts import Layout, Split
+from polarlight.execution.sharded.plan import Options, traffic
+from polarlight.execution.sharded.schedule import Schedule
+from polarlight.execution.sharded.units import MOMENTUM
+
+
+def small(mesh, splits, shapes, **options):
+    """A plan for parameters of these shapes under NorMuon, in float32."""
+    params = [(f"p{i}", torch.empty(shape, device="meta")) for i, shape in enumerate(shapes)]
+    names, tensors = zip(*params, strict=True)
+    rule, view = polarlight.normuon(), polarlight.Whole()
+    group = {"params": tensors, "param_names": names, "rule": rule, "view": view}
+    lay = lambda name, p: Layout(tuple(p.shape), mesh, splits)  # noqa: E731
+    (plan,) = forecast([group], lay, Options(**options))
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("model", "processes", "hybrid"),
+    [("dense-1.1b", 8, False), ("llama-3-8b", 32, False), ("qwen3-30b-a3b", 512, True)],
+)
+def test_published_shapes_are_spread_evenly(model, processes, hybrid):
+    found = summary(plan_of(MODELS[model](), processes, hybrid))
+    assert found.balance <= 1.1
+    assert found.sent < found.all_gather / 3
+    # Row scales travel with their matrices: a number per row of thousands.
+    assert found.mean_bytes <= found.exchange * 1.01
+
+
+MESHES = [
+    ((4,), (Split(0),)),
+    ((4,), (None,)),
+    ((2, 2), (None, Split(0))),
+    ((2, 2), (Split(0, 2), Split(0))),
+]
+meshes = pytest.mark.parametrize(("mesh", "splits"), MESHES, ids=str)
+SHAPES = [(10, 4), (8, 12, 4), (1, 6), (4, 12), (12, 4)]
+
+
+@meshes
+def test_what_one_sends_another_expects(mesh, splits):
+    plan = small(mesh, splits, SHAPES, bucket_bytes=200)
+    schedules = [Schedule(plan, rank) for rank in range(plan.size)]
+    assert len(plan.buckets) > 1
+    sent = [0] * plan.size
+    for here in schedules:
+        for there in schedules:
+            for mine, theirs in zip(here.buckets, there.buckets, strict=True):
+                for kind in ("gather", "scatter"):
+                    ours, others = getattr(mine, kind), getattr(theirs, kind)
+                    assert list(ours) == list(others)
+                    for dtype, exchange in ours.items():
+                        pieces = exchange.outgoing[there.rank]
+                        expected = others[dtype].incoming[here.rank]
+                        assert pieces == expected
+                        amount = sum(p.segment.numel for p in pieces) * dtype.itemsize
+                        sent[here.rank] += amount if here is not there else 0
+    assert [t.sent for t in traffic(plan)] == sent
+
+
+@meshes
+def test_every_matrix_is_computed_once(mesh, splits):
+    plan = small(mesh, splits, SHAPES, bucket_bytes=200)
+    buckets = [bucket for rank in range(plan.size) for bucket in Schedule(plan, rank).buckets]
+    assert sorted(n for bucket in buckets for n in bucket.units) == list(range(len(plan.units)))
+    assert len(plan.units) == 4 + 8
+
+
+def test_whole_experts_stay_and_nothing_moves():
+    plan = small((4,), (Split(0),), [(8, 12, 4), (8, 4, 12)])
+    assert not any(plan.gathered)
+    assert {t.sent for t in traffic(plan)} == {0}
+
+
+def test_plans_differ_where_anything_does():
+    plans = [
+        small((4,), (Split(0),), SHAPES),
+        small((4,), (Split(1),), SHAPES[:1]),
+        small((4,), (Split(0),), SHAPES[::-1]),
+        small((4,), (Split(0),), SHAPES, spread=2.0),
+        small((2,), (Split(0),), SHAPES),
+    ]
+    assert len({plan.fingerprint for plan in plans}) == len(plans)
+    assert small((4,), (Split(0),), SHAPES).fingerprint == plans[0].fingerprint
+
+
+def test_flops_are_counted_and_decompositions_estimated():
+    steps, m, n = 5, 64, 32
+    assert flops(
+        polarlight.muon(polar=polarlight.NewtonSchulz(polarlight.JORDAN)), m, n
+    ) == steps * (2 * m * n * n * 2 + 2 * n**3)
+    assert flops(polarlight.row_norm(), m, n) == 0
+    assert flops(polarlight.muon(polar=polarlight.ExactPolar()), m, n) == 20 * m * n * n
+
+
+def test_the_forecast_is_what_the_executor_would_plan():
+    """On a fake process group of 64, with parameters that `fully_shard` made."""
+    dist.init_process_group("fake", rank=5, world_size=64, store=FakeStore())
+    try:
+        with torch.device("meta"):
+            model = nn.Sequential(*(nn.Linear(48, 100, bias=False) for _ in range(3)))
+        fully_shard(model, mesh=init_device_mesh("cpu", (64,)))
+        optimizer = polarlight.Muon(model.parameters(), lr=0.1)
+        (plan,) = forecast(optimizer.param_groups)
+        local = model[0].weight.to_local().shape
+        layout = plan.items[0].layouts[MOMENTUM]
+        assert layout == Layout((100, 48), (64,), (Split(0),))
+        assert tuple(local) == layout.local_shape((5,))
+        text = str(polarlight.explain(optimizer))
+        assert "3 matrices shared by a mesh of 64 processes" in text
+        assert "sharing" in polarlight.explain(optimizer).to_json()
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,237 @@
+"""Every claim runs to a verdict at a size that means nothing; the machinery around them."""
+
+import json
+import math
+
+import pytest
+from typer.testing import CliRunner
+
+from polarlight.lab.claims import running
+from polarlight.lab.claims.claim import Task
+from polarlight.lab.claims.page import _rate, write_claims
+from polarlight.lab.claims.registry import CLAIMS, find
+from polarlight.lab.claims.results import SHIPPED, findings, result_of, verdict
+from polarlight.lab.claims.running import Setting, run_claim
+from polarlight.lab.claims.verdict import Verdict
+from polarlight.lab.commands.app import app
+from polarlight.lab.train.history import History
+from tests.lab.train.tiny import corpus
+
+TINY = (
+    ("width", 16),
+    ("layers", 1),
+    ("heads", 2),
+    ("context", 16),
+    ("batch", 2),
+    ("validation_tokens", 64),
+)
+run = CliRunner().invoke
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """One folder for all claims, so that they share runs as they do in earnest."""
+    folder = tmp_path_factory.mktemp("claims")
+    corpus(folder)
+    return Setting(folder, folder / "text.txt", jobs=1, changes=TINY, seeds=1)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Steps cut down, those that arms ask for themselves as well."""
+    original = running.Setting.of
+
+    def of(self, claim):
+        claim = original(self, claim)
+        arms = {label: _few_steps(arm) for label, arm in claim.arms.items()}
+        plan = type(claim.plan)(
+            **{**_fields(claim.plan), "steps": 3, "warmup": 1, "neurons_every": 2}
+        )
+        return _replace(claim, plan=plan, arms=arms)
+
+    monkeypatch.setattr(running.Setting, "of", of)
+
+
+def _fields(plan):
+    return {name: getattr(plan, name) for name in plan.__dataclass_fields__}
+
+
+def _replace(value, **changes):
+    from dataclasses import replace
+
+    return replace(value, **changes)
+
+
+def _few_steps(arm):
+    steps = {k: 3 for k in ("steps", "validate_every", "checkpoint_every") if k in arm.changes}
+    return _replace(arm, changes={**arm.changes, **steps}, lrs=arm.lrs[:1])
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_runs_and_one_seed_decides_nothing_on_noise(name, setting, short):
+    result = run_claim(find(name), setting)
+    claim = setting.of(find(name))
+    for finding in findings(claim, result):
+        assert finding.error is None
+        assert finding.verdict is Verdict.UNDECIDED
+    for label in claim.arms:
+        assert len(result["arms"][label]["samples"]["loss"]) == 1
+    # Zero where claims before it have trained all of its runs.
+    assert json.loads((setting.out / f"{name}.json").read_text())["cpu_seconds"] >= 0
+
+
+def test_runs_are_resumed_and_shared_and_learning_rates_swept(tmp_path, setting, monkeypatch):
+    trained = []
+    original = running.Run.records
+    monkeypatch.setattr(running.Run, "records", lambda r: trained.append(r) or original(r))
+    own = Setting(tmp_path, setting.data, 1, (*TINY, ("steps", 2), ("warmup", 1)), seeds=2)
+    told = []
+    result = run_claim(find("down-columns"), own, told.append)
+    claim = own.of(find("down-columns"))
+    swept = sum(len(arm["sweep"]) for arm in result["arms"].values())
+    assert len(trained) == len(told) == swept + 2 * 2
+    assert claim.runs() == 2 * (3 + 2)
+    assert json.loads((own.out / "down-columns.json").read_text())["cpu_seconds"] > 0
+    assert set(result["arms"]["muon"]["sweep"]) >= {"0.01", "0.02", "0.04"}
+    sweep = result["arms"]["muon"]["sweep"]
+    assert f"{result['arms']['muon']['lr']:g}" == min(sweep, key=sweep.get)
+    trained.clear()
+    again = run_claim(find("down-columns"), own)
+    assert not trained
+    assert again["arms"] == result["arms"]
+    run_claim(find("normuon-rows"), own)
+    assert not any(r.spec.label == "Muon" for r in trained)
+
+
+def test_a_sweep_goes_on_beyond_its_edge_and_ends():
+    assert running.beyond({0.01: 1.0, 0.02: 2.0}) == (0.005,)
+    assert running.beyond({0.01: 2.0, 0.02: 1.0}) == (0.04,)
+    assert running.beyond({0.01: 2.0, 0.02: 1.0, 0.04: math.inf}) == ()
+
+
+def test_a_sweep_that_never_leaves_its_edge_is_given_up(tmp_path, setting, monkeypatch):
+    own = Setting(tmp_path, setting.data, 1, (*TINY, ("steps", 2), ("warmup", 1)), seeds=1)
+    monkeypatch.setattr(running, "_trained", lambda claim, tasks, *_: ((t, t) for t in tasks))
+    monkeypatch.setattr(
+        running.history,
+        "load",
+        lambda t: History("", 0, validations=[{"loss": t.lr}], finished=True),
+    )
+    chosen, told = running._rates(own.of(find("down-columns")), own, print)
+    assert chosen == {"muon": 0.0025, "unormuon": 0.0025}
+    assert set(told["muon"]) == {"0.0025", "0.005", "0.01", "0.02", "0.04"}
+
+
+def test_an_interrupted_run_goes_on(tmp_path, setting):
+    own = Setting(tmp_path, setting.data, 1, (*TINY, ("steps", 4), ("checkpoint_every", 2)), 1)
+    task = Task("down-columns", "muon", 0.02, 0)
+    claim = own.of(find("down-columns"))
+    whole = running.work(task, own)
+    rates = [
+        r["loss"] for r in running.history.read_records(whole / "metrics.jsonl") if "loss" in r
+    ]
+    (whole / "metrics.jsonl").unlink()
+    (whole / "checkpoint.pt").unlink()
+    arm, plan = claim.arms["muon"], claim.plan_of("muon")
+    spec = running.spec_for(arm, 0.02, 0)
+    half = running.Run(spec, plan, running._corpus(own.data), whole, arm.recipe)
+    list(half.records(stop=lambda: half.step == 2))
+    running.work(task, own)
+    again = [
+        r["loss"] for r in running.history.read_records(whole / "metrics.jsonl") if "loss" in r
+    ]
+    assert again == rates
+
+
+def test_what_is_measured_after_a_run_is_measured_on_its_weights(tmp_path, setting):
+    own = Setting(tmp_path, setting.data, 1, (*TINY, ("steps", 4)), 1)
+    task = Task("sleep", "muon", 0.02, 0)
+    folder = running.work(task, own)
+    first = (folder / "finished.json").read_text()
+    (folder / "finished.json").unlink()
+    assert running.work(task, own) == folder  # trained already: weights come from the checkpoint
+    assert (folder / "finished.json").read_text() == first
+
+
+@pytest.mark.slow
+def test_seeds_in_parallel_give_the_same_result(tmp_path, setting):
+    few = (*TINY, ("steps", 2), ("warmup", 1))
+    results = {}
+    for jobs in (1, 2):
+        own = Setting(tmp_path / str(jobs), setting.data, jobs, few, seeds=2)
+        own.out.mkdir()
+        results[jobs] = run_claim(find("down-columns"), own)["arms"]
+    assert results[1]["muon"]["lr"] == results[2]["muon"]["lr"]
+    for arm in results[1]:
+        for measure, values in results[1][arm]["samples"].items():
+            assert results[2][arm]["samples"][measure] == pytest.approx(values, rel=1e-4)
+
+
+def test_the_page_has_a_section_for_every_claim(tmp_path):
+    write_claims(list(CLAIMS.values()), None, tmp_path / "claims.md")
+    text = (tmp_path / "claims.md").read_text()
+    for name, claim in CLAIMS.items():
+        assert f"\n## {name}\n" in text
+        assert claim.says in text
+
+
+def test_the_page_says_where_a_learning_rate_is_at_the_edge():
+    arm = {"lr": 0.04, "sweep": {"0.01": 2.0, "0.02": 1.9, "0.04": 1.8}}
+    assert _rate(arm) == "0.04 (of 0.01, 0.02, 0.04; at the edge)"
+    assert _rate({**arm, "lr": 0.02}) == "0.02 (of 0.01, 0.02, 0.04)"
+    assert _rate({"lr": 0.02, "sweep": {}}) == "0.02 (not swept)"
+
+
+def test_what_is_reported_is_measured_of_its_arms_alone():
+    claim = find("sleep")
+    assert "cost of pruning others" in claim.measures("muon")
+    assert "cost of pruning others" not in claim.measures("muon, then aurora")
+    assert "never recovered by the momentum" in claim.measures()
+
+
+def test_a_rate_whose_loss_is_not_finite_is_never_chosen(tmp_path, setting, monkeypatch):
+    claim = find("persistence")
+    losses = iter([math.nan, 2.0, 1.9, 2.1])
+    monkeypatch.setattr(running, "_worked", lambda claim, tasks, _: ((t, tmp_path) for t in tasks))
+    run = lambda folder: History("muon", 0, validations=[{"loss": next(losses)}], finished=True)  # noqa: E731
+    monkeypatch.setattr(running.history, "load", run)
+    chosen, _ = running._rates(claim, setting, lambda words: None)
+    assert chosen == {"muon": 0.04}
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda p: p.stem)
+def test_shipped_results_fit_their_claims_and_were_run_at_full_size(path):
+    claim = find(path.stem)
+    result = result_of(claim)
+    assert result["arms"].keys() == claim.arms.keys()
+    assert result["seeds"] >= 2
+    assert not result["changes"]
+    assert result["cpu_seconds"] > 1
+    assert verdict(claim, result) is not Verdict.NOT_RUN
+
+
+def test_the_command_lists_and_refuses(tmp_path):
+    listed = run(app, ["reproduce", "--list", "--out", str(tmp_path)])
+    assert listed.exit_code == 0
+    assert all(name in listed.output for name in CLAIMS)
+    wrong = run(app, ["reproduce", "starvatoin", "--out", str(tmp_path)])
+    assert wrong.exit_code == 2
+    assert "Did you mean 'starvation'?" in wrong.stderr
+    nothing = run(app, ["reproduce"])
+    assert nothing.exit_code == 2
+
+
+def test_the_command_runs_a_claim_and_writes_the_page(tmp_path):
+    corpus(tmp_path)
+    settings = [f"--set={name}={value}" for name, value in (*TINY, ("steps", 2))]
+    page = tmp_path / "claims.md"
+    result = run(
+        app,
+        [
+            *("reproduce", "down-columns", "--jobs=1", "--seeds=1", f"--page={page}"),
+            *(f"--out={tmp_path}", f"--data={tmp_path / 'text.txt'}", *settings),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    assert "down-columns: undecided at this size" in result.output
+    assert "with width = 16" in page.read_text()

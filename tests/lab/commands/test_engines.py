@@ -1,0 +1,62 @@
+"""`polarlight accuracy` and `polarlight plot-schedule`."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from polarlight.lab.commands.app import app
+from polarlight.lab.commands.registry import SCHEDULES, choose, engines
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_accuracy_writes_numbers_and_a_picture(tmp_path):
+    names = "exact (SVD) fp64,qdwh fp32,polar-express bf16"
+    result = run("accuracy", "--engines", names, "--size", 16, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    records = json.loads((tmp_path / "accuracy.json").read_text())
+    assert {r["engine"] for r in records} == set(names.split(","))
+    assert {r["shape"] for r in records} == {"square", "4:1", "1:4", "30:1"}
+    assert "condition 1e3, one zero row" in {r["case"] for r in records}
+    exact = [r for r in records if r["engine"] == "exact (SVD) fp64" and "1e7" not in r["case"]]
+    assert max(r["error"] for r in exact) < 1e-9
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert "polar-express bf16" in result.output
+
+
+@pytest.mark.parametrize("name", ["maps.png", "maps.svg"])
+def test_schedules_are_drawn(tmp_path, name):
+    result = run("plot-schedule", "jordan", "deepseek-v4", "--out", tmp_path / name)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / name).stat().st_size > 5000
+    assert "79,263" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plot-schedule", "jordna"], "Did you mean 'jordan'?"),
+        (["plot-schedule", "--out", "maps.pdf"], "must end in .png or .svg"),
+        (["plot-schedule", "--lowest", "2"], r"must lie in (0, 1), got 2"),
+        (["accuracy", "--engines", "qwdh fp32"], "Did you mean 'qdwh fp32'?"),
+        (["accuracy", "--size", "2"], "must be >= 4, got 2"),
+    ],
+)
+def test_mistakes_are_named(arguments, said):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_names_choose_in_their_order():
+    assert list(choose("you, jordan", SCHEDULES, "schedule")) == ["you", "jordan"]
+    assert choose("", SCHEDULES, "schedule").keys() == SCHEDULES.keys()
+
+
+def test_every_engine_says_what_it_costs():
+    for name, engine in engines().items():
+        assert engine.flops(64, 16) > 0, name
+        assert str(engine)

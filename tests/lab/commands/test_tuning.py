@@ -1,0 +1,120 @@
+"""`polarlight find-lr` and `transfer-lr`, as they are typed."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from polarlight.lab.commands.app import app
+from polarlight.lab.train.lr_search import LrSearch, SearchStoppedError, at_width
+from tests.lab.train.tiny import PLAN, corpus
+
+TINY = [
+    f"--set={name}={getattr(PLAN, name)}"
+    for name in ("width", "layers", "heads", "context", "batch", "precision", "validation_tokens")
+]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def find(tmp_path, *more):
+    corpus(tmp_path)
+    data, out = tmp_path / "text.txt", tmp_path / "out"
+    return run("find-lr", "--data", data, "--out", out, "--steps", 4, *TINY, *more)
+
+
+def test_it_finds_draws_and_says_what_it_did(tmp_path):
+    result = find(tmp_path, "--optimizers", "muon", "--rates", "0.01,0.04", "--extend", 1)
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "out" / "find-lr.json").read_text())
+    (found,) = content["found"]
+    assert found["width"] == PLAN.width
+    assert len(found["rates"]) == len(found["losses"]) == 3  # of two, one is always at an end
+    assert (tmp_path / "out" / "find-lr.png").stat().st_size > 5000
+    assert "best lr" in result.output
+    assert not list((tmp_path / "out").rglob("checkpoint.pt"))
+
+
+def test_widths_transfer_the_head_and_keep_the_size_of_heads(tmp_path):
+    more = "--optimizers", "muon-rms-to-rms,muon-rms", "--widths", "16,32", "--rates", "0.01,0.02"
+    result = find(tmp_path, *more, "--extend", 0)
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "out" / "find-lr.json").read_text())
+    assert [(f["optimizer"], f["width"]) for f in content["found"]] == [
+        ("muon-rms-to-rms", 16),
+        ("muon-rms-to-rms", 32),
+        ("muon-rms", 16),
+        ("muon-rms", 32),
+    ]
+    folder = tmp_path / "out" / "muon-rms" / "width32-from16" / "lr=0.01" / "seed0"
+    assert json.loads((folder / "settings.json").read_text())["plan"]["heads"] == 4
+
+
+def search(tmp_path, **changes):
+    numbers = {"optimizer": "muon", "plan": PLAN, "seeds": 1, "numbers": {}} | changes
+    return LrSearch(corpus=corpus(tmp_path), out=tmp_path / "out", **numbers)
+
+
+def test_a_search_that_was_stopped_goes_on_to_the_same_loss(tmp_path):
+    records = []
+    stopped = search(tmp_path, stop=lambda: len(records) >= 3, watch=records.append)
+    with pytest.raises(SearchStoppedError):
+        stopped(0.02)
+    assert 0 < records[-1]["step"] < PLAN.steps
+    assert search(tmp_path)(0.02) == search(tmp_path / "other")(0.02)
+
+
+def test_the_head_of_a_wider_model_is_slower_and_nothing_else(tmp_path):
+    def rates(base):
+        one = search(tmp_path, base_width=base)
+        groups = one.recipe.groups_of(one.model(), 0.1, 0.01)
+        return {group["role"]: group.get("lr") for group in groups}
+
+    plain, moved = rates(None), rates(8)
+    assert moved.pop("head") == plain.pop("head") / 2 == 0.005
+    assert moved == plain
+
+
+@pytest.mark.parametrize(("optimizer", "step"), [("muon", 1), ("muon-rms", 0.2 * 4), ("adamw", 16)])
+def test_how_far_a_step_reaches(tmp_path, optimizer, step):
+    assert search(tmp_path, optimizer=optimizer).step() == pytest.approx(step)
+
+
+def test_heads_must_fit_the_width():
+    with pytest.raises(ValueError, match="width 20 is no multiple of the size of a head, 8"):
+        at_width(PLAN, 20)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--rates", "a"], "--rates takes numbers by commas, got 'a'"),
+        (["--rates", "0,1"], "--rates takes numbers > 0"),
+        (["--widths", "16,16"], "each once"),
+        (["--seeds", "0"], "seeds must be >= 1, got 0"),
+        (["--optimizers", "auorra"], "Did you mean 'aurora'?"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, more, said):
+    result = find(tmp_path, *more)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+
+
+def test_transfer_there_and_back():
+    there = "transfer-lr --lr 4e-3 --convention moonlight --shape 256x256 --to 1024x1024 --json"
+    found = json.loads(run(*there.split(), "--weight-decay", 0.1).stdout)
+    assert found["lr"] == pytest.approx(2e-3)
+    assert found["weight_decay"] == pytest.approx(0.2)
+    back = "transfer-lr --lr 2e-3 --convention moonlight --shape 1024x1024 --to 256x256"
+    result = run(*back.split(), "--weight-decay", 0.2)
+    assert "lr 0.002 on 1024x1024 is lr 0.004 on 256x256" in result.output
+    assert "weight decay 0.2 is 0.1" in result.output
+
+
+def test_a_wrong_shape_names_its_option():
+    result = run("transfer-lr", "--lr", 1, "--shape", "2x2", "--to", "2")
+    assert result.exit_code == 2
+    assert "--to takes fan_out x fan_in" in result.stderr

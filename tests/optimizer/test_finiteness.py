@@ -1,0 +1,120 @@
+"""Which gradients are finite: sums and squares that overflow, and what other processes have."""
+
+import math
+
+import pytest
+import torch
+
+import polarlight
+from polarlight import AdamWRule
+from polarlight.execution.sharded import collectives
+from polarlight.optimizer import finiteness
+
+HUGE = torch.full((4,), 3e38)
+CASES = [torch.ones(3), HUGE, torch.tensor([1.0, math.nan]), torch.tensor([-math.inf])]
+
+
+def test_entries_count_or_the_sum_of_their_squares():
+    assert finiteness.are_finite(CASES, squares=False).tolist() == [True, True, False, False]
+    assert finiteness.are_finite(CASES, squares=True).tolist() == [True, False, False, False]
+
+
+def test_half_precision_and_double_are_squared_in_a_dtype_that_holds_it():
+    wide = [
+        torch.full((4,), 6e4, dtype=torch.float16),
+        torch.full((4,), 1e100, dtype=torch.float64),
+    ]
+    wide.append(torch.full((4,), 1e18, dtype=torch.bfloat16))
+    for g in wide:
+        assert finiteness.are_finite([g.clone()], squares=True).tolist() == [True]
+
+
+@pytest.mark.parametrize("squares", [False, True])
+def test_a_shard_without_entries_is_finite(squares):
+    assert finiteness.are_finite([torch.ones(0, 3)], squares).tolist() == [True]
+
+
+@pytest.mark.parametrize("squares", [False, True])
+def test_the_host_is_told_the_same(squares):
+    assert finiteness.known_finite(CASES, squares) == finiteness.are_finite(CASES, squares).tolist()
+    assert finiteness.known_finite(CASES[:1] * 2, squares) == [True, True]
+
+
+def test_a_finite_sum_is_all_that_the_host_needs(monkeypatch):
+    asked = []
+    monkeypatch.setattr(finiteness, "are_finite", lambda *_: asked.append(1) or torch.tensor([]))
+    assert finiteness.known_finite([torch.ones(3)] * 2, squares=False) == [True, True]
+    assert not asked
+    finiteness.known_finite([torch.ones(3)], squares=True)
+    finiteness.known_finite([HUGE], squares=False)
+    monkeypatch.setattr(finiteness, "in_memory", lambda device: False)
+    finiteness.known_finite([torch.ones(3)], squares=False)
+    assert len(asked) == 3
+
+
+def test_the_host_reads_its_own_memory_and_not_while_compiling(monkeypatch):
+    assert finiteness.in_memory(torch.device("cpu"))
+    assert not finiteness.in_memory(torch.device("cuda", 0))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not finiteness.in_memory(torch.device("cpu"))
+    assert not finiteness.in_memory(torch.device("cuda", 0))
+
+
+def test_gradients_are_gathered_by_device_and_missing_ones_left_out():
+    devices = ["cpu", "meta", "cpu", "cpu"]
+    params = [torch.nn.Parameter(torch.ones(2, device=d)) for d in devices]
+    for p in (params[0], params[1], params[3]):
+        p.grad = torch.ones_like(p)
+    found = {str(d): (here, len(gs)) for d, here, gs in finiteness.by_device(params, [0, 1, 2, 3])}
+    assert found == {"cpu": ([0, 3], 2), "meta": ([1], 1)}
+
+
+@pytest.mark.parametrize(("rule", "bad"), [(polarlight.muon(), [1]), (AdamWRule(), [0, 1])])
+def test_elementwise_rules_square_their_gradients(rule, bad):
+    params = [torch.nn.Parameter(torch.ones(4)) for _ in range(3)]
+    for p, g in zip(params, (3e38, math.inf, 1.0), strict=True):
+        p.grad = torch.full((4,), g)
+    assert finiteness.known_bad({"params": params, "rule": rule}, [0, 1, 2]) == bad
+
+
+class Processes:
+    """Two of them; the other one has its own view of what is bad on a mesh."""
+
+    def __init__(self, monkeypatch, theirs):
+        self.exchanged, self._theirs = [], theirs
+        monkeypatch.setattr(finiteness, "is_sharded", lambda p: hasattr(p, "device_mesh"))
+        monkeypatch.setattr(finiteness, "gradient_of", lambda p: p.grad)
+        monkeypatch.setattr(collectives, "largest", self.largest)
+
+    def largest(self, flags, mesh):
+        self.exchanged.append((mesh, flags.numel()))
+        theirs = torch.tensor(self._theirs[mesh], dtype=flags.dtype)
+        return torch.maximum(flags, theirs.max() if flags.ndim == 0 else theirs)
+
+
+def sharded(mesh, gradient):
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad, p.device_mesh = torch.full((2,), gradient), mesh
+    return p
+
+
+def test_what_any_process_finds_bad_all_know_after_one_number_per_mesh(monkeypatch):
+    processes = Processes(monkeypatch, {"a": [0, 1, 0], "b": [0]})
+    plain = torch.nn.Parameter(torch.ones(2))
+    plain.grad = torch.full((2,), math.nan)
+    groups = [
+        {"params": [sharded("a", 1.0), plain, sharded("b", 1.0)], "rule": polarlight.muon()},
+        {"params": [sharded("a", 1.0), sharded("a", math.nan)], "rule": AdamWRule()},
+    ]
+    members = {0: [0, 1, 2], 1: [0, 1]}
+    assert finiteness.bad_everywhere(groups, members) == {(1, 0), (1, 1)}
+    assert processes.exchanged == [("a", 1), ("a", 3), ("b", 1)]
+
+
+def test_nothing_is_exchanged_where_nothing_is_sharded(monkeypatch):
+    processes = Processes(monkeypatch, {})
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.full((2,), math.nan)
+    group = {"params": [p], "rule": polarlight.muon()}
+    assert finiteness.bad_everywhere([group], {0: [0]}) == set()
+    assert processes.exchanged == []
