@@ -9,7 +9,6 @@ import torch
 import polarlight
 from polarlight import SpectralOptimizer
 from polarlight.execution.job import Job
-from polarlight.rule import reads
 from polarlight.view import Flattened, Taps
 from tests.contracts.catalogue import GROWING, RULES, SHIPPED
 
@@ -122,7 +121,7 @@ def test_zero_gradients_move_nothing(rule, shape):
 
 
 def reads_bfloat16(rule):
-    return rule.reads(torch.float32, torch.device("cpu")) == torch.bfloat16
+    return rule.input_dtype(torch.float32, torch.device("cpu")) == torch.bfloat16
 
 
 @scale_free
@@ -138,7 +137,7 @@ def test_the_scale_of_the_gradients_does_not_matter(rule, factor):
         results.append(p.detach())
     # The polar iteration may run in bfloat16, where one more rounding is visible; and two are,
     # where the momentum itself is read in it.
-    narrow = reads(rule.map, torch.float32, torch.device("cpu")) == torch.bfloat16
+    narrow = rule.map.input_dtype(torch.float32, torch.device("cpu")) == torch.bfloat16
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=8e-2 if narrow else 5e-2)
 
 

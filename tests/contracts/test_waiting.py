@@ -96,7 +96,7 @@ def test_rounding_needs_no_host_either(stochastic):
     p = torch.nn.Parameter(torch.empty(12, 4, device="meta"))
     state = momentum.new_state(p)
     with Watch() as watch:
-        average = momentum.bound([state])
+        average = momentum.bind_state([state])
         average([torch.empty_like(p)], [state["momentum_buffer"]], 0.9)
     assert watch.waits == watch.copies == []
 

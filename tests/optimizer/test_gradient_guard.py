@@ -11,6 +11,8 @@ from polarlight import AdamWRule, NonFinite
 from polarlight.optimizer import finiteness
 from polarlight.optimizer import masked as nonfinite
 from polarlight.optimizer.gradient_guard import Watch
+from polarlight.rule import ElementwiseRule
+from polarlight.stages.side import Identity
 from tests.matrices import gaussian
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
@@ -178,7 +180,7 @@ def test_momenta_of_bad_gradients_stay_to_the_bit(momentum):
 @pytest.mark.parametrize("momentum", [polarlight.EMA(False), polarlight.HeavyBall(False)], ids=str)
 def test_a_rule_that_returns_what_it_was_given_does_not_lose_the_momentum(momentum):
     plain = replace(
-        polarlight.muon(), map=lambda X: X, scale=polarlight.Unscaled(), momentum=momentum
+        polarlight.muon(), map=Identity(), scale=polarlight.Unscaled(), momentum=momentum
     )
     p = torch.nn.Parameter(torch.ones(4, 2))
     optimizer = polarlight.SpectralOptimizer([p], rule=plain)
@@ -193,7 +195,7 @@ def test_a_rule_that_returns_what_it_was_given_does_not_lose_the_momentum(moment
 
 
 @dataclass(frozen=True)
-class Counting:
+class Counting(ElementwiseRule):
     """An elementwise rule that knows nothing of skipping."""
 
     name: str = "counting"

@@ -10,6 +10,7 @@ import torch
 import polarlight
 from polarlight import AdamWRule, NonFinite, SpectralOptimizer
 from polarlight.optimizer import finiteness
+from polarlight.rule import ElementwiseRule
 from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
 
@@ -17,7 +18,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 @dataclass(frozen=True)
-class SignOfMean:
+class SignOfMean(ElementwiseRule):
     """An elementwise rule as a user may write one: it knows nothing of skipping."""
 
     name: str = "sign_of_mean"

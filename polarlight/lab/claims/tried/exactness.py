@@ -14,7 +14,8 @@ from polarlight.lab.claims.claim import Arm, Claim
 from polarlight.lab.claims.verdict import Above, Within, lower
 from polarlight.lab.train.recipes import Recipe
 from polarlight.linalg.coefficients import SIMPLE_QUINTIC, constant
-from polarlight.rule import MatrixMap, UpdateRule
+from polarlight.linalg.slot import MatrixMap
+from polarlight.rule import UpdateRule
 from polarlight.stages.renormalise import PolarNorm
 
 
