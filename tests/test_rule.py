@@ -65,7 +65,11 @@ def test_a_slot_has_defaults_for_all_but_its_declarations():
 
 def rule_of(slot, **more):
     return UpdateRule(
-        name="x", momentum=polarlight.EMA(), map=slot, scale=polarlight.Unscaled(), **more
+        name="x",
+        momentum=polarlight.stages.EMA(),
+        map=slot,
+        scale=polarlight.stages.Unscaled(),
+        **more,
     )
 
 
@@ -121,11 +125,11 @@ def test_the_declared_update_size_is_that_of_directions(name, shape):
 
 
 def test_update_sizes_of_row_rules_are_declared_on_tall_matrices():
-    rows = polarlight.row_norm()
+    rows = polarlight.rules.row_norm()
     assert rows.update_rms(96, 24) == pytest.approx(rows.scale(96, 24) / sqrt(24))
-    hybrid = polarlight.polar_then_row()
+    hybrid = polarlight.rules.polar_then_row()
     assert hybrid.update_rms(96, 24) == pytest.approx(hybrid.scale(96, 24) / sqrt(24))
 
 
 def test_an_empty_matrix_has_no_update_size():
-    assert polarlight.muon().update_rms(0, 3) is None
+    assert polarlight.rules.muon().update_rms(0, 3) is None

@@ -34,7 +34,7 @@ class OnShards:
 def checked(rule, *, shape=(32, 8), executor=None, steps=3, every=1):
     p = nn.Parameter(torch.zeros(shape))
     optimizer = polarlight.SpectralOptimizer(
-        [("up", p)], rule=rule, view=polarlight.Whole(), executor=executor
+        [("up", p)], rule=rule, view=polarlight.view.Whole(), executor=executor
     )
     check = RuleCheck(every)
     optimizer.observe(check)
@@ -62,12 +62,12 @@ def test_every_rule_keeps_what_it_promises(name, shape):
 @pytest.mark.parametrize(
     "rule",
     [
-        polarlight.muon(),
-        polarlight.aurora(),
-        polarlight.row_norm(),
-        polarlight.centred(polarlight.row_norm()),
-        polarlight.polargrad(),
-        polarlight.row_then_polar(),
+        polarlight.rules.muon(),
+        polarlight.rules.aurora(),
+        polarlight.rules.row_norm(),
+        polarlight.stages.centred(polarlight.rules.row_norm()),
+        polarlight.rules.polargrad(),
+        polarlight.rules.row_then_polar(),
     ],
     ids=lambda rule: rule.name,
 )
@@ -80,13 +80,23 @@ def test_a_rule_that_did_not_run_is_caught(rule):
 @pytest.mark.parametrize("shape", [(32, 8), (3, 3), (64, 64)], ids=str)
 def test_jordans_spread_of_singular_values_breaks_no_promise(shape):
     """Its five steps leave .68 to 1.2; the plain limit was crossed by one matrix in ten."""
-    limit = invariants(polarlight.muon(polar=polarlight.NewtonSchulz(polarlight.JORDAN)), *shape)[
-        Invariant.ISOMETRY
-    ]
+    limit = invariants(
+        polarlight.rules.muon(
+            polar=polarlight.linalg.NewtonSchulz(polarlight.linalg.schedules.JORDAN)
+        ),
+        *shape,
+    )[Invariant.ISOMETRY]
     for seed in range(50):
         M = gaussian(*shape, seed=seed) * torch.logspace(0, -seed / 20, shape[1])
-        assert measure(Invariant.ISOMETRY, M, polarlight.NewtonSchulz(polarlight.JORDAN)(M)) < limit
-    exact = invariants(polarlight.muon(polar=polarlight.ExactPolar()), *shape)
+        assert (
+            measure(
+                Invariant.ISOMETRY,
+                M,
+                polarlight.linalg.NewtonSchulz(polarlight.linalg.schedules.JORDAN)(M),
+            )
+            < limit
+        )
+    exact = invariants(polarlight.rules.muon(polar=polarlight.linalg.ExactPolar()), *shape)
     assert exact[Invariant.ISOMETRY] == LIMITS[Invariant.ISOMETRY] < limit
 
 
@@ -94,35 +104,39 @@ def test_a_spread_that_jordan_cannot_leave_is_caught():
     U, S, Vh = torch.linalg.svd(gaussian(64, 32, seed=0), full_matrices=False)
     S[1:] = 0.2 * S[0]
     raw = U @ torch.diag(S) @ Vh
-    limit = invariants(polarlight.muon(polar=polarlight.NewtonSchulz(polarlight.JORDAN)), 64, 32)[
-        Invariant.ISOMETRY
-    ]
+    limit = invariants(
+        polarlight.rules.muon(
+            polar=polarlight.linalg.NewtonSchulz(polarlight.linalg.schedules.JORDAN)
+        ),
+        64,
+        32,
+    )[Invariant.ISOMETRY]
     assert measure(Invariant.ISOMETRY, raw, raw) > limit
 
 
 def test_a_polar_factor_of_shards_is_caught():
-    (verdict,) = checked(polarlight.muon(), executor=OnShards()).broken()
+    (verdict,) = checked(polarlight.rules.muon(), executor=OnShards()).broken()
     assert Invariant.SPECTRAL in verdict.broken
 
 
 def test_promises_by_rule_and_shape():
     finite, moves, isometry = Invariant.FINITE, Invariant.MOVES, Invariant.ISOMETRY
     spectral, rows, columns = Invariant.SPECTRAL, Invariant.EQUAL_ROWS, Invariant.EQUAL_COLUMNS
-    assert set(invariants(polarlight.muon(), 8, 4)) == {finite, moves, isometry, spectral}
-    assert set(invariants(polarlight.aurora(), 8, 4)) == {finite, moves, isometry, rows}
-    assert set(invariants(polarlight.aurora(), 4, 8)) == {finite, moves, isometry, spectral}
-    assert set(invariants(polarlight.row_then_polar(), 8, 4)) == {finite, moves, isometry}
-    assert set(invariants(polarlight.polar_then_row(), 8, 4)) == {finite, moves, rows}
-    assert set(invariants(polarlight.unormuon(), 8, 4)) == {finite, moves}
-    assert set(invariants(polarlight.unormuon(beta2=0.0), 8, 4)) == {finite, moves, rows}
-    assert set(invariants(polarlight.kaon(), 8, 4)) == {finite, moves, spectral}
-    assert set(invariants(polarlight.AdamWRule(), 8, 4)) == {finite, moves}
-    turned = polarlight.oriented(polarlight.row_norm(), polarlight.Columns())
+    assert set(invariants(polarlight.rules.muon(), 8, 4)) == {finite, moves, isometry, spectral}
+    assert set(invariants(polarlight.rules.aurora(), 8, 4)) == {finite, moves, isometry, rows}
+    assert set(invariants(polarlight.rules.aurora(), 4, 8)) == {finite, moves, isometry, spectral}
+    assert set(invariants(polarlight.rules.row_then_polar(), 8, 4)) == {finite, moves, isometry}
+    assert set(invariants(polarlight.rules.polar_then_row(), 8, 4)) == {finite, moves, rows}
+    assert set(invariants(polarlight.rules.unormuon(), 8, 4)) == {finite, moves}
+    assert set(invariants(polarlight.rules.unormuon(beta2=0.0), 8, 4)) == {finite, moves, rows}
+    assert set(invariants(polarlight.rules.kaon(), 8, 4)) == {finite, moves, spectral}
+    assert set(invariants(polarlight.rules.AdamWRule(), 8, 4)) == {finite, moves}
+    turned = polarlight.stages.oriented(polarlight.rules.row_norm(), polarlight.stages.Columns())
     assert set(invariants(turned, 8, 4)) == {finite, moves, columns}
 
 
 def test_soap_may_skip_its_first_step():
-    assert set(invariants(polarlight.soap(), 8, 4)) == {Invariant.FINITE}
+    assert set(invariants(polarlight.rules.soap(), 8, 4)) == {Invariant.FINITE}
 
 
 def test_measures_tell_matrices_apart():
@@ -146,7 +160,7 @@ def test_parameters_that_never_learn_are_named_and_frozen_ones_are_not():
     linear, lost, still = (nn.Parameter(torch.randn(8, 4)) for _ in range(3))
     still.requires_grad_(False)
     pairs = [("linear", linear), ("lost", lost), ("still", still)]
-    optimizer = polarlight.SpectralOptimizer(pairs, rule=polarlight.muon())
+    optimizer = polarlight.SpectralOptimizer(pairs, rule=polarlight.rules.muon())
     check = RuleCheck()
     optimizer.observe(check)
     for _ in range(2):
@@ -163,7 +177,7 @@ def test_parameters_that_never_learn_are_named_and_frozen_ones_are_not():
 def test_unsampled_steps_are_counted_and_vectors_are_checked():
     p = nn.Parameter(torch.zeros(5))
     optimizer = polarlight.SpectralOptimizer(
-        [("bias", p)], rule=polarlight.AdamWRule(), nonfinite=polarlight.NonFinite.PROPAGATE
+        [("bias", p)], rule=polarlight.rules.AdamWRule(), nonfinite=polarlight.NonFinite.PROPAGATE
     )
     check = RuleCheck(every=4)
     assert "no step seen" in check.report()
@@ -180,7 +194,7 @@ def test_a_step_waits_for_nothing():
     """On the meta device any value that is asked for raises."""
     p = nn.Parameter(torch.zeros(16, 4, device="meta"))
     check = RuleCheck(every=1)
-    group = {"rule": polarlight.aurora(), "view": None}
+    group = {"rule": polarlight.rules.aurora(), "view": None}
     D = torch.zeros(16, 4, device="meta")
     for _ in range(2):
         assert check.begin()

@@ -27,7 +27,9 @@ class Counting(Function):
 
 def rule_and_shapes():
     seen = []
-    rule = replace(polarlight.muon(), map=Counting(None, seen=seen), scale=polarlight.Unscaled())
+    rule = replace(
+        polarlight.rules.muon(), map=Counting(None, seen=seen), scale=polarlight.stages.Unscaled()
+    )
     return rule, seen
 
 

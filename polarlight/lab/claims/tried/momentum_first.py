@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Size, Tensor
 
-from polarlight import Original, RawGradient, UpdateRule
+from polarlight import UpdateRule
 from polarlight.lab.claims.arms import MUON, PUBLISHED, at
 from polarlight.lab.claims.claim import Arm, Claim
 from polarlight.lab.claims.verdict import lower
@@ -12,6 +12,7 @@ from polarlight.lab.train.recipes import Recipe
 from polarlight.linalg.matrices import at_least_float32
 from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariants, Symmetries
 from polarlight.linalg.slot import Buffers, MatrixMap, Stage
+from polarlight.stages import Original, RawGradient
 
 
 @dataclass(frozen=True, slots=True)
