@@ -29,7 +29,7 @@ from polarlight.linalg.matrices import (
     unit_scale,
     unit_scale_in,
 )
-from polarlight.linalg.products import gram, is_tall
+from polarlight.linalg.products import gram, gram_polynomial, is_tall
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 
 
@@ -150,9 +150,9 @@ class Start(NamedTuple):
 
     Attributes:
         X: The matrix, in the iteration's dtype.
-        gram: X'X of the normalised matrix, where the normalisation has computed it.
+        gram: X'X of this X, where the normalisation has computed it.
         square: (X'X)^2, likewise.
-        factor: What X is still to be multiplied by, [..., 1, 1]; it may be written to.
+        factor: f, by which X is still to be multiplied, [..., 1, 1] in at least float32.
     """
 
     X: Tensor
@@ -160,9 +160,21 @@ class Start(NamedTuple):
     square: Tensor | None = None
     factor: Tensor | None = None
 
-    def multiplied(self) -> Tensor:
-        """X times the factor, written to X: to be asked for once."""
-        return self.X if self.factor is None else self.X.mul_(self.factor)
+    def first_gram(self, rows: Rows = ALL_ROWS) -> Tensor:
+        """X'X, [..., k, k], without the factor."""
+        return gram(self.X, rows) if self.gram is None else self.gram
+
+    def first_polynomial(self, R: Tensor, b: float, c: float) -> Tensor:
+        """Return b f^2 R + c f^4 R^2 for R = X'X, [..., k, k]; rounded once, at the end."""
+        if self.factor is None or self.square is None:
+            return gram_polynomial(R, b, c)
+        squared = self.factor.square()
+        Z = R * (b * squared) + self.square * (c * squared.square())
+        return Z.to(R.dtype)
+
+    def times_factor(self, Y: Tensor, power: int = 1) -> Tensor:
+        """f^power Y, written to Y."""
+        return Y if self.factor is None else Y.mul_(self.factor**power)
 
 
 def started(
@@ -173,21 +185,28 @@ def started(
     rows: Rows = ALL_ROWS,
     scaled: bool = False,
 ) -> Start:
-    """M over `safety` times its norm, in `dtype`, and the products that the norm was taken from.
+    """M, its products and 1 / (safety |M|), or M / (safety |M|) where that takes no products.
 
-    What the products are divided by is exact in `dtype`, so that they stay each other's squares;
-    its root, by which M is divided, is rounded, which only moves all singular values alike. An M
-    that is `scaled` may be written to, and is not brought to unit scale, unless float16 needs it.
+    Products of a matrix that is divided afterwards disagree with those of the rounded quotient by
+    an epsilon, which a steep first step multiplies: its terms cancel thirtyfold. X and its products
+    are therefore handed on as they are, with the factor that is missing. An M that is `scaled` may
+    be written to, and is not brought to unit scale, unless float16 needs it.
     """
     if not isinstance(normalisation, Schatten8):
         return Start(normalised(M, normalisation, safety, dtype, rows))
-    ready = scaled and dtype != torch.float16
-    X = M.to(dtype) if ready else unit_scale_in(M, dtype, rows)
+    if dtype == torch.float16:
+        X = _within_float16(M, rows)
+    else:
+        X = M.to(dtype) if scaled else unit_scale_in(M, dtype, rows)
     R = gram(X, rows)
     square = gram(R)
-    inverse = (1 / nonzero(safety * schatten8(square)).square()).to(dtype)
-    square = square.mul_(inverse).mul_(inverse)
-    return Start(X, R.mul_(inverse), square, inverse.sqrt())
+    return Start(X, R, square, 1 / nonzero(safety * schatten8(square)))
+
+
+def _within_float16(M: Tensor, rows: Rows) -> Tensor:
+    """M at Frobenius norm 8: fourth powers of its singular values neither overflow nor vanish."""
+    X = unit_scale(M, rows)
+    return (X * (8 / nonzero(frobenius_norm(X, rows)))).half()
 
 
 def schatten8(square: Tensor) -> Tensor:

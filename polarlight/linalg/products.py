@@ -89,12 +89,10 @@ def times_short(X: Tensor, A: Tensor, beta: float = 0.0, rows: Rows = ALL_ROWS) 
     return multiply_add(X, X, A, beta) if tall else multiply_add(X, A, X, beta)
 
 
-def gram_polynomial(R: Tensor, b: float, c: float, square: Tensor | None = None) -> Tensor:
-    """`b R + c R^2` for a Gram matrix R; its square, if it is known already, is given up."""
+def gram_polynomial(R: Tensor, b: float, c: float) -> Tensor:
+    """`b R + c R^2` for a Gram matrix R."""
     if c == 0:
         return b * R
-    if square is not None:
-        return square.mul_(c).add_(R, alpha=b)
     return symmetric_multiply_add(R, R, R, b, c)
 
 

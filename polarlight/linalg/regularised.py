@@ -48,8 +48,8 @@ class RegularisedPolar(PolarMap):
             float32.
 
     Accuracy: entries within 10 eps (1 + k / delta), the worst case for ill-conditioned matrices:
-        the
-    Gram matrix has norm up to k s^2, next to which delta s^2 is small. Small deltas want float64.
+    the Gram matrix has norm up to k s^2, next to which delta s^2 is small. Small deltas want
+    float64. No singular value is above 1 by more than 20 epsilons (searched).
     Zero maps to zero, and zero rows and columns stay exactly zero; NaN or Inf anywhere makes that
     matrix NaN and no other.
 

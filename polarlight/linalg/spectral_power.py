@@ -130,9 +130,10 @@ class RationalPower(MatrixMap):
 
     Accuracy: within 1e-4 for singular values in [lower, 1], plus rounding: in float32 1e-3 of the
     whole when they reach down to 1e-3, a tenth when they reach down to 1e-4. Below `lower` the
-    power falls behind and becomes linear in sigma. TF32 products are too coarse: a factorisation
-    that fails makes its matrix NaN. A zero matrix maps to zero, NaN or Inf anywhere makes that
-    matrix NaN and no other.
+    power falls behind and becomes linear in sigma; a negative one rises to (lower / 3)^p. A search
+    finds nothing longer, and 1.013 for the polar factor (p = 0) in float32. TF32 products are
+    too coarse: a factorisation that fails makes its matrix NaN. A zero matrix maps to zero, NaN or
+    Inf anywhere makes that matrix NaN and no other.
 
     Raises:
         TypeError: If M is not a real floating-point tensor.

@@ -36,18 +36,19 @@ class ZoloPD(PolarMap):
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
     Cost: r factorisations per step, by QR for small poles and by Cholesky for the rest; see
-    `linalg.rational.iteration_flops`. Square, default bound: about 39 k^3 flops in float32 (r = 3),
-    78 k^3 in float64 (r = 6).
+    `linalg.rational.iteration_flops`. Square, default bound: about 45 k^3 flops in float32 (r = 3),
+    85 k^3 in float64 (r = 6).
 
     Args:
         lower: The least singular value, relative to |M|_F, that is to arrive at 1; in [1e-20, 1).
-            None takes the machine epsilon of the computation.
+            None, and anything less, takes the machine epsilon of the computation.
         terms: r, from 1 (two QDWH steps) to 8. None takes the fewest that bring `lower` to within
             an epsilon of 1.
         dtype: Dtype of the computation: float32 or float64. None takes that of M, at least float32.
 
-    Accuracy: singular values above `lower` within a few epsilons of 1; those below arrive between 0
-    and 1, in order. Null directions, zeros, NaN and Inf as in `QDWH`.
+    Accuracy: singular values above `lower` and above twice the cut-off of `QDWH` within a few
+    epsilons of 1; those below arrive between 0 and 1, in order, and noise falls to 0. Zeros, NaN
+    and Inf as in `QDWH`.
 
     Raises:
         TypeError: If M is not a real floating-point tensor.
@@ -97,11 +98,12 @@ class ZoloPD(PolarMap):
     def plan(self, dtype: torch.dtype) -> tuple[RationalStep, RationalStep]:
         """The two steps of a computation in float32 or float64."""
         eps = torch.finfo(dtype).eps
-        return two_zolotarev_steps(self.lower or eps, self.terms, eps)
+        return two_zolotarev_steps(max(self.lower or eps, eps), self.terms, eps)
 
     def flops(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
         """The count above for one m x n matrix; a None dtype counts as the one given here."""
-        return iteration_flops(m, n, self.plan(self.dtype or dtype))
+        own = self.dtype or dtype
+        return iteration_flops(m, n, self.plan(own), own)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

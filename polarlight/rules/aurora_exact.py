@@ -19,7 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.balance import TangentSpace, balanced_polar, scaled_towards
+from polarlight.linalg.balance import (
+    ORTHONORMAL,
+    TangentSpace,
+    balanced_polar,
+    scaled_towards,
+)
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.properties import ROWS, Invariant, Invariants, Symmetries, usual_limits
@@ -47,7 +52,7 @@ class ExactBalanced(PolarMap):
             row.
         dtype: Dtype of the ascent, float32 or float64. None takes that of M, at least float32.
 
-    Cost: `flops`; 370 times that of five Newton-Schulz steps at 4:1, and m^2 numbers per
+    Cost: `flops`; 380 times that of five Newton-Schulz steps at 4:1, and m^2 numbers per
     matrix beside it. Meant to judge by, not to train with.
 
     Accuracy: the tangent gradient is below 1e-6 of |M| on recorded momentum and below 1e-5 on every
@@ -101,7 +106,7 @@ class ExactBalanced(PolarMap):
     def flops(self, m: int, n: int) -> float:
         """Those of one m x n matrix, the start left out."""
         product, laplacian = 2.0 * m * n * n, 2.0 * m * m * n + m**3 / 3
-        balance = 4 * (3 * product + 9.0 * n**3) + 3 * laplacian
+        balance = 4 * ORTHONORMAL.flops(m, n) + 3 * laplacian
         newton = laplacian + 6 * product + 9.0 * n**3 + balance
         return self.steps * (newton + self.cg_steps * 8 * product)
 

@@ -24,7 +24,7 @@ MNK, K3 = M * N * N, N**3
 
 COUNTS = [
     (ExactPolar(), 8 * MNK + 20 * K3),
-    (EigenPolar(), 6 * MNK + 9 * K3),
+    (EigenPolar(), 8 * MNK + 34 * K3 / 3),
     (RegularisedPolar(), 4 * MNK + 11 * K3),
     (ExactPower(0.5), 8 * MNK + 20 * K3),
     # Three inverses, three cubes of two products, twice three more, a fourth power of two.
@@ -55,7 +55,7 @@ def test_three_rational_steps_cost_thirty_four_cubes_as_documented():
     assert RationalPower(6, 4).flops(100, 100) == (8 + 34) * 1e6
 
 
-@pytest.mark.parametrize(("m", "cubes"), [(400, 52), (100, 24)])
+@pytest.mark.parametrize(("m", "cubes"), [(400, 62), (100, 24)])
 def test_the_engine_that_chooses_costs_what_its_documentation_says(m, cubes):
     """Four steps: two segments of two, or the plain form; and the norm."""
     assert AutoPolar().flops(m, 100) == AutoPolar().flops(100, m) == cubes * 1e6 + 2e4
@@ -78,7 +78,12 @@ def by_hand(m, n, factorisations):
 
 def reduced(m, n, factorisations):
     """The same behind a triangular factor."""
-    return 6 * m * n**2 - 4 / 3 * n**3 + by_hand(n, n, factorisations)
+    return 6 * m * n**2 - 4 / 3 * n**3 + by_hand(n, n, factorisations) + cut(n, n)
+
+
+def cut(m, n):
+    """Operations of the cut-off: I - Q2 Q2', one Cholesky factorisation, two solutions."""
+    return 2 * n**3 + n**3 / 3 + 2 * 2 * m * n**2
 
 
 HALLEY = [(1, 0), (1, 0), (0, 1), (0, 1)]
@@ -87,7 +92,7 @@ HALLEY = [(1, 0), (1, 0), (0, 1), (0, 1)]
 
 @pytest.mark.parametrize(("m", "n"), [(300, 300), (310, 300)])
 def test_nearly_square_matrices_are_iterated_as_they_are(m, n):
-    expected = 4 * m * n + by_hand(m, n, HALLEY)
+    expected = 4 * m * n + by_hand(m, n, HALLEY) + cut(m, n)
     assert QDWH().flops(m, n) == QDWH().flops(n, m) == pytest.approx(expected, rel=1e-12)
 
 
@@ -100,7 +105,7 @@ def test_longer_ones_are_reduced(m, n):
 def test_terms_of_one_step_share_a_gram_matrix_and_the_least_shift_goes_by_cholesky():
     step = RationalStep(1.0, ((1.0, 1e-4), (1.0, 0.01), (1.0, 0.5)))
     expected = 4 * 100 * 100 + by_hand(100, 100, [(1, 2)])
-    assert iteration_flops(100, 100, [step]) == pytest.approx(expected, rel=1e-12)
+    assert iteration_flops(100, 100, [step], torch.float32) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("engine", [QDWH, ZoloPD])
@@ -115,7 +120,7 @@ def test_three_zolotarev_terms_twice():
     first, second = ZoloPD().plan(torch.float32)
     small = [sum(shift < 0.01 for _, shift in step.terms) for step in (first, second)]
     factorisations = [(few, 3 - few) for few in small]
-    expected = 4 * 90 * 90 + by_hand(90, 90, factorisations)
+    expected = 4 * 90 * 90 + by_hand(90, 90, factorisations) + cut(90, 90)
     assert ZoloPD().flops(90, 90) == pytest.approx(expected, rel=1e-12)
 
 
@@ -128,13 +133,13 @@ def test_the_gram_form_is_counted_in_its_own_dtype():
 def test_the_exact_solver_counts_its_parts():
     """A Newton step: the factored Laplacian, six products, an eigenbasis, a balance; then the CG.
 
-    A balance of three rounds: four polar factors of three products and an eigenbasis each, and
-    three Laplacians of m x m.
+    A balance of three rounds: four polar factors of four products, an eigenbasis and a solution
+    each, and three Laplacians of m x m.
     """
     m, n = 24, 6
     product, eigenbasis = 2 * m * n * n, 9 * n**3
     factored = 2 * m * m * n + m**3 / 3
-    balance = 4 * (3 * product + eigenbasis) + 3 * factored
+    balance = 4 * (4 * product + eigenbasis + 7 / 3 * n**3) + 3 * factored
     step = factored + 6 * product + eigenbasis + balance
     assert ExactBalanced(steps=1, cg_steps=1).flops(m, n) == pytest.approx(step + 8 * product)
     assert ExactBalanced(steps=5, cg_steps=3).flops(m, n) == pytest.approx(

@@ -36,10 +36,12 @@ SAME = [
     (RationalPower(6, 4), RationalPower(6, 4, lower=1e-3)),
     (
         GramNewtonSchulz(),
-        GramNewtonSchulz(polar_express(5), normalisation=FROBENIUS, restarts=None, tile=256),
+        GramNewtonSchulz(
+            polar_express(5, safety=1.02), normalisation=FROBENIUS, restarts=None, tile=256
+        ),
     ),
     (NewtonSchulz(), NewtonSchulz(polar_express(5), normalisation=FROBENIUS)),
-    (AutoPolar(), AutoPolar(polar_express(4, lower=8e-3))),
+    (AutoPolar(), AutoPolar(polar_express(4, lower=8e-3, safety=1.02))),
     (Chaotic(), Chaotic(KAON)),
     (OneSidedPolar(), OneSidedPolar(GramSide.RIGHT)),
     (Rates(), Rates(discount=1.0, symmetric_from=512, gram_from=64)),

@@ -28,8 +28,6 @@ def test_beyond_that_directions_are_cut_off_and_the_rest_stays(name):
     gains = (case.left.mT @ U @ case.right).diagonal()
     assert (gains[case.sigma > 1e-2] - 1).abs().max() < 5e-3
     assert gains[case.sigma < 1e-4].abs().max() < 0.35
-    # Near the cut-off columns are no longer orthogonal, but still have length 1.
-    assert torch.linalg.matrix_norm(U, 2) < 1.5
 
 
 @pytest.mark.parametrize("name", ["half rank", "rank 1"])
@@ -48,9 +46,18 @@ def test_cutoff_is_relative_to_the_largest_singular_value():
             assert error(EigenPolar(cutoff)(scale * case.M), expected) < 1e-11
 
 
-def test_costs_about_half_of_the_decomposition():
+def test_costs_less_than_the_decomposition():
     for m, n in ((1000, 1000), (4000, 1000)):
-        assert 0.5 < EigenPolar().flops(m, n) / ExactPolar().flops(m, n) < 0.65
+        assert 0.65 < EigenPolar().flops(m, n) / ExactPolar().flops(m, n) < 0.85
+
+
+@pytest.mark.parametrize("name", ["1e4", "1e5", "1e6", "1e7"])
+@pytest.mark.parametrize("shape", [(64, 16), (16, 64), (96, 96)], ids=str)
+def test_directions_near_the_cut_off_mix_but_none_is_stretched(name, shape):
+    """Columns near the cut-off are not orthogonal: two of them made one of length 2."""
+    for seed in range(10):
+        U = EigenPolar()(known(name, *shape, seed=seed).M.float())
+        assert torch.linalg.matrix_norm(U.double(), 2) < 1 + 1e-5
 
 
 @pytest.mark.parametrize("cutoff", [0.0, 1.0])

@@ -40,13 +40,6 @@ def test_products_of_what_commutes_are_the_plain_product(batch, dtype, tolerance
     torch.testing.assert_close(found, found.mT, rtol=tolerance, atol=tolerance)
 
 
-def test_a_known_square_is_used():
-    R = gram(gaussian(60, 40))
-    expected = gram_polynomial(R, 1.5, -0.25)
-    torch.testing.assert_close(gram_polynomial(R, 1.5, -0.25, gram(R)), expected)
-    assert torch.equal(gram_polynomial(R, 1.5, -0.25, torch.zeros_like(R)), 1.5 * R)
-
-
 def test_nothing_is_written():
     A = gram(gaussian(60, 40))
     before = A.clone()

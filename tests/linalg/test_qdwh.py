@@ -7,7 +7,13 @@ import torch
 
 from polarlight.linalg import rational
 from polarlight.linalg.qdwh import QDWH, halley
-from polarlight.linalg.rational import RationalStep, iteration_flops, polished, resolvent
+from polarlight.linalg.rational import (
+    RationalStep,
+    cut_off,
+    iteration_flops,
+    polished,
+    resolvent,
+)
 from polarlight.linalg.zolopd import ZoloPD
 from tests.linalg.spectra import FULL_RANK, SHAPES, error, known
 from tests.matrices import gaussian
@@ -32,16 +38,16 @@ def test_accuracy_over_conditioning(engine, shape, name, dtype):
     U = engine(case.M.to(dtype))
     # Rounding the input alone moves its polar factor by eps * condition; a few of these are added.
     assert error(U, case.polar) < 5 * eps * condition
-    # At condition 1e7 the least singular value, relative to |M|_F, lies below the float32 epsilon.
-    below = 1e-3 if condition * eps > 0.5 else 10 * eps
     least, greatest = extremes(U)
-    assert 1 - below < least <= greatest < 1 + 10 * eps
+    assert greatest < 1 + 10 * eps
+    # At conditions 1e6 and 1e7 float32 cannot tell the least singular values from noise.
+    assert least > 1 - 10 * eps or condition * eps > 0.05
 
 
-@pytest.mark.parametrize("name", FULL_RANK[:-1])
+@pytest.mark.parametrize("name", FULL_RANK[:-2])
 @shapes
 def test_three_float32_steps_reach_one_within_1e_4(name, shape):
-    """For every sigma / |M|_F above 1e-6, and at condition 1e6 for one of 0.4e-6."""
+    """For every sigma / |M|_F above 2e-6, twice the cut-off."""
     case = known(name, *shape)
     least, greatest = extremes(QDWH(steps=3)(case.M.float()))
     assert 0.9999 < least <= greatest < 1.0001
@@ -132,17 +138,54 @@ def test_a_failed_factorisation_spoils_its_own_matrix_and_no_other():
 @pytest.mark.parametrize("name", ["half rank", "rank 1"])
 @pytest.mark.parametrize("shape", [(30, 20), (20, 30), (16, 16)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_null_directions_hold_noise_of_norm_at_most_one(engine, name, shape, dtype):
-    """The range is mapped as if there were no null space, and the noise is orthogonal to it."""
+def test_a_matrix_of_rank_r_has_a_polar_factor_of_rank_r(engine, name, shape, dtype):
+    """The range is mapped as if there were no null space, and nothing else is left."""
     case, eps = known(name, *shape), torch.finfo(dtype).eps
     rank = int((case.sigma > 0).sum())
     U = engine(case.M.to(dtype)).double()
     left, right = case.left[..., :rank], case.right[..., :rank]
     assert extremes(U)[1] < 1 + 10 * eps
+    assert U.square().sum() < rank + 1e-4
     inner = left.mT @ U @ right
     torch.testing.assert_close(inner, torch.eye(rank).double(), rtol=0, atol=20 * eps)
     assert (U @ right - left).norm() < 50 * eps
     assert (left.mT @ U - right.mT).norm() < 50 * eps
+
+
+@engines
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 2), (8, 4), (64, 32), (32, 64), (256, 256)], ids=str)
+def test_rounding_of_a_low_rank_product_is_no_direction(engine, shape, dtype):
+    """Columns times rows, rounded: 64 x 1 @ 1 x 32 came out with a squared norm of 8.9."""
+    m, n = shape
+    for rank in (1, 3):
+        M = gaussian(m, min(rank, n, m), dtype=dtype) @ gaussian(min(rank, n, m), n, dtype=dtype)
+        assert engine(M).square().sum().item() == pytest.approx(min(rank, n, m), abs=1e-3)
+
+
+@engines
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_low_rank_sum_in_another_order_has_the_same_polar_factor(engine, dtype):
+    """What one process and many differ by: rounding of a gradient that has rank 5."""
+    A, B = gaussian(48, 5, dtype=dtype), gaussian(5, 20, dtype=dtype)
+    M, other = A @ B, sum(A[:, [i]] @ B[[i]] for i in reversed(range(5)))
+    assert not torch.equal(M, other)
+    eps = torch.finfo(dtype).eps
+    condition = torch.linalg.svdvals(M)[0] / torch.linalg.svdvals(M)[4]
+    assert torch.linalg.matrix_norm(engine(M) - engine(other)) < max(200 * eps * condition, 1e-3)
+
+
+@pytest.mark.parametrize("engine", [QDWH(), ZoloPD(), QDWH(1e-7), QDWH(1e-12)], ids=str)
+def test_the_cut_off_lies_where_it_is_documented(engine):
+    """Eight epsilons of the norm: all is kept above twice that, nothing below an eighth."""
+    case, eps = known("flat", 60, 20), torch.finfo(torch.float32).eps
+    for multiple, low, high in ((0.5, -0.02, 0.02), (20.0, 0.995, 1 + 10 * eps)):
+        sigma = torch.ones(20, dtype=torch.float64)
+        sigma[10:] = multiple * cut_off(60, 20, torch.float32) / 8 * 10**0.5
+        M = (case.left * sigma) @ case.right.mT
+        gains = (case.left.mT @ engine(M.float()).double() @ case.right).diagonal()
+        assert (gains[:10] - 1).abs().max() < 10 * eps
+        assert low < gains[10:].min() <= gains[10:].max() < high
 
 
 @engines
@@ -176,17 +219,19 @@ def test_float64_computation_serves_float32_input(engine):
 
 @engines
 def test_cost_of_square_matrices_is_that_of_the_documentation(engine):
-    expected = {"QDWH": (30, 34), "Zolo-PD": (39, 78)}[str(engine)]
+    expected = {"QDWH": (36, 41), "Zolo-PD": (45, 85)}[str(engine)]
     counted = [engine.flops(1000, 1000, d) / 1e9 for d in (torch.float32, torch.float64)]
     assert counted == pytest.approx(expected, abs=0.5)
 
 
 def test_long_matrices_are_reduced_first():
     steps = QDWH().plan(torch.float32)
-    square = iteration_flops(100, 100, steps)
-    assert iteration_flops(800, 100, steps) < 3 * square
+    square = iteration_flops(100, 100, steps, torch.float32)
+    assert iteration_flops(800, 100, steps, torch.float32) < 3 * square
     one = RationalStep(1.0, ((1.0, 0.5),))
-    assert iteration_flops(100, 100, [one]) == pytest.approx(4e4 + 4e6 + 4e6 + 1e6 / 3)
+    assert iteration_flops(100, 100, [one], torch.float32) == pytest.approx(
+        4e4 + 4e6 + 4e6 + 1e6 / 3
+    )
 
 
 @pytest.mark.parametrize(

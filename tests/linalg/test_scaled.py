@@ -78,12 +78,15 @@ def test_a_map_that_cannot_be_spared_it_is_called_as_ever():
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_the_factor_of_a_start_and_its_products(scaled):
-    """X times the factor has singular values below 1; its Gram matrix and square come with it."""
+    """Products of X itself; X times the factor has the Schatten-8 norm 1."""
     M = gaussian(12, 4) * 3
     start = started(M.clone(), Schatten8(), 1.0, torch.float64, scaled=scaled)
+    R = start.X.mT @ start.X
+    torch.testing.assert_close(start.gram, R)
+    torch.testing.assert_close(start.square, R @ R)
     X = start.X.clone() * start.factor
-    torch.testing.assert_close(start.multiplied(), X)
-    torch.testing.assert_close(start.gram, X.mT @ X)
-    torch.testing.assert_close(start.square, X.mT @ X @ X.mT @ X)
+    torch.testing.assert_close(start.times_factor(start.X.clone()), X)
+    Z = start.first_polynomial(start.first_gram(), 1.5, -0.25)
+    torch.testing.assert_close(Z, 1.5 * X.mT @ X - 0.25 * X.mT @ X @ X.mT @ X)
     s = torch.linalg.svdvals(X)
     torch.testing.assert_close((s**8).sum(), torch.ones((), dtype=torch.float64))

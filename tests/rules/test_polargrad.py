@@ -143,3 +143,19 @@ def test_the_class_is_its_rule_with_the_arguments_given():
 def test_bad_arguments_are_refused_with_their_value(make):
     with pytest.raises(ValueError, match=r"got (2\.0|1\.0)"):
         make()
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_rounding_of_a_low_rank_gradient_does_not_change_the_step(rank):
+    """One process and many sum in another order: the noise was a full direction in either."""
+    A, B = gaussian(48, rank, dtype=torch.float32), gaussian(rank, 20, dtype=torch.float32)
+    one = A @ B
+    noise = torch.finfo(torch.float32).eps * gaussian(48, 20, seed=1).sign().float()
+    steps = []
+    for gradient in (one, one * (1 + noise)):
+        W = torch.nn.Parameter(torch.zeros(48, 20))
+        optimizer = SpectralOptimizer([W], rule=polargrad(), lr=1.0)
+        W.grad = gradient.clone()
+        optimizer.step()
+        steps.append(W.detach())
+    assert torch.linalg.vector_norm(steps[0] - steps[1]) < 5e-3 * torch.linalg.vector_norm(steps[0])

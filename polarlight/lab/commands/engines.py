@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 from polarlight.diagnostics.accuracy import SPECTRA, Case, Engine, measure
+from polarlight.diagnostics.adversarial import SHAPES, largest, search
 from polarlight.lab.commands.console import console, plain_errors, say
 from polarlight.lab.commands.registry import SCHEDULES, choose, engines
 from polarlight.lab.report.engine_pictures import error_figure, schedule_figure
@@ -57,6 +60,9 @@ def accuracy(
         str, typer.Option("--engines", help="Names, separated by commas. Default: all.")
     ] = "",
     size: Annotated[int, typer.Option(help="Short side of the matrices.")] = 128,
+    matrices: Annotated[
+        int, typer.Option("--search", help="Matrices per family and shape of the search.")
+    ] = 64,
     out: Annotated[Path, typer.Option(help="Folder of accuracy.json, .md and .png.")] = Path(
         "accuracy"
     ),
@@ -64,17 +70,21 @@ def accuracy(
     """Measure every engine against the float64 singular value decomposition.
 
     Spectra from flat to condition 1e7, rank deficient, one zero row; shapes square, 4:1, 1:4, 30:1.
-    For each: the band of output singular values, orthogonality, direction error, flops.
+    For each: the band of output singular values, orthogonality, direction error, flops. Then search
+    small matrices of thirteen families for the largest singular value that comes out.
     """
     with plain_errors():
         if size < 4:
             raise ValueError(f"--size must be >= 4, got {size}")
+        if matrices < 1:
+            raise ValueError(f"--search must be >= 1, got {matrices}")
         chosen = choose(names, engines(), "engine")
         records = measure_all(chosen, size)
+        stretched = search_all(chosen, matrices)
         out.mkdir(parents=True, exist_ok=True)
         (out / "accuracy.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
         _save(error_figure(*worst_errors(records)), out / "accuracy.png")
-        heads, rows = bands(records)
+        heads, rows = bands(records, stretched)
         (out / "accuracy.md").write_text(markdown(heads, rows), encoding="utf-8")
         table = Table(*heads)
         for row in rows:
@@ -96,9 +106,8 @@ def measure_all(chosen: Mapping[str, Engine], size: int) -> list[Record]:
     for shape, case in track(cases, description="measuring", console=console):
         M = case.matrix()
         for name, engine in chosen.items():
-            dtype = torch.float64 if name.endswith("fp64") else torch.float32
             about = {"engine": name, "case": str(case), "shape": shape, "size": list(M.shape)}
-            records.append(about | measure(engine, M.to(dtype), case.rank))
+            records.append(about | measure(engine, M.to(_given(name)), case.rank))
     return records
 
 
@@ -113,7 +122,29 @@ def worst_errors(records: Sequence[Record]) -> tuple[list[str], list[str], list[
     return names, cases, [[worst[n, c] for c in cases] for n in names]
 
 
-def bands(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+def search_all(chosen: Mapping[str, Engine], matrices: int) -> dict[str, float]:
+    """Return the largest singular value that a search finds for each engine."""
+    found = {}
+    for name, engine in track(chosen.items(), description="searching", console=console):
+        score = partial(_stretched, engine)
+        dtype = _given(name)
+        worst = (search(score, shape, count=matrices, dtype=dtype) for shape in SHAPES)
+        found[name] = max(w.score for w in worst)
+    return found
+
+
+def _stretched(engine: Engine, M: Tensor) -> Tensor:
+    return largest(engine(M))
+
+
+def _given(name: str) -> torch.dtype:
+    """The dtype of an engine's input, from its name."""
+    return torch.float64 if name.endswith("fp64") else torch.float32
+
+
+def bands(
+    records: Sequence[Record], stretched: Mapping[str, float]
+) -> tuple[list[str], list[list[str]]]:
     """Heads and rows: per engine, least and greatest output above each threshold."""
     thresholds = list(records[0]["bands"])
     rows = []
@@ -121,8 +152,9 @@ def bands(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
         own = [r for r in records if r["engine"] == name]
         flops = next((r["flops"] for r in own if r["shape"] == "4:1"), 0.0)
         cells = [_span([r["bands"][t] for r in own if r["bands"][t]]) for t in thresholds]
-        rows.append([name, *cells, f"{flops:.2g}"])
-    return ["engine", *(f"sigma >= {t}" for t in thresholds), "flops at 4:1"], rows
+        rows.append([name, *cells, f"{stretched[name]:.4f}", f"{flops:.2g}"])
+    heads = ["engine", *(f"sigma >= {t}" for t in thresholds), "largest found", "flops at 4:1"]
+    return heads, rows
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

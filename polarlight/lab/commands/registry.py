@@ -6,7 +6,8 @@ from typing import TypeVar
 import torch
 
 from polarlight.diagnostics.accuracy import Engine
-from polarlight.linalg.chaotic import KAON, MAXIMAL_SLOPE
+from polarlight.linalg.auto import QUICK, AutoPolar
+from polarlight.linalg.chaotic import KAON, MAXIMAL_SLOPE, Chaotic
 from polarlight.linalg.coefficients import (
     CANS,
     CUBIC,
@@ -22,12 +23,9 @@ from polarlight.linalg.coefficients import (
 from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.gram import GramNewtonSchulz
 from polarlight.linalg.newton_schulz import NewtonSchulz
-from polarlight.linalg.normalisation import AOL, Schatten4
-from polarlight.linalg.polar_express import (
-    MODDED_NANOGPT,
-    polar_express,
-    polar_express_listing,
-)
+from polarlight.linalg.normalisation import AOL, Schatten4, Schatten8
+from polarlight.linalg.one_sided import GramSide, OneSidedPolar
+from polarlight.linalg.polar_express import MODDED_NANOGPT, polar_express, polar_express_listing
 from polarlight.linalg.qdwh import QDWH
 from polarlight.linalg.regularised import RegularisedPolar
 from polarlight.linalg.svd import ExactPolar
@@ -68,14 +66,19 @@ def engines() -> dict[str, Engine]:
             f"zolo-pd {_short(dtype)}": ZoloPD(dtype=dtype),
         }
     found["regularised fp32"] = RegularisedPolar(dtype=_SINGLE)
+    found["left side fp32"] = OneSidedPolar(GramSide.LEFT)
     for name, schedule in _ITERATED.items():
         for dtype in (_HALF, _SINGLE):
             found[f"{name} {_short(dtype)}"] = NewtonSchulz(schedule, dtype)
     found["turbo-muon (AOL) bf16"] = NewtonSchulz(TURBO_MUON, _HALF, AOL())
     found["polar-express (Schatten-4) bf16"] = NewtonSchulz(polar_express(5), _HALF, Schatten4())
+    for dtype in (_HALF, torch.float16, _SINGLE):
+        found[f"auto {_short(dtype)}"] = AutoPolar(dtype=dtype)
+        found[f"auto (Gram) {_short(dtype)}"] = GramNewtonSchulz(QUICK, dtype, Schatten8(), tile=0)
     for dtype in (torch.float16, _SINGLE):
-        engine = GramNewtonSchulz(polar_express(5), dtype, tile=0)
-        found[f"gram polar-express {_short(dtype)}"] = engine
+        found[f"gram polar-express {_short(dtype)}"] = GramNewtonSchulz(dtype=dtype, tile=0)
+    for schedule in (KAON, MAXIMAL_SLOPE):
+        found[f"{schedule.name.rsplit(maxsplit=1)[0]} fp32"] = Chaotic(schedule)
     return found
 
 

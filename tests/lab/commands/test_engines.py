@@ -15,7 +15,7 @@ def run(*arguments):
 
 def test_accuracy_writes_numbers_and_a_picture(tmp_path):
     names = "exact (SVD) fp64,qdwh fp32,polar-express bf16"
-    result = run("accuracy", "--engines", names, "--size", 16, "--out", tmp_path)
+    result = run("accuracy", "--engines", names, "--size", 16, "--search", 4, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     records = json.loads((tmp_path / "accuracy.json").read_text())
     assert {r["engine"] for r in records} == set(names.split(","))
@@ -43,6 +43,7 @@ def test_schedules_are_drawn(tmp_path, name):
         (["plot-schedule", "--lowest", "2"], r"must lie in (0, 1), got 2"),
         (["accuracy", "--engines", "qwdh fp32"], "Did you mean 'qdwh fp32'?"),
         (["accuracy", "--size", "2"], "must be >= 4, got 2"),
+        (["accuracy", "--search", "0"], "must be >= 1, got 0"),
     ],
 )
 def test_mistakes_are_named(arguments, said):
