@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeGuard, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import at_least_float32
 from polarlight.linalg.row_sums import HERE, NeedsAllRowsError, Rows, on_rows
 
@@ -236,6 +237,7 @@ class UpdateRule:
             X = apply_on_rows(slot, X, rows, buffers)
         return X * self.scale(m, n)
 
+    @isolated
     def direction(self, M: Tensor, buffers: Buffers) -> Tensor:
         """What is multiplied by -lr, [..., m, n] -> [..., m, n]; writes the stages' buffers."""
         for slot in self._slots:

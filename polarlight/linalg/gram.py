@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.coefficients import Quintic, Schedule
+from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import check_matrix
 from polarlight.linalg.newton_schulz import iterate, iteration_flops
 from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, started
@@ -110,6 +111,7 @@ class GramNewtonSchulz:
             check_tall(X, rows)
         return self._polar(X, rows, scaled=True)
 
+    @isolated
     def _polar(self, M: Tensor, rows: Rows, scaled: bool = False) -> Tensor:
         dtype = self.dtype or gram_dtype(M.dtype, M.device)
         start = started(M, self.normalisation, self.schedule.safety, dtype, rows, scaled)

@@ -19,6 +19,7 @@ from polarlight.execution.heap import keep_freed_memory
 from polarlight.execution.job import Executor
 from polarlight.execution.sharded.executor import around_shards
 from polarlight.execution.work import Work, WorkExecutor, directions_of, local, whole
+from polarlight.linalg.isolation import run_isolated
 from polarlight.optimizer import apply as movement
 from polarlight.optimizer import masked as nonfinite
 from polarlight.optimizer.gradient_guard import Watch
@@ -134,6 +135,12 @@ class SpectralOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._complete_state()
+        devices = {p.device.type for group in self.param_groups for p in group["params"]}
+        run_isolated(self._step, devices)
+        return loss
+
+    def _step(self) -> None:
+        """Step every parameter with a gradient."""
         members = {i: with_gradients(group, i) for i, group in enumerate(self.param_groups)}
         watching = [probe for probe in self._probes.values() if probe.begin()]
         verdicts = self._watch.judge(self.param_groups, members, self.state, ask=bool(watching))
@@ -147,7 +154,6 @@ class SpectralOptimizer(Optimizer):
             self._count(index, done)
         for probe in watching:
             probe.end()
-        return loss
 
     @property
     def nonfinite(self) -> NonFinite:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.isolation import isolated
 from polarlight.rule import HOST_COUNTER, Buffers
 from polarlight.stages.adam import adam_direction, check_betas, check_eps
 from polarlight.stages.eigenbasis import PowerIteration, starting_basis
@@ -71,6 +72,7 @@ class RotatedAdam:
                 sizes |= {f"{side}_basis": (length, length)} | self.factors.sizes(side, length)
         return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
 
+    @isolated
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """The direction; updates all buffers."""
         members = {name: as_batch(buffer) for name, buffer in buffers.items()}

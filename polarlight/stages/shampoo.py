@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.decomposition import symmetric_eigen
+from polarlight.linalg.isolation import isolated
 from polarlight.rule import Buffers
 from polarlight.stages.adam import check_betas
 from polarlight.stages.factors import GramFactors, live_entries
@@ -45,6 +46,7 @@ class Shampoo:
         sizes |= {"left_factor": (m, m), "right_factor": (n, n)}
         return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
 
+    @isolated
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """Updates the averages; returns the preconditioned mean."""
         G, M = in_units(X, buffers["unit"]), buffers["first_moment"]
