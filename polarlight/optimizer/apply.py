@@ -62,21 +62,22 @@ def with_stochastic_rounding(optimizer: Optimizing) -> Optimizing:
 def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
     """The state of a parameter before its first step."""
     rule = group["rule"]
-    more = {DRAWS: _no_draws(p)} if _at_random(group, p) else {}
+    more = {DRAWS: _no_draws(p)} if is_rounded_at_random(group, p) else {}
     if not isinstance(rule, UpdateRule):
         return dict(rule.new_state(_like(p, _is_widened(group, p)))) | more
     buffers = new_buffers_of(rule, group["view"] or Whole(), p, name)
     return buffers | momentum_state(rule.momentum, p) | more
 
 
-def _at_random(group: Group, p: Tensor) -> bool:
+def is_rounded_at_random(group: Group, p: Tensor) -> bool:
+    """Return whether a parameter's steps are rounded to bfloat16 at random."""
     return p.dtype == torch.bfloat16 and bool(group.get(AT_RANDOM, False))
 
 
 def _is_widened(group: Group, p: Tensor) -> bool:
     """Whether it is stepped in float32: to be rounded at random, or squared beyond float16."""
     squared = p.dtype == torch.float16 and not isinstance(group["rule"], UpdateRule)
-    return squared or _at_random(group, p)
+    return squared or is_rounded_at_random(group, p)
 
 
 def _like(p: Tensor, wide: bool) -> Tensor:
