@@ -40,7 +40,7 @@ def unit_scale(M: Tensor, rows: Rows = HERE) -> Tensor:
     """
     M = at_least_float32(M)
     if M.numel() == 0:
-        largest = M.new_zeros(*M.shape[:-2], 1, 1)
+        largest = torch.zeros(*M.shape[:-2], 1, 1, dtype=M.dtype, device=M.device)
         return M / nonzero(rows.max(largest)) if rows is not HERE else M.clone()
     return M / nonzero(rows.max(_largest(M)))
 

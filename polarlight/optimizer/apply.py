@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polarlight.execution.work import gradient_of, local, new_buffers_of
+from polarlight.linalg import foreach
 from polarlight.optimizer import masked as nonfinite
 from polarlight.optimizer.masked import Finite
 from polarlight.optimizer.param_groups import Group
@@ -92,7 +93,7 @@ def _no_draws(p: Tensor) -> Tensor:
 def gradients(group: Group, params: list[Tensor]) -> list[Tensor]:
     """What of the gradients lies here, in the direction in which the loss grows or falls."""
     found = [gradient_of(p) for p in params]
-    return list(torch._foreach_neg(found)) if group["maximize"] else found
+    return foreach.neg(found) if group["maximize"] else found
 
 
 def move(
@@ -109,9 +110,9 @@ def move(
         nonfinite.decay(exact, 1 - lr * group["weight_decay"], finite)
     if isinstance(lr, Tensor):
         wide = [D.to(w.dtype) for D, w in zip(directions, exact, strict=True)]
-        torch._foreach_sub_(exact, torch._foreach_mul(wide, lr))
+        foreach.sub_(exact, foreach.mul(wide, lr))
     else:
-        torch._foreach_add_(exact, directions, alpha=-lr)
+        foreach.add_(exact, directions, alpha=-lr)
     _round(params, exact, states, finite)
 
 

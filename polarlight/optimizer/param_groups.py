@@ -115,8 +115,8 @@ def check_is_matrix(group: Group, index: int, place: int) -> None:
         f"and {rule.name} is for matrices. Either it is a vector: pass the model or "
         "model.named_parameters() to have vectors routed to AdamW. Or a wrapper flattened the "
         "group into one tensor, in which no matrix can be found again: DeepSpeed does so under "
-        "ZeRO 1 to 3 and for float16 or bfloat16, FSDP1 with use_orig_params=False. Shard with "
-        "torch's fully_shard (FSDP2) instead, or use DeepSpeed in float32 with ZeRO stage 0"
+        "ZeRO 1 to 3, FSDP1 with use_orig_params=False. Shard with torch's fully_shard (FSDP2), "
+        "or use ZeRO stage 0"
     )
 
 
