@@ -30,6 +30,12 @@ class OwnBuffers:
         """Return the own buffers of several parameters."""
         return [self.by_parameter[p] for p in parameters]
 
+    def store(self, state: MutableMapping[Any, State], parameters: Iterable[Tensor]) -> None:
+        """Put own buffers that were replaced, as moments are that are widened, into the state."""
+        for p in parameters:
+            if self.by_parameter[p] is not state[p]:
+                state[p].update(self.by_parameter[p])
+
     def complete(self, groups: Sequence[Group], state: MutableMapping[Any, State]) -> None:
         """Make the buffers that trainable parameters lack, whatever else their state holds.
 

@@ -52,6 +52,12 @@ def check_group(group: Group, index: int) -> None:
         )
     if not isinstance(group["rule"], UpdateRule | ElementwiseRule):
         raise ValueError(f"rule must be an UpdateRule or an ElementwiseRule, got {group['rule']!r}")
+    view = group["view"]
+    if view is not None and (isinstance(view, type) or not isinstance(view, MatrixView)):
+        raise ValueError(
+            "view must be None or an object such as polarlight.Whole() or polarlight.Heads(8), "
+            f"got {view!r}"
+        )
     _check_parameters(group, index)
 
 

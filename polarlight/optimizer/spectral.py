@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from polarlight.execution.batched import Batched
 from polarlight.execution.heap import keep_freed_memory
 from polarlight.execution.job import Executor
-from polarlight.execution.sharded.executor import around_shards
+from polarlight.execution.sharded.executor import around_shards, check_executor
 from polarlight.execution.work import Work, WorkExecutor, directions_of, local, whole
 from polarlight.linalg.isolation import run_isolated
 from polarlight.optimizer import apply as movement
@@ -90,7 +90,7 @@ class SpectralOptimizer(Optimizer):
     ) -> None:
         self._watch = Watch(NonFinite(nonfinite))
         self._buffers = OwnBuffers()
-        self.executor: Executor | WorkExecutor = executor or Batched()
+        self.executor = check_executor(Batched() if executor is None else executor)
         self.reasons: dict[str, str] = {}
         self._probes: OrderedDict[int, Probe] = OrderedDict()
         defaults = {
@@ -286,9 +286,7 @@ class SpectralOptimizer(Optimizer):
         states = self._buffers.of(params)
         before = [whole(p).clone() if watching else p for p in params]
         movement.step_entries(group, params, states, finite)
-        for p, own in zip(params, states, strict=True):
-            if own is not self.state[p]:
-                self.state[p].update(own)  # moments that were widened
+        self._buffers.store(self.state, params)
         for probe in watching:
             for i, p, seen, state in zip(places, params, before, states, strict=True):
                 state = {key: local(x) for key, x in state.items()}
