@@ -20,7 +20,6 @@ between its value and an upper bound on every other: the worst matrix of each.
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +36,7 @@ from rich.table import Table
 from torch import Tensor
 
 import polarlight as pl
+from benchmarks.command_line import recorded_command
 from benchmarks.recorded import momentum_sequences
 from polarlight.lab.claims.solvers import PolarFirst
 from polarlight.lab.report.style import COLOURS, FAINT, tidy
@@ -45,9 +45,9 @@ from polarlight.linalg.balance import TangentSpace
 from polarlight.rules.aurora_exact import upper_bound
 
 EXACT, AUTO = "exact", "auto"
-POLARS = {EXACT: pl.ExactPolar(), AUTO: pl.AutoPolar(dtype=torch.bfloat16)}
-JORDAN = pl.NewtonSchulz(pl.JORDAN, torch.bfloat16)
-ORACLE = pl.ExactBalanced(steps=14)
+POLARS = {EXACT: pl.linalg.ExactPolar(), AUTO: pl.linalg.AutoPolar(dtype=torch.bfloat16)}
+JORDAN = pl.linalg.NewtonSchulz(pl.linalg.schedules.JORDAN, torch.bfloat16)
+ORACLE = pl.rules.ExactBalanced(steps=14)
 OPTIMIZERS = ("muon", "aurora")
 STEPS, LAST, MEASURED = 200, 20, 2
 """Of the run, of its end that solvers with memory see, and of those that are measured."""
@@ -87,15 +87,15 @@ def methods(m: int, n: int) -> Iterator[Method]:
     for name, polar in POLARS.items():
         yield Method("muon", name, polar, 1)
         for rounds in (1, 2, 3):
-            yield Method(f"release x {rounds}", name, pl.BalancedPolar(polar, rounds), rounds)
-        by_shape = pl.BalancedPolar(polar, 2, exponent=None)
+            yield Method(f"release x {rounds}", name, pl.rules.BalancedPolar(polar, rounds), rounds)
+        by_shape = pl.rules.BalancedPolar(polar, 2, exponent=None)
         yield Method("release x 2, exponent", name, by_shape, 2)
         for rounds in (2, 3):
-            yield Method(f"paper x {rounds}", name, pl.FeedbackPolar(polar, rounds), rounds)
+            yield Method(f"paper x {rounds}", name, pl.rules.FeedbackPolar(polar, rounds), rounds)
             yield Method(f"polar first x {rounds}", name, PolarFirst(polar, rounds), rounds)
-        yield Method("warm", name, pl.WarmPolar(polar), 1)
-        yield Method("warm, exponent", name, pl.WarmPolar(polar, exponent=None), 1)
-        ascent = pl.RiemannianPolar(polar)
+        yield Method("warm", name, pl.rules.WarmPolar(polar), 1)
+        yield Method("warm, exponent", name, pl.rules.WarmPolar(polar, exponent=None), 1)
+        ascent = pl.rules.RiemannianPolar(polar)
         products = ascent.steps * (2 * ascent.cg_steps + 5)
         yield Method("riemannian", name, ascent, 1 + 2 * ascent.steps, products * 2.0 * m * n * n)
 
@@ -238,7 +238,7 @@ def main() -> None:
     tell(found, console)
     console.print(certificates)
     about = {
-        "command": shlex.join(["python", "-m", "benchmarks.aurora_solvers", *sys.argv[1:]]),
+        "command": recorded_command("benchmarks.aurora_solvers", sys.argv[1:]),
         "commit": version,
         "versions": versions(),
         "hardware": hardware(torch.device("cpu")),

@@ -13,7 +13,6 @@ bfloat16 is emulated, torch's algorithm in float32 stands for torch's Muon unles
 import argparse
 import importlib
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -28,23 +27,24 @@ from rich.table import Table
 from torch.optim import Optimizer
 
 import polarlight as pl
+from benchmarks.command_line import recorded_command
 from benchmarks.memory import PeakMemory
 from benchmarks.parameter_sets import SETS, parameters
 from polarlight.lab.train.environment import hardware, versions
 from polarlight.linalg.precision import has_fast_bfloat16
 
 OUT = Path(__file__).parent / "results" / "optimizer_step"
-TWELVE = pl.NewtonSchulz(pl.SIMPLE_QUINTIC)
+TWELVE = pl.linalg.NewtonSchulz(pl.linalg.schedules.SIMPLE_QUINTIC)
 
 
 def release(params: list) -> Optimizer:
-    rule = pl.aurora(pl.BalancedPolar(TWELVE, 2, 0.5), side=pl.Side.LONG_AXIS)
+    rule = pl.rules.aurora(pl.rules.BalancedPolar(TWELVE, 2, 0.5), side=pl.stages.Side.LONG_AXIS)
     return pl.SpectralOptimizer(params, rule=rule, executor=pl.OneByOne())
 
 
 def in_float32(params: list) -> Optimizer:
     """What torch's algorithm would cost here in the dtype that this machine multiplies fastest."""
-    rule = pl.muon(polar=pl.NewtonSchulz(pl.JORDAN, torch.float32))
+    rule = pl.rules.muon(polar=pl.linalg.NewtonSchulz(pl.linalg.schedules.JORDAN, torch.float32))
     return pl.SpectralOptimizer(params, rule=rule, executor=pl.OneByOne())
 
 
@@ -183,7 +183,7 @@ def main() -> None:
             file=sys.stderr,
         )
     about = {
-        "command": shlex.join(["python", "-m", "benchmarks.optimizer_step", *sys.argv[1:]]),
+        "command": recorded_command("benchmarks.optimizer_step", sys.argv[1:]),
         "commit": commit(),
         **versions(),
         **hardware(torch.device(options.device)),

@@ -13,6 +13,17 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+__all__ = [
+    "Flattened",
+    "Heads",
+    "Interleaved",
+    "MatrixView",
+    "RowBlocks",
+    "Taps",
+    "Transposed",
+    "Whole",
+]
+
 T = TypeVar("T")
 
 

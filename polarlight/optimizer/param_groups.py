@@ -48,15 +48,15 @@ def check_group(group: Group, index: int) -> None:
         names = ", ".join(name_of(group, index, i) for i in range(min(3, len(group["params"]))))
         raise ValueError(
             f"param group {index} ({names}, ...) has no rule: give the optimizer one, for example "
-            "rule=polarlight.muon(), or every group its own, as polarlight.recipes does"
+            "rule=polarlight.rules.muon(), or every group its own, as polarlight.recipes does"
         )
     if not isinstance(group["rule"], UpdateRule | ElementwiseRule):
         raise ValueError(f"rule must be an UpdateRule or an ElementwiseRule, got {group['rule']!r}")
     view = group["view"]
     if view is not None and (isinstance(view, type) or not isinstance(view, MatrixView)):
         raise ValueError(
-            "view must be None or an object such as polarlight.Whole() or polarlight.Heads(8), "
-            f"got {view!r}"
+            "view must be None or an object such as polarlight.view.Whole() or "
+            f"polarlight.view.Heads(8), got {view!r}"
         )
     _check_parameters(group, index)
 
@@ -102,7 +102,7 @@ def _check_parameters(group: Group, index: int) -> None:
             f"{', '.join(odd)}; {rule.name} is for matrices. Pass the model or "
             "model.named_parameters() to have everything else routed to AdamW, give it to another "
             "optimizer, or say which part of it is a matrix: "
-            "{'params': [...], 'view': polarlight.Whole()} takes leading dimensions as a batch."
+            "{'params': [...], 'view': polarlight.view.Whole()} takes leading dimensions as batch."
         )
     misfits = [f"{n}: {said}" for n, p in named if (said := _misfit(view or Whole(), p.shape))]
     if misfits:

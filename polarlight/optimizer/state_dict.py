@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from polarlight.linalg.rest import SIZES
 from polarlight.optimizer import apply as movement
 from polarlight.optimizer.param_groups import STRUCTURE, Group, StateDict, check_numbers, name_of
 from polarlight.rule import HOST_COUNTER
@@ -22,6 +23,12 @@ Form = tuple[torch.dtype, torch.device]
 """What a saved buffer becomes."""
 
 _MOST_SAID = 5
+
+LATER = (movement.DRAWS, SIZES)
+"""Buffers that a saved state may lack, and that start at zero then.
+
+Rounding at random may begin in mid-run; states of older versions have no sizes of momenta.
+"""
 
 
 @contextmanager
@@ -157,7 +164,7 @@ def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[
     """What is wrong with a saved state, beside one of the same parameter from the start."""
     for buffer, x in fresh.items():
         if buffer not in state:
-            if buffer != movement.DRAWS:  # rounding at random may begin in mid-run
+            if buffer not in LATER:
                 yield f"{buffer} is missing"
         elif not isinstance(state[buffer], Tensor):
             yield f"{buffer} is a {type(state[buffer]).__name__}, expected a tensor"

@@ -7,7 +7,6 @@ the convention belongs to the rule. Gradients are read; only the buffers are wri
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ DRAWS = "momentum_draws"
 
 
 @dataclass(frozen=True, slots=True)
-class EMA:
+class EMA(Momentum):
     """M <- beta M + (1 - beta) G; with Nesterov the result is beta M + (1 - beta) G.
 
     Source: the official NorMuon and Aurora code, `torch.optim.Muon`.
@@ -29,8 +28,10 @@ class EMA:
 
     nesterov: bool = True
 
-    buffered: ClassVar[bool] = True
-    averages: ClassVar[bool] = True
+    @property
+    def is_ema(self) -> bool:
+        """True."""
+        return True
 
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
@@ -38,12 +39,13 @@ class EMA:
         """Updates the buffers in place and returns what the rule maps."""
         gradients, buffers = _in_dtype_of(buffers, gradients), list(buffers)
         foreach.lerp_(buffers, gradients, 1 - beta)
+        _drop_stuck(buffers, gradients, beta)
         ahead = foreach.lerp(gradients, buffers, beta) if self.nesterov else buffers
         return list(ahead)
 
 
 @dataclass(frozen=True, slots=True)
-class HeavyBall:
+class HeavyBall(Momentum):
     """M <- beta M + G; with Nesterov the result is G + beta M.
 
     Source: KellerJordan/Muon, the MuonEq code.
@@ -51,8 +53,10 @@ class HeavyBall:
 
     nesterov: bool = True
 
-    buffered: ClassVar[bool] = True
-    averages: ClassVar[bool] = False
+    @property
+    def is_ema(self) -> bool:
+        """False: a gradient is added to the buffer."""
+        return False
 
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
@@ -61,16 +65,24 @@ class HeavyBall:
         gradients, buffers = _in_dtype_of(buffers, gradients), list(buffers)
         foreach.mul_(buffers, beta)
         foreach.add_(buffers, gradients)
+        _drop_stuck(buffers, gradients, beta)
         ahead = foreach.add(gradients, buffers, alpha=beta) if self.nesterov else buffers
         return list(ahead)
 
 
 @dataclass(frozen=True, slots=True)
-class RawGradient:
+class RawGradient(Momentum):
     """The gradient itself, for rules whose stages keep moments of their own; beta is not used."""
 
-    buffered: ClassVar[bool] = False
-    averages: ClassVar[bool] = False
+    @property
+    def buffered(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def is_ema(self) -> bool:
+        """False."""
+        return False
 
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
@@ -80,7 +92,7 @@ class RawGradient:
 
 
 @dataclass(frozen=True, slots=True)
-class InBfloat16:
+class InBfloat16(Momentum):
     """Another momentum with its buffer kept in bfloat16: half the bytes of a float32 one.
 
     `dataclasses.replace(rule, momentum=InBfloat16(EMA()))` is all it takes. The new momentum is
@@ -108,19 +120,17 @@ class InBfloat16:
     average: Momentum = EMA()
     stochastic: bool = True
 
-    buffered: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         if not self.average.buffered:
             raise ValueError(f"{self.average} keeps no momentum that could be stored in bfloat16")
 
     @property
-    def averages(self) -> bool:
+    def is_ema(self) -> bool:
         """As the momentum that is kept."""
-        return self.average.averages
+        return self.average.is_ema
 
     @property
-    def beside(self) -> tuple[str, ...]:
+    def extra_state(self) -> tuple[str, ...]:
         """The counter, where rounding needs it."""
         return (DRAWS,) if self.stochastic else ()
 
@@ -132,7 +142,7 @@ class InBfloat16:
         counter = torch.zeros((), dtype=torch.int32, device=parameter.device)
         return {MOMENTUM: buffer} | ({DRAWS: counter} if self.stochastic else {})
 
-    def bound(self, states: Sequence[Mapping[str, Tensor]]) -> Averaging:
+    def bind_state(self, states: Sequence[Mapping[str, Tensor]]) -> Averaging:
         """The momentum with the counters of these parameters in its hands."""
         return partial(self, draws=[state[DRAWS] for state in states]) if self.stochastic else self
 
@@ -158,3 +168,14 @@ class InBfloat16:
 def _in_dtype_of(buffers: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
     pairs = zip(gradients, buffers, strict=True)
     return [g if g.dtype == b.dtype else g.to(b.dtype) for g, b in pairs]
+
+
+def _drop_stuck(buffers: Sequence[Tensor], gradients: Sequence[Tensor], beta: float) -> None:
+    """Set entries of float16 momenta to zero that rounding keeps from shrinking to it.
+
+    Denormals of float16 begin at 6e-5. One of a few units rounds back to itself when multiplied by
+    beta: where gradients stay zero it would stay for ever, at a size that gradients have too.
+    """
+    for M, G in zip(buffers, gradients, strict=True):
+        if M.dtype == torch.float16:
+            M.mul_((G != 0) | (M * beta != M))

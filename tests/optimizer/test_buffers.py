@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import InBfloat16, SpectralOptimizer
+from polarlight import SpectralOptimizer
 from polarlight.rules.adamw import AdamWRule
 from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
 
 RULES = SHIPPED | {"adamw": AdamWRule()}
-RULES["bfloat16 momentum"] = replace(polarlight.muon(), momentum=InBfloat16(polarlight.EMA()))
+RULES["bfloat16 momentum"] = replace(
+    polarlight.rules.muon(), momentum=polarlight.stages.InBfloat16(polarlight.stages.EMA())
+)
 
 
 def made(rule, dtype=torch.float32, executor=None):
@@ -75,7 +77,7 @@ def test_state_filled_between_two_steps_changes_no_step(name):
 def test_a_foreign_buffer_keeps_its_dtype_under_narrow_parameters(name, dtype):
     (params, optimizer), (others, plain) = made(RULES[name], dtype), made(RULES[name], dtype)
     for o in (optimizer, plain):
-        polarlight.with_stochastic_rounding(o)
+        polarlight.optimizer.with_stochastic_rounding(o)
     fill(params, optimizer)
     stepped(params, optimizer)
     stepped(others, plain)
@@ -138,7 +140,7 @@ def test_copies_and_their_steps_keep_foreign_entries():
 def test_another_rule_in_mid_run_gets_the_buffers_that_it_lacks():
     params, optimizer = made(RULES["muon"])
     stepped(params, optimizer)
-    optimizer.param_groups[0]["rule"] = polarlight.normuon()
+    optimizer.param_groups[0]["rule"] = polarlight.rules.normuon()
     stepped(params, optimizer, start=3)
     assert all("momentum_buffer" in optimizer.state[p] for p in params)
     assert all(p.isfinite().all() for p in params)
@@ -147,10 +149,10 @@ def test_another_rule_in_mid_run_gets_the_buffers_that_it_lacks():
 FLAT = "param group 0.*has shape .100,.*ZeRO.*fully_shard"
 
 
-@pytest.mark.parametrize("view", [None, polarlight.Whole(), polarlight.Heads(2)], ids=str)
+@pytest.mark.parametrize("view", [None, polarlight.view.Whole(), polarlight.view.Heads(2)], ids=str)
 def test_a_flat_parameter_is_refused_with_group_cause_and_way_out(view):
     with pytest.raises(ValueError, match=FLAT):
-        SpectralOptimizer([nn.Parameter(torch.zeros(100))], rule=polarlight.muon(), view=view)
+        SpectralOptimizer([nn.Parameter(torch.zeros(100))], rule=polarlight.rules.muon(), view=view)
 
 
 @pytest.mark.parametrize("make", [polarlight.Muon, polarlight.Aurora, polarlight.SOAP])

@@ -93,8 +93,11 @@ def test_every_option_of_a_step_has_its_loop(name, options):
 def test_heavy_ball_and_bfloat16_momenta_have_their_loops():
     from dataclasses import replace
 
-    for momentum in (polarlight.HeavyBall(), polarlight.InBfloat16(polarlight.EMA())):
-        rule = replace(polarlight.muon(), momentum=momentum)
+    for momentum in (
+        polarlight.stages.HeavyBall(),
+        polarlight.stages.InBfloat16(polarlight.stages.EMA()),
+    ):
+        rule = replace(polarlight.rules.muon(), momentum=momentum)
         check(run(rule, Wrapped, None), run(rule, plain, None), bits=True)
 
 

@@ -18,9 +18,18 @@ ALL = {f"exact {name}": rule for name, rule in RULES.items()} | SHIPPED
 ALL |= {name: rule for name, (rule, _) in GROWING.items()} | {"adamw": AdamWRule()}
 
 ENGINES = [
-    *(polarlight.AutoPolar(), polarlight.NewtonSchulz(), polarlight.GramNewtonSchulz(tile=1)),
-    *(polarlight.QDWH(), polarlight.ZoloPD(), polarlight.ExactPolar(), polarlight.EigenPolar()),
-    polarlight.RegularisedPolar(),
+    *(
+        polarlight.linalg.AutoPolar(),
+        polarlight.linalg.NewtonSchulz(),
+        polarlight.linalg.GramNewtonSchulz(tile=1),
+    ),
+    *(
+        polarlight.linalg.QDWH(),
+        polarlight.linalg.ZoloPD(),
+        polarlight.linalg.ExactPolar(),
+        polarlight.linalg.EigenPolar(),
+    ),
+    polarlight.linalg.RegularisedPolar(),
 ]
 
 
