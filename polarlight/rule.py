@@ -147,6 +147,7 @@ class UpdateRule:
             rms = slot.output_rms(m, n, rms)
         return None if rms is None else self.scale(m, n) * rms
 
+    @isolated
     def direction_on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """Return the rows of `direction` that belong to the rows X; all holders must ask at once.
 
