@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import at_least_float32
 from polarlight.linalg.rest import SIZES, sizes_shape, zero_at_rest
 from polarlight.linalg.row_sums import Rows
@@ -146,6 +147,7 @@ class UpdateRule:
             rms = slot.output_rms(m, n, rms)
         return None if rms is None else self.scale(m, n) * rms
 
+    @isolated
     def direction_on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """Return the rows of `direction` that belong to the rows X; all holders must ask at once.
 
@@ -159,6 +161,7 @@ class UpdateRule:
             X = slot.apply_on_rows(X, rows, buffers)
         return X * self.scale(m, n)
 
+    @isolated
     def direction(self, M: Tensor, buffers: Buffers) -> Tensor:
         """Return what is multiplied by -lr, [..., m, n]; writes the stages' buffers."""
         if self.momentum.buffered and SIZES in buffers:

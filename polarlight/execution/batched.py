@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from polarlight.execution.job import Job
+from polarlight.linalg import foreach
 from polarlight.rule import UpdateRule
 
 MOST_BYTES = 256 * 2**20
@@ -100,7 +101,7 @@ def _together(jobs: Sequence[Job]) -> list[Tensor]:
     buffers = {name: _stacked(some, some[0].dtype) for name, some in kept.items()}
     directions = _kept(rule.direction(_stacked(matrices, dtype), buffers), first)
     for name, stack in buffers.items():
-        torch._foreach_copy_(kept[name], _parts(stack, kept[name]))
+        foreach.copy_(kept[name], _parts(stack, kept[name]))
     return _parts(directions, matrices)
 
 
@@ -108,8 +109,8 @@ def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Matrices [..., m, n] as one batch [b, m, n] in a dtype, each read once."""
     first = matrices[0]
     count = sum(M.shape[:-2].numel() for M in matrices)
-    batch = first.new_empty(count, *first.shape[-2:], dtype=dtype)
-    torch._foreach_copy_(_parts(batch, matrices), list(matrices))
+    batch = torch.empty(count, *first.shape[-2:], dtype=dtype, device=first.device)
+    foreach.copy_(_parts(batch, matrices), list(matrices))
     return batch
 
 

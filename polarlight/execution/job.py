@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from polarlight.linalg.matrices import at_least_float32
+from polarlight.linalg.matrices import wide
 from polarlight.linalg.slot import Buffers
 from polarlight.rule import HOST_COUNTER, UpdateRule
 from polarlight.view import MatrixView
@@ -42,7 +42,7 @@ def new_buffers(
     the parts' buffers lie end to end in one vector, so that a name has no index in it; in one per
     expert where the parameter is a stack of them.
     """
-    dtype = at_least_float32(parameter.new_empty(())).dtype
+    dtype = wide(parameter.dtype)
     parts = view.shapes(parameter.shape)
     needs = [rule.buffer_shapes(part) for part in parts]
     names = dict.fromkeys(name for need in needs for name in need)

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from polarlight.execution.job import Executor, Needs, jobs_of, new_buffers
 from polarlight.execution.sharded import collectives
+from polarlight.linalg import foreach
 from polarlight.rule import UpdateRule
 from polarlight.view import MatrixView
 
@@ -53,7 +54,7 @@ def directions_of(executor: Executor | WorkExecutor, works: Sequence[Work]) -> l
     if isinstance(executor, WorkExecutor):
         return executor.directions_of(works)
     known: Needs = {}
-    jobs = [jobs_of(w.rule, w.view, w.momentum, w.state, known) for w in works]
+    jobs = [jobs_of(w.rule, w.view, foreach.as_plain(w.momentum), w.state, known) for w in works]
     results = iter(executor.directions([job for parts in jobs for job in parts]))
     return [
         w.view.join([next(results) for _ in parts]) for w, parts in zip(works, jobs, strict=True)

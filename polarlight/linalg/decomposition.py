@@ -5,12 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import check_matrix, unit_scale
 from polarlight.linalg.row_sums import Rows, check_tall
 
 DTYPES = (torch.float32, torch.float64)
 
 
+@isolated
 def by_decomposition(
     M: Tensor, dtype: torch.dtype | None, polar: Callable[[Tensor], Tensor]
 ) -> Tensor:
@@ -36,6 +38,7 @@ def by_decomposition(
     return torch.where(finite, U, torch.nan).to(M.dtype)
 
 
+@isolated
 def by_gram(
     X: Tensor, rows: Rows, dtype: torch.dtype | None, polar: Callable[[Tensor, Rows], Tensor]
 ) -> Tensor:

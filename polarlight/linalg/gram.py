@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.coefficients import Quintic, Schedule
+from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import check_matrix
 from polarlight.linalg.newton_schulz import iterate, iteration_flops
 from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, started
@@ -141,6 +142,7 @@ class GramNewtonSchulz(PolarMap):
             check_tall(X, rows)
         return self._polar(X, rows, scaled=True)
 
+    @isolated
     def _polar(self, M: Tensor, rows: Rows, scaled: bool = False) -> Tensor:
         dtype = self.dtype or gram_dtype(M.dtype, M.device)
         start = started(M, self.normalisation, self.schedule.safety, dtype, rows, scaled)

@@ -63,7 +63,7 @@ def unit_scale_in(M: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tenso
 def largest_entry(M: Tensor) -> Tensor:
     """Return the largest absolute entry of each matrix, [..., m, n] -> [..., 1, 1]."""
     if M.numel() == 0:
-        return M.new_zeros(*M.shape[:-2], 1, 1)
+        return torch.zeros(*M.shape[:-2], 1, 1, dtype=M.dtype, device=M.device)
     if M.ndim == 2:  # one pass over the memory
         least, most = torch.aminmax(M)
         return torch.maximum(most, -least)[None, None]

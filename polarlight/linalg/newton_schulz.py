@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.coefficients import Quintic, Schedule
+from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import check_matrix
 from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Schatten8, Start, started
 from polarlight.linalg.polar_express import polar_express
@@ -80,6 +81,7 @@ class NewtonSchulz(PolarMap):
             check_tall(X, rows)
         return self._polar(X, rows, scaled=True)
 
+    @isolated
     def _polar(self, M: Tensor, rows: Rows, scaled: bool = False) -> Tensor:
         dtype = self.dtype or iteration_dtype(M.dtype, M.device)
         start = started(M, self.normalisation, self.schedule.safety, dtype, rows, scaled)

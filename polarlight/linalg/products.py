@@ -119,7 +119,7 @@ def _summed_gram(X: Tensor, rows: Rows) -> Tensor:
 def _mirrored(like: Tensor, panel: Panel) -> Tensor:
     """The symmetric matrix [..., k, k] whose panels of rows, from the diagonal on, are given."""
     k = like.shape[-2]
-    result = like.new_empty(*like.shape[:-2], k, k)
+    result = torch.empty(*like.shape[:-2], k, k, dtype=like.dtype, device=like.device)
     for start in range(0, k, PANEL):
         end = min(start + PANEL, k)
         part = result[..., start:end, start:]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polarlight.execution.work import gradient_of, local, new_buffers_of
+from polarlight.linalg import foreach
 from polarlight.optimizer import masked as nonfinite
 from polarlight.optimizer.masked import Finite
 from polarlight.optimizer.param_groups import Group
@@ -62,21 +63,22 @@ def with_stochastic_rounding(optimizer: Optimizing) -> Optimizing:
 def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
     """The state of a parameter before its first step."""
     rule = group["rule"]
-    more = {DRAWS: _no_draws(p)} if _at_random(group, p) else {}
+    more = {DRAWS: _no_draws(p)} if is_rounded_at_random(group, p) else {}
     if not isinstance(rule, UpdateRule):
         return dict(rule.new_state(_like(p, _is_widened(group, p)))) | more
     buffers = new_buffers_of(rule, group["view"] or Whole(), p, name)
     return buffers | rule.momentum.new_state(p) | more
 
 
-def _at_random(group: Group, p: Tensor) -> bool:
+def is_rounded_at_random(group: Group, p: Tensor) -> bool:
+    """Return whether a parameter's steps are rounded to bfloat16 at random."""
     return p.dtype == torch.bfloat16 and bool(group.get(AT_RANDOM, False))
 
 
 def _is_widened(group: Group, p: Tensor) -> bool:
     """Whether it is stepped in float32: to be rounded at random, or squared beyond float16."""
     squared = p.dtype == torch.float16 and not isinstance(group["rule"], UpdateRule)
-    return squared or _at_random(group, p)
+    return squared or is_rounded_at_random(group, p)
 
 
 def _like(p: Tensor, wide: bool) -> Tensor:
@@ -91,7 +93,7 @@ def _no_draws(p: Tensor) -> Tensor:
 def gradients(group: Group, params: list[Tensor]) -> list[Tensor]:
     """What of the gradients lies here, in the direction in which the loss grows or falls."""
     found = [gradient_of(p) for p in params]
-    return list(torch._foreach_neg(found)) if group["maximize"] else found
+    return foreach.neg(found) if group["maximize"] else found
 
 
 def move(
@@ -108,9 +110,9 @@ def move(
         nonfinite.decay(exact, 1 - lr * group["weight_decay"], finite)
     if isinstance(lr, Tensor):
         wide = [D.to(w.dtype) for D, w in zip(directions, exact, strict=True)]
-        torch._foreach_sub_(exact, torch._foreach_mul(wide, lr))
+        foreach.sub_(exact, foreach.mul(wide, lr))
     else:
-        torch._foreach_add_(exact, directions, alpha=-lr)
+        foreach.add_(exact, directions, alpha=-lr)
     _round(params, exact, states, finite)
 
 

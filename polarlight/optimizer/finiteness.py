@@ -9,6 +9,7 @@ from torch import Tensor
 
 from polarlight.execution.sharded import collectives
 from polarlight.execution.work import gradient_of, is_sharded
+from polarlight.linalg import foreach
 from polarlight.optimizer.param_groups import Group
 from polarlight.rule import UpdateRule
 
@@ -39,7 +40,7 @@ def known_finite(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
     """What `are_finite` says, for the host to know; one transfer."""
     if in_memory(gradients[0].device) and not squares:
         # A finite sum has finite terms, and is the cheapest to have; a sum may also overflow.
-        sums = torch.stack([g.sum() for g in gradients]).tolist()
+        sums = torch.stack([foreach.as_plain(g.sum()) for g in gradients]).tolist()
         if all(map(math.isfinite, sums)):
             return [True] * len(gradients)
     return list(are_finite(gradients, squares).tolist())
@@ -52,10 +53,11 @@ def are_finite(gradients: Sequence[Tensor], squares: bool) -> Tensor:
     """
     if squares:
         norms = [torch.linalg.vector_norm(g, dtype=_wide(g)) for g in gradients]
-        return torch.stack(norms).isfinite()
-    if gradients[0].device.type == "cuda" and all(g.numel() for g in gradients):
+        return torch.stack([foreach.as_plain(norm) for norm in norms]).isfinite()
+    on_gpu = gradients[0].device.type == "cuda" and foreach.have_kernels(gradients)
+    if on_gpu and all(g.numel() for g in gradients):
         return torch.stack(torch._foreach_norm(list(gradients), float("inf"))).isfinite()
-    return torch.stack([g.isfinite().all() for g in gradients])
+    return torch.stack([foreach.as_plain(g.isfinite().all()) for g in gradients])
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polarlight.linalg import foreach
 from polarlight.rule import MOMENTUM, ElementwiseRule, Momentum
 
 Finite = list[Tensor] | None
@@ -69,7 +70,11 @@ def momenta(
     if momentum.buffered and not momentum.is_ema:
         written = [[b, *tensors] for b, tensors in zip(buffers, written, strict=True)]
     before = [[x.clone() for x in tensors] for tensors in written]
-    rest = buffers if momentum.buffered else [g.new_zeros(()) for g in gradients]
+    rest = (
+        buffers
+        if momentum.buffered
+        else [torch.zeros((), dtype=g.dtype, device=g.device) for g in gradients]
+    )
     harmless = [torch.where(ok, g, r) for ok, g, r in zip(finite, gradients, rest, strict=True)]
     result = average(harmless, buffers, beta)
     for ok, new, old in zip(finite, written, before, strict=True):
@@ -109,7 +114,7 @@ def keep(
 def decay(params: Sequence[Tensor], factor: float | Tensor, finite: Finite) -> None:
     """Multiplies the weights by the factor, but not those that are left out."""
     if finite is None:
-        torch._foreach_mul_(list(params), factor)
+        foreach.mul_(params, factor)
         return
     for ok, p in zip(finite, params, strict=True):
         p.copy_(torch.where(ok, p * factor, p))
@@ -145,7 +150,7 @@ def step_entries(
 
 def _leaves_out(rule: ElementwiseRule, parameters: Sequence[Tensor]) -> bool:
     """Return whether the rule's own kernel can leave parameters out; a graph does not hold it."""
-    here = {p.device.type for p in parameters} <= _SKIPPING
+    here = {p.device.type for p in parameters} <= _SKIPPING and foreach.have_kernels(parameters)
     return here and rule.has_step_finite and not torch.compiler.is_compiling()
 
 

@@ -23,7 +23,9 @@ STRUCTURE = ("rule", "view")
 def name_of(group: Mapping[str, Any], index: int, place: int) -> str:
     """The name of a parameter, or where it stands."""
     names = group.get("param_names")
-    return str(names[place]) if names else f"param_groups[{index}]['params'][{place}]"
+    if names and len(names) == len(group["params"]):  # else they were replaced, as by a flat one
+        return str(names[place])
+    return f"param_groups[{index}]['params'][{place}]"
 
 
 def check_numbers(group: Group) -> None:
@@ -50,6 +52,12 @@ def check_group(group: Group, index: int) -> None:
         )
     if not isinstance(group["rule"], UpdateRule | ElementwiseRule):
         raise ValueError(f"rule must be an UpdateRule or an ElementwiseRule, got {group['rule']!r}")
+    view = group["view"]
+    if view is not None and (isinstance(view, type) or not isinstance(view, MatrixView)):
+        raise ValueError(
+            "view must be None or an object such as polarlight.view.Whole() or "
+            f"polarlight.view.Heads(8), got {view!r}"
+        )
     _check_parameters(group, index)
 
 
@@ -86,6 +94,8 @@ def _check_parameters(group: Group, index: int) -> None:
         raise ValueError(f"{', '.join(others)}; only real floating-point parameters are supported")
     if not isinstance(rule, UpdateRule):
         return
+    if named and all(p.ndim < 2 for _, p in named):
+        check_is_matrix(group, index, 0)
     odd = [f"{name} has shape {tuple(p.shape)}" for name, p in named if p.ndim != 2]
     if view is None and odd:
         raise ValueError(
@@ -97,6 +107,23 @@ def _check_parameters(group: Group, index: int) -> None:
     misfits = [f"{n}: {said}" for n, p in named if (said := _misfit(view or Whole(), p.shape))]
     if misfits:
         raise ValueError("\n".join(misfits))
+
+
+def check_is_matrix(group: Group, index: int, place: int) -> None:
+    """Raises ValueError if a rule for matrices has a parameter with fewer than two dimensions."""
+    rule, p = group["rule"], group["params"][place]
+    if not isinstance(rule, UpdateRule) or p.ndim >= 2:
+        return
+    names = [str(name) for name in group.get("param_names") or ()]
+    once = f", once {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
+    raise ValueError(
+        f"param group {index}{once}: {name_of(group, index, place)} has shape {tuple(p.shape)}, "
+        f"and {rule.name} is for matrices. Either it is a vector: pass the model or "
+        "model.named_parameters() to have vectors routed to AdamW. Or a wrapper flattened the "
+        "group into one tensor, in which no matrix can be found again: DeepSpeed does so under "
+        "ZeRO 1 to 3, FSDP1 with use_orig_params=False. Shard with torch's fully_shard (FSDP2), "
+        "or use ZeRO stage 0"
+    )
 
 
 def _misfit(view: MatrixView, shape: torch.Size) -> str:

@@ -1,11 +1,12 @@
 """Looking at a run while it runs: what a probe is called with, and when."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from polarlight.optimizer.param_groups import Group, name_of
 from polarlight.rule import Rule
 
 
@@ -51,3 +52,12 @@ class CountingProbe(Probe, Protocol):
 
         `frozen` says that the parameter asks for no gradient.
         """
+
+
+def count_updates(probes: Iterable[Probe], group: Group, index: int, places: set[int]) -> None:
+    """Tell the probes that count which parameters of a group were updated."""
+    for probe in probes:
+        if isinstance(probe, CountingProbe):
+            for i, p in enumerate(group["params"]):
+                rule = group["rule"] if i in places else None
+                probe.count(name_of(group, index, i), rule, frozen=not p.requires_grad)

@@ -17,10 +17,12 @@ from torch.utils.hooks import RemovableHandle
 from polarlight.execution.batched import Batched
 from polarlight.execution.heap import keep_freed_memory
 from polarlight.execution.job import Executor
-from polarlight.execution.sharded.executor import around_shards
+from polarlight.execution.sharded.executor import around_shards, check_executor
 from polarlight.execution.work import Work, WorkExecutor, directions_of, local, whole
+from polarlight.linalg.isolation import run_isolated
 from polarlight.optimizer import apply as movement
 from polarlight.optimizer import masked as nonfinite
+from polarlight.optimizer.buffers import OwnBuffers
 from polarlight.optimizer.gradient_guard import Watch
 from polarlight.optimizer.masked import Finite, NonFinite, Verdict, verdict_of
 from polarlight.optimizer.param_groups import (
@@ -34,7 +36,7 @@ from polarlight.optimizer.param_groups import (
     together,
     with_gradients,
 )
-from polarlight.optimizer.probe import CountingProbe, Observation, Probe
+from polarlight.optimizer.probe import Observation, Probe, count_updates
 from polarlight.optimizer.state_dict import restoring
 from polarlight.rule import MOMENTUM, Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
@@ -87,7 +89,8 @@ class SpectralOptimizer(Optimizer):
         nonfinite: NonFinite = NonFinite.SKIP,
     ) -> None:
         self._watch = Watch(NonFinite(nonfinite))
-        self.executor: Executor | WorkExecutor = executor or Batched()
+        self._buffers = OwnBuffers()
+        self.executor = check_executor(Batched() if executor is None else executor)
         self.reasons: dict[str, str] = {}
         self._probes: OrderedDict[int, Probe] = OrderedDict()
         defaults = {
@@ -134,9 +137,17 @@ class SpectralOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._complete_state()
+        devices = {p.device.type for group in self.param_groups for p in group["params"]}
+        run_isolated(self._step, devices)
+        return loss
+
+    def _step(self) -> None:
+        """Step every parameter with a gradient."""
         members = {i: with_gradients(group, i) for i, group in enumerate(self.param_groups)}
         watching = [probe for probe in self._probes.values() if probe.begin()]
-        verdicts = self._watch.judge(self.param_groups, members, self.state, ask=bool(watching))
+        verdicts = self._watch.judge(
+            self.param_groups, members, self._buffers.by_parameter, ask=bool(watching)
+        )
         updated: dict[int, set[int]] = {i: set() for i in members}
         for part in self._together(members):
             self._watch.sift(self.param_groups, part)
@@ -144,10 +155,9 @@ class SpectralOptimizer(Optimizer):
             for index, places in part.items():
                 updated[index].update(places)
         for index, done in updated.items():
-            self._count(index, done)
+            count_updates(self._probes.values(), self.param_groups[index], index, done)
         for probe in watching:
             probe.end()
-        return loss
 
     @property
     def nonfinite(self) -> NonFinite:
@@ -199,6 +209,7 @@ class SpectralOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The inverse of `__getstate__`, also used by torch's `load_state_dict`."""
         self.__dict__.setdefault("_probes", OrderedDict())
+        self.__dict__.setdefault("_buffers", OwnBuffers())
         self.__dict__.setdefault("_watch", Watch(state.pop("nonfinite", NonFinite.SKIP)))
         super().__setstate__(state)
 
@@ -208,19 +219,7 @@ class SpectralOptimizer(Optimizer):
         """Gives every trainable parameter its state, where it is missing; not part of a graph."""
         keep_freed_memory()
         self._watch.prepare(self.param_groups)
-        for index, group in enumerate(self.param_groups):
-            for i, p in enumerate(group["params"]):
-                if (p.requires_grad or p.grad is not None) and not self.state[p]:
-                    self.state[p] = movement.new_state(group, p, name_of(group, index, i))
-
-    def _count(self, index: int, places: set[int]) -> None:
-        """Tells the probes that count which parameters of a group were updated."""
-        group = self.param_groups[index]
-        for probe in self._probes.values():
-            if isinstance(probe, CountingProbe):
-                for i, p in enumerate(group["params"]):
-                    rule = group["rule"] if i in places else None
-                    probe.count(name_of(group, index, i), rule, frozen=not p.requires_grad)
+        self._buffers.complete(self.param_groups, self.state)
 
     def _together(self, members: Members) -> list[Members]:
         """Places cut into what is stepped at once, and how it will be computed."""
@@ -252,7 +251,7 @@ class SpectralOptimizer(Optimizer):
         for index, places in members.items():
             group, some = self.param_groups[index], works[index]
             directions = [next(found) for _ in some]
-            states = [self.state[work.parameter] for work in some]
+            states = self._buffers.of(work.parameter for work in some)
             nonfinite.keep(directions, states, [work.state for work in some], finite[index])
             for probe in watching:
                 for i, work, D in zip(places, some, directions, strict=True):
@@ -267,7 +266,7 @@ class SpectralOptimizer(Optimizer):
         group = self.param_groups[index]
         rule, view = group["rule"], group["view"] or Whole()
         params = [group["params"][i] for i in places]
-        states = [self.state[p] for p in params]
+        states = self._buffers.of(params)
         buffers = [local(state[MOMENTUM]) for state in states if rule.momentum.buffered]
         gradients = movement.gradients(group, params)
         beta = group["momentum"]
@@ -284,9 +283,10 @@ class SpectralOptimizer(Optimizer):
         """One step of a group whose rule is elementwise."""
         group, finite = self.param_groups[index], verdict_of(verdict, places)
         params = [group["params"][i] for i in places]
-        states = [self.state[p] for p in params]
+        states = self._buffers.of(params)
         before = [whole(p).clone() if watching else p for p in params]
         movement.step_entries(group, params, states, finite)
+        self._buffers.store(self.state, params)
         for probe in watching:
             for i, p, seen, state in zip(places, params, before, states, strict=True):
                 state = {key: local(x) for key, x in state.items()}

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from polarlight.linalg.rest import SIZES
 from polarlight.optimizer import apply as movement
 from polarlight.optimizer.param_groups import STRUCTURE, Group, StateDict, check_numbers, name_of
-from polarlight.rule import UpdateRule
+from polarlight.rule import HOST_COUNTER
+from polarlight.view import Whole
 
 Form = tuple[torch.dtype, torch.device]
 """What a saved buffer becomes."""
@@ -47,7 +48,6 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
 
     def first_after(_: Optimizer) -> None:
         _restore_forms(optimizer, given, forms)
-        _complete(optimizer)
 
     before = optimizer.register_load_state_dict_pre_hook(last_before)
     after = optimizer.register_load_state_dict_post_hook(first_after, prepend=True)
@@ -68,12 +68,15 @@ def with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:
     replaced = []
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
         _check_structure(saved, group, index)
-        replaced.append(group | saved | {key: group[key] for key in STRUCTURE})
+        kept = {key: group[key] for key in STRUCTURE}
+        if not saved.get("role"):  # saved without names, from which roles follow
+            kept["role"] = group.get("role", "")
+        replaced.append(group | saved | kept)
         try:
             check_numbers(replaced[-1])
         except ValueError as error:
             raise ValueError(f"param group {index} of the state dict: {error}") from error
-    return state_dict | {"param_groups": replaced}
+    return state_dict | {"state": dict(state_dict["state"]), "param_groups": replaced}
 
 
 def _saved_groups(state_dict: StateDict) -> list[Group]:
@@ -94,7 +97,7 @@ def _check_structure(saved: Group, group: Group, index: int) -> None:
             f"param group {index} of the state dict has no rule: polarlight did not write it"
         )
     for key in STRUCTURE:
-        if saved.get(key) != repr(group[key]):
+        if as_text(key, saved.get(key)) != as_text(key, group[key]):
             raise ValueError(
                 f"param group {index} was saved with another {key}:\n"
                 f"  saved:     {saved.get(key)}\n  optimizer: {group[key]!r}\n"
@@ -105,6 +108,15 @@ def _check_structure(saved: Group, group: Group, index: int) -> None:
         raise ValueError(
             f"param group {index} was saved with {there} parameters, the optimizer's has {here}"
         )
+
+
+def as_text(key: str, value: object) -> str:
+    """Return an entry of STRUCTURE as a checkpoint has it.
+
+    Wrappers that save param groups by themselves keep the object. No view is the whole matrix.
+    """
+    text = value if isinstance(value, str) else repr(value)
+    return repr(Whole()) if (key, text) == ("view", "None") else text
 
 
 def _forms(given: StateDict, groups: list[Group]) -> dict[Any, dict[str, Form]]:
@@ -122,6 +134,9 @@ def _forms(given: StateDict, groups: list[Group]) -> dict[Any, dict[str, Form]]:
                 continue
             name = name_of(group, index, place)
             fresh = movement.new_state(saved, p, name)
+            if not fresh.keys() & state.keys():
+                continue  # a wrapper's own, of a parameter that was never stepped
+            state = given["state"][key] = _with_tensors(state, fresh)
             wrong += [f"{name}: {said}" for said in _misfits(state, fresh)]
             forms[key] = {buffer: (x.dtype, x.device) for buffer, x in fresh.items()}
     if wrong:
@@ -132,6 +147,17 @@ def _forms(given: StateDict, groups: list[Group]) -> dict[Any, dict[str, Form]]:
             + more
         )
     return forms
+
+
+def _with_tensors(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return a saved state with a tensor for a `step` that is a Python number, as torch's once was.
+
+    `full_like` takes the shape from the optimizer's own: [] under AdamW, [..., 1, 1] under SOAP.
+    """
+    step = state.get(HOST_COUNTER)
+    if HOST_COUNTER not in fresh or not isinstance(step, int | float):
+        return dict(state)
+    return dict(state) | {HOST_COUNTER: torch.full_like(fresh[HOST_COUNTER], step)}
 
 
 def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[str]:
@@ -150,24 +176,16 @@ def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[
 def _restore_forms(
     optimizer: Optimizer, given: StateDict, forms: Mapping[Any, Mapping[str, Form]]
 ) -> None:
-    """Undoes torch's cast of loaded state to the parameter's dtype."""
+    """Undoes what torch does to loaded state: casts to the parameter's dtype, and texts."""
     keys = (key for group in given["param_groups"] for key in group["params"])
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     for key, p in zip(keys, parameters, strict=True):
         for buffer, value in given["state"].get(key, {}).items():
+            if isinstance(value, str):  # torch takes it for a sequence of values
+                optimizer.state[p][buffer] = value
             if isinstance(value, Tensor):
                 now = optimizer.state[p][buffer]
-                dtype, device = forms[key].get(buffer, (value.dtype, p.device))
+                dtype, device = forms.get(key, {}).get(buffer, (value.dtype, p.device))
                 if not (value.dtype == now.dtype == dtype and now.device == device):
                     cast = value.detach().to(device=device, dtype=dtype, copy=True)
                     optimizer.state[p][buffer] = cast
-
-
-def _complete(optimizer: Optimizer) -> None:
-    """Give loaded states the sizes of their momenta where an older version saved none."""
-    for index, group in enumerate(optimizer.param_groups):
-        for place, p in enumerate(group["params"]):
-            state = optimizer.state.get(p)
-            if state and SIZES not in state and isinstance(group["rule"], UpdateRule):
-                fresh = movement.new_state(group, p, name_of(group, index, place))
-                state.update({SIZES: fresh[SIZES]} if SIZES in fresh else {})

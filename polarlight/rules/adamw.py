@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from polarlight.linalg.foreach import have_kernels
 from polarlight.routing.roles import MATRIX_ROLES, Role
 from polarlight.routing.route import Route, route
 from polarlight.rule import ElementwiseRule
@@ -70,7 +71,8 @@ class AdamWRule(ElementwiseRule):
     ) -> None:
         """One step through torch's fused kernel where the device has one, foreach elsewhere.
 
-        While a step is being compiled, torch's formulas, which it fuses with everything else.
+        Subclasses of Tensor get torch's loop over parameters. While a step is being compiled,
+        torch's formulas, which it fuses with everything else.
         """
         self._call(parameters, gradients, states, None, lr, weight_decay, momentum)
 
@@ -102,13 +104,17 @@ class AdamWRule(ElementwiseRule):
     ) -> None:
         """One step by torch; where found_inf, float [], is 1, nothing changes."""
         compiling = torch.compiler.is_compiling() and found_inf is None
-        fused = not compiling and all(p.device.type in _FUSED_DEVICES for p in parameters)
+        native = all(map(have_kernels, (parameters, gradients, *(s.values() for s in states))))
+        on_fused = all(p.device.type in _FUSED_DEVICES for p in parameters)
+        fused = not compiling and native and on_fused
+        on_gpu = all(p.device.type == "cuda" for p in parameters)
         written = [
             [p, state["exp_avg"], state["exp_avg_sq"]]
             for p, state in zip(parameters, states, strict=True)
         ]
         used = [
-            _in_one_layout([*tensors, g]) for tensors, g in zip(written, gradients, strict=True)
+            _in_one_layout([*tensors, g]) if native else [*tensors, g]
+            for tensors, g in zip(written, gradients, strict=True)
         ]
         weights, means, squares, gradients = (list(x) for x in zip(*used, strict=True))
         adamw(
@@ -118,9 +124,9 @@ class AdamWRule(ElementwiseRule):
             squares,
             [],
             [state["step"] for state in states],
-            foreach=not fused,
+            foreach=native and not fused,
             fused=fused,
-            capturable=compiling,
+            capturable=compiling or (not native and on_gpu),  # a loop would read `step` back
             found_inf=found_inf,
             amsgrad=False,
             beta1=momentum,

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import nonzero, unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
@@ -68,6 +69,7 @@ class RiemannianPolar(PolarMap):
             raise ValueError(f"step_size must be > 0, got {self.step_size}")
         check_floor(self.floor)
 
+    @isolated
     def __call__(self, M: Tensor) -> Tensor:
         """The balanced polar factor of M."""
         X = unit_scale(M)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import nonzero
 
 NOISE = 100
 """Machine epsilons, relative to the largest value, below which a value is rounding."""
 
 
+@isolated
 def starting_basis(G: Tensor) -> Tensor:
     """Eigenvectors of G G', largest eigenvalue first, [..., m, n] -> [..., m, m].
 
@@ -52,6 +54,7 @@ class PowerIteration:
         if self.floor is not None and not 0 <= self.floor < 1:
             raise ValueError(f"floor must lie in [0, 1), got {self.floor}")
 
+    @isolated
     def __call__(self, S: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
         """The new basis, and which old column [..., n] each new one continues."""
         floor = NOISE * torch.finfo(S.dtype).eps if self.floor is None else self.floor

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from polarlight.linalg import foreach
 from polarlight.linalg.matrices import at_least_float32
 from polarlight.rule import MOMENTUM, Averaging, Momentum
 from polarlight.stages.rounding import round_stochastically
@@ -37,9 +38,9 @@ class EMA(Momentum):
     ) -> list[Tensor]:
         """Updates the buffers in place and returns what the rule maps."""
         gradients, buffers = _in_dtype_of(buffers, gradients), list(buffers)
-        torch._foreach_lerp_(buffers, gradients, 1 - beta)
+        foreach.lerp_(buffers, gradients, 1 - beta)
         _drop_stuck(buffers, gradients, beta)
-        ahead = torch._foreach_lerp(gradients, buffers, beta) if self.nesterov else buffers
+        ahead = foreach.lerp(gradients, buffers, beta) if self.nesterov else buffers
         return list(ahead)
 
 
@@ -62,10 +63,10 @@ class HeavyBall(Momentum):
     ) -> list[Tensor]:
         """Updates the buffers in place and returns what the rule maps."""
         gradients, buffers = _in_dtype_of(buffers, gradients), list(buffers)
-        torch._foreach_mul_(buffers, beta)
-        torch._foreach_add_(buffers, gradients)
+        foreach.mul_(buffers, beta)
+        foreach.add_(buffers, gradients)
         _drop_stuck(buffers, gradients, beta)
-        ahead = torch._foreach_add(gradients, buffers, alpha=beta) if self.nesterov else buffers
+        ahead = foreach.add(gradients, buffers, alpha=beta) if self.nesterov else buffers
         return list(ahead)
 
 
@@ -156,11 +157,11 @@ class InBfloat16(Momentum):
         wide = [b.to(at_least_float32(g).dtype) for b, g in zip(buffers, gradients, strict=True)]
         mapped = self.average(gradients, wide, beta)
         if self.stochastic:
-            torch._foreach_add_(list(draws), 1)
+            foreach.add_(draws, 1)
             for buffer, new, draw in zip(buffers, wide, draws, strict=True):
                 buffer.copy_(round_stochastically(new.float(), draw))
         else:
-            torch._foreach_copy_(list(buffers), wide)
+            foreach.copy_(buffers, wide)
         return mapped
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.isolation import isolated
 from polarlight.linalg.properties import (
     LEFT,
     LEFT_SIGNED,
@@ -87,6 +88,7 @@ class RotatedAdam(Stage):
                 sizes |= {f"{side}_basis": (length, length)} | self.factors.sizes(side, length)
         return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
 
+    @isolated
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """The direction; updates all buffers."""
         members = {name: as_batch(buffer) for name, buffer in buffers.items()}

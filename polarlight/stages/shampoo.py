@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.decomposition import symmetric_eigen
+from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import largest_entry
 from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariants, Symmetries
 from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
@@ -49,6 +50,7 @@ class Shampoo(Stage):
         sizes |= {"left_factor": (m, m), "right_factor": (n, n)}
         return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
 
+    @isolated
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """Updates the averages; returns the preconditioned mean."""
         G, M = in_units(X, buffers["unit"]), buffers["first_moment"]

@@ -57,6 +57,7 @@ ELSEWHERE = {
     "torch.testing._internal.distributed.fake_pg.FakeStore": "processes that are not there",
     "torch.utils._python_dispatch.TorchDispatchMode": "sees every operator of a step",
     "torch.utils._pytree.tree_leaves": "tensors in any structure",
+    "torch.utils._pytree.tree_map": "the same",
 }
 """The same in tests, benchmarks and examples."""
 

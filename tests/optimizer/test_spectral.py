@@ -268,3 +268,51 @@ def test_what_a_step_has_written_is_kept_only_where_the_gradient_was_finite(monk
     assert optimizer.state[good]["row_second_moment"].all()
     assert not optimizer.state[bad]["row_second_moment"].any()
     assert torch.equal(bad.detach(), before)
+
+
+class Counting:
+    """An executor that counts its jobs."""
+
+    def __init__(self):
+        self.jobs = 0
+
+    def directions(self, jobs):
+        self.jobs += len(jobs)
+        return polarlight.OneByOne().directions(jobs)
+
+
+def test_executor_nonfinite_and_view_are_arguments_of_the_constructor():
+    weight = nn.Parameter(torch.ones(2, 4, 4))
+    executor = Counting()
+    optimizer = SpectralOptimizer(
+        [weight],
+        rule=polarlight.rules.muon(),
+        executor=executor,
+        nonfinite=polarlight.NonFinite.RAISE,
+        view=polarlight.view.Whole(),
+    )
+    assert optimizer.param_groups[0]["view"] == polarlight.view.Whole()
+    weight.grad = torch.ones(2, 4, 4)
+    optimizer.step()
+    assert executor.jobs == 1
+    weight.grad[0, 0, 0] = torch.inf
+    with pytest.raises(FloatingPointError):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"executor": "batched"}, "executor must be an object such as .* got 'batched'"),
+        ({"executor": polarlight.Batched}, "executor must be an object such as"),
+        ({"view": "whole"}, "view must be None or an object such as .* got 'whole'"),
+        ({"view": polarlight.view.Whole}, "view must be None or an object such as"),
+        ({"nonfinite": "ignore"}, "'ignore' is not a valid NonFinite"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_is_no_executor_view_or_policy_is_refused_at_construction(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        SpectralOptimizer(
+            [nn.Parameter(torch.ones(4, 4))], rule=polarlight.rules.muon(), **arguments
+        )

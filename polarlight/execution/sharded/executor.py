@@ -147,6 +147,16 @@ class Sharded:
         self.__init__(**state)  # type: ignore[misc]
 
 
+def check_executor(executor: Executor | WorkExecutor) -> Executor | WorkExecutor:
+    """Return the executor; raises ValueError if it is none, or a class of executors."""
+    if isinstance(executor, Executor | WorkExecutor) and not isinstance(executor, type):
+        return executor
+    raise ValueError(
+        f"executor must be an object such as polarlight.Batched(), polarlight.OneByOne() or "
+        f"polarlight.Sharded(), got {executor!r}; leave it out for the default"
+    )
+
+
 def around_shards(
     executor: Executor | WorkExecutor, parameters: Iterable[Tensor]
 ) -> Executor | WorkExecutor:

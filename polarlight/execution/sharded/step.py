@@ -11,6 +11,7 @@ from polarlight.execution.sharded.regions import Block, segments
 from polarlight.execution.sharded.schedule import Bucket, Exchange, Piece, Schedule
 from polarlight.execution.sharded.units import MOMENTUM, Unit
 from polarlight.execution.work import Work, local
+from polarlight.linalg import foreach
 from polarlight.linalg.slot import Buffers
 from polarlight.rule import HOST_COUNTER
 
@@ -211,7 +212,7 @@ def _unpack(pending: Pending, pieces: Sequence[Piece], targets: list[Tensor]) ->
     sizes = [piece.segment.numel for piece in pieces]
     shapes = [piece.segment.shape for piece in pieces]
     parts = [p.view(shape) for p, shape in zip(received.split(sizes), shapes, strict=True)]
-    torch._foreach_copy_(targets, parts)
+    foreach.copy_(targets, parts)
 
 
 def _as_matrix(block: Tensor, shape: Block) -> Tensor:
