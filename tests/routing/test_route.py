@@ -136,7 +136,8 @@ def test_convolutions_and_raw_parameters_are_no_hidden_matrices():
     assert found["conv.weight"].role is Role.CONV
     assert found["memory"].role is Role.VECTOR
     assert "no known matrix" in found["memory"].reason
-    optimizer = polarlight.Muon(model)
+    with pytest.warns(UserWarning, match=r"no parameter gets .* rule.*: memory \(16, 8\), conv"):
+        optimizer = polarlight.Muon(model)
     assert all(isinstance(g["rule"], AdamWRule) for g in optimizer.param_groups)
 
 

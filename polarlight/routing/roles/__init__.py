@@ -5,7 +5,8 @@ next, names last. No library of models is imported: what is known of one is know
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import cast
+from dataclasses import fields
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -15,7 +16,8 @@ from polarlight.routing.roles.ends import ends, heads_of, positions
 from polarlight.routing.roles.mixture import in_experts, router
 from polarlight.routing.roles.mlp import as_map, expert, mlp
 from polarlight.routing.roles.modulation import modulation
-from polarlight.routing.roles.site import Site, sites_by_name, sites_of
+from polarlight.routing.roles.names import NO_MATRICES
+from polarlight.routing.roles.site import Site, sites_by_name, sites_of, unknown
 from polarlight.routing.roles.vocabulary import MATRIX_ROLES, Assignment, Part, Role, Verdict
 from polarlight.view import Flattened, Heads, MatrixView, RowBlocks, Transposed, Whole
 
@@ -42,9 +44,11 @@ def _assign(uses: Sequence[Site], heads: Mapping[int, str]) -> Assignment:
     site = uses[0]
     found = next(_verdicts(uses, heads))
     reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
-    return Assignment(
-        site.name, site.parameter, found.role, reason, found.view, found.part, found.heads
-    )
+    return Assignment(site.name, site.parameter, **(_fields(found) | {"reason": reason}))
+
+
+def _fields(verdict: Verdict) -> dict[str, Any]:
+    return {field.name: getattr(verdict, field.name) for field in fields(verdict)}
 
 
 def _verdicts(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Verdict]:
@@ -66,7 +70,9 @@ def _verdicts(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Verdic
         yield expert(site, turned=site.parameter.ndim == 2 and bool(_is_turned(site)))
     yield from _by_type(site)
     yield from positions(site)
-    yield Verdict(Role.VECTOR, f"raw parameter {_leaf(site)} of {_owner(site)}: no known matrix")
+    if any(word in site.leaf for word in NO_MATRICES):
+        yield Verdict(Role.VECTOR, f"{_leaf(site)} of {_owner(site)} is not a matrix, by its name")
+    yield unknown(site, f"raw parameter {_leaf(site)} of {_owner(site)}: no known matrix")
 
 
 def _leaf(site: Site) -> str:
@@ -87,7 +93,9 @@ def _by_type(site: Site) -> Iterator[Verdict]:
     if isinstance(site.module, nn.modules.conv._ConvNd):
         yield _convolution(site, site.module)
     if site.module is None and _is_kernel_by_name(site):
-        yield Verdict(Role.CONV, "kernel by its name", Flattened(tuple(site.parameter.shape[2:])))
+        part = Part.PATCH if any("patch" in word for word in site.path) else Part.NONE
+        view = Flattened(tuple(site.parameter.shape[2:]))
+        yield Verdict(Role.CONV, "kernel by its name", view, part)
     if isinstance(site.module, nn.MultiheadAttention | None) and (found := packed(site)):
         yield found
     if isinstance(site.module, nn.RNNBase) and site.leaf.startswith("weight"):
@@ -109,6 +117,9 @@ def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Verdict:
     view = Flattened(tuple(site.parameter.shape[2:]), inner)
     if module.groups > 1 and module.groups == module.in_channels:
         return Verdict(Role.CONV, f"{kind} kernel, one per channel", view, Part.DEPTHWISE)
+    patches = module.stride == module.kernel_size and max(module.stride) > 1
+    if patches and not module.transposed:
+        return Verdict(Role.CONV, f"{kind} kernel, embeds patches", view, Part.PATCH)
     return Verdict(Role.CONV, f"{kind} kernel", view)
 
 

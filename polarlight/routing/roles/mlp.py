@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from polarlight.routing.roles.names import MLP, MLP_BLOCKS, part_of
-from polarlight.routing.roles.site import Site
+from polarlight.routing.roles.site import Site, unknown
 from polarlight.routing.roles.vocabulary import Part, Role, Verdict
 from polarlight.view import Heads, Interleaved, MatrixView, RowBlocks, Transposed, Whole
 
@@ -104,7 +104,7 @@ def _flat(site: Site, part: Part) -> Verdict:
     """Two dimensions for all experts: their matrices on top of each other, or vectors."""
     count = site.number("moe_num_experts", "num_experts", "num_local_experts")
     if part is Part.NONE or not count or site.parameter.shape[0] % count:
-        return Verdict(Role.VECTOR, f"{site.word} of {site.home}: no known matrix")
+        return unknown(site, f"{site.word} of {site.home}: no known matrix")
     inner = Transposed() if part is Part.DOWN else Whole()
     reason = f"{part} of {count} experts on top of each other: {site.word} in {site.home}"
     return Verdict(Role.EXPERT, reason, Heads(count, inner=inner), part)

@@ -26,6 +26,9 @@ ONLY_HEADS = _words(
 MODULATIONS = _words("adaln modulation adaln_single norm_out")
 """Words for layers that compute shifts, scales and gates from a condition (adaptive norms)."""
 
+NO_MATRICES = _words("token latent queries prompt a_log scale_shift_table gamma scale")
+"""Parts of names of raw parameters whose rows are learned inputs, decays or factors."""
+
 ROUTERS = _words("router gate gating wg")
 
 ATTENTION = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from polarlight.routing.roles.names import EMBEDDINGS
+from polarlight.routing.roles.vocabulary import Role, Verdict
 from polarlight.routing.roles.wrappers import MAGNITUDE, skipped, weight_words
 
 
@@ -189,6 +190,12 @@ class Site:
 def _sources(module: nn.Module) -> tuple[object, object]:
     """Where a module's numbers stand."""
     return module, getattr(module, "config", None)
+
+
+def unknown(site: Site, reason: str) -> Verdict:
+    """The verdict on a parameter of which nothing tells that it is a matrix."""
+    vectors = sum(size > 1 for size in site.parameter.shape) < 2
+    return Verdict(Role.VECTOR, reason, known=vectors)
 
 
 def _dots(name: str) -> Iterator[int]:
