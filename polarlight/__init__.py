@@ -97,7 +97,16 @@ from polarlight.stages.momentum import EMA, HeavyBall, InBfloat16, RawGradient
 from polarlight.stages.orientation import Columns, Pairs, oriented
 from polarlight.stages.scales import MatchRmsAdamW, Original, RmsToRms, Unscaled
 from polarlight.stages.side import OnSide, Side
-from polarlight.view import Flattened, Heads, Interleaved, RowBlocks, Taps, Transposed, Whole
+from polarlight.view import (
+    Flattened,
+    Heads,
+    Interleaved,
+    RowBlocks,
+    Slices,
+    Taps,
+    Transposed,
+    Whole,
+)
 
 __version__ = "0.1.0"
 
@@ -182,6 +191,7 @@ __all__ = [
     "Schedule",
     "Sharded",
     "Side",
+    "Slices",
     "SpectralOptimizer",
     "SumNorm",
     "Taps",

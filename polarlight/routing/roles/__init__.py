@@ -14,7 +14,7 @@ from polarlight.routing.roles import seams
 from polarlight.routing.roles.attention import attention, in_attention, packed
 from polarlight.routing.roles.ends import ends, heads_of, positions
 from polarlight.routing.roles.mixture import in_experts, router
-from polarlight.routing.roles.mlp import as_map, expert, mlp
+from polarlight.routing.roles.mlp import as_map, expert, mlp, sliced
 from polarlight.routing.roles.modulation import modulation
 from polarlight.routing.roles.names import NO_MATRICES
 from polarlight.routing.roles.site import Site, sites_by_name, sites_of, unknown
@@ -66,7 +66,12 @@ def _verdicts(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Verdic
         yield Verdict(Role.VECTOR, f"{_leaf(site)} of {_owner(site)} is not a matrix")
     yield from router(site)
     yield from ends(uses, heads)
-    if in_experts(site) and site.parameter.ndim in (2, 3):
+    experts = in_experts(site)
+    if not isinstance(site.module, nn.modules.conv._ConvNd) and (
+        found := sliced(site, experts=experts)
+    ):
+        yield found
+    if experts and site.parameter.ndim in (2, 3):
         yield expert(site, turned=site.parameter.ndim == 2 and bool(_is_turned(site)))
     yield from _by_type(site)
     yield from positions(site)

@@ -5,7 +5,15 @@ from dataclasses import replace
 from polarlight.routing.roles.names import MLP, MLP_BLOCKS, part_of
 from polarlight.routing.roles.site import Site, unknown
 from polarlight.routing.roles.vocabulary import Part, Role, Verdict
-from polarlight.view import Heads, Interleaved, MatrixView, RowBlocks, Transposed, Whole
+from polarlight.view import (
+    Heads,
+    Interleaved,
+    MatrixView,
+    RowBlocks,
+    Slices,
+    Transposed,
+    Whole,
+)
 
 _UP_WORDS = (*MLP[Part.GATE_UP], *MLP[Part.UP], *MLP[Part.GATE])
 _DOWN_WORDS = MLP[Part.DOWN]
@@ -44,6 +52,24 @@ def expert(site: Site, *, turned: bool) -> Verdict:
     whose = f"{shape[0]} experts" if len(shape) == 3 else "one expert"
     reason = f"{part.replace('_', ' and ') or 'matrix'} of {whose}: {site.word} in {site.home}"
     return as_map(Verdict(Role.EXPERT, reason + how + words, view, part), turned=turned)
+
+
+def sliced(site: Site, *, experts: bool) -> Verdict | None:
+    """The verdict on gate and up with a dimension of their own, [hidden, 2, dim], and on its down.
+
+    Experts' are [E, hidden, 2, dim]; their down projection is a stack like any other.
+    """
+    shape, part = site.parameter.shape, part_of(site.word, MLP)
+    if part is Part.GATE_UP and len(shape) == 3 + experts and shape[-2] == 2:
+        role = Role.EXPERT if experts else Role.GATE_UP
+        whose = f"{shape[0]} experts" if experts else "an MLP"
+        reason = f"gate and up of {whose}: {site.word} in {site.home}; in slices of their own"
+        return Verdict(role, reason, Slices(2), part)
+    up = site.sibling(MLP[Part.GATE_UP])
+    beside = up is not None and len(up) == 3 and tuple(up[1:]) == (2, shape[0])
+    if part is Part.DOWN and len(shape) == 2 and beside and up is not None and up[0] == shape[1]:
+        return Verdict(Role.DOWN, f"down of an MLP: {site.word} in {site.home}", part=part)
+    return None
 
 
 def _part(site: Site, m: int, n: int) -> Part:

@@ -25,6 +25,9 @@ VIEWS = [
     (pl.Flattened((2, 3)), (6, 4, 2, 3)),
     (pl.Flattened((3, 1)), (6, 1, 3, 1)),
     (pl.Flattened((2, 3), pl.Transposed()), (6, 4, 2, 3)),
+    (pl.Slices(2), (6, 2, 4)),
+    (pl.Slices(2), (3, 6, 2, 4)),
+    (pl.Slices(2), (1, 2, 1)),
     (pl.Taps(), (6, 4, 2, 3)),
 ]
 views = pytest.mark.parametrize(("view", "shape"), VIEWS, ids=str)
