@@ -14,7 +14,7 @@ from polarlight.routing.roles import seams
 from polarlight.routing.roles.attention import attention, in_attention, packed
 from polarlight.routing.roles.ends import ends, heads_of, positions
 from polarlight.routing.roles.mixture import in_experts, router
-from polarlight.routing.roles.mlp import as_map, expert, mlp, sliced
+from polarlight.routing.roles.mlp import as_map, block_of, expert, mlp, sliced
 from polarlight.routing.roles.modulation import modulation
 from polarlight.routing.roles.names import NO_MATRICES
 from polarlight.routing.roles.site import Site, sites_by_name, sites_of, unknown
@@ -44,7 +44,8 @@ def _assign(uses: Sequence[Site], heads: Mapping[int, str]) -> Assignment:
     site = uses[0]
     found = next(_verdicts(uses, heads))
     reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
-    return Assignment(site.name, site.parameter, **(_fields(found) | {"reason": reason}))
+    changed = {"reason": reason, "block": block_of(site, found)}
+    return Assignment(site.name, site.parameter, **(_fields(found) | changed))
 
 
 def _fields(verdict: Verdict) -> dict[str, Any]:

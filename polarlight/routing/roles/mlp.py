@@ -5,6 +5,7 @@ from dataclasses import replace
 from polarlight.routing.roles.names import MLP, MLP_BLOCKS, part_of
 from polarlight.routing.roles.site import Site, unknown
 from polarlight.routing.roles.vocabulary import Part, Role, Verdict
+from polarlight.routing.roles.wrappers import plain_name
 from polarlight.view import (
     Heads,
     Interleaved,
@@ -28,7 +29,7 @@ def mlp(site: Site, m: int, n: int, *, turned: bool = False) -> Verdict | None:
     if part is Part.NONE:
         return None
     role = Role.DOWN if part is Part.DOWN else Role.GATE_UP
-    view, words = _seam(site, part, m, turned=turned)
+    view, words = _seam(site, part, m, n, turned=turned)
     part = Part.GATE_UP if len(view) == 2 else part
     reason = f"{part.replace('_', ' and ')} of an MLP: {site.word} in {site.home}"
     return Verdict(role, reason + words, view, part)
@@ -47,7 +48,7 @@ def expert(site: Site, *, turned: bool) -> Verdict:
     m, n = (shape[-1], shape[-2]) if turned else shape[-2:]
     if min(m, n) == 1:
         return Verdict(Role.VECTOR, f"{site.word} in {site.home}: a single row or column")
-    view, words = _seam(site, part, m, turned=turned)
+    view, words = _seam(site, part, m, n, turned=turned)
     part = Part.GATE_UP if len(view) == 2 else part
     whose = f"{shape[0]} experts" if len(shape) == 3 else "one expert"
     reason = f"{part.replace('_', ' and ') or 'matrix'} of {whose}: {site.word} in {site.home}"
@@ -93,12 +94,46 @@ def _is_mlp(site: Site) -> bool:
     return any("mlp" in name or "feedforward" in name for name in names)
 
 
-def _seam(site: Site, part: Part, m: int, *, turned: bool) -> tuple[MatrixView, str]:
+def block_of(site: Site, found: Verdict) -> str:
+    """Return the name of the smallest module that holds the MLP of this matrix; empty for others.
+
+    It holds another matrix of the same neurons: `layer.0` of `layer.0.intermediate.dense` and
+    `layer.0.output.dense`.
+    """
+    if found.role not in (Role.GATE_UP, Role.DOWN, Role.EXPERT):
+        return ""
+    m, n = found.view.shapes(site.parameter.shape)[0][-2:]
+    sizes = [(m, n), (m, 2 * n), (2, m, n)] if found.part is Part.DOWN else [(m, n)]
+    depths = _outward(site)[:1] if found.role is Role.EXPERT else _outward(site)
+    depth = next((depth for depth in depths if site.has_within(depth, *sizes)), len(site.block))
+    return ".".join(plain_name(site.name).split(".")[:depth])
+
+
+def _outward(site: Site) -> list[int]:
+    """How many words of the path name the block, and the two around it in the same layer."""
+    depths = [len(site.block)]
+    while depths[-1] and len(depths) < 3:
+        if site.words[depths[-1] - 1].isdigit() and len(depths) > 1:
+            break
+        depths.append(depths[-1] - 1)
+    return depths
+
+
+def _is_gated(site: Site, m: int, n: int) -> bool:
+    """Whether a layer makes both halves of a gated unit: the next one reads half its rows."""
+    near = _outward(site)[:2]
+    halves = m % 2 == 0 and any(site.has_within(depth, (m // 2, n)) for depth in near)
+    return halves and not any(site.has_within(depth, (m, n)) for depth in near)
+
+
+def _seam(site: Site, part: Part, m: int, n: int, *, turned: bool) -> tuple[MatrixView, str]:
     """Gate and up in one parameter: it has twice as many rows as the next layer has columns."""
     if part in (Part.NONE, Part.DOWN):
         return Whole(), ""
     down = site.sibling(_DOWN_WORDS)
     neurons = None if down is None or len(down) < 2 else down[-2 if turned else -1]
+    if neurons is None and part is Part.UP and _is_gated(site, m, n):
+        return RowBlocks((m // 2, m // 2)), "; two halves, one gates the other"
     fused = neurons is not None and m == 2 * neurons
     if not fused and (part is not Part.GATE_UP or m % 2 or neurons is not None):
         return Whole(), ""

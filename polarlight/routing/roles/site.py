@@ -12,6 +12,8 @@ from polarlight.routing.roles.names import EMBEDDINGS
 from polarlight.routing.roles.vocabulary import Role, Verdict
 from polarlight.routing.roles.wrappers import MAGNITUDE, skipped, weight_words
 
+_NEAR = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
@@ -21,17 +23,24 @@ class Neighbours:
         shapes: Their shapes.
         blocks: Every name of a module that encloses one of them.
         tables: Shapes of those that are embedding tables.
+        inside: Names of the parameters in a module, at most five words further in.
     """
 
     shapes: Mapping[str, torch.Size]
     blocks: frozenset[str]
     tables: Mapping[str, torch.Size]
+    inside: Mapping[str, Sequence[str]]
 
     @classmethod
     def of(cls, shapes: Mapping[str, torch.Size], tables: Iterable[str]) -> Self:
         """Those of the given shapes."""
         blocks = {name[:end] for name in shapes for end in _dots(name)}
-        return cls(shapes, frozenset(blocks), {name: shapes[name] for name in tables})
+        inside: dict[str, list[str]] = {}
+        for name in shapes:
+            words = name.split(".")
+            for depth in range(max(0, len(words) - _NEAR), len(words)):
+                inside.setdefault(".".join(words[:depth]), []).append(name)
+        return cls(shapes, frozenset(blocks), {name: shapes[name] for name in tables}, inside)
 
     def matrices(self, prefix: str) -> Iterator[tuple[str, torch.Size]]:
         """Names and shapes of matrices and kernels whose name begins so; no tables."""
@@ -120,6 +129,16 @@ class Site:
                 if name in self.neighbours.shapes:
                     return self.neighbours.shapes[name]
         return None
+
+    def has_within(self, depth: int, *sizes: tuple[int, ...]) -> bool:
+        """Whether another parameter of one of these sizes, in any order, is near in a module.
+
+        The module is that of the path's first `depth` words.
+        """
+        own, wanted = ".".join(self.words), [sorted(size) for size in sizes]
+        names = self.neighbours.inside.get(".".join(self.words[:depth]), ())
+        shapes = (self.neighbours.shapes[name] for name in names if name != own)
+        return any(sorted(shape) in wanted for shape in shapes)
 
     def beside(self, block: str) -> bool:
         """Whether a block of that name, with parameters of its own, stands beside this one."""
