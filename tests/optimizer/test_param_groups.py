@@ -34,6 +34,62 @@ def test_a_rate_may_be_a_tensor_of_one_element(shape):
     assert group["lr"].shape == shape
 
 
+def quantized(*shape, dtype=torch.uint8):
+    return torch.nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
+
+
+def quantized_model(dtype):
+    """Two trained matrices, a packed weight, and a layer whose weight is integers in place."""
+    model = torch.nn.ModuleDict(
+        {"up_proj": torch.nn.Linear(8, 32), "q_proj": torch.nn.Linear(8, 8)}
+    )
+    model["down_proj"] = torch.nn.Linear(32, 8, bias=False)
+    model["q_proj"].weight = quantized(8, 8, dtype=dtype)
+    model.register_parameter("packed", quantized(512, 1, dtype=dtype))
+    return model
+
+
+MADE = {
+    "of a model": polarlight.Muon,
+    "of names": lambda model: polarlight.Aurora(model.named_parameters()),
+    "of tensors": lambda model: SpectralOptimizer(model.parameters(), rule=polarlight.AdamWRule()),
+    "of groups": lambda model: SpectralOptimizer(
+        [
+            {"params": list(model.named_parameters()), "rule": polarlight.AdamWRule()},
+            {"params": [("q", quantized(4, 4))], "rule": polarlight.muon()},
+        ]
+    ),
+    "of routed groups": lambda model: SpectralOptimizer(polarlight.muon_with_adamw(model, lr=0.1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_frozen_integers_are_left_out_as_by_torch(make, dtype):
+    model = quantized_model(dtype)
+    optimizer = make(model)
+    kept = [p for group in optimizer.param_groups for p in group["params"]]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {id(p) for p in kept} == {id(p) for p in trained}
+    for group in optimizer.param_groups:
+        assert len(group.get("param_names", group["params"])) == len(group["params"])
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in trained:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+    assert moved == [p.requires_grad for p in model.parameters()]
+    assert make(model).load_state_dict(optimizer.state_dict()) is None
+    assert "q_proj.bias" in str(polarlight.explain(optimizer)) or not optimizer.reasons
+
+
+def test_integers_in_routed_groups_are_explained():
+    groups = polarlight.muon_with_adamw(quantized_model(torch.int8), lr=0.1)
+    rows = {row.name: row for row in polarlight.explain(groups).rows}
+    assert rows["packed"].frozen
+    assert rows["q_proj.weight"].reason.endswith("; frozen")
+
+
 def test_a_group_without_a_rule_is_named_with_three_of_its_parameters():
     whole = {"params": [parameter(3, 2)], "rule": polarlight.muon()}
     bare = [(name, parameter(3, 2)) for name in ("a", "b", "c", "d")]

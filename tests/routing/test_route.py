@@ -277,7 +277,7 @@ def test_all_parameters_that_a_rule_does_not_take_are_listed():
     named = [("a", nn.Parameter(torch.zeros(3))), ("b", nn.Parameter(torch.zeros(3, 2, 2)))]
     with pytest.raises(ValueError, match=r"a has shape \(3,\), b has shape \(3, 2, 2\); muon"):
         polarlight.SpectralOptimizer(named, rule=polarlight.muon())
-    integers = [nn.Parameter(torch.zeros(3, 2, dtype=torch.int64), requires_grad=False)] * 1
+    integers = [torch.zeros(3, 2, dtype=torch.int64)]
     with pytest.raises(ValueError, match=r"torch.int64; only real floating-point"):
         polarlight.SpectralOptimizer(integers, rule=polarlight.muon())
     with pytest.raises(ValueError, match=r"(?s)a: .*at least 2 dimensions.*\nb: .*cannot split"):
