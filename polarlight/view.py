@@ -13,6 +13,18 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+__all__ = [
+    "Flattened",
+    "Heads",
+    "Interleaved",
+    "MatrixView",
+    "RowBlocks",
+    "Slices",
+    "Taps",
+    "Transposed",
+    "Whole",
+]
+
 T = TypeVar("T")
 
 

@@ -61,9 +61,11 @@ def _message(start: str, told: Sequence[Routed]) -> str:
     """What is left to AdamW, and the overrides that change it."""
     first = [f"{f.assignment.name} {tuple(f.assignment.parameter.shape)}" for f in told[:_NAMED]]
     more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
-    kernels = any(found.assignment.role is Role.CONV for found in told)
-    key = "Role.CONV" if kernels else repr(told[0].assignment.name)
+    if any(found.assignment.role is Role.CONV for found in told):
+        key = "Role.CONV"
+    else:
+        key = repr(told[0].assignment.name) if _may_be_matrix(told[0]) else "pattern or role"
     return (
-        f"{start}: {', '.join(first)}{more}. overrides={{{key}: Role.HIDDEN}} gives these "
-        f"the rule, overrides={{{key}: AdamWRule()}} keeps AdamW without this warning"
+        f"{start}: {', '.join(first)}{more}. overrides={{{key}: Role.HIDDEN}} gives them the rule, "
+        f"overrides={{{key}: rules.AdamWRule()}} keeps AdamW without this warning"
     )

@@ -22,12 +22,13 @@ from torch.optim.adamw import adamw
 from polarlight.routing.left_over import warn_of_left_over
 from polarlight.routing.roles import MATRIX_ROLES, Role
 from polarlight.routing.route import Overrides, Route, groups_of, resolve
+from polarlight.rule import ElementwiseRule
 
 _FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps", "meta")
 
 
 @dataclass(frozen=True, slots=True)
-class AdamWRule:
+class AdamWRule(ElementwiseRule):
     """Elementwise AdamW.
 
     Attributes:
@@ -44,6 +45,11 @@ class AdamWRule:
             raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
         if not self.eps >= 0:
             raise ValueError(f"eps must be >= 0, got {self.eps}")
+
+    @property
+    def has_step_finite(self) -> bool:
+        """True: torch's kernel takes a flag per call."""
+        return True
 
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """`step` (a float32 scalar), `exp_avg` and `exp_avg_sq`, named as in torch."""

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import nonzero
-from polarlight.rule import Buffers
+from polarlight.linalg.properties import (
+    NO_INVARIANTS,
+    SIGNED,
+    SIZES_IGNORED,
+    Invariants,
+    Symmetries,
+)
+from polarlight.linalg.slot import Buffers, Stage
 from polarlight.stages.units import in_units
 
 
@@ -37,7 +44,7 @@ def check_eps(eps: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class AdamDirection:
+class AdamDirection(Stage):
     """The gradient turned into Adam's direction up to a factor, for what is free of scale after it.
 
     Shapes: [..., m, n] -> [..., m, n]. State: `unit` [..., 1, 1], `first_moment` and
@@ -68,6 +75,14 @@ class AdamDirection:
         G = in_units(X, buffers["unit"])
         moments = buffers["first_moment"], buffers["second_moment"]
         return adam_direction(G, *moments, self.betas, self.eps).to(X.dtype)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return SIGNED | SIZES_IGNORED
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return NO_INVARIANTS
 
     def __str__(self) -> str:
         return "Adam's direction"

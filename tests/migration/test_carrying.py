@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import JORDAN, ExactPolar, MatchRmsAdamW, NewtonSchulz
+from polarlight.linalg import ExactPolar, NewtonSchulz
+from polarlight.linalg.schedules import JORDAN
 from polarlight.migration import (
     carry_over,
     from_file,
@@ -16,6 +17,7 @@ from polarlight.migration import (
     read_state_dict,
     to_file,
 )
+from polarlight.stages import MatchRmsAdamW
 from tests.migration import theirs
 
 VOCABULARY = 64

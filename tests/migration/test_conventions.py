@@ -99,7 +99,7 @@ def test_after_translation_we_move_as_far_as_torch(shape, target, option):
     source = {"original": "torch", "match_rms_adamw": "torch-match-rms"}[option]
     lr = translate_lr(0.01, source=source, target=target, shape=shape)
     torch_muon = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.0, adjust_lr_fn=option)
-    jordan = polarlight.NewtonSchulz(polarlight.JORDAN)
+    jordan = polarlight.linalg.NewtonSchulz(polarlight.linalg.schedules.JORDAN)
     muon = polarlight.Muon([ours], lr=lr, polar=jordan, scale=convention_of(target).scale)
     expected = moved(torch_muon, theirs, gradient.clone())
     # The same iteration; torch's is in bfloat16, with 8 bits of mantissa.
@@ -139,7 +139,7 @@ def test_sgd_in_both_conventions_moves_alike():
 
 
 def test_buffers_change_unit():
-    heavy, average = polarlight.HeavyBall(), polarlight.EMA()
+    heavy, average = polarlight.stages.HeavyBall(), polarlight.stages.EMA()
     assert momentum_factor(heavy, average, 0.95) == pytest.approx(0.05)
     assert momentum_factor(average, heavy, 0.95) == pytest.approx(20)
     assert momentum_factor(heavy, heavy, 0.95) == 1
@@ -156,7 +156,10 @@ def test_buffers_change_unit():
             lambda: translate_lr(1.0, source="polargrad", target="torch", shape=(2, 2)),
             "nuclear norm",
         ),
-        (lambda: momentum_factor(polarlight.EMA(), polarlight.EMA(), 1.0), r"\[0, 1\), got 1"),
+        (
+            lambda: momentum_factor(polarlight.stages.EMA(), polarlight.stages.EMA(), 1.0),
+            r"\[0, 1\), got 1",
+        ),
     ],
 )
 def test_mistakes_are_named(call, said):

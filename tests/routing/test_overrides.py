@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import AdamWRule, Role, Route, explain
+from polarlight import Role, Route, explain
 from polarlight.routing.roles import Part
+from polarlight.rules import AdamWRule
 from polarlight.rules.adamw import with_adamw
 from tests.routing.roles.blocks import block, linear, raw
 
@@ -45,7 +46,7 @@ ONE_LINE = {
     "convolutions": (unet, {Role.CONV: Role.HIDDEN}, "down.weight", ("muon", 0.02, 0.1, 0.95)),
     "by the role's value": (unet, {"conv": "hidden"}, "up.weight", ("muon", 0.02, 0.1, 0.95)),
     "another rule": (
-        unet, {Role.CONV: polarlight.normuon()}, "up.weight", ("normuon", 0.02, 0.1, 0.95),
+        unet, {Role.CONV: polarlight.rules.normuon()}, "up.weight", ("normuon", 0.02, 0.1, 0.95),
     ),
     "its own rate": (
         language_model, {"layers.1.*": Route(lr=0.5)},
@@ -102,7 +103,7 @@ def test_convolutions_train_under_the_rule_with_their_kernels_as_matrices(make):
     model = resnet()
     optimizer = make(model, overrides={Role.CONV: Role.HIDDEN})
     group = group_of(optimizer, "layer1.0.0.weight")
-    assert group["view"] == polarlight.Flattened((3, 3))
+    assert group["view"] == polarlight.view.Flattened((3, 3))
     before = model.layer1[0][0].weight.detach().clone()
     for p in model.parameters():
         p.grad = torch.randn_like(p)
@@ -129,7 +130,7 @@ REFUSED = {
     "an empty route": ({Role.DOWN: Route()}, ValueError, "changes nothing; Role.HIDDEN"),
     "no route": ({Role.DOWN: 0.1}, TypeError, "must be a Route, a rule or a Role, got 0.1"),
     "a rule that takes no vectors": (
-        {"layers.0.*": polarlight.muon()}, ValueError, r"up_proj\.bias: .*at least 2 dimensions",
+        {"layers.0.*": polarlight.rules.muon()}, ValueError, r"up_proj\.bias: .*at least 2 dim",
     ),
     "one that an earlier one hides": (
         {"layers.*": Route(lr=1.0), "layers.0.*": Route(lr=2.0)}, ValueError, "first match wins",

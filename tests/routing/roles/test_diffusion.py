@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import Role, RowBlocks, Whole, explain, infer_roles
+from polarlight import Role, explain
+from polarlight.routing import infer_roles
 from polarlight.routing.roles import Part
+from polarlight.view import RowBlocks, Whole
 from tests.routing.roles.blocks import block, found, linear, raw
 
 D = 8
@@ -69,7 +71,7 @@ def roles(source):
 
 
 DIT = {
-    "x_embedder.proj.weight": (Role.CONV, Part.PATCH, polarlight.Flattened((2, 2))),
+    "x_embedder.proj.weight": (Role.CONV, Part.PATCH, polarlight.view.Flattened((2, 2))),
     "t_embedder.mlp.0.weight": (Role.DOWN, Part.DOWN, Whole()),
     "t_embedder.mlp.2.weight": (Role.HIDDEN, Part.NONE, Whole()),
     "y_embedder.embedding_table.weight": (Role.EMBEDDING, Part.NONE, Whole()),

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import polarlight
-from polarlight import Role, infer_roles
+from polarlight import Role
+from polarlight.routing import infer_roles
 from tests.routing.roles.blocks import block, found, linear
 
 

@@ -6,7 +6,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import polarlight
-from polarlight import Role, RowBlocks, infer_roles
+from polarlight import Role
+from polarlight.routing import infer_roles
+from polarlight.view import RowBlocks
 from tests.routing.roles.blocks import Attention, block, found, linear
 
 old = pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
@@ -93,7 +95,7 @@ def test_fused_projections_and_kernels_have_their_views(wrap):
     views = {a.role: a.view for a in found(model).values() if a.role is not Role.VECTOR}
     assert views == {
         Role.ATTENTION: RowBlocks((24, 12, 12)),
-        Role.CONV: polarlight.Flattened((3, 3)),
+        Role.CONV: polarlight.view.Flattened((3, 3)),
     }
 
 

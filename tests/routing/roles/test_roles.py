@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import Role, infer_roles
+from polarlight import Role
+from polarlight.routing import infer_roles
 from polarlight.routing.roles import MATRIX_ROLES, Part
 from tests.routing.roles.blocks import Attention, Experts, block, found, linear, raw
 
@@ -42,7 +43,7 @@ def test_one_dimensional_parameters_of_embeddings_and_heads_are_vectors_that_tra
     model = block(embeddings=block(LayerNorm=nn.LayerNorm(8)), lm_head=nn.Linear(8, 20))
     names = ["embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias", "lm_head.bias"]
     assert {found(model)[name].role for name in names} == {Role.VECTOR}
-    optimizer = polarlight.Muon(model, overrides={"*": polarlight.AdamWRule()})
+    optimizer = polarlight.Muon(model, overrides={"*": polarlight.rules.AdamWRule()})
     before = [p.detach().clone() for p in model.parameters()]
     for p in model.parameters():
         p.grad = torch.ones_like(p)
