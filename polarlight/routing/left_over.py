@@ -1,16 +1,45 @@
 """A warning about parameters that AdamW gets although a rule for matrices was named."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
 
 from polarlight.routing.roles import Part, Role
-from polarlight.routing.route import Routed
+from polarlight.routing.route import (
+    Overrides,
+    ParamGroup,
+    Routed,
+    Table,
+    groups_of,
+    resolve,
+)
 from polarlight.rule import UpdateRule
 
 _KERNELS = 0.1
 """Kernels are worth a word from this share of all trainable parameters on."""
 
 _NAMED = 3
+
+
+def route_and_warn(
+    model: nn.Module | Iterable[tuple[str, Tensor]],
+    table: Table,
+    overrides: Overrides | None = None,
+    *,
+    stacklevel: int,
+) -> list[ParamGroup]:
+    """Param groups as `route` makes them, with a warning about what is left to AdamW.
+
+    Args:
+        model: As for `route`, like the next two.
+        table: Routes.
+        overrides: Exceptions.
+        stacklevel: As in `warnings.warn`, counted from the caller.
+    """
+    routed = resolve(model, table, overrides)
+    warn_of_left_over(routed, stacklevel=stacklevel + 1)
+    return groups_of(routed)
 
 
 def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:

@@ -52,6 +52,7 @@ Overrides = Mapping[Role | str, Route | Rule | Role] | Mapping[Key, Route | Rule
 """Exceptions from a table, with its keys. A value may be
 
 a `Role`: the parameter is treated as one of that role (`Role.HIDDEN`: it gets the matrices' rule);
+    one of a single dimension never as a matrix;
 a rule: it gets this rule; numbers are those of other parameters with a rule of its kind;
 a `Route`: the entries that it has replace the parameter's own.
 """
@@ -178,20 +179,22 @@ def _recast(assignment: Assignment, key: Key, value: Route | Role) -> Assignment
     """The assignment with the override as its reason, and with the role that it asks for."""
     reason = f"override for {_shown(key)}; {assignment.reason}"
     role = value if isinstance(value, Role) else assignment.role
+    if role in MATRIX_ROLES and assignment.parameter.ndim < 2:
+        role = assignment.role
     return replace(assignment, role=role, reason=reason)
 
 
 def _overridden(entry: Route, value: Route | Role, table: Mapping[Key, Route]) -> Route:
     """The table's entry with what an override changes.
 
-    A matrix that is given an elementwise rule takes the numbers of the table's first elementwise
-    entry; the reverse takes the optimizer's own.
+    A rule of another kind, elementwise or for matrices, comes with the numbers of the table's first
+    entry of that kind.
     """
     if isinstance(value, Role):
         return entry
     if value.rule is not None and _is_elementwise(value) != _is_elementwise(entry):
-        others = (other for other in table.values() if _is_elementwise(other))
-        entry = next(others, Route()) if _is_elementwise(value) else Route()
+        kind = _is_elementwise(value)
+        entry = next((other for other in table.values() if _is_elementwise(other) == kind), Route())
     given = {field.name: getattr(value, field.name) for field in fields(value)}
     return replace(entry, **{name: x for name, x in given.items() if x is not None})
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from polarlight.routing.left_over import warn_of_left_over
+from polarlight.routing.left_over import route_and_warn
 from polarlight.routing.roles import MATRIX_ROLES, Role
-from polarlight.routing.route import Overrides, Route, groups_of, resolve
+from polarlight.routing.route import Overrides, Route
 from polarlight.rule import ElementwiseRule
 
 _FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps", "meta")
@@ -203,6 +203,5 @@ def with_adamw(
     }
     table |= dict.fromkeys(MATRIX_ROLES, Route())
     table[Role.VECTOR] = vector
-    routed = resolve(cast(nn.Module, params), table, overrides)
-    warn_of_left_over(routed, stacklevel=3)  # with_adamw, the constructor, its caller
-    return groups_of(routed)
+    named = cast(nn.Module, params)
+    return route_and_warn(named, table, overrides, stacklevel=3)  # the caller of a constructor

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import Role, Route, explain
+from polarlight import Role, Route, explain, recipes
 from polarlight.routing.roles import Part
 from polarlight.rules import AdamWRule
 from polarlight.rules.adamw import with_adamw
@@ -223,6 +223,22 @@ def test_there_is_no_warning_where_all_is_as_meant(make, model, overrides):
 def test_groups_of_other_optimizers_take_overrides_too():
     groups = with_adamw(unet(), lr=1e-3, overrides={Role.CONV: Role.HIDDEN})
     assert not any("rule" in group for group in groups if group["role"] == "hidden")
+
+
+RECIPES = [recipes.muon_with_adamw, recipes.aurora_mlp, recipes.symmetric_stack]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
+def test_recipes_take_overrides_and_warn_as_classes_do(recipe):
+    with pytest.warns(UserWarning, match=r"AdamW takes .*Role\.CONV: Role\.HIDDEN") as caught:
+        recipe(unet(), lr=0.1, weight_decay=0.2)
+    assert caught[0].filename == __file__
+    overrides = {"down.*": Role.HIDDEN, "up.weight": polarlight.rules.normuon()}
+    groups = recipe(unet(), lr=0.1, weight_decay=0.2, overrides=overrides)
+    by_name = {name: group for group in groups for name in group["param_names"]}
+    down, up = by_name["down.weight"], by_name["up.weight"]
+    assert (down["rule"].name, down["lr"], down["weight_decay"]) == ("muon", 0.1, 0.2)
+    assert (up["rule"].name, up["lr"], up["weight_decay"]) == ("normuon", 0.1, 0.2)
 
 
 def test_a_table_takes_overrides():

@@ -139,8 +139,8 @@ def _is_called_head(site: Site, *, others: bool) -> bool:
     p = site.parameter
     if p.ndim < 2 or is_modulation(site) or (p.ndim > 2 and not _is_kernel(site)):
         return False
-    if site.path[-1:] == ("fc",) and not _in_layers(site.path):
-        return _is_last_layer(site)
+    if site.path[-1:] == ("fc",) and not _in_layers(site.path) and _is_last_layer(site):
+        return True
     place = next((i for i in range(len(site.path)) if _names_head(site, i)), None)
     if place is None or any(word in MLP_BLOCKS for word in site.path[place + 1 :]):
         return False

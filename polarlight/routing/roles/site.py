@@ -168,7 +168,7 @@ class Site:
         outside = [
             len(self.modules) - 1 - place
             for place, module in enumerate(self.modules)
-            if value in (getattr(source, name, None) for source in _sources(module))
+            if any(_is_number(getattr(source, name, None), value) for source in _sources(module))
         ]
         return value, min(outside)
 
@@ -204,6 +204,10 @@ class Site:
             for source in _sources(module):
                 for name in names:
                     yield getattr(source, name, None)
+
+
+def _is_number(found: object, value: int) -> bool:
+    return type(found) is int and found == value
 
 
 def _sources(module: nn.Module) -> tuple[object, object]:

@@ -20,6 +20,8 @@ WRAPPERS: tuple[tuple[str, ...], ...] = (
 )
 """Words in a row under which a wrapper holds the real module; `*` stands for any word."""
 
+_BY_FIRST = {words[0]: words for words in WRAPPERS}
+
 MAGNITUDE = "_g"
 """How the name of a weight-normalized layer's magnitude ends, in either of torch's forms."""
 
@@ -27,12 +29,12 @@ MAGNITUDE = "_g"
 def skipped(path: Sequence[str]) -> set[int]:
     """Return the places of the words in a module's path that belong to wrappers."""
     found: set[int] = set()
-    for place in range(len(path)):
-        for words in WRAPPERS:
-            here = path[place : place + len(words)]
-            alike = zip(here, words, strict=False)
-            if len(here) == len(words) and all(word in (a, "*") for a, word in alike):
-                found.update(range(place, place + len(words)))
+    for place, first in enumerate(path):
+        words = _BY_FIRST.get(first, ())
+        here = path[place : place + len(words)]
+        alike = zip(here, words, strict=False)
+        if len(here) == len(words) and all(word in (a, "*") for a, word in alike):
+            found.update(range(place, place + len(words)))
     return found
 
 

@@ -177,6 +177,8 @@ def test_the_final_layer_of_a_network_inside_another_is_a_head():
 
     assert heads(block(encoder=resnet(), predictor=linear(8, 10))) == ["encoder.fc.weight"]
     assert heads(block(mlp=block(fc=linear(16, 8)), out=linear(8, 16))) == []
+    pooled = block(stem=nn.Conv2d(3, 8, 3), head=block(norm=nn.LayerNorm(8), fc=linear(10, 8)))
+    assert heads(block(backbone=pooled)) == ["backbone.head.fc.weight"]
 
 
 def twice(model):

@@ -6,7 +6,6 @@ change that is meant: `python -m tests.routing.roles.golden`, and read the diff.
 
 import json
 import sys
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from polarlight.routing.roles import MATRIX_ROLES
 from polarlight.routing.route import per_head
 from polarlight.rules.adamw import AdamWRule
 from polarlight.stages import MatchRmsAdamW
-from tests.routing.roles.golden import CONFIGS, golden_file, golden_text
+from tests.routing.roles.golden import CONFIGS, expected_warning, golden_file, golden_text
 
 transformers = pytest.importorskip("transformers")
 
@@ -32,12 +31,6 @@ def tiny(config):
     torch.manual_seed(0)
     cls = getattr(transformers, data["architectures"][0])
     return cls(transformers.CONFIG_MAPPING[data["model_type"]].from_dict(data))
-
-
-def silent(config):
-    """What a model may say when it is routed: a ResNet has nothing but kernels."""
-    resnet = config.stem == "resnet"
-    return pytest.warns(UserWarning, match="no parameter gets") if resnet else nullcontext()
 
 
 def randomise_gradients(model):
@@ -56,7 +49,7 @@ def test_roles_and_views_are_the_golden_ones(config, tmp_path):
 def test_every_parameter_is_in_one_group_and_moves(config):
     model = tiny(config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with silent(config):
+    with expected_warning(config.stem):
         optimizer = polarlight.Aurora(model, lr=0.1, aux_lr=0.1)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
@@ -96,7 +89,7 @@ def test_attention_can_be_stepped_by_head(config):
 
 @configs
 def test_a_config_alone_is_explained(config):
-    with silent(config):
+    with expected_warning(config.stem):
         explanation = explain_hf(config, polarlight.Muon)
     model = meta_model(config)
     assert {row.name for row in explanation.rows} == {name for name, _ in model.named_parameters()}
