@@ -9,7 +9,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import polarlight
 from polarlight import Role
+from polarlight.diagnostics.pairs import block_and_half
 from polarlight.routing import infer_roles
+from polarlight.routing.roles.wrappers import plain_name
 from tests.routing.roles.blocks import block, found, linear
 
 
@@ -257,3 +259,27 @@ def test_an_adapted_model_of_peft_has_the_roles_of_its_base():
     assert roles["base_model.model.embed.weight"] is Role.EMBEDDING
     assert roles["base_model.model.layers.0.down_proj.weight"] is Role.DOWN
     assert roles["base_model.model.layers.0.up_proj.base_layer.weight"] is Role.GATE_UP
+
+
+NAMES = {
+    "model.mlp.up_proj.weight": "model.mlp.up_proj.weight",
+    "module._orig_mod.mlp.up_proj.weight": "mlp.up_proj.weight",
+    "base_model.model.mlp.up_proj.base_layer.weight": "mlp.up_proj.weight",
+    "lm_head.modules_to_save.default.weight": "lm_head.weight",
+    "mlp._fsdp_wrapped_module.up_proj.parametrizations.weight.original": "mlp.up_proj.weight",
+    "mlp.up_proj.weight_orig": "mlp.up_proj.weight",
+    "base_model.mlp.weight": "base_model.mlp.weight",  # no adapted model: `model` does not follow
+    "modules_to_save": "modules_to_save",
+}
+
+
+@pytest.mark.parametrize(("name", "plain"), NAMES.items())
+def test_names_lose_the_words_of_wrappers_and_no_others(name, plain):
+    assert plain_name(name) == plain
+
+
+@pytest.mark.parametrize("name", [name for name, plain in NAMES.items() if "up_proj" in plain])
+def test_gate_and_up_are_paired_under_wrappers(name):
+    block, half = block_and_half(name, 0, 1)
+    assert half == "up"
+    assert block == plain_name(name).removesuffix(".up_proj.weight")
