@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "rule": {"linalg"},
     "stages": {"linalg", "rule", "stages"},
     "execution": {"execution", "linalg", "rule", "view"},
-    "optimizer": {"execution", "optimizer", "rule", "stages", "view"},
+    "optimizer": {"execution", "linalg", "optimizer", "rule", "stages", "view"},
     "routing": {"execution", "routing", "rule", "view"},
     "rules": {"linalg", "optimizer", "routing", "rule", "rules", "stages"},
     "recipes": {"linalg", "routing", "rule", "rules", "stages", "view"},
