@@ -87,7 +87,7 @@ def _share(some: Sequence[Routed], trained: Sequence[Routed]) -> str:
 
 
 def _message(start: str, told: Sequence[Routed]) -> str:
-    """What is left to AdamW, and the overrides that change it."""
+    """Text of the warning: what is left to AdamW, and the overrides that change it."""
     first = [f"{f.assignment.name} {tuple(f.assignment.parameter.shape)}" for f in told[:_NAMED]]
     more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
     if any(found.assignment.role is Role.CONV for found in told):

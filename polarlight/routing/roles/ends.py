@@ -134,7 +134,8 @@ def _in_layers(words: Iterable[str]) -> bool:
 def _is_called_head(site: Site, *, others: bool) -> bool:
     """Tell a head by its name, at any depth: the last matrix of what has that name.
 
-    Where the model has `others` that are known otherwise, a square matrix is none.
+    Where the model has `others` that are known otherwise, a square matrix is one only if it has a
+    name that means nothing else.
     """
     p = site.parameter
     if p.ndim < 2 or is_modulation(site) or (p.ndim > 2 and not _is_kernel(site)):
@@ -144,7 +145,8 @@ def _is_called_head(site: Site, *, others: bool) -> bool:
     place = next((i for i in range(len(site.path)) if _names_head(site, i)), None)
     if place is None or any(word in MLP_BLOCKS for word in site.path[place + 1 :]):
         return False
-    if others and p.shape[0] == p.shape[1]:
+    unmistakable = site.path[-1] in ONLY_HEADS
+    if others and p.shape[0] == p.shape[1] and not unmistakable:
         return False
     several = site.path[place].endswith(("heads", "classifiers"))
     listed = several and _in_layers(site.path[place + 1 : place + 2])
@@ -173,7 +175,7 @@ def _is_kernel(site: Site) -> bool:
 
 
 def _is_last_layer(site: Site) -> bool:
-    """Whether a layer ends a model, or a part of one, that has other layers too."""
+    """Tell if a layer is the last of a model, or of a part of one, that has other layers."""
     prefix = "".join(f"{word}." for word in site.path[:-1])
     others = [name for name, _ in site.neighbours.matrices(prefix)]
     alone = len(others) < 2 and bool(prefix)
@@ -182,6 +184,6 @@ def _is_last_layer(site: Site) -> bool:
 
 
 def _is_last_matrix(site: Site, prefix: str) -> bool:
-    """Whether this is the last matrix or kernel under the prefix; modulations do not count."""
+    """Tell if this is the last matrix or kernel under the prefix; modulations do not count."""
     inside = [name for name, _ in site.neighbours.matrices(prefix) if not names_modulation(name)]
     return inside[-1:] == [".".join(site.words)]

@@ -110,7 +110,7 @@ def block_of(site: Site, found: Verdict) -> str:
 
 
 def _outward(site: Site) -> list[int]:
-    """How many words of the path name the block, and the two around it in the same layer."""
+    """Count the path's words that name the block, and the two around it in the same layer."""
     depths = [len(site.block)]
     while depths[-1] and len(depths) < 3:
         if site.words[depths[-1] - 1].isdigit() and len(depths) > 1:
@@ -120,7 +120,7 @@ def _outward(site: Site) -> list[int]:
 
 
 def _is_gated(site: Site, m: int, n: int) -> bool:
-    """Whether a layer makes both halves of a gated unit: the next one reads half its rows."""
+    """Tell if a layer makes both halves of a gated unit: the next one reads half its rows."""
     near = _outward(site)[:2]
     halves = m % 2 == 0 and any(site.has_within(depth, (m // 2, n)) for depth in near)
     return halves and not any(site.has_within(depth, (m, n)) for depth in near)

@@ -6,17 +6,17 @@ from polarlight.routing.roles.vocabulary import Role, Verdict
 from polarlight.view import RowBlocks
 
 _MOST = 12
-"""Stable Video and Sana have 6 of them, Flux 3 or 6, a final layer 2, dual streams 9 or 12."""
+"""Shift, scale and gate for two sublayers of two streams; more blocks are something else."""
 
 
 def is_modulation(site: Site) -> bool:
-    """Whether a layer modulates a norm, by its name or the class around it."""
+    """Tell if a layer modulates a norm, by its name or the class around it."""
     kinds = (type(module).__name__.lower() for module in site.modules[1:3])
     return names_modulation(".".join(site.words)) or any(_says_modulation(kind) for kind in kinds)
 
 
 def names_modulation(name: str) -> bool:
-    """Whether a parameter is the matrix of a modulation, by its name in lower case."""
+    """Tell if a parameter is the matrix of a modulation, by its name in lower case."""
     *path, leaf = name.split(".")
     if leaf != "weight":
         return False

@@ -75,12 +75,12 @@ class Site:
 
     @property
     def is_table(self) -> bool:
-        """Whether this is an embedding table, by its module, or by its name if that is all."""
+        """True for an embedding table, by its module, or by its name if that is all."""
         return _is_table(self.words, self.module)
 
     @property
     def is_magnitude(self) -> bool:
-        """Whether this is the magnitude of a weight-normalized layer: a number per row."""
+        """True for the magnitude of a weight-normalized layer: a number per row."""
         beside = ".".join(self.words).removesuffix(MAGNITUDE)
         numbers = self.parameter.numel() == max(self.parameter.shape, default=1)
         return numbers and self.leaf.endswith(MAGNITUDE) and beside in self.neighbours.shapes
@@ -131,7 +131,7 @@ class Site:
         return None
 
     def has_within(self, depth: int, *sizes: tuple[int, ...]) -> bool:
-        """Whether another parameter of one of these sizes, in any order, is near in a module.
+        """Tell if a module holds another parameter of one of these sizes, in any order.
 
         The module is that of the path's first `depth` words.
         """
@@ -173,7 +173,7 @@ class Site:
         return value, min(outside)
 
     def encloses_table(self, depth: int) -> bool:
-        """Whether an embedding table lies inside of the path's first `depth` words."""
+        """Tell if an embedding table lies inside of the path's first `depth` words."""
         prefix = "".join(f"{word}." for word in self.path[:depth])
         return any(name.startswith(prefix) for name in self.neighbours.tables)
 
@@ -211,7 +211,7 @@ def _is_number(found: object, value: int) -> bool:
 
 
 def _sources(module: nn.Module) -> tuple[object, object]:
-    """Where a module's numbers stand."""
+    """The module itself and its config: the objects whose numbers count."""
     return module, getattr(module, "config", None)
 
 

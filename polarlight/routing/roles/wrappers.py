@@ -23,7 +23,7 @@ WRAPPERS: tuple[tuple[str, ...], ...] = (
 _BY_FIRST = {words[0]: words for words in WRAPPERS}
 
 MAGNITUDE = "_g"
-"""How the name of a weight-normalized layer's magnitude ends, in either of torch's forms."""
+"""Suffix of a weight-normalized layer's magnitude, in either of torch's forms."""
 
 
 def skipped(path: Sequence[str]) -> set[int]:

@@ -124,6 +124,12 @@ def test_what_has_as_many_rows_as_some_table_is_not_always_a_head():
     assert heads(model) == ["tokens.head.weight"]
 
 
+def test_a_square_head_beside_another_is_one():
+    model = block(student=with_value(LM(vocabulary=32)), teacher=LM("to_tokens"))
+    assert heads(model) == ["student.lm_head.weight", "teacher.to_tokens.weight"]
+    assert heads(block(output=linear(32, 32), lm=LM())) == ["lm.lm_head.weight"]
+
+
 def test_every_entry_of_a_list_of_heads_is_one():
     model = block(
         lm=LM(),
