@@ -30,8 +30,9 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
+from polarlight.routing.left_over import route_and_warn
 from polarlight.routing.roles import Assignment, Part, Role
-from polarlight.routing.route import Key, ParamGroup, Route, route
+from polarlight.routing.route import Key, Overrides, ParamGroup, Route
 from polarlight.rule import UpdateRule
 from polarlight.rules.adamw import AdamWRule
 from polarlight.rules.aurora import aurora
@@ -79,6 +80,7 @@ def muon_with_adamw(
     lr: LearningRate,
     aux_lr: LearningRate | None = None,
     weight_decay: float = 0.0,
+    overrides: Overrides | None = None,
 ) -> list[ParamGroup]:
     """Muon on hidden matrices and experts, AdamW on the rest, at one update size.
 
@@ -87,12 +89,17 @@ def muon_with_adamw(
         lr: Learning rate; an entry of any update is about 0.2 lr.
         aux_lr: AdamW's own; None takes lr.
         weight_decay: Of hidden matrices; the rest does not decay.
+        overrides: Exceptions, by role or by pattern on names; see `polarlight.routing.Overrides`.
+
+    Warns:
+        UserWarning: If AdamW gets everything, or what may be matrices (kernels, raw parameters).
 
     Raises:
         ValueError: If the model has no parameters or one of them does not fit its view.
     """
     hidden = Route(rule=_muon(), lr=lr, weight_decay=weight_decay)
-    return route(model, _completed({role: hidden for role in _HIDDEN}, Role, _adamw(lr, aux_lr)))
+    table = _completed({role: hidden for role in _HIDDEN}, Role, _adamw(lr, aux_lr))
+    return route_and_warn(model, table, overrides, stacklevel=2)
 
 
 def aurora_mlp(
@@ -101,6 +108,7 @@ def aurora_mlp(
     lr: LearningRate,
     aux_lr: LearningRate | None = None,
     weight_decay: float = 0.0,
+    overrides: Overrides | None = None,
 ) -> list[ParamGroup]:
     """Aurora on gate and up projections (experts' too), Muon on other hidden matrices, AdamW else.
 
@@ -109,7 +117,8 @@ def aurora_mlp(
     hidden = Route(rule=_muon(), lr=lr, weight_decay=weight_decay)
     rising = replace(hidden, rule=aurora(scale=MatchRmsAdamW()))
     table = _completed({key: rising for key in _RISING}, _HIDDEN, hidden)
-    return route(model, _completed(table, Role, _adamw(lr, aux_lr)))
+    table = _completed(table, Role, _adamw(lr, aux_lr))
+    return route_and_warn(model, table, overrides, stacklevel=2)
 
 
 def symmetric_stack(
@@ -123,6 +132,7 @@ def symmetric_stack(
     weight_decay: float = 0.0,
     mlp: MlpRule | str = MlpRule.HYBRID,
     router: RouterRule | str = RouterRule.ROW_NORM,
+    overrides: Overrides | None = None,
 ) -> list[ParamGroup]:
     """The layerwise stack in which every kind of matrix has the rule that fits its symmetries.
 
@@ -140,6 +150,7 @@ def symmetric_stack(
         weight_decay: Of hidden matrices; the rest does not decay.
         mlp: Row- and column-aware hybrids, or Muon, or Aurora on gate and up beside Muon.
         router: Centred RowNorm or centred left polar factor for softmax routers.
+        overrides: As for `muon_with_adamw`; so is the warning.
 
     Raises:
         ValueError: If the model has no parameters, one of them does not fit its view, or an option
@@ -153,7 +164,8 @@ def symmetric_stack(
     adamw = _adamw(lr, aux_lr)
     table |= _ends(lr, embedding_lr, head_lr, adamw)
     table |= _routers(_known(RouterRule, router), _or(router_lr, lr))
-    return route(model, _completed(_completed(table, _HIDDEN, hidden), Role, adamw))
+    table = _completed(_completed(table, _HIDDEN, hidden), Role, adamw)
+    return route_and_warn(model, table, overrides, stacklevel=2)
 
 
 def with_head_rate(groups: Iterable[ParamGroup], factor: float) -> list[ParamGroup]:

@@ -19,6 +19,7 @@ __all__ = [
     "Interleaved",
     "MatrixView",
     "RowBlocks",
+    "Slices",
     "Taps",
     "Transposed",
     "Whole",
@@ -192,6 +193,40 @@ class Interleaved:
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The rows, taking turns again."""
         return torch.stack(tuple(parts), dim=-2).flatten(-3, -2)
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """Matrices along a dimension of their own: gate and up stored [..., m, count, n].
+
+    Attributes:
+        count: Size of that dimension, the last but one; the parts are x[..., i, :].
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count must be >= 1, got {self.count}")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def shapes(self, shape: torch.Size) -> list[torch.Size]:
+        """`count` equal shapes."""
+        if len(shape) < 3 or shape[-2] != self.count:
+            raise ValueError(
+                f"{self} needs a parameter [..., m, {self.count}, n], got shape {tuple(shape)}"
+            )
+        return [torch.Size((*shape[:-2], shape[-1]))] * self.count
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """The slices, as views."""
+        return list(x.unbind(-2))
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The slices, stacked along their dimension again."""
+        return torch.stack(tuple(parts), dim=-2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from polarlight.lab.train.model import GPT, Architecture, ModelConfig
 from polarlight.recipes import aurora_mlp, muon_with_adamw, symmetric_stack
 from polarlight.routing import infer_roles
 from polarlight.rule import UpdateRule
+from tests.routing.roles.golden import expected_warning
 
 CONFIGS = sorted((Path(__file__).parent / "routing" / "roles" / "configs").glob("*.json"))
 RECIPES = [muon_with_adamw, aurora_mlp, symmetric_stack]
@@ -53,7 +54,8 @@ def rules_of(groups):
 def test_every_parameter_of_every_model_is_in_one_group_and_moves(name, recipe):
     """Also the one-dimensional ones, which the source of the symmetric stack skips."""
     model = hugging_face(name)
-    groups = recipe(model, lr=0.01)
+    with expected_warning(name):
+        groups = recipe(model, lr=0.01)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     changes = step(model, SpectralOptimizer(groups))

@@ -14,6 +14,7 @@ from polarlight.view import (
     Interleaved,
     MatrixView,
     RowBlocks,
+    Slices,
     Taps,
     Transposed,
     Whole,
@@ -32,6 +33,9 @@ CASES = [
     (Transposed(Heads(2)), (5, 6, 4), [(5, 2, 2, 6)]),
     (Interleaved(2), (6, 4), [(3, 4), (3, 4)]),
     (Interleaved(3), (5, 6, 4), [(5, 2, 4)] * 3),
+    # torchtitan: gate and up of an MLP, and of stacked experts.
+    (Slices(2), (6, 2, 4), [(6, 4), (6, 4)]),
+    (Slices(2), (3, 6, 2, 4), [(3, 6, 4), (3, 6, 4)]),
     (Heads(2, inner=RowBlocks((1, 2))), (6, 4), [(2, 1, 4), (2, 2, 4)]),
     (Heads(2, dim=-1, inner=Transposed()), (6, 4), [(2, 2, 6)]),
     (RowBlocks((4, 2, 2), (Heads(2), Whole(), Heads(2))), (8, 4), [(2, 2, 4), (2, 4), (2, 1, 4)]),
@@ -103,6 +107,7 @@ def test_one_matrix_has_the_same_parts_in_every_layout():
         (Transposed(RowBlocks((3, 3))), concatenated.mT.contiguous()),
         (Interleaved(2), turns),
         (Transposed(Interleaved(2)), turns.mT.contiguous()),
+        (Slices(2), torch.stack((gate, up), dim=-2)),
     ]
     for view, stored in layouts:
         assert all(map(torch.equal, view.split(stored), (gate, up)))
@@ -137,6 +142,8 @@ def test_kernels_in_channels_last_memory_have_the_same_parts(view):
         (RowBlocks((4, 1)), (6, 4), "covers 5 rows, the parameter has 6"),
         (Heads(4), (6, 4), r"cannot split 6 of shape \(6, 4\) evenly"),
         (Interleaved(4), (6, 4), r"cannot split 6 rows of shape \(6, 4\) evenly"),
+        (Slices(2), (6, 4), r"needs a parameter \[..., m, 2, n\], got shape \(6, 4\)"),
+        (Slices(2), (6, 3, 4), r"got shape \(6, 3, 4\)"),
         (Heads(2, inner=RowBlocks((2, 2))), (6, 4), "covers 4 rows, the parameter has 3"),
         (Whole(), (6,), r"needs at least 2 dimensions, got shape \(6,\)"),
         (Transposed(), (6,), "needs at least 2 dimensions"),
@@ -158,6 +165,7 @@ def test_a_parameter_that_does_not_fit_is_named(view, shape, said):
         (lambda: RowBlocks((3, 0)), "positive row counts"),
         (lambda: RowBlocks((3, 1), (Whole(),)), "2 blocks need as many views"),
         (lambda: Interleaved(0), "count must be >= 1, got 0"),
+        (lambda: Slices(0), "count must be >= 1, got 0"),
         (lambda: Heads(0), "count must be >= 1, got 0"),
         (lambda: Heads(2, dim=0), "dim must be -2"),
         (lambda: Flattened(()), "window must be one or more positive sizes"),

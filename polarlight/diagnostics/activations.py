@@ -19,6 +19,7 @@ from polarlight.diagnostics.transfer import to_host
 from polarlight.optimizer.probe import Observation
 from polarlight.routing.roles import Part, Role, infer_roles
 from polarlight.routing.roles.names import MLP
+from polarlight.routing.roles.wrappers import owner_name
 
 DEAD = (0.01, 0.1)
 """A neuron is dead if its mean magnitude is below this fraction of the mean over its layer."""
@@ -184,7 +185,7 @@ class ActivationMonitor:
 def _down_projections(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
     """Names of the linear modules that write neurons back into the residual stream."""
     names = (
-        a.name.removesuffix(".weight")
+        owner_name(a.name)
         for a in infer_roles(model)
         if a.role is Role.DOWN or (a.role is Role.EXPERT and a.part is Part.DOWN)
     )

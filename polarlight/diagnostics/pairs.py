@@ -2,6 +2,7 @@
 
 from polarlight.routing.roles.names import MLP
 from polarlight.routing.roles.vocabulary import Part
+from polarlight.routing.roles.wrappers import plain_name
 
 
 def block_and_half(name: str, part: int, parts: int) -> tuple[str, str] | None:
@@ -14,7 +15,7 @@ def block_and_half(name: str, part: int, parts: int) -> tuple[str, str] | None:
     """
     if parts == 2:
         return name, ("gate", "up")[part]
-    words = name.split(".")
+    words = plain_name(name).split(".")
     place = -2 if words[-1] == "weight" and len(words) > 1 else -1
     block, word = ".".join(words[:place]), words[place].lower()
     for half, kind in (("gate", Part.GATE), ("up", Part.UP)):

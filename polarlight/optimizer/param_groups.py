@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polarlight.execution.batched import stacks
 from polarlight.rule import ElementwiseRule, UpdateRule
@@ -59,6 +59,32 @@ def check_group(group: Group, index: int) -> None:
             f"polarlight.view.Heads(8), got {view!r}"
         )
     _check_parameters(group, index)
+
+
+def without_frozen_integers(group: Mapping[str, Any]) -> Group:
+    """Return the group's `params`, and `param_names` if any, without integer `nn.Parameter`s.
+
+    These hold quantized weights and never have a gradient. Any other tensor of integers is kept,
+    for `check_group` to refuse.
+    """
+    params = list(group["params"])
+    kept = [
+        i
+        for i, entry in enumerate(params)
+        if not _is_frozen_integer(entry[1] if isinstance(entry, tuple) else entry)
+    ]
+    changed = {"params": [params[i] for i in kept]}
+    if names := group.get("param_names"):
+        changed["param_names"] = [names[i] for i in kept]
+    elif not kept and any(isinstance(entry, tuple) for entry in params):
+        changed["param_names"] = []  # torch wants names in all groups or in none
+    return changed
+
+
+def _is_frozen_integer(p: object) -> bool:
+    if not isinstance(p, nn.Parameter):
+        return False
+    return not (p.is_floating_point() or p.is_complex() or p.requires_grad)
 
 
 def check_disjoint(groups: Sequence[Group], params: Sequence[Any]) -> None:

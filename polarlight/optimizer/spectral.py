@@ -35,6 +35,7 @@ from polarlight.optimizer.param_groups import (
     name_of,
     together,
     with_gradients,
+    without_frozen_integers,
 )
 from polarlight.optimizer.probe import Observation, Probe, count_updates
 from polarlight.optimizer.state_dict import restoring
@@ -107,13 +108,15 @@ class SpectralOptimizer(Optimizer):
     def add_param_group(self, param_group: Group) -> None:
         """Adds a group; entries it lacks come from the constructor's arguments.
 
+        Integer parameters (quantized weights) are frozen and left out.
+
         Raises:
             ValueError: If the group does not fit; the optimizer is unchanged then.
         """
         param_group = dict(param_group)
         reasons = param_group.pop("reasons", {})
         if not isinstance(param_group["params"], Tensor | set):  # torch refuses sets
-            param_group["params"] = list(param_group["params"])
+            param_group |= without_frozen_integers(param_group)
             check_disjoint(self.param_groups, param_group["params"])
         super().add_param_group(param_group)
         try:

@@ -2,12 +2,13 @@
 
 from polarlight.routing.explain import Explanation, explain
 from polarlight.routing.roles import Assignment, Part, Role, infer_roles
-from polarlight.routing.route import Route, per_head, route
+from polarlight.routing.route import Overrides, Route, per_head, route
 from polarlight.routing.view_text import view_from_json, view_to_json
 
 __all__ = [
     "Assignment",
     "Explanation",
+    "Overrides",
     "Part",
     "Role",
     "Route",

@@ -1,7 +1,7 @@
 """Which rule each parameter gets: a table from roles and names to routes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from polarlight.routing.explain import explain
 from polarlight.routing.explain.folding import fold
 from polarlight.routing.roles import MATRIX_ROLES, Assignment, Part, Role, infer_roles
-from polarlight.rule import Rule, UpdateRule
+from polarlight.rule import ElementwiseRule, Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
-__all__ = ["ParamGroup", "Route", "Table", "explain", "per_head", "route"]
+__all__ = ["Overrides", "ParamGroup", "Route", "Table", "explain", "per_head", "route"]
 
 ParamGroup = dict[str, Any]
 
@@ -39,14 +39,40 @@ class Route:
     momentum: float | None = None
 
 
-Key = Role | tuple[Role, Part] | str
+Key = Role | tuple[Role, Part | str] | str
 Table = Mapping[Role | str, Route] | Mapping[Key, Route]
 """What is matched against each parameter, in order; the first entry that matches wins.
 
-A `Role`, or a string equal to one; a pair `(Role.EXPERT, Part.DOWN)`; any other string is a glob
-pattern on names, in which `*` also matches dots. A name that happens to equal a role's value is
-matched by a pattern such as `"[h]ead"`.
+A `Role`, or a string equal to one; a pair, `(Role.EXPERT, Part.DOWN)` or
+`(Role.DOWN, "layers.3.*")`; any other string is a glob pattern on names, in which `*` also matches
+dots. A name that happens to equal a role's value is matched by a pattern such as `"[h]ead"`.
 """
+
+Overrides = Mapping[Role | str, Route | Rule | Role] | Mapping[Key, Route | Rule | Role]
+"""Exceptions from a table, with its keys. A value may be
+
+a `Role`: the parameter is treated as one of that role (`Role.HIDDEN`: it gets the matrices' rule);
+    one of a single dimension never as a matrix;
+a rule: it gets this rule; numbers are those of other parameters with a rule of its kind;
+a `Route`: the entries that it has replace the parameter's own.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A parameter with its route.
+
+    Attributes:
+        assignment: The parameter, and what it is for.
+        entry: The route, with what an override changed.
+        view: Its matrices.
+        keys: The keys of the override, if any, and of the table's entry.
+    """
+
+    assignment: Assignment
+    entry: Route
+    view: MatrixView
+    keys: tuple[Key | None, Key]
 
 
 def per_head(assignment: Assignment) -> MatrixView:
@@ -60,12 +86,18 @@ def per_head(assignment: Assignment) -> MatrixView:
     return assignment.heads
 
 
-def route(model: nn.Module | Iterable[tuple[str, Tensor]], table: Table) -> list[ParamGroup]:
+def route(
+    model: nn.Module | Iterable[tuple[str, Tensor]],
+    table: Table,
+    *,
+    overrides: Overrides | None = None,
+) -> list[ParamGroup]:
     """Param groups in which every parameter of the model appears exactly once.
 
     Args:
         model: A module, or its named parameters (then names and shapes decide).
         table: Routes by role, by role and part, or by glob pattern on names; see `Table`.
+        overrides: Exceptions from the table; see `Overrides`.
 
     Returns:
         Groups for `SpectralOptimizer`, one per entry, role and view, with names and reasons.
@@ -73,31 +105,110 @@ def route(model: nn.Module | Iterable[tuple[str, Tensor]], table: Table) -> list
     Raises:
         ValueError: If a parameter matches no entry, a pattern matches no parameter or only such as
             earlier entries take, or a parameter does not fit its view. All of them are listed.
+        TypeError: If an override is no route, rule or role.
     """
+    return groups_of(resolve(model, table, overrides))
+
+
+def resolve(
+    model: nn.Module | Iterable[tuple[str, Tensor]],
+    table: Table,
+    overrides: Overrides | None = None,
+) -> list[Routed]:
+    """Return the route of every parameter; arguments and errors as for `route`."""
     assignments = infer_roles(model)
     if not assignments:
         raise ValueError("the model has no parameters to route")
     entries = {_key(key): entry for key, entry in table.items()}
+    exceptions = {_key(key): _override(key, value) for key, value in (overrides or {}).items()}
+    asked = [_first_match(assignment, exceptions) for assignment in assignments]
+    _check_used(assignments, exceptions, asked)
+    _check_used(assignments, entries, [_first_match(a, entries) for a in assignments])
+    assignments = [
+        assignment if key is None else _recast(assignment, key, exceptions[key])
+        for assignment, key in zip(assignments, asked, strict=True)
+    ]
     matches = [_first_match(assignment, entries) for assignment in assignments]
     _check_covered(assignments, matches)
-    _check_used(assignments, entries, matches)
-    views = _views(assignments, [entries[key] for key in matches if key is not None])
+    keys = [(key, match) for key, match in zip(asked, matches, strict=True) if match is not None]
+    routes = [
+        entries[match] if key is None else _overridden(entries[match], exceptions[key], entries)
+        for key, match in keys
+    ]
+    views = _views(assignments, routes)
+    return list(map(Routed, assignments, routes, views, keys))
+
+
+def groups_of(routed: Iterable[Routed]) -> list[ParamGroup]:
+    """Param groups, one per route, role and view."""
     groups: dict[Any, ParamGroup] = {}
-    for assignment, key, view in zip(assignments, matches, views, strict=True):
-        assert key is not None
-        new = _new_group(entries[key], assignment, view)
-        group = groups.setdefault((key, assignment.role, view), new)
+    for found in routed:
+        assignment = found.assignment
+        new = _new_group(found.entry, assignment, found.view)
+        group = groups.setdefault((found.keys, assignment.role, found.view), new)
         group["params"].append(assignment.parameter)
         group["param_names"].append(assignment.name)
-        group["reasons"][assignment.name] = _reason(assignment, key)
+        group["reasons"][assignment.name] = _reason(assignment, found.keys[1])
     return list(groups.values())
+
+
+def _override(key: Key, value: object) -> Route | Role:
+    """The route or role that an override stands for.
+
+    Raises:
+        ValueError: If it changes nothing.
+        TypeError: If it is neither.
+    """
+    if isinstance(value, str) and value in set(Role):
+        return Role(value)
+    if isinstance(value, UpdateRule | ElementwiseRule):
+        return Route(rule=value)
+    if not isinstance(value, Route):
+        raise TypeError(
+            f"the override for {_shown(key)} must be a Route, a rule or a Role, got {value!r}"
+        )
+    if value == Route():
+        raise ValueError(
+            f"the override for {_shown(key)} is an empty Route, which changes nothing; "
+            "Role.HIDDEN gives a parameter the rule of the matrices"
+        )
+    return value
+
+
+def _recast(assignment: Assignment, key: Key, value: Route | Role) -> Assignment:
+    """The assignment with the override as its reason, and with the role that it asks for."""
+    reason = f"override for {_shown(key)}; {assignment.reason}"
+    role = value if isinstance(value, Role) else assignment.role
+    if role in MATRIX_ROLES and assignment.parameter.ndim < 2:
+        role = assignment.role
+    return replace(assignment, role=role, reason=reason)
+
+
+def _overridden(entry: Route, value: Route | Role, table: Mapping[Key, Route]) -> Route:
+    """The table's entry with what an override changes.
+
+    A rule of another kind, elementwise or for matrices, comes with the numbers of the table's first
+    entry of that kind.
+    """
+    if isinstance(value, Role):
+        return entry
+    if value.rule is not None and _is_elementwise(value) != _is_elementwise(entry):
+        kind = _is_elementwise(value)
+        entry = next((other for other in table.values() if _is_elementwise(other) == kind), Route())
+    given = {field.name: getattr(value, field.name) for field in fields(value)}
+    return replace(entry, **{name: x for name, x in given.items() if x is not None})
+
+
+def _is_elementwise(entry: Route) -> bool:
+    return entry.rule is not None and not isinstance(entry.rule, UpdateRule)
 
 
 def _key(key: Key) -> Key:
     """The key with strings that mean a role or a part as such."""
     if isinstance(key, tuple):
         role, part = key
-        return Role(role), Part(part)
+        is_pattern = part not in set(Part) and any(letter in part for letter in "*?[.")
+        return Role(role), part if is_pattern else Part(part)
     return Role(key) if key in set(Role) else key
 
 
@@ -109,8 +220,14 @@ def _matches(assignment: Assignment, key: Key) -> bool:
     if isinstance(key, Role):
         return assignment.role is key
     if isinstance(key, tuple):
-        return (assignment.role, assignment.part) == key
-    return fnmatchcase(assignment.name, key)
+        role, part = key
+        fits = assignment.part is part if isinstance(part, Part) else _fits(assignment, part)
+        return assignment.role is role and fits
+    return _fits(assignment, key)
+
+
+def _fits(assignment: Assignment, pattern: str) -> bool:
+    return fnmatchcase(assignment.name, pattern)
 
 
 def _check_covered(assignments: Sequence[Assignment], matches: Sequence[Key | None]) -> None:
@@ -129,12 +246,12 @@ def _check_used(
     assignments: Sequence[Assignment], keys: Iterable[Key], matches: Sequence[Key | None]
 ) -> None:
     """Patterns must take something; roles need not occur."""
-    patterns = [key for key in keys if not isinstance(key, Role | tuple)]
+    patterns = [key for key in keys if _has_pattern(key)]
     idle = [key for key in patterns if key not in matches]
     missing = [key for key in idle if not any(_matches(a, key) for a in assignments)]
     if missing:
         names = [pattern for pattern, _ in fold(a.name for a in assignments)]
-        hints = "".join(_hint(key, names) for key in missing)
+        hints = "".join(_hint(key, names) for key in missing if isinstance(key, str))
         more = ", ..." if len(names) > 5 else ""
         raise ValueError(
             f"no parameter matches {_quoted(missing)}.{hints} "
@@ -145,6 +262,11 @@ def _check_used(
             f"earlier entries take every parameter that matches {_quoted(idle)}; the first match "
             "wins: move these patterns up or remove them"
         )
+
+
+def _has_pattern(key: Key) -> bool:
+    last = key[1] if isinstance(key, tuple) else key
+    return not isinstance(last, Role | Part)
 
 
 def _hint(pattern: str, names: Sequence[str]) -> str:
@@ -175,7 +297,7 @@ def _views(assignments: Sequence[Assignment], entries: Sequence[Route]) -> list[
 
 
 def _view(assignment: Assignment, entry: Route) -> MatrixView:
-    elementwise = entry.rule is not None and not isinstance(entry.rule, UpdateRule)
+    elementwise = _is_elementwise(entry)
     if entry.view is None:
         view = assignment.view
         if elementwise and assignment.role not in MATRIX_ROLES:
@@ -201,9 +323,16 @@ def _new_group(entry: Route, assignment: Assignment, view: MatrixView) -> ParamG
 
 
 def _reason(assignment: Assignment, key: Key) -> str:
-    if isinstance(key, Role | tuple):
+    if not _has_pattern(key):
         return assignment.reason
-    return f"matches {key!r}; {assignment.reason}"
+    return f"matches {_shown(key)}; {assignment.reason}"
+
+
+def _shown(key: Key) -> str:
+    """The key as text: conv, (down, '*.3.*'), '*.3.*'."""
+    if isinstance(key, tuple):
+        return f"({', '.join(map(_shown, key))})"
+    return str(key) if isinstance(key, Role | Part) else repr(key)
 
 
 def _listed(problems: Mapping[str, Sequence[str]]) -> str:
@@ -212,5 +341,5 @@ def _listed(problems: Mapping[str, Sequence[str]]) -> str:
     return "\n  " + "\n  ".join(lines)
 
 
-def _quoted(patterns: Iterable[str]) -> str:
-    return ", ".join(repr(str(pattern)) for pattern in patterns)
+def _quoted(patterns: Iterable[Key]) -> str:
+    return ", ".join(map(_shown, patterns))

@@ -12,6 +12,7 @@ from polarlight.view import (
     Interleaved,
     MatrixView,
     RowBlocks,
+    Slices,
     Taps,
     Transposed,
     Whole,
@@ -19,7 +20,7 @@ from polarlight.view import (
 
 VIEWS = {
     view.__name__: view
-    for view in (Whole, RowBlocks, Heads, Interleaved, Transposed, Flattened, Taps)
+    for view in (Whole, RowBlocks, Heads, Interleaved, Slices, Transposed, Flattened, Taps)
 }
 """The views that can be read back, by name."""
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from polarlight.linalg.foreach import have_kernels
+from polarlight.routing.left_over import route_and_warn
 from polarlight.routing.roles import MATRIX_ROLES, Role
-from polarlight.routing.route import Route, route
+from polarlight.routing.route import Overrides, Route
 from polarlight.rule import ElementwiseRule
 
 _FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps", "meta")
@@ -170,6 +171,7 @@ def with_adamw(
     lr: float | Tensor,
     betas: tuple[float, float] = (0.9, 0.95),
     weight_decay: float = 0.0,
+    overrides: Overrides | None = None,
 ) -> Any:
     """Groups in which hidden matrices keep the optimizer's rule and everything else gets AdamW.
 
@@ -179,12 +181,27 @@ def with_adamw(
         lr: AdamW's learning rate, for embeddings, heads, routers, convolutions and vectors.
         betas: AdamW's decay rates.
         weight_decay: AdamW's weight decay; vectors never decay.
+        overrides: Exceptions, by role or by pattern on names: `{Role.CONV: Role.HIDDEN}` gives
+            convolutions the optimizer's rule, `{"*.layers.0.*": Route(lr=1e-3)}` a layer its own
+            learning rate, `{"decoder.*": AdamWRule()}` excludes; see `routing.route.Overrides`.
+
+    Warns:
+        UserWarning: If no parameter is left for the optimizer's rule, or AdamW gets what may be
+            matrices: kernels, raw parameters of no known role. An override ends the warning.
+
+    Raises:
+        ValueError: If an override matches nothing, or parameters without names are given any.
     """
     if isinstance(params, Tensor):
         return params  # for torch to refuse: its rows are not parameters
     if not isinstance(params, nn.Module):
         params = list(cast(Iterable[object], params))
         if not params or not all(isinstance(entry, tuple) for entry in params):
+            if overrides:
+                raise ValueError(
+                    f"overrides go by roles and names, and parameters without names have none: got "
+                    f"{list(overrides)}; pass the model or model.named_parameters()"
+                )
             return params
     vector = Route(rule=AdamWRule(betas[1]), lr=lr, momentum=betas[0], weight_decay=0.0)
     table: dict[Role | str, Route] = {
@@ -192,4 +209,5 @@ def with_adamw(
     }
     table |= dict.fromkeys(MATRIX_ROLES, Route())
     table[Role.VECTOR] = vector
-    return route(cast(nn.Module, params), table)
+    named = cast(nn.Module, params)
+    return route_and_warn(named, table, overrides, stacklevel=3)  # the caller of a constructor

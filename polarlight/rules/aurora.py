@@ -35,6 +35,7 @@ from polarlight.linalg.rows import (
 )
 from polarlight.linalg.slot import MatrixMap, PolarMap, Slot
 from polarlight.optimizer.spectral import SpectralOptimizer
+from polarlight.routing.route import Overrides
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.rules.aurora_warm import WarmPolar
@@ -154,9 +155,16 @@ class Aurora(SpectralOptimizer):
         aux_lr: float | Tensor = 3e-3,
         aux_betas: tuple[float, float] = (0.9, 0.95),
         aux_weight_decay: float = 0.0,
+        overrides: Overrides | None = None,
     ) -> None:
         super().__init__(
-            with_adamw(params, lr=aux_lr, betas=aux_betas, weight_decay=aux_weight_decay),
+            with_adamw(
+                params,
+                lr=aux_lr,
+                betas=aux_betas,
+                weight_decay=aux_weight_decay,
+                overrides=overrides,
+            ),
             lr,
             weight_decay,
             momentum,

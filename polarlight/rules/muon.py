@@ -14,6 +14,7 @@ from torch import Tensor
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap
 from polarlight.optimizer.spectral import SpectralOptimizer
+from polarlight.routing.route import Overrides
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.momentum import EMA
@@ -47,6 +48,9 @@ class Muon(SpectralOptimizer):
         aux_lr: AdamW's learning rate.
         aux_betas: AdamW's decay rates.
         aux_weight_decay: AdamW's weight decay, never applied to vectors.
+        overrides: Other routes for some parameters: `{Role.CONV: Role.HIDDEN}` gives convolutions
+            Muon, `{"*.layers.0.*": Route(lr=1e-3)}` a layer its own learning rate, and
+            `{"decoder.*": AdamWRule()}` excludes. Keys: roles, patterns on names, or pairs of both.
 
     Raises:
         ValueError: If a number is out of range or a bare tensor is no matrix.
@@ -66,9 +70,16 @@ class Muon(SpectralOptimizer):
         aux_lr: float | Tensor = 3e-3,
         aux_betas: tuple[float, float] = (0.9, 0.95),
         aux_weight_decay: float = 0.0,
+        overrides: Overrides | None = None,
     ) -> None:
         super().__init__(
-            with_adamw(params, lr=aux_lr, betas=aux_betas, weight_decay=aux_weight_decay),
+            with_adamw(
+                params,
+                lr=aux_lr,
+                betas=aux_betas,
+                weight_decay=aux_weight_decay,
+                overrides=overrides,
+            ),
             lr,
             weight_decay,
             momentum,

@@ -85,6 +85,7 @@ VIEWS = [
     (polarlight.view.Heads(3), (18, 4), lambda x: list(x.chunk(3))),
     (polarlight.view.Heads(2, dim=-1), (18, 4), lambda x: list(x.chunk(2, dim=1))),
     (polarlight.view.Transposed(), (18, 4), lambda x: [x.mT]),
+    (polarlight.view.Slices(2), (10, 2, 4), lambda x: [x[:, 0], x[:, 1]]),
     (Flattened((2, 3)), (6, 4, 2, 3), lambda x: [x.reshape(6, 24)]),
     (Taps(), (6, 4, 2, 3), lambda x: [x[:, :, i, j] for i in range(2) for j in range(3)]),
 ]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import polarlight
 from polarlight.diagnostics.activations import ActivationMonitor
@@ -41,6 +42,16 @@ def test_a_neuron_is_dead_if_nothing_comes_out_of_it():
     assert record["mean"] > 0
     # Equal weights, equal batches: what was added up was cleared in between.
     assert monitor.history[1][1][NAME] == record
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.orthogonal, parametrizations.weight_norm])
+def test_a_reparametrized_layer_is_hooked(wrap):
+    net = model()
+    wrap(net.model.layers[0].mlp.down_proj)
+    monitor = ActivationMonitor(net, every=1)
+    train(net, 1, monitor)
+    assert monitor.watched == (NAME,)
+    assert monitor.history[0][1][NAME]["mean"] > 0
 
 
 def test_closed_gates_are_counted_per_neuron():

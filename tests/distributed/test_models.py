@@ -228,6 +228,33 @@ def check_half_of_the_processes(rank):
     torch.testing.assert_close(full(mine), other.detach(), rtol=0, atol=1e-6)
 
 
+def check_gate_and_up_in_slices(rank):
+    """torchtitan's w13, of an MLP and of experts, sharded along each of its dimensions."""
+    mesh, shapes = init_device_mesh("cpu", (4,)), {"w13": (10, 2, 6), "experts.w13": (3, 10, 2, 6)}
+    generator = torch.Generator().manual_seed(0)
+    values = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for dim in range(4):
+        alone = [(n, nn.Parameter(x.clone())) for n, x in values.items() if x.ndim > dim]
+        named = [
+            (n, nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(dim)]))) for n, p in alone
+        ]
+        for make in (aurora, lambda m: polarlight.Muon(m, lr=0.02, polar=EXACT)):
+            optimizers = make(alone), make(named)
+            assert {str(g["view"]) for o in optimizers for g in o.param_groups} == {
+                "Slices(count=2)"
+            }
+            for _ in range(3):
+                for (_, p), (_, q) in zip(alone, named, strict=True):
+                    p.grad = torch.randn(p.shape, generator=generator)
+                    q.grad = distribute_tensor(p.grad, mesh, [Shard(dim)])
+                for optimizer in optimizers:
+                    optimizer.step()
+            for (name, p), (_, q) in zip(alone, named, strict=True):
+                torch.testing.assert_close(
+                    full(q), p.detach(), rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+                )
+
+
 def check_differences_are_found(rank):
     """A Muon that takes its shard for the matrix, as many do."""
     mesh = init_device_mesh("cpu", (4,))
@@ -256,6 +283,7 @@ CHECKS = [
     check_experts,
     check_data_parallel,
     check_half_of_the_processes,
+    check_gate_and_up_in_slices,
 ]
 
 

@@ -198,7 +198,16 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=10,
 )
-VIEW_NAMES = ["Whole", "Heads", "RowBlocks", "Interleaved", "Transposed", "Flattened", "Taps"]
+VIEW_NAMES = [
+    "Whole",
+    "Heads",
+    "RowBlocks",
+    "Interleaved",
+    "Slices",
+    "Transposed",
+    "Flattened",
+    "Taps",
+]
 FIELDS = ["view", "heads", "count", "dim", "sizes", "rows", "inner", "parts", "kernel", "then"]
 
 

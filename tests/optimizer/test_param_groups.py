@@ -6,6 +6,7 @@ import torch
 import polarlight
 from polarlight import NonFinite, SpectralOptimizer
 from polarlight.optimizer import with_stochastic_rounding
+from polarlight.recipes import muon_with_adamw
 from tests.nets import optimizer_of, parameter, step
 
 
@@ -33,6 +34,64 @@ def test_a_negative_momentum_is_named():
 def test_a_rate_may_be_a_tensor_of_one_element(shape):
     (group,) = optimizer_of([parameter(3, 2)], lr=torch.full(shape, 0.5)).param_groups
     assert group["lr"].shape == shape
+
+
+def quantized(*shape, dtype=torch.uint8):
+    return torch.nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
+
+
+def quantized_model(dtype):
+    """Two trained matrices, a packed weight, and a layer whose weight is integers in place."""
+    model = torch.nn.ModuleDict(
+        {"up_proj": torch.nn.Linear(8, 32), "q_proj": torch.nn.Linear(8, 8)}
+    )
+    model["down_proj"] = torch.nn.Linear(32, 8, bias=False)
+    model["q_proj"].weight = quantized(8, 8, dtype=dtype)
+    model.register_parameter("packed", quantized(512, 1, dtype=dtype))
+    return model
+
+
+MADE = {
+    "of a model": polarlight.Muon,
+    "of names": lambda model: polarlight.Aurora(model.named_parameters()),
+    "of tensors": lambda model: SpectralOptimizer(
+        model.parameters(), rule=polarlight.rules.AdamWRule()
+    ),
+    "of groups": lambda model: SpectralOptimizer(
+        [
+            {"params": list(model.named_parameters()), "rule": polarlight.rules.AdamWRule()},
+            {"params": [("q", quantized(4, 4))], "rule": polarlight.rules.muon()},
+        ]
+    ),
+    "of routed groups": lambda model: SpectralOptimizer(muon_with_adamw(model, lr=0.1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_frozen_integers_are_left_out_as_by_torch(make, dtype):
+    model = quantized_model(dtype)
+    optimizer = make(model)
+    kept = [p for group in optimizer.param_groups for p in group["params"]]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {id(p) for p in kept} == {id(p) for p in trained}
+    for group in optimizer.param_groups:
+        assert len(group.get("param_names", group["params"])) == len(group["params"])
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in trained:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+    assert moved == [p.requires_grad for p in model.parameters()]
+    assert make(model).load_state_dict(optimizer.state_dict()) is None
+    assert "q_proj.bias" in str(polarlight.explain(optimizer)) or not optimizer.reasons
+
+
+def test_integers_in_routed_groups_are_explained():
+    groups = muon_with_adamw(quantized_model(torch.int8), lr=0.1)
+    rows = {row.name: row for row in polarlight.explain(groups).rows}
+    assert rows["packed"].frozen
+    assert rows["q_proj.weight"].reason.endswith("; frozen")
 
 
 def test_a_group_without_a_rule_is_named_with_three_of_its_parameters():

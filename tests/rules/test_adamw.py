@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import polarlight
+from polarlight import Role
 from polarlight.rules import AdamWRule
 from tests.matrices import SHAPES, gaussian
 from tests.reference import adamw
@@ -100,7 +101,8 @@ def test_the_direction_of_what_has_not_moved_is_zero_without_a_floor_too():
 
 def test_decay_rates_reach_every_group_of_adamw():
     net = torch.nn.Sequential(torch.nn.Embedding(4, 4), torch.nn.Linear(4, 4))
-    optimizer = polarlight.Muon(net, aux_betas=(0.8, 0.7))
+    with pytest.warns(UserWarning, match="no parameter gets the optimizer's rule"):
+        optimizer = polarlight.Muon(net, aux_betas=(0.8, 0.7))
     rates = {
         (group["momentum"], group["rule"].beta2)
         for group in optimizer.param_groups
@@ -162,14 +164,18 @@ def test_only_models_and_named_parameters_are_routed():
     for untouched in (vector, [vector], [], [{"params": [vector]}], [("a", vector), vector]):
         found = polarlight.rules.with_adamw(untouched, lr=0.5)
         assert found is untouched or found == untouched
-    (group,) = polarlight.rules.with_adamw([("a", vector)], lr=0.5)
+    with pytest.warns(UserWarning, match="no parameter gets the optimizer's rule") as warned:
+        (group,) = polarlight.rules.with_adamw([("a", vector)], lr=0.5)
+    assert len(warned) == 1
     numbers = [group[key] for key in ("lr", "momentum", "weight_decay")]
     assert numbers == [0.5, 0.9, 0.0]
     assert group["rule"] == AdamWRule(beta2=0.95)
-    (group,) = polarlight.rules.with_adamw(iter([("a", vector)]), lr=0.5, betas=(0.1, 0.2))
+    meant = {"*": Role.VECTOR}
+    named = iter([("a", vector)])
+    (group,) = polarlight.rules.with_adamw(named, lr=0.5, betas=(0.1, 0.2), overrides=meant)
     assert (group["momentum"], group["rule"].beta2) == (0.1, 0.2)
-    embedding = torch.nn.Embedding(3, 2)
-    (group,) = polarlight.rules.with_adamw(embedding, lr=0.5)
+    meant = {Role.EMBEDDING: Role.EMBEDDING}
+    (group,) = polarlight.rules.with_adamw(torch.nn.Embedding(3, 2), lr=0.5, overrides=meant)
     assert group["weight_decay"] == 0.0
 
 

@@ -152,8 +152,7 @@ def _neurons(assignment: Assignment, W: Tensor) -> Tensor:
 
 
 def _keep(assignment: Assignment, i: int, parts: int, neurons: Tensor, halves: _Halves) -> None:
-    words = assignment.name.removesuffix(".weight").split(".")
-    block = ".".join(words[:-1])
+    block = assignment.block
     if assignment.part is Part.DOWN:
         halves.add(block, "down", neurons)
     elif (place := block_and_half(assignment.name, i, parts)) is not None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from polarlight.lab.inspection.source import Entry
+from polarlight.routing.roles.wrappers import without_wrappers
 
 MOMENTA = ("momentum_buffer", "exp_avg")
 """First moments, by polarlight's and torch's names."""
@@ -89,5 +90,5 @@ def _in(weights: Mapping[str, Entry], name: str) -> str:
     """The weight of this name, without what wrappers put before it; empty if there is none."""
     if name in weights:
         return name
-    plain = name.replace("_orig_mod.", "").removeprefix("module.")
+    plain = without_wrappers(name)
     return plain if plain in weights else ""

@@ -4,45 +4,55 @@ Types of modules and their place in the model decide first, the numbers and word
 next, names last. No library of models is imported: what is known of one is known of its kind.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from polarlight.routing.roles import seams
 from polarlight.routing.roles.attention import attention, in_attention, packed
-from polarlight.routing.roles.ends import ends, head_of, positions
+from polarlight.routing.roles.ends import ends, heads_of, positions
 from polarlight.routing.roles.mixture import in_experts, router
-from polarlight.routing.roles.mlp import as_map, expert, mlp
-from polarlight.routing.roles.site import Site, sites_by_name, sites_of
+from polarlight.routing.roles.mlp import as_map, block_of, expert, mlp, sliced
+from polarlight.routing.roles.modulation import modulation
+from polarlight.routing.roles.names import NO_MATRICES
+from polarlight.routing.roles.site import Site, sites_by_name, sites_of, unknown
 from polarlight.routing.roles.vocabulary import MATRIX_ROLES, Assignment, Part, Role, Verdict
 from polarlight.view import Flattened, Heads, MatrixView, RowBlocks, Transposed, Whole
 
 __all__ = ["MATRIX_ROLES", "Assignment", "Part", "Role", "infer_roles"]
 
 
-def infer_roles(source: nn.Module | Iterable[tuple[str, Tensor]]) -> list[Assignment]:
+Named = Iterable[tuple[str, Tensor]]
+
+
+def infer_roles(source: nn.Module | Named) -> list[Assignment]:
     """The role of every parameter, in the order of `named_parameters()`.
 
     A module tells more than names do: with `model.named_parameters()` alone, types, positions,
     numbers of heads and ties are unknown and names and shapes decide. Frozen parameters are
     included and say so.
     """
-    if isinstance(source, nn.Module):
-        head = head_of(source)
-        return [_assign(uses, head) for uses in sites_of(source)]
-    return [_assign(uses, None) for uses in sites_by_name(source)]
+    model = source if isinstance(source, nn.Module) else None
+    sites = sites_by_name(cast(Named, source)) if model is None else sites_of(model)
+    heads = heads_of(model, sites)
+    return [_assign(uses, heads) for uses in sites]
 
 
-def _assign(uses: Sequence[Site], head: nn.Module | None) -> Assignment:
+def _assign(uses: Sequence[Site], heads: Mapping[int, str]) -> Assignment:
     site = uses[0]
-    found = next(_verdicts(uses, head))
+    found = next(_verdicts(uses, heads))
     reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
-    return Assignment(
-        site.name, site.parameter, found.role, reason, found.view, found.part, found.heads
-    )
+    changed = {"reason": reason, "block": block_of(site, found)}
+    return Assignment(site.name, site.parameter, **(_fields(found) | changed))
 
 
-def _verdicts(uses: Sequence[Site], head: nn.Module | None) -> Iterator[Verdict]:
+def _fields(verdict: Verdict) -> dict[str, Any]:
+    return {field.name: getattr(verdict, field.name) for field in fields(verdict)}
+
+
+def _verdicts(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Verdict]:
     """Applicable verdicts, the most certain first; always at least one."""
     site = uses[0]
     if site.parameter.ndim < 2:
@@ -50,16 +60,25 @@ def _verdicts(uses: Sequence[Site], head: nn.Module | None) -> Iterator[Verdict]
         yield Verdict(Role.VECTOR, f"{shape}: {_leaf(site)} of {_owner(site)}")
     if not site.parameter.numel():
         yield Verdict(Role.VECTOR, f"no entries, shape {tuple(site.parameter.shape)}")
+    if site.is_magnitude:
+        yield Verdict(Role.VECTOR, f"{_leaf(site)}: a magnitude per row, of weight norm")
     by_name = site.word if site.module is None else site.leaf
     if "bias" in by_name or _is_norm(site):
         yield Verdict(Role.VECTOR, f"{_leaf(site)} of {_owner(site)} is not a matrix")
     yield from router(site)
-    yield from ends(uses, head)
-    if in_experts(site) and site.parameter.ndim in (2, 3):
+    yield from ends(uses, heads)
+    experts = in_experts(site)
+    if not isinstance(site.module, nn.modules.conv._ConvNd) and (
+        found := sliced(site, experts=experts)
+    ):
+        yield found
+    if experts and site.parameter.ndim in (2, 3):
         yield expert(site, turned=site.parameter.ndim == 2 and bool(_is_turned(site)))
     yield from _by_type(site)
     yield from positions(site)
-    yield Verdict(Role.VECTOR, f"raw parameter {_leaf(site)} of {_owner(site)}: no known matrix")
+    if any(word in site.leaf for word in NO_MATRICES):
+        yield Verdict(Role.VECTOR, f"{_leaf(site)} of {_owner(site)} is not a matrix, by its name")
+    yield unknown(site, f"raw parameter {_leaf(site)} of {_owner(site)}: no known matrix")
 
 
 def _leaf(site: Site) -> str:
@@ -79,14 +98,21 @@ def _by_type(site: Site) -> Iterator[Verdict]:
     """Verdicts on layers of a known type."""
     if isinstance(site.module, nn.modules.conv._ConvNd):
         yield _convolution(site, site.module)
-    if site.module is None and site.parameter.ndim > 2 and any("conv" in w for w in site.path):
-        yield Verdict(Role.CONV, "kernel by its name", Flattened(tuple(site.parameter.shape[2:])))
+    if site.module is None and _is_kernel_by_name(site):
+        part = Part.PATCH if any("patch" in word for word in site.path) else Part.NONE
+        view = Flattened(tuple(site.parameter.shape[2:]))
+        yield Verdict(Role.CONV, "kernel by its name", view, part)
     if isinstance(site.module, nn.MultiheadAttention | None) and (found := packed(site)):
         yield found
     if isinstance(site.module, nn.RNNBase) and site.leaf.startswith("weight"):
         yield _recurrent(site, site.module)
     if site.parameter.ndim == 2 and (turned := _is_turned(site)) is not None:
         yield as_map(_linear(site, turned=turned), turned=turned)
+
+
+def _is_kernel_by_name(site: Site) -> bool:
+    called = site.parameter.ndim > 2 and any("conv" in word for word in site.path)
+    return called or (site.parameter.ndim > 3 and site.leaf == "weight")
 
 
 def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Verdict:
@@ -97,6 +123,9 @@ def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Verdict:
     view = Flattened(tuple(site.parameter.shape[2:]), inner)
     if module.groups > 1 and module.groups == module.in_channels:
         return Verdict(Role.CONV, f"{kind} kernel, one per channel", view, Part.DEPTHWISE)
+    patches = module.stride == module.kernel_size and max(module.stride) > 1
+    if patches and not module.transposed:
+        return Verdict(Role.CONV, f"{kind} kernel, embeds patches", view, Part.PATCH)
     return Verdict(Role.CONV, f"{kind} kernel", view)
 
 
@@ -117,8 +146,8 @@ def _is_turned(site: Site) -> bool | None:
         return _is_turned_by_width(site)
     if isinstance(module, nn.Linear):
         return False
-    if type(module).__name__ == "Conv1D":  # transformers: a linear layer of GPT-2's making
-        return True
+    if any(kind.__name__ == "Conv1D" for kind in type(module).__mro__):
+        return True  # transformers: a linear layer of GPT-2's making
     sizes = (getattr(module, "out_features", None), getattr(module, "in_features", None))
     return None if shape not in (sizes, sizes[::-1]) else shape != sizes
 
@@ -140,6 +169,8 @@ def _linear(site: Site, *, turned: bool) -> Verdict:
     m, n = site.parameter.shape[::-1] if turned else site.parameter.shape
     if min(m, n) == 1:
         return Verdict(Role.VECTOR, f"linear layer {site.word} of a single row or column")
+    if (found := modulation(site, m, n)) is not None:
+        return found
     if in_attention(site):
         return attention(site, m, n)
     if (found := mlp(site, m, n, turned=turned)) is not None:

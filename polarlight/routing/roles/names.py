@@ -13,9 +13,22 @@ EMBEDDINGS = _words(
     "embed embedding embeddings embed_tokens tok_embeddings word_embeddings shared wte wpe"
 )
 HEADS = _words(
-    "lm_head head heads output unembed embed_out classifier score qa_outputs seq_relationship "
-    "classification_head out_head dist_head"
+    "head heads output score classifiers proj_out conv_out final_layer head_dist out_layer lm_heads"
 )
+"""Words for output layers; so are those that begin with `aux` or end in `_head`."""
+
+ONLY_HEADS = _words(
+    "lm_head unembed embed_out classifier qa_outputs seq_relationship classification_head "
+    "shared_head"
+)
+"""Words that mean an output layer even inside of a numbered layer."""
+
+MODULATIONS = _words("adaln modulation adaln_single norm_out")
+"""Words for layers that compute shifts, scales and gates from a condition (adaptive norms)."""
+
+NO_MATRICES = _words("token latent queries prompt a_log scale_shift_table gamma scale")
+"""Parts of names of raw parameters whose rows are learned inputs, decays or factors."""
+
 ROUTERS = _words("router gate gating wg")
 
 ATTENTION = {

@@ -1,6 +1,6 @@
 """Where a parameter stands: its module, what encloses it, and its neighbours."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from polarlight.routing.roles.names import EMBEDDINGS
+from polarlight.routing.roles.vocabulary import Role, Verdict
+from polarlight.routing.roles.wrappers import MAGNITUDE, skipped, weight_words
 
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer")
-"""Attributes under which a wrapper (compile, FSDP, checkpointing, LoRA) holds the real module."""
+_NEAR = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +22,31 @@ class Neighbours:
     Attributes:
         shapes: Their shapes.
         blocks: Every name of a module that encloses one of them.
-        table_width: Columns of the first table that its name calls an embedding.
+        tables: Shapes of those that are embedding tables.
+        inside: Names of the parameters in a module, at most five words further in.
     """
 
     shapes: Mapping[str, torch.Size]
     blocks: frozenset[str]
-    table_width: int | None
+    tables: Mapping[str, torch.Size]
+    inside: Mapping[str, Sequence[str]]
 
     @classmethod
-    def of(cls, shapes: Mapping[str, torch.Size]) -> Self:
+    def of(cls, shapes: Mapping[str, torch.Size], tables: Iterable[str]) -> Self:
         """Those of the given shapes."""
         blocks = {name[:end] for name in shapes for end in _dots(name)}
-        widths = (s[-1] for name, s in shapes.items() if len(s) == 2 and _is_table(name))
-        return cls(shapes, frozenset(blocks), next(widths, None))
+        inside: dict[str, list[str]] = {}
+        for name in shapes:
+            words = name.split(".")
+            for depth in range(max(0, len(words) - _NEAR), len(words)):
+                inside.setdefault(".".join(words[:depth]), []).append(name)
+        return cls(shapes, frozenset(blocks), {name: shapes[name] for name in tables}, inside)
+
+    def matrices(self, prefix: str) -> Iterator[tuple[str, torch.Size]]:
+        """Names and shapes of matrices and kernels whose name begins so; no tables."""
+        for name, shape in self.shapes.items():
+            if name.startswith(prefix) and len(shape) >= 2 and name not in self.tables:
+                yield name, shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +72,18 @@ class Site:
     def module(self) -> nn.Module | None:
         """The owning module."""
         return self.modules[0] if self.modules else None
+
+    @property
+    def is_table(self) -> bool:
+        """True for an embedding table, by its module, or by its name if that is all."""
+        return _is_table(self.words, self.module)
+
+    @property
+    def is_magnitude(self) -> bool:
+        """True for the magnitude of a weight-normalized layer: a number per row."""
+        beside = ".".join(self.words).removesuffix(MAGNITUDE)
+        numbers = self.parameter.numel() == max(self.parameter.shape, default=1)
+        return numbers and self.leaf.endswith(MAGNITUDE) and beside in self.neighbours.shapes
 
     @property
     def leaf(self) -> str:
@@ -105,6 +130,16 @@ class Site:
                     return self.neighbours.shapes[name]
         return None
 
+    def has_within(self, depth: int, *sizes: tuple[int, ...]) -> bool:
+        """Tell if a module holds another parameter of one of these sizes, in any order.
+
+        The module is that of the path's first `depth` words.
+        """
+        own, wanted = ".".join(self.words), [sorted(size) for size in sizes]
+        names = self.neighbours.inside.get(".".join(self.words[:depth]), ())
+        shapes = (self.neighbours.shapes[name] for name in names if name != own)
+        return any(sorted(shape) in wanted for shape in shapes)
+
     def beside(self, block: str) -> bool:
         """Whether a block of that name, with parameters of its own, stands beside this one."""
         return ".".join((*self.block, block)) in self.neighbours.blocks
@@ -121,6 +156,26 @@ class Site:
         """The nearest positive number of one of these names, on a module or on its config."""
         found = (value for value in self._facts(names) if type(value) is int and value > 0)
         return next(found, None)
+
+    def outermost(self, name: str) -> tuple[int | None, int]:
+        """The nearest number of this name, and how many words of the path are outside of its model.
+
+        Layers often share the config of the model around them; the model is the outermost owner.
+        """
+        value = self.number(name)
+        if value is None:
+            return None, 0
+        outside = [
+            len(self.modules) - 1 - place
+            for place, module in enumerate(self.modules)
+            if any(_is_number(getattr(source, name, None), value) for source in _sources(module))
+        ]
+        return value, min(outside)
+
+    def encloses_table(self, depth: int) -> bool:
+        """Tell if an embedding table lies inside of the path's first `depth` words."""
+        prefix = "".join(f"{word}." for word in self.path[:depth])
+        return any(name.startswith(prefix) for name in self.neighbours.tables)
 
     def numbers(self, *names: str) -> tuple[int, ...]:
         """All of these numbers, in order; empty if one is unknown."""
@@ -139,24 +194,43 @@ class Site:
         """The size of the residual stream."""
         if self.modules:
             return self.number("hidden_size", "d_model", "n_embd", "dim")
-        return self.neighbours.table_width
+        return next((shape[-1] for shape in self.neighbours.tables.values()), None)
 
     def _enclosing(self) -> tuple[nn.Module, ...]:
         return self.modules[1:] if self.leaf == "weight" else self.modules
 
     def _facts(self, names: tuple[str, ...]) -> Iterator[object]:
         for module in self.modules:
-            for source in (module, getattr(module, "config", None)):
+            for source in _sources(module):
                 for name in names:
                     yield getattr(source, name, None)
+
+
+def _is_number(found: object, value: int) -> bool:
+    return type(found) is int and found == value
+
+
+def _sources(module: nn.Module) -> tuple[object, object]:
+    """The module itself and its config: the objects whose numbers count."""
+    return module, getattr(module, "config", None)
+
+
+def unknown(site: Site, reason: str) -> Verdict:
+    """The verdict on a parameter of which nothing tells that it is a matrix."""
+    vectors = sum(size > 1 for size in site.parameter.shape) < 2
+    return Verdict(Role.VECTOR, reason, known=vectors)
 
 
 def _dots(name: str) -> Iterator[int]:
     return (place for place, letter in enumerate(name) if letter == ".")
 
 
-def _is_table(name: str) -> bool:
-    return any(word in EMBEDDINGS for word in name.split(".")[-2:-1])
+def _is_table(words: Sequence[str], module: nn.Module | None) -> bool:
+    if module is None:
+        word = words[-2] if words[-1] == "weight" and len(words) > 1 else words[-1]
+        return word in EMBEDDINGS or word.endswith("_embeddings")
+    named = type(module).__name__.endswith("Embedding") and words[-1] == "weight"
+    return named or isinstance(module, nn.Embedding | nn.EmbeddingBag)
 
 
 def sites_of(model: nn.Module) -> list[list[Site]]:
@@ -171,10 +245,14 @@ def sites_by_name(named: Iterable[tuple[str, Tensor]]) -> list[list[Site]]:
 
 
 def _grouped(named: list[tuple[str, Tensor]], modules: Mapping[str, nn.Module]) -> list[list[Site]]:
-    unwrapped = [_unwrapped(name, modules) for name, _ in named]
-    neighbours = Neighbours.of(
-        {".".join(words): p.shape for (words, _), (_, p) in zip(unwrapped, named, strict=True)}
-    )
+    names = {name for name, _ in named}
+    unwrapped = [_unwrapped(name, names, modules) for name, _ in named]
+    shapes, tables = {}, []
+    for (words, chain), (_, p) in zip(unwrapped, named, strict=True):
+        shapes[".".join(words)] = p.shape
+        if p.ndim == 2 and _is_table(words, chain[0] if chain else None):
+            tables.append(".".join(words))
+    neighbours = Neighbours.of(shapes, tables)
     sites: dict[int, list[Site]] = {}
     for (name, p), (words, chain) in zip(named, unwrapped, strict=True):
         sites.setdefault(id(p), []).append(Site(name, words, p, chain, neighbours))
@@ -182,17 +260,18 @@ def _grouped(named: list[tuple[str, Tensor]], modules: Mapping[str, nn.Module]) 
 
 
 def _unwrapped(
-    name: str, modules: Mapping[str, nn.Module]
+    name: str, names: Collection[str], modules: Mapping[str, nn.Module]
 ) -> tuple[tuple[str, ...], tuple[nn.Module, ...]]:
     """The words of a name and the modules from the inside out, wrappers left out."""
-    *path, leaf = name.split(".")
-    words, chain = [""], [modules.get("")]
-    for place, word in enumerate(path, start=1):
-        module = modules.get(".".join(path[:place]))
-        if word in _WRAPPERS:
+    *path, leaf = weight_words(name.split("."), names)
+    without = skipped(path)
+    words, chain = [], [modules.get("")]
+    for place, word in enumerate(path):
+        module = modules.get(".".join(path[: place + 1]))
+        if place in without:
             chain[-1] = module
         else:
             words.append(word.lower())
             chain.append(module)
     known = tuple(module for module in reversed(chain) if module is not None)
-    return (*words[1:], leaf.lower()), known
+    return (*words, leaf.lower()), known

@@ -52,6 +52,7 @@ class Part(StrEnum):
     TOKEN = "token"
     POSITION = "position"
     DEPTHWISE = "depthwise"
+    PATCH = "patch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class Assignment:
         part: Which projection, which kind of router, ...
         heads: A view with one matrix per attention head; equal to `view` for projections without
             heads, None where the number of heads is unknown or the parameter is no attention.
+        block: Of an MLP's matrix, the name of the smallest module that holds the other ones too.
+        known: False if it may be a matrix, and neither module, place, config nor name tells.
     """
 
     name: str
@@ -76,6 +79,8 @@ class Assignment:
     view: MatrixView = Whole()
     part: Part = Part.NONE
     heads: MatrixView | None = None
+    known: bool = True
+    block: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +92,4 @@ class Verdict:
     view: MatrixView = Whole()
     part: Part = Part.NONE
     heads: MatrixView | None = None
+    known: bool = True

@@ -26,6 +26,9 @@ VIEWS = [
     (pl.view.Flattened((3, 1)), (6, 1, 3, 1)),
     (pl.view.Flattened((2, 3), pl.view.Transposed()), (6, 4, 2, 3)),
     (pl.view.Taps(), (6, 4, 2, 3)),
+    (pl.view.Slices(2), (6, 2, 4)),
+    (pl.view.Slices(2), (3, 6, 2, 4)),
+    (pl.view.Slices(2), (1, 2, 1)),
 ]
 views = pytest.mark.parametrize(("view", "shape"), VIEWS, ids=str)
 

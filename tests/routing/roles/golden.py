@@ -5,7 +5,10 @@ python -m tests.routing.roles.golden     rewrites them; compare the diff with th
 
 import json
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
+
+import pytest
 
 from polarlight.integrations.transformers import meta_model
 from polarlight.routing import infer_roles
@@ -14,6 +17,11 @@ from polarlight.routing.view_text import view_call
 
 HERE = Path(__file__).parent
 CONFIGS = sorted((HERE / "configs").glob("*.json"))
+
+
+def expected_warning(name):
+    """A context for the routing of a model; a ResNet's warns, since it has nothing but kernels."""
+    return pytest.warns(UserWarning, match="AdamW takes") if name == "resnet" else nullcontext()
 
 
 def golden_file(config):

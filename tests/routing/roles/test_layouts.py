@@ -8,7 +8,7 @@ import polarlight
 from polarlight import Role
 from polarlight.routing import infer_roles
 from polarlight.routing.roles import Part
-from polarlight.view import Flattened, Heads, Interleaved, RowBlocks, Transposed, Whole
+from polarlight.view import Flattened, Heads, Interleaved, RowBlocks, Slices, Transposed, Whole
 from tests.routing.roles.blocks import Attention, Experts, TurnedLinear, block, found, linear, raw
 
 STORED = [
@@ -68,6 +68,50 @@ def test_fused_gate_and_up_are_two_matrices():
     assert found(wide)["mlp.wi.weight"].part is Part.GATE_UP
     plain = block(mlp=block(wi=linear(16, 8), wo=linear(8, 16)))
     assert found(plain)["mlp.wi.weight"].view == Whole()
+
+
+SLICED = {
+    "an MLP": (block(feed_forward=block(w13=raw(16, 2, 8), w2=linear(8, 16))), Role.GATE_UP),
+    "its layer": (block(feed_forward=block(w13=block(weight=raw(16, 2, 8)))), Role.GATE_UP),
+    "another name": (block(mlp=block(gate_up_proj=raw(16, 2, 8))), Role.GATE_UP),
+    "experts": (block(experts=block(w13=raw(4, 16, 2, 8), w2=raw(4, 8, 16))), Role.EXPERT),
+}
+
+
+@pytest.mark.parametrize("how", ["modules", "names"])
+@pytest.mark.parametrize(("model", "role"), SLICED.values(), ids=SLICED)
+def test_gate_and_up_in_slices_of_their_own_are_two_matrices(model, role, how):
+    """torchtitan's w13 [hidden, 2, dim], and [E, hidden, 2, dim] of stacked experts."""
+    assignment = infer_roles(model if how == "modules" else model.named_parameters())[0]
+    assert (assignment.role, assignment.part) == (role, Part.GATE_UP)
+    assert assignment.view == Slices(2)
+    optimizer = polarlight.Muon(model, lr=1.0)
+    row = polarlight.explain(optimizer).rows[0]
+    assert [piece.shape[-2:] for piece in row.pieces] == [(16, 8)] * 2
+    assert [piece.lr for piece in row.pieces] == [2**0.5] * 2
+
+
+def test_a_raw_down_projection_beside_slices_is_one():
+    model = block(feed_forward=block(w13=raw(16, 2, 8), w2=raw(8, 16)))
+    down = found(model)["feed_forward.w2"]
+    assert (down.role, down.part, down.view) == (Role.DOWN, Part.DOWN, Whole())
+
+
+def test_slices_step_as_gate_and_up_apart():
+    torch.manual_seed(0)
+    fused = block(feed_forward=block(w13=raw(16, 2, 8)))
+    apart = block(mlp=block(gate_proj=linear(16, 8), up_proj=linear(16, 8)))
+    both = polarlight.Aurora(fused), polarlight.Aurora(apart)
+    w13, (gate, up) = fused.feed_forward.w13, apart.parameters()
+    with torch.no_grad():
+        gate.copy_(w13[:, 0])
+        up.copy_(w13[:, 1])
+    for _ in range(3):
+        w13.grad = torch.randn_like(w13)
+        gate.grad, up.grad = w13.grad[:, 0].clone(), w13.grad[:, 1].clone()
+        for optimizer in both:
+            optimizer.step()
+    torch.testing.assert_close(w13.detach(), torch.stack((gate, up), dim=1), rtol=0, atol=1e-6)
 
 
 FUSED = [

@@ -18,7 +18,7 @@ from polarlight.routing.roles import MATRIX_ROLES
 from polarlight.routing.route import per_head
 from polarlight.rules.adamw import AdamWRule
 from polarlight.stages import MatchRmsAdamW
-from tests.routing.roles.golden import CONFIGS, golden_file, golden_text
+from tests.routing.roles.golden import CONFIGS, expected_warning, golden_file, golden_text
 
 transformers = pytest.importorskip("transformers")
 
@@ -49,7 +49,8 @@ def test_roles_and_views_are_the_golden_ones(config, tmp_path):
 def test_every_parameter_is_in_one_group_and_moves(config):
     model = tiny(config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = polarlight.Aurora(model, lr=0.1, aux_lr=0.1)
+    with expected_warning(config.stem):
+        optimizer = polarlight.Aurora(model, lr=0.1, aux_lr=0.1)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     randomise_gradients(model)
@@ -88,7 +89,8 @@ def test_attention_can_be_stepped_by_head(config):
 
 @configs
 def test_a_config_alone_is_explained(config):
-    explanation = explain_hf(config, polarlight.Muon)
+    with expected_warning(config.stem):
+        explanation = explain_hf(config, polarlight.Muon)
     model = meta_model(config)
     assert {row.name for row in explanation.rows} == {name for name, _ in model.named_parameters()}
     assert max(map(len, str(explanation).splitlines())) <= 120

@@ -43,7 +43,7 @@ def test_one_dimensional_parameters_of_embeddings_and_heads_are_vectors_that_tra
     model = block(embeddings=block(LayerNorm=nn.LayerNorm(8)), lm_head=nn.Linear(8, 20))
     names = ["embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias", "lm_head.bias"]
     assert {found(model)[name].role for name in names} == {Role.VECTOR}
-    optimizer = polarlight.Muon(model)
+    optimizer = polarlight.Muon(model, overrides={"*": polarlight.rules.AdamWRule()})
     before = [p.detach().clone() for p in model.parameters()]
     for p in model.parameters():
         p.grad = torch.ones_like(p)

@@ -1,0 +1,37 @@
+"""Adaptive norms of diffusion transformers: one layer makes shifts, scales and gates, [k d, d]."""
+
+from polarlight.routing.roles.names import MODULATIONS
+from polarlight.routing.roles.site import Site
+from polarlight.routing.roles.vocabulary import Role, Verdict
+from polarlight.view import RowBlocks
+
+_MOST = 12
+"""Shift, scale and gate for two sublayers of two streams; more blocks are something else."""
+
+
+def is_modulation(site: Site) -> bool:
+    """Tell if a layer modulates a norm, by its name or the class around it."""
+    kinds = (type(module).__name__.lower() for module in site.modules[1:3])
+    return names_modulation(".".join(site.words)) or any(_says_modulation(kind) for kind in kinds)
+
+
+def names_modulation(name: str) -> bool:
+    """Tell if a parameter is the matrix of a modulation, by its name in lower case."""
+    *path, leaf = name.split(".")
+    if leaf != "weight":
+        return False
+    norm_and_linear = path[-1:] in (["linear"], ["lin"]) and path[-2:-1] and "norm" in path[-2]
+    return bool(norm_and_linear) or any(_says_modulation(word) for word in path[-3:])
+
+
+def _says_modulation(word: str) -> bool:
+    return any(word.startswith(known) for known in MODULATIONS) or word.startswith("adalayernorm")
+
+
+def modulation(site: Site, m: int, n: int) -> Verdict | None:
+    """The verdict on the layer of an adaptive norm, [m, n] as a map; None if it is none."""
+    count = m // n
+    if not is_modulation(site) or m % n or not 2 <= count <= _MOST:
+        return None
+    reason = f"{count} modulations (shift, scale, gate): {site.word} in {site.home}"
+    return Verdict(Role.HIDDEN, reason, RowBlocks((n,) * count))

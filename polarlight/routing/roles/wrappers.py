@@ -1,0 +1,81 @@
+"""Names of parameters without the words that wrappers and reparametrizations put into them.
+
+`base_model.model.lm_head.modules_to_save.default.weight`  ->  `lm_head.weight`
+`up_proj.parametrizations.weight.original`                 ->  `up_proj.weight`
+
+Only this module knows these words.
+"""
+
+from collections.abc import Collection, Sequence
+
+WRAPPERS: tuple[tuple[str, ...], ...] = (
+    ("module",),  # DistributedDataParallel, DataParallel, AveragedModel
+    ("_orig_mod",),  # torch.compile
+    ("_fsdp_wrapped_module",),
+    ("_checkpoint_wrapped_module",),
+    ("base_layer",),  # an adapted layer of peft
+    ("base_model", "model"),  # an adapted model of peft
+    ("modules_to_save", "*"),  # the trained copy of a module, by the adapter's name
+    ("original_module",),  # the frozen one beside it
+)
+"""Words in a row under which a wrapper holds the real module; `*` stands for any word."""
+
+_BY_FIRST = {words[0]: words for words in WRAPPERS}
+
+MAGNITUDE = "_g"
+"""Suffix of a weight-normalized layer's magnitude, in either of torch's forms."""
+
+
+def skipped(path: Sequence[str]) -> set[int]:
+    """Return the places of the words in a module's path that belong to wrappers."""
+    found: set[int] = set()
+    for place, first in enumerate(path):
+        words = _BY_FIRST.get(first, ())
+        here = path[place : place + len(words)]
+        alike = zip(here, words, strict=False)
+        if len(here) == len(words) and all(word in (a, "*") for a, word in alike):
+            found.update(range(place, place + len(words)))
+    return found
+
+
+def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str, ...]:
+    """Return a name's words with the matrix of a reparametrized layer under the layer's own name.
+
+    Args:
+        words: The parameter's name, cut at the dots.
+        names: All names of the model: a direction is known by the magnitude beside it.
+    """
+    *path, leaf = words
+    if path[-2:-1] == ["parametrizations"]:
+        return (*path[:-2], _parametrized(path[-1], ".".join(path), leaf, names))
+    stem = leaf.removesuffix("_orig")  # spectral_norm of torch.nn.utils, and pruning
+    if leaf.endswith("_v") and ".".join((*path, leaf[:-2] + MAGNITUDE)) in names:
+        stem = leaf[:-2]
+    return (*path, stem)
+
+
+def _parametrized(own: str, path: str, leaf: str, names: Collection[str]) -> str:
+    """The tensor `own` of a layer under torch.nn.utils.parametrizations.
+
+    Weight norm keeps two tensors: a magnitude, and the direction.
+    """
+    if leaf == "original" or f"{path}.original0" not in names:
+        return own
+    return {"original0": f"{own}{MAGNITUDE}", "original1": own}.get(leaf, f"{own}_{leaf}")
+
+
+def owner_name(name: str) -> str:
+    """Return the name of the module that a parameter belongs to, wrappers included."""
+    return ".".join(weight_words(name.split("."))[:-1])
+
+
+def without_wrappers(name: str) -> str:
+    """Return a parameter's name without the words of wrappers."""
+    *path, leaf = name.split(".")
+    without = skipped(path)
+    return ".".join((*(word for i, word in enumerate(path) if i not in without), leaf))
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a parameter has without wrappers and parametrizations."""
+    return without_wrappers(".".join(weight_words(name.split("."))))

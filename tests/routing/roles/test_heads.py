@@ -1,0 +1,291 @@
+"""Output layers of models that are parts of others, under wrappers, and beside other heads."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import polarlight
+from polarlight import Role
+from polarlight.diagnostics.pairs import block_and_half
+from polarlight.routing import infer_roles
+from polarlight.routing.roles.wrappers import plain_name
+from tests.routing.roles.blocks import block, found, linear
+
+
+class LM(nn.Module):
+    """A language model; its output layer is called what the caller says."""
+
+    def __init__(self, head="lm_head", vocabulary=96, width=32):
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.layers = nn.ModuleList(
+            [block(up_proj=linear(64, width), down_proj=linear(width, 64)) for _ in range(2)]
+        )
+        self.add_module(head, nn.Linear(width, vocabulary, bias=False))
+
+
+def heads(source):
+    return [a.name for a in infer_roles(source) if a.role is Role.HEAD]
+
+
+def policy_and_value(head):
+    return block(policy=nn.ModuleDict({"model": LM(head)}), value=nn.Linear(32, 1))
+
+
+LARGER = {
+    "a policy beside a value": (policy_and_value, ["policy.model.{}.weight"]),
+    "a value registered first": (
+        lambda head: block(value=nn.Linear(32, 1), policy=block(model=LM(head))),
+        ["policy.model.{}.weight"],
+    ),
+    "a student and its teacher": (
+        lambda head: block(teacher=LM(head, 96, 48), student=LM(head)),
+        ["teacher.{}.weight", "student.{}.weight"],
+    ),
+    "an ensemble": (
+        lambda head: block(members=nn.ModuleList([LM(head), LM(head)])),
+        ["members.0.{}.weight", "members.1.{}.weight"],
+    ),
+    "a value inside of the model": (
+        lambda head: block(lm=with_value(LM(head))),
+        ["lm.{}.weight"],
+    ),
+}
+
+
+def with_value(model):
+    model.value = nn.Linear(32, 1)
+    return model
+
+
+@pytest.mark.parametrize("head", ["lm_head", "to_tokens"])
+@pytest.mark.parametrize(("make", "expected"), LARGER.values(), ids=LARGER)
+def test_the_head_of_a_model_inside_another_is_a_head(make, expected, head):
+    """By the vocabulary of an embedding in the same part, whatever the layer is called."""
+    model = make(head)
+    assert heads(model) == [name.format(head) for name in expected]
+    optimizer = polarlight.Muon(model)
+    rules = {n: g["rule"].name for g in optimizer.param_groups for n in g["param_names"]}
+    assert {rules[name] for name in heads(model)} == {"adamw"}
+    assert {rule for name, rule in rules.items() if "_proj" in name} == {"muon"}
+
+
+@pytest.mark.parametrize("head", ["lm_head", "to_tokens"])
+def test_the_vocabulary_of_a_config_counts_for_its_own_model(head):
+    class Configured(LM):
+        def __init__(self):
+            super().__init__(head)
+            self.embed = nn.Conv1d(32, 32, 1)  # no table says how many tokens there are
+            self.config = block(vocab_size=96)
+            self.layers[0].config = self.config
+
+    model = block(parts=nn.ModuleList([Configured()]), value=nn.Linear(32, 1))
+    assert heads(model) == [f"parts.0.{head}.weight"]
+
+
+PREFIXES = [
+    "base_model.model.",
+    "model.language_model.",
+    "module._orig_mod.policy.model.",
+    "members.0.",
+    "_fsdp_wrapped_module.student.",
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("head", ["lm_head", "output"])
+def test_names_alone_tell_a_head_behind_any_prefix(prefix, head):
+    named = [(prefix + name, p) for name, p in LM(head).named_parameters()]
+    named.append(("value.weight", nn.Parameter(torch.zeros(4, 32))))
+    assert heads(named) == [f"{prefix}{head}.weight"]
+
+
+def test_names_alone_tell_a_head_by_the_rows_of_the_table_in_the_same_part():
+    student, teacher = LM("to_tokens"), LM("to_tokens", vocabulary=80)
+    named = [("student." + n, p) for n, p in student.named_parameters()]
+    named += [("teacher." + n, p) for n, p in teacher.named_parameters()]
+    assert heads(named) == ["student.to_tokens.weight", "teacher.to_tokens.weight"]
+
+
+def test_what_has_as_many_rows_as_some_table_is_not_always_a_head():
+    """Position and type tables do not count, nor layers that others read or of another model."""
+    model = block(
+        other=linear(96, 16),
+        tokens=block(embed=nn.Embedding(96, 32), head=linear(96, 32)),
+        wpe=nn.Embedding(64, 32),
+        token_type_embeddings=nn.Embedding(32, 32),
+        after=linear(64, 32),
+        expand=block(embed=nn.Embedding(256, 32), first=linear(256, 32), second=linear(32, 256)),
+        attention=block(relative_attention_bias=nn.Embedding(32, 4), o_proj=linear(32, 32)),
+    )
+    assert heads(model) == ["tokens.head.weight"]
+
+
+def test_a_square_head_beside_another_is_one():
+    model = block(student=with_value(LM(vocabulary=32)), teacher=LM("to_tokens"))
+    assert heads(model) == ["student.lm_head.weight", "teacher.to_tokens.weight"]
+    assert heads(block(output=linear(32, 32), lm=LM())) == ["lm.lm_head.weight"]
+
+
+def test_every_entry_of_a_list_of_heads_is_one():
+    model = block(
+        lm=LM(),
+        medusa_heads=nn.ModuleList([nn.Sequential(linear(32, 32), linear(96, 32)) for _ in "ab"]),
+        tasks=block(heads=nn.ModuleList([linear(k, 32) for k in (2, 5)])),
+    )
+    expected = ["lm.lm_head.weight", "medusa_heads.0.1.weight", "medusa_heads.1.1.weight"]
+    expected += ["tasks.heads.0.weight", "tasks.heads.1.weight"]
+    assert heads(model) == expected
+    assert heads(model.named_parameters()) == expected
+
+
+INSIDE = ["layers.0.attention.output", "layers.0.output.dense", "mlp.output", "attn.score"]
+
+
+@pytest.mark.parametrize("path", INSIDE)
+def test_words_for_heads_mean_none_inside_of_layers(path):
+    model = inner = block(embed=nn.Embedding(96, 32))
+    *outer, last = path.split(".")
+    for word in outer:
+        inner.add_module(word, block())
+        inner = inner.get_submodule(word)
+    inner.add_module(last, linear(32, 24))
+    assert heads(model) == []
+
+
+AUXILIARY = {
+    "aux_classifier": ["aux_classifier.4.weight", "classifier.4.weight"],
+    "AuxLogits": ["AuxLogits.4.weight", "classifier.4.weight"],
+    "aux1": ["aux1.4.weight", "classifier.4.weight"],
+    "auxiliary_head": ["auxiliary_head.4.weight", "classifier.4.weight"],
+    "head_dist": ["classifier.4.weight", "head_dist.4.weight"],
+}
+
+
+@pytest.mark.parametrize("layer", [lambda m, n: nn.Linear(n, m), lambda m, n: nn.Conv2d(n, m, 1)])
+@pytest.mark.parametrize(("name", "expected"), AUXILIARY.items())
+def test_auxiliary_classifiers_are_heads_too(name, expected, layer):
+    """Their last layer is; the layers before it are not. FCN's and DeepLab's are kernels."""
+
+    def classifier():
+        parts = [layer(16, 8), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(), layer(21, 16)]
+        return nn.Sequential(*parts)
+
+    model = block(**{name: classifier(), "classifier": classifier()})
+    assert sorted(heads(model)) == expected
+    assert sorted(heads(model.named_parameters())) == expected
+
+
+def test_the_final_layer_of_a_network_inside_another_is_a_head():
+    def resnet():
+        return block(layer1=nn.Sequential(nn.Conv2d(3, 8, 3)), fc=linear(10, 8))
+
+    assert heads(block(encoder=resnet(), predictor=linear(8, 10))) == ["encoder.fc.weight"]
+    assert heads(block(mlp=block(fc=linear(16, 8)), out=linear(8, 16))) == []
+    pooled = block(stem=nn.Conv2d(3, 8, 3), head=block(norm=nn.LayerNorm(8), fc=linear(10, 8)))
+    assert heads(block(backbone=pooled)) == ["backbone.head.fc.weight"]
+
+
+def twice(model):
+    return block(first=model, second=block(inner=copy.deepcopy(model)))
+
+
+WRAPPED = {
+    "module": lambda m: block(module=m),
+    "_orig_mod": lambda m: torch.compile(m, backend="eager"),
+    "_fsdp_wrapped_module": lambda m: block(_fsdp_wrapped_module=m),
+    "_checkpoint_wrapped_module": lambda m: block(_checkpoint_wrapped_module=m),
+    "base_model.model": lambda m: block(base_model=block(model=m)),
+    "all": lambda m: block(module=block(_orig_mod=block(base_model=block(model=m)))),
+}
+
+
+def signature(source):
+    return [(a.role, a.part, a.view, a.heads, a.reason) for a in infer_roles(source)]
+
+
+@pytest.mark.parametrize("make", [LM, lambda: twice(LM()), lambda: policy_and_value("to_tokens")])
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_wrappers_change_no_role_view_or_reason(wrap, make):
+    """Neither around the model nor around each layer, whether modules or names are known."""
+    torch.manual_seed(0)
+    plain, wrapped = make(), wrap(make())
+    assert signature(wrapped) == signature(plain)
+    assert signature(wrapped.named_parameters()) == signature(plain.named_parameters())
+    inside = make()
+    for name, module in list(inside.named_modules()):
+        if name.endswith(("_proj", "lm_head", "to_tokens")):
+            parent, _, last = name.rpartition(".")
+            inside.get_submodule(parent)._modules[last] = wrap(module)
+    assert signature(inside) == signature(plain)
+
+
+def test_a_real_wrapper_of_processes_changes_nothing(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        model = policy_and_value("lm_head")
+        assert signature(DistributedDataParallel(model)) == signature(model)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class Saved(nn.Module):
+    """A module in peft's names: the frozen original beside the copy that is trained."""
+
+    def __init__(self, layer, adapter="default"):
+        super().__init__()
+        self.original_module = copy.deepcopy(layer).requires_grad_(False)
+        self.modules_to_save = nn.ModuleDict({adapter: layer})
+
+
+@pytest.mark.parametrize("adapter", ["default", "mine"])
+def test_the_trained_copy_of_a_saved_head_is_a_head(adapter):
+    model = block(base_model=block(model=LM()))
+    inner = model.base_model.model
+    inner.lm_head = Saved(inner.lm_head, adapter)
+    roles = {name.split("base_model.model.")[1]: a.role for name, a in found(model).items()}
+    assert roles[f"lm_head.modules_to_save.{adapter}.weight"] is Role.HEAD
+    assert roles["lm_head.original_module.weight"] is Role.HEAD
+    by_name = {a.name: a.role for a in infer_roles(model.named_parameters())}
+    assert by_name == {name: a.role for name, a in found(model).items()}
+
+
+def test_an_adapted_model_of_peft_has_the_roles_of_its_base():
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["up_proj"], modules_to_save=["lm_head"])
+    model = peft.get_peft_model(LM(), config)
+    roles = {name: a.role for name, a in found(model).items()}
+    assert roles["base_model.model.lm_head.modules_to_save.default.weight"] is Role.HEAD
+    assert roles["base_model.model.embed.weight"] is Role.EMBEDDING
+    assert roles["base_model.model.layers.0.down_proj.weight"] is Role.DOWN
+    assert roles["base_model.model.layers.0.up_proj.base_layer.weight"] is Role.GATE_UP
+
+
+NAMES = {
+    "model.mlp.up_proj.weight": "model.mlp.up_proj.weight",
+    "module._orig_mod.mlp.up_proj.weight": "mlp.up_proj.weight",
+    "base_model.model.mlp.up_proj.base_layer.weight": "mlp.up_proj.weight",
+    "lm_head.modules_to_save.default.weight": "lm_head.weight",
+    "mlp._fsdp_wrapped_module.up_proj.parametrizations.weight.original": "mlp.up_proj.weight",
+    "mlp.up_proj.weight_orig": "mlp.up_proj.weight",
+    "base_model.mlp.weight": "base_model.mlp.weight",  # no adapted model: `model` does not follow
+    "modules_to_save": "modules_to_save",
+}
+
+
+@pytest.mark.parametrize(("name", "plain"), NAMES.items())
+def test_names_lose_the_words_of_wrappers_and_no_others(name, plain):
+    assert plain_name(name) == plain
+
+
+@pytest.mark.parametrize("name", [name for name, plain in NAMES.items() if "up_proj" in plain])
+def test_gate_and_up_are_paired_under_wrappers(name):
+    block, half = block_and_half(name, 0, 1)
+    assert half == "up"
+    assert block == plain_name(name).removesuffix(".up_proj.weight")
