@@ -13,6 +13,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from polarlight.registry import registered
+
 T = TypeVar("T")
 
 
@@ -36,6 +38,7 @@ class MatrixView(Protocol):
         """The inverse of `split`: a tensor of the parameter's shape."""
 
 
+@registered("Whole")
 @dataclass(frozen=True, slots=True)
 class Whole:
     """The last two dimensions are one matrix; leading ones are a batch of independent matrices."""
@@ -56,6 +59,7 @@ class Whole:
         return parts[0]
 
 
+@registered("RowBlocks")
 @dataclass(frozen=True, slots=True)
 class RowBlocks:
     """Blocks of consecutive rows, each a matrix of its own: fused QKV, fused gate and up.
@@ -104,6 +108,7 @@ class RowBlocks:
         return zip(self.inner or [Whole()] * len(self.sizes), blocks, strict=True)
 
 
+@registered("Heads")
 @dataclass(frozen=True, slots=True)
 class Heads:
     """Equal heads along one dimension, each a matrix of its own; together one batch.
@@ -150,6 +155,7 @@ class Heads:
         return heads.movedim(-3, -2).flatten(-2, -1)
 
 
+@registered("Interleaved")
 @dataclass(frozen=True, slots=True)
 class Interleaved:
     """Matrices whose rows take turns: gate and up stored as g0, u0, g1, u1, ...
@@ -183,6 +189,7 @@ class Interleaved:
         return torch.stack(tuple(parts), dim=-2).flatten(-3, -2)
 
 
+@registered("Transposed")
 @dataclass(frozen=True, slots=True)
 class Transposed:
     """Parameters stored (fan_in, fan_out), such as GPT-2's Conv1D, seen as (fan_out, fan_in).
@@ -210,6 +217,7 @@ class Transposed:
         return self.inner.join(parts).mT
 
 
+@registered("Flattened")
 @dataclass(frozen=True, slots=True)
 class Flattened:
     """Convolution kernels [out, in, *window], each a single matrix [out, in * window].
@@ -248,6 +256,7 @@ class Flattened:
         return kernel
 
 
+@registered("Taps")
 @dataclass(frozen=True, slots=True)
 class Taps:
     """Convolution kernels [out, in, *window], a matrix [out, in] per place in the window.

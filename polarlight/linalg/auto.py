@@ -26,6 +26,7 @@ from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.rates import Rates, assumed_rates
 from polarlight.linalg.remembered import remembered
 from polarlight.linalg.row_sums import Rows
+from polarlight.registry import registered
 
 QUICK = polar_express(4, lower=8e-3)
 """Four steps: within [0.95, 1.03] above 8e-3 of the norm, slope 166."""
@@ -39,6 +40,7 @@ NEGLIGIBLE = 1e-3
 """Growth of rounding up to which nothing is restarted: the schedule errs by fifty times that."""
 
 
+@registered("AutoPolar")
 @dataclass(frozen=True, slots=True)
 class AutoPolar:
     """Approximate polar factor by whichever form of the schedule costs least for the shape.

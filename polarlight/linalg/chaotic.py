@@ -23,6 +23,7 @@ from torch import Tensor
 from polarlight.linalg.coefficients import Quintic, Schedule
 from polarlight.linalg.matrices import at_least_float32, check_matrix
 from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.registry import registered
 
 SAFETY = 1.021
 """How far the norm is enlarged; also absorbs a norm above 1 by rounding."""
@@ -59,6 +60,7 @@ MAXIMAL_SLOPE = Schedule(
 """Slope 1370, values in [0, 1], their root mean square about 0.6."""
 
 
+@registered("Chaotic")
 @dataclass(frozen=True, slots=True)
 class Chaotic:
     """Singular values of M / (1.021 |M|_F) by a chaotic schedule, [..., m, n] -> [..., m, n].

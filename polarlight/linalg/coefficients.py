@@ -14,10 +14,12 @@ import math
 from dataclasses import dataclass, field
 
 from polarlight.linalg.normalisation import AOL, FROBENIUS, Normalisation
+from polarlight.registry import registered
 
 Quintic = tuple[float, float, float]
 
 
+@registered("Schedule")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """Polynomials (a, b, c), one per step, with what their input must satisfy.

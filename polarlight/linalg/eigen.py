@@ -19,8 +19,10 @@ from polarlight.linalg.decomposition import by_decomposition, by_gram, check_dty
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.products import gram
 from polarlight.linalg.row_sums import HERE, Rows, over_rows
+from polarlight.registry import registered
 
 
+@registered("EigenPolar")
 @dataclass(frozen=True, slots=True)
 class EigenPolar:
     """Polar factor of each matrix in a batch, by eigendecomposition of its Gram matrix.

@@ -37,6 +37,7 @@ from polarlight.linalg.precision import gram_dtype
 from polarlight.linalg.products import gram, gram_polynomial, symmetric_multiply_add, times_short
 from polarlight.linalg.remembered import constant, remembered
 from polarlight.linalg.row_sums import HERE, Rows, check_tall
+from polarlight.registry import registered
 
 CONDITION = 200.0
 """Largest condition of an accumulated factor in float16 (0.2 / eps) and wider."""
@@ -48,6 +49,7 @@ PERTURBATION = 0.41
 """The least eigenvalue of a rounded Gram matrix, in negative machine epsilons: -4e-4 in float16."""
 
 
+@registered("GramNewtonSchulz")
 @dataclass(frozen=True, slots=True)
 class GramNewtonSchulz:
     """Newton-Schulz for oblong matrices, iterating on the Gram matrix of the short side.

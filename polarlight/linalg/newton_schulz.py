@@ -13,8 +13,10 @@ from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.products import gram, gram_polynomial, times_short
 from polarlight.linalg.row_sums import HERE, Rows, check_tall
+from polarlight.registry import registered
 
 
+@registered("NewtonSchulz")
 @dataclass(frozen=True, slots=True)
 class NewtonSchulz:
     """Approximate polar factor of each matrix in a batch, by repeated odd quintics.

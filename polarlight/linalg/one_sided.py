@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.matrices import check_matrix
 from polarlight.linalg.regularised import RegularisedPolar
+from polarlight.registry import registered
 
 GramPolar = EigenPolar | RegularisedPolar
 """Engines that decompose a Gram matrix: with a pseudo-inverse cut-off, or with relative damping."""
@@ -34,6 +35,7 @@ class GramSide(Enum):
         return f"GramSide.{self.name}"
 
 
+@registered("OneSidedPolar")
 @dataclass(frozen=True, slots=True)
 class OneSidedPolar:
     """Polar factor of each matrix in a batch from the Gram matrix of one side.

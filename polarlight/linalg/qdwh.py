@@ -26,8 +26,10 @@ from polarlight.linalg.rational import (
     polished,
 )
 from polarlight.linalg.remembered import remembered
+from polarlight.registry import registered
 
 
+@registered("QDWH")
 @dataclass(frozen=True, slots=True)
 class QDWH:
     """Polar factor of each matrix in a batch, by QR and Cholesky factorisations.

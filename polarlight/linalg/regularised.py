@@ -30,8 +30,10 @@ from polarlight.linalg.decomposition import (
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.products import gram
 from polarlight.linalg.row_sums import HERE, Rows
+from polarlight.registry import registered
 
 
+@registered("RegularisedPolar")
 @dataclass(frozen=True, slots=True)
 class RegularisedPolar:
     """M (M'M + delta s^2 I)^(-1/2) for each matrix in a batch, s the rms singular value.

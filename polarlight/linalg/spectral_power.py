@@ -19,6 +19,7 @@ from torch import Tensor
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
 from polarlight.linalg.matrices import frobenius_norm, nonzero
 from polarlight.linalg.remembered import remembered
+from polarlight.registry import registered
 
 RationalStep = tuple[float, float, float]
 """(alpha, beta, gamma) of W = (alpha I + beta A) (I + gamma A)^-1."""
@@ -45,6 +46,7 @@ class SpectralPower(Protocol):
         """The matrix with the singular vectors of M and the singular values (sigma / |M|_F)^p."""
 
 
+@registered("ExactPower")
 @dataclass(frozen=True, slots=True)
 class ExactPower:
     """Power of the singular values of M / |M|_F by decomposition, [..., m, n] -> [..., m, n].
@@ -100,6 +102,7 @@ class ExactPower:
         return f"sigma^{self.exponent:.3g}, exact (SVD)"
 
 
+@registered("RationalPower")
 @dataclass(frozen=True, slots=True)
 class RationalPower:
     """Power 1 - 2 a/b of the singular values of M / |M|_F, [..., m, n] -> [..., m, n].

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
+from polarlight.registry import registered
 
 
+@registered("ExactPolar")
 @dataclass(frozen=True, slots=True)
 class ExactPolar:
     """Polar factor U V' of each matrix U S V' in a batch, by singular value decomposition.

@@ -26,8 +26,10 @@ from polarlight.linalg.decomposition import (
 from polarlight.linalg.matrices import check_matrix, frobenius_norm, unit_scale
 from polarlight.linalg.rational import RationalStep, check_lower, iterate, iteration_flops
 from polarlight.linalg.zolotarev import MOST_TERMS, two_zolotarev_steps
+from polarlight.registry import registered
 
 
+@registered("ZoloPD")
 @dataclass(frozen=True, slots=True)
 class ZoloPD:
     """Polar factor of each matrix in a batch, by two Zolotarev steps.

@@ -17,7 +17,7 @@ Members = Mapping[int, list[int]]
 """Of groups: the places of the parameters that take part."""
 
 STRUCTURE = ("rule", "view")
-"""Entries that are objects: saved as text, compared on load, never replaced by a checkpoint."""
+"""Entries that are objects: a checkpoint holds their fingerprints and never replaces them."""
 
 
 def name_of(group: Mapping[str, Any], index: int, place: int) -> str:

@@ -1,10 +1,11 @@
-"""Taking over a saved state: rules and views from text, every buffer held against the rule's own.
+"""Taking over a saved state: fingerprints compared, every buffer held against the rule's own.
 
 A state of another shape would be added to weights by broadcasting, or end the run at the next step;
 it is refused before anything is taken over. Dtypes and devices may differ, as when weights in
 float32 go on in bfloat16: every buffer gets those that the optimizer itself would have chosen.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polarlight.optimizer import apply as movement
+from polarlight.optimizer.fingerprint import config_of, differences, read_fingerprint
 from polarlight.optimizer.param_groups import STRUCTURE, Group, StateDict, check_numbers, name_of
+from polarlight.rule import HOST_COUNTER, UpdateRule
 
 Form = tuple[torch.dtype, torch.device]
 """What a saved buffer becomes."""
@@ -33,7 +36,7 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
     forms: dict[Any, dict[str, Form]] = {}
 
     def last_before(_: Optimizer, loaded: StateDict) -> StateDict:
-        given.update(with_objects(loaded, optimizer.param_groups))
+        given.update(_with_tensor_steps(with_objects(loaded, optimizer.param_groups)))
         forms.update(_forms(given, optimizer.param_groups))
         return given
 
@@ -50,21 +53,42 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
 
 
 def with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:
-    """A copy of `state_dict` with the optimizer's own rules and views in place of their text."""
+    """A copy of `state_dict` with the optimizer's own rules and views in place of fingerprints."""
     saved_groups = _saved_groups(state_dict)
     if len(saved_groups) != len(groups):
         raise ValueError(
             f"the state dict has {len(saved_groups)} param groups, the optimizer has {len(groups)}"
         )
     replaced = []
+    differing: dict[str, list[int]] = {}
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
-        _check_structure(saved, group, index)
+        for said in _check_structure(saved, group, index):
+            differing.setdefault(said, []).append(index)
         replaced.append(group | saved | {key: group[key] for key in STRUCTURE})
         try:
             check_numbers(replaced[-1])
         except ValueError as error:
             raise ValueError(f"param group {index} of the state dict: {error}") from error
+    _warn_of(differing)
     return state_dict | {"param_groups": replaced}
+
+
+def _with_tensor_steps(state_dict: StateDict) -> StateDict:
+    """A copy in which a step that was stored as a Python number is a tensor, as torch allows."""
+    state = {
+        key: {
+            name: torch.tensor(float(value))
+            if name == HOST_COUNTER and _is_number(value)
+            else value
+            for name, value in kept.items()
+        }
+        for key, kept in state_dict["state"].items()
+    }
+    return state_dict | {"state": state}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _saved_groups(state_dict: StateDict) -> list[Group]:
@@ -79,22 +103,50 @@ def _saved_groups(state_dict: StateDict) -> list[Group]:
     return list(groups or ())
 
 
-def _check_structure(saved: Group, group: Group, index: int) -> None:
+def _check_structure(saved: Group, group: Group, index: int) -> list[str]:
+    """Return what differs and may; raises ValueError if more does."""
     if "rule" not in saved:
         raise ValueError(
             f"param group {index} of the state dict has no rule: polarlight did not write it"
         )
-    for key in STRUCTURE:
-        if saved.get(key) != repr(group[key]):
-            raise ValueError(
-                f"param group {index} was saved with another {key}:\n"
-                f"  saved:     {saved.get(key)}\n  optimizer: {group[key]!r}\n"
-                "Build the optimizer with the saved one, or start from fresh state."
-            )
+    differing = _refused(saved, group, "rule", index)
+    if isinstance(group["rule"], UpdateRule):  # others see no matrices
+        _refused(saved, group, "view", index)
     here, there = len(group["params"]), len(saved.get("params", ()))
     if here != there:
         raise ValueError(
             f"param group {index} was saved with {there} parameters, the optimizer's has {here}"
+        )
+    return differing
+
+
+def _refused(saved: Group, group: Group, key: str, index: int) -> list[str]:
+    """Return the differences of a rule or view that leave the buffers' meaning alone.
+
+    Raises:
+        ValueError: If another one does not; the message shows the differing fields.
+    """
+    config = read_fingerprint(saved.get(key))
+    found = list(differences(config, config_of(group[key])))
+    if not all(difference.harmless and key == "rule" for difference in found):
+        raise ValueError(
+            f"param group {index} was saved under another {key}:\n  "
+            + "\n  ".join(map(str, found))
+            + "\nBuild the optimizer as it was saved, or take along what fits: load the state into "
+            "such an optimizer, then polarlight.migration.carry_over(old, new)"
+        )
+    return [str(difference) for difference in found]
+
+
+def _warn_of(differing: Mapping[str, list[int]]) -> None:
+    """Warn once of differences, each with the param groups that have it."""
+    if differing:
+        lines = (f"{said} (param groups {groups})" for said, groups in differing.items())
+        warnings.warn(
+            "the optimizer differs from the one that was saved; its own values are used:\n  "
+            + "\n  ".join(lines),
+            UserWarning,
+            stacklevel=2,
         )
 
 

@@ -19,12 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from polarlight.registry import registered
 from polarlight.routing.roles import MATRIX_ROLES, Role
 from polarlight.routing.route import Route, route
 
 _FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps", "meta")
 
 
+@registered(
+    "adamw", stateful=True, may_differ=("beta2", "eps", "name"), former_names=("AdamWRule",)
+)
 @dataclass(frozen=True, slots=True)
 class AdamWRule:
     """Elementwise AdamW.

@@ -32,6 +32,7 @@ from polarlight.linalg.rows import (
     row_significance,
 )
 from polarlight.optimizer.spectral import SpectralOptimizer
+from polarlight.registry import registered
 from polarlight.rule import MatrixMap, Scale, Slot, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.rules.aurora_warm import WarmPolar
@@ -49,6 +50,7 @@ class Balancer(Protocol):
         """The polar method, also used where nothing is balanced."""
 
 
+@registered("BalancedPolar")
 @dataclass(frozen=True, slots=True)
 class BalancedPolar:
     """The release's iteration: polar(D M), D the positive diagonal that levels the row leverages.

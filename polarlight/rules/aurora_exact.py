@@ -24,6 +24,7 @@ from polarlight.linalg.decomposition import by_decomposition, check_dtype
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.rows import check_floor, leverage, row_norms, row_significance
 from polarlight.linalg.svd import ExactPolar
+from polarlight.registry import registered
 from polarlight.rule import MatrixMap
 from polarlight.rules.riemannian_aurora import inner
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
@@ -32,6 +33,7 @@ _LEAST = 0.01
 """Least entry of W in the preconditioner, at the maximum; M has mean singular value 1."""
 
 
+@registered("ExactBalanced")
 @dataclass(frozen=True, slots=True)
 class ExactBalanced:
     """Balanced polar factor by Newton's method. For `Aurora(solver=ExactBalanced())`.

@@ -23,10 +23,12 @@ from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.row_sums import HERE, Rows, on_rows
 from polarlight.linalg.rows import check_floor, inverse_row_norms, row_significance
+from polarlight.registry import registered
 from polarlight.rule import MatrixMap
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
 
+@registered("FeedbackPolar")
 @dataclass(frozen=True, slots=True)
 class FeedbackPolar:
     """Alternates a damped row rescaling and the polar factor; algorithm 3 of the paper.

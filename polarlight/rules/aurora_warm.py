@@ -29,10 +29,14 @@ from polarlight.linalg.rows import (
     row_norms,
     significance,
 )
+from polarlight.registry import registered
 from polarlight.rule import Buffers, MatrixMap, described, reads
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
 
+@registered(
+    "WarmPolar", stateful=True, may_differ=("polar", "exponent", "follow", "reach", "floor")
+)
 @dataclass(frozen=True, slots=True)
 class WarmPolar:
     """Balanced polar factor with a remembered row scale. For `Aurora(solver=WarmPolar())`.

@@ -23,6 +23,7 @@ from torch import Tensor
 from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero, unit_scale
 from polarlight.linalg.spectral_power import RationalPower, SpectralPower
 from polarlight.optimizer.spectral import SpectralOptimizer
+from polarlight.registry import registered
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.momentum import EMA
@@ -37,6 +38,7 @@ class Size(Protocol):
         """U, the power p of M / |M|_F, rescaled as a whole."""
 
 
+@registered("SumNorm")
 @dataclass(frozen=True, slots=True)
 class SumNorm:
     """M is first divided by its Schatten quasi-norm (sum sigma^q)^(1/q); needs p > -1."""
@@ -46,6 +48,7 @@ class SumNorm:
         return U * _pairing(M, U) ** _dual(p)
 
 
+@registered("MeanNorm")
 @dataclass(frozen=True, slots=True)
 class MeanNorm:
     """As `SumNorm` with the mean over the min(m, n) singular values: the same for all shapes."""
@@ -55,6 +58,7 @@ class MeanNorm:
         return U * (_pairing(M, U) / min(M.shape[-2:])) ** _dual(p)
 
 
+@registered("PolarSize")
 @dataclass(frozen=True, slots=True)
 class PolarSize:
     """The Frobenius norm of a polar factor, sqrt(min(m, n)), whatever the rank of M is."""
@@ -64,6 +68,7 @@ class PolarSize:
         return PolarNorm()(U)
 
 
+@registered("OwnSize")
 @dataclass(frozen=True, slots=True)
 class OwnSize:
     """The power of M itself, homogeneous of degree p: the only size that depends on |M|."""
@@ -74,6 +79,7 @@ class OwnSize:
         return U * nonzero(largest * frobenius_norm(unit_scale(M))) ** p
 
 
+@registered("SizedPower")
 @dataclass(frozen=True, slots=True)
 class SizedPower:
     """A power of the singular values at the given size, [..., m, n] -> [..., m, n]."""

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.factored import steepest_in_left, steepest_in_right
+from polarlight.registry import registered
 from polarlight.rule import MOMENTUM, MatrixMap, Scale
 from polarlight.stages.momentum import EMA
 from polarlight.stages.scales import RmsToRms
@@ -32,6 +33,12 @@ from polarlight.stages.scales import RmsToRms
 DIRECTION = "direction"
 
 
+@registered(
+    "lora_product",
+    stateful=True,
+    may_differ=("nesterov", "polar", "damping", "scale", "name"),
+    former_names=("LoraProduct",),
+)
 @dataclass(frozen=True, slots=True)
 class LoraProduct:
     """The rule of param groups that hold one pair of factors each, A before B.

@@ -20,6 +20,7 @@ from torch import Tensor
 from polarlight.linalg.matrices import at_least_float32, nonzero, unit_scale
 from polarlight.linalg.qdwh import QDWH
 from polarlight.optimizer.spectral import SpectralOptimizer
+from polarlight.registry import registered
 from polarlight.rule import Buffers, MatrixMap, Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.factors import check_beta
@@ -35,6 +36,7 @@ def nuclear_norm(M: Tensor, U: Tensor, power: float = 1.0) -> Tensor:
     return torch.where(pairing == 0, 0.0, nonzero(pairing) ** power * largest**power)
 
 
+@registered("NuclearPolar")
 @dataclass(frozen=True, slots=True)
 class NuclearPolar:
     """<M, polar(M)>^power polar(M), [..., m, n] -> [..., m, n]; power 1 PolarGrad, 0 Muon."""
@@ -55,6 +57,7 @@ class NuclearPolar:
         return f"{self.polar}, nuclear norm"
 
 
+@registered("AveragedPolar", stateful=True, may_differ=("polar", "beta"))
 @dataclass(frozen=True, slots=True)
 class AveragedPolar:
     """The average of past polar factors, times the nuclear norm of the present gradient.

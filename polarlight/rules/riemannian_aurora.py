@@ -30,10 +30,12 @@ from polarlight.linalg.rows import (
     leverage,
     row_significance,
 )
+from polarlight.registry import registered
 from polarlight.rule import MatrixMap
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
 
+@registered("RiemannianPolar")
 @dataclass(frozen=True, slots=True)
 class RiemannianPolar:
     """Balanced polar factor by Riemannian ascent. For `Aurora(solver=RiemannianPolar())`.

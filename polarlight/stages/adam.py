@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import nonzero
+from polarlight.registry import registered
 from polarlight.rule import Buffers
 from polarlight.stages.units import in_units
 
@@ -36,6 +37,7 @@ def check_eps(eps: float) -> None:
         raise ValueError(f"eps must be >= 0, got {eps}")
 
 
+@registered("AdamDirection", stateful=True, may_differ=("betas", "eps"))
 @dataclass(frozen=True, slots=True)
 class AdamDirection:
     """The gradient turned into Adam's direction up to a factor, for what is free of scale after it.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32
 from polarlight.linalg.row_sums import HERE, Rows, over_rows
+from polarlight.registry import registered
 from polarlight.rule import Buffers, ByShape, Slot, UpdateRule, apply_on_rows, buffer_shapes
 from polarlight.stages.orientation import each_slot
 
@@ -31,6 +32,7 @@ def without_mean_row(X: Tensor, rows: Rows = HERE) -> Tensor:
     return (wide - mean).to(X.dtype)
 
 
+@registered("Centred")
 @dataclass(frozen=True, slots=True)
 class Centred:
     """A slot between two projections, P f(P M), [..., m, n] -> [..., m, n].

@@ -8,12 +8,14 @@ from torch import Tensor
 from polarlight.linalg.matrices import unit_scale
 from polarlight.linalg.row_sums import HERE, Rows
 from polarlight.linalg.rows import inverse_row_norms
+from polarlight.registry import registered
 from polarlight.rule import Buffers, MatrixMap
 
 RELATIVE_FLOOR = 1e-4
 """Rows below this fraction of the rms row norm are noise: they are not lifted to a full row."""
 
 
+@registered("EquilibrateRows")
 @dataclass(frozen=True, slots=True)
 class EquilibrateRows:
     """Each row divided by its Euclidean norm, [..., m, n] -> [..., m, n]; zero rows stay zero."""
@@ -30,6 +32,7 @@ class EquilibrateRows:
         return (scaled * inverse_row_norms(scaled, self.floor, rows)).to(X.dtype)
 
 
+@registered("EquilibrateColumns")
 @dataclass(frozen=True, slots=True)
 class EquilibrateColumns:
     """Each column divided by its Euclidean norm, [..., m, n] -> [..., m, n]; zero stays zero."""
@@ -41,6 +44,7 @@ class EquilibrateColumns:
         return EquilibrateRows(self.floor)(M.mT).mT
 
 
+@registered("EquilibrateBoth")
 @dataclass(frozen=True, slots=True)
 class EquilibrateBoth:
     """Rows and columns divided by the norms they had at the start: one parallel pass, not Sinkhorn.
@@ -57,6 +61,7 @@ class EquilibrateBoth:
         return unit_scale(X * rows * columns).to(M.dtype)
 
 
+@registered("PhaseSwitch", stateful=True, may_differ=("first", "then", "steps"))
 @dataclass(frozen=True, slots=True)
 class PhaseSwitch:
     """`first` for the first `steps` steps of each parameter, `then` from there on.

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32
+from polarlight.registry import registered
 from polarlight.rule import MOMENTUM, Averaging, Momentum
 from polarlight.stages.rounding import round_stochastically
 
 DRAWS = "momentum_draws"
 
 
+@registered("EMA", stateful=True, may_differ=("nesterov",))
 @dataclass(frozen=True, slots=True)
 class EMA:
     """M <- beta M + (1 - beta) G; with Nesterov the result is beta M + (1 - beta) G.
@@ -41,6 +43,7 @@ class EMA:
         return list(ahead)
 
 
+@registered("HeavyBall", stateful=True, may_differ=("nesterov",))
 @dataclass(frozen=True, slots=True)
 class HeavyBall:
     """M <- beta M + G; with Nesterov the result is G + beta M.
@@ -64,6 +67,7 @@ class HeavyBall:
         return list(ahead)
 
 
+@registered("RawGradient")
 @dataclass(frozen=True, slots=True)
 class RawGradient:
     """The gradient itself, for rules whose stages keep moments of their own; beta is not used."""
@@ -78,6 +82,7 @@ class RawGradient:
         return list(gradients)
 
 
+@registered("InBfloat16", stateful=True)
 @dataclass(frozen=True, slots=True)
 class InBfloat16:
     """Another momentum with its buffer kept in bfloat16: half the bytes of a float32 one.

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from polarlight.registry import registered
 from polarlight.rule import Buffers, ByShape, Scale, Slot, UpdateRule, apply, buffer_shapes
 
 
@@ -29,6 +30,7 @@ class Orientation(Protocol):
         """The inverse of `work`."""
 
 
+@registered("Columns")
 @dataclass(frozen=True, slots=True)
 class Columns:
     """A unit per column: the neurons of a down projection."""
@@ -49,6 +51,7 @@ class Columns:
         return "columns"
 
 
+@registered("Pairs")
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """A unit per pair of rows, [gate_j, up_j]: the neurons of a fused gate and up projection.
@@ -92,6 +95,7 @@ class Pairs:
         return "pairs"
 
 
+@registered("Oriented")
 @dataclass(frozen=True, slots=True)
 class Oriented:
     """A slot applied to the layout of an orientation, [..., m, n] -> [..., m, n].
@@ -116,6 +120,7 @@ class Oriented:
         return self.orientation.back(apply(self.inner, self.orientation.work(X), buffers))
 
 
+@registered("OrientedScale")
 @dataclass(frozen=True, slots=True)
 class OrientedScale:
     """The factor that a scale gives to the layout."""

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from polarlight.linalg.matrices import frobenius_norm, nonzero
 from polarlight.linalg.row_sums import HERE, Rows
+from polarlight.registry import registered
 from polarlight.rule import Buffers, Slot, apply_on_rows, buffer_shapes
 
 
+@registered("KeepNorm")
 @dataclass(frozen=True, slots=True)
 class KeepNorm:
     """The inner slot's result, rescaled to the Frobenius norm of its input; zero stays zero."""
@@ -35,6 +37,7 @@ class KeepNorm:
         return f"{self.inner}, norm kept"
 
 
+@registered("MatchRms")
 @dataclass(frozen=True, slots=True)
 class MatchRms:
     """Each matrix rescaled to a root mean square entry of `rms`; zero stays zero."""
@@ -59,6 +62,7 @@ class MatchRms:
         return f"rms {self.rms:g}"
 
 
+@registered("PolarNorm")
 @dataclass(frozen=True, slots=True)
 class PolarNorm:
     """Each matrix rescaled to the Frobenius norm of a polar factor, sqrt(min(m, n)).

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER, Buffers
 from polarlight.stages.adam import adam_direction, check_betas, check_eps
 from polarlight.stages.eigenbasis import PowerIteration, starting_basis
@@ -22,6 +23,9 @@ Members = dict[str, Tensor]
 """Buffers and `gradient` of some matrices, each [b, p, q]."""
 
 
+@registered(
+    "RotatedAdam", stateful=True, may_differ=("betas", "refresh", "every", "eps", "bias_correction")
+)
 @dataclass(frozen=True, slots=True)
 class RotatedAdam:
     """Q_L D Q_R' with D = Adam of Q_L' G Q_R; the gradient G comes from `RawGradient`.

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, nonzero
 from polarlight.linalg.row_sums import Rows
+from polarlight.registry import registered
 from polarlight.rule import Buffers
 
 
+@registered("RowSecondMoment", stateful=True, may_differ=("beta2",))
 @dataclass(frozen=True, slots=True)
 class RowSecondMoment:
     """Each row divided by the root of a running mean of its squared entries.

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.decomposition import symmetric_eigen
+from polarlight.registry import registered
 from polarlight.rule import Buffers
 from polarlight.stages.adam import check_betas
 from polarlight.stages.factors import GramFactors, live_entries
 from polarlight.stages.units import in_units
 
 
+@registered("Shampoo", stateful=True, may_differ=("betas", "exponent", "floor"))
 @dataclass(frozen=True, slots=True)
 class Shampoo:
     """L^exponent M R^exponent with M, L, R averages of G, G G', G' G; G from `RawGradient`.

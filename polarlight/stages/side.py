@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.row_sums import NeedsAllRowsError, Rows, on_rows
+from polarlight.registry import registered
 from polarlight.rule import Buffers, MatrixMap, Slot, apply, apply_on_rows, buffer_shapes, reads
 
 
@@ -32,6 +33,7 @@ class Side(Enum):
         return f"Side.{self.name}"
 
 
+@registered("Identity")
 @dataclass(frozen=True, slots=True)
 class Identity:
     """The map that changes nothing."""
@@ -45,6 +47,7 @@ class Identity:
         return X
 
 
+@registered("OnSide", may_differ=("otherwise",))
 @dataclass(frozen=True, slots=True)
 class OnSide:
     """`then` on the matrices that `side` names, long axis as rows; `otherwise` on the rest.

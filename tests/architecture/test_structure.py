@@ -17,15 +17,16 @@ FILES = sorted(ROOT.rglob("*.py"))
 RULE_FILES = sorted(f for f in (ROOT / "rules").glob("*.py") if f.name != "__init__.py")
 
 MAY_IMPORT = {
-    "linalg": {"linalg"},
+    "registry": set(),
+    "linalg": {"linalg", "registry"},
     "lookup": set(),
-    "view": set(),
+    "view": {"registry"},
     "rule": {"linalg"},
-    "stages": {"linalg", "rule", "stages"},
+    "stages": {"linalg", "registry", "rule", "stages"},
     "execution": {"execution", "linalg", "rule", "view"},
-    "optimizer": {"execution", "optimizer", "rule", "stages", "view"},
+    "optimizer": {"execution", "linalg", "optimizer", "registry", "rule", "stages", "view"},
     "routing": {"execution", "routing", "rule", "view"},
-    "rules": {"linalg", "optimizer", "routing", "rule", "rules", "stages"},
+    "rules": {"linalg", "optimizer", "registry", "routing", "rule", "rules", "stages"},
     "recipes": {"linalg", "routing", "rule", "rules", "stages", "view"},
     "properties": {"linalg", "properties", "rule", "rules", "stages"},
     "diagnostics": {"diagnostics", "linalg", "optimizer", "properties", "routing", "rule", "view"},

@@ -1,0 +1,289 @@
+"""Fingerprints: stable under renames and new defaults; differences are named and judged."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+import polarlight as pl
+from polarlight import registry
+from polarlight.linalg.coefficients import Schedule
+from polarlight.optimizer.fingerprint import config_of, differences, fingerprint, read_fingerprint
+from polarlight.registry import fields_of, registered
+from polarlight.stages.orientation import Columns, Pairs, oriented
+from tests.contracts.catalogue import RULES
+from tests.nets import optimizer_of, parameter, step
+
+VIEWS = [
+    pl.Whole(),
+    pl.Heads(2),
+    pl.Heads(2, dim=-1, inner=pl.Transposed()),
+    pl.RowBlocks((2, 3), (pl.Whole(), pl.Interleaved(3))),
+    pl.Flattened((3, 3)),
+    pl.Taps(),
+]
+
+
+def found(saved, now):
+    return list(differences(config_of(saved), config_of(now)))
+
+
+def paths(saved, now):
+    return {d.field: d.harmless for d in found(saved, now)}
+
+
+@pytest.mark.parametrize("value", [*RULES.values(), pl.AdamWRule(0.9), *VIEWS], ids=str)
+def test_a_fingerprint_and_a_repr_of_0_1_0_read_back_as_the_same_configuration(value):
+    config = config_of(value)
+    assert read_fingerprint(fingerprint(value)) == config
+    assert list(differences(read_fingerprint(repr(value)), config)) == []
+
+
+def test_only_fields_other_than_the_default_are_stored():
+    default = json.loads(fingerprint(pl.aurora()))
+    assert default["method"] == "aurora"
+    assert default["slots"]["map"]["fields"]["then"]["fields"] == {}
+    changed = json.loads(fingerprint(pl.muon(nesterov=False)))
+    assert changed["slots"]["momentum"]["fields"] == {"nesterov": False}
+
+
+def test_schedules_of_the_package_are_stored_by_name_and_custom_ones_by_coefficients():
+    text = fingerprint(pl.muon(polar=pl.NewtonSchulz(pl.JORDAN)))
+    assert "jordan x5" in text
+    assert "3.4445" not in text
+    custom = Schedule(name="jordan x5", steps=((2.0, -1.5, 0.5),), source="a test")
+    assert "[2.0, -1.5, 0.5]" in fingerprint(pl.muon(polar=pl.NewtonSchulz(custom)))
+    now = pl.muon(polar=pl.NewtonSchulz(replace(pl.JORDAN, safety=1.5)))
+    assert paths(pl.muon(polar=pl.NewtonSchulz(pl.JORDAN)), now)["map.schedule.safety"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "expected"),
+    [
+        (pl.muon(), pl.muon(nesterov=False), {"momentum.nesterov": True}),
+        (pl.muon(), pl.muon(scale=pl.MatchRmsAdamW()), {"scale": True}),
+        (pl.muon(), pl.muon(polar=pl.QDWH()), {"map": True}),
+        (pl.muon(), pl.muon(polar=pl.AutoPolar(dtype=torch.float64)), {"map.dtype": True}),
+        (pl.AdamWRule(), pl.AdamWRule(0.9, 1e-8), {"beta2": True, "eps": True}),
+        (pl.normuon(), pl.normuon(beta2=0.9), {"post[0].inner.beta2": True}),
+        (pl.soap(), pl.soap(betas=(0.9, 0.9), every=2), {"map.betas": True, "map.every": True}),
+        (pl.soap(), pl.soap(shampoo_beta=0.9), {"map.factors.beta": True}),
+        (pl.soap(), pl.soap(max_side=3), {"map.max_side": False}),
+        (pl.aurora(), pl.aurora(pl.WarmPolar(follow=0.5)), {"map.then.follow": True}),
+        (pl.aurora(), pl.aurora(side=pl.Side.WIDE), {"map.side": False}),
+        (
+            pl.aurora(pl.BalancedPolar()),
+            pl.aurora(pl.BalancedPolar(), side=pl.Side.WIDE),
+            {"map.side": True},
+        ),
+        (
+            pl.aurora(pl.BalancedPolar()),
+            pl.aurora(pl.FeedbackPolar()),
+            {"map.then": True},
+        ),
+        (
+            pl.aurora(pl.WarmPolar(pl.QDWH())),
+            pl.aurora(pl.BalancedPolar(pl.QDWH())),
+            {"map.then": False},
+        ),
+        (
+            pl.muon(),
+            replace(pl.muon(), momentum=pl.HeavyBall()),
+            {"momentum": False},
+        ),
+        (pl.muon(), replace(pl.muon(), momentum=pl.InBfloat16()), {"momentum": False}),
+        (pl.muon(), pl.aurora(), {"method": False}),
+        (pl.muon(), pl.AdamWRule(), {"method": False}),
+        (pl.soap(), pl.kl_soap(), {"method": False}),
+        (
+            replace(oriented(pl.normuon(), Columns()), name="n"),
+            replace(oriented(pl.normuon(), Pairs()), name="n"),
+            {
+                "map.orientation": True,
+                "scale.orientation": True,
+                "post[0].orientation": False,
+            },
+        ),
+        (
+            oriented(pl.normuon(), Pairs()),
+            replace(
+                oriented(pl.normuon(), Pairs(interleaved=True)),
+            ),
+            {
+                "map.orientation.interleaved": True,
+                "scale.orientation.interleaved": True,
+                "post[0].orientation.interleaved": False,
+            },
+        ),
+    ],
+    ids=str,
+)
+def test_each_differing_field_is_named_and_judged_by_what_it_does_to_the_buffers(
+    saved, now, expected
+):
+    assert paths(saved, now) == expected
+    assert paths(now, saved) == expected
+
+
+def test_every_field_that_is_declared_stateful_is_a_real_one():
+    for cls in registry._BY_CLASS:
+        entry = registry._BY_CLASS[cls]
+        assert entry.may_differ <= {f.name for f in fields_of(cls)}
+
+
+def test_a_new_field_with_a_default_leaves_old_fingerprints_equal():
+    @registered("tests.Grown")
+    @dataclass(frozen=True)
+    class Grown:
+        rounds: int = 2
+        added: float = 0.5
+
+        def __call__(self, X):
+            return X
+
+    old = {"method": "tests.Grown", "version": 1, "fields": {"rounds": 3}}
+    assert list(differences(old, config_of(Grown(3)))) == []
+    (only,) = differences(old, config_of(Grown(3, 0.7)))
+    assert str(only) == "added: saved 0.5, optimizer 0.7"
+
+
+def test_a_changed_default_and_a_renamed_field_are_read_by_version():
+    @registered(
+        "tests.Second",
+        version=2,
+        former_defaults={1: {"rounds": 2}},
+        renamed={"follow": "tracking"},
+        former_names=("tests_FirstName",),
+    )
+    @dataclass(frozen=True)
+    class Second:
+        rounds: int = 3
+        tracking: float = 0.2
+
+    old = {"method": "tests.Second", "version": 1, "fields": {"follow": 0.4}}
+    assert list(differences(old, config_of(Second(2, 0.4)))) == []
+    assert [d.field for d in differences(old, config_of(Second(3, 0.4)))] == ["rounds"]
+    assert (
+        list(
+            differences(read_fingerprint("tests_FirstName(follow=0.4)"), config_of(Second(2, 0.4)))
+        )
+        == []
+    )
+
+
+def test_a_class_that_nobody_registered_goes_by_its_qualified_name():
+    @dataclass(frozen=True)
+    class Mine:
+        factor: float = 2.0
+
+        def __call__(self, X):
+            return X
+
+    text = fingerprint(pl.muon(polar=Mine()))
+    assert "Mine" in text
+    assert __name__ not in text
+    assert paths(pl.muon(polar=Mine()), pl.muon(polar=Mine(3.0))) == {"map.factor": True}
+
+
+@pytest.mark.parametrize("name", ["Original", "EMA"])
+def test_a_name_is_registered_once(name):
+    with pytest.raises(ValueError, match=f"'{name}' is registered by"):
+
+        @registered(name)
+        @dataclass(frozen=True)
+        class Other:
+            pass
+
+
+def test_a_declaration_of_an_unknown_field_is_refused():
+    with pytest.raises(ValueError, match="has no field"):
+
+        @registered("tests.Wrong", may_differ=("nesterov",))
+        @dataclass(frozen=True)
+        class Wrong:
+            pass
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense(", "__import__('os').system('x')", "[1]", "{}", "(" * 1000, "f(1)", "x"]
+)
+def test_text_that_is_no_fingerprint_is_another_rule_and_never_evaluated(text):
+    optimizer = optimizer_of([parameter(4, 3)])
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["rule"] = text
+    with pytest.raises(ValueError, match="under another rule"):
+        optimizer.load_state_dict(saved)
+
+
+def test_differing_fields_that_may_are_listed_in_one_warning():
+    model = [[parameter(4, 3)], [parameter(3, 4)]]
+    saved = optimizer_of([{"params": p} for p in model])
+    step(saved)
+    now = pl.SpectralOptimizer(
+        [{"params": p} for p in model], rule=pl.muon(nesterov=False, scale=pl.RmsToRms())
+    )
+    with pytest.warns(UserWarning, match="differs from the one that was saved") as caught:
+        now.load_state_dict(saved.state_dict())
+    (warning,) = caught
+    assert "momentum.nesterov: saved True, optimizer False (param groups [0, 1])" in str(
+        warning.message
+    )
+    assert "scale: saved Original(), optimizer RmsToRms()" in str(warning.message)
+    p = model[0][0]
+    assert torch.equal(now.state[p]["momentum_buffer"], saved.state[p]["momentum_buffer"])
+    assert now.param_groups[0]["rule"].momentum.nesterov is False
+
+
+def test_a_refusal_shows_the_differing_fields_alone_and_the_way_out():
+    saved = optimizer_of([parameter(4, 3)]).state_dict()
+    rule = dataclasses.replace(pl.muon(), momentum=pl.HeavyBall())
+    other = pl.SpectralOptimizer([parameter(4, 3)], rule=rule)
+    with pytest.raises(ValueError, match="carry_over") as error:
+        other.load_state_dict(saved)
+    assert "momentum: saved EMA(), optimizer HeavyBall()" in str(error.value)
+    assert "AutoPolar" not in str(error.value)
+
+
+def test_none_and_whole_are_the_same_view():
+    def of(view):
+        return pl.SpectralOptimizer([parameter(4, 3)], rule=pl.muon(), view=view)
+
+    of(pl.Whole()).load_state_dict(of(None).state_dict())
+    of(None).load_state_dict(of(pl.Whole()).state_dict())
+    with pytest.raises(ValueError, match="under another view"):
+        of(None).load_state_dict(of(pl.Transposed()).state_dict())
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_states_with_and_without_names_load_into_each_other(named):
+    def make(named):
+        model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 4, bias=False))
+        return pl.Muon(list(model.named_parameters() if named else model.parameters()))
+
+    saved, now = make(named), make(not named)
+    step(saved)
+    now.load_state_dict(saved.state_dict())
+    pairs = zip(saved.state.values(), now.state.values(), strict=True)
+    assert all(torch.equal(a["momentum_buffer"], b["momentum_buffer"]) for a, b in pairs)
+
+
+@pytest.mark.parametrize("number", [3, 3.0])
+def test_a_step_that_was_stored_as_a_number_loads(number):
+    p = parameter(5)
+    optimizer = pl.SpectralOptimizer([p], rule=pl.AdamWRule())
+    step(optimizer)
+    saved = optimizer.state_dict()
+    saved["state"][0]["step"] = number
+    optimizer.load_state_dict(saved)
+    assert optimizer.state[p]["step"].equal(torch.tensor(3.0))
+    step(optimizer)
+
+
+def test_a_rule_that_a_wrapper_saved_as_an_object_loads():
+    optimizer = optimizer_of([parameter(4, 3)])
+    saved = optimizer.state_dict()
+    saved["param_groups"][0] |= {"rule": pl.muon(), "view": None}
+    optimizer.load_state_dict(saved)

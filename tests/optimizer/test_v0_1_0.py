@@ -1,0 +1,72 @@
+"""State dicts of polarlight 0.1.0 load, and the next step is the one that 0.1.0 took."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import polarlight
+from polarlight import SpectralOptimizer, rules
+from tests.lab.train.tiny import PLAN, comparison, train
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1_0"
+FILES = sorted(FIXTURES.glob("*.pt"))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(12, 4)
+        self.up_proj = nn.Linear(4, 8)
+        self.down_proj = nn.Linear(8, 4, bias=False)
+        self.lm_head = nn.Linear(4, 12, bias=False)
+
+
+def optimizer_of(stem, model):
+    """The optimizer that wrote the fixture, as it is built today."""
+    if stem == "AdamWRule":
+        return SpectralOptimizer(model.named_parameters(), rule=polarlight.AdamWRule())
+    if stem == "Muon-InBfloat16":
+        rule = dataclasses.replace(polarlight.muon(), momentum=polarlight.InBfloat16())
+        return SpectralOptimizer([p for p in model.parameters() if p.ndim == 2], rule=rule)
+    if stem == "symmetric_stack":
+        return SpectralOptimizer(polarlight.recipes.symmetric_stack(model, lr=4e-3))
+    name, _, solver = stem.partition("-")
+    options = {"solver": getattr(rules, solver)()} if solver else {}
+    return getattr(polarlight, name)(model, **options)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_state_of_0_1_0_loads_and_goes_on(file):
+    fixture = torch.load(file, weights_only=True)
+    model = Net()
+    model.load_state_dict(fixture["before"])
+    optimizer = optimizer_of(file.stem, model)
+    optimizer.load_state_dict(fixture["optimizer"])
+    for i, p in enumerate(model.parameters()):
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(3000 + i))
+    optimizer.step()
+    for name, weight in model.state_dict().items():
+        moved = (fixture["after"][name] - fixture["before"][name]).norm()
+        error = (weight - fixture["after"][name]).norm()
+        assert error <= 2e-4 * moved, name  # engines in float32 err by 1e-5 to 1e-4 by machine
+
+
+def test_a_run_of_0_1_0_resumes(tmp_path):
+    runs = comparison(tmp_path, PLAN, optimizers=("muon",))
+    folder = runs.folder(runs.specs[0])
+    shutil.copytree(FIXTURES / "run", folder)
+    step = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
+    train(runs)
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    losses = {r["step"]: r["loss"] for r in records if r["kind"] == "validation"}
+    saved = map(json.loads, (FIXTURES / "run" / "metrics.jsonl").read_text().splitlines())
+    before = {
+        r["step"]: r["loss"] for r in saved if r["kind"] == "validation" and r["step"] <= step
+    }
+    assert losses.items() >= before.items()  # not trained anew
+    assert losses[PLAN.steps] < losses[3]
