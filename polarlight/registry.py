@@ -23,6 +23,7 @@ class Registration:
         stateful: Whether the class keeps buffers of its own.
         may_differ: Fields that may differ from the saved ones although buffers are kept here or in
             a field. Where no buffer is kept, every field may.
+        lays_out: Fields that say how a matrix is laid out for the buffers of the slot inside.
         former_defaults: Version -> field -> default of that version, where it differs now.
         renamed: Former field name -> present name.
         former_names: Class names in state dicts of 0.1.0, which hold the `repr` of a rule.
@@ -33,6 +34,7 @@ class Registration:
     version: int = 1
     stateful: bool = False
     may_differ: frozenset[str] = frozenset()
+    lays_out: tuple[str, ...] = ()
     former_defaults: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     former_names: tuple[str, ...] = ()
@@ -55,6 +57,7 @@ def registered(
     version: int = 1,
     stateful: bool = False,
     may_differ: tuple[str, ...] = (),
+    lays_out: tuple[str, ...] = (),
     former_defaults: Mapping[int, Mapping[str, Any]] | None = None,
     renamed: Mapping[str, str] | None = None,
     former_names: tuple[str, ...] = (),
@@ -67,7 +70,7 @@ def registered(
 
     def register(cls: C) -> C:
         known = {f.name for f in fields_of(cls)}
-        if wrong := sorted({*may_differ, *(renamed or {}).values()} - known):
+        if wrong := sorted({*may_differ, *lays_out, *(renamed or {}).values()} - known):
             raise ValueError(f"{cls.__qualname__} has no field {wrong}; its fields: {known}")
         _add(
             Registration(
@@ -76,6 +79,7 @@ def registered(
                 version=version,
                 stateful=stateful,
                 may_differ=frozenset(may_differ),
+                lays_out=lays_out,
                 former_defaults=former_defaults or {},
                 renamed=renamed or {},
                 former_names=former_names,

@@ -118,7 +118,7 @@ def keeps_state(value: object) -> bool:
 def _fields_that_differ(saved: Config, now: Config, where: str) -> Iterator[Difference]:
     known = registration_named(now["method"])
     free = "slots" in now or (not keeps_state(saved) and not keeps_state(now))
-    there, here = _complete(saved), _complete(now)
+    there, here = completed(saved), completed(now)
     for key in {**here, **there}:
         a, b = there.get(key), here.get(key)
         path = f"{where}.{key}" if where else key
@@ -142,8 +142,8 @@ def _content(config: Config) -> dict[str, Any]:
     return next((config[key] for key in _CONTENT if key in config), {})
 
 
-def _complete(config: Config) -> dict[str, Any]:
-    """All fields: stored ones under their present names, the others at the version's default."""
+def completed(config: Config) -> dict[str, Any]:
+    """Return all fields: stored ones by their present names, others at the version's default."""
     content = _content(config)
     known = None if "slots" in config else registration_named(config["method"])
     if known is None:

@@ -95,7 +95,7 @@ class Pairs:
         return "pairs"
 
 
-@registered("Oriented")
+@registered("Oriented", lays_out=("orientation",))
 @dataclass(frozen=True, slots=True)
 class Oriented:
     """A slot applied to the layout of an orientation, [..., m, n] -> [..., m, n].

@@ -31,7 +31,16 @@ MAY_IMPORT = {
     "properties": {"linalg", "properties", "rule", "rules", "stages"},
     "diagnostics": {"diagnostics", "linalg", "optimizer", "properties", "routing", "rule", "view"},
     "hooks": {"hooks", "linalg", "optimizer", "rule"},
-    "migration": {"lookup", "migration", "optimizer", "rule", "stages", "view"},
+    "migration": {
+        "linalg",
+        "lookup",
+        "migration",
+        "optimizer",
+        "registry",
+        "rule",
+        "stages",
+        "view",
+    },
     "diloco": {"execution", "linalg"},
     "integrations": {
         *("diagnostics", "execution", "integrations", "optimizer", "recipes", "routing"),

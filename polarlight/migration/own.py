@@ -1,0 +1,123 @@
+"""State of polarlight itself: what of it another rule, view or set of betas can use.
+
+Momentum has the parameter's shape under every view and goes to every rule that keeps one. A buffer
+goes over where the slot that keeps it is in the new rule too, with nothing changed that alters what
+the buffer means. AdamW's moments go over with their bias corrections kept.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polarlight.linalg.matrices import at_least_float32
+from polarlight.migration.carried import Carried
+from polarlight.optimizer.fingerprint import (
+    Config,
+    completed,
+    config_of,
+    differences,
+    fingerprint,
+    read_fingerprint,
+)
+from polarlight.registry import fields_of, registration_named, registration_of
+from polarlight.rule import MOMENTUM, Stage, UpdateRule
+
+ADAMW = "adamw"
+_COUNTERS = ("momentum_draws", "weight_draws")
+"""Steps that stochastic rounding has drawn bits for; any number goes on."""
+
+_PROBES = tuple(map(torch.Size, ((3, 2), (2, 3), (2, 2))))
+
+
+def is_own(group: Mapping[str, Any]) -> bool:
+    """Return whether a param group is one of polarlight's, live or saved."""
+    return "rule" in group and "view" in group
+
+
+def read_own(group: Mapping[str, Any], state: Mapping[str, Any]) -> Carried:
+    """Return what a parameter under a polarlight optimizer carries."""
+    rule, view = read_fingerprint(group["rule"]), read_fingerprint(group["view"])
+    one = Carried(rule=json.dumps(rule), view=json.dumps(view))
+    if rule["method"] == ADAMW and "fields" in rule:
+        return replace(
+            one,
+            momentum=state["exp_avg"],
+            second_moment=state["exp_avg_sq"],
+            step=int(state["step"]),
+            beta1=float(group["momentum"]),
+            beta2=float(completed(rule)["beta2"]),
+        )
+    buffers = {key: x for key, x in state.items() if isinstance(x, Tensor)}
+    if "slots" not in rule:
+        return replace(one, buffers=buffers)
+    M = buffers.pop(MOMENTUM, None)
+    if M is not None and keeps_a_sum(rule["slots"]["momentum"]):
+        M = at_least_float32(M) * (1 - group["momentum"])
+    return replace(one, momentum=M, buffers=buffers)
+
+
+def keeps_a_sum(momentum: Config) -> bool:
+    """Return whether a momentum is a decaying sum and no average."""
+    inner = completed(momentum).get("average")
+    return momentum["method"] == "HeavyBall" or (inner is not None and keeps_a_sum(inner))
+
+
+def fitting_buffers(one: Carried, group: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """Return the buffers beside the momentum that a group's rule can use, and why not all."""
+    now, was = config_of(group["rule"]), read_fingerprint(one.rule)
+    counters = {key: one.buffers[key] for key in _COUNTERS if key in one.buffers}
+    if "slots" not in now:
+        same = all(found.harmless for found in differences(was, now))
+        return (dict(one.buffers), "") if same else (counters, "another rule")
+    if list(differences(read_fingerprint(one.view), config_of(group["view"]))):
+        return counters, "another view"
+    kept = {
+        name: one.buffers[name]
+        for name in _names_that_fit(was, group["rule"])
+        if name in one.buffers
+    }
+    reason = "another rule" if any(not d.harmless for d in differences(was, now)) else ""
+    return kept | counters, reason
+
+
+def _names_that_fit(saved: Config, rule: UpdateRule) -> Iterator[str]:
+    """Return the buffers of the stages that a saved rule has as well."""
+    theirs = list(_stages_of(saved, ()))
+    for slot in (rule.balance, rule.map, *rule.post):
+        for stage, layout in _stages_in(slot, ()):
+            config = config_of(stage)
+            if any(
+                there == layout and all(d.harmless for d in differences(other, config, "stage"))
+                for other, there in theirs
+            ):
+                yield from dict.fromkeys(n for s in _PROBES for n in stage.buffer_shapes(s))
+
+
+def _stages_in(slot: Any, layout: tuple[str, ...]) -> Iterator[tuple[Stage, tuple[str, ...]]]:
+    """Return the stages in a slot that keep buffers, and how the matrix is laid out for them."""
+    known = registration_of(type(slot), stateful=isinstance(slot, Stage))
+    if known.stateful and isinstance(slot, Stage):
+        yield slot, layout
+        return
+    layout += tuple(fingerprint(getattr(slot, name)) for name in known.lays_out)
+    for f in fields_of(type(slot)):
+        yield from _stages_in(getattr(slot, f.name), layout)
+
+
+def _stages_of(config: object, layout: tuple[str, ...]) -> Iterator[tuple[Config, tuple[str, ...]]]:
+    """Return the same of a configuration."""
+    parts = config if isinstance(config, list) else []
+    if isinstance(config, dict):
+        known = None if "slots" in config else registration_named(config["method"])
+        if known is not None and known.stateful:
+            yield config, layout
+            return
+        content = completed(config)
+        layout += tuple(json.dumps(content[name]) for name in known.lays_out) if known else ()
+        parts = list(content.values())
+    for part in parts:
+        yield from _stages_of(part, layout)
