@@ -18,6 +18,7 @@ from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32
 from polarlight.linalg.row_sums import HERE, NeedsAllRowsError, Rows, on_rows
+from polarlight.lookup import check_objects_in
 
 MatrixMap = Callable[[Tensor], Tensor]
 """[..., m, n] -> [..., m, n]; never writes to its input."""
@@ -197,6 +198,7 @@ class UpdateRule:
     post: tuple[Slot, ...] = ()
 
     def __post_init__(self) -> None:
+        check_objects_in(self, {"map": "polar"})
         for shape in (torch.Size((2, 1)), torch.Size((1, 2))):
             names = [name for slot in self._slots for name in buffer_shapes(slot, shape)]
             if len(names) != len(set(names)):

@@ -26,6 +26,7 @@ from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.rates import Rates, assumed_rates
 from polarlight.linalg.remembered import remembered
 from polarlight.linalg.row_sums import Rows
+from polarlight.lookup import check_object
 from polarlight.registry import registered
 
 QUICK = polar_express(4, lower=8e-3)
@@ -69,6 +70,9 @@ class AutoPolar:
     schedule: Schedule = QUICK
     dtype: torch.dtype | None = None
     rates: Rates | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_object("schedule", self.schedule)
 
     def __call__(self, M: Tensor) -> Tensor:
         """Returns the polar factor of M; see the class."""

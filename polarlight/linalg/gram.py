@@ -37,6 +37,7 @@ from polarlight.linalg.precision import gram_dtype
 from polarlight.linalg.products import gram, gram_polynomial, symmetric_multiply_add, times_short
 from polarlight.linalg.remembered import constant, remembered
 from polarlight.linalg.row_sums import HERE, Rows, check_tall
+from polarlight.lookup import check_object
 from polarlight.registry import registered
 
 CONDITION = 200.0
@@ -87,6 +88,7 @@ class GramNewtonSchulz:
     tile: int = 256
 
     def __post_init__(self) -> None:
+        check_object("schedule", self.schedule)
         self.schedule.check(self.normalisation)
         bounds = (0, *(self.restarts or ()), len(self.schedule.steps))
         if any(i >= j for i, j in pairwise(bounds)):

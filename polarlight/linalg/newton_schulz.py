@@ -13,6 +13,7 @@ from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.products import gram, gram_polynomial, times_short
 from polarlight.linalg.row_sums import HERE, Rows, check_tall
+from polarlight.lookup import check_object
 from polarlight.registry import registered
 
 
@@ -49,6 +50,7 @@ class NewtonSchulz:
     normalisation: Normalisation = FROBENIUS
 
     def __post_init__(self) -> None:
+        check_object("schedule", self.schedule)
         self.schedule.check(self.normalisation)
 
     def __call__(self, M: Tensor) -> Tensor:

@@ -106,6 +106,12 @@ _ALL = (
         MatchRmsAdamW(),
         _EMA_AHEAD,
     ),
+    _named(
+        "torch-spectral-unclamped",
+        "torch.optim.Muon(adjust_lr_fn='spectral_unclamped'), from torch 2.14 on",
+        RmsToRms(),
+        _EMA_AHEAD,
+    ),
     _named("keller", "KellerJordan/Muon since 2025", Original(), _EMA_AHEAD),
     _named("keller-2024", "its code of 2024: momentum is a sum", Original(), _SUM_AHEAD),
     _named("moonlight", "MoonshotAI/Moonlight", MatchRmsAdamW(), _SUM_AHEAD),

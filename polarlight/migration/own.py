@@ -33,6 +33,13 @@ _COUNTERS = ("momentum_draws", "weight_draws")
 _PROBES = tuple(map(torch.Size, ((3, 2), (2, 3), (2, 2))))
 
 
+_SCALES = {
+    "Original": "polarlight",
+    "MatchRmsAdamW": "polarlight-rms",
+    "RmsToRms": "polarlight-rms-to-rms",
+}
+
+
 def is_own(group: Mapping[str, Any]) -> bool:
     """Return whether a param group is one of polarlight's, live or saved."""
     return "rule" in group and "view" in group
@@ -58,6 +65,15 @@ def read_own(group: Mapping[str, Any], state: Mapping[str, Any]) -> Carried:
     if M is not None and keeps_a_sum(rule["slots"]["momentum"]):
         M = at_least_float32(M) * (1 - group["momentum"])
     return replace(one, momentum=M, buffers=buffers)
+
+
+def own_convention(group: Mapping[str, Any]) -> str:
+    """Return the convention of a group's learning rate; empty if it has no name."""
+    rule = read_fingerprint(group["rule"])
+    if "slots" not in rule:
+        return ADAMW if rule["method"] == ADAMW else ""
+    scale = rule["slots"]["scale"]
+    return "" if scale["fields"] else _SCALES.get(scale["method"], "")
 
 
 def keeps_a_sum(momentum: Config) -> bool:

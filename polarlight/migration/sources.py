@@ -22,8 +22,7 @@ from torch import Tensor
 
 from polarlight.lookup import look_up
 from polarlight.migration.carried import Carried
-from polarlight.migration.own import is_own, read_own
-from polarlight.optimizer.fingerprint import read_fingerprint
+from polarlight.migration.own import is_own, own_convention, read_own
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
@@ -105,7 +104,12 @@ def _dion(group: Group, state: State) -> Carried:
     return Carried(momentum=state["momentum"] * (1 - group["mu"]), row_second_moment=rows)
 
 
-_TORCH = {None: "torch", "original": "torch", "match_rms_adamw": "torch-match-rms"}
+_TORCH = {
+    None: "torch",
+    "original": "torch",
+    "match_rms_adamw": "torch-match-rms",
+    "spectral_unclamped": "torch-spectral-unclamped",
+}
 _DION = {None: "dion-none", "spectral_norm": "dion-spectral", "rms_norm": "dion-rms"}
 _DION_ELEMENTWISE = {"adamw": "adamw"}
 
@@ -114,28 +118,13 @@ def _by_option(group: Group, option: str, names: Mapping[Any, str]) -> str:
     return names.get(group.get(option), "")
 
 
-_OWN_SCALES = {
-    "Original": "polarlight",
-    "MatchRmsAdamW": "polarlight-rms",
-    "RmsToRms": "polarlight-rms-to-rms",
-}
-
-
-def _own_convention(group: Group) -> str:
-    rule = read_fingerprint(group["rule"])
-    if "slots" not in rule:
-        return "adamw" if rule["method"] == "adamw" else ""
-    scale = rule["slots"]["scale"]
-    return "" if scale["fields"] else _OWN_SCALES.get(scale["method"], "")
-
-
 _ALL = (
     Source(
         name="polarlight",
         about="every optimizer of polarlight",
         fits=lambda group, state: is_own(group),
         read=read_own,
-        convention=_own_convention,
+        convention=own_convention,
     ),
     Source(
         name="dion",

@@ -22,6 +22,11 @@ from torch.optim.adamw import adamw
 from polarlight.registry import registered
 from polarlight.routing.roles import MATRIX_ROLES, Role
 from polarlight.routing.route import Route, route
+from polarlight.rule import Scale
+from polarlight.stages.scales import MatchRmsAdamW
+
+AUX_LR = 3e-3
+"""Learning rate of AdamW beside rules whose updates are not of AdamW's size."""
 
 _FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps", "meta")
 
@@ -156,22 +161,40 @@ def _in_one_layout(tensors: list[Tensor]) -> list[Tensor]:
     return [x.contiguous() for x in tensors]
 
 
+def _derived(
+    lr: float | Tensor | None,
+    weight_decay: float | None,
+    beside: tuple[Scale, float | Tensor, float] | None,
+) -> tuple[float | Tensor, float]:
+    """AdamW's learning rate and weight decay, where they are not given."""
+    default: tuple[float | Tensor, float] = AUX_LR, 0.0
+    if beside is not None and isinstance(beside[0], MatchRmsAdamW):
+        _, rate, decay = beside
+        default = rate.clone() if isinstance(rate, Tensor) else rate, decay
+    return default[0] if lr is None else lr, default[1] if weight_decay is None else weight_decay
+
+
 def with_adamw(
     params: object,
     *,
-    lr: float | Tensor,
+    lr: float | Tensor | None = None,
     betas: tuple[float, float] = (0.9, 0.95),
-    weight_decay: float = 0.0,
+    weight_decay: float | None = None,
+    beside: tuple[Scale, float | Tensor, float] | None = None,
 ) -> Any:
     """Groups in which hidden matrices keep the optimizer's rule and everything else gets AdamW.
 
     Args:
         params: A module or its named parameters, which are routed by role; anything else (tensors,
             dicts) is returned as it is.
-        lr: AdamW's learning rate, for embeddings, heads, routers, convolutions and vectors.
+        lr: AdamW's learning rate, for embeddings, heads, routers, convolutions and vectors. None
+            derives it.
         betas: AdamW's decay rates.
-        weight_decay: AdamW's weight decay; vectors never decay.
+        weight_decay: AdamW's weight decay; vectors never decay. None derives it.
+        beside: Scale, learning rate and weight decay of the matrices, to derive from: under
+            `MatchRmsAdamW` AdamW gets the same two numbers, else 3e-3 and 0.
     """
+    lr, weight_decay = _derived(lr, weight_decay, beside)
     if isinstance(params, Tensor):
         return params  # for torch to refuse: its rows are not parameters
     if not isinstance(params, nn.Module):

@@ -31,6 +31,7 @@ from polarlight.linalg.rows import (
     leverage_correction,
     row_significance,
 )
+from polarlight.lookup import check_object
 from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.registry import registered
 from polarlight.rule import MatrixMap, Scale, Slot, UpdateRule
@@ -111,6 +112,7 @@ def aurora(
     scale: Scale = Original(),
 ) -> UpdateRule:
     """Aurora with the given solver; see the module docstring for the mathematics."""
+    check_object("solver", solver)
     balanced = OnSide(side, cast(Slot, solver), otherwise=solver.polar)
     return UpdateRule(name="aurora", momentum=EMA(nesterov), map=balanced, scale=scale)
 
@@ -136,12 +138,18 @@ class Aurora(SpectralOptimizer):
         side: Side = Side.TALL,
         scale: Scale = Original(),
         maximize: bool = False,
-        aux_lr: float | Tensor = 3e-3,
+        aux_lr: float | Tensor | None = None,
         aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float = 0.0,
+        aux_weight_decay: float | None = None,
     ) -> None:
         super().__init__(
-            with_adamw(params, lr=aux_lr, betas=aux_betas, weight_decay=aux_weight_decay),
+            with_adamw(
+                params,
+                lr=aux_lr,
+                betas=aux_betas,
+                weight_decay=aux_weight_decay,
+                beside=(scale, lr, weight_decay),
+            ),
             lr,
             weight_decay,
             momentum,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.row_sums import NeedsAllRowsError, Rows, on_rows
+from polarlight.lookup import check_object
 from polarlight.registry import registered
 from polarlight.rule import Buffers, MatrixMap, Slot, apply, apply_on_rows, buffer_shapes, reads
 
@@ -59,6 +60,9 @@ class OnSide:
     side: Side
     then: Slot
     otherwise: MatrixMap = Identity()
+
+    def __post_init__(self) -> None:
+        check_object("side", self.side)
 
     def chosen(self, m: int, n: int) -> Slot:
         """`then` or `otherwise`."""

@@ -56,6 +56,8 @@ def test_a_detour_changes_nothing(a, b, c, shape):
         ("keller", (3072, 768), 2 / sqrt(3072)),
         ("moonlight", (3072, 768), 0.2),
         ("moonlight", (768, 3072), 0.2),
+        ("torch-spectral-unclamped", (768, 3072), 0.5 / sqrt(3072)),
+        ("torch-spectral-unclamped", (3072, 768), 2 / sqrt(3072)),
         ("dion-spectral", (768, 3072), 0.5 / sqrt(3072)),
         ("dion-none", (768, 3072), 1 / sqrt(3072)),
         ("emerging-spectral", (768, 768), 1.0),
@@ -162,3 +164,21 @@ def test_buffers_change_unit():
 def test_mistakes_are_named(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 3, 3), (8, 16, 5, 5), (64, 4, 1, 1)], ids=str)
+def test_unscaled_is_what_keller_takes_for_a_convolution(shape):
+    """Its scale reads the last two dimensions of the kernel, the window."""
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    polar = polarlight.ExactPolar()
+    keller = polar(g.flatten(1)).view(shape) * max(1, g.shape[-2] / g.shape[-1]) ** 0.5
+    optimizer = polarlight.SpectralOptimizer(
+        [weight],
+        lr=1.0,
+        rule=polarlight.muon(polar=polar, scale=polarlight.Unscaled()),
+        view=polarlight.Flattened(shape[2:]),
+    )
+    weight.grad = g
+    optimizer.step()
+    torch.testing.assert_close(-weight.detach(), keller)
