@@ -27,6 +27,7 @@ class Registration:
         former_defaults: Version -> field -> default of that version, where it differs now.
         renamed: Former field name -> present name.
         former_names: Class names in state dicts of 0.1.0, which hold the `repr` of a rule.
+        registered: Whether the name was chosen; else it is the class's qualified name.
     """
 
     cls: type
@@ -38,6 +39,7 @@ class Registration:
     former_defaults: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     former_names: tuple[str, ...] = ()
+    registered: bool = True
 
     def defaults(self, version: int) -> dict[str, Any]:
         """Return the default of every field that had one in this version."""
@@ -98,8 +100,12 @@ def registration_of(cls: type, *, stateful: bool) -> Registration:
         stateful: Whether an unregistered class keeps buffers.
     """
     if cls not in _BY_CLASS:
-        _BY_CLASS[cls] = Registration(cls=cls, name=cls.__qualname__, stateful=stateful)
-        _BY_NAME.setdefault(cls.__qualname__, _BY_CLASS[cls])
+        name = cls.__qualname__
+        if name in _BY_NAME and _BY_NAME[name].registered:  # of the same name by chance
+            name = f"{name} (unregistered)"
+        entry = Registration(cls=cls, name=name, stateful=stateful, registered=False)
+        _BY_CLASS[cls] = entry
+        _BY_NAME.setdefault(name, entry)
     return _BY_CLASS[cls]
 
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, TypeGuard
 
@@ -83,13 +83,32 @@ def read_fingerprint(saved: object) -> Config:
         return config_of(saved)
     try:
         config = json.loads(saved) if saved.startswith("{") else _parsed(ast.parse(saved).body[0])
-    except (ValueError, SyntaxError, RecursionError, IndexError):
-        config = saved
-    if config is None:
-        return config_of(None)
-    if not isinstance(config, dict) or "method" not in config:
-        return {"method": saved, "version": 1, "fields": {}}
-    return config
+        if config is None:
+            return config_of(None)
+        if _is_config(config):
+            return config
+    except (LookupError, RecursionError, SyntaxError, TypeError, ValueError):
+        pass  # no fingerprint: it equals none
+    return {"method": saved, "version": 1, "fields": {}}
+
+
+def _is_config(value: object) -> TypeGuard[Config]:
+    """Return whether plain data is a configuration, all the way down."""
+    if not isinstance(value, dict):
+        return False
+    content = [value.get(key) for key in _CONTENT]
+    return (
+        isinstance(value.get("method"), str)
+        and isinstance(value.get("version"), int)
+        and sum(isinstance(fields, dict) for fields in content) == 1
+        and all(map(_is_plain, _content(value).values()))
+    )
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return _is_config(value) if isinstance(value, dict) else True
 
 
 def differences(saved: object, now: object, where: str = "") -> Iterator[Difference]:
@@ -148,9 +167,15 @@ def completed(config: Config) -> dict[str, Any]:
     known = None if "slots" in config else registration_named(config["method"])
     if known is None:
         return {"post": [], "balance": None, **content} if "slots" in config else content
-    defaults = known.defaults(config["version"]).items()
     stored = {known.renamed.get(key, key): value for key, value in content.items()}
-    return {key: _encoded(value) for key, value in defaults} | stored
+    return _defaults(known.cls, config["version"]) | stored
+
+
+@cache
+def _defaults(cls: type, version: int) -> dict[str, Any]:
+    """The default of every field that has one, as plain data."""
+    defaults = registration_of(cls, stateful=False).defaults(version)
+    return {key: _encoded(value) for key, value in defaults.items()}
 
 
 def _encoded(value: Any) -> Any:
@@ -181,7 +206,7 @@ def _of_object(value: Any) -> Config:
         fields = _of_schedule(value)
     elif dataclasses.is_dataclass(cls):
         fields = {f.name: _encoded(getattr(value, f.name)) for f in fields_of(cls)}
-        defaults = {key: _encoded(x) for key, x in known.defaults(known.version).items()}
+        defaults = _defaults(cls, known.version)
         fields = {k: v for k, v in fields.items() if k not in defaults or v != defaults[k]}
     else:
         own_text = repr(value) != object.__repr__(value)  # which is an address
@@ -189,6 +214,7 @@ def _of_object(value: Any) -> Config:
     return {"method": known.name, "version": known.version, "fields": fields}
 
 
+@lru_cache
 def _of_schedule(schedule: Schedule) -> dict[str, Any]:
     """The name alone where the package has the schedule, else the coefficients too."""
     fields = {f.name: _encoded(getattr(schedule, f.name)) for f in fields_of(Schedule)}
@@ -220,8 +246,11 @@ def _published(name: str) -> Schedule | None:
     made = re.fullmatch(r"(cubic )?polar express x(\d{1,2})(?: from ([\d.e-]+))?", name)
     if made is None:
         return None
-    options: dict[str, Any] = {"lower": float(made[3])} if made[3] else {}
-    return polar_express.polar_express(int(made[2]), degree=3 if made[1] else 5, **options)
+    try:
+        options: dict[str, Any] = {"lower": float(made[3])} if made[3] else {}
+        return polar_express.polar_express(int(made[2]), degree=3 if made[1] else 5, **options)
+    except (ArithmeticError, ValueError):  # a custom one of a similar name
+        return None
 
 
 def _parsed(node: ast.AST) -> Any:

@@ -208,7 +208,18 @@ def test_a_declaration_of_an_unknown_field_is_refused():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nonsense(", "__import__('os').system('x')", "[1]", "{}", "(" * 1000, "f(1)", "x"]
+    "text",
+    [
+        *("", "nonsense(", "__import__('os').system('x')", "[1]", "{}", "(" * 1000, "f(1)", "x"),
+        *("UpdateRule()", "Schedule(name=1)", "Schedule(name='x', steps=3)", "f(**3)", "\0"),
+        *('{"method": 3}', '{"method": "muon", "version": 1, "slots": 3}', "{" * 5000),
+        '{"method": "muon", "version": "1", "slots": {}}',
+        '{"method": "muon", "version": 1, "slots": {"map": {"fields": 1}}}',
+        '{"method": "muon", "version": 1, "slots": {}}',
+        '{"method": "EMA", "version": 1, "fields": {}}',
+        '{"method": "muon", "version": 1, "slots": {}, "fields": {}}',
+    ],
+    ids=lambda text: text[:30].encode().hex(),
 )
 def test_text_that_is_no_fingerprint_is_another_rule_and_never_evaluated(text):
     optimizer = optimizer_of([parameter(4, 3)])
@@ -287,3 +298,27 @@ def test_a_rule_that_a_wrapper_saved_as_an_object_loads():
     saved = optimizer.state_dict()
     saved["param_groups"][0] |= {"rule": pl.muon(), "view": None}
     optimizer.load_state_dict(saved)
+
+
+def test_a_class_of_somebody_else_with_a_registered_name_is_another_one():
+    @dataclass(frozen=True)
+    class EMA:
+        nesterov: bool = True
+        buffered = True
+        averages = True
+
+        def __call__(self, gradients, buffers, beta):
+            return list(gradients)
+
+    EMA.__qualname__ = "EMA"
+    assert paths(pl.muon(), replace(pl.muon(), momentum=EMA())) == {"momentum": False}
+
+
+@pytest.mark.parametrize(
+    "name", ["polar express x0", "polar express x3 from 1e", "cubic polar express x2"]
+)
+def test_a_custom_schedule_may_have_a_similar_name(name):
+    custom = Schedule(name=name, steps=((2.0, -1.5, 0.5),), source="a test")
+    rule = pl.muon(polar=pl.NewtonSchulz(custom))
+    assert "-1.5" in fingerprint(rule)
+    assert list(differences(read_fingerprint(repr(rule)), config_of(rule))) == []
