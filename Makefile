@@ -9,7 +9,7 @@ PINNED := build/pinned
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: bench demo test test-slow test-gpu test-sinks test-titan test-torch fuzz mutants check
-.PHONY: audit clean docs lock pinned sbom site
+.PHONY: audit clean lock pinned sbom site
 
 demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
 	$(BIN)/polarlight compare
@@ -52,9 +52,6 @@ check: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-
-docs: $(VENV)/.dev
-	$(BIN)/python docs/make_reference.py > docs/reference.md
 
 site: $(VENV)/.docs  ## the documentation as pages, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

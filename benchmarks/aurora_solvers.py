@@ -45,9 +45,9 @@ from polarlight.linalg.balance import TangentSpace
 from polarlight.rules.aurora_exact import upper_bound
 
 EXACT, AUTO = "exact", "auto"
-POLARS = {EXACT: pl.ExactPolar(), AUTO: pl.AutoPolar(dtype=torch.bfloat16)}
-JORDAN = pl.NewtonSchulz(pl.JORDAN, torch.bfloat16)
-ORACLE = pl.ExactBalanced(steps=14)
+POLARS = {EXACT: pl.linalg.ExactPolar(), AUTO: pl.linalg.AutoPolar(dtype=torch.bfloat16)}
+JORDAN = pl.linalg.NewtonSchulz(pl.linalg.schedules.JORDAN, torch.bfloat16)
+ORACLE = pl.rules.ExactBalanced(steps=14)
 OPTIMIZERS = ("muon", "aurora")
 STEPS, LAST, MEASURED = 200, 20, 2
 """Of the run, of its end that solvers with memory see, and of those that are measured."""
@@ -87,15 +87,15 @@ def methods(m: int, n: int) -> Iterator[Method]:
     for name, polar in POLARS.items():
         yield Method("muon", name, polar, 1)
         for rounds in (1, 2, 3):
-            yield Method(f"release x {rounds}", name, pl.BalancedPolar(polar, rounds), rounds)
-        by_shape = pl.BalancedPolar(polar, 2, exponent=None)
+            yield Method(f"release x {rounds}", name, pl.rules.BalancedPolar(polar, rounds), rounds)
+        by_shape = pl.rules.BalancedPolar(polar, 2, exponent=None)
         yield Method("release x 2, exponent", name, by_shape, 2)
         for rounds in (2, 3):
-            yield Method(f"paper x {rounds}", name, pl.FeedbackPolar(polar, rounds), rounds)
+            yield Method(f"paper x {rounds}", name, pl.rules.FeedbackPolar(polar, rounds), rounds)
             yield Method(f"polar first x {rounds}", name, PolarFirst(polar, rounds), rounds)
-        yield Method("warm", name, pl.WarmPolar(polar), 1)
-        yield Method("warm, exponent", name, pl.WarmPolar(polar, exponent=None), 1)
-        ascent = pl.RiemannianPolar(polar)
+        yield Method("warm", name, pl.rules.WarmPolar(polar), 1)
+        yield Method("warm, exponent", name, pl.rules.WarmPolar(polar, exponent=None), 1)
+        ascent = pl.rules.RiemannianPolar(polar)
         products = ascent.steps * (2 * ascent.cg_steps + 5)
         yield Method("riemannian", name, ascent, 1 + 2 * ascent.steps, products * 2.0 * m * n * n)
 

@@ -20,43 +20,45 @@ from polarlight.lab.train.recipes import Recipe
 from polarlight.lab.train.report import write_report
 from polarlight.lab.train.settings import PRESETS
 
-SIX = pl.NewtonSchulz(pl.polar_express(6))
-AUTO = pl.AutoPolar()
+SIX = pl.linalg.NewtonSchulz(pl.linalg.polar_express(6))
+AUTO = pl.linalg.AutoPolar()
 SOLVERS = {
-    "release": pl.BalancedPolar(pl.NewtonSchulz(pl.SIMPLE_QUINTIC), 2, 0.5),
-    "release-1": pl.BalancedPolar(SIX, 1),
-    "release-2": pl.BalancedPolar(SIX, 2, 0.5),
-    "release-2-shape": pl.BalancedPolar(SIX, 2, None),
-    "release-3": pl.BalancedPolar(SIX, 3, 0.5),
-    "quick-2": pl.BalancedPolar(AUTO, 2, 0.5),
-    "paper-2": pl.FeedbackPolar(SIX, 2),
-    "paper-3": pl.FeedbackPolar(SIX, 3),
+    "release": pl.rules.BalancedPolar(
+        pl.linalg.NewtonSchulz(pl.linalg.schedules.SIMPLE_QUINTIC), 2, 0.5
+    ),
+    "release-1": pl.rules.BalancedPolar(SIX, 1),
+    "release-2": pl.rules.BalancedPolar(SIX, 2, 0.5),
+    "release-2-shape": pl.rules.BalancedPolar(SIX, 2, None),
+    "release-3": pl.rules.BalancedPolar(SIX, 3, 0.5),
+    "quick-2": pl.rules.BalancedPolar(AUTO, 2, 0.5),
+    "paper-2": pl.rules.FeedbackPolar(SIX, 2),
+    "paper-3": pl.rules.FeedbackPolar(SIX, 3),
     "polar-first-2": PolarFirst(SIX, 2),
     "polar-first-3": PolarFirst(SIX, 3),
-    "warm": pl.WarmPolar(),
-    "warm-six": pl.WarmPolar(SIX),
-    "warm-still": pl.WarmPolar(follow=0.0),
-    "warm-shape": pl.WarmPolar(exponent=None),
-    "riemannian": pl.RiemannianPolar(SIX),
+    "warm": pl.rules.WarmPolar(),
+    "warm-six": pl.rules.WarmPolar(SIX),
+    "warm-still": pl.rules.WarmPolar(follow=0.0),
+    "warm-shape": pl.rules.WarmPolar(exponent=None),
+    "riemannian": pl.rules.RiemannianPolar(SIX),
 }
 VARIANTS = {
     **{
-        f"aurora-{name}": (lambda solver=solver: pl.aurora(solver))
+        f"aurora-{name}": (lambda solver=solver: pl.rules.aurora(solver))
         for name, solver in SOLVERS.items()
     },
-    "muon-auto": pl.muon,
-    "muon-jordan": lambda: pl.muon(polar=pl.NewtonSchulz(pl.JORDAN)),
-    "muon-exact": lambda: pl.muon(polar=SIX),
-    "normuon-auto": pl.normuon,
-    "normuon-exact": lambda: pl.normuon(polar=SIX),
-    "unormuon-exact": lambda: pl.unormuon(polar=SIX),
-    "freon": pl.freon,
-    "kaon": pl.kaon,
-    "polar-adamw": pl.polar_adamw,
-    "soap": pl.soap,
-    "kl-soap": pl.kl_soap,
-    "polargrad": lambda: pl.polargrad(polar=SIX),
-    "muoneq-original": lambda: pl.muoneq(polar=SIX, scale=pl.Original()),
+    "muon-auto": pl.rules.muon,
+    "muon-jordan": lambda: pl.rules.muon(polar=pl.linalg.NewtonSchulz(pl.linalg.schedules.JORDAN)),
+    "muon-exact": lambda: pl.rules.muon(polar=SIX),
+    "normuon-auto": pl.rules.normuon,
+    "normuon-exact": lambda: pl.rules.normuon(polar=SIX),
+    "unormuon-exact": lambda: pl.rules.unormuon(polar=SIX),
+    "freon": pl.rules.freon,
+    "kaon": pl.rules.kaon,
+    "polar-adamw": pl.rules.polar_adamw,
+    "soap": pl.rules.soap,
+    "kl-soap": pl.rules.kl_soap,
+    "polargrad": lambda: pl.rules.polargrad(polar=SIX),
+    "muoneq-original": lambda: pl.rules.muoneq(polar=SIX, scale=pl.stages.Original()),
 }
 
 

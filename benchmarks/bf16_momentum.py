@@ -36,13 +36,13 @@ from polarlight.lab.train.settings import PRESETS, with_changes
 from polarlight.optimizer.probe import Observation
 from polarlight.rule import MOMENTUM, bound, momentum_state
 
-AVERAGE = pl.EMA(nesterov=True)
+AVERAGE = pl.stages.EMA(nesterov=True)
 MOMENTA = {
     "float32": AVERAGE,
-    "nearest": pl.InBfloat16(AVERAGE, stochastic=False),
-    "stochastic": pl.InBfloat16(AVERAGE, stochastic=True),
+    "nearest": pl.stages.InBfloat16(AVERAGE, stochastic=False),
+    "stochastic": pl.stages.InBfloat16(AVERAGE, stochastic=True),
 }
-EXACT, AUTO = pl.ExactPolar(), pl.AutoPolar()
+EXACT, AUTO = pl.linalg.ExactPolar(), pl.linalg.AutoPolar()
 
 
 def distance(X: Tensor, Y: Tensor) -> float:

@@ -42,12 +42,12 @@ def polargrad(factor: float, momentum: float = 0.0) -> Callable[[list, float], O
 
 
 def polar_first(factor: float) -> Callable[[list, float], Optimizer]:
-    rule = pl.polargrad_polar_first(beta=0.95)
+    rule = pl.rules.polargrad_polar_first(beta=0.95)
     return lambda params, lr: pl.SpectralOptimizer(params, lr=factor * lr, rule=rule)
 
 
 def muon(lr: float) -> Callable[[list, float], Optimizer]:
-    rule = pl.muon(polar=pl.QDWH(), scale=pl.Unscaled())
+    rule = pl.rules.muon(polar=pl.linalg.QDWH(), scale=pl.stages.Unscaled())
     return lambda params, _: pl.SpectralOptimizer(params, lr=lr, rule=rule)
 
 

@@ -34,17 +34,17 @@ from polarlight.lab.train.environment import hardware, versions
 from polarlight.linalg.precision import has_fast_bfloat16
 
 OUT = Path(__file__).parent / "results" / "optimizer_step"
-TWELVE = pl.NewtonSchulz(pl.SIMPLE_QUINTIC)
+TWELVE = pl.linalg.NewtonSchulz(pl.linalg.schedules.SIMPLE_QUINTIC)
 
 
 def release(params: list) -> Optimizer:
-    rule = pl.aurora(pl.BalancedPolar(TWELVE, 2, 0.5), side=pl.Side.LONG_AXIS)
+    rule = pl.rules.aurora(pl.rules.BalancedPolar(TWELVE, 2, 0.5), side=pl.stages.Side.LONG_AXIS)
     return pl.SpectralOptimizer(params, rule=rule, executor=pl.OneByOne())
 
 
 def in_float32(params: list) -> Optimizer:
     """What torch's algorithm would cost here in the dtype that this machine multiplies fastest."""
-    rule = pl.muon(polar=pl.NewtonSchulz(pl.JORDAN, torch.float32))
+    rule = pl.rules.muon(polar=pl.linalg.NewtonSchulz(pl.linalg.schedules.JORDAN, torch.float32))
     return pl.SpectralOptimizer(params, rule=rule, executor=pl.OneByOne())
 
 

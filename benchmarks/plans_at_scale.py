@@ -100,7 +100,7 @@ def plan_of(shapes: Shapes, processes: int, hybrid: bool) -> Plan:
     mesh = (processes // SHARDS, SHARDS) if hybrid else (processes,)
     splits = (None, Split(0)) if hybrid else (Split(0),)
     (plan,) = forecast(
-        pl.aurora_mlp(named, lr=0.02), lambda name, p: Layout(tuple(p.shape), mesh, splits)
+        pl.recipes.aurora_mlp(named, lr=0.02), lambda name, p: Layout(tuple(p.shape), mesh, splits)
     )
     return plan
 

@@ -32,7 +32,9 @@ STAY, MUON, AURORA, COLD = "torch goes on", "Muon, carried", "Aurora, carried", 
 
 def torch_pair(model):
     """The split that polarlight makes, in torch's two optimizers."""
-    groups = pl.SpectralOptimizer(pl.with_adamw(model, lr=AUX_LR), rule=pl.muon()).param_groups
+    groups = pl.SpectralOptimizer(
+        pl.rules.with_adamw(model, lr=AUX_LR), rule=pl.rules.muon()
+    ).param_groups
     sides = {True: [], False: []}
     for group in groups:
         sides[isinstance(group["rule"], pl.UpdateRule)] += group["params"]

@@ -20,7 +20,7 @@ LAST = 20
 WARM_UP = 12
 
 
-def spread(solver: pl.WarmPolar, sequence: Tensor) -> float:
+def spread(solver: pl.rules.WarmPolar, sequence: Tensor) -> float:
     """Mean over the steps after the warm-up of one sequence [steps, m, n]."""
     shapes = solver.buffer_shapes(sequence[0].shape)
     kept = {name: torch.zeros(shape) for name, shape in shapes.items()}
@@ -35,7 +35,7 @@ def main() -> None:
         for exponent in EXPONENTS:
             row = []
             for follow in FOLLOW:
-                solver = pl.WarmPolar(pl.ExactPolar(), exponent, follow)
+                solver = pl.rules.WarmPolar(pl.linalg.ExactPolar(), exponent, follow)
                 found = [spread(solver, sequence) for sequence in sequences]
                 row.append(f"{sum(found) / len(found):.4f}")
             table.add_row(optimizer, str(exponent or "by shape"), *row)

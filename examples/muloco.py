@@ -32,8 +32,8 @@ def main(workers=range(WORKERS), group=None):
     """Trains those of the workers that live in this process; returns the model and its losses."""
     models = [build() for _ in workers]
     inner = [polarlight.Muon(m, lr=0.02, aux_lr=3e-3) for m in models]
-    nesterov = polarlight.OuterNesterov(lr=0.7, momentum=0.5)
-    outer = polarlight.Outer(*models, every=EVERY, optimizer=nesterov, group=group)
+    nesterov = polarlight.diloco.OuterNesterov(lr=0.7, momentum=0.5)
+    outer = polarlight.diloco.Outer(*models, every=EVERY, optimizer=nesterov, group=group)
     losses = []
     for step in range(STEPS):
         for worker, m, optimizer in zip(workers, models, inner, strict=True):

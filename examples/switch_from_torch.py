@@ -42,7 +42,7 @@ def main():
 
     # `polarlight translate-lr --from torch-match-rms --lr 3e-3 --shape 128x32`: the learning rate
     # means the same where the scale is the same.
-    new = polarlight.Aurora(model, lr=3e-3, scale=polarlight.MatchRmsAdamW(), aux_lr=3e-3)
+    new = polarlight.Aurora(model, lr=3e-3, scale=polarlight.stages.MatchRmsAdamW(), aux_lr=3e-3)
     print(carry_over(old, new))
 
     losses += train(model, [new], range(30, 60))

@@ -39,6 +39,8 @@ from polarlight.execution.sharded import collectives
 from polarlight.execution.work import gradient_of, is_sharded, local
 from polarlight.linalg.matrices import at_least_float32
 
+__all__ = ["Outer", "OuterNesterov", "client_gradient", "displacement", "sample_clients"]
+
 Named = list[tuple[str, nn.Parameter]]
 Contribution = Callable[[Tensor, Tensor], Tensor]
 """(anchor, a worker's parameter) -> what the worker says should be subtracted, as it lies here."""

@@ -29,19 +29,19 @@ def unknown(name: str, known: Iterable[str], what: str) -> ValueError:
 
 
 LEGAL: Mapping[str, str] = {
-    "scale": "Original(), MatchRmsAdamW(), RmsToRms() or Unscaled()",
-    "polar": "AutoPolar(), NewtonSchulz(JORDAN), QDWH() or ExactPolar()",
-    "solver": "WarmPolar(), BalancedPolar(), FeedbackPolar(), RiemannianPolar(), ExactBalanced()",
-    "side": "Side.TALL, Side.WIDE or Side.LONG_AXIS",
-    "schedule": "JORDAN, DEEPSEEK_V4 or polar_express(5)",
-    "balance": "EquilibrateRows(), EquilibrateColumns() or EquilibrateBoth()",
-    "momentum": "EMA(), HeavyBall(), RawGradient() or InBfloat16(EMA())",
-    "power": "RationalPower(6, 4) or ExactPower(-0.5)",
-    "size": "PolarSize(), MeanNorm(), SumNorm() or OwnSize()",
-    "refresh": "PowerIteration()",
-    "factors": "GramFactors() or KLFactors()",
-    "orientation": "Columns() or Pairs()",
-    "view": "Whole(), Heads(8) or RowBlocks((256, 256))",
+    "scale": "polarlight.stages: Original(), MatchRmsAdamW(), RmsToRms() or Unscaled()",
+    "polar": "polarlight.linalg: AutoPolar(), NewtonSchulz(schedules.JORDAN) or QDWH()",
+    "solver": "polarlight.rules: WarmPolar(), BalancedPolar(), FeedbackPolar() or ExactBalanced()",
+    "side": "polarlight.stages: Side.TALL, Side.WIDE or Side.LONG_AXIS",
+    "schedule": "polarlight.linalg: schedules.JORDAN, schedules.QUICK or polar_express(5)",
+    "balance": "polarlight.stages: EquilibrateRows(), EquilibrateColumns() or EquilibrateBoth()",
+    "momentum": "polarlight.stages: EMA(), HeavyBall(), RawGradient() or InBfloat16()",
+    "power": "polarlight.linalg: RationalPower(6, 4) or ExactPower(-0.5)",
+    "size": "polarlight.rules: PolarSize(), MeanNorm(), SumNorm() or OwnSize()",
+    "refresh": "polarlight.stages: PowerIteration()",
+    "factors": "polarlight.stages.factors: GramFactors() or KLFactors()",
+    "orientation": "polarlight.stages: Columns() or Pairs()",
+    "view": "polarlight.view: Whole(), Heads(8) or RowBlocks((256, 256))",
 }
 """Argument -> objects of polarlight that it takes; never their names as text."""
 
@@ -57,9 +57,7 @@ def check_object(name: str, value: object) -> None:
     wrong = isinstance(value, str | type) or (value is None and name not in _OPTIONAL)
     if wrong or (isinstance(value, int | float) and name != "power"):
         given = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
-        raise ValueError(
-            f"{name} takes an object, got {given}. Legal, from polarlight: {LEGAL[name]}"
-        )
+        raise ValueError(f"{name} takes an object, got {given}. Legal, from {LEGAL[name]}")
 
 
 def check_objects_in(slot: object, called: Mapping[str, str] | None = None) -> None:

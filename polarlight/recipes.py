@@ -44,6 +44,15 @@ from polarlight.stages.orientation import Columns, oriented
 from polarlight.stages.scales import MatchRmsAdamW
 from polarlight.view import MatrixView
 
+__all__ = [
+    "MlpRule",
+    "RouterRule",
+    "aurora_mlp",
+    "muon_with_adamw",
+    "symmetric_stack",
+    "with_head_rate",
+]
+
 Model = nn.Module | Iterable[tuple[str, Tensor]]
 LearningRate = float | Tensor
 Option = TypeVar("Option", bound=StrEnum)

@@ -15,6 +15,17 @@ from torch import Tensor
 
 from polarlight.registry import registered
 
+__all__ = [
+    "Flattened",
+    "Heads",
+    "Interleaved",
+    "MatrixView",
+    "RowBlocks",
+    "Taps",
+    "Transposed",
+    "Whole",
+]
+
 T = TypeVar("T")
 
 

@@ -17,7 +17,7 @@ def parameter(*shape, seed=0, dtype=torch.float32):
 
 
 def optimizer_of(parameters, **options):
-    return SpectralOptimizer(parameters, rule=polarlight.muon(), **options)
+    return SpectralOptimizer(parameters, rule=polarlight.rules.muon(), **options)
 
 
 def step(optimizer, seed=0):

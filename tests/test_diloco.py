@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import Outer, OuterNesterov, SpectralOptimizer
+from polarlight import SpectralOptimizer
+from polarlight.diloco import Outer, OuterNesterov
 from tests.matrices import SHAPES, gaussian
 from tests.reference import muon, outer
 from tests.rules.trajectory import EXACT, ROUNDING
@@ -138,7 +139,9 @@ def test_a_client_that_weighs_nothing_is_not_looked_at():
 def test_sampling_is_unbiased():
     shares, count, draws = [0.4, 0.3, 0.2, 0.05, 0.05], 2, 4000
     generator = torch.Generator().manual_seed(0)
-    drawn = [tuple(polarlight.sample_clients(shares, count, generator)) for _ in range(draws)]
+    drawn = [
+        tuple(polarlight.diloco.sample_clients(shares, count, generator)) for _ in range(draws)
+    ]
     pairs = {w: drawn.count(w) for w in drawn}
     assert len(pairs) == math.comb(5, 2)
     torch.testing.assert_close(torch.tensor(list(pairs)).mean(0), torch.tensor(shares))
@@ -167,20 +170,22 @@ def test_rounds_with_sampled_clients_are_right_on_average():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_client_sampled_momentum_follows_the_reference(shape):
     shares, numbers = [0.4, 0.3, 0.2, 0.1], {"lr": 0.1, "momentum": 0.9}
-    rule = polarlight.muon(
-        nesterov=False, polar=polarlight.RegularisedPolar(DELTA), scale=polarlight.Unscaled()
+    rule = polarlight.rules.muon(
+        nesterov=False,
+        polar=polarlight.linalg.RegularisedPolar(DELTA),
+        scale=polarlight.stages.Unscaled(),
     )
     models = clients(4, shape)
     rounds = Outer(
         *models,
         every=1,
-        contribution=polarlight.client_gradient,
+        contribution=polarlight.diloco.client_gradient,
         optimizer=partial(SpectralOptimizer, rule=rule, **numbers),
     )
     generator = torch.Generator().manual_seed(0)
     W, state = gaussian(*shape, seed=100).numpy(), {}
     for step in range(8):
-        weights = polarlight.sample_clients(shares, 2, generator)
+        weights = polarlight.diloco.sample_clients(shares, 2, generator)
         for client, model in enumerate(models):
             model.pull(client, step)
         rounds.step(weights)
@@ -194,7 +199,7 @@ def test_client_sampled_momentum_follows_the_reference(shape):
 @pytest.mark.parametrize("delta", [0.5, 0.05])
 def test_one_client_more_or_less_moves_the_step_no_further_than_the_bound(delta):
     """What stability under sampling rests on; an exact polar factor breaks it."""
-    engine = polarlight.RegularisedPolar(delta)
+    engine = polarlight.linalg.RegularisedPolar(delta)
     everyone = torch.diag(torch.tensor([1.0, 1e-3, 1.0], dtype=torch.float64))
     client = torch.diag(torch.tensor([0.0, 2e-3, 0.0], dtype=torch.float64))
     changed = torch.linalg.norm(client) / torch.linalg.norm(everyone - client)
@@ -288,7 +293,7 @@ def test_errors_say_what_is_wrong():
     with pytest.raises(ValueError, match=r"differ in weights\.0"):
         Outer(model, every=1).load_state_dict(Outer(Client((5, 3)), every=1).state_dict())
     with pytest.raises(ValueError, match=r"count must lie in \[1, 2\]"):
-        polarlight.sample_clients([0.5, 0.5], 3)
+        polarlight.diloco.sample_clients([0.5, 0.5], 3)
     with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\), got 1"):
         OuterNesterov(momentum=1.0)
     with torch.no_grad():

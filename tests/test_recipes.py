@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import Part, Role, SpectralOptimizer, infer_roles
+from polarlight import Part, Role, SpectralOptimizer
 from polarlight.lab.train.model import GPT, Architecture, ModelConfig
 from polarlight.recipes import aurora_mlp, muon_with_adamw, symmetric_stack
+from polarlight.routing import infer_roles
 from polarlight.rule import UpdateRule
 
 CONFIGS = sorted((Path(__file__).parent / "routing" / "roles" / "configs").glob("*.json"))
@@ -157,10 +158,13 @@ def test_experts_stored_in_by_out_get_the_update_of_the_transpose_in_the_same_si
     """The source takes fan-out and fan-in from the storage order and inverts the scale."""
     G = torch.randn(4, 8, 24, generator=torch.Generator().manual_seed(0))
     found = []
-    for view, gradient in ((polarlight.Whole(), G), (polarlight.Transposed(), G.mT.contiguous())):
+    for view, gradient in (
+        (polarlight.view.Whole(), G),
+        (polarlight.view.Transposed(), G.mT.contiguous()),
+    ):
         p = torch.nn.Parameter(torch.zeros_like(gradient))
         group = {"params": [p], "view": view}
-        optimizer = SpectralOptimizer([group], lr=1.0, rule=polarlight.muon())
+        optimizer = SpectralOptimizer([group], lr=1.0, rule=polarlight.rules.muon())
         p.grad = gradient
         optimizer.step()
         found.append(p.detach())

@@ -1,1 +1,42 @@
-"""What an optimizer does to a network: spectra, leverages, and probes that record them."""
+"""Probes that record what an optimizer does to a network, and the statistics they are made of."""
+
+from polarlight.diagnostics.accuracy import Case
+from polarlight.diagnostics.activations import ActivationMonitor
+from polarlight.diagnostics.clipping import ClippingCheck, ClippingWarning
+from polarlight.diagnostics.descent import DescentPotential, descent
+from polarlight.diagnostics.neurons import NeuronMonitor
+from polarlight.diagnostics.rule_check import RuleCheck, Verdict
+from polarlight.diagnostics.sharding import Difference, assert_same_sharded, check_sharding
+from polarlight.diagnostics.spectra import (
+    gram_leverages,
+    leverages,
+    orthogonality_error,
+    row_shares,
+    singular_values,
+    spectrum,
+    spread,
+    starved,
+)
+
+__all__ = [
+    "ActivationMonitor",
+    "Case",
+    "ClippingCheck",
+    "ClippingWarning",
+    "DescentPotential",
+    "Difference",
+    "NeuronMonitor",
+    "RuleCheck",
+    "Verdict",
+    "assert_same_sharded",
+    "check_sharding",
+    "descent",
+    "gram_leverages",
+    "leverages",
+    "orthogonality_error",
+    "row_shares",
+    "singular_values",
+    "spectrum",
+    "spread",
+    "starved",
+]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from polarlight.diagnostics.transfer import to_host
+from polarlight.linalg.properties import Invariant
 from polarlight.optimizer.probe import Observation
-from polarlight.properties.invariants import Promise, measure, promises
+from polarlight.properties.invariants import invariants, measure
 from polarlight.rule import Rule
 from polarlight.view import Whole
 
@@ -27,12 +28,12 @@ class Verdict:
 
     name: str
     rules: dict[str, int]
-    measures: dict[Promise, float]
-    limits: dict[Promise, float]
+    measures: dict[Invariant, float]
+    limits: dict[Invariant, float]
     frozen: bool
 
     @property
-    def broken(self) -> dict[Promise, float]:
+    def broken(self) -> dict[Invariant, float]:
         """Measures beyond their limits; a NaN is beyond any."""
         return {key: x for key, x in self.measures.items() if not x <= self.limits[key]}
 
@@ -69,8 +70,8 @@ class RuleCheck:
     _step: int = 0
     _counts: dict[str, Counter[str]] = field(default_factory=dict)
     _frozen: set[str] = field(default_factory=set)
-    _worst: dict[str, dict[Promise, Tensor]] = field(default_factory=dict)
-    _limits: dict[str, dict[Promise, float]] = field(default_factory=dict)
+    _worst: dict[str, dict[Invariant, Tensor]] = field(default_factory=dict)
+    _limits: dict[str, dict[Invariant, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -100,7 +101,7 @@ class RuleCheck:
         worst = self._worst.setdefault(observation.name, {})
         limits = self._limits.setdefault(observation.name, {})
         for M, D in pairs:
-            for promise, limit in promises(rule, *D.shape[-2:]).items():
+            for promise, limit in invariants(rule, *D.shape[-2:]).items():
                 value = measure(promise, M, D)
                 known = worst.get(promise)
                 worst[promise] = value if known is None else torch.maximum(known, value)

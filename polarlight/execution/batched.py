@@ -92,7 +92,7 @@ class Batched:
 def _together(jobs: Sequence[Job]) -> list[Tensor]:
     """Directions of jobs of equal rule and shape, computed as one batch [b, m, n]."""
     rule, first = jobs[0].rule, jobs[0].matrix
-    dtype = rule.reads(first.dtype, first.device)
+    dtype = rule.input_dtype(first.dtype, first.device)
     if len(jobs) == 1:
         return [_kept(rule.direction(first.to(dtype), jobs[0].buffers), first)]
     matrices = [job.matrix for job in jobs]

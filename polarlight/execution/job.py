@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32
-from polarlight.rule import HOST_COUNTER, Buffers, UpdateRule
+from polarlight.linalg.slot import Buffers
+from polarlight.rule import HOST_COUNTER, UpdateRule
 from polarlight.view import MatrixView
 
 

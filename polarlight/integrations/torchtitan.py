@@ -30,7 +30,8 @@ from torch.optim import Optimizer
 from torchtitan.components.checkpointer.utils import canonical_fqn
 from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
 
-from polarlight import recipes, rules
+import polarlight
+from polarlight import recipes
 from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.routing.route import ParamGroup
 
@@ -39,17 +40,17 @@ Made = SpectralOptimizer | list[ParamGroup]
 MAKERS: Mapping[str, Callable[..., Made]] = {
     maker.__name__: maker
     for maker in (
-        rules.Aurora,
-        rules.Freon,
-        rules.Kaon,
-        rules.KLSOAP,
-        rules.Muon,
-        rules.MuonEq,
-        rules.NorMuon,
-        rules.PolarAdamW,
-        rules.PolarGrad,
-        rules.SOAP,
-        rules.UNorMuon,
+        polarlight.Aurora,
+        polarlight.Freon,
+        polarlight.Kaon,
+        polarlight.KLSOAP,
+        polarlight.Muon,
+        polarlight.MuonEq,
+        polarlight.NorMuon,
+        polarlight.PolarAdamW,
+        polarlight.PolarGrad,
+        polarlight.SOAP,
+        polarlight.UNorMuon,
         recipes.aurora_mlp,
         recipes.muon_with_adamw,
         recipes.symmetric_stack,

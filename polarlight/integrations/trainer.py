@@ -34,7 +34,7 @@ def factory(make: Make) -> Callable[[], Callable[..., Optimizer]]:
 
     Args:
         make: An optimizer's class (`polarlight.Aurora`), or a recipe that returns param groups
-            (`polarlight.symmetric_stack`); called with (model, **kwargs).
+            (`polarlight.recipes.symmetric_stack`); called with (model, **kwargs).
     """
 
     def build(model: nn.Module, **kwargs: Any) -> Optimizer:

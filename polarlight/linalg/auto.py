@@ -23,9 +23,11 @@ from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import Schatten8
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import iteration_dtype, read_as
+from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.rates import Rates, assumed_rates
 from polarlight.linalg.remembered import remembered
-from polarlight.linalg.row_sums import Rows
+from polarlight.linalg.row_sums import ALL_ROWS, Rows
+from polarlight.linalg.slot import PolarMap
 from polarlight.lookup import check_object
 from polarlight.registry import registered
 
@@ -43,7 +45,7 @@ NEGLIGIBLE = 1e-3
 
 @registered("AutoPolar")
 @dataclass(frozen=True, slots=True)
-class AutoPolar:
+class AutoPolar(PolarMap):
     """Approximate polar factor by whichever form of the schedule costs least for the shape.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -79,20 +81,20 @@ class AutoPolar:
         check_matrix(M)
         return self.engine(M.shape[-2], M.shape[-1], M.dtype, M.device)(M)
 
-    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+    def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """The same on a part of the rows, by the engine that the whole tall matrix gets."""
         engine = self.engine(rows.count(X), X.shape[-1], X.dtype, X.device)
         return engine.on_rows(X, rows)
 
-    def of_scaled(self, X: Tensor, rows: Rows) -> Tensor:
-        """The same of an X of ordinary size that may be written to; see `row_sums.Scaled`."""
-        return self.engine(rows.count(X), X.shape[-1], X.dtype, X.device).of_scaled(X, rows)
+    def call_prescaled(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
+        """The same of an X of ordinary size that may be written to; see `MatrixMap`."""
+        return self.engine(rows.count(X), X.shape[-1], X.dtype, X.device).call_prescaled(X, rows)
 
     def engine(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Engine:
         """What an m x n matrix of this dtype gets on this device."""
         return self._choice(m, n, dtype, device)[0]
 
-    def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """Bfloat16 where it iterates in that."""
         return read_as(dtype, self.dtype or iteration_dtype(dtype, device))
 
@@ -101,7 +103,7 @@ class AutoPolar:
         bf16 = torch.bfloat16
         return _cheapest(m, n, self.schedule, bf16, self.rates or Rates(), "cpu")[0].flops(m, n)
 
-    def described(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
+    def describe(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
         """The choice and its reason, in words."""
         engine, reason = self._choice(m, n, dtype, device)
         return f"{engine} ({reason})"
@@ -112,6 +114,14 @@ class AutoPolar:
         iteration = self.dtype or iteration_dtype(dtype, device)
         rates = self.rates or assumed_rates(device.type)
         return _cheapest(m, n, self.schedule, iteration, rates, device.type)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return polar_invariants(self.schedule)
 
     def __str__(self) -> str:
         return f"cheapest form of {self.schedule.name}"

@@ -23,6 +23,8 @@ from torch import Tensor
 from polarlight.linalg.coefficients import Quintic, Schedule
 from polarlight.linalg.matrices import at_least_float32, check_matrix
 from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.properties import ROTATIONS, Invariant, Invariants, Symmetries, usual_limits
+from polarlight.linalg.slot import MatrixMap
 from polarlight.registry import registered
 
 SAFETY = 1.021
@@ -62,7 +64,7 @@ MAXIMAL_SLOPE = Schedule(
 
 @registered("Chaotic")
 @dataclass(frozen=True, slots=True)
-class Chaotic:
+class Chaotic(MatrixMap):
     """Singular values of M / (1.021 |M|_F) by a chaotic schedule, [..., m, n] -> [..., m, n].
 
     Args:
@@ -89,6 +91,14 @@ class Chaotic:
     def flops(self, m: int, n: int) -> float:
         """That of `NewtonSchulz` with this schedule."""
         return NewtonSchulz(self.schedule).flops(m, n)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return usual_limits(Invariant.SPECTRAL)
 
     def __str__(self) -> str:
         return f"chaotic, {self.schedule.name}"

@@ -18,13 +18,15 @@ from torch import Tensor
 from polarlight.linalg.decomposition import by_decomposition, by_gram, check_dtype
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.products import gram
-from polarlight.linalg.row_sums import HERE, Rows, over_rows
+from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
+from polarlight.linalg.row_sums import ALL_ROWS, Rows, over_rows
+from polarlight.linalg.slot import PolarMap
 from polarlight.registry import registered
 
 
 @registered("EigenPolar")
 @dataclass(frozen=True, slots=True)
-class EigenPolar:
+class EigenPolar(PolarMap):
     """Polar factor of each matrix in a batch, by eigendecomposition of its Gram matrix.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -59,7 +61,7 @@ class EigenPolar:
         """Returns the polar factor of M; see the class."""
         return by_decomposition(M, self.dtype, self._polar)
 
-    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+    def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """The same on a part of the rows of tall matrices, from a sum of Gram matrices."""
         return by_gram(X, rows, self.dtype, self._polar)
 
@@ -68,16 +70,24 @@ class EigenPolar:
         k = min(m, n)
         return 6.0 * m * n * k + 9.0 * k**3
 
-    def _polar(self, X: Tensor, rows: Rows = HERE) -> Tensor:
-        V = torch.linalg.eigh(X.mT @ X if rows is HERE else gram(X, rows)).eigenvectors
+    def _polar(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
+        V = torch.linalg.eigh(X.mT @ X if rows is ALL_ROWS else gram(X, rows)).eigenvectors
         W = X @ V
         lengths = torch.linalg.vector_norm(W, dim=-2, keepdim=True)
-        if rows is not HERE:
+        if rows is not ALL_ROWS:
             lengths = over_rows(lengths.square(), rows).sqrt()
         cutoff = torch.finfo(X.dtype).eps ** 0.5 if self.cutoff is None else self.cutoff
         kept = lengths > cutoff * lengths.amax(dim=-1, keepdim=True)
         polar: Tensor = (W * (kept / nonzero(lengths))) @ V.mT
         return polar
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return polar_invariants()
 
     def __str__(self) -> str:
         return "exact (eigenvectors of the Gram matrix)"

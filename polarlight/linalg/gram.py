@@ -35,8 +35,19 @@ from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, sta
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import gram_dtype
 from polarlight.linalg.products import gram, gram_polynomial, symmetric_multiply_add, times_short
+from polarlight.linalg.properties import (
+    LEFT,
+    LEFT_SIGNED,
+    RIGHT,
+    RIGHT_SIGNED,
+    ROTATIONS,
+    Invariants,
+    Symmetries,
+    polar_invariants,
+)
 from polarlight.linalg.remembered import constant, remembered
-from polarlight.linalg.row_sums import HERE, Rows, check_tall
+from polarlight.linalg.row_sums import ALL_ROWS, Rows, check_tall
+from polarlight.linalg.slot import PolarMap
 from polarlight.lookup import check_object
 from polarlight.registry import registered
 
@@ -52,7 +63,7 @@ PERTURBATION = 0.41
 
 @registered("GramNewtonSchulz")
 @dataclass(frozen=True, slots=True)
-class GramNewtonSchulz:
+class GramNewtonSchulz(PolarMap):
     """Newton-Schulz for oblong matrices, iterating on the Gram matrix of the short side.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -101,16 +112,16 @@ class GramNewtonSchulz:
         check_matrix(M)
         if M.numel() == 0:
             return M.clone()
-        return self._polar(M, HERE)
+        return self._polar(M, ALL_ROWS)
 
-    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+    def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """The same on a part of the rows of tall matrices: a sum of Gram matrices per segment."""
         check_tall(X, rows)
         return self._polar(X, rows)
 
-    def of_scaled(self, X: Tensor, rows: Rows) -> Tensor:
-        """The same of an X of ordinary size that may be written to; see `row_sums.Scaled`."""
-        if rows is not HERE:
+    def call_prescaled(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
+        """The same of an X of ordinary size that may be written to; see `MatrixMap`."""
+        if rows is not ALL_ROWS:
             check_tall(X, rows)
         return self._polar(X, rows, scaled=True)
 
@@ -158,6 +169,16 @@ class GramNewtonSchulz:
         polynomials = sum(2.0 * k**3 for _, _, c in self.schedule.steps if c)
         updates = sum(6.0 * k**3 * (len(s) - 1) for s in self.segments(dtype))
         return 4.0 * m * n * k * len(self.segments(dtype)) + polynomials + updates
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return all rotations; fewer on a short side that is divided row by row."""
+        if self.normalisation.scalar:
+            return ROTATIONS
+        return LEFT | RIGHT_SIGNED if m > n else LEFT_SIGNED | RIGHT
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return polar_invariants(self.schedule)
 
     def __str__(self) -> str:
         return f"Gram Newton-Schulz, {self.schedule.name}"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from polarlight.linalg.row_sums import HERE, Rows
+from polarlight.linalg.row_sums import ALL_ROWS, Rows
 
 
 def check_matrix(M: Tensor) -> None:
@@ -31,7 +31,7 @@ def at_least_float32(M: Tensor) -> Tensor:
     return M.to(wide(M.dtype))
 
 
-def unit_scale(M: Tensor, rows: Rows = HERE) -> Tensor:
+def unit_scale(M: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     """Each matrix of [..., m, n] divided by its largest absolute entry, in float32 or float64.
 
     Squares of the result neither overflow nor vanish as a whole, so a gradient of 1e-30 or 1e30 is
@@ -41,11 +41,11 @@ def unit_scale(M: Tensor, rows: Rows = HERE) -> Tensor:
     M = at_least_float32(M)
     if M.numel() == 0:
         largest = M.new_zeros(*M.shape[:-2], 1, 1)
-        return M / nonzero(rows.max(largest)) if rows is not HERE else M.clone()
+        return M / nonzero(rows.max(largest)) if rows is not ALL_ROWS else M.clone()
     return M / nonzero(rows.max(_largest(M)))
 
 
-def unit_scale_in(M: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
+def unit_scale_in(M: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
     """`unit_scale` in an iteration's dtype, as a new tensor.
 
     In bfloat16, whose exponents are those of float32, each matrix is multiplied by a power of two
@@ -55,7 +55,9 @@ def unit_scale_in(M: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
         return unit_scale(M, rows).to(dtype)
     X = M.to(dtype)
     largest = _largest(X)
-    factor = _power_of_two_over(largest if rows is HERE else rows.max(largest.float()).to(dtype))
+    factor = _power_of_two_over(
+        largest if rows is ALL_ROWS else rows.max(largest.float()).to(dtype)
+    )
     return X * factor if X is M else X.mul_(factor)
 
 
@@ -77,10 +79,10 @@ def _power_of_two_over(x: Tensor) -> Tensor:
     return nonzero(exponent).reciprocal()
 
 
-def frobenius_norm(M: Tensor, rows: Rows = HERE) -> Tensor:
+def frobenius_norm(M: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     """Frobenius norm of each matrix, [..., m, n] -> [..., 1, 1], in float32 or float64."""
     norm: Tensor = torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True, dtype=wide(M.dtype))
-    return norm if rows is HERE else rows.sum(norm.square()).sqrt()
+    return norm if rows is ALL_ROWS else rows.sum(norm.square()).sqrt()
 
 
 def nonzero(x: Tensor) -> Tensor:

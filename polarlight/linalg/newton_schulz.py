@@ -12,14 +12,25 @@ from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Schatten8,
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.products import gram, gram_polynomial, times_short
-from polarlight.linalg.row_sums import HERE, Rows, check_tall
+from polarlight.linalg.properties import (
+    LEFT,
+    LEFT_SIGNED,
+    RIGHT,
+    RIGHT_SIGNED,
+    ROTATIONS,
+    Invariants,
+    Symmetries,
+    polar_invariants,
+)
+from polarlight.linalg.row_sums import ALL_ROWS, Rows, check_tall
+from polarlight.linalg.slot import PolarMap
 from polarlight.lookup import check_object
 from polarlight.registry import registered
 
 
 @registered("NewtonSchulz")
 @dataclass(frozen=True, slots=True)
-class NewtonSchulz:
+class NewtonSchulz(PolarMap):
     """Approximate polar factor of each matrix in a batch, by repeated odd quintics.
 
         X <- a X + b (X X') X + c (X X')^2 X,        X_0 = M / (safety |M|)
@@ -58,16 +69,16 @@ class NewtonSchulz:
         check_matrix(M)
         if M.numel() == 0:
             return M.clone()
-        return self._polar(M, HERE)
+        return self._polar(M, ALL_ROWS)
 
-    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+    def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """The same on a part of the rows of tall matrices: a sum of Gram matrices per step."""
         check_tall(X, rows)
         return self._polar(X, rows)
 
-    def of_scaled(self, X: Tensor, rows: Rows) -> Tensor:
-        """The same of an X of ordinary size that may be written to; see `row_sums.Scaled`."""
-        if rows is not HERE:
+    def call_prescaled(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
+        """The same of an X of ordinary size that may be written to; see `MatrixMap`."""
+        if rows is not ALL_ROWS:
             check_tall(X, rows)
         return self._polar(X, rows, scaled=True)
 
@@ -76,7 +87,7 @@ class NewtonSchulz:
         start = started(M, self.normalisation, self.schedule.safety, dtype, rows, scaled)
         return iterate(start, self.schedule.steps, rows).to(M.dtype)
 
-    def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """Bfloat16 where it iterates in that and scales in it: other norms divide in float32."""
         if not isinstance(self.normalisation, Schatten8):
             return dtype
@@ -86,12 +97,22 @@ class NewtonSchulz:
         """The count above, for one m x n matrix."""
         return self.normalisation.flops(m, n) + iteration_flops(m, n, self.schedule.steps)
 
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return all rotations; fewer on a short side that is divided row by row."""
+        if self.normalisation.scalar:
+            return ROTATIONS
+        return LEFT | RIGHT_SIGNED if m > n else LEFT_SIGNED | RIGHT
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return polar_invariants(self.schedule)
+
     def __str__(self) -> str:
         name = f"Newton-Schulz, {self.schedule.name}"
         return name if self.normalisation == FROBENIUS else f"{name}, {self.normalisation}"
 
 
-def iterate(start: Start, steps: Sequence[Quintic], rows: Rows = HERE) -> Tensor:
+def iterate(start: Start, steps: Sequence[Quintic], rows: Rows = ALL_ROWS) -> Tensor:
     """`a X + b (X X') X + c (X X')^2 X` for each step, with the Gram matrix on the short side."""
     X, R, square = start.multiplied(), start.gram, start.square
     for a, b, c in steps:

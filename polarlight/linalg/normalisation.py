@@ -30,7 +30,7 @@ from polarlight.linalg.matrices import (
     unit_scale_in,
 )
 from polarlight.linalg.products import gram, is_tall
-from polarlight.linalg.row_sums import HERE, Rows
+from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.registry import registered
 
 
@@ -43,7 +43,7 @@ class Normalisation(Protocol):
 
     scalar: ClassVar[bool]
 
-    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
+    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """The divisor of X [..., m, n], or of what it has `rows` of, to iterate in `dtype`."""
 
     def flops(self, m: int, n: int) -> float:
@@ -60,7 +60,7 @@ class Frobenius:
 
     scalar: ClassVar[bool] = True
 
-    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
+    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """[..., m, n] -> [..., 1, 1], in the dtype of X."""
         return frobenius_norm(X, rows)
 
@@ -87,7 +87,7 @@ class Schatten4:
 
     scalar: ClassVar[bool] = True
 
-    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
+    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """[..., m, n] -> [..., 1, 1], in float32 or float64."""
         return frobenius_norm(_gram(X, dtype, rows)).sqrt()
 
@@ -112,7 +112,7 @@ class Schatten8:
 
     scalar: ClassVar[bool] = True
 
-    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
+    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """[..., m, n] -> [..., 1, 1], in float32 or float64."""
         return schatten8(gram(_gram(X, dtype, rows)))
 
@@ -135,10 +135,10 @@ class AOL:
 
     scalar: ClassVar[bool] = False
 
-    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = HERE) -> Tensor:
+    def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """[..., m, n] -> [..., 1, n] for a tall X, [..., m, 1] for any other."""
         sizes = at_least_float32(_gram(X, dtype, rows)).abs()
-        tall = rows is not HERE or is_tall(X)
+        tall = rows is not ALL_ROWS or is_tall(X)
         return sizes.sum(dim=-2 if tall else -1, keepdim=True).sqrt()
 
     def flops(self, m: int, n: int) -> float:
@@ -175,7 +175,7 @@ def started(
     normalisation: Normalisation,
     safety: float,
     dtype: torch.dtype,
-    rows: Rows = HERE,
+    rows: Rows = ALL_ROWS,
     scaled: bool = False,
 ) -> Start:
     """M over `safety` times its norm, in `dtype`, and the products that the norm was taken from.
@@ -201,7 +201,11 @@ def schatten8(square: Tensor) -> Tensor:
 
 
 def normalised(
-    M: Tensor, normalisation: Normalisation, safety: float, dtype: torch.dtype, rows: Rows = HERE
+    M: Tensor,
+    normalisation: Normalisation,
+    safety: float,
+    dtype: torch.dtype,
+    rows: Rows = ALL_ROWS,
 ) -> Tensor:
     """M over `safety` times its norm, in `dtype`: singular values up to 1 / safety."""
     X = unit_scale(M, rows)

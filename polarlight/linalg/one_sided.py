@@ -14,7 +14,9 @@ from torch.nn.functional import pad
 
 from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.matrices import check_matrix
+from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries
 from polarlight.linalg.regularised import RegularisedPolar
+from polarlight.linalg.slot import PolarMap
 from polarlight.registry import registered
 
 GramPolar = EigenPolar | RegularisedPolar
@@ -37,7 +39,7 @@ class GramSide(Enum):
 
 @registered("OneSidedPolar")
 @dataclass(frozen=True, slots=True)
-class OneSidedPolar:
+class OneSidedPolar(PolarMap):
     """Polar factor of each matrix in a batch from the Gram matrix of one side.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent. Cost:
@@ -73,6 +75,14 @@ class OneSidedPolar:
         """From X'X: the engines take the short side, so a wide X gets zero rows below."""
         m, n = X.shape[-2:]
         return self.engine(pad(X, (0, 0, 0, max(n - m, 0))))[..., :m, :]
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return those of the engine."""
+        return self.engine.invariants(m, n)
 
     def __str__(self) -> str:
         return f"{self.engine}, from the {self.side.value}"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polarlight.linalg import quack
 from polarlight.linalg.matrices import at_least_float32
-from polarlight.linalg.row_sums import HERE, Rows
+from polarlight.linalg.row_sums import ALL_ROWS, Rows
 
 Panel = Callable[[slice, slice, Tensor], Tensor]
 """Writes a symmetric matrix's (rows, columns from the diagonal on) to where it is told."""
@@ -30,12 +30,12 @@ def is_tall(X: Tensor) -> bool:
     return X.shape[-2] > X.shape[-1]
 
 
-def gram(X: Tensor, rows: Rows = HERE) -> Tensor:
+def gram(X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     """X'X for a tall X, XX' for any other: [..., m, n] -> [..., k, k] with k = min(m, n).
 
     Where X has some of the `rows` of a tall matrix: that matrix's X'X, [..., n, n].
     """
-    if rows is not HERE:
+    if rows is not ALL_ROWS:
         return _summed_gram(X, rows)
     W = X.mT if is_tall(X) else X
     if quack.takes(W):
@@ -77,13 +77,13 @@ def symmetric_multiply_add(
     return _mirrored(C, panel)
 
 
-def times_short(X: Tensor, A: Tensor, beta: float = 0.0, rows: Rows = HERE) -> Tensor:
+def times_short(X: Tensor, A: Tensor, beta: float = 0.0, rows: Rows = ALL_ROWS) -> Tensor:
     """`beta X + X A` for a tall X and `beta X + A X` for any other, A on the short side.
 
     Where X has some of the `rows` of a matrix, that one is tall. The addend stays out of A: on its
     diagonal, bfloat16 would round it (`docs/log.md`).
     """
-    tall = rows is not HERE or is_tall(X)
+    tall = rows is not ALL_ROWS or is_tall(X)
     if beta == 0:
         return X @ A if tall else A @ X
     return multiply_add(X, X, A, beta) if tall else multiply_add(X, A, X, beta)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
+from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.rational import (
     RationalStep,
     check_lower,
@@ -26,12 +27,13 @@ from polarlight.linalg.rational import (
     polished,
 )
 from polarlight.linalg.remembered import remembered
+from polarlight.linalg.slot import PolarMap
 from polarlight.registry import registered
 
 
 @registered("QDWH")
 @dataclass(frozen=True, slots=True)
-class QDWH:
+class QDWH(PolarMap):
     """Polar factor of each matrix in a batch, by QR and Cholesky factorisations.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -79,6 +81,14 @@ class QDWH:
     def flops(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
         """The count above for one m x n matrix; a None dtype counts as the one given here."""
         return iteration_flops(m, n, self.plan(self.dtype or dtype))
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return polar_invariants()
 
     def __str__(self) -> str:
         steps = "" if self.steps is None else f" x{self.steps}"

@@ -29,13 +29,15 @@ from polarlight.linalg.decomposition import (
 )
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.products import gram
-from polarlight.linalg.row_sums import HERE, Rows
+from polarlight.linalg.properties import ROTATIONS, Invariant, Invariants, Symmetries, usual_limits
+from polarlight.linalg.row_sums import ALL_ROWS, Rows
+from polarlight.linalg.slot import PolarMap
 from polarlight.registry import registered
 
 
 @registered("RegularisedPolar")
 @dataclass(frozen=True, slots=True)
-class RegularisedPolar:
+class RegularisedPolar(PolarMap):
     """M (M'M + delta s^2 I)^(-1/2) for each matrix in a batch, s the rms singular value.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -70,7 +72,7 @@ class RegularisedPolar:
         """Returns the damped polar factor of M; see the class."""
         return by_decomposition(M, self.dtype, self._map)
 
-    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+    def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """The same on a part of the rows of tall matrices, from a sum of Gram matrices."""
         return by_gram(X, rows, self.dtype, self._map)
 
@@ -83,13 +85,21 @@ class RegularisedPolar:
         k = min(m, n)
         return 4.0 * m * n * k + 11.0 * k**3
 
-    def _map(self, X: Tensor, rows: Rows = HERE) -> Tensor:
-        R = X.mT @ X if rows is HERE else gram(X, rows)
+    def _map(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
+        R = X.mT @ X if rows is ALL_ROWS else gram(X, rows)
         mean = R.diagonal(dim1=-2, dim2=-1).mean(dim=-1, keepdim=True)
         squares, V = symmetric_eigen(R)
         damped = nonzero(squares.clamp_min(0) + self.delta * mean)
         damped_polar: Tensor = X @ ((V * damped.rsqrt().unsqueeze(-2)) @ V.mT)
         return damped_polar
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return usual_limits(Invariant.SPECTRAL)
 
     def __str__(self) -> str:
         return f"regularised, delta {self.delta:g}"

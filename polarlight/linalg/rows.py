@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import nonzero, wide
-from polarlight.linalg.row_sums import HERE, Rows, over_rows
+from polarlight.linalg.row_sums import ALL_ROWS, Rows, over_rows
 
 
 def row_norms(M: Tensor) -> Tensor:
@@ -13,9 +13,9 @@ def row_norms(M: Tensor) -> Tensor:
     return norms
 
 
-def rms_row_norm(norms: Tensor, rows: Rows = HERE) -> Tensor:
+def rms_row_norm(norms: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     """Root mean square over the rows of their norms, [..., m, 1] -> [..., 1, 1]."""
-    if rows is HERE:
+    if rows is ALL_ROWS:
         return norms.square().mean(dim=-2, keepdim=True).sqrt()
     return (over_rows(norms.square(), rows) / rows.count(norms)).sqrt()
 
@@ -28,12 +28,12 @@ def leverage(U: Tensor) -> Tensor:
     return row_norms(U).square()
 
 
-def inverse_row_norms(M: Tensor, floor: float, rows: Rows = HERE) -> Tensor:
+def inverse_row_norms(M: Tensor, floor: float, rows: Rows = ALL_ROWS) -> Tensor:
     """One over each row norm, [..., m, n] -> [..., m, 1]; see `inverse`."""
     return inverse(row_norms(M), floor, rows)
 
 
-def inverse(norms: Tensor, floor: float, rows: Rows = HERE) -> Tensor:
+def inverse(norms: Tensor, floor: float, rows: Rows = ALL_ROWS) -> Tensor:
     """One over each norm, [..., m, 1] -> [..., m, 1], bounded by 1 / (floor * rms norm).
 
     Norms far above `floor` times their rms are inverted exactly to within `floor`'s square; those
@@ -42,12 +42,12 @@ def inverse(norms: Tensor, floor: float, rows: Rows = HERE) -> Tensor:
     return 1 / nonzero((norms.square() + (floor * rms_row_norm(norms, rows)).square()).sqrt())
 
 
-def row_significance(M: Tensor, floor: float, rows: Rows = HERE) -> Tensor:
+def row_significance(M: Tensor, floor: float, rows: Rows = ALL_ROWS) -> Tensor:
     """How far each row stands above the noise, [..., m, n] -> [..., m, 1]; see `significance`."""
     return significance(row_norms(M), floor, rows)
 
 
-def significance(norms: Tensor, floor: float, rows: Rows = HERE) -> Tensor:
+def significance(norms: Tensor, floor: float, rows: Rows = ALL_ROWS) -> Tensor:
     """How far each norm stands above the noise, [..., m, 1] -> [..., m, 1]: 0 to 1.
 
     With x the norm over `floor` times the rms of all: 1 / sqrt(1 + x^-4), which is 1 far above the
@@ -58,7 +58,7 @@ def significance(norms: Tensor, floor: float, rows: Rows = HERE) -> Tensor:
 
 
 def leverage_correction(
-    U: Tensor, weight: Tensor, exponent: float | None, rows: Rows = HERE
+    U: Tensor, weight: Tensor, exponent: float | None, rows: Rows = ALL_ROWS
 ) -> Tensor:
     """(fair share / leverage)^exponent of each row of U, [..., m, n] -> [..., m, 1].
 

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
 from polarlight.linalg.matrices import frobenius_norm, nonzero
+from polarlight.linalg.properties import ROTATIONS, Invariant, Invariants, Symmetries, usual_limits
 from polarlight.linalg.remembered import remembered
+from polarlight.linalg.slot import MatrixMap
 from polarlight.registry import registered
 
 RationalStep = tuple[float, float, float]
@@ -48,7 +50,7 @@ class SpectralPower(Protocol):
 
 @registered("ExactPower")
 @dataclass(frozen=True, slots=True)
-class ExactPower:
+class ExactPower(MatrixMap):
     """Power of the singular values of M / |M|_F by decomposition, [..., m, n] -> [..., m, n].
 
     Args:
@@ -98,13 +100,21 @@ class ExactPower:
         power: Tensor = (U * torch.where(kept, powers, 0.0).unsqueeze(-2)) @ Vh
         return power
 
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return usual_limits(Invariant.SPECTRAL)
+
     def __str__(self) -> str:
         return f"sigma^{self.exponent:.3g}, exact (SVD)"
 
 
 @registered("RationalPower")
 @dataclass(frozen=True, slots=True)
-class RationalPower:
+class RationalPower(MatrixMap):
     """Power 1 - 2 a/b of the singular values of M / |M|_F, [..., m, n] -> [..., m, n].
 
         A = X'X,  C = I;   W = (alpha I + beta A) (I + gamma A)^-1,
@@ -177,6 +187,14 @@ class RationalPower:
             A, C = _symmetric(root @ A @ root), _symmetric(W @ C)
         power: Tensor = X @ torch.linalg.matrix_power(C, self.a)
         return power
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return usual_limits(Invariant.SPECTRAL)
 
     def __str__(self) -> str:
         steps = len(rational_steps(self.b, self.lower))

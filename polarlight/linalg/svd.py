@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
+from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
+from polarlight.linalg.slot import PolarMap
 from polarlight.registry import registered
 
 
 @registered("ExactPolar")
 @dataclass(frozen=True, slots=True)
-class ExactPolar:
+class ExactPolar(PolarMap):
     """Polar factor U V' of each matrix U S V' in a batch, by singular value decomposition.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -57,6 +59,14 @@ class ExactPolar:
         kept = cutoff * S[..., :1] < S
         polar: Tensor = (U * kept.unsqueeze(-2)) @ Vh
         return polar
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return polar_invariants()
 
     def __str__(self) -> str:
         return "exact (SVD)"

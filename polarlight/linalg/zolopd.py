@@ -24,14 +24,16 @@ from polarlight.linalg.decomposition import (
     decomposition_dtype,
 )
 from polarlight.linalg.matrices import check_matrix, frobenius_norm, unit_scale
+from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.rational import RationalStep, check_lower, iterate, iteration_flops
+from polarlight.linalg.slot import PolarMap
 from polarlight.linalg.zolotarev import MOST_TERMS, two_zolotarev_steps
 from polarlight.registry import registered
 
 
 @registered("ZoloPD")
 @dataclass(frozen=True, slots=True)
-class ZoloPD:
+class ZoloPD(PolarMap):
     """Polar factor of each matrix in a batch, by two Zolotarev steps.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -102,6 +104,14 @@ class ZoloPD:
     def flops(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
         """The count above for one m x n matrix; a None dtype counts as the one given here."""
         return iteration_flops(m, n, self.plan(self.dtype or dtype))
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return polar_invariants()
 
     def __str__(self) -> str:
         terms = "" if self.terms is None else f" r={self.terms}"

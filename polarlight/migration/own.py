@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32
+from polarlight.linalg.slot import Stage
 from polarlight.migration.carried import Carried
 from polarlight.optimizer.fingerprint import (
     Config,
@@ -24,7 +25,7 @@ from polarlight.optimizer.fingerprint import (
     read_fingerprint,
 )
 from polarlight.registry import fields_of, registration_named, registration_of
-from polarlight.rule import MOMENTUM, Stage, UpdateRule
+from polarlight.rule import MOMENTUM, UpdateRule
 
 ADAMW = "adamw"
 _COUNTERS = ("momentum_draws", "weight_draws")

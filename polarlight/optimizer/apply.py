@@ -18,7 +18,7 @@ from polarlight.execution.work import gradient_of, local, new_buffers_of
 from polarlight.optimizer import masked as nonfinite
 from polarlight.optimizer.masked import Finite
 from polarlight.optimizer.param_groups import Group
-from polarlight.rule import UpdateRule, momentum_state
+from polarlight.rule import UpdateRule
 from polarlight.stages.rounding import round_stochastically
 from polarlight.view import Whole
 
@@ -66,7 +66,7 @@ def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
     if not isinstance(rule, UpdateRule):
         return dict(rule.new_state(_like(p, _is_widened(group, p)))) | more
     buffers = new_buffers_of(rule, group["view"] or Whole(), p, name)
-    return buffers | momentum_state(rule.momentum, p) | more
+    return buffers | rule.momentum.new_state(p) | more
 
 
 def _at_random(group: Group, p: Tensor) -> bool:

@@ -21,10 +21,12 @@ from typing import Any, TypeGuard
 
 import torch
 
-from polarlight.linalg import auto, chaotic, coefficients, polar_express
+from polarlight.linalg import schedules
 from polarlight.linalg.coefficients import Schedule
+from polarlight.linalg.polar_express import polar_express
+from polarlight.linalg.slot import Stage
 from polarlight.registry import fields_of, registration_named, registration_of
-from polarlight.rule import ElementwiseRule, Momentum, Stage, UpdateRule
+from polarlight.rule import ElementwiseRule, Momentum, UpdateRule
 from polarlight.view import Whole
 
 Config = dict[str, Any]
@@ -68,8 +70,7 @@ def config_of(value: object) -> Config:
         slots = {name: _encoded(getattr(value, name)) for name in _SLOTS}
         kept = {name: slot for name, slot in slots.items() if slot not in (None, [])}
         return {"method": value.name, "version": 1, "slots": kept}
-    found = _encoded(value)
-    return found if isinstance(found, dict) else {"method": repr(found), "version": 1, "fields": {}}
+    return _of_object(value)
 
 
 def read_fingerprint(saved: object) -> Config:
@@ -186,14 +187,15 @@ def _encoded(value: Any) -> Any:
         return str(value).removeprefix("torch.")
     if isinstance(value, Enum):
         return value.name
+    if isinstance(value, partial):
+        value = (value.func, value.args, value.keywords)
+    value = tuple(value.items()) if isinstance(value, Mapping) else value
+    if isinstance(value, frozenset):
+        return sorted(map(str, value))
     if isinstance(value, tuple | list):
         return [_encoded(item) for item in value]
-    if isinstance(value, partial):
-        parts = {"func": value.func, "args": value.args, **value.keywords}
-        fields = {key: _encoded(part) for key, part in parts.items()}
-        return {"method": "partial", "version": 1, "fields": fields}
     if isinstance(value, FunctionType | BuiltinFunctionType | type):
-        return {"method": value.__qualname__, "version": 1, "fields": {}}
+        return value.__qualname__
     return _of_object(value)
 
 
@@ -239,16 +241,15 @@ def _rounded(steps: Any) -> list[list[float]]:
 @lru_cache
 def _published(name: str) -> Schedule | None:
     """The schedule of the package that has this name."""
-    for module in (auto, chaotic, coefficients, polar_express):
-        for value in vars(module).values():
-            if isinstance(value, Schedule) and value.name == name:
-                return value
+    for value in vars(schedules).values():
+        if isinstance(value, Schedule) and value.name == name:
+            return value
     made = re.fullmatch(r"(cubic )?polar express x(\d{1,2})(?: from ([\d.e-]+))?", name)
     if made is None:
         return None
     try:
         options: dict[str, Any] = {"lower": float(made[3])} if made[3] else {}
-        return polar_express.polar_express(int(made[2]), degree=3 if made[1] else 5, **options)
+        return polar_express(int(made[2]), degree=3 if made[1] else 5, **options)
     except (ArithmeticError, ValueError):  # a custom one of a similar name
         return None
 

@@ -14,19 +14,12 @@ and a parameter that never moves again.
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from enum import StrEnum
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from polarlight.rule import (
-    MOMENTUM,
-    ElementwiseRule,
-    Momentum,
-    Remembering,
-    SkippingRule,
-    bound,
-)
+from polarlight.rule import MOMENTUM, ElementwiseRule, Momentum
 
 Finite = list[Tensor] | None
 """One bool [] per gradient, beside it; None where every gradient is to be used as it is."""
@@ -68,12 +61,12 @@ def momenta(
     An average is at rest where the gradient equals it: that is what it is given there. Other
     conventions are undone, and what the momentum keeps beside its buffers too.
     """
-    average = bound(momentum, states)
+    average = momentum.bind_state(states)
     if finite is None:
         return average(gradients, buffers, beta)
-    beside = momentum.beside if isinstance(momentum, Remembering) else ()
-    written = [[state[name] for name in beside] for state in states]
-    if momentum.buffered and not momentum.averages:
+    extra = momentum.extra_state
+    written = [[state[name] for name in extra] for state in states]
+    if momentum.buffered and not momentum.is_ema:
         written = [[b, *tensors] for b, tensors in zip(buffers, written, strict=True)]
     before = [[x.clone() for x in tensors] for tensors in written]
     rest = buffers if momentum.buffered else [g.new_zeros(()) for g in gradients]
@@ -140,7 +133,7 @@ def step_entries(
     """
     if finite is None:
         rule.step(parameters, gradients, states, **numbers)
-    elif _skips(rule, parameters):
+    elif _leaves_out(rule, parameters):
         rule.step_finite(parameters, gradients, states, finite, **numbers)
     else:
         written = [[p, *state.values()] for p, state in zip(parameters, states, strict=True)]
@@ -150,10 +143,10 @@ def step_entries(
             _undo(tensors, old, [ok.to(x.device) for x in tensors])
 
 
-def _skips(rule: ElementwiseRule, parameters: Sequence[Tensor]) -> TypeGuard[SkippingRule]:
-    """Whether the rule can leave parameters out: a graph does not hold the kernels that do so."""
+def _leaves_out(rule: ElementwiseRule, parameters: Sequence[Tensor]) -> bool:
+    """Return whether the rule's own kernel can leave parameters out; a graph does not hold it."""
     here = {p.device.type for p in parameters} <= _SKIPPING
-    return here and isinstance(rule, SkippingRule) and not torch.compiler.is_compiling()
+    return here and rule.has_step_finite and not torch.compiler.is_compiling()
 
 
 def _undo(written: Sequence[Tensor], before: Sequence[Tensor], finite: Sequence[Tensor]) -> None:

@@ -54,7 +54,7 @@ def check_group(group: Group, index: int) -> None:
         names = ", ".join(name_of(group, index, i) for i in range(min(3, len(group["params"]))))
         raise ValueError(
             f"param group {index} ({names}, ...) has no rule: give the optimizer one, for example "
-            "rule=polarlight.muon(), or every group its own, as polarlight.recipes does"
+            "rule=polarlight.rules.muon(), or every group its own, as polarlight.recipes does"
         )
     if not isinstance(group["rule"], UpdateRule | ElementwiseRule):
         raise ValueError(f"rule must be an UpdateRule or an ElementwiseRule, got {group['rule']!r}")
@@ -71,9 +71,9 @@ def _refuse_foreign_keys(group: Group, index: int) -> None:
     if found:
         raise ValueError(
             f"param group {index} has {', '.join(found)}, which polarlight does not read. Say "
-            "which rule it gets: 'rule': polarlight.AdamWRule(beta2, eps) with 'momentum': beta1, "
-            "or 'rule': polarlight.muon(). Pass the model or model.named_parameters() to have "
-            "matrices and the rest routed"
+            "which rule it gets: 'rule': polarlight.rules.muon(), or 'rule': "
+            "polarlight.rules.AdamWRule(beta2, eps) with 'momentum': beta1. Or pass the model or "
+            "model.named_parameters() to have matrices and the rest routed"
         )
 
 
@@ -116,7 +116,7 @@ def _check_parameters(group: Group, index: int) -> None:
             f"{', '.join(odd)}; {rule.name} is for matrices. Pass the model or "
             "model.named_parameters() to have everything else routed to AdamW, give it to another "
             "optimizer, or say which part of it is a matrix: "
-            "{'params': [...], 'view': polarlight.Whole()} takes leading dimensions as a batch."
+            "{'params': [...], 'view': polarlight.view.Whole()} takes leading dimensions as batch."
         )
     misfits = [f"{n}: {said}" for n, p in named if (said := _misfit(view or Whole(), p.shape))]
     if misfits:

@@ -1,50 +1,39 @@
-"""One paper, one small file: each rule and the torch-style class that people type."""
+"""One paper, one file: the rules as values. Their torch-style classes are in `polarlight`."""
 
 from polarlight.rules.adamw import AdamWRule, with_adamw
-from polarlight.rules.aurora import Aurora, BalancedPolar, aurora
+from polarlight.rules.aurora import BalancedPolar, aurora
 from polarlight.rules.aurora_exact import ExactBalanced
 from polarlight.rules.aurora_paper import FeedbackPolar
 from polarlight.rules.aurora_warm import WarmPolar
-from polarlight.rules.freon import Freon, MeanNorm, OwnSize, PolarSize, SumNorm, freon
+from polarlight.rules.freon import MeanNorm, OwnSize, PolarSize, SumNorm, freon
 from polarlight.rules.hybrid import polar_then_row, row_then_polar
-from polarlight.rules.kaon import Kaon, kaon
-from polarlight.rules.kl_soap import KLSOAP, kl_soap
+from polarlight.rules.kaon import kaon
+from polarlight.rules.kl_soap import kl_soap
 from polarlight.rules.lora_product import LoraProduct
-from polarlight.rules.muon import Muon, muon
-from polarlight.rules.muoneq import MuonEq, muoneq, rows_after
-from polarlight.rules.normuon import NorMuon, normuon, normuon_paper
+from polarlight.rules.muon import muon
+from polarlight.rules.muoneq import muoneq, rows_after
+from polarlight.rules.normuon import normuon, normuon_paper
 from polarlight.rules.one_sided import one_sided
-from polarlight.rules.polar_adamw import PolarAdamW, polar_adamw
-from polarlight.rules.polargrad import PolarGrad, polargrad, polargrad_polar_first
+from polarlight.rules.polar_adamw import polar_adamw
+from polarlight.rules.polargrad import polargrad, polargrad_polar_first
 from polarlight.rules.riemannian_aurora import RiemannianPolar
 from polarlight.rules.row_norm import RowRms, row_norm
 from polarlight.rules.shampoo import shampoo
-from polarlight.rules.soap import SOAP, soap
-from polarlight.rules.unormuon import UNorMuon, unormuon
+from polarlight.rules.soap import soap
+from polarlight.rules.unormuon import unormuon
 
 __all__ = [
-    "KLSOAP",
-    "SOAP",
     "AdamWRule",
-    "Aurora",
     "BalancedPolar",
     "ExactBalanced",
     "FeedbackPolar",
-    "Freon",
-    "Kaon",
     "LoraProduct",
     "MeanNorm",
-    "Muon",
-    "MuonEq",
-    "NorMuon",
     "OwnSize",
-    "PolarAdamW",
-    "PolarGrad",
     "PolarSize",
     "RiemannianPolar",
     "RowRms",
     "SumNorm",
-    "UNorMuon",
     "WarmPolar",
     "aurora",
     "freon",

@@ -22,7 +22,7 @@ from torch.optim.adamw import adamw
 from polarlight.registry import registered
 from polarlight.routing.roles import MATRIX_ROLES, Role
 from polarlight.routing.route import Route, route
-from polarlight.rule import Scale
+from polarlight.rule import ElementwiseRule, Scale
 from polarlight.stages.scales import MatchRmsAdamW
 
 AUX_LR = 3e-3
@@ -35,7 +35,7 @@ _FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps", "meta")
     "adamw", stateful=True, may_differ=("beta2", "eps", "name"), former_names=("AdamWRule",)
 )
 @dataclass(frozen=True, slots=True)
-class AdamWRule:
+class AdamWRule(ElementwiseRule):
     """Elementwise AdamW.
 
     Attributes:
@@ -52,6 +52,11 @@ class AdamWRule:
             raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
         if not self.eps >= 0:
             raise ValueError(f"eps must be >= 0, got {self.eps}")
+
+    @property
+    def has_step_finite(self) -> bool:
+        """True: torch's kernel takes a flag per call."""
+        return True
 
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """`step` (a float32 scalar), `exp_avg` and `exp_avg_sq`, named as in torch."""
@@ -166,7 +171,7 @@ def _derived(
     weight_decay: float | None,
     beside: tuple[Scale, float | Tensor, float] | None,
 ) -> tuple[float | Tensor, float]:
-    """AdamW's learning rate and weight decay, where they are not given."""
+    """Return AdamW's learning rate and weight decay, where they are not given."""
     default: tuple[float | Tensor, float] = AUX_LR, 0.0
     if beside is not None and isinstance(beside[0], MatchRmsAdamW):
         _, rate, decay = beside

@@ -23,7 +23,8 @@ from torch import Tensor
 from polarlight.linalg.matrices import unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
-from polarlight.linalg.row_sums import HERE, Rows, on_rows
+from polarlight.linalg.properties import ROWS, Invariants, Symmetries, Symmetry, balanced_invariants
+from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.linalg.rows import (
     check_exponent,
     check_floor,
@@ -31,10 +32,11 @@ from polarlight.linalg.rows import (
     leverage_correction,
     row_significance,
 )
+from polarlight.linalg.slot import MatrixMap, PolarMap, Slot
 from polarlight.lookup import check_object
 from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.registry import registered
-from polarlight.rule import MatrixMap, Scale, Slot, UpdateRule
+from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.rules.aurora_warm import WarmPolar
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
@@ -53,7 +55,7 @@ class Balancer(Protocol):
 
 @registered("BalancedPolar")
 @dataclass(frozen=True, slots=True)
-class BalancedPolar:
+class BalancedPolar(PolarMap):
     """The release's iteration: polar(D M), D the positive diagonal that levels the row leverages.
 
     Shapes: tall [..., m, n] -> [..., m, n].
@@ -87,18 +89,26 @@ class BalancedPolar:
 
     def __call__(self, M: Tensor) -> Tensor:
         """The balanced polar factor of M."""
-        return self.on_rows(M, HERE)
+        return self._on_rows(M, ALL_ROWS)
 
-    def on_rows(self, M: Tensor, rows: Rows) -> Tensor:
+    def _on_rows(self, M: Tensor, rows: Rows) -> Tensor:
         """The same on a part of the rows."""
         X = unit_scale(M, rows)
         weight = row_significance(X, self.floor, rows).square()
         D = inverse_row_norms(X, self.floor, rows)
-        U = on_rows(self.polar, D * X, rows)
+        U = self.polar.on_rows(D * X, rows)
         for _ in range(self.rounds - 1):
             D = D * leverage_correction(U, weight, self.exponent, rows)
-            U = on_rows(self.polar, D * X, rows)
+            U = self.polar.on_rows(D * X, rows)
         return U.to(M.dtype)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the polar method's on rows as units; row sizes are balanced away."""
+        return (self.polar.symmetries(m, n) & ROWS) | {Symmetry.ROW_RESCALING}
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return equal rows, and singular values as equal as the polar method leaves them."""
+        return balanced_invariants(self.polar.invariants(m, n))
 
     def __str__(self) -> str:
         return f"rows balanced, {self.rounds} x {self.polar}"

@@ -22,10 +22,11 @@ from torch import Tensor
 from polarlight.linalg.balance import TangentSpace, balanced_polar, scaled_towards
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
 from polarlight.linalg.matrices import nonzero
+from polarlight.linalg.properties import ROWS, Invariant, Invariants, Symmetries, usual_limits
 from polarlight.linalg.rows import check_floor, leverage, row_norms, row_significance
+from polarlight.linalg.slot import MatrixMap, PolarMap
 from polarlight.linalg.svd import ExactPolar
 from polarlight.registry import registered
-from polarlight.rule import MatrixMap
 from polarlight.rules.riemannian_aurora import inner
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
@@ -35,7 +36,7 @@ _LEAST = 0.01
 
 @registered("ExactBalanced")
 @dataclass(frozen=True, slots=True)
-class ExactBalanced:
+class ExactBalanced(PolarMap):
     """Balanced polar factor by Newton's method. For `Aurora(solver=ExactBalanced())`.
 
     Shapes: tall [..., m, n] -> [..., m, n] in the dtype of M.
@@ -117,6 +118,14 @@ class ExactBalanced:
             V = balanced_polar(solution.to(X.dtype), shares, rounds=8)
             U = torch.where(inner(X, V) > inner(X, U), V, U)
         return ascended(X, U, shares, self.steps, self.cg_steps)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the polar method's on rows as units."""
+        return self.polar.symmetries(m, n) & ROWS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return usual_limits(Invariant.EQUAL_ROWS, Invariant.ISOMETRY)
 
     def __str__(self) -> str:
         return f"rows balanced exactly, {self.steps} Newton steps from {self.polar}"

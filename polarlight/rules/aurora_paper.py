@@ -21,16 +21,17 @@ from torch import Tensor
 from polarlight.linalg.matrices import unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
-from polarlight.linalg.row_sums import HERE, Rows, on_rows
+from polarlight.linalg.properties import ROWS, Invariants, Symmetries, Symmetry, balanced_invariants
+from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.linalg.rows import check_floor, inverse_row_norms, row_significance
+from polarlight.linalg.slot import MatrixMap, PolarMap
 from polarlight.registry import registered
-from polarlight.rule import MatrixMap
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
 
 @registered("FeedbackPolar")
 @dataclass(frozen=True, slots=True)
-class FeedbackPolar:
+class FeedbackPolar(PolarMap):
     """Alternates a damped row rescaling and the polar factor; algorithm 3 of the paper.
 
     Shapes: tall [..., m, n] -> [..., m, n]. For `Aurora(solver=FeedbackPolar(rounds=3))`.
@@ -60,17 +61,29 @@ class FeedbackPolar:
 
     def __call__(self, M: Tensor) -> Tensor:
         """The balanced polar factor of M."""
-        return self.on_rows(M, HERE)
+        return self._on_rows(M, ALL_ROWS)
 
-    def on_rows(self, M: Tensor, rows: Rows) -> Tensor:
+    def _on_rows(self, M: Tensor, rows: Rows) -> Tensor:
         """The same on a part of the rows."""
         X = unit_scale(M, rows)
         weight = row_significance(X, self.floor, rows)
         D = torch.ones_like(X[..., :1])
         for _ in range(self.rounds):
             D = D**self.damping * inverse_row_norms(X, self.floor, rows) ** (1 - self.damping)
-            X = on_rows(self.polar, weight * D * X, rows)
+            X = self.polar.on_rows(weight * D * X, rows)
         return X.to(M.dtype)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the polar method's on rows as units; sizes cancel only without damping.
+
+        The first scaling is |M_i|^-(1 - damping).
+        """
+        group = self.polar.symmetries(m, n) & ROWS
+        return group if self.damping else group | {Symmetry.ROW_RESCALING}
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return equal rows, and singular values as equal as the polar method leaves them."""
+        return balanced_invariants(self.polar.invariants(m, n))
 
     def __str__(self) -> str:
         return f"rows balanced by feedback, {self.rounds} x {self.polar}"

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.matrices import nonzero, unit_scale_in
-from polarlight.linalg.row_sums import HERE, ORDINARY, Rows, of_scaled, on_rows
+from polarlight.linalg.properties import ROWS, Invariants, Symmetries, Symmetry, balanced_invariants
+from polarlight.linalg.row_sums import ALL_ROWS, ORDINARY, Rows
 from polarlight.linalg.rows import (
     check_exponent,
     check_floor,
@@ -29,8 +30,8 @@ from polarlight.linalg.rows import (
     row_norms,
     significance,
 )
+from polarlight.linalg.slot import Buffers, MatrixMap, Stage, polar_rms
 from polarlight.registry import registered
-from polarlight.rule import Buffers, MatrixMap, described, reads
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
 
@@ -38,7 +39,7 @@ from polarlight.stages.equilibrate import RELATIVE_FLOOR
     "WarmPolar", stateful=True, may_differ=("polar", "exponent", "follow", "reach", "floor")
 )
 @dataclass(frozen=True, slots=True)
-class WarmPolar:
+class WarmPolar(Stage):
     """Balanced polar factor with a remembered row scale. For `Aurora(solver=WarmPolar())`.
 
     Shapes: tall [..., m, n] -> [..., m, n]. State, [..., m, 1] each, for M of unit rms row norm:
@@ -78,19 +79,20 @@ class WarmPolar:
 
     def __call__(self, M: Tensor, buffers: Buffers) -> Tensor:
         """The balanced polar factor of M; keeps scale and sizes for the next step."""
-        return self.on_rows(M, HERE, buffers)
+        return self._on_rows(M, ALL_ROWS, buffers)
 
-    def on_rows(self, M: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
+    def _on_rows(self, M: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """The same on a part of the rows."""
-        dtype = self.reads(torch.promote_types(M.dtype, torch.float32), M.device)
+        dtype = self.input_dtype(torch.promote_types(M.dtype, torch.float32), M.device)
         X = unit_scale_in(M, dtype, rows)
         norms = row_norms(X)
         rms = nonzero(rms_row_norm(norms, rows))
         size = norms / rms
         weight = significance(size, self.floor, rows).square()
         D = self._scale(size, buffers, rows)
-        polar = of_scaled if self.reach <= max(ORDINARY) else on_rows  # largest row norm of D M
-        U = polar(self.polar, X.mul_((D / rms).to(X.dtype)), rows)
+        bounded = self.reach <= max(ORDINARY)  # the largest row norm of D M
+        polar = self.polar.call_prescaled if bounded else self.polar.on_rows
+        U = polar(X.mul_((D / rms).to(X.dtype)), rows)
         self._keep(D * leverage_correction(U, weight, self.exponent, rows), size, buffers, rows)
         return U.to(M.dtype)
 
@@ -108,13 +110,25 @@ class WarmPolar:
         for name, value in (("row_scale", D / nonzero(rms)), ("row_size", size)):
             buffers[name].copy_(torch.where(rms == 0, buffers[name], value))
 
-    def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """As the polar method."""
-        return reads(self.polar, dtype, device)
+        return self.polar.input_dtype(dtype, device)
 
-    def described(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
+    def describe(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
         """How, and by which engine."""
-        return f"rows balanced, scale kept, {described(self.polar, m, n, dtype, device)}"
+        return f"rows balanced, scale kept, {self.polar.describe(m, n, dtype, device)}"
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the polar method's on rows as units; row sizes are balanced away."""
+        return (self.polar.symmetries(m, n) & ROWS) | {Symmetry.ROW_RESCALING}
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return equal rows, and singular values as equal as the polar method leaves them."""
+        return balanced_invariants(self.polar.invariants(m, n))
+
+    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
+        """Return the root mean square entry; see `Slot`."""
+        return polar_rms(m, n)
 
     def __str__(self) -> str:
         return f"rows balanced, scale kept, {self.polar}"

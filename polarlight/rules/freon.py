@@ -21,6 +21,8 @@ from typing import Protocol
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero, unit_scale
+from polarlight.linalg.properties import ROTATIONS, Invariant, Invariants, Symmetries, usual_limits
+from polarlight.linalg.slot import MatrixMap, polar_rms
 from polarlight.linalg.spectral_power import RationalPower, SpectralPower
 from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.registry import registered
@@ -81,7 +83,7 @@ class OwnSize:
 
 @registered("SizedPower")
 @dataclass(frozen=True, slots=True)
-class SizedPower:
+class SizedPower(MatrixMap):
     """A power of the singular values at the given size, [..., m, n] -> [..., m, n]."""
 
     power: SpectralPower
@@ -95,6 +97,22 @@ class SizedPower:
         """The power, at its size."""
         X = at_least_float32(M)
         return self.size(X, self.power(X), self.power.exponent).to(M.dtype)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return usual_limits(Invariant.SPECTRAL)
+
+    def degree(self, m: int, n: int) -> float:
+        """Return the exponent where the size follows the input's."""
+        return self.power.exponent if isinstance(self.size, OwnSize) else 0.0
+
+    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
+        """Return the root mean square entry; see `Slot`."""
+        return polar_rms(m, n) if isinstance(self.size, PolarSize) else None
 
     def __str__(self) -> str:
         return str(self.power)

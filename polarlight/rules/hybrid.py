@@ -18,7 +18,8 @@ centred form projects between the two maps as well, which keeps the singular val
 
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
-from polarlight.rule import MatrixMap, Scale, UpdateRule
+from polarlight.linalg.slot import MatrixMap
+from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.row_norm import ROW_RMS
 from polarlight.stages.equilibrate import RELATIVE_FLOOR, EquilibrateRows
 from polarlight.stages.momentum import EMA

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.factored import steepest_in_left, steepest_in_right
+from polarlight.linalg.slot import MatrixMap
 from polarlight.registry import registered
-from polarlight.rule import MOMENTUM, MatrixMap, Scale
+from polarlight.rule import MOMENTUM, ElementwiseRule, Scale
 from polarlight.stages.momentum import EMA
 from polarlight.stages.scales import RmsToRms
 
@@ -40,7 +41,7 @@ DIRECTION = "direction"
     former_names=("LoraProduct",),
 )
 @dataclass(frozen=True, slots=True)
-class LoraProduct:
+class LoraProduct(ElementwiseRule):
     """The rule of param groups that hold one pair of factors each, A before B.
 
     `polarlight.integrations.lora.lora_product_groups` makes such groups. Where one gradient of a

@@ -12,8 +12,9 @@ Deviations: the momentum is an EMA (torch, NorMuon, Aurora); a polar factor does
 from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
+from polarlight.linalg.slot import MatrixMap
 from polarlight.optimizer.spectral import SpectralOptimizer
-from polarlight.rule import MatrixMap, Scale, UpdateRule
+from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.momentum import EMA
 from polarlight.stages.scales import Original

@@ -15,8 +15,9 @@ the method off for gradients below 1e-4. RC may switch to R after `phase` steps,
 from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
+from polarlight.linalg.slot import MatrixMap, Slot
 from polarlight.optimizer.spectral import SpectralOptimizer
-from polarlight.rule import MatrixMap, Scale, Slot, UpdateRule
+from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.equilibrate import EquilibrateBoth, EquilibrateRows, PhaseSwitch
 from polarlight.stages.momentum import HeavyBall

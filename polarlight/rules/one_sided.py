@@ -15,7 +15,8 @@ singular: `centred(one_sided())` cuts its null direction off, where a clamp woul
 """
 
 from polarlight.linalg.one_sided import SHORT_SIDE
-from polarlight.rule import MatrixMap, Scale, UpdateRule
+from polarlight.linalg.slot import MatrixMap
+from polarlight.rule import Scale, UpdateRule
 from polarlight.stages.momentum import EMA
 from polarlight.stages.scales import MatchRmsAdamW
 

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, nonzero, unit_scale
+from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariants, Symmetries
 from polarlight.linalg.qdwh import QDWH
+from polarlight.linalg.slot import Buffers, MatrixMap, Stage, polar_rms
 from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.registry import registered
-from polarlight.rule import Buffers, MatrixMap, Scale, UpdateRule
+from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.factors import check_beta
 from polarlight.stages.momentum import EMA, RawGradient
@@ -38,7 +40,7 @@ def nuclear_norm(M: Tensor, U: Tensor, power: float = 1.0) -> Tensor:
 
 @registered("NuclearPolar")
 @dataclass(frozen=True, slots=True)
-class NuclearPolar:
+class NuclearPolar(MatrixMap):
     """<M, polar(M)>^power polar(M), [..., m, n] -> [..., m, n]; power 1 PolarGrad, 0 Muon."""
 
     polar: MatrixMap = QDWH()
@@ -53,13 +55,29 @@ class NuclearPolar:
         U = self.polar(M)
         return (nuclear_norm(M, U, self.power) * U).to(M.dtype)
 
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return self.polar.symmetries(m, n) & ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return self.polar.invariants(m, n)
+
+    def degree(self, m: int, n: int) -> float:
+        """Return the power of the nuclear norm."""
+        return self.power
+
+    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
+        """Return the root mean square entry; see `Slot`."""
+        return None if self.power else polar_rms(m, n)
+
     def __str__(self) -> str:
         return f"{self.polar}, nuclear norm"
 
 
 @registered("AveragedPolar", stateful=True, may_differ=("polar", "beta"))
 @dataclass(frozen=True, slots=True)
-class AveragedPolar:
+class AveragedPolar(Stage):
     """The average of past polar factors, times the nuclear norm of the present gradient.
 
     Shapes: [..., m, n] -> [..., m, n]. State: `polar_momentum` [..., m, n].
@@ -80,6 +98,18 @@ class AveragedPolar:
         U, P = self.polar(at_least_float32(X)), buffers["polar_momentum"]
         P.lerp_(U, 1 - self.beta)
         return (nuclear_norm(X, U) * P).to(X.dtype)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return self.polar.symmetries(m, n) & ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return NO_INVARIANTS
+
+    def degree(self, m: int, n: int) -> float:
+        """Return 1: the nuclear norm of the gradient."""
+        return 1.0
 
     def __str__(self) -> str:
         return f"{self.polar}, averaged, nuclear norm"

@@ -24,20 +24,21 @@ from torch import Tensor
 from polarlight.linalg.matrices import nonzero, unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
+from polarlight.linalg.properties import ROWS, Invariants, Symmetries, balanced_invariants
 from polarlight.linalg.rows import (
     check_floor,
     inverse_row_norms,
     leverage,
     row_significance,
 )
+from polarlight.linalg.slot import MatrixMap, PolarMap
 from polarlight.registry import registered
-from polarlight.rule import MatrixMap
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
 
 @registered("RiemannianPolar")
 @dataclass(frozen=True, slots=True)
-class RiemannianPolar:
+class RiemannianPolar(PolarMap):
     """Balanced polar factor by Riemannian ascent. For `Aurora(solver=RiemannianPolar())`.
 
     Shapes: tall [..., m, n] -> [..., m, n].
@@ -84,6 +85,14 @@ class RiemannianPolar:
         for _ in range(2):
             Y = self.polar(weight * inverse_row_norms(Y, self.floor) * Y)
         return Y
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the polar method's on rows as units."""
+        return self.polar.symmetries(m, n) & ROWS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return equal rows, and singular values as equal as the polar method leaves them."""
+        return balanced_invariants(self.polar.invariants(m, n))
 
     def __str__(self) -> str:
         return f"rows balanced by ascent, {1 + 2 * self.steps} x {self.polar}"

@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import nonzero
+from polarlight.linalg.properties import (
+    NO_INVARIANTS,
+    SIGNED,
+    SIZES_IGNORED,
+    Invariants,
+    Symmetries,
+)
+from polarlight.linalg.slot import Buffers, Stage
 from polarlight.registry import registered
-from polarlight.rule import Buffers
 from polarlight.stages.units import in_units
 
 
@@ -39,7 +46,7 @@ def check_eps(eps: float) -> None:
 
 @registered("AdamDirection", stateful=True, may_differ=("betas", "eps"))
 @dataclass(frozen=True, slots=True)
-class AdamDirection:
+class AdamDirection(Stage):
     """The gradient turned into Adam's direction up to a factor, for what is free of scale after it.
 
     Shapes: [..., m, n] -> [..., m, n]. State: `unit` [..., 1, 1], `first_moment` and
@@ -70,6 +77,14 @@ class AdamDirection:
         G = in_units(X, buffers["unit"])
         moments = buffers["first_moment"], buffers["second_moment"]
         return adam_direction(G, *moments, self.betas, self.eps).to(X.dtype)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return SIGNED | SIZES_IGNORED
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return NO_INVARIANTS
 
     def __str__(self) -> str:
         return "Adam's direction"

@@ -17,16 +17,26 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32
-from polarlight.linalg.row_sums import HERE, Rows, over_rows
+from polarlight.linalg.properties import (
+    RIGHT,
+    SHARED,
+    Invariant,
+    Invariants,
+    Symmetries,
+    Symmetry,
+    usual_limits,
+)
+from polarlight.linalg.row_sums import ALL_ROWS, Rows, over_rows
+from polarlight.linalg.slot import Buffers, Slot, Stage
 from polarlight.registry import registered
-from polarlight.rule import Buffers, ByShape, Slot, UpdateRule, apply_on_rows, buffer_shapes
+from polarlight.rule import UpdateRule
 from polarlight.stages.orientation import each_slot
 
 
-def without_mean_row(X: Tensor, rows: Rows = HERE) -> Tensor:
+def without_mean_row(X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     """X with the mean of its rows subtracted from each, [..., m, n] -> [..., m, n]."""
     wide = at_least_float32(X)
-    if rows is HERE:
+    if rows is ALL_ROWS:
         return (wide - wide.mean(dim=-2, keepdim=True)).to(X.dtype)
     mean = over_rows(wide, rows) / rows.count(X)
     return (wide - mean).to(X.dtype)
@@ -34,7 +44,7 @@ def without_mean_row(X: Tensor, rows: Rows = HERE) -> Tensor:
 
 @registered("Centred")
 @dataclass(frozen=True, slots=True)
-class Centred:
+class Centred(Stage):
     """A slot between two projections, P f(P M), [..., m, n] -> [..., m, n].
 
     The columns of the result sum to zero. A single row has nothing left: it maps to zero.
@@ -42,22 +52,52 @@ class Centred:
 
     inner: Slot
 
-    def chosen(self, m: int, n: int) -> Slot:
+    def select(self, m: int, n: int) -> Slot:
         """What the inner slot comes to at this shape."""
-        return self.inner.chosen(m, n) if isinstance(self.inner, ByShape) else self.inner
+        return self.inner.select(m, n)
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
         """Those of the inner slot."""
-        return buffer_shapes(self.inner, shape)
+        return self.inner.buffer_shapes(shape)
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """The centred result of the centred matrix."""
-        return self.on_rows(X, HERE, buffers)
+        return self._on_rows(X, ALL_ROWS, buffers)
 
-    def on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
+    def _on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """The same for a part of the rows, if the inner slot can."""
-        mapped = apply_on_rows(self.inner, without_mean_row(X, rows), rows, buffers)
+        mapped = self.inner.apply_on_rows(without_mean_row(X, rows), rows, buffers)
         return without_mean_row(mapped, rows)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return what commutes with projections: actions on columns, permutations of rows."""
+        kept = RIGHT | {Symmetry.LEFT_PERMUTATIONS, Symmetry.COLUMN_RESCALING}
+        return (self.inner.symmetries(m, n) & kept) | SHARED
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return that columns sum to zero."""
+        return usual_limits(Invariant.CENTRED)
+
+    def degree(self, m: int, n: int) -> float:
+        """Return the inner slot's."""
+        return self.inner.degree(m, n)
+
+    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
+        """Return the inner slot's, where centring changes it by a known factor.
+
+        A slot that only rescales keeps the centred input of the slot before it centred. A polar
+        factor loses one of m directions of rows where its rows span all of them.
+        """
+        rms = self.inner.output_rms(m, n, incoming)
+        if self.inner.only_rescales(m, n):
+            return rms
+        if Invariant.ISOMETRY not in self.inner.invariants(m, n):
+            return None
+        return rms if rms is None or m > n else rms * (1 - 1 / m) ** 0.5
+
+    def moves(self, m: int, n: int) -> bool:
+        """Return whether the inner slot moves at once."""
+        return self.inner.moves(m, n)
 
 
 def centred(rule: UpdateRule) -> UpdateRule:

@@ -1,15 +1,28 @@
 """Rows or columns brought to equal norm before the map; and a switch between two such stages."""
 
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import unit_scale
-from polarlight.linalg.row_sums import HERE, Rows
+from polarlight.linalg.properties import (
+    LEFT,
+    NO_INVARIANTS,
+    RIGHT_SIGNED,
+    ROWS,
+    SIGNED,
+    Invariant,
+    Invariants,
+    Symmetries,
+    Symmetry,
+    usual_limits,
+)
+from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.linalg.rows import inverse_row_norms
+from polarlight.linalg.slot import Buffers, MatrixMap, Stage
 from polarlight.registry import registered
-from polarlight.rule import Buffers, MatrixMap
 
 RELATIVE_FLOOR = 1e-4
 """Rows below this fraction of the rms row norm are noise: they are not lifted to a full row."""
@@ -17,24 +30,36 @@ RELATIVE_FLOOR = 1e-4
 
 @registered("EquilibrateRows")
 @dataclass(frozen=True, slots=True)
-class EquilibrateRows:
+class EquilibrateRows(MatrixMap):
     """Each row divided by its Euclidean norm, [..., m, n] -> [..., m, n]; zero rows stay zero."""
 
     floor: float = RELATIVE_FLOOR
 
     def __call__(self, M: Tensor) -> Tensor:
         """The equilibrated matrix."""
-        return self.on_rows(M, HERE)
+        return self._on_rows(M, ALL_ROWS)
 
-    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+    def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """The same for a part of the rows."""
         scaled = unit_scale(X, rows)
         return (scaled * inverse_row_norms(scaled, self.floor, rows)).to(X.dtype)
 
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROWS | {Symmetry.ROW_RESCALING}
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return usual_limits(Invariant.EQUAL_ROWS)
+
+    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
+        """Return the root mean square entry; see `Slot`."""
+        return 1 / sqrt(n)
+
 
 @registered("EquilibrateColumns")
 @dataclass(frozen=True, slots=True)
-class EquilibrateColumns:
+class EquilibrateColumns(MatrixMap):
     """Each column divided by its Euclidean norm, [..., m, n] -> [..., m, n]; zero stays zero."""
 
     floor: float = RELATIVE_FLOOR
@@ -43,10 +68,22 @@ class EquilibrateColumns:
         """The equilibrated matrix."""
         return EquilibrateRows(self.floor)(M.mT).mT
 
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return LEFT | RIGHT_SIGNED | {Symmetry.COLUMN_RESCALING}
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return usual_limits(Invariant.EQUAL_COLUMNS)
+
+    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
+        """Return the root mean square entry; see `Slot`."""
+        return 1 / sqrt(m)
+
 
 @registered("EquilibrateBoth")
 @dataclass(frozen=True, slots=True)
-class EquilibrateBoth:
+class EquilibrateBoth(MatrixMap):
     """Rows and columns divided by the norms they had at the start: one parallel pass, not Sinkhorn.
 
     Shapes: [..., m, n] -> [..., m, n]; zero rows and columns stay zero.
@@ -60,10 +97,18 @@ class EquilibrateBoth:
         rows, columns = inverse_row_norms(X, self.floor), inverse_row_norms(X.mT, self.floor).mT
         return unit_scale(X * rows * columns).to(M.dtype)
 
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return SIGNED
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return NO_INVARIANTS
+
 
 @registered("PhaseSwitch", stateful=True, may_differ=("first", "then", "steps"))
 @dataclass(frozen=True, slots=True)
-class PhaseSwitch:
+class PhaseSwitch(Stage):
     """`first` for the first `steps` steps of each parameter, `then` from there on.
 
     Shapes: [..., m, n] -> [..., m, n]. State: `steps_done` [..., 1, 1]. Both maps are computed and
@@ -88,3 +133,12 @@ class PhaseSwitch:
         result = torch.where(done < self.steps, self.first(M), self.then(M))
         done.add_(1)
         return result
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return self.first.symmetries(m, n) & self.then.symmetries(m, n)
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return what both phases keep, each at the wider limit."""
+        first, then = self.first.invariants(m, n), self.then.invariants(m, n)
+        return {name: max(first[name], then[name]) for name in first if name in then}

@@ -7,7 +7,6 @@ the convention belongs to the rule. Gradients are read; only the buffers are wri
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ DRAWS = "momentum_draws"
 
 @registered("EMA", stateful=True, may_differ=("nesterov",))
 @dataclass(frozen=True, slots=True)
-class EMA:
+class EMA(Momentum):
     """M <- beta M + (1 - beta) G; with Nesterov the result is beta M + (1 - beta) G.
 
     Source: the official NorMuon and Aurora code, `torch.optim.Muon`.
@@ -30,8 +29,10 @@ class EMA:
 
     nesterov: bool = True
 
-    buffered: ClassVar[bool] = True
-    averages: ClassVar[bool] = True
+    @property
+    def is_ema(self) -> bool:
+        """True."""
+        return True
 
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
@@ -45,7 +46,7 @@ class EMA:
 
 @registered("HeavyBall", stateful=True, may_differ=("nesterov",))
 @dataclass(frozen=True, slots=True)
-class HeavyBall:
+class HeavyBall(Momentum):
     """M <- beta M + G; with Nesterov the result is G + beta M.
 
     Source: KellerJordan/Muon, the MuonEq code.
@@ -53,8 +54,10 @@ class HeavyBall:
 
     nesterov: bool = True
 
-    buffered: ClassVar[bool] = True
-    averages: ClassVar[bool] = False
+    @property
+    def is_ema(self) -> bool:
+        """False: a gradient is added to the buffer."""
+        return False
 
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
@@ -69,11 +72,18 @@ class HeavyBall:
 
 @registered("RawGradient")
 @dataclass(frozen=True, slots=True)
-class RawGradient:
+class RawGradient(Momentum):
     """The gradient itself, for rules whose stages keep moments of their own; beta is not used."""
 
-    buffered: ClassVar[bool] = False
-    averages: ClassVar[bool] = False
+    @property
+    def buffered(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def is_ema(self) -> bool:
+        """False."""
+        return False
 
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
@@ -84,7 +94,7 @@ class RawGradient:
 
 @registered("InBfloat16", stateful=True)
 @dataclass(frozen=True, slots=True)
-class InBfloat16:
+class InBfloat16(Momentum):
     """Another momentum with its buffer kept in bfloat16: half the bytes of a float32 one.
 
     `dataclasses.replace(rule, momentum=InBfloat16(EMA()))` is all it takes. The new momentum is
@@ -112,19 +122,17 @@ class InBfloat16:
     average: Momentum = EMA()
     stochastic: bool = True
 
-    buffered: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         if not self.average.buffered:
             raise ValueError(f"{self.average} keeps no momentum that could be stored in bfloat16")
 
     @property
-    def averages(self) -> bool:
+    def is_ema(self) -> bool:
         """As the momentum that is kept."""
-        return self.average.averages
+        return self.average.is_ema
 
     @property
-    def beside(self) -> tuple[str, ...]:
+    def extra_state(self) -> tuple[str, ...]:
         """The counter, where rounding needs it."""
         return (DRAWS,) if self.stochastic else ()
 
@@ -136,7 +144,7 @@ class InBfloat16:
         counter = torch.zeros((), dtype=torch.int32, device=parameter.device)
         return {MOMENTUM: buffer} | ({DRAWS: counter} if self.stochastic else {})
 
-    def bound(self, states: Sequence[Mapping[str, Tensor]]) -> Averaging:
+    def bind_state(self, states: Sequence[Mapping[str, Tensor]]) -> Averaging:
         """The momentum with the counters of these parameters in its hands."""
         return partial(self, draws=[state[DRAWS] for state in states]) if self.stochastic else self
 

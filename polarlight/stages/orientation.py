@@ -13,8 +13,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from polarlight.linalg.properties import (
+    RIGHT,
+    SHARED,
+    Invariants,
+    Symmetries,
+    Symmetry,
+    mirror_invariants,
+    mirror_symmetries,
+)
+from polarlight.linalg.slot import Buffers, Slot, Stage
 from polarlight.registry import registered
-from polarlight.rule import Buffers, ByShape, Scale, Slot, UpdateRule, apply, buffer_shapes
+from polarlight.rule import Scale, UpdateRule
+from polarlight.stages.equilibrate import EquilibrateRows
 
 
 class Orientation(Protocol):
@@ -97,7 +108,7 @@ class Pairs:
 
 @registered("Oriented", lays_out=("orientation",))
 @dataclass(frozen=True, slots=True)
-class Oriented:
+class Oriented(Stage):
     """A slot applied to the layout of an orientation, [..., m, n] -> [..., m, n].
 
     Its buffers have the layout's shape.
@@ -106,18 +117,56 @@ class Oriented:
     orientation: Orientation
     inner: Slot
 
-    def chosen(self, m: int, n: int) -> Slot:
+    def select(self, m: int, n: int) -> Slot:
         """What the inner slot comes to at the layout's shape."""
         p, q = self.orientation.shape(torch.Size((m, n)))
-        return self.inner.chosen(p, q) if isinstance(self.inner, ByShape) else self.inner
+        return self.inner.select(p, q)
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
         """Those of the inner slot for the layout."""
-        return buffer_shapes(self.inner, self.orientation.shape(shape))
+        return self.inner.buffer_shapes(self.orientation.shape(shape))
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """The inner slot's result, back in the matrix's own layout."""
-        return self.orientation.back(apply(self.inner, self.orientation.work(X), buffers))
+        return self.orientation.back(self.inner.apply(self.orientation.work(X), buffers))
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the inner slot's, as the matrix sees them.
+
+        In pairs, rows alone are no units any more, and columns act on both halves alike. A map that
+        takes nothing but lengths from its rows does not see the sign of half a row.
+        """
+        inner = self.inner.symmetries(*self._layout(m, n))
+        if isinstance(self.orientation, Columns):
+            return mirror_symmetries(inner)
+        group = inner & (RIGHT | SHARED | {Symmetry.COLUMN_RESCALING})
+        return group | {Symmetry.LEFT_SIGNS} if isinstance(self.inner, EquilibrateRows) else group
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the inner slot's, as the matrix sees them."""
+        inner = self.inner.invariants(*self._layout(m, n))
+        return mirror_invariants(inner) if isinstance(self.orientation, Columns) else {}
+
+    def degree(self, m: int, n: int) -> float:
+        """Return the inner slot's."""
+        return self.inner.degree(*self._layout(m, n))
+
+    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
+        """Return the inner slot's: the layout has the same entries."""
+        return self.inner.output_rms(*self._layout(m, n), incoming)
+
+    def only_rescales(self, m: int, n: int) -> bool:
+        """Return whether the slot that does the work only rescales."""
+        return self.inner.only_rescales(*self._layout(m, n))
+
+    def moves(self, m: int, n: int) -> bool:
+        """Return whether the slot that does the work moves at once."""
+        return self.inner.moves(*self._layout(m, n))
+
+    def _layout(self, m: int, n: int) -> tuple[int, int]:
+        """Return the shape of the layout of an m x n matrix."""
+        p, q = self.orientation.shape(torch.Size((m, n)))
+        return p, q
 
 
 @registered("OrientedScale")

@@ -7,31 +7,59 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import frobenius_norm, nonzero
-from polarlight.linalg.row_sums import HERE, Rows
+from polarlight.linalg.properties import (
+    NO_INVARIANTS,
+    ROTATIONS,
+    SIZES_IGNORED,
+    Invariants,
+    Symmetries,
+    Symmetry,
+)
+from polarlight.linalg.row_sums import ALL_ROWS, Rows
+from polarlight.linalg.slot import Buffers, MatrixMap, Slot, Stage, polar_rms
 from polarlight.registry import registered
-from polarlight.rule import Buffers, Slot, apply_on_rows, buffer_shapes
 
 
 @registered("KeepNorm")
 @dataclass(frozen=True, slots=True)
-class KeepNorm:
+class KeepNorm(Stage):
     """The inner slot's result, rescaled to the Frobenius norm of its input; zero stays zero."""
 
     inner: Slot
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
         """Those of the inner slot."""
-        return buffer_shapes(self.inner, shape)
+        return self.inner.buffer_shapes(shape)
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """Applies the inner slot and restores the norm."""
-        return self.on_rows(X, HERE, buffers)
+        return self._on_rows(X, ALL_ROWS, buffers)
 
-    def on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
+    def _on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """The same for a part of the rows."""
-        Y = apply_on_rows(self.inner, X, rows, buffers)
+        Y = self.inner.apply_on_rows(X, rows, buffers)
         norm = frobenius_norm(X, rows)
         return (Y * (norm / nonzero(frobenius_norm(Y, rows)))).to(X.dtype)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the inner slot's equivariances: sizes and shared parts of the input are kept."""
+        return self.inner.symmetries(m, n) - SIZES_IGNORED - {Symmetry.SHARED_SHIFT}
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the inner slot's, which a factor on the whole does not change."""
+        return self.inner.invariants(m, n)
+
+    def degree(self, m: int, n: int) -> float:
+        """Return 1: the scale of the input is kept."""
+        return 1.0
+
+    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
+        """Return the root mean square entry; see `Slot`."""
+        return incoming
+
+    def moves(self, m: int, n: int) -> bool:
+        """Return whether the inner slot moves at once."""
+        return self.inner.moves(m, n)
 
     def __str__(self) -> str:
         return f"{self.inner}, norm kept"
@@ -39,7 +67,7 @@ class KeepNorm:
 
 @registered("MatchRms")
 @dataclass(frozen=True, slots=True)
-class MatchRms:
+class MatchRms(MatrixMap):
     """Each matrix rescaled to a root mean square entry of `rms`; zero stays zero."""
 
     rms: float = 0.2
@@ -50,13 +78,29 @@ class MatchRms:
 
     def __call__(self, X: Tensor) -> Tensor:
         """The rescaled matrix."""
-        return self.on_rows(X, HERE)
+        return self._on_rows(X, ALL_ROWS)
 
-    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+    def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """The same for a part of the rows."""
         m, n = rows.count(X), X.shape[-1]
         norm = nonzero(frobenius_norm(X, rows))
         return (X * (self.rms * sqrt(m * n) / norm)).to(X.dtype)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return NO_INVARIANTS
+
+    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
+        """Return the root mean square entry; see `Slot`."""
+        return self.rms
+
+    def only_rescales(self, m: int, n: int) -> bool:
+        """Return True: a matrix is multiplied by a number."""
+        return True
 
     def __str__(self) -> str:
         return f"rms {self.rms:g}"
@@ -64,7 +108,7 @@ class MatchRms:
 
 @registered("PolarNorm")
 @dataclass(frozen=True, slots=True)
-class PolarNorm:
+class PolarNorm(MatrixMap):
     """Each matrix rescaled to the Frobenius norm of a polar factor, sqrt(min(m, n)).
 
     Attributes:
@@ -80,13 +124,29 @@ class PolarNorm:
 
     def __call__(self, X: Tensor) -> Tensor:
         """The rescaled matrix; zero stays zero."""
-        return self.on_rows(X, HERE)
+        return self._on_rows(X, ALL_ROWS)
 
-    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+    def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """The same for a part of the rows."""
         norm = nonzero(frobenius_norm(X, rows))
         rank = min(rows.count(X), X.shape[-1])
         return (X * (sqrt(rank) / norm).clamp_max(self.most)).to(X.dtype)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return NO_INVARIANTS
+
+    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
+        """Return the root mean square entry; see `Slot`."""
+        return polar_rms(m, n)
+
+    def only_rescales(self, m: int, n: int) -> bool:
+        """Return True: a matrix is multiplied by a number."""
+        return True
 
     def __str__(self) -> str:
         return "norm of a polar factor"

@@ -12,8 +12,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.properties import (
+    LEFT,
+    LEFT_SIGNED,
+    NO_INVARIANTS,
+    RIGHT,
+    RIGHT_SIGNED,
+    ROTATIONS,
+    SIGNED,
+    SIZES_IGNORED,
+    Invariants,
+    Symmetries,
+    Symmetry,
+)
+from polarlight.linalg.slot import Buffers, Stage
 from polarlight.registry import registered
-from polarlight.rule import HOST_COUNTER, Buffers
+from polarlight.rule import HOST_COUNTER
 from polarlight.stages.adam import adam_direction, check_betas, check_eps
 from polarlight.stages.eigenbasis import PowerIteration, starting_basis
 from polarlight.stages.factors import SIDES, Factors, GramFactors, live_entries
@@ -27,7 +41,7 @@ Members = dict[str, Tensor]
     "RotatedAdam", stateful=True, may_differ=("betas", "refresh", "every", "eps", "bias_correction")
 )
 @dataclass(frozen=True, slots=True)
-class RotatedAdam:
+class RotatedAdam(Stage):
     """Q_L D Q_R' with D = Adam of Q_L' G Q_R; the gradient G comes from `RawGradient`.
 
     Shapes: [..., m, n] -> [..., m, n]. State: `first_moment` and `second_moment` [..., m, n] in the
@@ -125,6 +139,28 @@ class RotatedAdam:
             if eigenvalues is not None:
                 eigenvalues.copy_(eigenvalues.take_along_dim(order, dim=-2))
             old.copy_(new)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return rotations on the sides that have bases, as far as these turn with the gradient.
+
+        The first gradient chooses min(m, n) vectors of each. Where the longer side needs two or
+        more beyond them, these are an arbitrary choice and do not turn with it.
+        """
+        if min(m, n) > self.max_side:
+            return SIGNED | SIZES_IGNORED
+        turning, fixed = (LEFT, RIGHT_SIGNED) if m < n else (RIGHT, LEFT_SIGNED)
+        if max(m, n) > self.max_side:
+            return turning | fixed
+        negated = {Symmetry.LEFT_SIGNS, Symmetry.RIGHT_SIGNS}
+        return ROTATIONS if abs(m - n) <= 1 else turning | (fixed & negated)
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return NO_INVARIANTS
+
+    def moves(self, m: int, n: int) -> bool:
+        """Return False: the first call sets the bases and returns zero."""
+        return False
 
     def __str__(self) -> str:
         return f"Adam in eigenbases that follow every {self.every} steps"

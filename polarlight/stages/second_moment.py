@@ -6,14 +6,23 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, nonzero
+from polarlight.linalg.properties import (
+    NO_INVARIANTS,
+    ROWS,
+    Invariant,
+    Invariants,
+    Symmetries,
+    Symmetry,
+    usual_limits,
+)
 from polarlight.linalg.row_sums import Rows
+from polarlight.linalg.slot import Buffers, Stage
 from polarlight.registry import registered
-from polarlight.rule import Buffers
 
 
 @registered("RowSecondMoment", stateful=True, may_differ=("beta2",))
 @dataclass(frozen=True, slots=True)
-class RowSecondMoment:
+class RowSecondMoment(Stage):
     """Each row divided by the root of a running mean of its squared entries.
 
         v <- beta2 v + (1 - beta2) mean_j X_ij^2,        X_i <- X_i / sqrt(v_i)
@@ -41,9 +50,17 @@ class RowSecondMoment:
         v.lerp_(at_least_float32(X).square().mean(dim=-1, keepdim=True).to(v.dtype), 1 - self.beta2)
         return (X / nonzero(v.sqrt())).to(X.dtype)
 
-    def on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
+    def _on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """The same: a row needs nothing of the others."""
         return self(X, buffers)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROWS | {Symmetry.ROW_RESCALING}
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return equal rows where nothing is remembered; else they are equal only on average."""
+        return NO_INVARIANTS if self.beta2 else usual_limits(Invariant.EQUAL_ROWS)
 
     def __str__(self) -> str:
         return f"row second moment {self.beta2:g}"

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.decomposition import symmetric_eigen
+from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariants, Symmetries
+from polarlight.linalg.slot import Buffers, Stage
 from polarlight.registry import registered
-from polarlight.rule import Buffers
 from polarlight.stages.adam import check_betas
 from polarlight.stages.factors import GramFactors, live_entries
 from polarlight.stages.units import in_units
@@ -15,7 +16,7 @@ from polarlight.stages.units import in_units
 
 @registered("Shampoo", stateful=True, may_differ=("betas", "exponent", "floor"))
 @dataclass(frozen=True, slots=True)
-class Shampoo:
+class Shampoo(Stage):
     """L^exponent M R^exponent with M, L, R averages of G, G G', G' G; G from `RawGradient`.
 
     Shapes: [..., m, n] -> [..., m, n]. State: `unit` [..., 1, 1], `first_moment` [..., m, n],
@@ -65,6 +66,14 @@ class Shampoo:
         kept = eigenvalues > floor * eigenvalues[..., -1:]
         powers = torch.where(kept, eigenvalues, 1.0) ** self.exponent * kept
         return torch.where(finite, (Q * powers.unsqueeze(-2)) @ Q.mT, torch.nan)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return NO_INVARIANTS
 
     def __str__(self) -> str:
         return f"Shampoo, power {self.exponent:g} per side"

@@ -6,10 +6,18 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from polarlight.linalg.row_sums import NeedsAllRowsError, Rows, on_rows
+from polarlight.linalg.properties import (
+    NO_INVARIANTS,
+    ROTATIONS,
+    Invariants,
+    Symmetries,
+    mirror_invariants,
+    mirror_symmetries,
+)
+from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
+from polarlight.linalg.slot import Buffers, MatrixMap, Slot, Stage
 from polarlight.lookup import check_object
 from polarlight.registry import registered
-from polarlight.rule import Buffers, MatrixMap, Slot, apply, apply_on_rows, buffer_shapes, reads
 
 
 class Side(Enum):
@@ -36,21 +44,41 @@ class Side(Enum):
 
 @registered("Identity")
 @dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(MatrixMap):
     """The map that changes nothing."""
 
     def __call__(self, X: Tensor) -> Tensor:
         """X itself."""
         return X
 
-    def on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+    def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """X itself."""
         return X
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return NO_INVARIANTS
+
+    def degree(self, m: int, n: int) -> float:
+        """Return 1: the scale of the input is kept."""
+        return 1.0
+
+    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
+        """Return the root mean square entry; see `Slot`."""
+        return incoming
+
+    def only_rescales(self, m: int, n: int) -> bool:
+        """Return True: a matrix is multiplied by a number."""
+        return True
 
 
 @registered("OnSide", may_differ=("otherwise",))
 @dataclass(frozen=True, slots=True)
-class OnSide:
+class OnSide(Stage):
     """`then` on the matrices that `side` names, long axis as rows; `otherwise` on the rest.
 
     Shapes: [..., m, n] -> [..., m, n]. The buffers of `then` are turned with the matrix, so a
@@ -64,13 +92,13 @@ class OnSide:
     def __post_init__(self) -> None:
         check_object("side", self.side)
 
-    def chosen(self, m: int, n: int) -> Slot:
+    def select(self, m: int, n: int) -> Slot:
         """`then` or `otherwise`."""
         return self.then if self.side.touches(m, n) else self.otherwise
 
-    def reads(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """As both, if they agree."""
-        then, otherwise = (reads(x, dtype, device) for x in (self.then, self.otherwise))
+        then, otherwise = (x.input_dtype(dtype, device) for x in (self.then, self.otherwise))
         return then if then == otherwise else dtype
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
@@ -79,8 +107,8 @@ class OnSide:
         if not self.side.touches(m, n):
             return {}
         if m > n:
-            return buffer_shapes(self.then, shape)
-        turned = buffer_shapes(self.then, _swap(shape))
+            return self.then.buffer_shapes(shape)
+        turned = self.then.buffer_shapes(_swap(shape))
         return {name: _swap(buffer) for name, buffer in turned.items()}
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
@@ -89,17 +117,53 @@ class OnSide:
         if not self.side.touches(m, n):
             return self.otherwise(X)
         if m > n:
-            return apply(self.then, X, buffers)
-        return apply(self.then, X.mT, {name: buffer.mT for name, buffer in buffers.items()}).mT
+            return self.then.apply(X, buffers)
+        return self.then.apply(X.mT, {name: buffer.mT for name, buffer in buffers.items()}).mT
 
-    def on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
+    def _on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """The same on a part of the rows; not where the long axis are columns."""
         m, n = rows.count(X), X.shape[-1]
         if not self.side.touches(m, n):
-            return on_rows(self.otherwise, X, rows)
+            return self.otherwise.on_rows(X, rows)
         if m < n:
             raise NeedsAllRowsError(f"{self.side!r} turns {m} x {n} matrices")
-        return apply_on_rows(self.then, X, rows, buffers)
+        return self.then.apply_on_rows(X, rows, buffers)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return those of the slot that does the work, as the matrix sees them."""
+        if not self.side.touches(m, n):
+            return self.otherwise.symmetries(m, n)
+        if m > n:
+            return self.then.symmetries(m, n)
+        return mirror_symmetries(self.then.symmetries(n, m))
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return those of the slot that does the work, as the matrix sees them."""
+        if not self.side.touches(m, n):
+            return self.otherwise.invariants(m, n)
+        if m > n:
+            return self.then.invariants(m, n)
+        return mirror_invariants(self.then.invariants(n, m))
+
+    def degree(self, m: int, n: int) -> float:
+        """Return that of the slot that does the work."""
+        return self.select(m, n).degree(*self._seen(m, n))
+
+    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
+        """Return that of the slot that does the work."""
+        return self.select(m, n).output_rms(*self._seen(m, n), incoming)
+
+    def only_rescales(self, m: int, n: int) -> bool:
+        """Return whether the slot that does the work only rescales."""
+        return self.select(m, n).only_rescales(*self._seen(m, n))
+
+    def moves(self, m: int, n: int) -> bool:
+        """Return whether the slot that does the work moves at once."""
+        return self.select(m, n).moves(*self._seen(m, n))
+
+    def _seen(self, m: int, n: int) -> tuple[int, int]:
+        """Return the shape in which the working slot sees an m x n matrix."""
+        return (n, m) if self.side.touches(m, n) and m < n else (m, n)
 
 
 def _swap(shape: torch.Size) -> torch.Size:

@@ -1,6 +1,7 @@
 """The shape of the house: who may import whom, how large things grow, what is documented."""
 
 import ast
+import importlib
 import inspect
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import polarlight
-from polarlight import rules
 
 ROOT = Path(polarlight.__file__).parent
 REPOSITORY = ROOT.parent
@@ -56,8 +56,8 @@ MAY_IMPORT = {
         *("rule", "rules", "stages", "view"),
     },
     "__init__": {
-        *("diloco", "execution", "linalg", "optimizer", "recipes", "routing", "rule", "rules"),
-        *("stages", "view"),
+        *("diagnostics", "diloco", "execution", "hooks", "linalg", "migration", "optimizer"),
+        *("properties", "recipes", "routing", "rule", "rules", "stages", "view"),
     },
     "__main__": {"lab"},
 }
@@ -130,9 +130,9 @@ def test_the_package_has_few_rooms():
     assert rooms == {*MAY_IMPORT, "lab"}
 
 
-def test_files_stay_below_300_lines():
+def test_files_stay_below_400_lines():
     long = {
-        str(f.relative_to(ROOT)): n for f in FILES if (n := len(f.read_text().split("\n"))) > 300
+        str(f.relative_to(ROOT)): n for f in FILES if (n := len(f.read_text().split("\n"))) > 400
     }
     assert long == {}
 
@@ -149,7 +149,7 @@ def functions():
 def test_functions_stay_short():
     lengths = dict(functions())
     ordered = sorted(lengths.values())
-    assert {name: n for name, n in lengths.items() if n > 40} == {}
+    assert {name: n for name, n in lengths.items() if n > 50} == {}
     assert ordered[len(ordered) // 2] <= 8
     assert ordered[len(ordered) * 9 // 10] <= 30
 
@@ -210,18 +210,50 @@ def test_references_import_nothing_of_the_package():
         assert not names & {"polarlight", "torch"}, file.name
 
 
-def test_public_names_are_documented_and_the_reference_page_is_current():
-    for name in polarlight.__all__:
-        value = getattr(polarlight, name)
+NAMESPACES = [
+    *("", "linalg", "rules", "stages", "view", "routing", "recipes", "optimizer", "properties"),
+    *("diagnostics", "diagnostics.sinks", "hooks", "migration", "diloco"),
+]
+
+
+def namespace(name):
+    return importlib.import_module(f"polarlight.{name}".rstrip("."))
+
+
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_public_names_exist_and_are_documented(name):
+    module = namespace(name)
+    for public in module.__all__:
+        value = getattr(module, public)
         if inspect.isclass(value) or inspect.isfunction(value):
-            assert inspect.getdoc(value), name
-    command = [sys.executable, REPOSITORY / "docs" / "make_reference.py"]
-    page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert (REPOSITORY / "docs" / "reference.md").read_text() == page, "run `make docs`"
+            assert inspect.getdoc(value), f"{name}.{public}"
 
 
-def test_rules_export_what_they_list():
-    assert all(hasattr(rules, name) for name in rules.__all__)
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_no_two_public_names_differ_by_case_alone(name):
+    names = set(namespace(name).__all__) - {"Route"}  # a value, and `route` the function on a model
+    assert len({public.lower() for public in names}) == len(names)
+
+
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_every_public_namespace_has_a_reference_page(name):
+    page = REPOSITORY / "docs" / "reference" / f"{name or 'polarlight'}.md"
+    assert f"::: polarlight.{name}".rstrip(".") in page.read_text()
+
+
+def test_the_root_holds_about_25_names():
+    names = [n for n in polarlight.__all__ if not inspect.ismodule(getattr(polarlight, n))]
+    assert len(names) <= 26
+
+
+def test_names_that_moved_raise_with_their_new_place_and_stand_in_the_versioning_page():
+    page = (REPOSITORY / "docs" / "versioning.md").read_text()
+    for place, names in polarlight.MOVED.items():
+        for name in names.split():
+            assert getattr(namespace(place), name) is not None
+            assert f"| `polarlight.{name}` | `polarlight.{place}.{name}` |" in page
+            with pytest.raises(AttributeError, match=f"use polarlight.{place}.{name}"):
+                getattr(polarlight, name)
 
 
 def test_the_core_imports_torch_alone():

@@ -16,7 +16,7 @@ from polarlight.stages.centre import centred
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.orientation import Columns, Pairs, oriented
 
-EXACT = polarlight.ExactPolar()
+EXACT = polarlight.linalg.ExactPolar()
 FEW_STEPS = {"ExactBalanced": {"steps": 2, "cg_steps": 4}}
 """What a solver promises here holds of every step, so the slow one takes few."""
 
@@ -53,18 +53,18 @@ def solvers():
 
 def _variants():
     for name, solver in solvers():
-        for side in polarlight.Side:
-            yield f"aurora-{name}-{side.value}", polarlight.aurora(solver, side=side)
+        for side in polarlight.stages.Side:
+            yield f"aurora-{name}-{side.value}", polarlight.rules.aurora(solver, side=side)
     balances = [
-        polarlight.EquilibrateColumns(),
-        polarlight.EquilibrateBoth(),
-        polarlight.rows_after(2),
+        polarlight.stages.EquilibrateColumns(),
+        polarlight.stages.EquilibrateBoth(),
+        polarlight.rules.rows_after(2),
     ]
     for balance in balances:
-        yield f"muoneq-{type(balance).__name__}", polarlight.muoneq(balance, polar=EXACT)
+        yield f"muoneq-{type(balance).__name__}", polarlight.rules.muoneq(balance, polar=EXACT)
     # To nearest: at random, parts of a parameter draw other bits than parameters of their own.
-    kept = polarlight.InBfloat16(polarlight.EMA(), stochastic=False)
-    yield "muon-bfloat16-momentum", replace(polarlight.muon(polar=EXACT), momentum=kept)
+    kept = polarlight.stages.InBfloat16(polarlight.stages.EMA(), stochastic=False)
+    yield "muon-bfloat16-momentum", replace(polarlight.rules.muon(polar=EXACT), momentum=kept)
     yield from _spectral_variants()
     yield from _rotated_variants()
     yield from _oriented_variants()
@@ -89,7 +89,7 @@ def _rotated_variants():
 
 
 def _oriented_variants():
-    for polar in (OneSidedPolar(GramSide.LEFT), polarlight.RegularisedPolar()):
+    for polar in (OneSidedPolar(GramSide.LEFT), polarlight.linalg.RegularisedPolar()):
         yield f"one_sided-{polar}", rules.one_sided(polar)
     sharp = [rules.row_norm(), rules.one_sided(EXACT)]
     sharp += [rules.row_then_polar(EXACT), rules.polar_then_row(EXACT)]
@@ -109,7 +109,7 @@ GROWING = {
     "polargrad": (rules.polargrad(), 1.0),
     "polargrad-half": (rules.polargrad(power=0.5), 0.5),
     "polargrad_polar_first": (rules.polargrad_polar_first(), 1.0),
-    "one_sided-nuclear": (rules.one_sided(NuclearPolar(), scale=polarlight.Unscaled()), 1.0),
+    "one_sided-nuclear": (rules.one_sided(NuclearPolar(), scale=polarlight.stages.Unscaled()), 1.0),
     "freon-own-size": (rules.freon(size=rules.OwnSize()), -1 / 3),
 }
 """Rules whose updates grow with the gradients by design, and the degree; the others have degree 0.

@@ -9,7 +9,6 @@ import torch
 import polarlight
 from polarlight import SpectralOptimizer
 from polarlight.execution.job import Job
-from polarlight.rule import reads
 from polarlight.view import Flattened, Taps
 from tests.contracts.catalogue import GROWING, RULES, SHIPPED
 
@@ -38,7 +37,7 @@ def train(rule, parameters, steps=4, view=None, start=0, optimizer=None, **optio
     """The parameters after some steps with seeded gradients, and the optimizer."""
     if optimizer is None:
         parameters = [torch.nn.Parameter(p.clone()) for p in parameters]
-        view = view or polarlight.Whole()
+        view = view or polarlight.view.Whole()
         optimizer = SpectralOptimizer(parameters, lr=0.1, rule=rule, view=view, **options)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for step in range(start, start + steps):
@@ -82,10 +81,10 @@ def buffers(rule, M):
 
 
 VIEWS = [
-    (polarlight.RowBlocks((12, 4, 2)), (18, 4), lambda x: list(x.split((12, 4, 2)))),
-    (polarlight.Heads(3), (18, 4), lambda x: list(x.chunk(3))),
-    (polarlight.Heads(2, dim=-1), (18, 4), lambda x: list(x.chunk(2, dim=1))),
-    (polarlight.Transposed(), (18, 4), lambda x: [x.mT]),
+    (polarlight.view.RowBlocks((12, 4, 2)), (18, 4), lambda x: list(x.split((12, 4, 2)))),
+    (polarlight.view.Heads(3), (18, 4), lambda x: list(x.chunk(3))),
+    (polarlight.view.Heads(2, dim=-1), (18, 4), lambda x: list(x.chunk(2, dim=1))),
+    (polarlight.view.Transposed(), (18, 4), lambda x: [x.mT]),
     (Flattened((2, 3)), (6, 4, 2, 3), lambda x: [x.reshape(6, 24)]),
     (Taps(), (6, 4, 2, 3), lambda x: [x[:, :, i, j] for i in range(2) for j in range(3)]),
 ]
@@ -114,7 +113,7 @@ def test_a_view_is_its_parts_as_parameters_of_their_own(rule, view, shape, cut):
 def test_zero_gradients_move_nothing(rule, shape):
     before = random(*shape, dtype=torch.float32)
     p = torch.nn.Parameter(before.clone())
-    optimizer = SpectralOptimizer([p], lr=0.1, rule=rule, view=polarlight.Whole())
+    optimizer = SpectralOptimizer([p], lr=0.1, rule=rule, view=polarlight.view.Whole())
     for _ in range(3):
         p.grad = torch.zeros_like(p)
         optimizer.step()
@@ -122,7 +121,7 @@ def test_zero_gradients_move_nothing(rule, shape):
 
 
 def reads_bfloat16(rule):
-    return rule.reads(torch.float32, torch.device("cpu")) == torch.bfloat16
+    return rule.input_dtype(torch.float32, torch.device("cpu")) == torch.bfloat16
 
 
 @scale_free
@@ -138,7 +137,7 @@ def test_the_scale_of_the_gradients_does_not_matter(rule, factor):
         results.append(p.detach())
     # The polar iteration may run in bfloat16, where one more rounding is visible; and two are,
     # where the momentum itself is read in it.
-    narrow = reads(rule.map, torch.float32, torch.device("cpu")) == torch.bfloat16
+    narrow = rule.map.input_dtype(torch.float32, torch.device("cpu")) == torch.bfloat16
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=8e-2 if narrow else 5e-2)
 
 
@@ -208,7 +207,7 @@ def test_resuming_from_a_saved_state_is_exact(rule):
         [torch.nn.Parameter(p.clone()) for p in half],
         lr=0.5,
         rule=rule,
-        view=polarlight.Whole(),
+        view=polarlight.view.Whole(),
     )
     resumed.load_state_dict(torch.load(file, weights_only=True))
     end, _ = train(rule, [], steps=3, start=3, optimizer=resumed)

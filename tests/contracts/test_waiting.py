@@ -92,11 +92,11 @@ def test_a_step_runs_where_there_is_nothing_to_read(rule):
 
 @pytest.mark.parametrize("stochastic", [True, False])
 def test_rounding_needs_no_host_either(stochastic):
-    momentum = polarlight.InBfloat16(stochastic=stochastic)
+    momentum = polarlight.stages.InBfloat16(stochastic=stochastic)
     p = torch.nn.Parameter(torch.empty(12, 4, device="meta"))
     state = momentum.new_state(p)
     with Watch() as watch:
-        average = momentum.bound([state])
+        average = momentum.bind_state([state])
         average([torch.empty_like(p)], [state["momentum_buffer"]], 0.9)
     assert watch.waits == watch.copies == []
 
@@ -104,7 +104,9 @@ def test_rounding_needs_no_host_either(stochastic):
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
 def test_adamw_reads_nothing_back(lr):
     p = torch.nn.Parameter(gaussian(5))
-    optimizer = SpectralOptimizer([p], rule=polarlight.AdamWRule(), lr=lr, nonfinite=PROPAGATE)
+    optimizer = SpectralOptimizer(
+        [p], rule=polarlight.rules.AdamWRule(), lr=lr, nonfinite=PROPAGATE
+    )
     for step in range(2):
         p.grad = gaussian(5, seed=step)
         with Watch() as watch:

@@ -16,7 +16,7 @@ class Scaled:
     factor: float
 
     def __call__(self, M):
-        return self.factor * polarlight.ExactPolar()(M)
+        return self.factor * polarlight.linalg.ExactPolar()(M)
 
     def flops(self, m, n):
         return 7.0

@@ -47,7 +47,9 @@ def test_all_together_contain_what_lies_between_the_blocks():
     assert records["all"]["curvature"] == 8  # [1 1] [[2 2] [2 2]] [1 1]'
 
 
-@pytest.mark.parametrize("rule", [polarlight.muon(), polarlight.AdamWRule()], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "rule", [polarlight.rules.muon(), polarlight.rules.AdamWRule()], ids=lambda r: r.name
+)
 def test_the_probe_measures_before_the_step_and_changes_nothing(rule):
     plain, _ = _three_steps(rule, watched=False)
     W, probe = _three_steps(rule, watched=True)

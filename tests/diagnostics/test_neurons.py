@@ -31,9 +31,12 @@ def step(optimizer, p, gradient):
 
 
 def test_muon_starves_what_the_momentum_starves_and_aurora_does_not():
-    exact = polarlight.ExactPolar()
+    exact = polarlight.linalg.ExactPolar()
     records = {}
-    for rule in (polarlight.muon(polar=exact), polarlight.aurora(polarlight.BalancedPolar(exact))):
+    for rule in (
+        polarlight.rules.muon(polar=exact),
+        polarlight.rules.aurora(polarlight.rules.BalancedPolar(exact)),
+    ):
         optimizer, p, _, seen = monitored(rule)
         step(optimizer, p, quarter_asleep())
         records[rule.name] = seen[1]["up"]
@@ -45,7 +48,7 @@ def test_muon_starves_what_the_momentum_starves_and_aurora_does_not():
 
 
 def test_it_looks_every_so_many_steps_and_in_full_when_asked():
-    optimizer, p, monitor, seen = monitored(polarlight.muon(), every=2)
+    optimizer, p, monitor, seen = monitored(polarlight.rules.muon(), every=2)
     for i in range(5):
         monitor.full = i == 3
         step(optimizer, p, quarter_asleep())
@@ -58,7 +61,7 @@ def test_it_looks_every_so_many_steps_and_in_full_when_asked():
 
 
 def test_adamw_is_watched_too():
-    optimizer, p, _, seen = monitored(polarlight.AdamWRule())
+    optimizer, p, _, seen = monitored(polarlight.rules.AdamWRule())
     step(optimizer, p, quarter_asleep())
     # A first AdamW step is the sign of the gradient: perfectly even.
     assert seen[1]["up"]["update"]["spread"] == pytest.approx(0, abs=1e-5)
@@ -66,19 +69,19 @@ def test_adamw_is_watched_too():
 
 
 def test_parts_of_a_view_are_numbered_and_wide_matrices_left_out():
-    view = polarlight.RowBlocks((8, 8))
-    optimizer, p, _, seen = monitored(polarlight.muon(), view=view)
+    view = polarlight.view.RowBlocks((8, 8))
+    optimizer, p, _, seen = monitored(polarlight.rules.muon(), view=view)
     step(optimizer, p, quarter_asleep())
     assert set(seen[1]) == {"up[0]", "up[1]"}
-    optimizer, p, _, seen = monitored(polarlight.muon(), shape=(4, 16))
+    optimizer, p, _, seen = monitored(polarlight.rules.muon(), shape=(4, 16))
     step(optimizer, p, torch.randn(4, 16))
     assert seen == {1: {}}
 
 
 def test_embeddings_are_not_neurons():
     p = nn.Parameter(torch.zeros(16, 4))
-    group = {"params": [("table", p)], "role": "embedding", "rule": polarlight.AdamWRule()}
-    optimizer = polarlight.SpectralOptimizer([group], rule=polarlight.muon())
+    group = {"params": [("table", p)], "role": "embedding", "rule": polarlight.rules.AdamWRule()}
+    optimizer = polarlight.SpectralOptimizer([group], rule=polarlight.rules.muon())
     seen = {}
     optimizer.observe(NeuronMonitor(seen.__setitem__))
     step(optimizer, p, torch.randn(16, 4))
@@ -105,7 +108,7 @@ def asleep(rows, seed=0):
     return M
 
 
-EXACT = polarlight.muon(polar=polarlight.ExactPolar())
+EXACT = polarlight.rules.muon(polar=polarlight.linalg.ExactPolar())
 
 
 def test_a_gated_neuron_is_starved_only_if_both_its_rows_are():
@@ -120,11 +123,11 @@ def test_a_gated_neuron_is_starved_only_if_both_its_rows_are():
 
 
 def test_a_fused_gate_and_up_projection_is_a_pair_too_and_a_lone_one_is_none():
-    view = polarlight.RowBlocks((8, 8))
-    optimizer, p, _, seen = monitored(polarlight.muon(), view=view)
+    view = polarlight.view.RowBlocks((8, 8))
+    optimizer, p, _, seen = monitored(polarlight.rules.muon(), view=view)
     step(optimizer, p, quarter_asleep())
     assert seen[1]["up[0]"]["pair"] == seen[1]["up[1]"]["pair"]
-    optimizer, p, _, seen = monitored(polarlight.muon())
+    optimizer, p, _, seen = monitored(polarlight.rules.muon())
     step(optimizer, p, quarter_asleep())
     assert "pair" not in seen[1]["up"]
 
@@ -218,7 +221,7 @@ def test_a_compiled_step_is_observed_like_a_plain_one():
     histories = {}
     for compiled in (False, True):
         monitor = NeuronMonitor(every=3)
-        optimizer, params = gated(polarlight.muon(), monitor)
+        optimizer, params = gated(polarlight.rules.muon(), monitor)
         take = torch.compile(lambda o=optimizer: o.step()) if compiled else optimizer.step
         for i in range(7):
             for p in params:

@@ -6,8 +6,9 @@ from torch import nn
 
 import polarlight
 from polarlight.diagnostics.rule_check import RuleCheck
+from polarlight.linalg.properties import LIMITS, Invariant
 from polarlight.optimizer.probe import Observation
-from polarlight.properties.invariants import LIMITS, Promise, measure, promises
+from polarlight.properties.invariants import invariants, measure
 from tests.contracts.catalogue import RULES
 from tests.matrices import gaussian
 
@@ -33,7 +34,7 @@ class OnShards:
 def checked(rule, *, shape=(32, 8), executor=None, steps=3, every=1):
     p = nn.Parameter(torch.zeros(shape))
     optimizer = polarlight.SpectralOptimizer(
-        [("up", p)], rule=rule, view=polarlight.Whole(), executor=executor
+        [("up", p)], rule=rule, view=polarlight.view.Whole(), executor=executor
     )
     check = RuleCheck(every)
     optimizer.observe(check)
@@ -61,12 +62,12 @@ def test_every_rule_keeps_what_it_promises(name, shape):
 @pytest.mark.parametrize(
     "rule",
     [
-        polarlight.muon(),
-        polarlight.aurora(),
-        polarlight.row_norm(),
-        polarlight.centred(polarlight.row_norm()),
-        polarlight.polargrad(),
-        polarlight.row_then_polar(),
+        polarlight.rules.muon(),
+        polarlight.rules.aurora(),
+        polarlight.rules.row_norm(),
+        polarlight.stages.centred(polarlight.rules.row_norm()),
+        polarlight.rules.polargrad(),
+        polarlight.rules.row_then_polar(),
     ],
     ids=lambda rule: rule.name,
 )
@@ -79,73 +80,87 @@ def test_a_rule_that_did_not_run_is_caught(rule):
 @pytest.mark.parametrize("shape", [(32, 8), (3, 3), (64, 64)], ids=str)
 def test_jordans_spread_of_singular_values_breaks_no_promise(shape):
     """Its five steps leave .68 to 1.2; the plain limit was crossed by one matrix in ten."""
-    limit = promises(polarlight.muon(polar=polarlight.NewtonSchulz(polarlight.JORDAN)), *shape)[
-        Promise.ISOMETRY
-    ]
+    limit = invariants(
+        polarlight.rules.muon(
+            polar=polarlight.linalg.NewtonSchulz(polarlight.linalg.schedules.JORDAN)
+        ),
+        *shape,
+    )[Invariant.ISOMETRY]
     for seed in range(50):
         M = gaussian(*shape, seed=seed) * torch.logspace(0, -seed / 20, shape[1])
-        assert measure(Promise.ISOMETRY, M, polarlight.NewtonSchulz(polarlight.JORDAN)(M)) < limit
-    exact = promises(polarlight.muon(polar=polarlight.ExactPolar()), *shape)
-    assert exact[Promise.ISOMETRY] == LIMITS[Promise.ISOMETRY] < limit
+        assert (
+            measure(
+                Invariant.ISOMETRY,
+                M,
+                polarlight.linalg.NewtonSchulz(polarlight.linalg.schedules.JORDAN)(M),
+            )
+            < limit
+        )
+    exact = invariants(polarlight.rules.muon(polar=polarlight.linalg.ExactPolar()), *shape)
+    assert exact[Invariant.ISOMETRY] == LIMITS[Invariant.ISOMETRY] < limit
 
 
 def test_a_spread_that_jordan_cannot_leave_is_caught():
     U, S, Vh = torch.linalg.svd(gaussian(64, 32, seed=0), full_matrices=False)
     S[1:] = 0.2 * S[0]
     raw = U @ torch.diag(S) @ Vh
-    limit = promises(polarlight.muon(polar=polarlight.NewtonSchulz(polarlight.JORDAN)), 64, 32)[
-        Promise.ISOMETRY
-    ]
-    assert measure(Promise.ISOMETRY, raw, raw) > limit
+    limit = invariants(
+        polarlight.rules.muon(
+            polar=polarlight.linalg.NewtonSchulz(polarlight.linalg.schedules.JORDAN)
+        ),
+        64,
+        32,
+    )[Invariant.ISOMETRY]
+    assert measure(Invariant.ISOMETRY, raw, raw) > limit
 
 
 def test_a_polar_factor_of_shards_is_caught():
-    (verdict,) = checked(polarlight.muon(), executor=OnShards()).broken()
-    assert Promise.SPECTRAL in verdict.broken
+    (verdict,) = checked(polarlight.rules.muon(), executor=OnShards()).broken()
+    assert Invariant.SPECTRAL in verdict.broken
 
 
 def test_promises_by_rule_and_shape():
-    finite, moves, isometry = Promise.FINITE, Promise.MOVES, Promise.ISOMETRY
-    spectral, rows, columns = Promise.SPECTRAL, Promise.EQUAL_ROWS, Promise.EQUAL_COLUMNS
-    assert set(promises(polarlight.muon(), 8, 4)) == {finite, moves, isometry, spectral}
-    assert set(promises(polarlight.aurora(), 8, 4)) == {finite, moves, isometry, rows}
-    assert set(promises(polarlight.aurora(), 4, 8)) == {finite, moves, isometry, spectral}
-    assert set(promises(polarlight.row_then_polar(), 8, 4)) == {finite, moves, isometry}
-    assert set(promises(polarlight.polar_then_row(), 8, 4)) == {finite, moves, rows}
-    assert set(promises(polarlight.unormuon(), 8, 4)) == {finite, moves}
-    assert set(promises(polarlight.unormuon(beta2=0.0), 8, 4)) == {finite, moves, rows}
-    assert set(promises(polarlight.kaon(), 8, 4)) == {finite, moves, spectral}
-    assert set(promises(polarlight.AdamWRule(), 8, 4)) == {finite, moves}
-    turned = polarlight.oriented(polarlight.row_norm(), polarlight.Columns())
-    assert set(promises(turned, 8, 4)) == {finite, moves, columns}
+    finite, moves, isometry = Invariant.FINITE, Invariant.MOVES, Invariant.ISOMETRY
+    spectral, rows, columns = Invariant.SPECTRAL, Invariant.EQUAL_ROWS, Invariant.EQUAL_COLUMNS
+    assert set(invariants(polarlight.rules.muon(), 8, 4)) == {finite, moves, isometry, spectral}
+    assert set(invariants(polarlight.rules.aurora(), 8, 4)) == {finite, moves, isometry, rows}
+    assert set(invariants(polarlight.rules.aurora(), 4, 8)) == {finite, moves, isometry, spectral}
+    assert set(invariants(polarlight.rules.row_then_polar(), 8, 4)) == {finite, moves, isometry}
+    assert set(invariants(polarlight.rules.polar_then_row(), 8, 4)) == {finite, moves, rows}
+    assert set(invariants(polarlight.rules.unormuon(), 8, 4)) == {finite, moves}
+    assert set(invariants(polarlight.rules.unormuon(beta2=0.0), 8, 4)) == {finite, moves, rows}
+    assert set(invariants(polarlight.rules.kaon(), 8, 4)) == {finite, moves, spectral}
+    assert set(invariants(polarlight.rules.AdamWRule(), 8, 4)) == {finite, moves}
+    turned = polarlight.stages.oriented(polarlight.rules.row_norm(), polarlight.stages.Columns())
+    assert set(invariants(turned, 8, 4)) == {finite, moves, columns}
 
 
 def test_soap_may_skip_its_first_step():
-    assert set(promises(polarlight.soap(), 8, 4)) == {Promise.FINITE}
+    assert set(invariants(polarlight.rules.soap(), 8, 4)) == {Invariant.FINITE}
 
 
 def test_measures_tell_matrices_apart():
     M = gaussian(24, 6, seed=1) * torch.logspace(-1, 1, 6)
     U, S, Vh = torch.linalg.svd(M, full_matrices=False)
     polar, rows = U @ Vh, M / M.norm(dim=1, keepdim=True)
-    assert measure(Promise.ISOMETRY, M, 3 * polar) < 1e-12
-    assert measure(Promise.ISOMETRY, M, M) > 0.3
-    assert measure(Promise.SPECTRAL, M, U @ torch.diag(S.cos()) @ Vh) < 1e-12
-    assert measure(Promise.SPECTRAL, M, M.sign()) > 0.15
-    assert measure(Promise.EQUAL_ROWS, M, rows) < 1e-6
-    assert measure(Promise.EQUAL_COLUMNS, M, rows) > 0.35
-    assert measure(Promise.CENTRED, M, M - M.mean(dim=0)) < 1e-12
-    assert measure(Promise.CENTRED, M, M + 1) > 0.05
-    assert measure(Promise.MOVES, M, 0 * M) == 1
-    assert measure(Promise.MOVES, 0 * M, 0 * M) == 0
-    assert measure(Promise.FINITE, M, M / 0) == 1
+    assert measure(Invariant.ISOMETRY, M, 3 * polar) < 1e-12
+    assert measure(Invariant.ISOMETRY, M, M) > 0.3
+    assert measure(Invariant.SPECTRAL, M, U @ torch.diag(S.cos()) @ Vh) < 1e-12
+    assert measure(Invariant.SPECTRAL, M, M.sign()) > 0.15
+    assert measure(Invariant.EQUAL_ROWS, M, rows) < 1e-6
+    assert measure(Invariant.EQUAL_COLUMNS, M, rows) > 0.35
+    assert measure(Invariant.CENTRED, M, M - M.mean(dim=0)) < 1e-12
+    assert measure(Invariant.CENTRED, M, M + 1) > 0.05
+    assert measure(Invariant.MOVES, M, 0 * M) == 1
+    assert measure(Invariant.MOVES, 0 * M, 0 * M) == 0
+    assert measure(Invariant.FINITE, M, M / 0) == 1
 
 
 def test_parameters_that_never_learn_are_named_and_frozen_ones_are_not():
     linear, lost, still = (nn.Parameter(torch.randn(8, 4)) for _ in range(3))
     still.requires_grad_(False)
     pairs = [("linear", linear), ("lost", lost), ("still", still)]
-    optimizer = polarlight.SpectralOptimizer(pairs, rule=polarlight.muon())
+    optimizer = polarlight.SpectralOptimizer(pairs, rule=polarlight.rules.muon())
     check = RuleCheck()
     optimizer.observe(check)
     for _ in range(2):
@@ -162,7 +177,7 @@ def test_parameters_that_never_learn_are_named_and_frozen_ones_are_not():
 def test_unsampled_steps_are_counted_and_vectors_are_checked():
     p = nn.Parameter(torch.zeros(5))
     optimizer = polarlight.SpectralOptimizer(
-        [("bias", p)], rule=polarlight.AdamWRule(), nonfinite=polarlight.NonFinite.PROPAGATE
+        [("bias", p)], rule=polarlight.rules.AdamWRule(), nonfinite=polarlight.NonFinite.PROPAGATE
     )
     check = RuleCheck(every=4)
     assert "no step seen" in check.report()
@@ -172,14 +187,14 @@ def test_unsampled_steps_are_counted_and_vectors_are_checked():
         optimizer.step()
     (verdict,) = check.broken()
     assert verdict.rules == {"adamw": 6}
-    assert list(verdict.broken) == [Promise.FINITE]
+    assert list(verdict.broken) == [Invariant.FINITE]
 
 
 def test_a_step_waits_for_nothing():
     """On the meta device any value that is asked for raises."""
     p = nn.Parameter(torch.zeros(16, 4, device="meta"))
     check = RuleCheck(every=1)
-    group = {"rule": polarlight.aurora(), "view": None}
+    group = {"rule": polarlight.rules.aurora(), "view": None}
     D = torch.zeros(16, 4, device="meta")
     for _ in range(2):
         assert check.begin()

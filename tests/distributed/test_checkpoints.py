@@ -19,7 +19,7 @@ from tests.distributed.processes import run
 
 SHAPES = [(12, 4), (4, 12), (3, 12, 4), (10, 5)]
 RULES = ["aurora", "normuon", "soap", "polar_adamw"]
-VIEWS = {"p0": polarlight.RowBlocks((8, 4)), "p1": polarlight.Heads(2, dim=-1)}
+VIEWS = {"p0": polarlight.view.RowBlocks((8, 4)), "p1": polarlight.view.Heads(2, dim=-1)}
 
 
 def build(rule, layout=None):
@@ -30,7 +30,7 @@ def build(rule, layout=None):
         mesh = init_device_mesh("cpu", sizes)
     model = Parameters(torch.float64, mesh, placements, SHAPES)
     groups = [
-        {"params": [(name, p)], "view": VIEWS.get(name, polarlight.Whole())}
+        {"params": [(name, p)], "view": VIEWS.get(name, polarlight.view.Whole())}
         for name, p in model.named_parameters()
     ]
     return model, polarlight.SpectralOptimizer(groups, lr=0.1, rule=SHIPPED[rule])

@@ -24,7 +24,7 @@ def optimizer(rule, **options):
     def make(model):
         groups = [{"params": list(model.named_parameters())}]
         return polarlight.SpectralOptimizer(
-            groups, lr=0.1, weight_decay=0.1, rule=rule, view=polarlight.Whole(), **options
+            groups, lr=0.1, weight_decay=0.1, rule=rule, view=polarlight.view.Whole(), **options
         )
 
     return make
@@ -45,7 +45,7 @@ def compare(rank, names, world, dtype, rules=RULES):
 def by_rows(rank, world):
     """Rules whose rows stay where they lie, whatever the size."""
     rows = polarlight.Sharded(options=Options(row_bytes=0, sum_weight=0))
-    rules = polarlight.row_norm(), polarlight.centred(polarlight.row_norm())
+    rules = polarlight.rules.row_norm(), polarlight.stages.centred(polarlight.rules.row_norm())
     for rule, layout in product(rules, ("rows", "HSDP", "copies", "columns")):
         if layout in LAYOUTS[world]:
             whole, sharded = models(torch.float64, LAYOUTS[world][layout])
@@ -55,11 +55,11 @@ def by_rows(rank, world):
                 assert len(rows.plans()[-1].rowwise) == 6  # all but the stack
 
 
-EIGEN = polarlight.EigenPolar()
+EIGEN = polarlight.linalg.EigenPolar()
 GRAM = {
-    "aurora": polarlight.aurora(polarlight.WarmPolar(EIGEN)),
-    "normuon": polarlight.normuon(polar=EIGEN),
-    "centred": polarlight.centred(polarlight.muon()),
+    "aurora": polarlight.rules.aurora(polarlight.rules.WarmPolar(EIGEN)),
+    "normuon": polarlight.rules.normuon(polar=EIGEN),
+    "centred": polarlight.stages.centred(polarlight.rules.muon()),
 }
 """Rules that take the polar factor of a tall matrix through its Gram matrix."""
 TALL = [(50, 3), (9, 2), (12, 4), (2, 30, 4), (4, 12)]

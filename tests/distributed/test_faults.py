@@ -30,12 +30,18 @@ def parameters(mesh, shapes=((8, 4), (6, 6))):
 def check_disagreement(rank):
     mesh = init_device_mesh("cpu", (2,))
     by_rank = {
-        "another rule": lambda p: ([("a", p[0])], [polarlight.muon(), polarlight.normuon()][rank]),
+        "another rule": lambda p: (
+            [("a", p[0])],
+            [polarlight.rules.muon(), polarlight.rules.normuon()][rank],
+        ),
         "another order": lambda p: (
             list(zip("ab", p, strict=True))[:: 1 - 2 * rank],
-            polarlight.muon(),
+            polarlight.rules.muon(),
         ),
-        "rank 1 has 1": lambda p: (list(zip("ab", p, strict=True))[: 2 - rank], polarlight.muon()),
+        "rank 1 has 1": lambda p: (
+            list(zip("ab", p, strict=True))[: 2 - rank],
+            polarlight.rules.muon(),
+        ),
     }
     for case, build in by_rank.items():
         both = parameters(mesh)
@@ -51,7 +57,10 @@ def check_disagreement(rank):
 def check_nan(rank):
     whole, sharded = models(torch.float32, LAYOUTS[2]["rows"])
     optimizer = polarlight.SpectralOptimizer(
-        sharded.named_parameters(), lr=0.1, rule=polarlight.aurora(), view=polarlight.Whole()
+        sharded.named_parameters(),
+        lr=0.1,
+        rule=polarlight.rules.aurora(),
+        view=polarlight.view.Whole(),
     )
     for name, p in whole.named_parameters():
         gradient = torch.ones_like(p)
@@ -75,7 +84,7 @@ def check_nothing_to_do(rank):
     frozen.grad = None
     bad.grad.to_local()[:] = float("nan")
     groups = [{"params": [pair]} for pair in (("frozen", frozen), ("bad", bad), ("good", good))]
-    optimizer = polarlight.SpectralOptimizer(groups, rule=polarlight.muon())
+    optimizer = polarlight.SpectralOptimizer(groups, rule=polarlight.rules.muon())
     before = {name: full(p) for name, p in zip(("bad", "good"), (bad, good), strict=True)}
     optimizer.step()
     assert torch.equal(full(bad), before["bad"])
@@ -91,10 +100,10 @@ def check_pending_sum(rank):
     p = nn.Parameter(DTensor.from_local(torch.ones(4, 4), mesh, [Partial()]))
     p.grad = torch.ones_like(p)
     with pytest.raises(ValueError, match=r"up has placement P\S*.* on .*DeviceMesh"):
-        polarlight.SpectralOptimizer([("up", p)], rule=polarlight.muon()).step()
+        polarlight.SpectralOptimizer([("up", p)], rule=polarlight.rules.muon()).step()
     q = nn.Parameter(on_rows((4, 4), mesh))
     q.grad = q.detach().clone()
-    polarlight.SpectralOptimizer([("up", q)], rule=polarlight.muon()).step()
+    polarlight.SpectralOptimizer([("up", q)], rule=polarlight.rules.muon()).step()
 
 
 LEFT, NOTICED = 0, 9
@@ -103,7 +112,7 @@ LEFT, NOTICED = 0, 9
 
 def die_in_the_middle(rank):
     optimizer = polarlight.SpectralOptimizer(
-        parameters(init_device_mesh("cpu", (2,))), rule=polarlight.muon()
+        parameters(init_device_mesh("cpu", (2,))), rule=polarlight.rules.muon()
     )
     optimizer.step()
     if rank == 1:

@@ -63,8 +63,8 @@ def summed(gradient, mesh):
 
 
 # Polar factors are exact: in bfloat16 the last bit of a gradient may round an entry up.
-EXACT = polarlight.ExactPolar()
-WARM = polarlight.WarmPolar(EXACT)
+EXACT = polarlight.linalg.ExactPolar()
+WARM = polarlight.rules.WarmPolar(EXACT)
 
 
 def aurora(model):
@@ -73,18 +73,20 @@ def aurora(model):
 
 def warm(model):
     """Aurora with a row scale per expert and part."""
-    warm = polarlight.aurora(WARM)
-    return polarlight.SpectralOptimizer(polarlight.with_adamw(model, lr=1e-2), lr=0.02, rule=warm)
+    warm = polarlight.rules.aurora(WARM)
+    return polarlight.SpectralOptimizer(
+        polarlight.rules.with_adamw(model, lr=1e-2), lr=0.02, rule=warm
+    )
 
 
 def symmetric(model):
-    return polarlight.SpectralOptimizer(polarlight.symmetric_stack(model, lr=0.01))
+    return polarlight.SpectralOptimizer(polarlight.recipes.symmetric_stack(model, lr=0.01))
 
 
 def by_heads(model):
     """NorMuon with a matrix per head, so that buffers are batches of heads."""
-    rule = polarlight.normuon(polar=EXACT)
-    vector = Route(rule=polarlight.AdamWRule(), lr=1e-3)
+    rule = polarlight.rules.normuon(polar=EXACT)
+    vector = Route(rule=polarlight.rules.AdamWRule(), lr=1e-3)
     table = dict.fromkeys(polarlight.Role, Route(rule=rule))
     table[polarlight.Role.ATTENTION] = Route(rule=rule, view=per_head)
     table[polarlight.Role.VECTOR] = vector

@@ -31,7 +31,7 @@ def begin(mesh=None, count=1, group=None):
         for _ in range(count)
     ]
     inner = [polarlight.Aurora(m.parameters(), lr=0.1, weight_decay=0.1) for m in models]
-    return models, inner, polarlight.Outer(*models, every=EVERY, group=group)
+    return models, inner, polarlight.diloco.Outer(*models, every=EVERY, group=group)
 
 
 def train(run_, workers, steps):
@@ -96,10 +96,12 @@ def unequal_starts(rank):
     models, _, rounds = begin(group=dist.group.WORLD)
     with torch.no_grad():
         models[0].p1.add_(rank == 2)
-    rounds = polarlight.Outer(*models, every=1, group=dist.group.WORLD)
+    rounds = polarlight.diloco.Outer(*models, every=1, group=dist.group.WORLD)
     with pytest.raises(RuntimeError, match=r"begin alike: p1 .* on its process 2"):
         rounds.step()
-    different = polarlight.Outer(*begin()[0], every=2 if rank == 3 else 1, group=dist.group.WORLD)
+    different = polarlight.diloco.Outer(
+        *begin()[0], every=2 if rank == 3 else 1, group=dist.group.WORLD
+    )
     expected = pytest.raises(RuntimeError, match=r"every is 1 .* and 2 on its process 3")
     with expected if rank != 3 else nullcontext():
         different.step()

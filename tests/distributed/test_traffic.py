@@ -13,7 +13,7 @@ from tests.distributed.test_conformance import EIGEN, optimizer
 
 SHAPES = [(12, 4), (4, 12), (6, 6), (3, 12, 4), (10, 5), (64, 2), *[(6, 6)] * 10]
 SMALL = Options(bucket_bytes=50, row_bytes=0, sum_weight=0)
-RULE = polarlight.aurora(polarlight.WarmPolar(EIGEN))
+RULE = polarlight.rules.aurora(polarlight.rules.WarmPolar(EIGEN))
 
 
 class Received(TorchDispatchMode):
@@ -65,7 +65,7 @@ def check_bytes(rank, layout):
 def check_keys(rank):
     """State is the same everywhere from the first step on, also where no gradient ever came."""
     _, model = models(torch.float32, LAYOUTS[4]["rows"], SHAPES)
-    made = optimizer(polarlight.normuon())(model)
+    made = optimizer(polarlight.rules.normuon())(model)
     with_gradients(model)
     model.p3.grad = None  # experts that saw no token
     made.step()

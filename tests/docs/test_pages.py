@@ -79,8 +79,9 @@ def test_links_inside_lead_somewhere(page):
 
 def test_the_site_has_every_page():
     nav = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())["nav"]
-    listed = re.findall(r"[\w-]+\.md", str(nav))
-    assert sorted(listed) == [page.name for page in PAGES]
+    listed = re.findall(r"[\w./-]+\.md", str(nav))
+    reference = [f"reference/{page.name}" for page in (DOCS / "reference").glob("*.md")]
+    assert sorted(listed) == sorted([page.name for page in PAGES] + reference)
 
 
 class Page(HTMLParser):
@@ -102,6 +103,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
@@ -114,9 +116,15 @@ def test_the_site_builds_without_a_warning(site):
     assert len(list(site.glob("*.html"))) == len(PAGES) + 1  # and 404
 
 
+def test_the_reference_shows_signatures_arguments_and_examples(site):
+    page = (site / "reference" / "polarlight.html").read_text()
+    for text in ("Aurora", "weight_decay", "Parameters", "Raises"):
+        assert text in page
+
+
 def test_every_link_of_the_built_site_leads_somewhere(site):
     """Pages, anchors, pictures, style sheets: as the theme wrote them."""
-    pages = {file: Page(file) for file in site.glob("*.html") if file.name != "404.html"}
+    pages = {file: Page(file) for file in site.rglob("*.html") if file.name != "404.html"}
     broken = []
     for file, page in pages.items():
         for link in page.links:

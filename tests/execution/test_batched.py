@@ -8,10 +8,11 @@ import torch
 import polarlight
 from polarlight.execution import batched
 from polarlight.execution.job import Job
+from polarlight.linalg.slot import Function
 
 
 @dataclass(frozen=True)
-class Counting:
+class Counting(Function):
     """A map that notes the shapes it is called with."""
 
     seen: list = None
@@ -26,7 +27,9 @@ class Counting:
 
 def rule_and_shapes():
     seen = []
-    rule = replace(polarlight.muon(), map=Counting(seen), scale=polarlight.Unscaled())
+    rule = replace(
+        polarlight.rules.muon(), map=Counting(None, seen=seen), scale=polarlight.stages.Unscaled()
+    )
     return rule, seen
 
 

@@ -8,7 +8,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polarlight import view_from_json
 from polarlight.lab.inspection.opening import open_checkpoint
 from polarlight.lab.inspection.source import UnreadableError
 from polarlight.lab.train import checkpoint, durable, history
@@ -17,6 +16,7 @@ from polarlight.lab.train.corpus import load_corpus
 from polarlight.lab.train.data import DataError
 from polarlight.lab.train.history import HistoryError
 from polarlight.lab.train.shards import HEADER_BYTES, MAGIC, map_shard
+from polarlight.routing import view_from_json
 from tests.fuzz.test_gradients import EXAMPLES
 
 CPU = torch.device("cpu")

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import polarlight
-from polarlight import AdamWRule, SpectralOptimizer
+from polarlight import SpectralOptimizer
 from polarlight.execution.job import Job
+from polarlight.rules import AdamWRule
 from tests.contracts.catalogue import GROWING, SHIPPED
 from tests.matrices import gaussian
 
@@ -215,7 +216,7 @@ def test_matrices_without_entries_are_left_alone(name, shape):
 
 
 def test_batches_of_matrices_without_entries_keep_their_shapes():
-    rule = polarlight.muon()
+    rule = polarlight.rules.muon()
     jobs = [Job(rule, torch.zeros(2, 0, 3), {}), Job(rule, torch.zeros(0, 3), {})]
     assert [d.shape for d in polarlight.Batched().directions(jobs)] == [(2, 0, 3), (0, 3)]
 
@@ -226,7 +227,7 @@ def test_shampoo_leaves_silent_rows_and_columns_at_rest():
     G[1:3] = 0
     G[:, 2] = 0
     p = nn.Parameter(torch.zeros(5, 3))
-    optimizer = SpectralOptimizer([p], lr=1.0, rule=polarlight.shampoo())
+    optimizer = SpectralOptimizer([p], lr=1.0, rule=polarlight.rules.shampoo())
     for factor in (1, 0, 1):
         p.grad = G * factor
         optimizer.step()
@@ -236,7 +237,7 @@ def test_shampoo_leaves_silent_rows_and_columns_at_rest():
 def test_shampoo_survives_factors_that_float32_cannot_decompose():
     """Found here: one row of -1, 0 and 1 made LAPACK give up, and the run with it."""
     p = nn.Parameter(torch.zeros(1, 1000))
-    optimizer = SpectralOptimizer([p], lr=1.0, rule=polarlight.shampoo())
+    optimizer = SpectralOptimizer([p], lr=1.0, rule=polarlight.rules.shampoo())
     p.grad = gaussian(1, 1000).mul(1.2).round().clamp(-1, 1).float()
     optimizer.step()
     assert p.isfinite().all()

@@ -9,17 +9,23 @@ from hypothesis import strategies as st
 from torch import nn
 
 import polarlight
-from polarlight import AdamWRule, NonFinite, SpectralOptimizer
+from polarlight import NonFinite, SpectralOptimizer
+from polarlight.rules import AdamWRule
 from tests.contracts.catalogue import SHIPPED
 from tests.fuzz.test_gradients import FAST
 from tests.matrices import gaussian
 
-HEAVY = replace(polarlight.muon(), momentum=polarlight.HeavyBall())
+HEAVY = replace(polarlight.rules.muon(), momentum=polarlight.stages.HeavyBall())
 RULES = {**SHIPPED, "adamw": AdamWRule(), "heavy_ball": HEAVY}
 VIEWS = {
-    (6, 4): [None, polarlight.Whole(), polarlight.Heads(2), polarlight.RowBlocks((4, 2))],
-    (4, 6): [None, polarlight.Heads(2, dim=-1), polarlight.Transposed()],
-    (3, 4, 2): [polarlight.Whole()],
+    (6, 4): [
+        None,
+        polarlight.view.Whole(),
+        polarlight.view.Heads(2),
+        polarlight.view.RowBlocks((4, 2)),
+    ],
+    (4, 6): [None, polarlight.view.Heads(2, dim=-1), polarlight.view.Transposed()],
+    (3, 4, 2): [polarlight.view.Whole()],
 }
 
 

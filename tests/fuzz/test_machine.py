@@ -15,15 +15,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch import nn
 
 import polarlight
-from polarlight import AdamWRule, SpectralOptimizer
+from polarlight import SpectralOptimizer
+from polarlight.rules import AdamWRule
 from tests.fuzz.test_gradients import EXAMPLES
 from tests.matrices import gaussian
 from tests.reference import adamw, muon, normuon
 
-EXACT = polarlight.ExactPolar(dtype=torch.float64)
+EXACT = polarlight.linalg.ExactPolar(dtype=torch.float64)
 METHODS = {
-    "muon": (polarlight.muon(polar=EXACT), muon.step, [(3, 2), (2, 3), (2, 2)]),
-    "normuon": (polarlight.normuon(polar=EXACT), normuon.step, [(4, 2), (2, 4)]),
+    "muon": (polarlight.rules.muon(polar=EXACT), muon.step, [(3, 2), (2, 3), (2, 2)]),
+    "normuon": (polarlight.rules.normuon(polar=EXACT), normuon.step, [(4, 2), (2, 4)]),
     "adamw": (AdamWRule(), adamw.step, [(3,), (2, 2)]),
 }
 GAMMA = 0.8

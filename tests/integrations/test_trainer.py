@@ -51,7 +51,7 @@ def test_a_factory_takes_classes_and_recipes():
     built = factory(polarlight.Aurora)()(model, lr=0.01, aux_lr=1e-3)
     assert isinstance(built, polarlight.Aurora)
     assert built.param_groups[0]["lr"] in (0.01, 1e-3)
-    recipe = factory(polarlight.muon_with_adamw)()(model, lr=4e-3)
+    recipe = factory(polarlight.recipes.muon_with_adamw)()(model, lr=4e-3)
     assert isinstance(recipe, polarlight.SpectralOptimizer)
     assert {g["rule"].name for g in recipe.param_groups} == {"muon", "adamw"}
 

@@ -93,7 +93,7 @@ def test_what_float32_loses_without_restarts_is_far_below_the_schedules_own_erro
 
 
 def test_the_reason_names_dtype_form_and_both_costs():
-    said = AutoPolar(dtype=torch.bfloat16).described(3072, 768, torch.float32, CPU)
+    said = AutoPolar(dtype=torch.bfloat16).describe(3072, 768, torch.float32, CPU)
     assert "bfloat16, Gram" in said
     assert "GF, plain" in said
     assert "below 64" in AutoPolar().described(32, 8, torch.float32, CPU)
@@ -101,11 +101,11 @@ def test_the_reason_names_dtype_form_and_both_costs():
 
 
 def test_an_explicit_choice_wins():
-    assert "float32, Gram" in AutoPolar(dtype=torch.float32).described(512, 128, torch.float64, CPU)
+    assert "float32, Gram" in AutoPolar(dtype=torch.float32).describe(512, 128, torch.float64, CPU)
     never = Rates(gram_from=10**6)
-    assert "plain" in AutoPolar(rates=never).described(3072, 768, torch.float32, CPU)
+    assert "plain" in AutoPolar(rates=never).describe(3072, 768, torch.float32, CPU)
     other = AutoPolar(polar_express(6))
-    assert "x6" in other.described(96, 96, torch.float32, CPU)
+    assert "x6" in other.describe(96, 96, torch.float32, CPU)
     assert "polar express x6" in str(other)
 
 
@@ -165,7 +165,7 @@ def test_short_sides_below_the_bound_are_not_weighed(side, kind):
     for shape in ((40 * side, side), (side, 40 * side)):
         engine = AutoPolar(dtype=torch.bfloat16)
         assert type(engine.engine(*shape, torch.float32, CPU)) is kind
-        said = engine.described(*shape, torch.float32, CPU)
+        said = engine.describe(*shape, torch.float32, CPU)
         assert ("a short side below 64 is bound by launches" in said) == (side == 63)
 
 
@@ -181,7 +181,7 @@ def test_symmetric_products_are_those_of_a_matrix_with_itself(shape, discount):
     gram = 2 * 2 * m * n * n * (1 + discount) + 2 * (4 + 2 * 3) * n**3 * discount
     engine = GramNewtonSchulz(QUICK, bf16, Schatten8(), (2,), tile=1)
     assert auto._gram_cost(engine, *shape, rates, bf16) == pytest.approx(gram)
-    said = AutoPolar(dtype=bf16, rates=rates).described(*shape, torch.float32, CPU)
+    said = AutoPolar(dtype=bf16, rates=rates).describe(*shape, torch.float32, CPU)
     assert f"(bfloat16, Gram: {gram / 1e9:.3g} GF, plain {plain / 1e9:.3g})" in said
 
 
@@ -201,6 +201,6 @@ def test_a_square_matrix_is_told_what_the_plain_form_costs():
 
 def test_a_matrix_is_read_as_it_is_iterated_on():
     engine = AutoPolar(dtype=torch.bfloat16)
-    assert engine.reads(torch.float32, CPU) == torch.bfloat16
+    assert engine.input_dtype(torch.float32, CPU) == torch.bfloat16
     assert AutoPolar(dtype=torch.float32).reads(torch.float64, CPU) == torch.float64
     assert AutoPolar().reads(torch.float64, CPU) == torch.float64

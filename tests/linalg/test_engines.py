@@ -28,7 +28,6 @@ from polarlight.linalg.qdwh import QDWH
 from polarlight.linalg.regularised import RegularisedPolar
 from polarlight.linalg.svd import ExactPolar
 from polarlight.linalg.zolopd import ZoloPD
-from polarlight.rule import reads
 from tests.matrices import gaussian
 
 SCHEDULES = [
@@ -107,7 +106,7 @@ def test_scale_of_the_input_does_not_matter(engine, factor):
     M = gaussian(12, 5, dtype=torch.float32)
     # Dividing by the largest entry rounds once; the iteration may run in bfloat16. Where that reads
     # M itself in bfloat16, M * factor is rounded to other entries than M: once more, by 2^-9.
-    tolerance = 6e-2 if reads(engine, M.dtype, M.device) == torch.bfloat16 else 2e-2
+    tolerance = 6e-2 if engine.input_dtype(M.dtype, M.device) == torch.bfloat16 else 2e-2
     torch.testing.assert_close(engine(M * factor), engine(M), rtol=0, atol=tolerance)
 
 
@@ -122,7 +121,7 @@ def test_a_power_of_two_changes_no_bit(engine, factor):
 def test_a_matrix_may_be_handed_over_in_what_is_read(engine):
     """Executors do: they choose time and place, never values."""
     M = gaussian(12, 5, dtype=torch.float32)
-    narrow = M.to(reads(engine, M.dtype, M.device))
+    narrow = M.to(engine.input_dtype(M.dtype, M.device))
     assert torch.equal(engine(narrow), engine(M).to(narrow.dtype))
 
 

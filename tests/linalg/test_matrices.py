@@ -10,14 +10,7 @@ from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import AOL, Frobenius, Schatten4, Schatten8, started
 from polarlight.linalg.products import gram, times_short
 from polarlight.linalg.regularised import RegularisedPolar
-from polarlight.linalg.row_sums import (
-    HERE,
-    NeedsAllRowsError,
-    Rows,
-    check_tall,
-    on_rows,
-    over_rows,
-)
+from polarlight.linalg.row_sums import ALL_ROWS, NeedsAllRowsError, Rows, check_tall, over_rows
 from polarlight.linalg.rows import (
     inverse,
     leverage_correction,
@@ -25,6 +18,7 @@ from polarlight.linalg.rows import (
     row_norms,
     significance,
 )
+from polarlight.linalg.slot import Function
 from tests.matrices import gaussian
 
 WIDE_OF = {
@@ -127,9 +121,9 @@ def test_only_the_whole_matrix_decides_whether_it_is_tall(columns, tall):
 
 def test_a_map_that_knows_nothing_of_rows_is_for_all_of_them():
     X = torch.ones(2, 2)
-    assert torch.equal(on_rows(torch.neg, X, HERE), -X)
+    assert torch.equal(Function(torch.neg).on_rows(X, ALL_ROWS), -X)
     with pytest.raises(NeedsAllRowsError, match="cannot be computed on a part of the rows"):
-        on_rows(torch.neg, X, Others())
+        Function(torch.neg).on_rows(X, Others())
 
 
 class Stacked(Rows):
@@ -157,7 +151,7 @@ def test_parts_that_are_wide_themselves_are_treated_as_rows_of_a_tall_matrix(bat
         found = normalisation(X, X.dtype, rows)
         torch.testing.assert_close(found, normalisation(whole, X.dtype))
     start, complete = (
-        started(M, Schatten8(), 1.01, X.dtype, r) for M, r in ((X, rows), (whole, HERE))
+        started(M, Schatten8(), 1.01, X.dtype, r) for M, r in ((X, rows), (whole, ALL_ROWS))
     )
     for ours, theirs in zip(start, (complete.X[..., :2, :], *complete[1:]), strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -7,7 +7,7 @@ from polarlight.linalg.auto import QUICK, AutoPolar
 from polarlight.linalg.gram import GramNewtonSchulz
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import FROBENIUS, Schatten8, started
-from polarlight.linalg.row_sums import HERE, NeedsAllRowsError, Rows, of_scaled
+from polarlight.linalg.row_sums import ALL_ROWS, NeedsAllRowsError, Rows
 from polarlight.linalg.svd import ExactPolar
 from tests.matrices import gaussian
 
@@ -41,7 +41,7 @@ def test_the_factor_is_the_same(engine, shape, dtype, tolerance):
     """To the bit in bfloat16, where unit scale is a power of two away, and where it is needed."""
     polar = engine(dtype)
     X = gaussian(*shape).to(torch.float64 if dtype == torch.float64 else torch.float32)
-    same = of_scaled(polar, X.clone())
+    same = polar.call_prescaled(X.clone())
     assert same.dtype == X.dtype
     torch.testing.assert_close(same, polar(X), rtol=0, atol=tolerance)
 
@@ -50,13 +50,13 @@ def test_the_factor_is_the_same(engine, shape, dtype, tolerance):
 def test_on_a_part_of_the_rows(engine):
     polar, X = engine(torch.float64), gaussian(40, 24)
     whole = polar(torch.cat([X, X]))[:40]
-    torch.testing.assert_close(of_scaled(polar, X.clone(), Part()), whole, rtol=0, atol=1e-10)
+    torch.testing.assert_close(polar.call_prescaled(X.clone(), Part()), whole, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("engine", list(ENGINES.values())[:3], ids=list(ENGINES)[:3])
 def test_a_part_of_what_is_not_tall_is_refused(engine):
     with pytest.raises(NeedsAllRowsError, match="20 x 24"):
-        of_scaled(engine(torch.float64), gaussian(10, 24), Part())
+        engine(torch.float64).call_prescaled(gaussian(10, 24), Part())
 
 
 def test_the_engine_is_chosen_for_rows_and_columns():
@@ -64,15 +64,15 @@ def test_the_engine_is_chosen_for_rows_and_columns():
     X = gaussian(512, 128).float()
     gram_form = AutoPolar(dtype=torch.float32).engine(512, 128, X.dtype, X.device)
     assert isinstance(gram_form, GramNewtonSchulz)
-    chosen = of_scaled(AutoPolar(dtype=torch.float32), X.clone())
-    assert torch.equal(chosen, gram_form.of_scaled(X.clone(), HERE))
+    chosen = AutoPolar(dtype=torch.float32).call_prescaled(X.clone())
+    assert torch.equal(chosen, gram_form.call_prescaled(X.clone(), ALL_ROWS))
     assert not torch.equal(chosen, NewtonSchulz(QUICK, torch.float32, Schatten8())(X))
 
 
 def test_a_map_that_cannot_be_spared_it_is_called_as_ever():
     X = gaussian(12, 4)
     kept = X.clone()
-    assert torch.equal(of_scaled(ExactPolar(), X), ExactPolar()(kept))
+    assert torch.equal(ExactPolar().call_prescaled(X), ExactPolar()(kept))
     assert torch.equal(X, kept)
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import JORDAN, ExactPolar, MatchRmsAdamW, NewtonSchulz
+from polarlight.linalg import ExactPolar, NewtonSchulz
+from polarlight.linalg.schedules import JORDAN
 from polarlight.migration import (
     carry_over,
     convention_of,
@@ -18,6 +19,7 @@ from polarlight.migration import (
     to_file,
 )
 from polarlight.migration.sources import fitting_source
+from polarlight.stages import MatchRmsAdamW
 from tests.migration import theirs
 
 VOCABULARY = 64
@@ -282,7 +284,7 @@ def test_torchs_spectral_unclamped_is_read_by_its_name(kind):
     source = fitting_source(group, muon.state[model.mix.weight])
     assert source.convention(group) == "torch-spectral-unclamped"
     assert convention_of("torch-spectral-unclamped").here == "Muon(scale=RmsToRms())"
-    new = ours(model, scale=polarlight.RmsToRms())
+    new = ours(model, scale=polarlight.stages.RmsToRms())
     if kind == "live":
         carry_over(muon, new)
     else:

@@ -101,7 +101,7 @@ def test_after_translation_we_move_as_far_as_torch(shape, target, option):
     source = {"original": "torch", "match_rms_adamw": "torch-match-rms"}[option]
     lr = translate_lr(0.01, source=source, target=target, shape=shape)
     torch_muon = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.0, adjust_lr_fn=option)
-    jordan = polarlight.NewtonSchulz(polarlight.JORDAN)
+    jordan = polarlight.linalg.NewtonSchulz(polarlight.linalg.schedules.JORDAN)
     muon = polarlight.Muon([ours], lr=lr, polar=jordan, scale=convention_of(target).scale)
     expected = moved(torch_muon, theirs, gradient.clone())
     # The same iteration; torch's is in bfloat16, with 8 bits of mantissa.
@@ -109,7 +109,7 @@ def test_after_translation_we_move_as_far_as_torch(shape, target, option):
 
 
 def test_the_call_that_is_recommended_means_the_same_learning_rate():
-    scope = vars(polarlight)
+    scope = vars(polarlight) | vars(polarlight.stages)
     for name in POLAR:
         convention = convention_of(name)
         weight = torch.nn.Parameter(torch.zeros(12, 6))
@@ -141,7 +141,7 @@ def test_sgd_in_both_conventions_moves_alike():
 
 
 def test_buffers_change_unit():
-    heavy, average = polarlight.HeavyBall(), polarlight.EMA()
+    heavy, average = polarlight.stages.HeavyBall(), polarlight.stages.EMA()
     assert momentum_factor(heavy, average, 0.95) == pytest.approx(0.05)
     assert momentum_factor(average, heavy, 0.95) == pytest.approx(20)
     assert momentum_factor(heavy, heavy, 0.95) == 1
@@ -158,7 +158,10 @@ def test_buffers_change_unit():
             lambda: translate_lr(1.0, source="polargrad", target="torch", shape=(2, 2)),
             "nuclear norm",
         ),
-        (lambda: momentum_factor(polarlight.EMA(), polarlight.EMA(), 1.0), r"\[0, 1\), got 1"),
+        (
+            lambda: momentum_factor(polarlight.stages.EMA(), polarlight.stages.EMA(), 1.0),
+            r"\[0, 1\), got 1",
+        ),
     ],
 )
 def test_mistakes_are_named(call, said):
@@ -171,13 +174,13 @@ def test_unscaled_is_what_keller_takes_for_a_convolution(shape):
     """Its scale reads the last two dimensions of the kernel, the window."""
     g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     weight = torch.nn.Parameter(torch.zeros(shape))
-    polar = polarlight.ExactPolar()
+    polar = polarlight.linalg.ExactPolar()
     keller = polar(g.flatten(1)).view(shape) * max(1, g.shape[-2] / g.shape[-1]) ** 0.5
     optimizer = polarlight.SpectralOptimizer(
         [weight],
         lr=1.0,
-        rule=polarlight.muon(polar=polar, scale=polarlight.Unscaled()),
-        view=polarlight.Flattened(shape[2:]),
+        rule=polarlight.rules.muon(polar=polar, scale=polarlight.stages.Unscaled()),
+        view=polarlight.view.Flattened(shape[2:]),
     )
     weight.grad = g
     optimizer.step()

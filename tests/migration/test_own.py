@@ -92,16 +92,41 @@ def test_a_saved_state_goes_to_a_model_with_another_head(name, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "carried", "fresh"),
     [
-        (pl.muon(), pl.aurora(), {"momentum_buffer"}, {"row_scale", "row_size"}),
-        (pl.aurora(), pl.muon(), {"momentum_buffer"}, set()),
-        (pl.aurora(), pl.aurora(side=pl.Side.LONG_AXIS), {"momentum_buffer", "row_scale"}, set()),
-        (pl.aurora(), pl.aurora(pl.WarmPolar(pl.QDWH())), {"row_scale", "row_size"}, set()),
-        (pl.normuon(), pl.unormuon(), {"momentum_buffer", "row_second_moment"}, set()),
-        (pl.normuon(), oriented(pl.normuon(), Columns()), {"momentum_buffer"}, {"row_second"}),
-        (pl.soap(), pl.kl_soap(), set(), {"left_basis", "first_moment"}),
-        (pl.soap(), pl.soap(betas=(0.9, 0.9)), {"left_basis", "first_moment", "step"}, set()),
-        (pl.soap(), pl.muon(), set(), {"momentum_buffer"}),
-        (pl.muon(), replace(pl.muon(), momentum=pl.InBfloat16()), {"momentum_buffer"}, {"draws"}),
+        (pl.rules.muon(), pl.rules.aurora(), {"momentum_buffer"}, {"row_scale", "row_size"}),
+        (pl.rules.aurora(), pl.rules.muon(), {"momentum_buffer"}, set()),
+        (
+            pl.rules.aurora(),
+            pl.rules.aurora(side=pl.stages.Side.LONG_AXIS),
+            {"momentum_buffer", "row_scale"},
+            set(),
+        ),
+        (
+            pl.rules.aurora(),
+            pl.rules.aurora(pl.rules.WarmPolar(pl.linalg.QDWH())),
+            {"row_scale", "row_size"},
+            set(),
+        ),
+        (pl.rules.normuon(), pl.rules.unormuon(), {"momentum_buffer", "row_second_moment"}, set()),
+        (
+            pl.rules.normuon(),
+            oriented(pl.rules.normuon(), Columns()),
+            {"momentum_buffer"},
+            {"row_second"},
+        ),
+        (pl.rules.soap(), pl.rules.kl_soap(), set(), {"left_basis", "first_moment"}),
+        (
+            pl.rules.soap(),
+            pl.rules.soap(betas=(0.9, 0.9)),
+            {"left_basis", "first_moment", "step"},
+            set(),
+        ),
+        (pl.rules.soap(), pl.rules.muon(), set(), {"momentum_buffer"}),
+        (
+            pl.rules.muon(),
+            replace(pl.rules.muon(), momentum=pl.stages.InBfloat16()),
+            {"momentum_buffer"},
+            {"draws"},
+        ),
     ],
     ids=str,
 )
@@ -118,25 +143,27 @@ def test_another_rule_gets_what_its_slots_have_in_common(old, new, carried, fres
     assert bool(line.reason) == bool(line.fresh)
 
 
-@pytest.mark.parametrize("momentum", [pl.HeavyBall(), pl.InBfloat16(pl.HeavyBall())], ids=str)
+@pytest.mark.parametrize(
+    "momentum", [pl.stages.HeavyBall(), pl.stages.InBfloat16(pl.stages.HeavyBall())], ids=str
+)
 def test_a_sum_becomes_an_average_and_back(momentum):
     p = parameter(8, 4)
-    sums = SpectralOptimizer([p], rule=replace(pl.muon(), momentum=momentum), momentum=0.9)
+    sums = SpectralOptimizer([p], rule=replace(pl.rules.muon(), momentum=momentum), momentum=0.9)
     step(sums)
-    average = SpectralOptimizer([p], rule=pl.muon(), momentum=0.5)
+    average = SpectralOptimizer([p], rule=pl.rules.muon(), momentum=0.5)
     carry_over(sums, average)
     M = average.state[p]["momentum_buffer"]
     torch.testing.assert_close(M, 0.1 * sums.state[p]["momentum_buffer"].float())
-    again = SpectralOptimizer([p], rule=replace(pl.muon(), momentum=momentum), momentum=0.5)
+    again = SpectralOptimizer([p], rule=replace(pl.rules.muon(), momentum=momentum), momentum=0.5)
     carry_over(average, again)
     torch.testing.assert_close(again.state[p]["momentum_buffer"].float(), 2 * M, rtol=0.01, atol=0)
 
 
 def test_under_another_view_the_momentum_goes_over_and_statistics_of_rows_start_anew():
     p = parameter(8, 4)
-    old = SpectralOptimizer([("w", p)], rule=pl.normuon(), view=pl.Whole())
+    old = SpectralOptimizer([("w", p)], rule=pl.rules.normuon(), view=pl.view.Whole())
     step(old)
-    new = SpectralOptimizer([("w", p)], rule=pl.normuon(), view=pl.Heads(2))
+    new = SpectralOptimizer([("w", p)], rule=pl.rules.normuon(), view=pl.view.Heads(2))
     (line,) = carry_over(old, new).lines
     assert line.carried == ("momentum_buffer",)
     assert line.fresh == ("row_second_moment",)
@@ -145,11 +172,11 @@ def test_under_another_view_the_momentum_goes_over_and_statistics_of_rows_start_
 
 def test_state_of_0_1_0_is_read_from_its_text():
     p = parameter(8, 4)
-    old = SpectralOptimizer([("w", p)], rule=pl.normuon())
+    old = SpectralOptimizer([("w", p)], rule=pl.rules.normuon())
     step(old)
     saved = old.state_dict()
-    saved["param_groups"][0] |= {"rule": repr(pl.normuon()), "view": "None"}
-    new = SpectralOptimizer([("w", p)], rule=pl.unormuon())
+    saved["param_groups"][0] |= {"rule": repr(pl.rules.normuon()), "view": "None"}
+    new = SpectralOptimizer([("w", p)], rule=pl.rules.unormuon())
     (line,) = load_carried(new, read_state_dict(saved)).lines
     assert set(line.carried) == {"momentum_buffer", "row_second_moment"}
 
@@ -168,7 +195,7 @@ def next_step(optimizer, p, g):
 def test_other_betas_keep_adamws_corrected_moments(t, betas, source):
     p = nn.Parameter(torch.zeros(64, 16))
     old = adamw_after(t, p, source)
-    new = SpectralOptimizer([p], lr=1e-3, momentum=betas[0], rule=pl.AdamWRule(betas[1]))
+    new = SpectralOptimizer([p], lr=1e-3, momentum=betas[0], rule=pl.rules.AdamWRule(betas[1]))
     carry_over(old, new)
     state, saved = new.state[p], old.state[p]
     assert state["step"] == t
@@ -182,7 +209,7 @@ def test_the_next_step_of_a_head_is_as_long_as_adamws_was(t, source):
     """torch's betas to ours; the gradient has the size of those before."""
     p = nn.Parameter(torch.zeros(512, 128))
     old = adamw_after(t, p, source)
-    new = SpectralOptimizer([p], lr=1e-3, momentum=0.9, rule=pl.AdamWRule(0.95))
+    new = SpectralOptimizer([p], lr=1e-3, momentum=0.9, rule=pl.rules.AdamWRule(0.95))
     carry_over(old, new)
     g = torch.randn(p.shape, generator=torch.Generator().manual_seed(0)).sign()
     expected, found = next_step(old, p, g), next_step(new, p, g)
@@ -194,7 +221,7 @@ def adamw_after(t, p, source):
     if source == "torch":
         old = torch.optim.AdamW([p], lr=1e-3, weight_decay=0.0)
     else:
-        rule = pl.AdamWRule(0.999, 1e-8)
+        rule = pl.rules.AdamWRule(0.999, 1e-8)
         old = SpectralOptimizer([p], lr=1e-3, momentum=0.9, rule=rule)
     generator = torch.Generator().manual_seed(t)
     for _ in range(t):

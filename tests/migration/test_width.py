@@ -30,7 +30,7 @@ def test_the_norm_is_that_of_a_real_step(name, shape):
     weight = torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64))
     weight.grad = torch.randn(shape, dtype=torch.float64)
     scale = convention_of(name).scale
-    polarlight.Muon([weight], lr=0.1, scale=scale, polar=polarlight.ExactPolar()).step()
+    polarlight.Muon([weight], lr=0.1, scale=scale, polar=polarlight.linalg.ExactPolar()).step()
     m, n = shape
     norm = torch.linalg.matrix_norm(weight.detach(), 2) * (n / m) ** 0.5
     assert operator_step(0.1, name, shape) == pytest.approx(norm.item())

@@ -6,7 +6,7 @@ The polar factor is exact, so that what is compared is the state and not an iter
 import torch
 from torch.optim import Optimizer
 
-from polarlight import ExactPolar
+from polarlight.linalg import ExactPolar
 
 POLAR = ExactPolar()
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import AdamWRule
 from polarlight.optimizer import apply as movement
+from polarlight.rules import AdamWRule
 from tests.nets import parameter
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
@@ -14,7 +14,7 @@ NARROW = torch.bfloat16
 
 def group(rule=None, **numbers):
     defaults = {"lr": 0.5, "weight_decay": 0.25, "momentum": 0.9, "maximize": False, "view": None}
-    return defaults | {"rule": rule or polarlight.muon()} | numbers
+    return defaults | {"rule": rule or polarlight.rules.muon()} | numbers
 
 
 def weights(count=2, dtype=torch.float32):
@@ -72,7 +72,7 @@ def test_state_before_the_first_step():
         **dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), torch.float32),
         **{"weight_draws": torch.int32},
     }
-    halves = group(polarlight.normuon(), view=polarlight.Heads(2))
+    halves = group(polarlight.rules.normuon(), view=polarlight.view.Heads(2))
     state = movement.new_state(halves, p, "p")
     assert {key: tuple(x.shape) for key, x in state.items()} == {
         "momentum_buffer": (4, 2),

@@ -10,8 +10,9 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import polarlight
-from polarlight import EMA, InBfloat16, SpectralOptimizer
+from polarlight import SpectralOptimizer
 from polarlight.rules import with_adamw
+from polarlight.stages import EMA, InBfloat16
 from tests.matrices import gaussian
 
 pytestmark = [
@@ -36,7 +37,7 @@ class Net(nn.Module):
 
 
 def in_bfloat16(model, lr, aux_lr):
-    rule = replace(polarlight.aurora(), momentum=InBfloat16(EMA()))
+    rule = replace(polarlight.rules.aurora(), momentum=InBfloat16(EMA()))
     return SpectralOptimizer(with_adamw(model, lr=aux_lr), lr, rule=rule)
 
 

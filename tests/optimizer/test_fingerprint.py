@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 import polarlight as pl
 from polarlight import registry
 from polarlight.linalg.coefficients import Schedule
+from polarlight.linalg.slot import Function, MatrixMap
 from polarlight.optimizer.fingerprint import config_of, differences, fingerprint, read_fingerprint
 from polarlight.registry import fields_of, registered
 from polarlight.stages.orientation import Columns, Pairs, oriented
@@ -18,12 +20,12 @@ from tests.contracts.catalogue import RULES
 from tests.nets import optimizer_of, parameter, step
 
 VIEWS = [
-    pl.Whole(),
-    pl.Heads(2),
-    pl.Heads(2, dim=-1, inner=pl.Transposed()),
-    pl.RowBlocks((2, 3), (pl.Whole(), pl.Interleaved(3))),
-    pl.Flattened((3, 3)),
-    pl.Taps(),
+    pl.view.Whole(),
+    pl.view.Heads(2),
+    pl.view.Heads(2, dim=-1, inner=pl.view.Transposed()),
+    pl.view.RowBlocks((2, 3), (pl.view.Whole(), pl.view.Interleaved(3))),
+    pl.view.Flattened((3, 3)),
+    pl.view.Taps(),
 ]
 
 
@@ -35,7 +37,7 @@ def paths(saved, now):
     return {d.field: d.harmless for d in found(saved, now)}
 
 
-@pytest.mark.parametrize("value", [*RULES.values(), pl.AdamWRule(0.9), *VIEWS], ids=str)
+@pytest.mark.parametrize("value", [*RULES.values(), pl.rules.AdamWRule(0.9), *VIEWS], ids=str)
 def test_a_fingerprint_and_a_repr_of_0_1_0_read_back_as_the_same_configuration(value):
     config = config_of(value)
     assert read_fingerprint(fingerprint(value)) == config
@@ -43,64 +45,84 @@ def test_a_fingerprint_and_a_repr_of_0_1_0_read_back_as_the_same_configuration(v
 
 
 def test_only_fields_other_than_the_default_are_stored():
-    default = json.loads(fingerprint(pl.aurora()))
+    default = json.loads(fingerprint(pl.rules.aurora()))
     assert default["method"] == "aurora"
     assert default["slots"]["map"]["fields"]["then"]["fields"] == {}
-    changed = json.loads(fingerprint(pl.muon(nesterov=False)))
+    changed = json.loads(fingerprint(pl.rules.muon(nesterov=False)))
     assert changed["slots"]["momentum"]["fields"] == {"nesterov": False}
 
 
 def test_schedules_of_the_package_are_stored_by_name_and_custom_ones_by_coefficients():
-    text = fingerprint(pl.muon(polar=pl.NewtonSchulz(pl.JORDAN)))
+    text = fingerprint(pl.rules.muon(polar=pl.linalg.NewtonSchulz(pl.linalg.schedules.JORDAN)))
     assert "jordan x5" in text
     assert "3.4445" not in text
     custom = Schedule(name="jordan x5", steps=((2.0, -1.5, 0.5),), source="a test")
-    assert "[2.0, -1.5, 0.5]" in fingerprint(pl.muon(polar=pl.NewtonSchulz(custom)))
-    now = pl.muon(polar=pl.NewtonSchulz(replace(pl.JORDAN, safety=1.5)))
-    assert paths(pl.muon(polar=pl.NewtonSchulz(pl.JORDAN)), now)["map.schedule.safety"]
+    assert "[2.0, -1.5, 0.5]" in fingerprint(pl.rules.muon(polar=pl.linalg.NewtonSchulz(custom)))
+    now = pl.rules.muon(
+        polar=pl.linalg.NewtonSchulz(replace(pl.linalg.schedules.JORDAN, safety=1.5))
+    )
+    assert paths(pl.rules.muon(polar=pl.linalg.NewtonSchulz(pl.linalg.schedules.JORDAN)), now)[
+        "map.schedule.safety"
+    ]
 
 
 @pytest.mark.parametrize(
     ("saved", "now", "expected"),
     [
-        (pl.muon(), pl.muon(nesterov=False), {"momentum.nesterov": True}),
-        (pl.muon(), pl.muon(scale=pl.MatchRmsAdamW()), {"scale": True}),
-        (pl.muon(), pl.muon(polar=pl.QDWH()), {"map": True}),
-        (pl.muon(), pl.muon(polar=pl.AutoPolar(dtype=torch.float64)), {"map.dtype": True}),
-        (pl.AdamWRule(), pl.AdamWRule(0.9, 1e-8), {"beta2": True, "eps": True}),
-        (pl.normuon(), pl.normuon(beta2=0.9), {"post[0].inner.beta2": True}),
-        (pl.soap(), pl.soap(betas=(0.9, 0.9), every=2), {"map.betas": True, "map.every": True}),
-        (pl.soap(), pl.soap(shampoo_beta=0.9), {"map.factors.beta": True}),
-        (pl.soap(), pl.soap(max_side=3), {"map.max_side": False}),
-        (pl.aurora(), pl.aurora(pl.WarmPolar(follow=0.5)), {"map.then.follow": True}),
-        (pl.aurora(), pl.aurora(side=pl.Side.WIDE), {"map.side": False}),
+        (pl.rules.muon(), pl.rules.muon(nesterov=False), {"momentum.nesterov": True}),
+        (pl.rules.muon(), pl.rules.muon(scale=pl.stages.MatchRmsAdamW()), {"scale": True}),
+        (pl.rules.muon(), pl.rules.muon(polar=pl.linalg.QDWH()), {"map": True}),
         (
-            pl.aurora(pl.BalancedPolar()),
-            pl.aurora(pl.BalancedPolar(), side=pl.Side.WIDE),
+            pl.rules.muon(),
+            pl.rules.muon(polar=pl.linalg.AutoPolar(dtype=torch.float64)),
+            {"map.dtype": True},
+        ),
+        (pl.rules.AdamWRule(), pl.rules.AdamWRule(0.9, 1e-8), {"beta2": True, "eps": True}),
+        (pl.rules.normuon(), pl.rules.normuon(beta2=0.9), {"post[0].inner.beta2": True}),
+        (
+            pl.rules.soap(),
+            pl.rules.soap(betas=(0.9, 0.9), every=2),
+            {"map.betas": True, "map.every": True},
+        ),
+        (pl.rules.soap(), pl.rules.soap(shampoo_beta=0.9), {"map.factors.beta": True}),
+        (pl.rules.soap(), pl.rules.soap(max_side=3), {"map.max_side": False}),
+        (
+            pl.rules.aurora(),
+            pl.rules.aurora(pl.rules.WarmPolar(follow=0.5)),
+            {"map.then.follow": True},
+        ),
+        (pl.rules.aurora(), pl.rules.aurora(side=pl.stages.Side.WIDE), {"map.side": False}),
+        (
+            pl.rules.aurora(pl.rules.BalancedPolar()),
+            pl.rules.aurora(pl.rules.BalancedPolar(), side=pl.stages.Side.WIDE),
             {"map.side": True},
         ),
         (
-            pl.aurora(pl.BalancedPolar()),
-            pl.aurora(pl.FeedbackPolar()),
+            pl.rules.aurora(pl.rules.BalancedPolar()),
+            pl.rules.aurora(pl.rules.FeedbackPolar()),
             {"map.then": True},
         ),
         (
-            pl.aurora(pl.WarmPolar(pl.QDWH())),
-            pl.aurora(pl.BalancedPolar(pl.QDWH())),
+            pl.rules.aurora(pl.rules.WarmPolar(pl.linalg.QDWH())),
+            pl.rules.aurora(pl.rules.BalancedPolar(pl.linalg.QDWH())),
             {"map.then": False},
         ),
         (
-            pl.muon(),
-            replace(pl.muon(), momentum=pl.HeavyBall()),
+            pl.rules.muon(),
+            replace(pl.rules.muon(), momentum=pl.stages.HeavyBall()),
             {"momentum": False},
         ),
-        (pl.muon(), replace(pl.muon(), momentum=pl.InBfloat16()), {"momentum": False}),
-        (pl.muon(), pl.aurora(), {"method": False}),
-        (pl.muon(), pl.AdamWRule(), {"method": False}),
-        (pl.soap(), pl.kl_soap(), {"method": False}),
         (
-            replace(oriented(pl.normuon(), Columns()), name="n"),
-            replace(oriented(pl.normuon(), Pairs()), name="n"),
+            pl.rules.muon(),
+            replace(pl.rules.muon(), momentum=pl.stages.InBfloat16()),
+            {"momentum": False},
+        ),
+        (pl.rules.muon(), pl.rules.aurora(), {"method": False}),
+        (pl.rules.muon(), pl.rules.AdamWRule(), {"method": False}),
+        (pl.rules.soap(), pl.rules.kl_soap(), {"method": False}),
+        (
+            replace(oriented(pl.rules.normuon(), Columns()), name="n"),
+            replace(oriented(pl.rules.normuon(), Pairs()), name="n"),
             {
                 "map.orientation": True,
                 "scale.orientation": True,
@@ -108,9 +130,9 @@ def test_schedules_of_the_package_are_stored_by_name_and_custom_ones_by_coeffici
             },
         ),
         (
-            oriented(pl.normuon(), Pairs()),
+            oriented(pl.rules.normuon(), Pairs()),
             replace(
-                oriented(pl.normuon(), Pairs(interleaved=True)),
+                oriented(pl.rules.normuon(), Pairs(interleaved=True)),
             ),
             {
                 "map.orientation.interleaved": True,
@@ -176,16 +198,24 @@ def test_a_changed_default_and_a_renamed_field_are_read_by_version():
 
 def test_a_class_that_nobody_registered_goes_by_its_qualified_name():
     @dataclass(frozen=True)
-    class Mine:
+    class Mine(MatrixMap):
         factor: float = 2.0
 
-        def __call__(self, X):
-            return X
+        def __call__(self, M):
+            return M
 
-    text = fingerprint(pl.muon(polar=Mine()))
+        def symmetries(self, m, n):
+            return frozenset()
+
+        def invariants(self, m, n):
+            return {}
+
+    text = fingerprint(pl.rules.muon(polar=Mine()))
     assert "Mine" in text
     assert __name__ not in text
-    assert paths(pl.muon(polar=Mine()), pl.muon(polar=Mine(3.0))) == {"map.factor": True}
+    assert paths(pl.rules.muon(polar=Mine()), pl.rules.muon(polar=Mine(3.0))) == {
+        "map.factor": True
+    }
 
 
 @pytest.mark.parametrize("name", ["Original", "EMA"])
@@ -234,7 +264,8 @@ def test_differing_fields_that_may_are_listed_in_one_warning():
     saved = optimizer_of([{"params": p} for p in model])
     step(saved)
     now = pl.SpectralOptimizer(
-        [{"params": p} for p in model], rule=pl.muon(nesterov=False, scale=pl.RmsToRms())
+        [{"params": p} for p in model],
+        rule=pl.rules.muon(nesterov=False, scale=pl.stages.RmsToRms()),
     )
     with pytest.warns(UserWarning, match="differs from the one that was saved") as caught:
         now.load_state_dict(saved.state_dict())
@@ -250,7 +281,7 @@ def test_differing_fields_that_may_are_listed_in_one_warning():
 
 def test_a_refusal_shows_the_differing_fields_alone_and_the_way_out():
     saved = optimizer_of([parameter(4, 3)]).state_dict()
-    rule = dataclasses.replace(pl.muon(), momentum=pl.HeavyBall())
+    rule = dataclasses.replace(pl.rules.muon(), momentum=pl.stages.HeavyBall())
     other = pl.SpectralOptimizer([parameter(4, 3)], rule=rule)
     with pytest.raises(ValueError, match="carry_over") as error:
         other.load_state_dict(saved)
@@ -260,12 +291,12 @@ def test_a_refusal_shows_the_differing_fields_alone_and_the_way_out():
 
 def test_none_and_whole_are_the_same_view():
     def of(view):
-        return pl.SpectralOptimizer([parameter(4, 3)], rule=pl.muon(), view=view)
+        return pl.SpectralOptimizer([parameter(4, 3)], rule=pl.rules.muon(), view=view)
 
-    of(pl.Whole()).load_state_dict(of(None).state_dict())
-    of(None).load_state_dict(of(pl.Whole()).state_dict())
+    of(pl.view.Whole()).load_state_dict(of(None).state_dict())
+    of(None).load_state_dict(of(pl.view.Whole()).state_dict())
     with pytest.raises(ValueError, match="under another view"):
-        of(None).load_state_dict(of(pl.Transposed()).state_dict())
+        of(None).load_state_dict(of(pl.view.Transposed()).state_dict())
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -284,7 +315,7 @@ def test_states_with_and_without_names_load_into_each_other(named):
 @pytest.mark.parametrize("number", [3, 3.0])
 def test_a_step_that_was_stored_as_a_number_loads(number):
     p = parameter(5)
-    optimizer = pl.SpectralOptimizer([p], rule=pl.AdamWRule())
+    optimizer = pl.SpectralOptimizer([p], rule=pl.rules.AdamWRule())
     step(optimizer)
     saved = optimizer.state_dict()
     saved["state"][0]["step"] = number
@@ -296,7 +327,7 @@ def test_a_step_that_was_stored_as_a_number_loads(number):
 def test_a_rule_that_a_wrapper_saved_as_an_object_loads():
     optimizer = optimizer_of([parameter(4, 3)])
     saved = optimizer.state_dict()
-    saved["param_groups"][0] |= {"rule": pl.muon(), "view": None}
+    saved["param_groups"][0] |= {"rule": pl.rules.muon(), "view": None}
     optimizer.load_state_dict(saved)
 
 
@@ -311,7 +342,7 @@ def test_a_class_of_somebody_else_with_a_registered_name_is_another_one():
             return list(gradients)
 
     EMA.__qualname__ = "EMA"
-    assert paths(pl.muon(), replace(pl.muon(), momentum=EMA())) == {"momentum": False}
+    assert paths(pl.rules.muon(), replace(pl.rules.muon(), momentum=EMA())) == {"momentum": False}
 
 
 @pytest.mark.parametrize(
@@ -319,6 +350,15 @@ def test_a_class_of_somebody_else_with_a_registered_name_is_another_one():
 )
 def test_a_custom_schedule_may_have_a_similar_name(name):
     custom = Schedule(name=name, steps=((2.0, -1.5, 0.5),), source="a test")
-    rule = pl.muon(polar=pl.NewtonSchulz(custom))
+    rule = pl.rules.muon(polar=pl.linalg.NewtonSchulz(custom))
     assert "-1.5" in fingerprint(rule)
     assert list(differences(read_fingerprint(repr(rule)), config_of(rule))) == []
+
+
+def test_a_plain_function_goes_by_its_name():
+    saved, now = (pl.rules.muon(polar=Function(f)) for f in (torch.sign, torch.tanh))
+    assert paths(saved, saved) == {}
+    assert paths(saved, now) == {"map.function": True}
+    assert paths(saved, pl.rules.muon()) == {"map": True}
+    bound = [partial(torch.add, alpha=x) for x in (1, 2)]
+    assert paths(*(pl.rules.muon(polar=Function(f)) for f in bound)) == {"map.function": True}

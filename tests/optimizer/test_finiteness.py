@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import AdamWRule
 from polarlight.execution.sharded import collectives
 from polarlight.optimizer import finiteness
+from polarlight.rules import AdamWRule
 
 HUGE = torch.full((4,), 3e38)
 CASES = [torch.ones(3), HUGE, torch.tensor([1.0, math.nan]), torch.tensor([-math.inf])]
@@ -69,7 +69,7 @@ def test_gradients_are_gathered_by_device_and_missing_ones_left_out():
     assert found == {"cpu": ([0, 3], 2), "meta": ([1], 1)}
 
 
-@pytest.mark.parametrize(("rule", "bad"), [(polarlight.muon(), [1]), (AdamWRule(), [0, 1])])
+@pytest.mark.parametrize(("rule", "bad"), [(polarlight.rules.muon(), [1]), (AdamWRule(), [0, 1])])
 def test_elementwise_rules_square_their_gradients(rule, bad):
     params = [torch.nn.Parameter(torch.ones(4)) for _ in range(3)]
     for p, g in zip(params, (3e38, math.inf, 1.0), strict=True):
@@ -103,7 +103,7 @@ def test_what_any_process_finds_bad_all_know_after_one_number_per_mesh(monkeypat
     plain = torch.nn.Parameter(torch.ones(2))
     plain.grad = torch.full((2,), math.nan)
     groups = [
-        {"params": [sharded("a", 1.0), plain, sharded("b", 1.0)], "rule": polarlight.muon()},
+        {"params": [sharded("a", 1.0), plain, sharded("b", 1.0)], "rule": polarlight.rules.muon()},
         {"params": [sharded("a", 1.0), sharded("a", math.nan)], "rule": AdamWRule()},
     ]
     members = {0: [0, 1, 2], 1: [0, 1]}
@@ -115,6 +115,6 @@ def test_nothing_is_exchanged_where_nothing_is_sharded(monkeypatch):
     processes = Processes(monkeypatch, {})
     p = torch.nn.Parameter(torch.ones(2))
     p.grad = torch.full((2,), math.nan)
-    group = {"params": [p], "rule": polarlight.muon()}
+    group = {"params": [p], "rule": polarlight.rules.muon()}
     assert finiteness.bad_everywhere([group], {0: [0]}) == set()
     assert processes.exchanged == []

@@ -7,10 +7,13 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import AdamWRule, NonFinite
+from polarlight import NonFinite
 from polarlight.optimizer import finiteness
 from polarlight.optimizer import masked as nonfinite
 from polarlight.optimizer.gradient_guard import Watch
+from polarlight.rule import ElementwiseRule
+from polarlight.rules import AdamWRule
+from polarlight.stages.side import Identity
 from tests.matrices import gaussian
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
@@ -26,7 +29,7 @@ def parameters(*gradients):
 
 
 def group(*gradients, rule=None):
-    return {"params": parameters(*gradients), "rule": rule or polarlight.muon()}
+    return {"params": parameters(*gradients), "rule": rule or polarlight.rules.muon()}
 
 
 def judged(watch, groups, ask=False, states=None):
@@ -105,8 +108,8 @@ def test_it_is_waited_for_where_somebody_watches():
 @pytest.mark.parametrize(
     ("rule", "key", "asked"),
     [
-        (polarlight.soap(), "step", True),
-        (polarlight.soap(), "unit", False),
+        (polarlight.rules.soap(), "step", True),
+        (polarlight.rules.soap(), "unit", False),
         (AdamWRule(), "step", False),  # a counter, but none that it branches on
     ],
 )
@@ -161,7 +164,9 @@ def test_flags_stand_beside_their_gradients_and_absent_ones_are_good():
 
 
 @pytest.mark.parametrize(
-    "momentum", [polarlight.EMA(), polarlight.HeavyBall(), polarlight.RawGradient()], ids=str
+    "momentum",
+    [polarlight.stages.EMA(), polarlight.stages.HeavyBall(), polarlight.stages.RawGradient()],
+    ids=str,
 )
 def test_momenta_of_bad_gradients_stay_to_the_bit(momentum):
     gradients = [gaussian(3), torch.full((3,), torch.nan).double()]
@@ -175,10 +180,15 @@ def test_momenta_of_bad_gradients_stay_to_the_bit(momentum):
 
 
 @pytest.mark.usefixtures("on_a_device")
-@pytest.mark.parametrize("momentum", [polarlight.EMA(False), polarlight.HeavyBall(False)], ids=str)
+@pytest.mark.parametrize(
+    "momentum", [polarlight.stages.EMA(False), polarlight.stages.HeavyBall(False)], ids=str
+)
 def test_a_rule_that_returns_what_it_was_given_does_not_lose_the_momentum(momentum):
     plain = replace(
-        polarlight.muon(), map=lambda X: X, scale=polarlight.Unscaled(), momentum=momentum
+        polarlight.rules.muon(),
+        map=Identity(),
+        scale=polarlight.stages.Unscaled(),
+        momentum=momentum,
     )
     p = torch.nn.Parameter(torch.ones(4, 2))
     optimizer = polarlight.SpectralOptimizer([p], rule=plain)
@@ -193,7 +203,7 @@ def test_a_rule_that_returns_what_it_was_given_does_not_lose_the_momentum(moment
 
 
 @dataclass(frozen=True)
-class Counting:
+class Counting(ElementwiseRule):
     """An elementwise rule that knows nothing of skipping."""
 
     name: str = "counting"
@@ -273,7 +283,11 @@ class Careless(Counting):
         pass
 
 
-EMA_, BALL, RAW = polarlight.EMA(), polarlight.HeavyBall(), polarlight.RawGradient()
+EMA_, BALL, RAW = (
+    polarlight.stages.EMA(),
+    polarlight.stages.HeavyBall(),
+    polarlight.stages.RawGradient(),
+)
 
 
 def zeros(count):

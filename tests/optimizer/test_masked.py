@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import AdamWRule, NonFinite, SpectralOptimizer
+from polarlight import NonFinite, SpectralOptimizer
 from polarlight.optimizer import finiteness
+from polarlight.rule import ElementwiseRule
+from polarlight.rules import AdamWRule
 from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
 
@@ -17,7 +19,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 @dataclass(frozen=True)
-class SignOfMean:
+class SignOfMean(ElementwiseRule):
     """An elementwise rule as a user may write one: it knows nothing of skipping."""
 
     name: str = "sign_of_mean"
@@ -37,12 +39,14 @@ class SignOfMean:
 
 RULES = {
     **SHIPPED,
-    "muon-not_averaging": replace(SHIPPED["muon"], momentum=polarlight.HeavyBall(nesterov=False)),
-    "muon-bfloat16": replace(SHIPPED["muon"], momentum=polarlight.InBfloat16()),
-    "muon-bfloat16-heavy_ball": replace(
-        SHIPPED["muon"], momentum=polarlight.InBfloat16(polarlight.HeavyBall())
+    "muon-not_averaging": replace(
+        SHIPPED["muon"], momentum=polarlight.stages.HeavyBall(nesterov=False)
     ),
-    "muon-raw": replace(SHIPPED["muon"], momentum=polarlight.RawGradient()),
+    "muon-bfloat16": replace(SHIPPED["muon"], momentum=polarlight.stages.InBfloat16()),
+    "muon-bfloat16-heavy_ball": replace(
+        SHIPPED["muon"], momentum=polarlight.stages.InBfloat16(polarlight.stages.HeavyBall())
+    ),
+    "muon-raw": replace(SHIPPED["muon"], momentum=polarlight.stages.RawGradient()),
     "adamw": AdamWRule(),
     "elementwise": SignOfMean(),
 }
@@ -161,7 +165,7 @@ def test_raising_names_the_parameters_before_anything_moves(rule):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
 def test_other_dtypes_and_tensor_learning_rates(dtype, lr, where):
-    for rule in (polarlight.normuon(), AdamWRule()):
+    for rule in (polarlight.rules.normuon(), AdamWRule()):
         optimizer = trained(rule, dtype=dtype, lr=lr)
         before = [snapshot(optimizer, place) for place in range(3)]
         set_gradients(optimizer, 7)
@@ -172,10 +176,12 @@ def test_other_dtypes_and_tensor_learning_rates(dtype, lr, where):
 
 
 @pytest.mark.parametrize(
-    "view", [polarlight.RowBlocks((5, 3)), polarlight.Heads(2), polarlight.Transposed()], ids=str
+    "view",
+    [polarlight.view.RowBlocks((5, 3)), polarlight.view.Heads(2), polarlight.view.Transposed()],
+    ids=str,
 )
 def test_every_part_of_a_skipped_parameter_is_skipped(view, where):
-    optimizer = trained(polarlight.normuon(), view=view)
+    optimizer = trained(polarlight.rules.normuon(), view=view)
     before = snapshot(optimizer, 0)
     set_gradients(optimizer, 7)
     parameters_of(optimizer)[0].grad[7, 3] = NAN
@@ -186,7 +192,7 @@ def test_every_part_of_a_skipped_parameter_is_skipped(view, where):
 def test_all_may_be_bad_and_some_may_have_no_gradient_or_no_entries(where):
     parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in [(4, 3), (3, 0), (2, 2)]]
     named = list(zip(["a", "empty", "b"], parameters, strict=True))
-    optimizer = SpectralOptimizer(named, rule=polarlight.aurora(), lr=0.1)
+    optimizer = SpectralOptimizer(named, rule=polarlight.rules.aurora(), lr=0.1)
     for step in range(3):
         for p in parameters:
             p.grad = torch.full_like(p, NAN)
@@ -198,7 +204,7 @@ def test_all_may_be_bad_and_some_may_have_no_gradient_or_no_entries(where):
 
 def test_huge_gradients_are_finite(where):
     """Their sum and the sum of their squares are not."""
-    optimizer = trained(polarlight.muon(), steps=0, count=1)
+    optimizer = trained(polarlight.rules.muon(), steps=0, count=1)
     p = parameters_of(optimizer)[0]
     before = p.detach().clone()
     p.grad = torch.full_like(p, 3e38)
@@ -221,7 +227,7 @@ def test_observers_see_nothing_of_what_was_skipped(where):
         def end(self):
             pass
 
-    optimizer = trained(polarlight.muon(), count=2)
+    optimizer = trained(polarlight.rules.muon(), count=2)
     optimizer.observe(Probe())
     set_gradients(optimizer, 7)
     parameters_of(optimizer)[1].grad[0, 0] = NAN
@@ -257,7 +263,7 @@ def test_nothing_of_it_waits_for_a_device():
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call:UserWarning")
 def test_a_compiled_step_skips_as_well():
-    compiled, eager = (trained(polarlight.normuon(), steps=0) for _ in range(2))
+    compiled, eager = (trained(polarlight.rules.normuon(), steps=0) for _ in range(2))
     step = torch.compile(compiled.step, backend="eager")
     for seed in range(3):
         for o in (compiled, eager):
@@ -277,7 +283,7 @@ def test_a_compiled_step_skips_as_well():
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 def test_copies_keep_the_policy_and_count_from_zero(copied):
-    optimizer = trained(polarlight.muon(), nonfinite="skip")
+    optimizer = trained(polarlight.rules.muon(), nonfinite="skip")
     parameters_of(optimizer)[0].grad[0, 0] = NAN
     optimizer.step()
     optimizer.nonfinite = "raise"
@@ -288,11 +294,11 @@ def test_copies_keep_the_policy_and_count_from_zero(copied):
 
 
 def test_loading_a_state_keeps_the_policy():
-    optimizer = trained(polarlight.muon(), nonfinite=NonFinite.RAISE)
+    optimizer = trained(polarlight.rules.muon(), nonfinite=NonFinite.RAISE)
     optimizer.load_state_dict(optimizer.state_dict())
     assert optimizer.nonfinite is NonFinite.RAISE
 
 
 def test_a_policy_that_is_none_is_refused():
     with pytest.raises(ValueError, match="'ignore' is not a valid NonFinite"):
-        trained(polarlight.muon(), nonfinite="ignore")
+        trained(polarlight.rules.muon(), nonfinite="ignore")

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import NonFinite, SpectralOptimizer, with_stochastic_rounding
+from polarlight import NonFinite, SpectralOptimizer
+from polarlight.optimizer import with_stochastic_rounding
 from tests.nets import optimizer_of, parameter, step
 
 
@@ -35,7 +36,7 @@ def test_a_rate_may_be_a_tensor_of_one_element(shape):
 
 
 def test_a_group_without_a_rule_is_named_with_three_of_its_parameters():
-    whole = {"params": [parameter(3, 2)], "rule": polarlight.muon()}
+    whole = {"params": [parameter(3, 2)], "rule": polarlight.rules.muon()}
     bare = [(name, parameter(3, 2)) for name in ("a", "b", "c", "d")]
     with pytest.raises(ValueError, match=r"^param group 0 \(a, b, c, \.\.\.\) has no rule: give"):
         SpectralOptimizer(bare)
@@ -52,8 +53,8 @@ def test_a_second_group_is_counted_from_zero():
 def test_a_view_that_does_not_fit_is_refused_at_once_by_name():
     p = parameter(5, 4)
     with pytest.raises(ValueError, match=r"^up: "):
-        optimizer_of([("up", p)], view=polarlight.Heads(2))
-    assert len(optimizer_of([("up", p)], view=polarlight.Heads(5)).param_groups) == 1
+        optimizer_of([("up", p)], view=polarlight.view.Heads(2))
+    assert len(optimizer_of([("up", p)], view=polarlight.view.Heads(5)).param_groups) == 1
 
 
 def test_a_parameter_twice_is_named_with_both_its_places():
@@ -76,7 +77,7 @@ def test_a_load_completes_what_the_saved_state_lacks():
 def test_hooks_after_a_load_see_the_dtypes_that_were_saved():
     """Whoever registered first: torch casts to the parameter's dtype, which is undone before."""
     p = parameter(8, 2, dtype=torch.bfloat16)
-    optimizer = SpectralOptimizer([p], rule=polarlight.normuon())
+    optimizer = SpectralOptimizer([p], rule=polarlight.rules.normuon())
     seen = []
     optimizer.register_load_state_dict_post_hook(
         lambda o: seen.append(o.state[p]["row_second_moment"].dtype)
@@ -97,21 +98,23 @@ def test_state_that_is_no_tensor_is_carried_along():
 
 def test_loaded_state_is_not_the_saved_one():
     p = parameter(8, 2, dtype=torch.bfloat16)
-    optimizer = SpectralOptimizer([p], rule=polarlight.normuon())
+    optimizer = SpectralOptimizer([p], rule=polarlight.rules.normuon())
     step(optimizer)
     saved = optimizer.state_dict()
     kept = saved["state"][0]["row_second_moment"].clone()
     optimizer.load_state_dict(saved)
     step(optimizer, seed=1)
     assert not torch.equal(optimizer.state[p]["row_second_moment"], kept)
-    twin = SpectralOptimizer([parameter(8, 2, dtype=torch.bfloat16)], rule=polarlight.normuon())
+    twin = SpectralOptimizer(
+        [parameter(8, 2, dtype=torch.bfloat16)], rule=polarlight.rules.normuon()
+    )
     twin.load_state_dict(optimizer.state_dict())
     before = optimizer.state[p]["row_second_moment"].clone()
     step(twin, seed=2)
     assert torch.equal(optimizer.state[p]["row_second_moment"], before)
 
 
-@pytest.mark.parametrize("rule", [polarlight.muon(), polarlight.AdamWRule()])
+@pytest.mark.parametrize("rule", [polarlight.rules.muon(), polarlight.rules.AdamWRule()])
 @pytest.mark.parametrize("lr", [0.25, torch.tensor(0.25)], ids=["float", "tensor"])
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
 def test_weights_decay_by_the_rate_times_the_decay(rule, lr, decay):
@@ -163,7 +166,7 @@ def test_a_counting_probe_is_told_of_every_parameter_in_every_step():
     still, vector = parameter(3, 2).requires_grad_(False), parameter(3)
     groups = [
         {"params": [("moving", parameter(3, 2)), ("waiting", parameter(3, 2)), ("still", still)]},
-        {"params": [("vector", vector)], "rule": polarlight.AdamWRule()},
+        {"params": [("vector", vector)], "rule": polarlight.rules.AdamWRule()},
     ]
     optimizer, probe = optimizer_of(groups), Counter()
     optimizer.observe(probe)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import AdamWRule, SpectralOptimizer
+from polarlight import SpectralOptimizer
 from polarlight.optimizer import finiteness
+from polarlight.rules import AdamWRule
 from tests.nets import classes, loss_of, net, optimizer_of, parameter, random, step
 
 
@@ -41,7 +42,7 @@ def test_bare_vectors_are_refused_with_the_way_out(cls):
 def test_bare_tensors_of_more_dimensions_need_a_view(shape):
     with pytest.raises(ValueError, match="which part of it is a matrix"):
         optimizer_of([parameter(*shape)])
-    optimizer = optimizer_of([{"params": [parameter(*shape)], "view": polarlight.Whole()}])
+    optimizer = optimizer_of([{"params": [parameter(*shape)], "view": polarlight.view.Whole()}])
     step(optimizer)
 
 
@@ -103,14 +104,16 @@ def test_added_groups_are_trained_with_their_own_numbers():
     optimizer = optimizer_of([parameter(3, 2)], lr=0.0)
     late = parameter(5, 4)
     before = late.detach().clone()
-    optimizer.add_param_group({"params": [late], "lr": 0.1, "rule": polarlight.normuon()})
+    optimizer.add_param_group({"params": [late], "lr": 0.1, "rule": polarlight.rules.normuon()})
     step(optimizer)
     assert not torch.equal(late.detach(), before)
     assert set(optimizer.state[late]) == {"momentum_buffer", "row_second_moment"}
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (1, 1), (1, 7), (7, 1)])
-@pytest.mark.parametrize("make", [polarlight.muon, polarlight.normuon, polarlight.aurora])
+@pytest.mark.parametrize(
+    "make", [polarlight.rules.muon, polarlight.rules.normuon, polarlight.rules.aurora]
+)
 def test_odd_shapes_run(make, shape):
     p = parameter(*shape)
     optimizer = SpectralOptimizer([p], rule=make(), weight_decay=0.1)
@@ -177,7 +180,7 @@ def test_a_probe_sees_what_moves_each_parameter():
 
 
 def test_rules_on_the_raw_gradient_keep_no_momentum():
-    rule = replace(polarlight.muon(), momentum=polarlight.RawGradient())
+    rule = replace(polarlight.rules.muon(), momentum=polarlight.stages.RawGradient())
     p = parameter(4, 3)
     optimizer = SpectralOptimizer([p], rule=rule, momentum=0.9)
     step(optimizer)
@@ -254,7 +257,7 @@ def test_what_was_updated_is_counted_once_and_what_was_left_out_is_not():
 def test_what_a_step_has_written_is_kept_only_where_the_gradient_was_finite(monkeypatch):
     monkeypatch.setattr(finiteness, "in_memory", lambda device: False)  # nobody waits to learn it
     good, bad = parameter(4, 3), parameter(4, 3)
-    optimizer = SpectralOptimizer([good, bad], rule=polarlight.normuon())
+    optimizer = SpectralOptimizer([good, bad], rule=polarlight.rules.normuon())
     before = bad.detach().clone()
     good.grad, bad.grad = torch.ones(4, 3), torch.full((4, 3), torch.nan)
     optimizer.step()

@@ -37,14 +37,14 @@ def test_copies_keep_groups_state_and_executor(copied):
 
 def test_loading_another_rule_shows_both():
     saved = optimizer_of([parameter(4, 3)]).state_dict()
-    other = SpectralOptimizer([parameter(4, 3)], rule=polarlight.normuon())
+    other = SpectralOptimizer([parameter(4, 3)], rule=polarlight.rules.normuon())
     with pytest.raises(ValueError, match="method: saved muon, optimizer normuon"):
         other.load_state_dict(saved)
 
 
 def test_loading_another_view_or_a_strangers_state_is_refused():
     optimizer = optimizer_of([parameter(4, 3)])
-    headed = optimizer_of([{"params": [parameter(4, 3)], "view": polarlight.Heads(2)}])
+    headed = optimizer_of([{"params": [parameter(4, 3)], "view": polarlight.view.Heads(2)}])
     with pytest.raises(ValueError, match="another view"):
         headed.load_state_dict(optimizer.state_dict())
     with pytest.raises(ValueError, match="polarlight did not write it"):
@@ -55,7 +55,7 @@ def test_loading_another_view_or_a_strangers_state_is_refused():
 
 def test_statistics_stay_float32_under_half_precision_parameters():
     p = parameter(8, 2, dtype=torch.bfloat16)
-    optimizer = SpectralOptimizer([p], rule=polarlight.normuon())
+    optimizer = SpectralOptimizer([p], rule=polarlight.rules.normuon())
     step(optimizer)
     saved = optimizer.state_dict()
     optimizer.load_state_dict(saved)

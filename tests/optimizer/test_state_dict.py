@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import AdamWRule, SpectralOptimizer
+from polarlight import SpectralOptimizer
+from polarlight.rules import AdamWRule
 from tests.contracts.catalogue import SHIPPED
 from tests.nets import parameter, step
 
@@ -64,8 +65,8 @@ def test_state_that_lacks_a_buffer_is_refused(rule):
 
 
 def test_many_misfits_are_counted():
-    saved = SpectralOptimizer([parameter(3, 4) for _ in range(7)], rule=polarlight.muon())
-    optimizer = SpectralOptimizer([parameter(4, 3) for _ in range(7)], rule=polarlight.muon())
+    saved = SpectralOptimizer([parameter(3, 4) for _ in range(7)], rule=polarlight.rules.muon())
+    optimizer = SpectralOptimizer([parameter(4, 3) for _ in range(7)], rule=polarlight.rules.muon())
     with pytest.raises(ValueError, match="and 2 more") as error:
         optimizer.load_state_dict(saved.state_dict())
     assert str(error.value).count("momentum_buffer") == 5
@@ -84,9 +85,9 @@ def test_many_misfits_are_counted():
     ids=str,
 )
 def test_groups_that_do_not_fit_are_refused(change, said):
-    saved = stepped(polarlight.muon(), 4, 3).state_dict()
+    saved = stepped(polarlight.rules.muon(), 4, 3).state_dict()
     saved["param_groups"][0] |= change
-    assert_refused(polarlight.muon(), saved, said)
+    assert_refused(polarlight.rules.muon(), saved, said)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_groups_that_do_not_fit_are_refused(change, said):
     ids=str,
 )
 def test_what_is_no_state_dict_is_named(saved):
-    assert_refused(polarlight.muon(), saved, "expected what state_dict.. returned")
+    assert_refused(polarlight.rules.muon(), saved, "expected what state_dict.. returned")
 
 
 @rules
@@ -136,9 +137,9 @@ def test_state_that_was_loaded_elsewhere_comes_to_where_it_is_used(rule):
 
 
 def test_what_others_keep_beside_the_state_is_kept():
-    saved = stepped(polarlight.normuon(), 4, 3, dtype=torch.bfloat16).state_dict()
+    saved = stepped(polarlight.rules.normuon(), 4, 3, dtype=torch.bfloat16).state_dict()
     saved["state"][0]["note"] = torch.tensor([1.0, 2.0])
-    optimizer = stepped(polarlight.normuon(), 4, 3, dtype=torch.bfloat16)
+    optimizer = stepped(polarlight.rules.normuon(), 4, 3, dtype=torch.bfloat16)
     optimizer.load_state_dict(saved)
     assert state_of(optimizer)["note"].dtype == torch.float32
     step(optimizer)

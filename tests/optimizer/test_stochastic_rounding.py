@@ -9,15 +9,16 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import AdamWRule, SpectralOptimizer, with_stochastic_rounding
-from polarlight.optimizer import finiteness
+from polarlight import SpectralOptimizer
+from polarlight.optimizer import finiteness, with_stochastic_rounding
+from polarlight.rules import AdamWRule
 from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
 
 RULES = {
     "muon": SHIPPED["muon"],
     "aurora": SHIPPED["aurora"],
-    "bfloat16-momentum": replace(SHIPPED["muon"], momentum=polarlight.InBfloat16()),
+    "bfloat16-momentum": replace(SHIPPED["muon"], momentum=polarlight.stages.InBfloat16()),
     "soap": SHIPPED["soap"],
     "adamw": AdamWRule(),
 }

@@ -29,9 +29,9 @@ class Net(nn.Module):
 def optimizer_of(stem, model):
     """The optimizer that wrote the fixture, as it is built today."""
     if stem == "AdamWRule":
-        return SpectralOptimizer(model.named_parameters(), rule=polarlight.AdamWRule())
+        return SpectralOptimizer(model.named_parameters(), rule=polarlight.rules.AdamWRule())
     if stem == "Muon-InBfloat16":
-        rule = dataclasses.replace(polarlight.muon(), momentum=polarlight.InBfloat16())
+        rule = dataclasses.replace(polarlight.rules.muon(), momentum=polarlight.stages.InBfloat16())
         return SpectralOptimizer([p for p in model.parameters() if p.ndim == 2], rule=rule)
     if stem == "symmetric_stack":
         return SpectralOptimizer(polarlight.recipes.symmetric_stack(model, lr=4e-3))

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 import polarlight
-from polarlight import MatchRmsAdamW, Role, Route, SpectralOptimizer, UpdateRule
+from polarlight import Role, Route, SpectralOptimizer, UpdateRule
 from polarlight.diagnostics.neurons import NeuronMonitor
 from polarlight.migration import Report, carry_over, translate_lr
+from polarlight.stages import MatchRmsAdamW
 
 
 def make(model: nn.Module) -> SpectralOptimizer:
@@ -18,9 +19,9 @@ def make(model: nn.Module) -> SpectralOptimizer:
 
 def by_table(model: nn.Module) -> SpectralOptimizer:
     """An optimizer by a table of roles."""
-    rule: UpdateRule = polarlight.muon(polar=polarlight.ExactPolar())
+    rule: UpdateRule = polarlight.rules.muon(polar=polarlight.linalg.ExactPolar())
     table: Mapping[Role | str, Route] = {
-        **{role: Route(rule=polarlight.AdamWRule(), lr=1e-3) for role in Role},
+        **{role: Route(rule=polarlight.rules.AdamWRule(), lr=1e-3) for role in Role},
         Role.HIDDEN: Route(rule=rule, lr=0.02),
     }
     return SpectralOptimizer(polarlight.route(model, table))

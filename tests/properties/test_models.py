@@ -110,7 +110,9 @@ def symmetric(**options):
     def make(model):
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         assert trainable
-        return polarlight.SpectralOptimizer(polarlight.symmetric_stack(model, lr=0.02, **options))
+        return polarlight.SpectralOptimizer(
+            polarlight.recipes.symmetric_stack(model, lr=0.02, **options)
+        )
 
     return make
 

@@ -10,12 +10,16 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import AdamWRule, SpectralOptimizer
+from polarlight import SpectralOptimizer
+from polarlight.rules import AdamWRule
 from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
 
 RULES = dict(SHIPPED)
-RULES |= {"adamw": AdamWRule(), "aurora-warm": polarlight.aurora(polarlight.WarmPolar())}
+RULES |= {
+    "adamw": AdamWRule(),
+    "aurora-warm": polarlight.rules.aurora(polarlight.rules.WarmPolar()),
+}
 TARGET = gaussian(8, 4, dtype=torch.float32)
 lengths = pytest.mark.parametrize("steps", [300, pytest.param(20_000, marks=pytest.mark.slow)])
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import AdamWRule, NonFinite, SpectralOptimizer
+from polarlight import NonFinite, SpectralOptimizer
 from polarlight.optimizer import finiteness
+from polarlight.rules import AdamWRule
 from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
 
@@ -97,7 +98,7 @@ def test_skipped_steps_are_still_told_when_groups_were_taken_apart(where, monkey
     named = [("a", nn.Parameter(torch.ones(3, 2))), ("b", nn.Parameter(torch.ones(3, 2)))]
     optimizer = SpectralOptimizer(
         [{"params": named}, {"params": [("c", nn.Parameter(torch.ones(2, 2)))]}],
-        rule=polarlight.muon(),
+        rule=polarlight.rules.muon(),
     )
     for p in parameters_of(optimizer):
         p.grad = torch.full_like(p, float("nan"))
@@ -112,7 +113,7 @@ def test_skipped_steps_are_still_told_when_groups_were_taken_apart(where, monkey
 
 def test_skipped_steps_of_equal_names_are_added():
     named = [("same", nn.Parameter(torch.ones(3, 2))) for _ in range(2)]
-    optimizer = SpectralOptimizer(named, rule=polarlight.muon())
+    optimizer = SpectralOptimizer(named, rule=polarlight.rules.muon())
     for p in parameters_of(optimizer):
         p.grad = torch.full_like(p, float("nan"))
     optimizer.step()

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import AdamWRule, SpectralOptimizer
+from polarlight import SpectralOptimizer
 from polarlight.diagnostics.clipping import ClippingCheck, ClippingWarning
+from polarlight.rules import AdamWRule
 from tests.matrices import gaussian
 
 CLASSES = [polarlight.Muon, polarlight.NorMuon, polarlight.Aurora, polarlight.SOAP]
@@ -146,7 +147,7 @@ def test_without_masters_small_updates_are_lost_to_rounding():
     """Not a promise but a fact to know: bfloat16 keeps 8 bits, and 1 - 1e-3 is 1."""
     lost, kept = (nn.Parameter(torch.ones(4, 4, dtype=d)) for d in (torch.bfloat16, torch.float32))
     for p in (lost, kept):
-        optimizer = SpectralOptimizer([p], rule=polarlight.muon(), lr=1e-4)
+        optimizer = SpectralOptimizer([p], rule=polarlight.rules.muon(), lr=1e-4)
         for _ in range(10):
             p.grad = torch.eye(4, dtype=p.dtype)
             optimizer.step()
@@ -264,7 +265,7 @@ def test_what_the_clipping_warning_says_is_true():
     weights = []
     for factors in ((1, 1, 1), (0.25, 0.25, 0.25), (0.25, 1, 0.25)):
         p = nn.Parameter(gaussian(6, 4))
-        optimizer = SpectralOptimizer([p], rule=polarlight.muon(), lr=0.1)
+        optimizer = SpectralOptimizer([p], rule=polarlight.rules.muon(), lr=0.1)
         for seed, factor in enumerate(factors):
             p.grad = gaussian(6, 4, seed=seed) * factor
             optimizer.step()

@@ -98,7 +98,7 @@ def test_names_of_layers_that_were_watched_are_shown_and_do_nothing(tmp_path):
         (f"{next(words)}.{i}.up_proj.weight", torch.nn.Parameter(torch.eye(6, 4)))
         for i in range(10)
     ]
-    optimizer = polarlight.SpectralOptimizer(names, rule=polarlight.muon())
+    optimizer = polarlight.SpectralOptimizer(names, rule=polarlight.rules.muon())
     optimizer.observe(NeuronMonitor(JsonLines(file), every=1))
     for _ in range(2):
         for _, p in names:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import Role, Route, explain, infer_roles, route
+from polarlight import Role, Route, explain, route
+from polarlight.routing import infer_roles
 from polarlight.routing.roles import Part
 from polarlight.routing.route import per_head
 from polarlight.rules.adamw import AdamWRule
@@ -93,7 +94,7 @@ class Conv1D(nn.Module):
 def test_conv1d_is_seen_transposed():
     model = nn.ModuleDict({"mlp": nn.ModuleDict({"c_fc": Conv1D(32, 8), "c_proj": Conv1D(8, 32)})})
     up, down = infer_roles(model)
-    assert (up.role, up.view) == (Role.GATE_UP, polarlight.Transposed())
+    assert (up.role, up.view) == (Role.GATE_UP, polarlight.view.Transposed())
     assert down.role == Role.DOWN
     optimizer = polarlight.Aurora(model, lr=0.1)
     row = explain(optimizer).rows[0]
@@ -105,7 +106,7 @@ def test_conv1d_is_seen_transposed():
 
 def test_packed_attention_is_three_matrices():
     found = {a.name: a for a in infer_roles(nn.MultiheadAttention(8, 2))}
-    assert found["in_proj_weight"].view == polarlight.RowBlocks((8, 8, 8))
+    assert found["in_proj_weight"].view == polarlight.view.RowBlocks((8, 8, 8))
     assert found["in_proj_weight"].role is Role.ATTENTION
     assert found["out_proj.weight"].role is Role.ATTENTION
     apart = roles(nn.MultiheadAttention(8, 2, kdim=4, vdim=6))
@@ -175,10 +176,10 @@ def test_every_parameter_is_in_exactly_one_group():
 
 
 def test_a_route_can_set_view_and_numbers():
-    table = {"*q_proj.weight": Route(view=polarlight.Heads(2), momentum=0.5, weight_decay=0.1)}
+    table = {"*q_proj.weight": Route(view=polarlight.view.Heads(2), momentum=0.5, weight_decay=0.1)}
     group = route(Model(), {**table, **MATRICES, **OTHERS})[1]
     assert group["param_names"] == ["layers.0.self_attn.q_proj.weight"]
-    assert group["view"] == polarlight.Heads(2)
+    assert group["view"] == polarlight.view.Heads(2)
     assert (group["momentum"], group["weight_decay"]) == (0.5, 0.1)
 
 
@@ -232,12 +233,12 @@ def test_heads_are_asked_for_by_a_function():
     model = Model(heads=2)
     table = {**MATRICES, **OTHERS, Role.ATTENTION: Route(view=per_head)}
     views = {name: g["view"] for g in route(model, table) for name in g["param_names"]}
-    assert views["layers.0.self_attn.q_proj.weight"] == polarlight.Heads(2)
-    assert views["layers.0.self_attn.o_proj.weight"] == polarlight.Heads(2, dim=-1)
+    assert views["layers.0.self_attn.q_proj.weight"] == polarlight.view.Heads(2)
+    assert views["layers.0.self_attn.o_proj.weight"] == polarlight.view.Heads(2, dim=-1)
 
 
 def test_parameters_that_do_not_fit_their_view_are_all_listed():
-    table = {"*.mlp.*weight": Route(view=polarlight.Heads(3)), **MATRICES, **OTHERS}
+    table = {"*.mlp.*weight": Route(view=polarlight.view.Heads(3)), **MATRICES, **OTHERS}
     with pytest.raises(ValueError, match="these parameters do not fit their view") as error:
         route(Model(layers=2), table | {Role.ATTENTION: Route(view=per_head)})
     lines = str(error.value).splitlines()
@@ -248,7 +249,7 @@ def test_parameters_that_do_not_fit_their_view_are_all_listed():
 
 
 def test_a_spectral_rule_for_vectors_is_refused_with_their_names():
-    table = {**MATRICES, **OTHERS, Role.VECTOR: Route(rule=polarlight.muon())}
+    table = {**MATRICES, **OTHERS, Role.VECTOR: Route(rule=polarlight.rules.muon())}
     with pytest.raises(ValueError, match=r"q_proj\.bias: Whole.* needs at least 2 dim") as error:
         route(Model(), table)
     assert str(error.value).count("needs at least 2 dimensions") == 4
@@ -259,10 +260,10 @@ def test_parameters_in_two_groups_are_named():
     first, second = (nn.Parameter(torch.zeros(3, 2)) for _ in range(2))
     groups = [{"params": [("a", first), ("b", second)]}, {"params": [("c", second), ("d", first)]}]
     with pytest.raises(ValueError, match=r"c \(it is b\), d \(it is a\)"):
-        polarlight.SpectralOptimizer(groups, rule=polarlight.muon())
+        polarlight.SpectralOptimizer(groups, rule=polarlight.rules.muon())
     with pytest.raises(ValueError, match=r"params\[1\] \(it is params\[0\]\)"):
-        polarlight.SpectralOptimizer([first, first], rule=polarlight.muon())
-    optimizer = polarlight.SpectralOptimizer([first], rule=polarlight.muon())
+        polarlight.SpectralOptimizer([first, first], rule=polarlight.rules.muon())
+    optimizer = polarlight.SpectralOptimizer([first], rule=polarlight.rules.muon())
     with pytest.raises(ValueError, match=r"it is param_groups\[0\]\['params'\]\[0\]"):
         optimizer.add_param_group({"params": first_of([first])})
     assert len(optimizer.param_groups) == 1
@@ -275,12 +276,14 @@ def first_of(parameters):
 def test_all_parameters_that_a_rule_does_not_take_are_listed():
     named = [("a", nn.Parameter(torch.zeros(3))), ("b", nn.Parameter(torch.zeros(3, 2, 2)))]
     with pytest.raises(ValueError, match=r"a has shape \(3,\), b has shape \(3, 2, 2\); muon"):
-        polarlight.SpectralOptimizer(named, rule=polarlight.muon())
+        polarlight.SpectralOptimizer(named, rule=polarlight.rules.muon())
     integers = [nn.Parameter(torch.zeros(3, 2, dtype=torch.int64), requires_grad=False)] * 1
     with pytest.raises(ValueError, match=r"torch.int64; only real floating-point"):
-        polarlight.SpectralOptimizer(integers, rule=polarlight.muon())
+        polarlight.SpectralOptimizer(integers, rule=polarlight.rules.muon())
     with pytest.raises(ValueError, match=r"(?s)a: .*at least 2 dimensions.*\nb: .*cannot split"):
-        polarlight.SpectralOptimizer(named, rule=polarlight.muon(), view=polarlight.Heads(3))
+        polarlight.SpectralOptimizer(
+            named, rule=polarlight.rules.muon(), view=polarlight.view.Heads(3)
+        )
 
 
 def test_vectors_never_decay():

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from polarlight import SpectralOptimizer
-from polarlight.rule import Buffers, UpdateRule
+from polarlight.linalg.slot import Buffers
+from polarlight.rule import UpdateRule
 from tests.matrices import gaussian
 
 BASES = ("left_basis", "right_basis")

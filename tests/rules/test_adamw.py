@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import AdamWRule
+from polarlight.rules import AdamWRule
 from tests.matrices import SHAPES, gaussian
 from tests.reference import adamw
 from tests.rules.trajectory import NUMBERS, ROUNDING, distance
@@ -15,11 +15,11 @@ from tests.rules.trajectory import NUMBERS, ROUNDING, distance
 
 @pytest.mark.parametrize("shape", [*SHAPES, (7,), (3, 4, 5)])
 def test_steps_follow_the_reference(shape):
-    assert distance(polarlight.AdamWRule(), adamw.step, shape) < ROUNDING
+    assert distance(polarlight.rules.AdamWRule(), adamw.step, shape) < ROUNDING
 
 
 def test_beta2_and_eps_are_those_of_the_rule():
-    rule = polarlight.AdamWRule(beta2=0.7, eps=0.1)
+    rule = polarlight.rules.AdamWRule(beta2=0.7, eps=0.1)
     assert distance(rule, partial(adamw.step, beta2=0.7, eps=0.1), (7,)) < ROUNDING
 
 
@@ -27,7 +27,7 @@ def one_parameter(weight_decay=0.0):
     parameter = torch.nn.Parameter(gaussian(5, 4))
     numbers = NUMBERS | {"weight_decay": weight_decay}
     return parameter, polarlight.SpectralOptimizer(
-        [parameter], rule=polarlight.AdamWRule(), **numbers
+        [parameter], rule=polarlight.rules.AdamWRule(), **numbers
     )
 
 
@@ -45,7 +45,7 @@ def test_the_observed_direction_is_what_moved_the_parameter():
     for t in range(3):
         before, parameter.grad = parameter.detach().clone(), gaussian(5, 4, seed=t)
         optimizer.step()
-        _, direction = polarlight.AdamWRule().momentum_and_direction(
+        _, direction = polarlight.rules.AdamWRule().momentum_and_direction(
             optimizer.state[parameter], NUMBERS["momentum"]
         )
         # The diagnostics take beta ** step in float32, as `step` is: 2e-7 in ten steps.
@@ -160,16 +160,16 @@ def test_torchs_kernel_is_fused_unless_it_is_compiled_or_has_none(
 def test_only_models_and_named_parameters_are_routed():
     vector = torch.nn.Parameter(torch.zeros(3))
     for untouched in (vector, [vector], [], [{"params": [vector]}], [("a", vector), vector]):
-        found = polarlight.with_adamw(untouched, lr=0.5)
+        found = polarlight.rules.with_adamw(untouched, lr=0.5)
         assert found is untouched or found == untouched
-    (group,) = polarlight.with_adamw([("a", vector)], lr=0.5)
+    (group,) = polarlight.rules.with_adamw([("a", vector)], lr=0.5)
     numbers = [group[key] for key in ("lr", "momentum", "weight_decay")]
     assert numbers == [0.5, 0.9, 0.0]
     assert group["rule"] == AdamWRule(beta2=0.95)
-    (group,) = polarlight.with_adamw(iter([("a", vector)]), lr=0.5, betas=(0.1, 0.2))
+    (group,) = polarlight.rules.with_adamw(iter([("a", vector)]), lr=0.5, betas=(0.1, 0.2))
     assert (group["momentum"], group["rule"].beta2) == (0.1, 0.2)
     embedding = torch.nn.Embedding(3, 2)
-    (group,) = polarlight.with_adamw(embedding, lr=0.5)
+    (group,) = polarlight.rules.with_adamw(embedding, lr=0.5)
     assert group["weight_decay"] == 0.0
 
 

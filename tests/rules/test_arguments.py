@@ -6,9 +6,16 @@ import re
 import pytest
 
 import polarlight
-from polarlight import BalancedPolar, ExactBalanced, FeedbackPolar, RiemannianPolar
 from polarlight.linalg.spectral_power import ExactPower
-from polarlight.rules import LoraProduct, RowRms, freon
+from polarlight.rules import (
+    BalancedPolar,
+    ExactBalanced,
+    FeedbackPolar,
+    LoraProduct,
+    RiemannianPolar,
+    RowRms,
+    freon,
+)
 from polarlight.rules.polargrad import AveragedPolar, NuclearPolar
 from polarlight.stages.adam import AdamDirection
 from polarlight.stages.eigenbasis import PowerIteration
@@ -44,29 +51,29 @@ BAD = [
     (RiemannianPolar, {"cg_steps": 0}),
     (RiemannianPolar, {"step_size": 0.0}),
     (RiemannianPolar, {"step_size": NAN}),
-    (polarlight.WarmPolar, {"exponent": 2.0}),
-    (polarlight.WarmPolar, {"follow": 1.1}),
-    (polarlight.WarmPolar, {"reach": 1.0}),
+    (polarlight.rules.WarmPolar, {"exponent": 2.0}),
+    (polarlight.rules.WarmPolar, {"follow": 1.1}),
+    (polarlight.rules.WarmPolar, {"reach": 1.0}),
     (RowSecondMoment, {"beta2": 1.0}),
     (MatchRms, {"rms": 0.0}),
-    (polarlight.AdamWRule, {"beta2": 1.0}),
-    (polarlight.AdamWRule, {"eps": -1e-8}),
-    (polarlight.MatchRmsAdamW, {"rms": -0.2}),
-    (polarlight.normuon, {"beta2": -0.1}),
-    (polarlight.normuon_paper, {"rms": NAN}),
-    (polarlight.normuon_paper, {"beta2": 1.0}),
-    (polarlight.unormuon, {"beta2": 1.5}),
-    (polarlight.rows_after, {"phase": -1}),
+    (polarlight.rules.AdamWRule, {"beta2": 1.0}),
+    (polarlight.rules.AdamWRule, {"eps": -1e-8}),
+    (polarlight.stages.MatchRmsAdamW, {"rms": -0.2}),
+    (polarlight.rules.normuon, {"beta2": -0.1}),
+    (polarlight.rules.normuon_paper, {"rms": NAN}),
+    (polarlight.rules.normuon_paper, {"beta2": 1.0}),
+    (polarlight.rules.unormuon, {"beta2": 1.5}),
+    (polarlight.rules.rows_after, {"phase": -1}),
     (FeedbackPolar, {"rounds": 0}),
     (FeedbackPolar, {"floor": 0.0}),
     (ExactBalanced, {"cg_steps": 0}),
     (RiemannianPolar, {"floor": 0.0}),
     (RiemannianPolar, {"step_size": -0.1}),
-    (polarlight.WarmPolar, {"floor": 1.0}),
-    (polarlight.WarmPolar, {"follow": -0.1}),
-    (polarlight.WarmPolar, {"exponent": 0.0}),
-    (polarlight.AdamWRule, {"beta2": -0.1}),
-    (polarlight.AdamWRule, {"eps": NAN}),
+    (polarlight.rules.WarmPolar, {"floor": 1.0}),
+    (polarlight.rules.WarmPolar, {"follow": -0.1}),
+    (polarlight.rules.WarmPolar, {"exponent": 0.0}),
+    (polarlight.rules.AdamWRule, {"beta2": -0.1}),
+    (polarlight.rules.AdamWRule, {"eps": NAN}),
     (NuclearPolar, {"power": -0.1}),
     (NuclearPolar, {"power": 1.1}),
     (AveragedPolar, {"beta": 1.0}),
@@ -106,14 +113,14 @@ ENDS = [
     (RiemannianPolar, {"steps": 1}),
     (RiemannianPolar, {"cg_steps": 1}),
     (RiemannianPolar, {"step_size": 1e-300}),
-    (polarlight.WarmPolar, {"follow": 0.0}),
-    (polarlight.WarmPolar, {"follow": 1.0}),
-    (polarlight.WarmPolar, {"reach": 1 + 2**-52}),
+    (polarlight.rules.WarmPolar, {"follow": 0.0}),
+    (polarlight.rules.WarmPolar, {"follow": 1.0}),
+    (polarlight.rules.WarmPolar, {"reach": 1 + 2**-52}),
     (RowSecondMoment, {"beta2": 0.0}),
     (MatchRms, {"rms": 1e-300}),
-    (polarlight.AdamWRule, {"beta2": 0.0}),
-    (polarlight.AdamWRule, {"eps": 0.0}),
-    (polarlight.MatchRmsAdamW, {"rms": 1e-300}),
+    (polarlight.rules.AdamWRule, {"beta2": 0.0}),
+    (polarlight.rules.AdamWRule, {"eps": 0.0}),
+    (polarlight.stages.MatchRmsAdamW, {"rms": 1e-300}),
     (NuclearPolar, {"power": 0.0}),
     (NuclearPolar, {"power": 1.0}),
     (AveragedPolar, {"beta": 0.0}),
@@ -152,43 +159,45 @@ def test_a_schatten_norm_needs_a_power_above_minus_one(size):
     assert freon(ExactPower(-1.0), size=polarlight.rules.OwnSize()).name == "freon"
 
 
-SCALE, COLUMNS = polarlight.Unscaled(), polarlight.EquilibrateColumns()
+SCALE, COLUMNS = polarlight.stages.Unscaled(), polarlight.stages.EquilibrateColumns()
 
 CLASSES = [
-    (polarlight.Muon, {}, polarlight.muon()),
+    (polarlight.Muon, {}, polarlight.rules.muon()),
     (
         polarlight.Muon,
         {"nesterov": False, "polar": EXACT, "scale": SCALE},
-        polarlight.muon(nesterov=False, polar=EXACT, scale=SCALE),
+        polarlight.rules.muon(nesterov=False, polar=EXACT, scale=SCALE),
     ),
-    (polarlight.NorMuon, {}, polarlight.normuon()),
+    (polarlight.NorMuon, {}, polarlight.rules.normuon()),
     (
         polarlight.NorMuon,
         {"nesterov": False, "polar": EXACT, "scale": SCALE, "beta2": 0.5},
-        polarlight.normuon(nesterov=False, polar=EXACT, scale=SCALE, beta2=0.5),
+        polarlight.rules.normuon(nesterov=False, polar=EXACT, scale=SCALE, beta2=0.5),
     ),
-    (polarlight.UNorMuon, {}, polarlight.unormuon()),
+    (polarlight.UNorMuon, {}, polarlight.rules.unormuon()),
     (
         polarlight.UNorMuon,
         {"nesterov": False, "polar": EXACT, "scale": SCALE, "beta2": 0.5},
-        polarlight.unormuon(nesterov=False, polar=EXACT, scale=SCALE, beta2=0.5),
+        polarlight.rules.unormuon(nesterov=False, polar=EXACT, scale=SCALE, beta2=0.5),
     ),
-    (polarlight.MuonEq, {}, polarlight.muoneq()),
+    (polarlight.MuonEq, {}, polarlight.rules.muoneq()),
     (
         polarlight.MuonEq,
         {"nesterov": False, "polar": EXACT, "scale": SCALE, "balance": COLUMNS},
-        polarlight.muoneq(COLUMNS, nesterov=False, polar=EXACT, scale=SCALE),
+        polarlight.rules.muoneq(COLUMNS, nesterov=False, polar=EXACT, scale=SCALE),
     ),
-    (polarlight.Aurora, {}, polarlight.aurora()),
+    (polarlight.Aurora, {}, polarlight.rules.aurora()),
     (
         polarlight.Aurora,
         {
             "nesterov": False,
             "solver": FeedbackPolar(),
             "scale": SCALE,
-            "side": polarlight.Side.WIDE,
+            "side": polarlight.stages.Side.WIDE,
         },
-        polarlight.aurora(FeedbackPolar(), nesterov=False, scale=SCALE, side=polarlight.Side.WIDE),
+        polarlight.rules.aurora(
+            FeedbackPolar(), nesterov=False, scale=SCALE, side=polarlight.stages.Side.WIDE
+        ),
     ),
 ]
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import BalancedPolar, Side
 from polarlight.linalg.rows import shape_exponent
+from polarlight.rules import BalancedPolar
+from polarlight.stages import Side
 from tests.matrices import SHAPES, SQUARE, TALL, WIDE, gaussian, many_skewed, skewed
 from tests.reference import aurora_release
 from tests.rules.measures import spread
@@ -22,7 +23,7 @@ LEVEL = replace(RELEASE, rounds=60)
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_steps_follow_the_reference(shape, nesterov, floor, tolerance):
-    rule = polarlight.aurora(replace(RELEASE, floor=floor), nesterov=nesterov)
+    rule = polarlight.rules.aurora(replace(RELEASE, floor=floor), nesterov=nesterov)
     reference = partial(aurora_release.step, nesterov=nesterov)
     assert distance(rule, reference, shape) < tolerance
 
@@ -32,7 +33,9 @@ def test_steps_follow_the_reference(shape, nesterov, floor, tolerance):
 def test_the_long_axis_follows_the_reference(shape, rounds, exponent):
     solver = BalancedPolar(EXACT, rounds=rounds, exponent=exponent, floor=NO_FLOOR)
     reference = partial(aurora_release.step, long_axis=True, rounds=rounds, exponent=exponent)
-    assert distance(polarlight.aurora(solver, side=Side.LONG_AXIS), reference, shape) < ROUNDING
+    assert (
+        distance(polarlight.rules.aurora(solver, side=Side.LONG_AXIS), reference, shape) < ROUNDING
+    )
 
 
 # Standard deviation over mean of the leverages on ten skewed 24 x 6 matrices, worst (median):
@@ -57,7 +60,7 @@ def test_the_exponent_of_the_shape_contracts_faster_at_four_to_one(rounds, gain)
 def test_the_exponent_of_the_shape_follows_the_reference(shape, exponent):
     solver = BalancedPolar(EXACT, rounds=4, exponent=None, floor=NO_FLOOR)
     reference = partial(aurora_release.step, rounds=4, exponent=exponent)
-    assert distance(polarlight.aurora(solver), reference, shape) < ROUNDING
+    assert distance(polarlight.rules.aurora(solver), reference, shape) < ROUNDING
 
 
 def test_the_exponent_of_the_shape_cancels_the_mean_error_mode():
@@ -75,7 +78,7 @@ def test_positive_row_rescaling_changes_nothing_at_the_fixed_point():
 
 def test_one_round_is_the_row_form_of_muoneq():
     M = skewed(*TALL)
-    expected = EXACT(polarlight.EquilibrateRows()(M))
+    expected = EXACT(polarlight.stages.EquilibrateRows()(M))
     torch.testing.assert_close(replace(RELEASE, rounds=1)(M), expected, rtol=0, atol=1e-12)
 
 
@@ -91,7 +94,7 @@ def test_zero_rows_stay_zero_and_the_others_share_alike(zeros):
 
 
 def direction(side, shape):
-    return polarlight.aurora(RELEASE, side=side).direction(skewed(*shape), {})
+    return polarlight.rules.aurora(RELEASE, side=side).direction(skewed(*shape), {})
 
 
 PLAIN = [(Side.TALL, WIDE), (Side.WIDE, TALL), *((side, SQUARE) for side in Side)]
@@ -99,7 +102,7 @@ PLAIN = [(Side.TALL, WIDE), (Side.WIDE, TALL), *((side, SQUARE) for side in Side
 
 @pytest.mark.parametrize(("side", "shape"), PLAIN)
 def test_what_the_side_does_not_name_is_muon(side, shape):
-    muon = polarlight.muon(polar=EXACT).direction(skewed(*shape), {})
+    muon = polarlight.rules.muon(polar=EXACT).direction(skewed(*shape), {})
     assert torch.equal(direction(side, shape), muon)
 
 
@@ -111,12 +114,12 @@ def test_wide_matrices_are_the_transposed_tall_problem(side):
 
 @pytest.mark.parametrize("side", [Side.WIDE, Side.LONG_AXIS])
 def test_the_columns_of_wide_matrices_are_balanced(side):
-    rule = polarlight.aurora(LEVEL, side=side)
+    rule = polarlight.rules.aurora(LEVEL, side=side)
     # Worst of ten seeds 2e-11; the polar factor alone 1.3.
     assert spread(rule.direction(many_skewed(*WIDE), {}).mT).max() < 1e-9
 
 
 @pytest.mark.parametrize("side", [Side.TALL, Side.LONG_AXIS])
 def test_tall_matrices_are_balanced(side):
-    rule = polarlight.aurora(RELEASE, side=side, scale=polarlight.Unscaled())
+    rule = polarlight.rules.aurora(RELEASE, side=side, scale=polarlight.stages.Unscaled())
     assert torch.equal(rule.direction(skewed(*TALL), {}), RELEASE(skewed(*TALL)))

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import BalancedPolar, ExactBalanced, FeedbackPolar, RiemannianPolar, Side
 from polarlight.linalg.balance import TangentSpace, balanced_polar, scaled_towards
+from polarlight.rules import BalancedPolar, ExactBalanced, FeedbackPolar, RiemannianPolar
 from polarlight.rules.aurora_exact import ascended, upper_bound
+from polarlight.stages import Side
 from tests.matrices import SHAPES, TALL, WIDE, gaussian, many_skewed, skewed
 from tests.reference import aurora_exact
 from tests.rules.measures import alignment, leverages, spread
@@ -45,7 +46,7 @@ def tangent_gradient(M, U):
 # The reference stops at 1e-10 of |N|; 3e-8 is the worst of the three shapes.
 @pytest.mark.parametrize("shape", SHAPES)
 def test_steps_follow_the_reference(shape):
-    rule = polarlight.aurora(replace(SOLVER, floor=1e-9))
+    rule = polarlight.rules.aurora(replace(SOLVER, floor=1e-9))
     assert distance(rule, aurora_exact.step, shape, steps=2) < 1e-6
 
 
@@ -128,7 +129,7 @@ def test_the_convex_relaxation_is_no_better(seed):
 
 @pytest.mark.parametrize("side", [Side.WIDE, Side.LONG_AXIS])
 def test_wide_matrices_are_the_transposed_problem(side):
-    rule = polarlight.aurora(SOLVER, side=side, scale=polarlight.Unscaled())
+    rule = polarlight.rules.aurora(SOLVER, side=side, scale=polarlight.stages.Unscaled())
     torch.testing.assert_close(rule.direction(skewed(*WIDE), {}), SOLVER(skewed(*WIDE).mT).mT)
 
 

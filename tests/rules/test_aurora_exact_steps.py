@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from polarlight import ExactBalanced
 from polarlight.linalg.balance import balanced_polar
+from polarlight.rules import ExactBalanced
 from polarlight.rules import aurora_exact as solver
 from polarlight.rules.aurora_exact import Quadratic, ascended, upper_bound
 from tests.matrices import gaussian, skewed

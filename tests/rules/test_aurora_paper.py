@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import BalancedPolar, FeedbackPolar
+from polarlight.rules import BalancedPolar, FeedbackPolar
 from tests.matrices import SHAPES, TALL, many_skewed
 from tests.reference import aurora_paper
 from tests.rules.measures import alignment, spread
@@ -17,7 +17,7 @@ from tests.rules.trajectory import EXACT, FLOOR, NO_FLOOR, ROUNDING, distance
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_steps_follow_the_reference(shape, nesterov, floor, tolerance):
-    rule = polarlight.aurora(
+    rule = polarlight.rules.aurora(
         FeedbackPolar(EXACT, rounds=2, damping=0.5, floor=floor), nesterov=nesterov
     )
     reference = partial(aurora_paper.step, nesterov=nesterov)
@@ -28,7 +28,7 @@ def test_steps_follow_the_reference(shape, nesterov, floor, tolerance):
 def test_rounds_and_damping_follow_the_reference(rounds, damping):
     solver = FeedbackPolar(EXACT, rounds=rounds, damping=damping, floor=NO_FLOOR)
     reference = partial(aurora_paper.step, rounds=rounds, damping=damping)
-    assert distance(polarlight.aurora(solver), reference, TALL) < ROUNDING
+    assert distance(polarlight.rules.aurora(solver), reference, TALL) < ROUNDING
 
 
 def paper(rounds):

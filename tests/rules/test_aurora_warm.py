@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import BalancedPolar, WarmPolar
+from polarlight.rules import BalancedPolar, WarmPolar
 from tests.matrices import SHAPES, TALL, gaussian, many_skewed, skewed
 from tests.reference import aurora_warm
 from tests.rules.measures import spread
@@ -21,7 +21,9 @@ WARM = WarmPolar(EXACT, exponent=0.5)
 def test_steps_follow_the_reference(shape, nesterov, floor, tolerance):
     solver = WarmPolar(EXACT, exponent=0.5, floor=floor)
     reference = partial(aurora_warm.step, nesterov=nesterov)
-    assert distance(polarlight.aurora(solver, nesterov=nesterov), reference, shape) < tolerance
+    assert (
+        distance(polarlight.rules.aurora(solver, nesterov=nesterov), reference, shape) < tolerance
+    )
 
 
 @pytest.mark.parametrize(("exponent", "reach"), [(1.0, 10.0), (0.25, 1.1)])
@@ -29,7 +31,7 @@ def test_steps_follow_the_reference(shape, nesterov, floor, tolerance):
 def test_arguments_follow_the_reference(exponent, follow, reach):
     solver = WarmPolar(EXACT, exponent=exponent, follow=follow, reach=reach, floor=NO_FLOOR)
     reference = partial(aurora_warm.step, exponent=exponent, follow=follow, reach=reach)
-    assert distance(polarlight.aurora(solver), reference, TALL) < ROUNDING
+    assert distance(polarlight.rules.aurora(solver), reference, TALL) < ROUNDING
 
 
 def memory(M):
@@ -74,7 +76,7 @@ def test_no_kept_scale_is_too_far_off(dtype, reach, kept):
     """Beyond a reach of 100 the matrix is brought to size once more: powers would overflow."""
     M = gaussian(64, 16).float()
     buffers = {"row_scale": torch.full((64, 1), kept), "row_size": torch.ones(64, 1)}
-    U = WarmPolar(polarlight.AutoPolar(dtype=dtype), reach=reach)(M, buffers)
+    U = WarmPolar(polarlight.linalg.AutoPolar(dtype=dtype), reach=reach)(M, buffers)
     assert (U.mT @ U - torch.eye(16)).norm() < 0.1 * 16**0.5
     assert all(x.isfinite().all() for x in buffers.values())
 

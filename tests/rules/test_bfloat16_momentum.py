@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import EMA, HeavyBall, InBfloat16, SpectralOptimizer
+from polarlight import SpectralOptimizer
+from polarlight.stages import EMA, HeavyBall, InBfloat16
 from tests.matrices import TALL, gaussian
 from tests.reference.momentum import ema, heavy_ball
 from tests.rules.trajectory import EXACT
@@ -20,7 +21,7 @@ both = pytest.mark.parametrize("stochastic", [True, False], ids=["stochastic", "
 
 
 def optimizer_of(momentum, *shapes, dtype=torch.float32, **options):
-    rule = replace(polarlight.muon(polar=EXACT), momentum=momentum)
+    rule = replace(polarlight.rules.muon(polar=EXACT), momentum=momentum)
     parameters = [torch.nn.Parameter(gaussian(*s, seed=90, dtype=dtype)) for s in shapes or [TALL]]
     return SpectralOptimizer(parameters, rule=rule, **options)
 
@@ -70,7 +71,7 @@ def test_what_is_mapped_is_not_rounded(average, stochastic):
     state = momentum.new_state(torch.zeros(TALL))
     for t in range(4):
         G, kept = gaussian(*TALL, seed=t), state["momentum_buffer"].double()
-        step = momentum.bound([state])
+        step = momentum.bind_state([state])
         (mapped,) = step([G.float()], [state["momentum_buffer"]], 0.9)
         known = {"M": kept.numpy()}
         expected = reference(G.numpy(), known, 0.9, average.nesterov)
@@ -99,7 +100,7 @@ def gain(stochastic, beta=0.999, steps=2000):
     state["momentum_buffer"].fill_(0.9)
     G = [torch.ones(16, 16)]
     for _ in range(steps):
-        momentum.bound([state])(G, [state["momentum_buffer"]], beta)
+        momentum.bind_state([state])(G, [state["momentum_buffer"]], beta)
     return (state["momentum_buffer"].float().mean() - 0.9).item() / 0.1
 
 
@@ -171,4 +172,4 @@ def test_gradients_are_not_written_and_zero_moves_nothing():
 
 def test_a_momentum_without_a_buffer_is_refused():
     with pytest.raises(ValueError, match="keeps no momentum"):
-        InBfloat16(polarlight.RawGradient())
+        InBfloat16(polarlight.stages.RawGradient())

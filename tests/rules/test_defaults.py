@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import AdamWRule, BalancedPolar, ExactBalanced, FeedbackPolar, RiemannianPolar
+from polarlight import KLSOAP, SOAP, Freon, Kaon, PolarAdamW, PolarGrad
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.chaotic import KAON, Chaotic
 from polarlight.linalg.eigen import EigenPolar
@@ -17,13 +17,12 @@ from polarlight.linalg.spectral_power import RationalPower
 from polarlight.linalg.svd import ExactPolar
 from polarlight.rule import UpdateRule
 from polarlight.rules import (
-    KLSOAP,
-    SOAP,
-    Freon,
-    Kaon,
+    AdamWRule,
+    BalancedPolar,
+    ExactBalanced,
+    FeedbackPolar,
     LoraProduct,
-    PolarAdamW,
-    PolarGrad,
+    RiemannianPolar,
     RowRms,
     WarmPolar,
     freon,
@@ -128,18 +127,18 @@ def value(name, momentum, middle, *, scale=Unscaled(), **more):
 
 
 RULES = {
-    polarlight.muon: value("muon", AHEAD, AutoPolar(), scale=Original()),
-    polarlight.normuon: value("normuon", AHEAD, AutoPolar(), post=(EVEN,), scale=Original()),
+    polarlight.rules.muon: value("muon", AHEAD, AutoPolar(), scale=Original()),
+    polarlight.rules.normuon: value("normuon", AHEAD, AutoPolar(), post=(EVEN,), scale=Original()),
     normuon_paper: value(
         "normuon_paper", BEHIND, AutoPolar(), post=(RowSecondMoment(0.95), MatchRms(0.2))
     ),
     unormuon: value(
         "unormuon", AHEAD, AutoPolar(), post=(OnSide(Side.TALL, EVEN),), scale=Original()
     ),
-    polarlight.muoneq: value(
+    polarlight.rules.muoneq: value(
         "muoneq", HeavyBall(nesterov=True), AutoPolar(), balance=ROWS, scale=ADAMS
     ),
-    polarlight.aurora: value(
+    polarlight.rules.aurora: value(
         "aurora", AHEAD, OnSide(Side.TALL, WarmPolar(), AutoPolar()), scale=Original()
     ),
     kaon: value("kaon", AHEAD, CHAOS, post=(PolarNorm(4.0),), scale=Original()),
@@ -189,15 +188,15 @@ def test_freon_takes_two_thirds_at_the_size_of_a_polar_factor():
 
 def test_both_sides_come_before_the_rows():
     both = EquilibrateBoth(1e-4)
-    assert polarlight.rows_after(7) == PhaseSwitch(both, ROWS, steps=7)
+    assert polarlight.rules.rows_after(7) == PhaseSwitch(both, ROWS, steps=7)
 
 
 CLASSES = {
-    polarlight.Muon: (0.02, polarlight.muon),
-    polarlight.NorMuon: (0.02, polarlight.normuon),
+    polarlight.Muon: (0.02, polarlight.rules.muon),
+    polarlight.NorMuon: (0.02, polarlight.rules.normuon),
     polarlight.UNorMuon: (0.02, unormuon),
-    polarlight.Aurora: (0.02, polarlight.aurora),
-    polarlight.MuonEq: (2e-3, polarlight.muoneq),
+    polarlight.Aurora: (0.02, polarlight.rules.aurora),
+    polarlight.MuonEq: (2e-3, polarlight.rules.muoneq),
     Kaon: (0.02, kaon),
     Freon: (0.02, freon),
     PolarGrad: (0.02, polargrad),
@@ -239,7 +238,7 @@ def test_classes_hand_adamws_numbers_and_the_direction_on(cls):
     assert all(group["maximize"] for group in groups)
 
 
-RMS = polarlight.MatchRmsAdamW()
+RMS = polarlight.stages.MatchRmsAdamW()
 
 
 def numbers_of_the_rest(optimizer):
@@ -256,7 +255,7 @@ def test_adamw_takes_the_numbers_of_the_matrices_where_updates_are_of_its_size(c
     assert found == ({2e-5}, {0.1})
     given = cls(net(), lr=2e-5, weight_decay=0.1, scale=RMS, aux_lr=1e-4, aux_weight_decay=0.0)
     assert numbers_of_the_rest(given) == ({1e-4}, {0.0})
-    other = cls(net(), lr=2e-5, weight_decay=0.1, scale=polarlight.Original())
+    other = cls(net(), lr=2e-5, weight_decay=0.1, scale=polarlight.stages.Original())
     assert numbers_of_the_rest(other) == ({3e-3}, {0.0})
 
 

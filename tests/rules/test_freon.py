@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from polarlight import muon
+from polarlight import Freon
 from polarlight.linalg.spectral_power import ExactPower, RationalPower
-from polarlight.rules import Freon, MeanNorm, OwnSize, PolarSize, SumNorm, freon
+from polarlight.rules import MeanNorm, OwnSize, PolarSize, SumNorm, freon, muon
 from polarlight.rules.freon import SizedPower
 from tests.matrices import SHAPES, TALL, gaussian, many_skewed, skewed
 from tests.reference import freon as reference

@@ -20,7 +20,9 @@ ORDERS = {
     "polar_then_row": rules.polar_then_row(EXACT, floor=NO_FLOOR),
 }
 LAYOUTS = {"columns": Columns(), "pairs": Pairs()}
-UNSCALED = {name: replace(rule, scale=polarlight.Unscaled()) for name, rule in ORDERS.items()}
+UNSCALED = {
+    name: replace(rule, scale=polarlight.stages.Unscaled()) for name, rule in ORDERS.items()
+}
 orders = pytest.mark.parametrize("order", ORDERS)
 
 
@@ -113,9 +115,9 @@ def test_the_centred_form_is_horizontal(order):
 
 def test_the_default_polar_method_is_nearly_exact():
     M = gaussian(64, 16, dtype=torch.float32)
-    exact = rules.row_then_polar(polarlight.ExactPolar()).direction(M, {})
+    exact = rules.row_then_polar(polarlight.linalg.ExactPolar()).direction(M, {})
     assert (rules.row_then_polar().direction(M, {}) - exact).norm() < 0.02 * exact.norm()
 
 
 def test_polar_then_row_maps_the_mean_and_looks_no_step_ahead():
-    assert rules.polar_then_row().momentum == polarlight.EMA(nesterov=False)
+    assert rules.polar_then_row().momentum == polarlight.stages.EMA(nesterov=False)

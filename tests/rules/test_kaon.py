@@ -6,8 +6,9 @@ from math import sqrt
 import pytest
 import torch
 
+from polarlight import Kaon
 from polarlight.linalg.chaotic import MAXIMAL_SLOPE, Chaotic
-from polarlight.rules import Kaon, kaon
+from polarlight.rules import kaon
 from polarlight.stages.renormalise import PolarNorm
 from tests.matrices import SHAPES, TALL, gaussian, many_skewed, skewed
 from tests.reference import kaon as reference

@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from polarlight.rules import KLSOAP, kl_soap
+from polarlight import KLSOAP
+from polarlight.rules import kl_soap
 from polarlight.stages.factors import KLFactors
 from tests.matrices import SHAPES, SQUARE, TALL, gaussian, many_skewed, skewed
 from tests.reference import kl_soap as reference

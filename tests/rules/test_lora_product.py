@@ -121,7 +121,9 @@ def test_muon_on_the_factors_depends_on_how_the_product_is_written():
 
     def apart(R):
         factors = pair(12, 10, 3, R)
-        steps = polarlight.SpectralOptimizer(factors, rule=polarlight.muon(polar=EXACT), lr=0.1)
+        steps = polarlight.SpectralOptimizer(
+            factors, rule=polarlight.rules.muon(polar=EXACT), lr=0.1
+        )
         backward(factors, gaussian(12, 10, seed=9))
         steps.step()
         return (factors[1] @ factors[0]).detach()

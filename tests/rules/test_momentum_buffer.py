@@ -12,19 +12,21 @@ from tests.reference.momentum import ema, heavy_ball
 from tests.rules.trajectory import EXACT, NUMBERS
 
 RULES = {
-    "muon": polarlight.muon(polar=EXACT),
-    "normuon": polarlight.normuon(polar=EXACT),
-    "normuon_paper": polarlight.normuon_paper(polar=EXACT),
-    "unormuon": polarlight.unormuon(polar=EXACT),
-    "aurora": polarlight.aurora(polarlight.BalancedPolar(EXACT)),
-    "aurora_paper": polarlight.aurora(polarlight.FeedbackPolar(EXACT)),
-    "aurora_warm": polarlight.aurora(polarlight.WarmPolar(EXACT)),
-    "aurora_exact": polarlight.aurora(polarlight.ExactBalanced(EXACT, steps=3)),
-    "riemannian_aurora": polarlight.aurora(polarlight.RiemannianPolar(EXACT)),
-    "muoneq": polarlight.muoneq(polar=EXACT),
-    "muoneq_phase": polarlight.muoneq(polarlight.rows_after(2), polar=EXACT),
+    "muon": polarlight.rules.muon(polar=EXACT),
+    "normuon": polarlight.rules.normuon(polar=EXACT),
+    "normuon_paper": polarlight.rules.normuon_paper(polar=EXACT),
+    "unormuon": polarlight.rules.unormuon(polar=EXACT),
+    "aurora": polarlight.rules.aurora(polarlight.rules.BalancedPolar(EXACT)),
+    "aurora_paper": polarlight.rules.aurora(polarlight.rules.FeedbackPolar(EXACT)),
+    "aurora_warm": polarlight.rules.aurora(polarlight.rules.WarmPolar(EXACT)),
+    "aurora_exact": polarlight.rules.aurora(polarlight.rules.ExactBalanced(EXACT, steps=3)),
+    "riemannian_aurora": polarlight.rules.aurora(polarlight.rules.RiemannianPolar(EXACT)),
+    "muoneq": polarlight.rules.muoneq(polar=EXACT),
+    "muoneq_phase": polarlight.rules.muoneq(polarlight.rules.rows_after(2), polar=EXACT),
 }
-AVERAGES = {name: rule for name, rule in RULES.items() if isinstance(rule.momentum, polarlight.EMA)}
+AVERAGES = {
+    name: rule for name, rule in RULES.items() if isinstance(rule.momentum, polarlight.stages.EMA)
+}
 rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 both = pytest.mark.parametrize("nesterov", [True, False])
 
@@ -56,7 +58,7 @@ def test_gradients_are_not_written(rule, nesterov, dtype):
 @both
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_buffer_is_the_references(rule, nesterov, shape):
-    average = ema if isinstance(rule.momentum, polarlight.EMA) else heavy_ball
+    average = ema if isinstance(rule.momentum, polarlight.stages.EMA) else heavy_ball
     state = {}
     for G, _, buffer in trained(with_nesterov(rule, nesterov), shape, torch.float64):
         average(G.numpy(), state, NUMBERS["momentum"], nesterov)

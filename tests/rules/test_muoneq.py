@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import EquilibrateBoth, EquilibrateColumns, EquilibrateRows
+from polarlight.stages import EquilibrateBoth, EquilibrateColumns, EquilibrateRows
 from tests.matrices import SHAPES, TALL, WIDE, gaussian, skewed
 from tests.reference import muoneq
 from tests.rules.trajectory import EXACT, FLOOR, NO_FLOOR, ROUNDING, distance
@@ -19,7 +19,7 @@ MODES = {"R": EquilibrateRows, "C": EquilibrateColumns, "RC": EquilibrateBoth}
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mode", MODES)
 def test_steps_follow_the_reference(mode, shape, nesterov, floor, tolerance):
-    rule = polarlight.muoneq(MODES[mode](floor), nesterov=nesterov, polar=EXACT)
+    rule = polarlight.rules.muoneq(MODES[mode](floor), nesterov=nesterov, polar=EXACT)
     reference = partial(muoneq.step, nesterov=nesterov, mode=mode)
     assert distance(rule, reference, shape) < tolerance
 
@@ -27,15 +27,17 @@ def test_steps_follow_the_reference(mode, shape, nesterov, floor, tolerance):
 @pytest.mark.parametrize("phase", [0, 1, 4])
 @pytest.mark.parametrize("shape", [TALL, WIDE])
 def test_the_phase_switches_from_both_sides_to_rows(shape, phase):
-    rule = polarlight.muoneq(polarlight.rows_after(phase), polar=EXACT)
+    rule = polarlight.rules.muoneq(polarlight.rules.rows_after(phase), polar=EXACT)
     assert distance(rule, partial(muoneq.step, phase=phase), shape) < FLOOR
     # One step earlier or later is another trajectory: 0.003 to 0.16 of the way.
     assert distance(rule, partial(muoneq.step, phase=phase + 1), shape) > 1e-3
 
 
 def test_the_phase_switches_at_the_right_step():
-    rule = polarlight.muoneq(polarlight.rows_after(2), polar=EXACT)
-    both, rows = (polarlight.muoneq(b, polar=EXACT) for b in (EquilibrateBoth(), EquilibrateRows()))
+    rule = polarlight.rules.muoneq(polarlight.rules.rows_after(2), polar=EXACT)
+    both, rows = (
+        polarlight.rules.muoneq(b, polar=EXACT) for b in (EquilibrateBoth(), EquilibrateRows())
+    )
     memory = {"steps_done": torch.zeros(1, 1)}
     for t, expected in enumerate([both, both, rows, rows]):
         M = skewed(*TALL, seed=t)

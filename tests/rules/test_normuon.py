@@ -17,19 +17,19 @@ from tests.rules.trajectory import EXACT, ROUNDING, distance, polars
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_steps_follow_the_official_code(shape, nesterov):
-    rule = polarlight.normuon(nesterov=nesterov, polar=EXACT)
+    rule = polarlight.rules.normuon(nesterov=nesterov, polar=EXACT)
     assert distance(rule, partial(normuon.step, nesterov=nesterov), shape) < ROUNDING
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_steps_follow_the_paper(shape, nesterov):
-    rule = polarlight.normuon_paper(nesterov=nesterov, polar=EXACT)
+    rule = polarlight.rules.normuon_paper(nesterov=nesterov, polar=EXACT)
     assert distance(rule, partial(normuon.paper_step, nesterov=nesterov), shape) < ROUNDING
 
 
 def test_beta2_is_that_of_the_rule():
-    rule = polarlight.normuon(beta2=0.5, polar=EXACT)
+    rule = polarlight.rules.normuon(beta2=0.5, polar=EXACT)
     assert distance(rule, partial(normuon.step, beta2=0.5), TALL) < ROUNDING
 
 
@@ -57,20 +57,20 @@ def momenta(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_official_form_keeps_the_frobenius_norm(shape):
-    ours = directions(polarlight.normuon(polar=EXACT), momenta(shape))
-    plain = directions(polarlight.muon(polar=EXACT), momenta(shape))
+    ours = directions(polarlight.rules.normuon(polar=EXACT), momenta(shape))
+    plain = directions(polarlight.rules.muon(polar=EXACT), momenta(shape))
     for D, P in zip(ours, plain, strict=True):
         torch.testing.assert_close(D.norm(), P.norm())  # float64 default: 1e-7
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_paper_fixes_the_root_mean_square(shape):
-    for D in directions(polarlight.normuon_paper(polar=EXACT), momenta(shape)):
+    for D in directions(polarlight.rules.normuon_paper(polar=EXACT), momenta(shape)):
         rms = D.square().mean().sqrt()
         torch.testing.assert_close(rms, torch.full_like(rms, 0.2))
 
 
-@pytest.mark.parametrize("make", [polarlight.normuon, polarlight.normuon_paper])
+@pytest.mark.parametrize("make", [polarlight.rules.normuon, polarlight.rules.normuon_paper])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_without_memory_all_rows_are_equal(make, shape):
     for D in directions(make(beta2=0.0, polar=EXACT), momenta(shape)):
@@ -79,7 +79,7 @@ def test_without_memory_all_rows_are_equal(make, shape):
 
 
 @polars
-@pytest.mark.parametrize("make", [polarlight.normuon, polarlight.normuon_paper])
+@pytest.mark.parametrize("make", [polarlight.rules.normuon, polarlight.rules.normuon_paper])
 def test_a_zero_row_stays_zero_while_the_others_move(make, polar):
     Ms = momenta(TALL)
     for M in Ms:
@@ -93,6 +93,8 @@ def test_a_row_of_rounding_noise_is_evened_out_like_any_other():
     """Nothing but an exact zero counts as zero here, as in the paper: v has no floor."""
     M = skewed(*TALL)
     M[3] *= 1e-12
-    rule = replace(polarlight.normuon(beta2=0.0, polar=EXACT), scale=polarlight.Unscaled())
+    rule = replace(
+        polarlight.rules.normuon(beta2=0.0, polar=EXACT), scale=polarlight.stages.Unscaled()
+    )
     (D,) = directions(rule, [M])
     torch.testing.assert_close(D[3].norm(), D[4].norm())

@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from polarlight.rules import PolarAdamW, polar_adamw
+from polarlight import PolarAdamW
+from polarlight.rules import polar_adamw
 from tests.matrices import SHAPES, TALL, WIDE, gaussian, many_skewed, skewed
 from tests.reference import polar_adamw as reference
 from tests.rules.trajectory import EXACT, distance

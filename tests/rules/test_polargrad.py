@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from polarlight import SpectralOptimizer, muon
+from polarlight import PolarGrad, SpectralOptimizer
 from polarlight.linalg.qdwh import QDWH
-from polarlight.rules import PolarGrad, polargrad, polargrad_polar_first
+from polarlight.rules import muon, polargrad, polargrad_polar_first
 from polarlight.rules.polargrad import NuclearPolar
 from tests.matrices import SHAPES, TALL, gaussian, many_skewed, skewed
 from tests.reference import polargrad as reference

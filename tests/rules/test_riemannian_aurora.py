@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import BalancedPolar, RiemannianPolar
+from polarlight.rules import BalancedPolar, RiemannianPolar
 from polarlight.rules.riemannian_aurora import (
     inner,
     laplacian,
@@ -30,7 +30,7 @@ ASCENT = RiemannianPolar(EXACT, steps=3, step_size=0.1, cg_steps=20)
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_steps_follow_the_reference(shape, nesterov, floor, tolerance):
-    rule = polarlight.aurora(replace(ASCENT, floor=floor), nesterov=nesterov)
+    rule = polarlight.rules.aurora(replace(ASCENT, floor=floor), nesterov=nesterov)
     reference = partial(riemannian_aurora.step, nesterov=nesterov)
     assert distance(rule, reference, shape) < tolerance
 
@@ -38,7 +38,7 @@ def test_steps_follow_the_reference(shape, nesterov, floor, tolerance):
 def test_steps_and_step_size_follow_the_reference():
     solver = replace(ASCENT, steps=5, step_size=0.3, floor=NO_FLOOR)
     reference = partial(riemannian_aurora.step, steps=5, step_size=0.3)
-    assert distance(polarlight.aurora(solver), reference, TALL) < ROUNDING
+    assert distance(polarlight.rules.aurora(solver), reference, TALL) < ROUNDING
 
 
 # Standard deviation over mean of the leverages on ten skewed 24 x 6 matrices, worst (median):

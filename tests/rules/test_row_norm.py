@@ -13,7 +13,7 @@ from tests.matrices import SHAPES, TALL, gaussian, skewed
 from tests.reference import row_norm
 from tests.rules.trajectory import FLOOR, NO_FLOOR, ROUNDING, distance
 
-UNSCALED = rules.row_norm(scale=polarlight.Unscaled())
+UNSCALED = rules.row_norm(scale=polarlight.stages.Unscaled())
 
 
 @pytest.mark.parametrize("shape", SHAPES)

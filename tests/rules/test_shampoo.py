@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from polarlight import SpectralOptimizer, muon
-from polarlight.rules import shampoo
+from polarlight import SpectralOptimizer
+from polarlight.rules import muon, shampoo
 from polarlight.stages.shampoo import Shampoo
 from tests.matrices import SHAPES, TALL, WIDE, gaussian, many_skewed, skewed
 from tests.reference import shampoo as reference

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from polarlight import SpectralOptimizer, Whole
+from polarlight import SOAP, SpectralOptimizer
 from polarlight.execution.job import new_buffers
-from polarlight.rules import SOAP, soap
+from polarlight.rules import soap
 from polarlight.stages.eigenbasis import PowerIteration, starting_basis
 from polarlight.stages.factors import GramFactors
 from polarlight.stages.rotated_adam import RotatedAdam
+from polarlight.view import Whole
 from tests.matrices import SHAPES, SQUARE, TALL, WIDE, gaussian, many_skewed, skewed
 from tests.reference import soap as reference
 from tests.rules.rotated import directions, distance, memory

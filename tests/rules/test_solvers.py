@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polarlight import BalancedPolar, FeedbackPolar, RiemannianPolar
+from polarlight.rules import BalancedPolar, FeedbackPolar, RiemannianPolar
 from tests.matrices import TALL, many_skewed, skewed
 from tests.rules.measures import leverages, spread
 from tests.rules.trajectory import EXACT, QUINTIC

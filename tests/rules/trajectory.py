@@ -10,10 +10,10 @@ import polarlight
 from polarlight.rule import Rule
 from tests.matrices import gaussian
 
-EXACT = polarlight.ExactPolar(dtype=torch.float64)
+EXACT = polarlight.linalg.ExactPolar(dtype=torch.float64)
 NUMBERS = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9}
 
-QUINTIC = polarlight.NewtonSchulz(polarlight.SIMPLE_QUINTIC)
+QUINTIC = polarlight.linalg.NewtonSchulz(polarlight.linalg.schedules.SIMPLE_QUINTIC)
 
 polars = pytest.mark.parametrize("polar", [QUINTIC, EXACT], ids=str)
 

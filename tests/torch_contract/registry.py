@@ -36,7 +36,7 @@ def arguments_of(cls):
 def build(cls, params, executor=None, **kwargs):
     """An optimizer of the class; the general one gets a rule, as it has none of its own."""
     if cls is SpectralOptimizer:
-        kwargs = {"rule": polarlight.muon()} | kwargs
+        kwargs = {"rule": polarlight.rules.muon()} | kwargs
     optimizer = cls(params, **kwargs)
     optimizer.executor = executor or optimizer.executor
     return optimizer

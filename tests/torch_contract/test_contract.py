@@ -208,7 +208,7 @@ def test_a_model_of_all_kinds_of_parameters(info, executor):
         )
     )
     if info.optim_cls is SpectralOptimizer:
-        optimizer = SpectralOptimizer(polarlight.muon_with_adamw(model, lr=0.02))
+        optimizer = SpectralOptimizer(polarlight.recipes.muon_with_adamw(model, lr=0.02))
     else:
         optimizer = info.optim_cls(model)
     optimizer.executor = executor

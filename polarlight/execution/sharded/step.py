@@ -11,7 +11,8 @@ from polarlight.execution.sharded.regions import Block, segments
 from polarlight.execution.sharded.schedule import Bucket, Exchange, Piece, Schedule
 from polarlight.execution.sharded.units import MOMENTUM, Unit
 from polarlight.execution.work import Work, local
-from polarlight.rule import HOST_COUNTER, Buffers
+from polarlight.linalg.slot import Buffers
+from polarlight.rule import HOST_COUNTER
 
 AHEAD = 1
 """Buckets that come in while another one is computed."""

@@ -7,21 +7,12 @@ factor that Aurora has here, so that nothing else differs.
 
 from dataclasses import replace
 
-from polarlight import (
-    JORDAN,
-    AdamWRule,
-    BalancedPolar,
-    MatchRmsAdamW,
-    NewtonSchulz,
-    aurora,
-    muon,
-    muoneq,
-    normuon,
-    polar_express,
-    unormuon,
-)
 from polarlight.lab.claims.claim import Arm
 from polarlight.lab.train.recipes import Recipe
+from polarlight.linalg import NewtonSchulz, polar_express
+from polarlight.linalg.schedules import JORDAN
+from polarlight.rules import AdamWRule, BalancedPolar, aurora, muon, muoneq, normuon, unormuon
+from polarlight.stages import MatchRmsAdamW
 
 PUBLISHED = NewtonSchulz(JORDAN)
 FINE = NewtonSchulz(polar_express(6))

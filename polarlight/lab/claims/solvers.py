@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.rows import inverse_row_norms
-from polarlight.rule import Buffers, MatrixMap
+from polarlight.linalg.slot import Buffers, MatrixMap
 from polarlight.rules.aurora_exact import ExactBalanced
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 

@@ -59,7 +59,7 @@ def translate(
     ```
 
     Where two shapes need different learning rates, one number cannot translate: keep the scale
-    instead, for example `polarlight.Muon(model, lr=3e-4, scale=polarlight.MatchRmsAdamW())`.
+    instead, for example `polarlight.Muon(model, lr=3e-4, scale=polarlight.stages.MatchRmsAdamW())`.
     """
     with plain_errors():
         kind, shapes = convention_of(source), [shape_of(text) for text in shape]

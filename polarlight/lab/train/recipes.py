@@ -5,26 +5,24 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from polarlight import (
+from polarlight import SpectralOptimizer
+from polarlight.lab.train.settings import Spec
+from polarlight.lookup import look_up
+from polarlight.recipes import aurora_mlp, muon_with_adamw, symmetric_stack
+from polarlight.routing.route import ParamGroup
+from polarlight.rule import Rule
+from polarlight.rules import (
     AdamWRule,
     FeedbackPolar,
     RiemannianPolar,
-    RmsToRms,
-    SpectralOptimizer,
     aurora,
-    aurora_mlp,
     muon,
-    muon_with_adamw,
     muoneq,
     normuon,
-    symmetric_stack,
     unormuon,
     with_adamw,
 )
-from polarlight.lab.train.settings import Spec
-from polarlight.lookup import look_up
-from polarlight.routing.route import ParamGroup
-from polarlight.rule import Rule
+from polarlight.stages import RmsToRms
 
 AUX_LR = 1e-2
 """AdamW's learning rate for embeddings, head and norms, the same beside every rule."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from polarlight.routing.explain.update_size import update_rms
 from polarlight.routing.view_text import view_call
 from polarlight.rule import UpdateRule
 from polarlight.view import MatrixView, Whole
@@ -93,7 +92,7 @@ def _pieces(p: Tensor, rule: object, view: MatrixView, lr: float | None) -> Iter
         return
     for shape in view.shapes(p.shape):
         m, n = shape[-2:]
-        rms = update_rms(rule, m, n)
+        rms = rule.update_rms(m, n)
         yield Piece(
             shape=tuple(shape),
             engine=rule.engine(m, n, p.dtype, p.device),

@@ -22,7 +22,7 @@ def small(mesh, splits, shapes, **options):
     """A plan for parameters of these shapes under NorMuon, in float32."""
     params = [(f"p{i}", torch.empty(shape, device="meta")) for i, shape in enumerate(shapes)]
     names, tensors = zip(*params, strict=True)
-    rule, view = polarlight.normuon(), polarlight.Whole()
+    rule, view = polarlight.rules.normuon(), polarlight.view.Whole()
     group = {"params": tensors, "param_names": names, "rule": rule, "view": view}
     lay = lambda name, p: Layout(tuple(p.shape), mesh, splits)  # noqa: E731
     (plan,) = forecast([group], lay, Options(**options))
@@ -101,10 +101,16 @@ def test_plans_differ_where_anything_does():
 def test_flops_are_counted_and_decompositions_estimated():
     steps, m, n = 5, 64, 32
     assert flops(
-        polarlight.muon(polar=polarlight.NewtonSchulz(polarlight.JORDAN)), m, n
+        polarlight.rules.muon(
+            polar=polarlight.linalg.NewtonSchulz(polarlight.linalg.schedules.JORDAN)
+        ),
+        m,
+        n,
     ) == steps * (2 * m * n * n * 2 + 2 * n**3)
-    assert flops(polarlight.row_norm(), m, n) == 0
-    assert flops(polarlight.muon(polar=polarlight.ExactPolar()), m, n) == 20 * m * n * n
+    assert flops(polarlight.rules.row_norm(), m, n) == 0
+    assert (
+        flops(polarlight.rules.muon(polar=polarlight.linalg.ExactPolar()), m, n) == 20 * m * n * n
+    )
 
 
 def test_the_forecast_is_what_the_executor_would_plan():

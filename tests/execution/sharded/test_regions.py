@@ -8,24 +8,24 @@ from polarlight.execution.sharded.layouts import Layout, Split
 from polarlight.execution.sharded.regions import matrices, overlap, segments
 
 VIEWS = [
-    (pl.Whole(), (5, 4)),
-    (pl.Whole(), (3, 5, 4)),
-    (pl.Whole(), (1, 4)),
-    (pl.Whole(), (1, 1)),
-    (pl.RowBlocks((12, 4, 2)), (18, 4)),
-    (pl.RowBlocks((12, 6), (pl.Heads(3), pl.Heads(2))), (18, 4)),
-    (pl.Heads(3), (18, 4)),
-    (pl.Heads(4), (4, 1)),
-    (pl.Heads(2, dim=-1), (18, 4)),
-    (pl.Heads(2, -2, pl.Interleaved(3)), (18, 4)),
-    (pl.Interleaved(2), (18, 4)),
-    (pl.Transposed(), (18, 4)),
-    (pl.Transposed(pl.Interleaved(2)), (3, 4, 18)),
-    (pl.Transposed(pl.Heads(2)), (18, 4)),
-    (pl.Flattened((2, 3)), (6, 4, 2, 3)),
-    (pl.Flattened((3, 1)), (6, 1, 3, 1)),
-    (pl.Flattened((2, 3), pl.Transposed()), (6, 4, 2, 3)),
-    (pl.Taps(), (6, 4, 2, 3)),
+    (pl.view.Whole(), (5, 4)),
+    (pl.view.Whole(), (3, 5, 4)),
+    (pl.view.Whole(), (1, 4)),
+    (pl.view.Whole(), (1, 1)),
+    (pl.view.RowBlocks((12, 4, 2)), (18, 4)),
+    (pl.view.RowBlocks((12, 6), (pl.view.Heads(3), pl.view.Heads(2))), (18, 4)),
+    (pl.view.Heads(3), (18, 4)),
+    (pl.view.Heads(4), (4, 1)),
+    (pl.view.Heads(2, dim=-1), (18, 4)),
+    (pl.view.Heads(2, -2, pl.view.Interleaved(3)), (18, 4)),
+    (pl.view.Interleaved(2), (18, 4)),
+    (pl.view.Transposed(), (18, 4)),
+    (pl.view.Transposed(pl.view.Interleaved(2)), (3, 4, 18)),
+    (pl.view.Transposed(pl.view.Heads(2)), (18, 4)),
+    (pl.view.Flattened((2, 3)), (6, 4, 2, 3)),
+    (pl.view.Flattened((3, 1)), (6, 1, 3, 1)),
+    (pl.view.Flattened((2, 3), pl.view.Transposed()), (6, 4, 2, 3)),
+    (pl.view.Taps(), (6, 4, 2, 3)),
 ]
 views = pytest.mark.parametrize(("view", "shape"), VIEWS, ids=str)
 
@@ -49,7 +49,7 @@ def test_every_matrix_of_a_view_is_a_block(view, shape):
 
 
 def test_matrices_that_are_no_products_are_refused():
-    view = pl.Flattened((2, 3), pl.Transposed(pl.Interleaved(2)))
+    view = pl.view.Flattened((2, 3), pl.view.Transposed(pl.view.Interleaved(2)))
     with pytest.raises(ValueError, match=r"Interleaved.*\(6, 4, 2, 3\) cannot be sharded"):
         matrices(view, (6, 4, 2, 3))
 

@@ -14,7 +14,7 @@ from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
 from polarlight.rules import BalancedPolar, FeedbackPolar
 from tests.contracts.catalogue import SHIPPED
 
-EIGEN = pl.EigenPolar()
+EIGEN = pl.linalg.EigenPolar()
 
 
 class Together(Rows):
@@ -101,15 +101,19 @@ def suitable(shape):
 
 
 RULES = {name: SHIPPED[name] for name in suitable((40, 3))} | {
-    "aurora, balanced": pl.aurora(BalancedPolar(EIGEN)),
-    "aurora, feedback": pl.aurora(FeedbackPolar(EIGEN, rounds=3)),
-    "aurora, exact": pl.aurora(pl.WarmPolar(EIGEN)),
-    "muon, centred": pl.centred(pl.muon(polar=EIGEN)),
-    "normuon, exact": pl.normuon(polar=EIGEN),
-    "muon, AOL": pl.muon(polar=pl.NewtonSchulz(pl.TURBO_MUON, normalisation=pl.AOL())),
-    "muon, Schatten-4": pl.muon(polar=pl.NewtonSchulz(normalisation=pl.Schatten4())),
-    "muon, Gram": pl.muon(polar=pl.GramNewtonSchulz(tile=1)),
-    "muon, regularised": pl.muon(polar=pl.RegularisedPolar()),
+    "aurora, balanced": pl.rules.aurora(BalancedPolar(EIGEN)),
+    "aurora, feedback": pl.rules.aurora(FeedbackPolar(EIGEN, rounds=3)),
+    "aurora, exact": pl.rules.aurora(pl.rules.WarmPolar(EIGEN)),
+    "muon, centred": pl.stages.centred(pl.rules.muon(polar=EIGEN)),
+    "normuon, exact": pl.rules.normuon(polar=EIGEN),
+    "muon, AOL": pl.rules.muon(
+        polar=pl.linalg.NewtonSchulz(pl.linalg.schedules.TURBO_MUON, normalisation=pl.linalg.AOL())
+    ),
+    "muon, Schatten-4": pl.rules.muon(
+        polar=pl.linalg.NewtonSchulz(normalisation=pl.linalg.Schatten4())
+    ),
+    "muon, Gram": pl.rules.muon(polar=pl.linalg.GramNewtonSchulz(tile=1)),
+    "muon, regularised": pl.rules.muon(polar=pl.linalg.RegularisedPolar()),
 }
 SIZES = [(14, 14, 12), (20, 20, 0), (1, 0, 39), (40,)]
 
@@ -133,18 +137,18 @@ def test_parts_of_the_rows_are_parts_of_the_whole(name):
 
 def test_wide_gram_matrices_are_summed_by_panels():
     """Sides beyond a panel, in batches: only one half of a Gram matrix is sent."""
-    for rule in (pl.muon(), pl.aurora(pl.WarmPolar(EIGEN))):
+    for rule in (pl.rules.muon(), pl.rules.aurora(pl.rules.WarmPolar(EIGEN))):
         M = gradients((2, 500, 300), torch.float64, 1)
         expected, _ = alone(rule, M, 1)
         found, _ = spread(rule, M, (200, 300), 1)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    half = cost_on_rows(pl.muon(polar=EIGEN), 10**6, 4096, 10**4).summed / (4 * 4096**2)
+    half = cost_on_rows(pl.rules.muon(polar=EIGEN), 10**6, 4096, 10**4).summed / (4 * 4096**2)
     assert 0.5 < half < 0.55
 
 
 def test_what_is_not_finite_or_zero_is_so_on_every_part():
-    for polar in (EIGEN, pl.RegularisedPolar(), pl.AutoPolar()):
-        rule = pl.muon(polar=polar)
+    for polar in (EIGEN, pl.linalg.RegularisedPolar(), pl.linalg.AutoPolar()):
+        rule = pl.rules.muon(polar=polar)
         (M,) = gradients((40, 3), torch.float64, 1)
         M[7] = 0
         M[:, 1] = 0
@@ -155,13 +159,17 @@ def test_what_is_not_finite_or_zero_is_so_on_every_part():
         for bad in (float("nan"), float("inf")):
             M[30, 0] = bad
             assert spread(rule, [M], (14, 14, 12), 1)[0].isnan().any(0)[0]
-    assert spread(pl.muon(polar=EIGEN), [M], (14, 26), 1)[0].isnan().all()
+    assert spread(pl.rules.muon(polar=EIGEN), [M], (14, 26), 1)[0].isnan().all()
 
 
 def test_others_say_that_a_part_is_not_enough():
     X = torch.randn(5, 3)
     rows = Together(2, 10).seen_by(0)
-    for rule in (pl.muon(polar=pl.ExactPolar()), pl.soap(), pl.aurora(side=pl.Side.WIDE)):
+    for rule in (
+        pl.rules.muon(polar=pl.linalg.ExactPolar()),
+        pl.rules.soap(),
+        pl.rules.aurora(side=pl.stages.Side.WIDE),
+    ):
         wide = rule.name == "aurora"
         with pytest.raises(NeedsAllRowsError):
             rule.direction_on_rows(X.repeat(1, 5) if wide else X, rows, {})
@@ -169,13 +177,13 @@ def test_others_say_that_a_part_is_not_enough():
 
 def embedding(shape, mesh, splits, rule=None, dtype=torch.bfloat16, others=(), **options):
     """The plan of one matrix under a rule, beside hidden ones under Muon."""
-    rule = rule or pl.muon()
+    rule = rule or pl.rules.muon()
     named = {"head": shape, **{f"hidden{i}": other for i, other in enumerate(others)}}
     group = {
         "params": [torch.empty(s, device="meta", dtype=dtype) for s in named.values()],
         "param_names": list(named),
         "rule": rule,
-        "view": pl.Whole(),
+        "view": pl.view.Whole(),
     }
     (plan,) = forecast(
         [group], lambda n, p: Layout(tuple(p.shape), mesh, splits), Options(**options)
@@ -189,7 +197,7 @@ ROWS = ((8,), (Split(0),))
 
 def test_a_head_stays_where_sums_are_fewer_bytes_than_rows():
     for mesh, splits in (ROWS, ((2, 8), (None, Split(0))), ((2, 4), (Split(0, 4), Split(0)))):
-        for rule in (pl.muon(), pl.aurora(), pl.normuon()):
+        for rule in (pl.rules.muon(), pl.rules.aurora(), pl.rules.normuon()):
             plan = embedding(HEAD, mesh, splits, rule)
             never = embedding(HEAD, mesh, splits, rule, row_bytes=2**40)
             assert list(plan.rowwise) == [0]
@@ -208,7 +216,7 @@ def test_what_is_not_tall_enough_or_cannot_travels():
     assert not embedding(HEAD[::-1], *ROWS).rowwise
     assert not embedding(HEAD, (8,), (Split(1),)).rowwise
     assert not embedding(HEAD, (8,), (None,)).rowwise
-    assert not embedding(HEAD, *ROWS, pl.soap()).rowwise
+    assert not embedding(HEAD, *ROWS, pl.rules.soap()).rowwise
     assert not embedding((100, 4), *ROWS).rowwise  # too small to be worth messages of its own
     assert embedding((100, 4), *ROWS, row_bytes=0, sum_weight=0).rowwise
 
@@ -230,7 +238,7 @@ def test_one_large_matrix_does_not_make_its_owner_the_busiest():
 def test_owners_make_up_for_rows_that_others_have():
     """Processes without rows get more matrices."""
     options = {"row_bytes": 0, "sum_weight": 0.0}
-    plan = embedding((3, 1), (4,), (Split(0),), pl.row_norm(), others=[(1, 1)] * 6, **options)
+    plan = embedding((3, 1), (4,), (Split(0),), pl.rules.row_norm(), others=[(1, 1)] * 6, **options)
     assert list(plan.rowwise) == list(range(7))
     plan = embedding(HEAD, *ROWS, others=[(4096, 4096)] * 40)
     assert summary(plan).balance <= 1.1

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from polarlight import ExactBalanced, ExactPolar
 from polarlight.diagnostics.spectra import spread
 from polarlight.lab.claims.solvers import ExactFollowed, PolarFirst
+from polarlight.linalg import ExactPolar
 from polarlight.linalg.rows import row_norms
+from polarlight.rules import ExactBalanced
 from tests.matrices import skewed
 
 

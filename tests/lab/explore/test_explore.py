@@ -45,7 +45,9 @@ def M(request):  # noqa: N802
 def test_polar_factor_and_singular_values_are_torchs(M):
     found = run("[Matrices.polar(Matrices.of(M)), Matrices.singularValues(Matrices.of(M))]",
                 M=M.tolist())  # fmt: skip
-    torch.testing.assert_close(matrix(found[0]), polarlight.ExactPolar()(M), atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        matrix(found[0]), polarlight.linalg.ExactPolar()(M), atol=1e-10, rtol=0
+    )
     sigma = torch.tensor(found[1], dtype=torch.float64)
     torch.testing.assert_close(sigma, torch.linalg.svdvals(M), atol=1e-9, rtol=1e-9)
 
@@ -55,7 +57,9 @@ def test_aurora_round_by_round_is_ours():
     M = torch.randn(24, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = run("Matrices.rounds(Matrices.of(M), 'aurora', [])", M=M.tolist())
     for rounds, U in enumerate(found, 1):
-        ours = polarlight.BalancedPolar(polarlight.ExactPolar(), rounds, 0.5, floor=1e-12)(M)
+        ours = polarlight.rules.BalancedPolar(
+            polarlight.linalg.ExactPolar(), rounds, 0.5, floor=1e-12
+        )(M)
         torch.testing.assert_close(matrix(U), ours, atol=1e-8, rtol=0)
 
 
@@ -77,7 +81,7 @@ def test_a_schedules_map_and_its_steps_on_a_matrix_are_ours(name, M):
 @node
 def test_measures_are_those_of_the_diagnostics(M):
     found = run("Matrices.measures(Matrices.of(M), Matrices.polar(Matrices.of(M)))", M=M.tolist())
-    U = polarlight.ExactPolar()(M)
+    U = polarlight.linalg.ExactPolar()(M)
     shares = U.square().sum(dim=1) * M.shape[0] / U.square().sum()
     assert found["shares"] == pytest.approx(shares.tolist(), abs=1e-9)
     assert found["alignment"] == pytest.approx(1, abs=1e-9)

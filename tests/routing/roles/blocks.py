@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from polarlight import infer_roles
+from polarlight.routing import infer_roles
 
 
 def found(model):

@@ -7,8 +7,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from polarlight import infer_roles
 from polarlight.integrations.transformers import meta_model
+from polarlight.routing import infer_roles
 from polarlight.routing.explain.folding import fold
 from polarlight.routing.view_text import view_call
 

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import Heads, Role, RowBlocks, Transposed, Whole, infer_roles
+from polarlight import Role
+from polarlight.routing import infer_roles
 from polarlight.routing.roles import Part
-from polarlight.view import Flattened, Interleaved
+from polarlight.view import Flattened, Heads, Interleaved, RowBlocks, Transposed, Whole
 from tests.routing.roles.blocks import Attention, Experts, TurnedLinear, block, found, linear, raw
 
 STORED = [
@@ -150,7 +151,7 @@ def test_kernels_of_equal_shape_are_not_mixed():
 
     def stepped(kernels, gradients):
         parameters = [nn.Parameter(kernel.clone()) for kernel in kernels]
-        view, rule = Flattened((2, 2)), polarlight.muon(polar=polarlight.ExactPolar())
+        view, rule = Flattened((2, 2)), polarlight.rules.muon(polar=polarlight.linalg.ExactPolar())
         optimizer = polarlight.SpectralOptimizer(parameters, rule=rule, view=view)
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = gradient
@@ -194,7 +195,9 @@ COMPOSED = [
 ]
 
 
-@pytest.mark.parametrize("rule", [polarlight.normuon(), polarlight.aurora(polarlight.WarmPolar())])
+@pytest.mark.parametrize(
+    "rule", [polarlight.rules.normuon(), polarlight.rules.aurora(polarlight.rules.WarmPolar())]
+)
 @pytest.mark.parametrize(("view", "shape"), COMPOSED, ids=str)
 def test_a_composed_view_is_its_parts_as_parameters_of_their_own(rule, view, shape):
     generator = torch.Generator().manual_seed(0)

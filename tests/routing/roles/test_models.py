@@ -11,11 +11,13 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import MatchRmsAdamW, Role, Route, SpectralOptimizer, infer_roles, route
+from polarlight import Role, Route, SpectralOptimizer, route
 from polarlight.integrations.transformers import explain_hf, meta_model
+from polarlight.routing import infer_roles
 from polarlight.routing.roles import MATRIX_ROLES
 from polarlight.routing.route import per_head
 from polarlight.rules.adamw import AdamWRule
+from polarlight.stages import MatchRmsAdamW
 from tests.routing.roles.golden import CONFIGS, golden_file, golden_text
 
 transformers = pytest.importorskip("transformers")
@@ -79,7 +81,7 @@ def test_attention_can_be_stepped_by_head(config):
     rest = {role: Route() for role in MATRIX_ROLES}
     gates = {"*in_proj_ba*": Route()} if config.stem == "qwen3_next" else {}
     table = {**gates, Role.ATTENTION: Route(view=per_head), **rest, **others}
-    optimizer = SpectralOptimizer(route(model, table), rule=polarlight.muon())
+    optimizer = SpectralOptimizer(route(model, table), rule=polarlight.rules.muon())
     randomise_gradients(model)
     optimizer.step()
 

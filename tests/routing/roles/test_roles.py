@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 import polarlight
-from polarlight import Role, infer_roles
+from polarlight import Role
+from polarlight.routing import infer_roles
 from polarlight.routing.roles import MATRIX_ROLES, Part
 from tests.routing.roles.blocks import Attention, Experts, block, found, linear, raw
 

@@ -2,19 +2,15 @@
 
 from dataclasses import replace
 
-from polarlight import (
-    JORDAN,
-    ExactPolar,
-    NewtonSchulz,
-    kaon,
-    muon,
-    polar_express,
-)
 from polarlight.lab.claims.claim import Arm, Claim
 from polarlight.lab.claims.verdict import Above, Within, lower
 from polarlight.lab.train.recipes import Recipe
+from polarlight.linalg import ExactPolar, NewtonSchulz, polar_express
 from polarlight.linalg.coefficients import SIMPLE_QUINTIC, constant
-from polarlight.rule import MatrixMap, UpdateRule
+from polarlight.linalg.schedules import JORDAN
+from polarlight.linalg.slot import MatrixMap
+from polarlight.rule import UpdateRule
+from polarlight.rules import kaon, muon
 from polarlight.stages.renormalise import PolarNorm
 
 

@@ -1,11 +1,12 @@
 """A random spectrum does as well as an even one; and a power beyond Muon's does better."""
 
-from polarlight import RationalPower, freon, kaon
 from polarlight.lab.claims.arms import MUON
 from polarlight.lab.claims.claim import Arm, Claim
 from polarlight.lab.claims.verdict import Within, lower
 from polarlight.lab.train.recipes import Recipe
+from polarlight.linalg import RationalPower
 from polarlight.rule import UpdateRule
+from polarlight.rules import freon, kaon
 
 
 def _freon(b: int, a: int) -> Arm:

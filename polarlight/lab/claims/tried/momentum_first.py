@@ -4,17 +4,19 @@ from dataclasses import dataclass
 
 from torch import Size, Tensor
 
-from polarlight import Original, RawGradient, UpdateRule
+from polarlight import UpdateRule
 from polarlight.lab.claims.arms import MUON, PUBLISHED, at
 from polarlight.lab.claims.claim import Arm, Claim
 from polarlight.lab.claims.verdict import lower
 from polarlight.lab.train.recipes import Recipe
 from polarlight.linalg.matrices import at_least_float32
-from polarlight.rule import Buffers, MatrixMap
+from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariants, Symmetries
+from polarlight.linalg.slot import Buffers, MatrixMap, Stage
+from polarlight.stages import Original, RawGradient
 
 
 @dataclass(frozen=True, slots=True)
-class MeanOfPolars:
+class MeanOfPolars(Stage):
     """The running mean of the gradients' polar factors, and one step ahead of it as in Muon."""
 
     polar: MatrixMap
@@ -29,6 +31,14 @@ class MeanOfPolars:
         U, mean = at_least_float32(self.polar(X)), buffers["polar_mean"]
         mean.lerp_(U, 1 - self.beta)
         return U.lerp(mean, self.beta).to(X.dtype)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return those of a polar factor."""
+        return self.polar.symmetries(m, n) & ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return none: a mean of polar factors is no polar factor."""
+        return NO_INVARIANTS
 
 
 def _polar_first() -> UpdateRule:

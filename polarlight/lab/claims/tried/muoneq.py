@@ -2,12 +2,13 @@
 
 from dataclasses import replace as replaced
 
-from polarlight import EquilibrateRows, MatchRmsAdamW, aurora
 from polarlight.lab.claims.arms import BALANCED, MUON_RMS, MUONEQ
 from polarlight.lab.claims.claim import Arm, Claim
 from polarlight.lab.claims.verdict import Within, lower
 from polarlight.lab.train.recipes import Recipe
 from polarlight.rule import UpdateRule
+from polarlight.rules import aurora
+from polarlight.stages import EquilibrateRows, MatchRmsAdamW
 
 
 def _aurora(*, rows_first: bool) -> UpdateRule:

@@ -1,10 +1,10 @@
 """NorMuon's gain is that of even rows."""
 
-from polarlight import unormuon
 from polarlight.lab.claims.arms import MUON, NORMUON, PUBLISHED
 from polarlight.lab.claims.claim import Arm, Claim
 from polarlight.lab.claims.verdict import Within, lower
 from polarlight.lab.train.recipes import Recipe
+from polarlight.rules import unormuon
 
 CLAIM = Claim(
     name="normuon-rows",

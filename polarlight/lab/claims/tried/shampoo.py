@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from polarlight import shampoo, soap
 from polarlight.lab.claims.arms import MUON
 from polarlight.lab.claims.claim import Arm, Claim
 from polarlight.lab.claims.verdict import lower
 from polarlight.lab.train.recipes import Recipe
+from polarlight.rules import shampoo, soap
 
 _LONG = {"steps": 500, "validate_every": 500}
 

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from polarlight import aurora
 from polarlight.lab.claims.arms import AURORA, BALANCED, FINE_MUON
 from polarlight.lab.claims.claim import Arm, Claim
 from polarlight.lab.claims.verdict import lower
 from polarlight.lab.train.recipes import Recipe
+from polarlight.rules import aurora
 from polarlight.stages.side import Side
 
 

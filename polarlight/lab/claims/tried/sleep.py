@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from polarlight import Observation, aurora
 from polarlight.diagnostics.spectra import gram_leverages, precise_gram
 from polarlight.lab.claims.arms import BALANCED, FINE_MUON
 from polarlight.lab.claims.claim import Claim
 from polarlight.lab.claims.verdict import least, lower, most
 from polarlight.lab.train.loop import Run
 from polarlight.lab.train.model import SwiGLU
+from polarlight.optimizer import Observation
+from polarlight.rules import aurora
 
 STARVED = 0.1
 """Of an equal share of the momentum's leverage."""

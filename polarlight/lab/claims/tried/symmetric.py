@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from polarlight import muon, muon_with_adamw, symmetric_stack
 from polarlight.lab.claims.claim import Arm, Claim
 from polarlight.lab.claims.verdict import lower
 from polarlight.lab.train.recipes import Recipe
-from polarlight.recipes import MlpRule
+from polarlight.recipes import MlpRule, muon_with_adamw, symmetric_stack
 from polarlight.routing.route import ParamGroup
+from polarlight.rules import muon
 
 _Groups = Callable[[nn.Module, float, float], list[ParamGroup]]
 

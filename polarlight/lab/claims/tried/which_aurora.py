@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from polarlight import FeedbackPolar, RiemannianPolar, WarmPolar, aurora
 from polarlight.lab.claims.arms import BALANCED, FINE
 from polarlight.lab.claims.claim import Arm, Claim
 from polarlight.lab.claims.solvers import ExactFollowed, PolarFirst
 from polarlight.lab.claims.verdict import lower
 from polarlight.lab.train.recipes import Recipe
 from polarlight.rule import UpdateRule
+from polarlight.rules import FeedbackPolar, RiemannianPolar, WarmPolar, aurora
 
 
 def _arm(rule: Callable[[], UpdateRule], about: str) -> Arm:

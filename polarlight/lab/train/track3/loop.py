@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polarlight import AdamWRule, SpectralOptimizer, infer_roles
+from polarlight import SpectralOptimizer
 from polarlight.lab.train import checkpoint, history
 from polarlight.lab.train.data import Corpus, validation_batches
 from polarlight.lab.train.folder import claim
 from polarlight.lab.train.track3.model import Model
 from polarlight.lab.train.track3.settings import Track3
+from polarlight.routing import infer_roles
 from polarlight.rule import Rule
+from polarlight.rules import AdamWRule
 
 Record = dict[str, Any]
 

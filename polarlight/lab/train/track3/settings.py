@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from polarlight import SIMPLE_QUINTIC, BalancedPolar, NewtonSchulz, aurora, muon
+from polarlight.linalg import NewtonSchulz
+from polarlight.linalg.schedules import SIMPLE_QUINTIC
 from polarlight.rule import Rule, UpdateRule
+from polarlight.rules import BalancedPolar, aurora, muon
 from polarlight.stages.side import Side
 
 HOW_TO_GET_SHARDS = (

@@ -1,0 +1,141 @@
+"""Symmetries and invariants that a map of matrices can have: the vocabulary of its declarations.
+
+A symmetry relates the image of a transformed matrix to the image of the matrix. An invariant holds
+of every image and can be measured. Each slot declares both for an m x n matrix;
+`polarlight.properties` combines the declarations of a rule's slots, and tests hold them.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from functools import lru_cache
+
+
+class Symmetry(StrEnum):
+    """Transformations of every gradient of a matrix.
+
+    Permutations, signs and rotations of rows (LEFT) or columns (RIGHT) come out as they went in. A
+    SHARED_SHIFT 1 a' and positive rescalings of rows or columns do not change the update.
+    HORIZONTAL is a property of the update itself: its columns sum to zero.
+    """
+
+    LEFT_PERMUTATIONS = "rows permuted"
+    LEFT_SIGNS = "rows negated"
+    LEFT_ROTATIONS = "rows rotated"
+    RIGHT_PERMUTATIONS = "columns permuted"
+    RIGHT_SIGNS = "columns negated"
+    RIGHT_ROTATIONS = "columns rotated"
+    SHARED_SHIFT = "shared shift ignored"
+    HORIZONTAL = "columns sum to zero"
+    ROW_RESCALING = "row sizes ignored"
+    COLUMN_RESCALING = "column sizes ignored"
+
+
+Symmetries = frozenset[Symmetry]
+
+LEFT_SIGNED: Symmetries = frozenset({Symmetry.LEFT_PERMUTATIONS, Symmetry.LEFT_SIGNS})
+RIGHT_SIGNED: Symmetries = frozenset({Symmetry.RIGHT_PERMUTATIONS, Symmetry.RIGHT_SIGNS})
+LEFT: Symmetries = LEFT_SIGNED | {Symmetry.LEFT_ROTATIONS}
+RIGHT: Symmetries = RIGHT_SIGNED | {Symmetry.RIGHT_ROTATIONS}
+ROTATIONS: Symmetries = LEFT | RIGHT
+SIGNED: Symmetries = LEFT_SIGNED | RIGHT_SIGNED
+ROWS: Symmetries = LEFT_SIGNED | RIGHT
+"""Rows are units of their own, columns a space: permutations with signs, and rotations."""
+
+SIZES_IGNORED: Symmetries = frozenset({Symmetry.ROW_RESCALING, Symmetry.COLUMN_RESCALING})
+SHARED: Symmetries = frozenset({Symmetry.SHARED_SHIFT, Symmetry.HORIZONTAL})
+
+_MIRRORED_SYMMETRY = {
+    Symmetry.LEFT_PERMUTATIONS: Symmetry.RIGHT_PERMUTATIONS,
+    Symmetry.LEFT_SIGNS: Symmetry.RIGHT_SIGNS,
+    Symmetry.LEFT_ROTATIONS: Symmetry.RIGHT_ROTATIONS,
+    Symmetry.ROW_RESCALING: Symmetry.COLUMN_RESCALING,
+}
+_MIRRORED_SYMMETRY |= {right: left for left, right in _MIRRORED_SYMMETRY.items()}
+
+
+def mirror_symmetries(group: Symmetries) -> Symmetries:
+    """Return the symmetries of M -> f(M')', as far as the vocabulary has words for them."""
+    return frozenset(_MIRRORED_SYMMETRY[s] for s in group if s in _MIRRORED_SYMMETRY)
+
+
+class Invariant(StrEnum):
+    """Properties of the update D of a momentum M."""
+
+    FINITE = "finite"
+    MOVES = "zero only where the momentum is"
+    ISOMETRY = "singular values equal"
+    SPECTRAL = "singular vectors of the momentum"
+    EQUAL_ROWS = "rows of equal norm"
+    EQUAL_COLUMNS = "columns of equal norm"
+    CENTRED = "columns sum to zero"
+
+
+LIMITS = {
+    Invariant.FINITE: 0.0,
+    Invariant.MOVES: 0.0,
+    Invariant.ISOMETRY: 0.3,
+    Invariant.SPECTRAL: 0.15,
+    Invariant.EQUAL_ROWS: 0.35,
+    Invariant.EQUAL_COLUMNS: 0.35,
+    Invariant.CENTRED: 0.05,
+}
+"""The largest value of each measure that counts as kept, unless the engine is less exact."""
+
+SLACK = 1.1
+"""What rounding to bfloat16 may add to the spread that a schedule leaves in exact arithmetic."""
+
+REACH = 1e-2
+"""The least singular value, over the norm, that a schedule is held to."""
+
+Invariants = Mapping[Invariant, float]
+"""Declared invariants, each with the largest value of its measure that counts as kept."""
+
+NO_INVARIANTS: Invariants = {}
+
+_MIRRORED_INVARIANT = {
+    Invariant.EQUAL_ROWS: Invariant.EQUAL_COLUMNS,
+    Invariant.EQUAL_COLUMNS: Invariant.EQUAL_ROWS,
+    Invariant.CENTRED: None,
+}
+
+
+def usual_limits(*kept: Invariant) -> Invariants:
+    """Return these invariants with the limits of `LIMITS`."""
+    return {invariant: LIMITS[invariant] for invariant in kept}
+
+
+def mirror_invariants(kept: Invariants) -> Invariants:
+    """Return the invariants of M -> f(M')', as far as the vocabulary has words for them."""
+    mirrored = ((_MIRRORED_INVARIANT.get(name, name), limit) for name, limit in kept.items())
+    return {name: limit for name, limit in mirrored if name is not None}
+
+
+def polar_invariants(schedule: Callable[[float], float] | None = None) -> Invariants:
+    """Return the invariants of a polar factor, by a schedule of polynomials or exact."""
+    isometry = isometry_limit(schedule)
+    return {**usual_limits(Invariant.SPECTRAL), Invariant.ISOMETRY: isometry}
+
+
+def isometry_limit(schedule: Callable[[float], float] | None = None) -> float:
+    """Return the limit of ISOMETRY: `LIMITS`, or the spread that a schedule leaves."""
+    spread = 0.0 if schedule is None else SLACK * _spread(schedule)
+    return max(LIMITS[Invariant.ISOMETRY], spread)
+
+
+@lru_cache
+def _spread(schedule: Callable[[float], float], points: int = 2000) -> float:
+    """Return the largest ISOMETRY measure of singular values that a schedule puts out.
+
+    The measure is the deviation of s^2 over its mean, both weighted by s^2. Of values within [a, b]
+    it is greatest for two of them, a and b, with weights for which it is (b^2 - a^2) / (2 a b).
+    Singular values below REACH of the norm come out smaller than a; they are hardly weighted.
+    """
+    values = [schedule(REACH ** (i / points)) for i in range(points + 1)]
+    a, b = min(values), max(values)
+    return (b * b - a * a) / (2 * a * b)
+
+
+def balanced_invariants(polar: Invariants) -> Invariants:
+    """Return the invariants of a balanced polar factor: equal rows, isometry as the method's."""
+    isometry = polar.get(Invariant.ISOMETRY, LIMITS[Invariant.ISOMETRY])
+    return {**usual_limits(Invariant.EQUAL_ROWS), Invariant.ISOMETRY: isometry}
