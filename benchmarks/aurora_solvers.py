@@ -20,7 +20,6 @@ between its value and an upper bound on every other: the worst matrix of each.
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +36,7 @@ from rich.table import Table
 from torch import Tensor
 
 import polarlight as pl
+from benchmarks.command_line import recorded_command
 from benchmarks.recorded import momentum_sequences
 from polarlight.lab.claims.solvers import PolarFirst
 from polarlight.lab.report.style import COLOURS, FAINT, tidy
@@ -238,7 +238,7 @@ def main() -> None:
     tell(found, console)
     console.print(certificates)
     about = {
-        "command": shlex.join(["python", "-m", "benchmarks.aurora_solvers", *sys.argv[1:]]),
+        "command": recorded_command("benchmarks.aurora_solvers", sys.argv[1:]),
         "commit": version,
         "versions": versions(),
         "hardware": hardware(torch.device("cpu")),

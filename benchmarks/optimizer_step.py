@@ -13,7 +13,6 @@ bfloat16 is emulated, torch's algorithm in float32 stands for torch's Muon unles
 import argparse
 import importlib
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from rich.table import Table
 from torch.optim import Optimizer
 
 import polarlight as pl
+from benchmarks.command_line import recorded_command
 from benchmarks.memory import PeakMemory
 from benchmarks.parameter_sets import SETS, parameters
 from polarlight.lab.train.environment import hardware, versions
@@ -183,7 +183,7 @@ def main() -> None:
             file=sys.stderr,
         )
     about = {
-        "command": shlex.join(["python", "-m", "benchmarks.optimizer_step", *sys.argv[1:]]),
+        "command": recorded_command("benchmarks.optimizer_step", sys.argv[1:]),
         "commit": commit(),
         **versions(),
         **hardware(torch.device(options.device)),

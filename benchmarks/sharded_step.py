@@ -41,6 +41,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import polarlight as pl
+from benchmarks.command_line import recorded_command
 from benchmarks.memory import PeakMemory
 from benchmarks.optimizer_step import commit
 from benchmarks.parameter_sets import SETS, parameters
@@ -237,7 +238,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     about = {
-        "command": "python -m benchmarks.sharded_step " + " ".join(sys.argv[1:]),
+        "command": recorded_command("benchmarks.sharded_step", sys.argv[1:]),
         "commit": commit(),
         "set": options.set,
         **versions(),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32
+from polarlight.linalg.rest import SIZES, sizes_shape, zero_at_rest
 from polarlight.linalg.row_sums import Rows
 from polarlight.linalg.slot import Buffers, Slot
 from polarlight.lookup import check_objects_in
@@ -28,11 +29,7 @@ MOMENTUM = "momentum_buffer"
 """The state of a parameter that belongs to the momentum slot."""
 
 HOST_COUNTER = "step"
-"""A buffer of this name lies on the host, as torch's own optimizers keep theirs: it counts calls.
-
-A stage may branch on it without waiting for the device: that is for work that is done every so many
-steps and too dear to do in each. torch leaves a `step` on the host when it loads a state dict.
-"""
+"""A buffer of this name lies on the host and counts calls: a stage may branch on it there."""
 
 
 class Averaging(Protocol):
@@ -120,8 +117,8 @@ class UpdateRule:
         return (*(() if self.balance is None else (self.balance,)), self.map, *self.post)
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """Return all buffers that the stages need for a matrix of this shape."""
-        shapes: dict[str, torch.Size] = {}
+        """Return all buffers that a matrix of this shape needs: the stages', and its sizes."""
+        shapes = {SIZES: sizes_shape(shape)} if self.momentum.buffered else {}
         for slot in self.slots:
             shapes |= slot.buffer_shapes(shape)
         return shapes
@@ -158,12 +155,16 @@ class UpdateRule:
             NeedsAllRowsError: If that takes more than sums, for this rule or this shape.
         """
         m, n = rows.count(X), X.shape[-1]
+        if self.momentum.buffered and SIZES in buffers:
+            X = zero_at_rest(X, buffers[SIZES], self.input_dtype(X.dtype, X.device), rows)
         for slot in self.slots:
             X = slot.apply_on_rows(X, rows, buffers)
         return X * self.scale(m, n)
 
     def direction(self, M: Tensor, buffers: Buffers) -> Tensor:
         """Return what is multiplied by -lr, [..., m, n]; writes the stages' buffers."""
+        if self.momentum.buffered and SIZES in buffers:
+            M = zero_at_rest(M, buffers[SIZES], self.input_dtype(M.dtype, M.device))
         for slot in self.slots:
             M = slot.apply(M, buffers)
         factor = self.scale(*M.shape[-2:])

@@ -5,7 +5,7 @@
 
 Norms are Frobenius norms of each matrix. Sources: hyperball: MuonH and AdamH among the track-3
 records of modded-nanogpt, dion's `MuonH`, NVIDIA-NeMo/Emerging-Optimizers; the floor on update over
-weight ("u/w floor", .35): the same records, numbers 11 and 17.
+weight ("u/w floor", 0.35): the same records, from number 9 on.
 Deviations: the hyperball's radius is the norm of the step before, not of the first; without
 rounding that is the same, and no state is needed.
 """

@@ -39,10 +39,9 @@ def unit_scale(M: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     there. Returns a new tensor. Where M is only a part of the rows, `rows` knows of the others.
     """
     M = at_least_float32(M)
-    if M.numel() == 0:
-        largest = M.new_zeros(*M.shape[:-2], 1, 1)
-        return M / nonzero(rows.max(largest)) if rows is not ALL_ROWS else M.clone()
-    return M / nonzero(rows.max(_largest(M)))
+    if M.numel() == 0 and rows is ALL_ROWS:
+        return M.clone()
+    return M / nonzero(rows.max(largest_entry(M)))
 
 
 def unit_scale_in(M: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
@@ -54,15 +53,17 @@ def unit_scale_in(M: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tenso
     if dtype != torch.bfloat16 or M.numel() == 0:
         return unit_scale(M, rows).to(dtype)
     X = M.to(dtype)
-    largest = _largest(X)
+    largest = largest_entry(X)
     factor = _power_of_two_over(
         largest if rows is ALL_ROWS else rows.max(largest.float()).to(dtype)
     )
     return X * factor if X is M else X.mul_(factor)
 
 
-def _largest(M: Tensor) -> Tensor:
-    """Largest absolute entry of each matrix, [..., m, n] -> [..., 1, 1]."""
+def largest_entry(M: Tensor) -> Tensor:
+    """Return the largest absolute entry of each matrix, [..., m, n] -> [..., 1, 1]."""
+    if M.numel() == 0:
+        return M.new_zeros(*M.shape[:-2], 1, 1)
     if M.ndim == 2:  # one pass over the memory
         least, most = torch.aminmax(M)
         return torch.maximum(most, -least)[None, None]

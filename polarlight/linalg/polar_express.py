@@ -5,7 +5,8 @@ makes the composition the best of all compositions of that many polynomials of t
 
 Source: Amsel, Persson, Musco, Gower, "The Polar Express" (2025), arXiv 2505.16932, algorithm 1 and
 section 3 (closed form of the cubics, Remez iteration, cushion, safety factor).
-Deviations: none in the coefficients (held to the published tables to 1e-8).
+Deviations: none in the coefficients (held to the published tables to 1e-8). Which polynomial is
+left unstretched differs below eight steps: see `polar_express_listing`.
 """
 
 from dataclasses import replace
@@ -68,6 +69,29 @@ def polar_express(
         steps=stretched(tuple(polynomials), safety),
         safety=safety,
         source=f"arXiv 2505.16932, generated for lower={lower:g}",
+    )
+
+
+def polar_express_listing(steps: int = 5) -> Schedule:
+    """Return the first `steps` polynomials of the paper's own listing, stretched as there.
+
+    The listing stretches the first seven of its eight polynomials, so that fewer than eight steps
+    end with a stretched one. `polar_express(steps)` leaves its last polynomial as it is, as the
+    five-step table in circulation does. Beyond eight steps the eighth is repeated.
+
+    Raises:
+        ValueError: If `steps` is less than 1.
+
+    Accuracy: 5 steps map [1e-3, 1] into [0.84, 1.13], 6 into [0.993, 1.002]; `polar_express` into
+    [0.846, 1.13] and [0.994, 1.002]. From 8 steps on the two agree to rounding.
+    """
+    full = polar_express(8)
+    if steps < 1:
+        raise ValueError(f"steps must be >= 1, got {steps}")
+    return replace(
+        full,
+        name=f"polar express listing x{steps}",
+        steps=(*full.steps[:steps], *full.steps[-1:] * (steps - 8)),
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from polarlight.linalg.rest import SIZES
 from polarlight.migration.carried import Carried
 from polarlight.migration.conventions import momentum_factor
 from polarlight.migration.own import fitting_buffers
@@ -172,7 +173,7 @@ def _fill_one(name: str, group: Mapping[str, Any], state: dict[str, Tensor], one
     ]
     for key in filled:
         state[key].copy_(values[key])
-    fresh = tuple(key for key in state if key not in filled)
+    fresh = tuple(key for key in state if key not in (*filled, SIZES))  # found in the next step
     reason = one.reason or why or ("no counterpart" if fresh else "")
     return Line(name, tuple(filled), fresh, reason if fresh else "")
 

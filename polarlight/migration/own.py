@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32
+from polarlight.linalg.rest import SIZES
 from polarlight.linalg.slot import Stage
 from polarlight.migration.carried import Carried
 from polarlight.optimizer.fingerprint import (
@@ -92,13 +93,10 @@ def fitting_buffers(one: Carried, group: Mapping[str, Any]) -> tuple[dict[str, T
         return (dict(one.buffers), "") if same else (counters, "another rule")
     if list(differences(read_fingerprint(one.view), config_of(group["view"]))):
         return counters, "another view"
-    kept = {
-        name: one.buffers[name]
-        for name in _names_that_fit(was, group["rule"])
-        if name in one.buffers
-    }
-    reason = "another rule" if any(not d.harmless for d in differences(was, now)) else ""
-    return kept | counters, reason
+    same = all(found.harmless for found in differences(was, now))
+    names = (*_names_that_fit(was, group["rule"]), *((SIZES,) if same else ()))
+    kept = {name: one.buffers[name] for name in names if name in one.buffers}
+    return kept | counters, "" if same else "another rule"
 
 
 def _names_that_fit(saved: Config, rule: UpdateRule) -> Iterator[str]:

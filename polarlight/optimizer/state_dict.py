@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from polarlight.linalg.rest import SIZES
 from polarlight.optimizer import apply as movement
 from polarlight.optimizer.fingerprint import config_of, differences, read_fingerprint
 from polarlight.optimizer.param_groups import STRUCTURE, Group, StateDict, check_numbers, name_of
@@ -23,6 +24,12 @@ Form = tuple[torch.dtype, torch.device]
 """What a saved buffer becomes."""
 
 _MOST_SAID = 5
+
+LATER = (movement.DRAWS, SIZES)
+"""Buffers that a saved state may lack, and that start at zero then.
+
+Rounding at random may begin in mid-run; states of older versions have no sizes of momenta.
+"""
 
 
 @contextmanager
@@ -42,6 +49,7 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
 
     def first_after(_: Optimizer) -> None:
         _restore_forms(optimizer, given, forms)
+        _complete(optimizer)
 
     before = optimizer.register_load_state_dict_pre_hook(last_before)
     after = optimizer.register_load_state_dict_post_hook(first_after, prepend=True)
@@ -181,7 +189,7 @@ def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[
     """What is wrong with a saved state, beside one of the same parameter from the start."""
     for buffer, x in fresh.items():
         if buffer not in state:
-            if buffer != movement.DRAWS:  # rounding at random may begin in mid-run
+            if buffer not in LATER:
                 yield f"{buffer} is missing"
         elif not isinstance(state[buffer], Tensor):
             yield f"{buffer} is a {type(state[buffer]).__name__}, expected a tensor"
@@ -204,3 +212,13 @@ def _restore_forms(
                 if not (value.dtype == now.dtype == dtype and now.device == device):
                     cast = value.detach().to(device=device, dtype=dtype, copy=True)
                     optimizer.state[p][buffer] = cast
+
+
+def _complete(optimizer: Optimizer) -> None:
+    """Give loaded states the sizes of their momenta where an older version saved none."""
+    for index, group in enumerate(optimizer.param_groups):
+        for place, p in enumerate(group["params"]):
+            state = optimizer.state.get(p)
+            if state and SIZES not in state and isinstance(group["rule"], UpdateRule):
+                fresh = movement.new_state(group, p, name_of(group, index, place))
+                state.update({SIZES: fresh[SIZES]} if SIZES in fresh else {})

@@ -9,10 +9,11 @@ the current bases, which start at 0.1.
 
 Source: Lin et al., "Understanding and improving Shampoo and SOAP via Kullback-Leibler minimization"
     (2025), arXiv 2509.03378, and its code (yorkerlin/KL-Methods): no sorting, no bias correction,
-    inverse square roots at most 4000. One QR step per step and the decay rates (.95, .9), .9 as in
-    records of the modded-nanogpt benchmark; the code refreshes every 10 steps with (.9, .98), .98.
+    inverse square roots at most max(10, min(n, 4000)) on a side of length n. One QR step per step
+    and the decay rates (0.95, 0.9), 0.9 as in records of the modded-nanogpt benchmark; the code
+    refreshes every 10 steps with (0.9, 0.98), 0.98.
 Deviations: those of `soap.py`; gradients are measured in units of the first one's root mean square,
-without which 0.1 and 4000 depend on the scale of the loss; no bfloat16 arithmetic.
+without which 0.1 and the cap depend on the scale of the loss; no bfloat16 arithmetic.
 """
 
 from torch import Tensor

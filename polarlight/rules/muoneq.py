@@ -8,8 +8,8 @@ diagonal scaling removes that cheaply. R on a tall matrix is the first round of 
 Source: "MuonEq" (2026), arXiv 2603.28254, and its code (MaeChd/muon-eq): heavy ball, RMS-matched
     scale.
 Deviations: the floor is relative to the rms row norm; the code's 1e-8 on the squared norm switches
-the method off for gradients below 1e-4. RC may switch to R after `phase` steps, as the code does
-(its docstring says otherwise).
+the method off for gradients below 1e-4. RC may switch to R at step `phase`, as the code does (its
+docstring says otherwise).
 """
 
 from torch import Tensor
@@ -38,8 +38,16 @@ def muoneq(
 
 
 def rows_after(phase: int) -> PhaseSwitch:
-    """The balance that equilibrates both sides for `phase` steps and the rows from there on."""
-    return PhaseSwitch(EquilibrateBoth(), EquilibrateRows(), steps=phase)
+    """Return the balance that equilibrates both sides before step `phase`, the rows from it on.
+
+    Steps are counted from 1, as in the source: both sides are equilibrated in `phase` - 1 steps.
+
+    Raises:
+        ValueError: If `phase` is negative.
+    """
+    if phase < 0:
+        raise ValueError(f"phase must be >= 0, got {phase}")
+    return PhaseSwitch(EquilibrateBoth(), EquilibrateRows(), steps=max(phase - 1, 0))
 
 
 class MuonEq(SpectralOptimizer):

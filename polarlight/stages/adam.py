@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.matrices import nonzero
+from polarlight.linalg.matrices import largest_entry, nonzero
 from polarlight.linalg.properties import (
     NO_INVARIANTS,
     SIGNED,
@@ -13,6 +13,7 @@ from polarlight.linalg.properties import (
     Invariants,
     Symmetries,
 )
+from polarlight.linalg.rest import SIZES, moving, sizes_shape
 from polarlight.linalg.slot import Buffers, Stage
 from polarlight.registry import registered
 from polarlight.stages.units import in_units
@@ -50,7 +51,8 @@ class AdamDirection(Stage):
     """The gradient turned into Adam's direction up to a factor, for what is free of scale after it.
 
     Shapes: [..., m, n] -> [..., m, n]. State: `unit` [..., 1, 1], `first_moment` and
-    `second_moment` [..., m, n]. The bias corrections are left out: they are factors.
+    `second_moment` [..., m, n], `momentum_sizes` [..., 1, 2]. The bias corrections are left out:
+    they are factors. Zero where the first moment is at rest (`linalg/rest.py`).
 
     Args:
         betas: Decay rates of the moments, in [0, 1).
@@ -65,18 +67,20 @@ class AdamDirection(Stage):
         check_eps(self.eps)
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """Two moments and the unit they are kept in."""
+        """Two moments, the unit they are kept in, and the sizes of the first."""
         return {
             "unit": torch.Size((*shape[:-2], 1, 1)),
             "first_moment": shape,
             "second_moment": shape,
+            SIZES: sizes_shape(shape),
         }
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """Updates the moments; returns their quotient."""
         G = in_units(X, buffers["unit"])
         moments = buffers["first_moment"], buffers["second_moment"]
-        return adam_direction(G, *moments, self.betas, self.eps).to(X.dtype)
+        D = adam_direction(G, *moments, self.betas, self.eps)
+        return (D * moving(largest_entry(moments[0]), buffers[SIZES])).to(X.dtype)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

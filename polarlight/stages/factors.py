@@ -17,6 +17,9 @@ State = Mapping[str, Tensor]
 
 SIDES = ("left", "right")
 
+LEAST_CAP = 10.0
+"""Cap on the inverse square roots of eigenvalues for sides of length 10 and less."""
+
 
 @runtime_checkable
 class Factors(Protocol):
@@ -71,7 +74,8 @@ class KLFactors:
     Args:
         beta: Decay rate of factors and eigenvalues, in [0, 1).
         initial: Eigenvalues at the start, for gradients of unit root mean square.
-        most: Largest inverse square root of an eigenvalue.
+        most: Largest inverse square root of an eigenvalue, on sides at least as long. On a shorter
+            side it is the side's length, but at least 10.
     """
 
     beta: float = 0.9
@@ -82,8 +86,8 @@ class KLFactors:
         check_beta(self.beta)
         if not self.initial > 0:
             raise ValueError(f"initial must be > 0, got {self.initial}")
-        if not self.most > 0:
-            raise ValueError(f"most must be > 0, got {self.most}")
+        if not self.most >= LEAST_CAP:
+            raise ValueError(f"most must be >= {LEAST_CAP:g}, got {self.most}")
 
     def sizes(self, side: str, length: int) -> dict[str, tuple[int, int]]:
         """The factor and its eigenvalues."""
@@ -96,6 +100,10 @@ class KLFactors:
                 state[f"{side}_factor"].copy_((1 - self.beta) / X.shape[-1] * (X @ X.mT))
                 state[f"{side}_eigenvalues"].fill_(self.initial)
 
+    def smallest(self, length: int) -> float:
+        """Return the smallest eigenvalue of a side of this length: one over its cap squared."""
+        return max(LEAST_CAP, min(length, self.most)) ** -2
+
     def update(self, G: Tensor, state: State) -> None:
         """Adds the whitened Gram matrices; both sides see the other's last eigenvalues."""
         seen = {}
@@ -103,13 +111,13 @@ class KLFactors:
             if f"{side}_factor" not in state:
                 continue
             if f"{other}_factor" in state:
-                roots = state[f"{other}_eigenvalues"].clamp_min(self.most**-2).rsqrt()
+                roots = state[f"{other}_eigenvalues"].clamp_min(self.smallest(X.shape[-1])).rsqrt()
                 X = X @ state[f"{other}_basis"] * roots.mT
             state[f"{side}_factor"].lerp_(X @ X.mT / X.shape[-1], 1 - self.beta)
             rotated = state[f"{side}_basis"].mT @ X
             seen[f"{side}_eigenvalues"] = rotated.square().mean(dim=-1, keepdim=True)
         for name, value in seen.items():
-            state[name].lerp_(value, 1 - self.beta).clamp_min_(self.most**-2)
+            state[name].lerp_(value, 1 - self.beta).clamp_min_(self.smallest(value.shape[-2]))
 
 
 def check_beta(beta: float) -> None:

@@ -40,6 +40,7 @@ class EMA(Momentum):
         """Updates the buffers in place and returns what the rule maps."""
         gradients, buffers = _in_dtype_of(buffers, gradients), list(buffers)
         torch._foreach_lerp_(buffers, gradients, 1 - beta)
+        _drop_stuck(buffers, gradients, beta)
         ahead = torch._foreach_lerp(gradients, buffers, beta) if self.nesterov else buffers
         return list(ahead)
 
@@ -66,6 +67,7 @@ class HeavyBall(Momentum):
         gradients, buffers = _in_dtype_of(buffers, gradients), list(buffers)
         torch._foreach_mul_(buffers, beta)
         torch._foreach_add_(buffers, gradients)
+        _drop_stuck(buffers, gradients, beta)
         ahead = torch._foreach_add(gradients, buffers, alpha=beta) if self.nesterov else buffers
         return list(ahead)
 
@@ -170,3 +172,14 @@ class InBfloat16(Momentum):
 def _in_dtype_of(buffers: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
     pairs = zip(gradients, buffers, strict=True)
     return [g if g.dtype == b.dtype else g.to(b.dtype) for g, b in pairs]
+
+
+def _drop_stuck(buffers: Sequence[Tensor], gradients: Sequence[Tensor], beta: float) -> None:
+    """Set entries of float16 momenta to zero that rounding keeps from shrinking to it.
+
+    Denormals of float16 begin at 6e-5. One of a few units rounds back to itself when multiplied by
+    beta: where gradients stay zero it would stay for ever, at a size that gradients have too.
+    """
+    for M, G in zip(buffers, gradients, strict=True):
+        if M.dtype == torch.float16:
+            M.mul_((G != 0) | (M * beta != M))

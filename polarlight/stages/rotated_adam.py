@@ -25,13 +25,14 @@ from polarlight.linalg.properties import (
     Symmetries,
     Symmetry,
 )
+from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
 from polarlight.linalg.slot import Buffers, Stage
 from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER
 from polarlight.stages.adam import adam_direction, check_betas, check_eps
 from polarlight.stages.eigenbasis import PowerIteration, starting_basis
 from polarlight.stages.factors import SIDES, Factors, GramFactors, live_entries
-from polarlight.stages.units import in_units
+from polarlight.stages.units import in_units, norm_of_any_size
 
 Members = dict[str, Tensor]
 """Buffers and `gradient` of some matrices, each [b, p, q]."""
@@ -45,10 +46,11 @@ class RotatedAdam(Stage):
     """Q_L D Q_R' with D = Adam of Q_L' G Q_R; the gradient G comes from `RawGradient`.
 
     Shapes: [..., m, n] -> [..., m, n]. State: `first_moment` and `second_moment` [..., m, n] in the
-    bases, `left_basis`, `right_basis`, the factors' buffers, `unit` [..., 1, 1], `step` on the
-    host. The first call sets the bases and returns zero, so that no gradient is seen in a basis of
-    its own making; every later one rotates, steps, and only then lets factors and bases follow. A
-    row or column without any gradient so far stays at rest.
+    bases, `left_basis`, `right_basis`, the factors' buffers, `unit` [..., 1, 1], `momentum_sizes`
+    [..., 1, 2], `step` on the host. The first call sets the bases and returns zero, so that no
+    gradient is seen in a basis of its own making; every later one rotates, steps, and only then
+    lets factors and bases follow. A row or column without any gradient so far stays at rest, and so
+    does a matrix whose first moment is (`linalg/rest.py`).
 
     Cost per call: products of about 6 m n (m + n) flops; every `every` calls two QR factors. The
     products want full float32: eigenvectors do not survive TF32.
@@ -80,9 +82,9 @@ class RotatedAdam(Stage):
             raise ValueError(f"max_side must be >= 0, got {self.max_side}")
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """Moments, factors, bases, unit and counter."""
+        """Moments and the sizes of the first, factors, bases, unit and counter."""
         *batch, m, n = shape
-        sizes = {HOST_COUNTER: (1, 1), "unit": (1, 1)}
+        sizes = {HOST_COUNTER: (1, 1), "unit": (1, 1), SIZES: PER_MATRIX}
         sizes |= {"first_moment": (m, n), "second_moment": (m, n)}
         for side, length in zip(SIDES, (m, n), strict=True):
             if length <= self.max_side:
@@ -108,6 +110,7 @@ class RotatedAdam(Stage):
         rotated = rotate(G, left, right) * on_device(step > 0, G)
         moments = members["first_moment"], members["second_moment"]
         D = adam_direction(rotated, *moments, self.betas, self.eps)
+        D = D * moving(norm_of_any_size(moments[0]), members[SIZES])  # which no basis changes
         if self.bias_correction:
             D = D * on_device(bias_correction(step, self.betas), G)
         turned_back = rotate(D, *(None if Q is None else Q.mT for Q in (left, right)))

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.decomposition import symmetric_eigen
+from polarlight.linalg.matrices import largest_entry
 from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariants, Symmetries
+from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
 from polarlight.linalg.slot import Buffers, Stage
 from polarlight.registry import registered
 from polarlight.stages.adam import check_betas
@@ -20,8 +22,9 @@ class Shampoo(Stage):
     """L^exponent M R^exponent with M, L, R averages of G, G G', G' G; G from `RawGradient`.
 
     Shapes: [..., m, n] -> [..., m, n]. State: `unit` [..., 1, 1], `first_moment` [..., m, n],
-    `left_factor` [..., m, m], `right_factor` [..., n, n]. Two eigendecompositions per call, which
-    wait for the device.
+    `left_factor` [..., m, m], `right_factor` [..., n, n], `momentum_sizes` [..., 1, 2]. Two
+    eigendecompositions per call, which wait for the device. Zero where M is at rest
+    (`linalg/rest.py`).
 
     Args:
         betas: Decay rates of M and of the factors, in [0, 1).
@@ -42,9 +45,9 @@ class Shampoo(Stage):
             raise ValueError(f"floor must lie in [0, 1), got {self.floor}")
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """Unit, first moment and both factors."""
+        """Unit, first moment and its sizes, and both factors."""
         *batch, m, n = shape
-        sizes = {"unit": (1, 1), "first_moment": (m, n)}
+        sizes = {"unit": (1, 1), "first_moment": (m, n), SIZES: PER_MATRIX}
         sizes |= {"left_factor": (m, m), "right_factor": (n, n)}
         return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
 
@@ -54,7 +57,8 @@ class Shampoo(Stage):
         M.lerp_(G, 1 - self.betas[0])
         GramFactors(self.betas[1]).update(G, buffers)
         left, right = (self._power(buffers[f"{side}_factor"]) for side in ("left", "right"))
-        return (left @ M @ right * live_entries(G, buffers)).to(X.dtype)
+        D = left @ M @ right * live_entries(G, buffers)
+        return (D * moving(largest_entry(M), buffers[SIZES])).to(X.dtype)
 
     def _power(self, S: Tensor) -> Tensor:
         """The power of a positive semidefinite matrix on its range; NaN for a non-finite one."""

@@ -16,7 +16,11 @@ def in_units(G: Tensor, unit: Tensor) -> Tensor:
     """
     X = at_least_float32(G)
     m, n = X.shape[-2:]
-    largest = X.abs().amax(dim=(-2, -1), keepdim=True)
-    rms = largest * frobenius_norm(unit_scale(X)) / sqrt(m * n)
-    unit.copy_(torch.where(unit == 0, rms, unit))
+    unit.copy_(torch.where(unit == 0, norm_of_any_size(X) / sqrt(m * n), unit))
     return X / nonzero(unit)
+
+
+def norm_of_any_size(X: Tensor) -> Tensor:
+    """Return Frobenius norms, [..., m, n] -> [..., 1, 1]; squares neither over- nor underflow."""
+    largest = X.abs().amax(dim=(-2, -1), keepdim=True)
+    return largest * frobenius_norm(unit_scale(X))

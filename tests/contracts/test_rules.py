@@ -244,7 +244,7 @@ def test_it_descends(rule):
     p = torch.nn.Parameter(torch.zeros(12, 4))
     optimizer = SpectralOptimizer([p], lr=0.05, rule=rule)
     losses = []
-    for _ in range(150):
+    for _ in range(250):
         loss = (x @ (p - target).mT).square().mean()
         optimizer.zero_grad()
         loss.backward()

@@ -26,6 +26,7 @@ from polarlight.linalg.polar_express import (
     best_cubic,
     best_quintic,
     polar_express,
+    polar_express_listing,
 )
 
 
@@ -228,3 +229,26 @@ def test_a_schedule_is_named_for_its_bound_unless_that_is_the_usual_one():
 def test_a_lower_bound_near_one_needs_one_step(degree):
     schedule = polar_express(1, lower=0.99, degree=degree, safety=1.0)
     assert all(abs(schedule(x / 1000) - 1) < 1e-3 for x in range(990, 1001))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 7, 8, 10])
+def test_the_papers_listing_stretches_all_of_its_polynomials_but_the_eighth(steps):
+    listed = polar_express_listing(steps).steps
+    for i, found in enumerate(listed):
+        a, b, c = POLAR_EXPRESS_PUBLISHED[min(i, 7)]
+        s = 1.01 if i < 7 else 1.0
+        assert found == pytest.approx((a / s, b / s**3, c / s**5), rel=1e-8)
+
+
+@pytest.mark.parametrize("steps", [4, 5, 6, 7])
+def test_below_eight_steps_the_table_in_circulation_lifts_small_values_more(steps):
+    """What decides for it as the default: slope, and the least value from 1e-3 on."""
+    listed, circulated = polar_express_listing(steps), polar_express(steps)
+    assert listed.steps[:-1] == circulated.steps[:-1]
+    assert circulated.slope == pytest.approx(1.01 * listed.slope)
+    assert band(circulated, 1e-3)[0] > band(listed, 1e-3)[0]
+
+
+def test_a_listing_without_steps_is_refused():
+    with pytest.raises(ValueError, match="steps must be >= 1, got 0"):
+        polar_express_listing(0)

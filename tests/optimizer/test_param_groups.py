@@ -134,13 +134,14 @@ def test_weights_are_rounded_at_random_only_where_that_is_asked_for():
     def narrow():
         return parameter(3, 2, dtype=torch.bfloat16)
 
-    assert state_of(optimizer_of([narrow()])) == {"momentum_buffer"}
+    assert state_of(optimizer_of([narrow()])) == {"momentum_buffer", "momentum_sizes"}
     at_random = with_stochastic_rounding(optimizer_of([narrow()]))
-    assert state_of(at_random) == {"momentum_buffer", "weight_draws"}
+    assert state_of(at_random) == {"momentum_buffer", "momentum_sizes", "weight_draws"}
     at_random.add_param_group({"params": [narrow()]})
-    assert state_of(at_random) == {"momentum_buffer", "weight_draws"}
+    assert state_of(at_random) == {"momentum_buffer", "momentum_sizes", "weight_draws"}
     assert state_of(with_stochastic_rounding(optimizer_of([parameter(3, 2)]))) == {
-        "momentum_buffer"
+        "momentum_buffer",
+        "momentum_sizes",
     }
 
 

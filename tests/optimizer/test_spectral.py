@@ -107,7 +107,11 @@ def test_added_groups_are_trained_with_their_own_numbers():
     optimizer.add_param_group({"params": [late], "lr": 0.1, "rule": polarlight.rules.normuon()})
     step(optimizer)
     assert not torch.equal(late.detach(), before)
-    assert set(optimizer.state[late]) == {"momentum_buffer", "row_second_moment"}
+    assert set(optimizer.state[late]) == {
+        "momentum_buffer",
+        "momentum_sizes",
+        "row_second_moment",
+    }
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (1, 1), (1, 7), (7, 1)])

@@ -7,7 +7,8 @@ eigenvalue first, all eigenvalues l, r = 0.1; the weights stay. Then in every st
     W <- (1 - lr wd) W - lr Q_L (m / (sqrt(v) + eps)) Q_R'
     L <- b L + (1 - b)/n G Q_R diag(1/r) Q_R' G',   R <- b R + (1 - b)/m G' Q_L diag(1/l) Q_L' G
     l_i <- b l_i + (1 - b) mean_j G'_ij^2 / r_j,    r_j <- b r_j + (1 - b) mean_i G'_ij^2 / l_i
-    (the old l and r on the right), l and r at least 4000^-2
+    (the old l and r on the right), l at least c(m)^-2 and r at least c(n)^-2,
+    c(k) = max(10, min(k, 4000))
     Q_L <- qr(L Q_L),  Q_R <- qr(R Q_R),  m rotated with them
 
 Gradients are in units of the first one's root mean square. Eigenvectors of a singular factor are
@@ -19,6 +20,11 @@ Source: Lin et al. (2025), arXiv 2509.03378, and yorkerlin/KL-Methods.
 import numpy as np
 
 from tests.reference.soap import eigenvectors
+
+
+def least(length):
+    """The smallest eigenvalue of a side: its inverse square root is capped."""
+    return float(max(10, min(length, 4000))) ** -2
 
 
 def start(G, state, b):
@@ -45,8 +51,8 @@ def step(W, G, state, *, lr, weight_decay, betas=(0.95, 0.9), shampoo_beta=0.9, 
     state["L"] = b * state["L"] + (1 - b) / n * G @ QR @ np.diag(1 / right[0]) @ QR.T @ G.T
     state["R"] = b * state["R"] + (1 - b) / m * G.T @ QL @ np.diag(1 / left[:, 0]) @ QL.T @ G
     rows, columns = (np.mean(rotated**2 / s, i, keepdims=True) for i, s in ((1, right), (0, left)))
-    state["l"] = np.maximum(b * left + (1 - b) * rows, 4000.0**-2)
-    state["r"] = np.maximum(b * right + (1 - b) * columns, 4000.0**-2)
+    state["l"] = np.maximum(b * left + (1 - b) * rows, least(m))
+    state["r"] = np.maximum(b * right + (1 - b) * columns, least(n))
     if state["t"] % every == 0:
         new = np.linalg.qr(state["L"] @ QL)[0], np.linalg.qr(state["R"] @ QR)[0]
         state["m"] = new[0].T @ QL @ state["m"] @ QR.T @ new[1]

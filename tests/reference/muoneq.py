@@ -4,7 +4,7 @@
     R: N_ij / r_i     C: N_ij / c_j     RC: N_ij / (r_i c_j), both from the same N
     W <- (1 - lr wd) W - lr 0.2 sqrt(max(m, n)) polar(.)
 
-With `phase`, RC in the first `phase` steps and R from there on.
+With `phase`, RC in steps t < phase and R from step t = phase on, t counted from 1.
 
 Source: "MuonEq" (2026), arXiv 2603.28254, and the repository MaeChd/muon-eq (heavy ball).
 """
@@ -22,7 +22,7 @@ def equilibrated(N, mode):
 
 
 def step(W, G, state, *, lr, weight_decay, momentum, nesterov=True, mode="R", phase=None):
-    t = state["t"] = state.get("t", -1) + 1
+    t = state["t"] = state.get("t", 0) + 1
     if phase is not None:
         mode = "RC" if t < phase else "R"
     N = heavy_ball(G, state, momentum, nesterov)

@@ -188,7 +188,7 @@ def test_freon_takes_two_thirds_at_the_size_of_a_polar_factor():
 
 def test_both_sides_come_before_the_rows():
     both = EquilibrateBoth(1e-4)
-    assert polarlight.rules.rows_after(7) == PhaseSwitch(both, ROWS, steps=7)
+    assert polarlight.rules.rows_after(7) == PhaseSwitch(both, ROWS, steps=6)
 
 
 CLASSES = {

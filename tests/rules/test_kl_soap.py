@@ -1,5 +1,6 @@
 """KL-SOAP: fifty steps of the reference, and the covariance that its factors find."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -34,6 +35,34 @@ def test_long_sides_follow_it_once_their_factors_have_full_rank(shape, every):
 def test_other_betas_follow_the_reference(shape):
     betas = {"betas": (0.9, 0.98), "shampoo_beta": 0.98, "every": 10}
     assert distance(kl_soap(eps=0.0, **betas), partial(reference.step, **betas), shape) < 1e-9
+
+
+@pytest.mark.parametrize("shape", [(20, 20), NEARLY, (18, 20)])
+def test_uneven_gradients_follow_the_reference_up_to_the_cap_of_each_side(shape):
+    """Rows and columns fade over two decades each; one cap of 4000 is 8e-4 to 1e-2 off there."""
+    rows, columns = (torch.logspace(0, -2, n, dtype=torch.float64) for n in shape)
+
+    def draw(m, n, seed=0):
+        return rows[:, None] * gaussian(m, n, seed=seed) * columns
+
+    rule = kl_soap(eps=0.0)
+    assert distance(rule, reference.step, shape, draw) < 1e-7  # worst 5e-9
+    capless = replace(rule.map, factors=Uncapped())
+    assert distance(replace(rule, map=capless), reference.step, shape, draw) > 1e-4
+
+
+class Uncapped(KLFactors):
+    """One cap for all lengths."""
+
+    def smallest(self, length):
+        return 4000.0**-2
+
+
+@pytest.mark.parametrize(
+    ("length", "cap"), [(1, 10), (10, 10), (20, 20), (4000, 4000), (9000, 4000)]
+)
+def test_the_cap_of_a_side_is_its_length_within_limits(length, cap):
+    assert KLFactors().smallest(length) == float(cap) ** -2
 
 
 def root(n, spread, seed):
@@ -80,9 +109,9 @@ def test_the_inverse_roots_are_bounded():
     assert (buffers["left_eigenvalues"] == 0.1).all()
     for _ in range(400):  # 0.9^400 is 1e-18
         rule.direction(torch.zeros_like(G), buffers)
-    torch.testing.assert_close(
-        buffers["right_eigenvalues"], torch.full_like(buffers["right_eigenvalues"], 4000.0**-2)
-    )
+    for side, length in zip(("left", "right"), TALL, strict=True):
+        found = buffers[f"{side}_eigenvalues"]
+        torch.testing.assert_close(found, torch.full_like(found, max(10, length) ** -2.0))
 
 
 @pytest.mark.parametrize("power", [-100, -40, 40, 100])
@@ -130,7 +159,7 @@ def test_the_class_is_its_rule_with_the_arguments_given():
     assert [group[key] for key in ("lr", "weight_decay")] == [0.3, 0.2]
 
 
-@pytest.mark.parametrize("bad", [{"beta": 1.0}, {"initial": 0.0}, {"most": 0.0}])
+@pytest.mark.parametrize("bad", [{"beta": 1.0}, {"initial": 0.0}, {"most": 9.0}])
 def test_bad_arguments_are_refused_with_their_value(bad):
-    with pytest.raises(ValueError, match=r"got (1\.0|0\.0)"):
+    with pytest.raises(ValueError, match=r"got (1\.0|0\.0|9\.0)"):
         KLFactors(**bad)

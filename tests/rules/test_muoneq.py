@@ -24,7 +24,7 @@ def test_steps_follow_the_reference(mode, shape, nesterov, floor, tolerance):
     assert distance(rule, reference, shape) < tolerance
 
 
-@pytest.mark.parametrize("phase", [0, 1, 4])
+@pytest.mark.parametrize("phase", [1, 2, 5])
 @pytest.mark.parametrize("shape", [TALL, WIDE])
 def test_the_phase_switches_from_both_sides_to_rows(shape, phase):
     rule = polarlight.rules.muoneq(polarlight.rules.rows_after(phase), polar=EXACT)
@@ -33,8 +33,9 @@ def test_the_phase_switches_from_both_sides_to_rows(shape, phase):
     assert distance(rule, partial(muoneq.step, phase=phase + 1), shape) > 1e-3
 
 
-def test_the_phase_switches_at_the_right_step():
-    rule = polarlight.rules.muoneq(polarlight.rules.rows_after(2), polar=EXACT)
+def test_both_sides_are_equilibrated_in_one_step_less_than_the_phase():
+    """The source counts steps from 1 and compares step < phase."""
+    rule = polarlight.rules.muoneq(polarlight.rules.rows_after(3), polar=EXACT)
     both, rows = (
         polarlight.rules.muoneq(b, polar=EXACT) for b in (EquilibrateBoth(), EquilibrateRows())
     )
@@ -43,6 +44,13 @@ def test_the_phase_switches_at_the_right_step():
         M = skewed(*TALL, seed=t)
         assert torch.equal(rule.direction(M, memory), expected.direction(M, {}))
     assert memory["steps_done"].item() == 4
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_the_first_step_is_the_rows_own_where_the_phase_is_over_at_once(phase):
+    M = skewed(*TALL)
+    balance = polarlight.rules.rows_after(phase)
+    assert torch.equal(balance(M, {"steps_done": torch.zeros(1, 1)}), EquilibrateRows()(M))
 
 
 def floors_share(*Ms):

@@ -10,6 +10,8 @@ from functools import lru_cache
 from itertools import product
 from math import prod
 
+from polarlight.linalg.rest import PER_MATRIX
+
 Coordinate = tuple[int, ...]
 Places = tuple[int | None, ...]
 """A coordinate in which None stands for every place."""
@@ -97,7 +99,12 @@ class Layout:
 
         A dimension that is as long as the parameter's, or divides it evenly (heads), is cut in the
         same place, so that a matrix and its buffers lie together; otherwise the longest one is.
+        Two numbers per matrix (`linalg/rest.py`) are copied to all who hold a part of it.
         """
+        if tuple(shape[-2:]) == PER_MATRIX and len(shape) == len(self.shape):
+            stacks = len(shape) - 2
+            kept = (s if s is not None and s.dim < stacks else None for s in self.splits)
+            return Layout(tuple(shape), self.mesh, tuple(kept))
         matched = all(split is None or self._matches(split.dim, shape) for split in self.splits)
         longest = max(range(len(shape)), key=lambda dim: shape[dim]) if shape else 0
         splits = (

@@ -87,9 +87,11 @@ def _possible(item: Item, row_bytes: int) -> Stay | None:
 
 
 def _buffers_lie_with_rows(item: Item) -> bool:
+    """Return whether every buffer is cut as the rows are, or is everybody's."""
     layout = item.layouts[MOMENTUM]
     return all(
-        other.splits == layout.splits and other.shape[-2] == layout.shape[-2]
+        not any(other.splits)
+        or (other.splits == layout.splits and other.shape[-2] == layout.shape[-2])
         for other in item.layouts.values()
     )
 

@@ -23,7 +23,11 @@ from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.gram import GramNewtonSchulz
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import AOL, Schatten4
-from polarlight.linalg.polar_express import MODDED_NANOGPT, polar_express
+from polarlight.linalg.polar_express import (
+    MODDED_NANOGPT,
+    polar_express,
+    polar_express_listing,
+)
 from polarlight.linalg.qdwh import QDWH
 from polarlight.linalg.regularised import RegularisedPolar
 from polarlight.linalg.svd import ExactPolar
@@ -38,6 +42,7 @@ SCHEDULES: Mapping[str, Schedule] = {
     "pade": PADE_QUINTIC,
     "deepseek-v4": DEEPSEEK_V4,
     "polar-express": polar_express(5),
+    "polar-express-listing": polar_express_listing(5),
     "polar-express-6": polar_express(6),
     "polar-express-8": polar_express(8),
     "modded-nanogpt": MODDED_NANOGPT,

@@ -66,7 +66,9 @@ def _setting(
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose from {', '.join(PRESETS)}")
     given = {"lr": lr, "weight_decay": weight_decay, "steps": steps}
-    numbers = {key: value for key, value in given.items() if value is not None}
+    numbers: dict[str, float | None] = {k: x for k, x in given.items() if x is not None}
+    if steps is not None:
+        numbers["horizon"] = None  # another length has a schedule of its own
     return replace(PRESETS[preset], seed=seed, **numbers)  # type: ignore[arg-type]
 
 

@@ -10,6 +10,7 @@ from polarlight.execution.cost import cost_on_rows
 from polarlight.execution.sharded.forecast import forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
 from polarlight.execution.sharded.plan import Options
+from polarlight.linalg.rest import SIZES as MOMENTUM_SIZES
 from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
 from polarlight.rules import BalancedPolar, FeedbackPolar
 from tests.contracts.catalogue import SHIPPED
@@ -59,7 +60,12 @@ def spread(rule, M, sizes, steps):
     def run(place, first, size):
         rows = together.seen_by(place)
         buffers = {
-            name: torch.zeros(*shape[:-2], size, shape[-1], dtype=M[0].dtype)
+            name: torch.zeros(
+                *shape[:-2],
+                shape[-2] if name == MOMENTUM_SIZES else size,
+                shape[-1],
+                dtype=M[0].dtype,
+            )
             for name, shape in rule.buffer_shapes(M[0].shape).items()
         }
         for step in range(steps):
@@ -73,7 +79,12 @@ def spread(rule, M, sizes, steps):
     for thread in threads:
         thread.join()
     directions, buffers = zip(*found, strict=True)
+    sizes = [b.pop(MOMENTUM_SIZES) for b in buffers if MOMENTUM_SIZES in b]
+    for found in sizes:  # everybody's
+        torch.testing.assert_close(found, sizes[0], rtol=0, atol=0, equal_nan=True)
     joined = {name: torch.cat([b[name] for b in buffers], -2) for name in buffers[0]}
+    if sizes:
+        joined[MOMENTUM_SIZES] = sizes[0]
     return torch.cat(directions, -2), joined
 
 

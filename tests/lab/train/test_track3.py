@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from polarlight.diagnostics.neurons import NeuronMonitor
 from polarlight.lab.commands.app import app
+from polarlight.lab.commands.track3 import _setting as track3_setting
 from polarlight.lab.train import history
 from polarlight.lab.train.folder import SettingsError
 from polarlight.lab.train.track3.loop import Track3Run, build
@@ -194,8 +195,30 @@ def test_the_schedule_is_flat_and_then_falls():
     assert [setting.lr_factor(s) for s in (0, 974)] == [1, 1]
     assert setting.lr_factor(3249) == pytest.approx(1 / 3250 / 0.7)
     assert setting.lr_factor(3250 - 1137) == pytest.approx(1137 / 3250 / 0.7)
-    assert [s for s in range(2900, 3251) if setting.validates(s)][:4] == [2950, 2975, 3000, 3025]
+    assert [s for s in range(2900, 3251) if setting.validates(s)][:4] == [2925, 2950, 2975, 3000]
     assert setting.accumulate == 8
+
+
+def test_record_12_stops_before_its_rates_reach_zero():
+    """Its log: rates fall over 3350 steps, the last one taken is 3325."""
+    setting = PRESETS["record-12"]
+    assert (setting.steps, setting.schedule_steps) == (3325, 3350)
+    assert [setting.lr_factor(s) for s in (0, 1005)] == [1, 1]
+    assert setting.lr_factor(1006) < 1
+    assert setting.lr_factor(3324) == pytest.approx(26 / 3350 / 0.7)
+    extra = [s for s in range(3326) if setting.validates(s) and s % 125]
+    assert extra[0] == 3025
+    assert setting.validates(3325)
+
+
+def test_a_horizon_before_the_end_is_refused():
+    with pytest.raises(ValueError, match="horizon must be >= steps = 4, got 3"):
+        replace(TINY, horizon=3)
+
+
+def test_another_number_of_steps_has_its_own_schedule():
+    setting = track3_setting("record-12", 0, None, None, 100)
+    assert (setting.steps, setting.schedule_steps) == (100, 100)
 
 
 def test_losses_are_checked_against_the_published_ones():

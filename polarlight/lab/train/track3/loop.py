@@ -160,7 +160,7 @@ class Track3Run:
     def _claim(self, rule: Rule) -> None:
         """Writes the settings, or compares them with those that are there."""
         settings = {
-            "track3": asdict(self.setting),
+            "track3": {k: v for k, v in asdict(self.setting).items() if v is not None},
             "rule": repr(rule),
             "data": self.corpus.fingerprint,
         }

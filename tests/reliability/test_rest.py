@@ -1,0 +1,219 @@
+"""Rest: gradients that stay zero, for every rule and executor; gradients that only shrink go on."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import polarlight
+from polarlight import SpectralOptimizer
+from polarlight.linalg.rest import FLOOR, SIZES
+from polarlight.rules import kl_soap, polar_adamw, shampoo, soap
+from polarlight.view import Heads, Whole
+from tests.contracts.catalogue import SHIPPED
+
+ORDINARY, ZEROS = 20, 400
+EXECUTORS = [polarlight.OneByOne(), polarlight.Batched(), polarlight.Sharded()]
+SOME = {name: SHIPPED[name] for name in ("muon", "muoneq", "aurora", "polar_adamw", "soap")}
+# Decay rates under which the quotient of Adam's moments does not shrink by itself.
+ODD = {
+    "polar_adamw": polar_adamw(betas=(0.95, 0.9)),
+    "soap": soap(betas=(0.95, 0.9), every=1),
+    "kl_soap": kl_soap(every=2),
+    "shampoo": shampoo(betas=(0.95, 0.8)),
+}
+
+
+def gradients(shape, dtype=torch.float32, size=0.01, ordinary=ORDINARY, zeros=ZEROS):
+    """Ordinary gradients, then zeros."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(ordinary):
+        yield (size * torch.randn(shape, generator=generator)).to(dtype)
+    for _ in range(zeros):
+        yield torch.zeros(shape, dtype=dtype)
+
+
+def moves(p, optimizer, found):
+    """The length of every step."""
+    lengths = []
+    for g in found:
+        p.grad, before = g, p.detach().clone()
+        optimizer.step()
+        lengths.append((p.detach() - before).double().norm().item())
+    return lengths
+
+
+def run(
+    rule, shape=(8, 8), dtype=torch.float32, *, momentum=0.9, size=0.01, zeros=ZEROS, **options
+):
+    p = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+    optimizer = SpectralOptimizer(
+        [p], lr=0.02, momentum=momentum, rule=rule, view=Whole(), **options
+    )
+    return moves(p, optimizer, gradients(shape, dtype, size, zeros=zeros))
+
+
+def steps_taken(lengths):
+    """How many steps after the last ordinary one were longer than a hundredth of it."""
+    ordinary = lengths[ORDINARY - 1]
+    return sum(length > 0.01 * ordinary for length in lengths[ORDINARY:])
+
+
+def longest(beta):
+    """Steps until a momentum has shrunk to the floor, one more to look ahead, one to be seen."""
+    return math.ceil(math.log(FLOOR) / math.log(beta)) + 2
+
+
+@pytest.mark.parametrize("executor", EXECUTORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("rule", SOME.values(), ids=SOME)
+def test_every_executor_comes_to_rest(rule, executor):
+    assert not any(run(rule, executor=executor)[-50:])
+
+
+@pytest.mark.parametrize("rule", SHIPPED.values(), ids=SHIPPED)
+def test_every_rule_comes_to_rest_when_gradients_stay_zero_for_1500_steps(rule):
+    lengths = run(rule, (2, 12, 4), zeros=1500)
+    assert steps_taken(lengths) <= longest(0.95)  # the slowest momentum of any rule's own
+    assert not any(lengths[-1000:])
+
+
+@pytest.mark.parametrize("rule", ODD.values(), ids=ODD)
+def test_adams_quotient_comes_to_rest_where_it_does_not_shrink(rule):
+    assert not any(run(rule, zeros=1200)[-800:])
+
+
+def test_it_takes_at_most_half_again_as_many_steps_as_torch():
+    """torch's floor is 1e-7 of a norm, whatever the gradients: 363 steps for some, 0 for others."""
+    p = torch.nn.Parameter(torch.zeros(8, 8))
+    theirs = moves(p, torch.optim.Muon([p], lr=0.02, weight_decay=0.0), gradients((8, 8)))
+    ours = run(polarlight.rules.muon(), momentum=0.95)
+    assert 0 < steps_taken(ours) <= longest(0.95)
+    assert steps_taken(ours) <= 1.5 * steps_taken(theirs)
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("make", [polarlight.rules.muon, polarlight.rules.muoneq])
+def test_rest_comes_when_the_momentum_has_shrunk_to_the_floor(make, momentum):
+    taken = steps_taken(run(make(), momentum=momentum))
+    if longest(momentum) < ZEROS:
+        # Before it rises for the last time the momentum may fall a little.
+        assert longest(momentum) - 2 / (1 - momentum) <= taken <= longest(momentum)
+    else:
+        assert taken == ZEROS
+
+
+@pytest.mark.parametrize("exponent", [-100, 100])
+@pytest.mark.parametrize("name", ["muon", "muoneq", "polar_adamw"])
+def test_the_scale_of_all_gradients_changes_no_step_on_the_way_to_rest(name, exponent):
+    rule = replace(SHIPPED[name], map=polarlight.linalg.ExactPolar())
+    plain, scaled = (run(rule, size=size) for size in (0.5, 0.5 * 2.0**exponent))
+    assert steps_taken(scaled) == steps_taken(plain)
+    torch.testing.assert_close(torch.tensor(scaled), torch.tensor(plain), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make", [polarlight.rules.muon, polarlight.rules.muoneq])
+def test_momenta_in_half_precision_come_to_rest(make, dtype):
+    assert not any(run(make(), dtype=dtype)[-50:])
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_a_momentum_kept_in_bfloat16_comes_to_rest(stochastic):
+    kept = polarlight.stages.InBfloat16(polarlight.stages.EMA(), stochastic=stochastic)
+    assert not any(run(replace(polarlight.rules.muon(), momentum=kept))[-50:])
+
+
+@pytest.mark.parametrize("name", ["muon", "muoneq", "aurora", "polar_adamw"])
+def test_gradients_that_shrink_over_many_decades_go_on(name):
+    """By 3 % per step and never zero: 3e-11 of the first after 800 steps."""
+    p = torch.nn.Parameter(torch.zeros(8, 8))
+    optimizer = SpectralOptimizer([p], lr=0.02, momentum=0.9, rule=SHIPPED[name])
+    generator = torch.Generator().manual_seed(0)
+    found = (0.97**t * torch.randn(8, 8, generator=generator) for t in range(800))
+    lengths = moves(p, optimizer, found)
+    assert min(lengths[ORDINARY:]) > 0.1 * lengths[ORDINARY]
+
+
+def test_a_spike_does_not_stop_what_comes_after_it():
+    p = torch.nn.Parameter(torch.zeros(8, 8))
+    optimizer = SpectralOptimizer([p], lr=0.02, momentum=0.9, rule=polarlight.rules.muon())
+    generator = torch.Generator().manual_seed(0)
+    sizes = [1.0] * 20 + [1e20] + [1.0] * 600
+    lengths = moves(p, optimizer, (s * torch.randn(8, 8, generator=generator) for s in sizes))
+    # The momentum itself remembers the spike for ln(1e20) / ln(1 / 0.9) = 437 steps.
+    assert min(lengths[-100:]) > 0.5 * lengths[10]
+
+
+def test_a_gradient_ends_the_rest_at_once_however_small():
+    p = torch.nn.Parameter(torch.zeros(8, 8))
+    optimizer = SpectralOptimizer([p], lr=0.02, momentum=0.9, rule=polarlight.rules.muon())
+    assert moves(p, optimizer, gradients((8, 8), zeros=400))[-1] == 0
+    (length,) = moves(p, optimizer, [1e-12 * torch.eye(8)])
+    assert length == pytest.approx(0.02 * 8**0.5, rel=0.05)
+
+
+def test_an_expert_rests_while_others_go_on():
+    p = torch.nn.Parameter(torch.zeros(3, 8, 4))
+    optimizer = SpectralOptimizer([p], momentum=0.9, rule=polarlight.rules.muon(), view=Whole())
+    for t, g in enumerate(gradients((3, 8, 4), ordinary=250, zeros=0)):
+        p.grad, before = g, p.detach().clone()
+        if t >= ORDINARY:
+            p.grad[1] = 0
+        optimizer.step()
+    moved = (p.detach() - before).norm(dim=(-2, -1))
+    assert moved[1] == 0
+    assert (moved[[0, 2]] > 0.01).all()
+
+
+def test_a_head_rests_while_others_go_on():
+    p = torch.nn.Parameter(torch.zeros(12, 4))
+    optimizer = SpectralOptimizer([p], momentum=0.9, rule=polarlight.rules.muon(), view=Heads(3))
+    for t, g in enumerate(gradients((12, 4), ordinary=250, zeros=0)):
+        p.grad, before = g, p.detach().clone()
+        if t >= ORDINARY:
+            p.grad[4:8] = 0
+        optimizer.step()
+    moved = (p.detach() - before).view(3, -1).norm(dim=-1)
+    assert moved[1] == 0
+    assert (moved[[0, 2]] > 0.01).all()
+
+
+def test_weight_decay_goes_on_at_rest_as_torchs_does():
+    ends = []
+    for make in (polarlight.Muon, torch.optim.Muon):
+        p = torch.nn.Parameter(torch.ones(8, 8))
+        optimizer = make([p], lr=0.02, momentum=0.9, weight_decay=0.1)
+        moves(p, optimizer, gradients((8, 8), zeros=300))
+        p.grad, before = torch.zeros(8, 8), p.detach().clone()
+        optimizer.step()
+        ends.append((p.detach(), before))
+    for after, before in ends:
+        torch.testing.assert_close(after, before * (1 - 0.02 * 0.1))
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_rest_survives_a_checkpoint(name):
+    p = torch.nn.Parameter(torch.zeros(8, 8))
+    optimizer = SpectralOptimizer([p], lr=0.02, momentum=0.9, rule=SHIPPED[name])
+    moves(p, optimizer, gradients((8, 8), zeros=400))
+    again = SpectralOptimizer([p], rule=SHIPPED[name])
+    again.load_state_dict(optimizer.state_dict())
+    assert moves(p, again, [torch.zeros(8, 8)]) == [0]
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_state_without_sizes_loads_and_goes_on(name):
+    """As older versions saved it."""
+    p = torch.nn.Parameter(torch.zeros(8, 8))
+    optimizer = SpectralOptimizer([p], lr=0.02, momentum=0.9, rule=SHIPPED[name])
+    moves(p, optimizer, gradients((8, 8), zeros=0))
+    saved = copy.deepcopy(optimizer.state_dict())
+    del saved["state"][0][SIZES]
+    twin = torch.nn.Parameter(p.detach().clone())
+    again = SpectralOptimizer([twin], rule=SHIPPED[name])
+    again.load_state_dict(saved)
+    more = list(gradients((8, 8), ordinary=5, zeros=0))
+    assert moves(twin, again, more) == moves(p, optimizer, more)
+    assert not any(moves(twin, again, gradients((8, 8), ordinary=0, zeros=400))[-50:])
