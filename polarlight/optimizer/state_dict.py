@@ -25,6 +25,11 @@ Form = tuple[torch.dtype, torch.device]
 
 _MOST_SAID = 5
 
+WAY_OUT = (
+    "Build the optimizer as it was saved, or take along what fits: polarlight.migration.carry_over("
+    "old, new) from a live optimizer, load_carried(new, read_state_dict(state_dict)) by names"
+)
+
 LATER = (movement.DRAWS, SIZES)
 """Buffers that a saved state may lack, and that start at zero then.
 
@@ -65,7 +70,8 @@ def with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:
     saved_groups = _saved_groups(state_dict)
     if len(saved_groups) != len(groups):
         raise ValueError(
-            f"the state dict has {len(saved_groups)} param groups, the optimizer has {len(groups)}"
+            f"the state dict has {len(saved_groups)} param groups, the optimizer has "
+            f"{len(groups)}. {WAY_OUT}"
         )
     replaced = []
     differing: dict[str, list[int]] = {}
@@ -140,8 +146,7 @@ def _refused(saved: Group, group: Group, key: str, index: int) -> list[str]:
         raise ValueError(
             f"param group {index} was saved under another {key}:\n  "
             + "\n  ".join(map(str, found))
-            + "\nBuild the optimizer as it was saved, or take along what fits: load the state into "
-            "such an optimizer, then polarlight.migration.carry_over(old, new)"
+            + f"\n{WAY_OUT}"
         )
     return [str(difference) for difference in found]
 
@@ -180,7 +185,7 @@ def _forms(given: StateDict, groups: list[Group]) -> dict[Any, dict[str, Form]]:
         raise ValueError(
             "the saved state does not fit the parameters; are they in the saved order?\n  "
             + "\n  ".join(wrong[:_MOST_SAID])
-            + more
+            + f"{more}\n{WAY_OUT}"
         )
     return forms
 

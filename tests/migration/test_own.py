@@ -228,3 +228,39 @@ def adamw_after(t, p, source):
         p.grad = torch.randn(p.shape, generator=generator).sign()
         old.step()
     return old
+
+
+def test_a_pair_of_lora_factors_keeps_its_state():
+    pair = [("a", parameter(2, 8)), ("b", parameter(6, 2))]
+    old = SpectralOptimizer(pair, rule=pl.rules.LoraProduct())
+    step(old)
+    new = SpectralOptimizer(pair, rule=pl.rules.LoraProduct(nesterov=False))
+    report = carry_over(old, new)
+    assert {line.carried for line in report.lines} == {("momentum_buffer", "direction")}
+    for _, p in pair:
+        assert torch.equal(new.state[p]["direction"], old.state[p]["direction"])
+
+
+def test_files_of_the_first_format_are_read():
+    record = {"momentum": torch.ones(2, 2), "step": 0, "beta1": 0.0, "reason": ""}
+    content = {"format": "polarlight carried state", "version": 1, "parameters": {"w": record}}
+    assert torch.equal(from_file(content)["w"].momentum, torch.ones(2, 2))
+    with pytest.raises(ValueError, match=r"version 3, this polarlight reads \(1, 2\)"):
+        from_file(content | {"version": 3})
+
+
+@pytest.mark.parametrize("change", ["rule", "groups", "shape"])
+def test_a_state_that_does_not_load_is_refused_with_the_way_out_which_works(change):
+    old = SpectralOptimizer([("w", parameter(8, 4)), ("x", parameter(4, 4))], rule=pl.rules.muon())
+    step(old)
+    saved = old.state_dict()
+    rule = pl.rules.aurora() if change == "rule" else pl.rules.muon()
+    w = ("w", parameter(*((6, 4) if change == "shape" else (8, 4))))
+    x = ("x", parameter(4, 4))
+    groups = [{"params": [w]}, {"params": [x]}] if change == "groups" else [w, x]
+    new = SpectralOptimizer(groups, rule=rule)
+    with pytest.raises(ValueError, match=r"load_carried\(new, read_state_dict\(state_dict\)\)"):
+        new.load_state_dict(saved)
+    load_carried(new, read_state_dict(saved))
+    momentum = new.state[x[1]]["momentum_buffer"]
+    assert torch.equal(momentum, saved["state"][1]["momentum_buffer"])
