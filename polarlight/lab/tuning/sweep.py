@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import exp, inf, isfinite, log
 
+import torch
+
 
 class Edge(StrEnum):
     """On which side of the sweep the optimum may lie outside."""
@@ -139,19 +141,7 @@ class Sweep:
 
 def _vertex(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
     """Where the least-squares parabola is least, and its value there; None if it has no such."""
-    moments = [sum(a**k for a in x) for k in range(5)]
-    rows = [[moments[i + j] for j in range(3)] for i in range(3)]
-    right = [sum(a**k * b for a, b in zip(x, y, strict=True)) for k in range(3)]
-    whole = _determinant(rows)
-    c0, c1, c2 = (
-        _determinant([[*row[:k], r, *row[k + 1 :]] for row, r in zip(rows, right, strict=True)])
-        / whole
-        for k in range(3)
-    )
+    powers = torch.tensor(x, dtype=torch.float64)[:, None] ** torch.arange(3)
+    values = torch.tensor(y, dtype=torch.float64)[:, None]
+    c0, c1, c2 = torch.linalg.lstsq(powers, values).solution.flatten().tolist()
     return None if c2 <= 0 else (-c1 / (2 * c2), c0 - c1**2 / (4 * c2))
-
-
-def _determinant(M: Sequence[Sequence[float]]) -> float:
-    """Of a 3 x 3 matrix."""
-    (a, b, c), (d, e, f), (g, h, i) = M
-    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
