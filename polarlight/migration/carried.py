@@ -53,21 +53,6 @@ class Carried:
             return self.momentum
         return self.momentum / (1 - self.beta1**self.step)
 
-    def moments(self, beta1: float, beta2: float) -> dict[str, Tensor]:
-        """Return AdamW's moments for other decay rates, so that the corrected ones stay equal.
-
-        Each starts from zero and is divided by 1 - beta^step when it is used: what was saved is
-        multiplied by (1 - new^step) / (1 - old^step). Empty if a moment is missing: a first moment
-        without its second is a wild step.
-        """
-        if self.momentum is None or self.second_moment is None:
-            return {}
-        first, second = (
-            (1 - new**self.step) / (1 - old**self.step) if self.step and new != old else 1.0
-            for new, old in ((beta1, self.beta1), (beta2, self.beta2))
-        )
-        return {"exp_avg": self.momentum * first, "exp_avg_sq": self.second_moment * second}
-
     def to_record(self) -> dict[str, Any]:
         """Tensors, numbers and text alone, which `weights_only=True` loads."""
         tensors = {key: getattr(self, key) for key in _TENSORS}

@@ -19,7 +19,7 @@ from polarlight.migration.carried import Carried
 from polarlight.migration.conventions import momentum_factor
 from polarlight.migration.own import fitting_buffers
 from polarlight.migration.sources import read_entry
-from polarlight.optimizer.fingerprint import completed, config_of
+from polarlight.optimizer.fingerprint import config_of
 from polarlight.optimizer.param_groups import name_of
 from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import MOMENTUM, UpdateRule
@@ -173,6 +173,9 @@ def _fill_one(name: str, group: Mapping[str, Any], state: dict[str, Tensor], one
     ]
     for key in filled:
         state[key].copy_(values[key])
+    if "exp_avg_sq" in filled and not spectral:
+        numbers = one.beta1, float(group["momentum"])
+        state.update(group["rule"].adapted_state(state, {"beta2": one.beta2}, numbers))
     fresh = tuple(key for key in state if key not in (*filled, SIZES))  # found in the next step
     reason = one.reason or why or ("no counterpart" if fresh else "")
     return Line(name, tuple(filled), fresh, reason if fresh else "")
@@ -188,12 +191,12 @@ def _spectral(group: Mapping[str, Any], one: Carried) -> dict[str, Any]:
 
 
 def _elementwise(group: Mapping[str, Any], one: Carried) -> dict[str, Any]:
-    """AdamW's state, with its bias corrections kept under other decay rates."""
-    config = config_of(group["rule"])
-    if config["method"] != "adamw":
+    """AdamW's state, whole or not at all: a first moment without its second is a wild step."""
+    adamw = config_of(group["rule"])["method"] == "adamw"
+    if not adamw or one.second_moment is None or one.momentum is None:
         return {}
-    moments = one.moments(float(group["momentum"]), float(completed(config)["beta2"]))
-    return moments | {"step": torch.tensor(float(one.step))} if moments else {}
+    step = torch.tensor(float(one.step))
+    return {"exp_avg": one.momentum, "exp_avg_sq": one.second_moment, "step": step}
 
 
 def _more(names: Sequence[str]) -> str:

@@ -16,7 +16,13 @@ from torch.optim import Optimizer
 
 from polarlight.linalg.rest import SIZES
 from polarlight.optimizer import apply as movement
-from polarlight.optimizer.fingerprint import config_of, differences, read_fingerprint
+from polarlight.optimizer.fingerprint import (
+    Config,
+    completed,
+    config_of,
+    differences,
+    read_fingerprint,
+)
 from polarlight.optimizer.param_groups import STRUCTURE, Group, StateDict, check_numbers, name_of
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
@@ -46,15 +52,18 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
     """
     given: StateDict = {}
     forms: dict[Any, dict[str, Form]] = {}
+    rules: list[Config] = []
 
     def last_before(_: Optimizer, loaded: StateDict) -> StateDict:
         given.update(_with_tensor_steps(with_objects(loaded, optimizer.param_groups)))
         forms.update(_forms(given, optimizer.param_groups))
+        rules.extend(read_fingerprint(group["rule"]) for group in loaded["param_groups"])
         return given
 
     def first_after(_: Optimizer) -> None:
         _restore_forms(optimizer, given, forms)
         _complete(optimizer)
+        _adapt(optimizer, rules)
 
     before = optimizer.register_load_state_dict_pre_hook(last_before)
     after = optimizer.register_load_state_dict_post_hook(first_after, prepend=True)
@@ -217,6 +226,17 @@ def _restore_forms(
                 if not (value.dtype == now.dtype == dtype and now.device == device):
                     cast = value.detach().to(device=device, dtype=dtype, copy=True)
                     optimizer.state[p][buffer] = cast
+
+
+def _adapt(optimizer: Optimizer, saved: list[Config]) -> None:
+    """Let elementwise rules adapt states that were saved under other fields."""
+    for group, config in zip(optimizer.param_groups, saved, strict=True):
+        if isinstance(group["rule"], UpdateRule):
+            continue
+        momenta = float(group["momentum"]), float(group["momentum"])  # a load takes the saved one
+        for p in group["params"]:
+            if state := optimizer.state.get(p):
+                state.update(group["rule"].adapted_state(state, completed(config), momenta))
 
 
 def _complete(optimizer: Optimizer) -> None:

@@ -13,6 +13,7 @@ schedulers drive it like every other rule's.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import inf, log
 from typing import Any, cast
 
 import torch
@@ -22,7 +23,7 @@ from torch.optim.adamw import adamw
 from polarlight.registry import registered
 from polarlight.routing.roles import MATRIX_ROLES, Role
 from polarlight.routing.route import Route, route
-from polarlight.rule import ElementwiseRule, Scale
+from polarlight.rule import ElementwiseRule, Numbers, Scale
 from polarlight.stages.scales import MatchRmsAdamW
 
 AUX_LR = 3e-3
@@ -143,6 +144,21 @@ class AdamWRule(ElementwiseRule):
                 if result is not tensor:
                     tensor.copy_(result)
 
+    def adapted_state(
+        self, state: Mapping[str, Tensor], fields: Mapping[str, Any], momenta: Numbers
+    ) -> dict[str, Tensor]:
+        """Return moments whose bias-corrected values, and so the next step, are the saved ones.
+
+        A moment starts from zero and is divided by 1 - beta^step when it is used: it is multiplied
+        by (1 - new^step) / (1 - old^step).
+        """
+        numbers = {"exp_avg": momenta, "exp_avg_sq": (float(fields["beta2"]), self.beta2)}
+        return {
+            name: state[name] * (_weight(new, state["step"]) / _weight(old, state["step"]))
+            for name, (old, new) in numbers.items()
+            if old != new
+        }
+
     def momentum_and_direction(
         self, state: Mapping[str, Tensor], momentum: float
     ) -> tuple[Tensor, Tensor]:
@@ -151,6 +167,12 @@ class AdamWRule(ElementwiseRule):
         mean = state["exp_avg"] / (1 - momentum**step)
         spread = (state["exp_avg_sq"] / (1 - self.beta2**step)).sqrt()
         return mean, mean / torch.where(spread == 0, 1.0, spread + self.eps)
+
+
+def _weight(beta: float, step: Tensor) -> Tensor:
+    """Return 1 - beta^step, the weight of all gradients in a moment; 1 before the first."""
+    rate = log(beta) if beta else -inf
+    return torch.where(step == 0, 1.0, -torch.expm1(step * rate))
 
 
 def _in_one_layout(tensors: list[Tensor]) -> list[Tensor]:

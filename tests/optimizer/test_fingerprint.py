@@ -362,3 +362,25 @@ def test_a_plain_function_goes_by_its_name():
     assert paths(saved, pl.rules.muon()) == {"map": True}
     bound = [partial(torch.add, alpha=x) for x in (1, 2)]
     assert paths(*(pl.rules.muon(polar=Function(f)) for f in bound)) == {"map.function": True}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_load_under_another_beta2_keeps_the_corrected_moment_and_the_callers_tensors(dtype):
+    p, q = parameter(64, dtype=dtype), parameter(64, dtype=dtype)
+    old = pl.SpectralOptimizer([p], rule=pl.rules.AdamWRule(0.999))
+    for seed in range(3):
+        step(old, seed)
+    saved = old.state_dict()
+    before = saved["state"][0]["exp_avg_sq"].clone()
+    now = pl.SpectralOptimizer([q], rule=pl.rules.AdamWRule(0.95))
+    with pytest.warns(UserWarning, match="beta2: saved 0.999, optimizer 0.95"):
+        now.load_state_dict(saved)
+    expected = before.double() / (1 - 0.999**3) * (1 - 0.95**3)
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-7
+    found = now.state[q]["exp_avg_sq"].double()
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
+    assert torch.equal(saved["state"][0]["exp_avg_sq"], before)
+    fresh = pl.SpectralOptimizer([q], rule=pl.rules.AdamWRule(0.999)).state_dict()
+    with pytest.warns(UserWarning, match="beta2"):
+        now.load_state_dict(fresh)
+    assert not now.state[q]["exp_avg_sq"].any()
