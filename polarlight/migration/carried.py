@@ -29,7 +29,7 @@ class Carried:
         row_second_moment: NorMuon's, [..., m, 1].
         step: AdamW's count of steps.
         beta1: AdamW's first decay rate; 0 where the momentum is not AdamW's.
-        beta2: AdamW's second decay rate.
+        beta2: AdamW's second decay rate; None where it is not known, and moments stay as they are.
         buffers: Other buffers of a polarlight rule, by name.
         rule: Fingerprint of the polarlight rule that it was kept under; empty for other libraries.
         view: Fingerprint of the view.
@@ -41,7 +41,7 @@ class Carried:
     row_second_moment: Tensor | None = None
     step: int = 0
     beta1: float = 0.0
-    beta2: float = 0.0
+    beta2: float | None = None
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     rule: str = ""
     view: str = ""

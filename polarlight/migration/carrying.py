@@ -173,7 +173,7 @@ def _fill_one(name: str, group: Mapping[str, Any], state: dict[str, Tensor], one
     ]
     for key in filled:
         state[key].copy_(values[key])
-    if "exp_avg_sq" in filled and not spectral:
+    if "exp_avg_sq" in filled and one.beta2 is not None:
         numbers = one.beta1, float(group["momentum"])
         state.update(group["rule"].adapted_state(state, {"beta2": one.beta2}, numbers))
     fresh = tuple(key for key in state if key not in (*filled, SIZES))  # found in the next step

@@ -33,7 +33,7 @@ _COUNTERS = ("momentum_draws", "weight_draws")
 """Steps that stochastic rounding has drawn bits for; any number goes on."""
 
 _PROBES = tuple(map(torch.Size, ((3, 2), (2, 3), (2, 2))))
-
+"""A tall, a wide and a square matrix: which buffers there are may depend on that."""
 
 _SCALES = {
     "Original": "polarlight",
@@ -52,6 +52,8 @@ def read_own(group: Mapping[str, Any], state: Mapping[str, Any]) -> Carried:
     rule, view = read_fingerprint(group["rule"]), read_fingerprint(group["view"])
     one = Carried(rule=json.dumps(rule), view=json.dumps(view))
     if rule["method"] == ADAMW and "fields" in rule:
+        if not {"exp_avg", "exp_avg_sq", "step"} <= state.keys():
+            return replace(one, reason="its state is not AdamW's: it was never stepped")
         return replace(
             one,
             momentum=state["exp_avg"],
@@ -64,7 +66,7 @@ def read_own(group: Mapping[str, Any], state: Mapping[str, Any]) -> Carried:
     if "slots" not in rule:
         return replace(one, buffers=buffers)
     M = buffers.pop(MOMENTUM, None)
-    if M is not None and keeps_a_sum(rule["slots"]["momentum"]):
+    if M is not None and keeps_a_sum(rule["slots"].get("momentum")):
         M = at_least_float32(M) * (1 - group["momentum"])
     return replace(one, momentum=M, buffers=buffers)
 
@@ -74,14 +76,16 @@ def own_convention(group: Mapping[str, Any]) -> str:
     rule = read_fingerprint(group["rule"])
     if "slots" not in rule:
         return ADAMW if rule["method"] == ADAMW else ""
-    scale = rule["slots"]["scale"]
-    return "" if scale["fields"] else _SCALES.get(scale["method"], "")
+    scale = rule["slots"].get("scale")
+    known = isinstance(scale, dict) and not scale["fields"]  # no plain function, no other numbers
+    return _SCALES.get(scale["method"], "") if known else ""
 
 
-def keeps_a_sum(momentum: Config) -> bool:
-    """Return whether a momentum is a decaying sum and no average."""
-    inner = completed(momentum).get("average")
-    return momentum["method"] == "HeavyBall" or (inner is not None and keeps_a_sum(inner))
+def keeps_a_sum(momentum: object) -> bool:
+    """Return whether the configuration of a momentum is that of a decaying sum."""
+    if not isinstance(momentum, dict):
+        return False
+    return momentum["method"] == "HeavyBall" or keeps_a_sum(completed(momentum).get("average"))
 
 
 def fitting_buffers(one: Carried, group: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:

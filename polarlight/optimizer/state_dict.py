@@ -106,8 +106,9 @@ def _with_tensor_steps(state_dict: StateDict) -> StateDict:
             for name, value in kept.items()
         }
         for key, kept in state_dict["state"].items()
+        if isinstance(kept, Mapping)
     }
-    return state_dict | {"state": state}
+    return state_dict | {"state": dict(state_dict["state"]) | state}
 
 
 def _is_number(value: object) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 import polarlight as pl
 from polarlight import SpectralOptimizer
 from polarlight.migration import carry_over, from_file, load_carried, read_state_dict, to_file
+from polarlight.migration.own import own_convention
 from polarlight.stages.orientation import Columns, oriented
 from tests.migration.test_carrying import Net, train
 from tests.nets import parameter, step
@@ -245,6 +246,13 @@ def test_files_of_the_first_format_are_read():
     record = {"momentum": torch.ones(2, 2), "step": 0, "beta1": 0.0, "reason": ""}
     content = {"format": "polarlight carried state", "version": 1, "parameters": {"w": record}}
     assert torch.equal(from_file(content)["w"].momentum, torch.ones(2, 2))
+    adam = record | {"second_moment": torch.ones(2, 2), "step": 3, "beta1": 0.9}
+    carried = from_file(content | {"parameters": {"w": adam}})
+    rule = pl.rules.AdamWRule(0.99)
+    new = SpectralOptimizer([("w", parameter(2, 2))], rule=rule, momentum=0.5)
+    load_carried(new, carried)  # beta2 was not written: nothing is rescaled
+    (state,) = new.state.values()
+    assert torch.equal(state["exp_avg_sq"], torch.ones(2, 2))
     with pytest.raises(ValueError, match=r"version 3, this polarlight reads \(1, 2\)"):
         from_file(content | {"version": 3})
 
@@ -264,3 +272,20 @@ def test_a_state_that_does_not_load_is_refused_with_the_way_out_which_works(chan
     load_carried(new, read_state_dict(saved))
     momentum = new.state[x[1]]["momentum_buffer"]
     assert torch.equal(momentum, saved["state"][1]["momentum_buffer"])
+
+
+def test_a_scale_that_is_a_plain_function_and_a_foreign_state_are_no_obstacle():
+    p, v = parameter(8, 4), parameter(4)
+    plain = replace(pl.rules.muon(), scale=lambda m, n: 1.0)
+    groups = [{"params": [("w", p)], "rule": plain}]
+    old = SpectralOptimizer([*groups, {"params": [("v", v)], "rule": pl.rules.AdamWRule()}])
+    old.state[v]["z"] = torch.zeros(4)  # as a wrapper does before the first step
+    assert own_convention(old.param_groups[0]) == ""
+    new = SpectralOptimizer(
+        [
+            {"params": [("w", p)], "rule": pl.rules.muon()},
+            {"params": [("v", v)], "rule": pl.rules.AdamWRule()},
+        ]
+    )
+    report = lines(carry_over(old, new))
+    assert report["v"].reason == "its state is not AdamW's: it was never stepped"
