@@ -9,7 +9,8 @@ from torch import Tensor
 from polarlight.diagnostics.transfer import to_host
 from polarlight.linalg.properties import Invariant
 from polarlight.optimizer.probe import Observation
-from polarlight.properties.invariants import invariants, measure
+from polarlight.properties.invariants import invariants
+from polarlight.properties.measures import Update
 from polarlight.rule import Rule
 from polarlight.view import Whole
 
@@ -59,8 +60,8 @@ class RuleCheck:
         print(check.report())
 
     Counts are host integers and samples stay on the device, where the worst is kept: a step waits
-    for nothing. `verdicts` and `report` transfer once per device. A sampled step costs up to two
-    products of a matrix with its Gram matrix.
+    for nothing. `verdicts` and `report` transfer once per device. A sampled step costs up to four
+    steps of a rule: it computes weights and, where a rule has no memory, the direction again.
 
     Attributes:
         every: Sample steps 1, 1 + every, ...; at least 1.
@@ -101,8 +102,11 @@ class RuleCheck:
         worst = self._worst.setdefault(observation.name, {})
         limits = self._limits.setdefault(observation.name, {})
         for M, D in pairs:
-            for promise, limit in invariants(rule, *D.shape[-2:]).items():
-                value = measure(promise, M, D)
+            m, n = D.shape[-2:]
+            kept = invariants(rule, m, n, D.dtype, D.device)
+            update = Update(M, D, rule, kept)
+            for promise, limit in kept.items():
+                value = update.measure(promise)
                 known = worst.get(promise)
                 worst[promise] = value if known is None else torch.maximum(known, value)
                 limits[promise] = max(limit, limits.get(promise, 0.0))

@@ -36,9 +36,6 @@ QUICK = polar_express(4, lower=8e-3)
 
 Engine = NewtonSchulz | GramNewtonSchulz
 
-_SEGMENT = 2
-"""Steps between restarts in bfloat16: its Gram matrices are coarse, and worse with each step."""
-
 NEGLIGIBLE = 1e-3
 """Growth of rounding up to which nothing is restarted: the schedule errs by fifty times that."""
 
@@ -49,7 +46,7 @@ class AutoPolar(PolarMap):
     """Approximate polar factor by whichever form of the schedule costs least for the shape.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
-    Cost: `flops`; 52 n^3 at 4:1 against 90 for five plain steps, 24 against 30 for a square. In
+    Cost: `flops`; 62 n^3 at 4:1 against 90 for five plain steps, 24 against 30 for a square. In
     float32 42 n^3 at 4:1, for its Gram matrices bear all four steps.
 
     Args:
@@ -119,6 +116,12 @@ class AutoPolar(PolarMap):
         """Return the declared symmetries."""
         return ROTATIONS
 
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return the dtype of the engine."""
+        return self.engine(m, n, dtype, device).iteration_dtype(m, n, dtype, device)
+
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""
         return polar_invariants(self.schedule)
@@ -154,14 +157,12 @@ def _restarts(schedule: Schedule, dtype: torch.dtype) -> Iterator[tuple[int, ...
 
     A Gram form by itself is as exact as the plain one (`restart_positions`); here float32
     and float64 may lose some of that, as singular values are only brought near 1 anyway.
+    Bfloat16 may not: two steps in the first segment mix the largest singular direction with
+    the others ten times as much as the plain form does (`docs/accuracy.md`).
     """
-    steps = len(schedule.steps)
-    if dtype == torch.bfloat16:
-        yield tuple(range(_SEGMENT, steps, _SEGMENT))
-    else:
-        yield restart_positions(schedule, dtype)
-        if segment_growth(schedule.steps, dtype) <= NEGLIGIBLE:
-            yield ()
+    yield restart_positions(schedule, dtype)
+    if segment_growth(schedule.steps, dtype) <= NEGLIGIBLE:
+        yield ()
 
 
 def _plain_cost(engine: NewtonSchulz, m: int, n: int, rates: Rates) -> float:

@@ -23,7 +23,7 @@ from torch import Tensor
 from polarlight.linalg.coefficients import Quintic, Schedule
 from polarlight.linalg.matrices import at_least_float32, check_matrix
 from polarlight.linalg.newton_schulz import NewtonSchulz
-from polarlight.linalg.properties import ROTATIONS, Invariant, Invariants, Symmetries, usual_limits
+from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.slot import MatrixMap
 from polarlight.registry import registered
 
@@ -96,9 +96,13 @@ class Chaotic(MatrixMap):
         """Return the declared symmetries."""
         return ROTATIONS
 
+    def repeatable(self, m: int, n: int) -> bool:
+        """Return False: two roundings of one matrix have two images."""
+        return False
+
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""
-        return usual_limits(Invariant.SPECTRAL)
+        return {Invariant.SPECTRAL: POWERS}
 
     def __str__(self) -> str:
         return f"chaotic, {self.schedule.name}"

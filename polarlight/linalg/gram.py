@@ -34,7 +34,13 @@ from polarlight.linalg.newton_schulz import iterate, iteration_flops
 from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, started
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import gram_dtype
-from polarlight.linalg.products import gram, gram_polynomial, symmetric_multiply_add, times_short
+from polarlight.linalg.products import (
+    gram,
+    gram_polynomial,
+    is_tall,
+    symmetric_multiply_add,
+    times_short,
+)
 from polarlight.linalg.properties import (
     LEFT,
     LEFT_SIGNED,
@@ -176,16 +182,27 @@ class GramNewtonSchulz(PolarMap):
             return ROTATIONS
         return LEFT | RIGHT_SIGNED if m > n else LEFT_SIGNED | RIGHT
 
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return the dtype of the polynomials."""
+        return self.dtype or gram_dtype(dtype, device)
+
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""
-        return polar_invariants(self.schedule)
+        return polar_invariants(self.schedule, scalar=self.normalisation.scalar)
 
     def __str__(self) -> str:
         return f"Gram Newton-Schulz, {self.schedule.name}"
 
 
 def _segment(start: Start, steps: Sequence[Quintic], rows: Rows) -> Tensor:
-    """X times the polynomials of one segment, gathered on the short side."""
+    """X times the polynomials of one segment, gathered on the short side.
+
+    The steps must meet X in their order, X P1 P2 or P2 P1 X. Q = P1 P2 is symmetric but for
+    rounding, and Q' puts it right for a wide X: the other order multiplies the rounding of the
+    later steps by what the first one makes of small singular values.
+    """
     (a, b, c), *rest = steps
     R = gram(start.X, rows) if start.gram is None else start.gram
     Z = gram_polynomial(R, b, c, start.square)
@@ -201,7 +218,8 @@ def _segment(start: Start, steps: Sequence[Quintic], rows: Rows) -> Tensor:
         a, b, c = following
         Z = gram_polynomial(R, b, c)
         Q = symmetric_multiply_add(Q, Q, Z, a)
-    return times_short(start.X, Q, rows=rows)
+    tall = rows is not ALL_ROWS or is_tall(start.X)
+    return times_short(start.X, Q if tall else Q.mT, rows=rows)
 
 
 @constant

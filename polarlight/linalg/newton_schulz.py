@@ -103,9 +103,15 @@ class NewtonSchulz(PolarMap):
             return ROTATIONS
         return LEFT | RIGHT_SIGNED if m > n else LEFT_SIGNED | RIGHT
 
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return the dtype of the polynomials."""
+        return self.dtype or iteration_dtype(dtype, device)
+
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""
-        return polar_invariants(self.schedule)
+        return polar_invariants(self.schedule, scalar=self.normalisation.scalar)
 
     def __str__(self) -> str:
         name = f"Newton-Schulz, {self.schedule.name}"

@@ -29,7 +29,7 @@ from polarlight.linalg.decomposition import (
 )
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.products import gram
-from polarlight.linalg.properties import ROTATIONS, Invariant, Invariants, Symmetries, usual_limits
+from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.linalg.slot import PolarMap
 from polarlight.registry import registered
@@ -99,7 +99,7 @@ class RegularisedPolar(PolarMap):
 
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""
-        return usual_limits(Invariant.SPECTRAL)
+        return {Invariant.SPECTRAL: POWERS}
 
     def __str__(self) -> str:
         return f"regularised, delta {self.delta:g}"

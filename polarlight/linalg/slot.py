@@ -88,6 +88,20 @@ class Slot(ABC):
         """Return whether it multiplies an m x n matrix by a number at most."""
         return False
 
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return the dtype whose rounding an image has, for m x n input of `dtype`."""
+        return dtype
+
+    def repeatable(self, m: int, n: int) -> bool:
+        """Return whether two computations of an image agree to a few epsilons."""
+        return not self.buffer_shapes(torch.Size((m, n)))
+
+    def rescales_rows(self, m: int, n: int) -> bool:
+        """Return whether it only multiplies rows by numbers that it remembers."""
+        return False
+
     def moves(self, m: int, n: int) -> bool:
         """Return whether the image of a nonzero m x n matrix is nonzero from the first call on."""
         return True

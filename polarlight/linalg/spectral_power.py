@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
 from polarlight.linalg.matrices import frobenius_norm, nonzero
-from polarlight.linalg.properties import ROTATIONS, Invariant, Invariants, Symmetries, usual_limits
+from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.remembered import remembered
 from polarlight.linalg.slot import MatrixMap
 from polarlight.registry import registered
@@ -106,7 +106,7 @@ class ExactPower(MatrixMap):
 
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""
-        return usual_limits(Invariant.SPECTRAL)
+        return {Invariant.SPECTRAL: POWERS}
 
     def __str__(self) -> str:
         return f"sigma^{self.exponent:.3g}, exact (SVD)"
@@ -194,7 +194,7 @@ class RationalPower(MatrixMap):
 
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""
-        return usual_limits(Invariant.SPECTRAL)
+        return {Invariant.SPECTRAL: POWERS}
 
     def __str__(self) -> str:
         steps = len(rational_steps(self.b, self.lower))

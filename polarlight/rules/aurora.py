@@ -18,12 +18,13 @@ half the products; `side` is explicit; gradients are not written.
 from dataclasses import dataclass
 from typing import Protocol, cast
 
+import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
-from polarlight.linalg.properties import ROWS, Invariants, Symmetries, Symmetry, balanced_invariants
+from polarlight.linalg.properties import ROWS, Invariants, Symmetries, Symmetry, rescaled_invariants
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.linalg.rows import (
     check_exponent,
@@ -106,9 +107,15 @@ class BalancedPolar(PolarMap):
         """Return the polar method's on rows as units; row sizes are balanced away."""
         return (self.polar.symmetries(m, n) & ROWS) | {Symmetry.ROW_RESCALING}
 
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return the dtype of the polar method."""
+        return self.polar.iteration_dtype(m, n, dtype, device)
+
     def invariants(self, m: int, n: int) -> Invariants:
         """Return equal rows, and singular values as equal as the polar method leaves them."""
-        return balanced_invariants(self.polar.invariants(m, n))
+        return rescaled_invariants(self.polar.invariants(m, n))
 
     def __str__(self) -> str:
         return f"rows balanced, {self.rounds} x {self.polar}"

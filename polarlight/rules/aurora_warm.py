@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.matrices import nonzero, unit_scale_in
-from polarlight.linalg.properties import ROWS, Invariants, Symmetries, Symmetry, balanced_invariants
+from polarlight.linalg.properties import ROWS, Invariants, Symmetries, Symmetry, rescaled_invariants
 from polarlight.linalg.row_sums import ALL_ROWS, ORDINARY, Rows
 from polarlight.linalg.rows import (
     check_exponent,
@@ -122,9 +122,15 @@ class WarmPolar(Stage):
         """Return the polar method's on rows as units; row sizes are balanced away."""
         return (self.polar.symmetries(m, n) & ROWS) | {Symmetry.ROW_RESCALING}
 
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return the dtype of the polar method."""
+        return self.polar.iteration_dtype(m, n, dtype, device)
+
     def invariants(self, m: int, n: int) -> Invariants:
         """Return equal rows, and singular values as equal as the polar method leaves them."""
-        return balanced_invariants(self.polar.invariants(m, n))
+        return rescaled_invariants(self.polar.invariants(m, n))
 
     def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
         """Return the root mean square entry; see `Slot`."""

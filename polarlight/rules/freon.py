@@ -21,7 +21,7 @@ from typing import Protocol
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero, unit_scale
-from polarlight.linalg.properties import ROTATIONS, Invariant, Invariants, Symmetries, usual_limits
+from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.slot import MatrixMap, polar_rms
 from polarlight.linalg.spectral_power import RationalPower, SpectralPower
 from polarlight.optimizer.spectral import SpectralOptimizer
@@ -104,7 +104,7 @@ class SizedPower(MatrixMap):
 
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""
-        return usual_limits(Invariant.SPECTRAL)
+        return {Invariant.SPECTRAL: POWERS}
 
     def degree(self, m: int, n: int) -> float:
         """Return the exponent where the size follows the input's."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, nonzero, unit_scale
-from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariants, Symmetries
+from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.qdwh import QDWH
 from polarlight.linalg.slot import Buffers, MatrixMap, Stage, polar_rms
 from polarlight.optimizer.spectral import SpectralOptimizer
@@ -59,9 +59,16 @@ class NuclearPolar(MatrixMap):
         """Return the declared symmetries."""
         return self.polar.symmetries(m, n) & ROTATIONS
 
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return the dtype of the polar method."""
+        return self.polar.iteration_dtype(m, n, dtype, device)
+
     def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return self.polar.invariants(m, n)
+        """Return the polar method's, but for the size."""
+        polar = self.polar.invariants(m, n)
+        return {name: limit for name, limit in polar.items() if name != Invariant.SIZE}
 
     def degree(self, m: int, n: int) -> float:
         """Return the power of the nuclear norm."""
@@ -102,6 +109,12 @@ class AveragedPolar(Stage):
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""
         return self.polar.symmetries(m, n) & ROTATIONS
+
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return the dtype of the polar method."""
+        return self.polar.iteration_dtype(m, n, dtype, device)
 
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""

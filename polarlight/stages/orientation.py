@@ -142,6 +142,16 @@ class Oriented(Stage):
         group = inner & (RIGHT | SHARED | {Symmetry.COLUMN_RESCALING})
         return group | {Symmetry.LEFT_SIGNS} if isinstance(self.inner, EquilibrateRows) else group
 
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return the dtype of the inner slot."""
+        return self.inner.iteration_dtype(*self._layout(m, n), dtype, device)
+
+    def repeatable(self, m: int, n: int) -> bool:
+        """Return whether the inner slot is."""
+        return self.inner.repeatable(*self._layout(m, n))
+
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the inner slot's, as the matrix sees them."""
         inner = self.inner.invariants(*self._layout(m, n))

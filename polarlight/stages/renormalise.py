@@ -45,6 +45,20 @@ class KeepNorm(Stage):
         """Return the inner slot's equivariances: sizes and shared parts of the input are kept."""
         return self.inner.symmetries(m, n) - SIZES_IGNORED - {Symmetry.SHARED_SHIFT}
 
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return the dtype of the inner slot."""
+        return self.inner.iteration_dtype(m, n, dtype, device)
+
+    def repeatable(self, m: int, n: int) -> bool:
+        """Return whether the inner slot is."""
+        return self.inner.repeatable(m, n)
+
+    def rescales_rows(self, m: int, n: int) -> bool:
+        """Return whether the inner slot does."""
+        return self.inner.rescales_rows(m, n)
+
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the inner slot's, which a factor on the whole does not change."""
         return self.inner.invariants(m, n)

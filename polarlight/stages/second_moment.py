@@ -58,6 +58,10 @@ class RowSecondMoment(Stage):
         """Return the declared symmetries."""
         return ROWS | {Symmetry.ROW_RESCALING}
 
+    def rescales_rows(self, m: int, n: int) -> bool:
+        """Return True."""
+        return True
+
     def invariants(self, m: int, n: int) -> Invariants:
         """Return equal rows where nothing is remembered; else they are equal only on average."""
         return NO_INVARIANTS if self.beta2 else usual_limits(Invariant.EQUAL_ROWS)

@@ -137,6 +137,20 @@ class OnSide(Stage):
             return self.then.symmetries(m, n)
         return mirror_symmetries(self.then.symmetries(n, m))
 
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return the dtype of the slot that does the work."""
+        return self.select(m, n).iteration_dtype(*self._seen(m, n), dtype, device)
+
+    def repeatable(self, m: int, n: int) -> bool:
+        """Return whether the slot that does the work is."""
+        return self.select(m, n).repeatable(*self._seen(m, n))
+
+    def rescales_rows(self, m: int, n: int) -> bool:
+        """Return whether the slot that does the work rescales the rows of the matrix itself."""
+        return m > n and self.select(m, n).rescales_rows(m, n)
+
     def invariants(self, m: int, n: int) -> Invariants:
         """Return those of the slot that does the work, as the matrix sees them."""
         if not self.side.touches(m, n):

@@ -8,7 +8,8 @@ import polarlight
 from polarlight.diagnostics.rule_check import RuleCheck
 from polarlight.linalg.properties import LIMITS, Invariant
 from polarlight.optimizer.probe import Observation
-from polarlight.properties.invariants import invariants, measure
+from polarlight.properties.invariants import invariants
+from polarlight.properties.measures import measure
 from tests.contracts.catalogue import RULES
 from tests.matrices import gaussian
 
@@ -120,19 +121,35 @@ def test_a_polar_factor_of_shards_is_caught():
 
 
 def test_promises_by_rule_and_shape():
-    finite, moves, isometry = Invariant.FINITE, Invariant.MOVES, Invariant.ISOMETRY
+    always = {Invariant.FINITE, Invariant.MOVES}
+    again, isometry = Invariant.REPEATS, {Invariant.ISOMETRY, Invariant.SIZE}
     spectral, rows, columns = Invariant.SPECTRAL, Invariant.EQUAL_ROWS, Invariant.EQUAL_COLUMNS
-    assert set(invariants(polarlight.rules.muon(), 8, 4)) == {finite, moves, isometry, spectral}
-    assert set(invariants(polarlight.rules.aurora(), 8, 4)) == {finite, moves, isometry, rows}
-    assert set(invariants(polarlight.rules.aurora(), 4, 8)) == {finite, moves, isometry, spectral}
-    assert set(invariants(polarlight.rules.row_then_polar(), 8, 4)) == {finite, moves, isometry}
-    assert set(invariants(polarlight.rules.polar_then_row(), 8, 4)) == {finite, moves, rows}
-    assert set(invariants(polarlight.rules.unormuon(), 8, 4)) == {finite, moves}
-    assert set(invariants(polarlight.rules.unormuon(beta2=0.0), 8, 4)) == {finite, moves, rows}
-    assert set(invariants(polarlight.rules.kaon(), 8, 4)) == {finite, moves, spectral}
-    assert set(invariants(polarlight.rules.AdamWRule(), 8, 4)) == {finite, moves}
-    turned = polarlight.stages.oriented(polarlight.rules.row_norm(), polarlight.stages.Columns())
-    assert set(invariants(turned, 8, 4)) == {finite, moves, columns}
+    tall, wide = (8, 4), (4, 8)
+    for rule, shape, kept in [
+        (polarlight.rules.muon(), tall, {*isometry, spectral, again}),
+        (polarlight.rules.aurora(), tall, {*isometry, rows, Invariant.ROWS_SCALED}),
+        (polarlight.rules.aurora(), wide, {*isometry, spectral, again}),
+        (
+            polarlight.rules.aurora(side=polarlight.stages.Side.WIDE),
+            wide,
+            {*isometry, columns, Invariant.COLUMNS_SCALED},
+        ),
+        (polarlight.rules.row_then_polar(), tall, {*isometry, spectral, again}),
+        (polarlight.rules.muoneq(polarlight.rules.rows_after(2)), tall, isometry),
+        (polarlight.rules.polar_then_row(), tall, {rows, again}),
+        (polarlight.rules.polargrad(), tall, {Invariant.ISOMETRY, spectral, again}),
+        (polarlight.rules.normuon(), tall, {again}),
+        (polarlight.rules.unormuon(), tall, {again}),
+        (polarlight.rules.unormuon(beta2=0.0), tall, {rows, again}),
+        (polarlight.rules.kaon(), tall, {spectral}),
+        (polarlight.rules.AdamWRule(), tall, set()),
+        (
+            polarlight.stages.oriented(polarlight.rules.row_norm(), polarlight.stages.Columns()),
+            tall,
+            {columns, again},
+        ),
+    ]:
+        assert set(invariants(rule, *shape)) == always | kept, rule.name
 
 
 def test_soap_may_skip_its_first_step():
@@ -145,7 +162,7 @@ def test_measures_tell_matrices_apart():
     polar, rows = U @ Vh, M / M.norm(dim=1, keepdim=True)
     assert measure(Invariant.ISOMETRY, M, 3 * polar) < 1e-12
     assert measure(Invariant.ISOMETRY, M, M) > 0.3
-    assert measure(Invariant.SPECTRAL, M, U @ torch.diag(S.cos()) @ Vh) < 1e-12
+    assert measure(Invariant.SPECTRAL, M, U @ torch.diag(S.cos() + 2) @ Vh) < 1e-12
     assert measure(Invariant.SPECTRAL, M, M.sign()) > 0.15
     assert measure(Invariant.EQUAL_ROWS, M, rows) < 1e-6
     assert measure(Invariant.EQUAL_COLUMNS, M, rows) > 0.35

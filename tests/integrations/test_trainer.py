@@ -98,12 +98,13 @@ def trainer_example():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # transformers' and accelerate's own
-def test_the_example_trains_logs_and_resumes_bit_for_bit(trainer_example, tmp_path):
+def test_the_example_trains_logs_and_resumes_bit_for_bit(trainer_example, tmp_path, capsys):
     whole = trainer_example.main(tmp_path / "whole")
     history = whole.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
     assert losses[-1] < losses[0] - 0.5
     assert any("starved_rows" in entry for entry in history)
+    assert "BROKEN" not in capsys.readouterr().out
     (tmp_path / "half").mkdir()
     (tmp_path / "whole" / "checkpoint-10").rename(tmp_path / "half" / "checkpoint-10")
     resumed = trainer_example.main(tmp_path / "half", resume=True)
