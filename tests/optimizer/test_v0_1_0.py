@@ -40,20 +40,34 @@ def optimizer_of(stem, model):
     return getattr(polarlight, name)(model, **options)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_state_of_0_1_0_loads_and_goes_on(file):
-    fixture = torch.load(file, weights_only=True)
+def error_of_a_step(stem, fixture, load):
+    """Largest distance from the step of 0.1.0 over its length, of any parameter."""
     model = Net()
     model.load_state_dict(fixture["before"])
-    optimizer = optimizer_of(file.stem, model)
-    optimizer.load_state_dict(fixture["optimizer"])
+    optimizer = optimizer_of(stem, model)
+    if load:
+        optimizer.load_state_dict(fixture["optimizer"])
     for i, p in enumerate(model.parameters()):
         p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(3000 + i))
     optimizer.step()
-    for name, weight in model.state_dict().items():
-        moved = (fixture["after"][name] - fixture["before"][name]).norm()
-        error = (weight - fixture["after"][name]).norm()
-        assert error <= 2e-4 * moved, name  # engines in float32 err by 1e-5 to 1e-4 by machine
+    before, after = fixture["before"], fixture["after"]
+    return max(
+        ((weight - after[name]).norm() / (after[name] - before[name]).norm()).item()
+        for name, weight in model.state_dict().items()
+    )
+
+
+IN_FLOAT32 = ("AdamWRule", "Aurora-ExactBalanced", "Freon", "KLSOAP", "Kaon", "PolarGrad", "SOAP")
+"""Rules that iterate in bfloat16 on no CPU: they err by 1e-5 at most between instruction sets."""
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_state_of_0_1_0_loads_and_goes_on(file):
+    """The others were written where bfloat16 is multiplied in hardware: 0.027 from float32."""
+    fixture = torch.load(file, weights_only=True)
+    tolerance = 1e-4 if file.stem in IN_FLOAT32 else 0.06
+    assert error_of_a_step(file.stem, fixture, load=True) <= tolerance
+    assert error_of_a_step(file.stem, fixture, load=False) > 3 * tolerance
 
 
 def test_a_run_of_0_1_0_resumes(tmp_path):
