@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import frexp
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ from polarlight.linalg.matrices import at_least_float32
 from polarlight.linalg.rest import SIZES, sizes_shape, zero_at_rest
 from polarlight.linalg.row_sums import Rows
 from polarlight.linalg.slot import Buffers, Slot
+from polarlight.lookup import check_objects_in
+
+Numbers = tuple[float, float]
+"""A number as it was and as it is."""
 
 Scale = Callable[[int, int], float]
 """(fan_out, fan_in) -> the factor on the result."""
@@ -99,6 +103,7 @@ class UpdateRule:
     post: tuple[Slot, ...] = ()
 
     def __post_init__(self) -> None:
+        check_objects_in(self, {"map": "polar"})
         for slot in self.slots:
             if not isinstance(slot, Slot):
                 raise TypeError(
@@ -222,6 +227,18 @@ class ElementwiseRule(ABC):
             NotImplementedError: Unless `has_step_finite`.
         """
         raise NotImplementedError(f"{self.name} has no step that leaves parameters out")
+
+    def adapted_state(
+        self, state: Mapping[str, Tensor], fields: Mapping[str, Any], momenta: Numbers
+    ) -> dict[str, Tensor]:
+        """Return what is to be replaced in a state that was saved under other numbers.
+
+        Args:
+            state: The state of one parameter.
+            fields: Fields of this class that it was saved under.
+            momenta: The group's `momentum`, as saved and now.
+        """
+        return {}
 
     @abstractmethod
     def momentum_and_direction(

@@ -13,6 +13,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from polarlight.registry import registered
+
 __all__ = [
     "Flattened",
     "Heads",
@@ -48,6 +50,7 @@ class MatrixView(Protocol):
         """The inverse of `split`: a tensor of the parameter's shape."""
 
 
+@registered("Whole")
 @dataclass(frozen=True, slots=True)
 class Whole:
     """The last two dimensions are one matrix; leading ones are a batch of independent matrices."""
@@ -68,6 +71,7 @@ class Whole:
         return parts[0]
 
 
+@registered("RowBlocks")
 @dataclass(frozen=True, slots=True)
 class RowBlocks:
     """Blocks of consecutive rows, each a matrix of its own: fused QKV, fused gate and up.
@@ -116,6 +120,7 @@ class RowBlocks:
         return zip(self.inner or [Whole()] * len(self.sizes), blocks, strict=True)
 
 
+@registered("Heads")
 @dataclass(frozen=True, slots=True)
 class Heads:
     """Equal heads along one dimension, each a matrix of its own; together one batch.
@@ -162,6 +167,7 @@ class Heads:
         return heads.movedim(-3, -2).flatten(-2, -1)
 
 
+@registered("Interleaved")
 @dataclass(frozen=True, slots=True)
 class Interleaved:
     """Matrices whose rows take turns: gate and up stored as g0, u0, g1, u1, ...
@@ -195,6 +201,7 @@ class Interleaved:
         return torch.stack(tuple(parts), dim=-2).flatten(-3, -2)
 
 
+@registered("Transposed")
 @dataclass(frozen=True, slots=True)
 class Slices:
     """Matrices along a dimension of their own: gate and up stored [..., m, count, n].
@@ -256,6 +263,7 @@ class Transposed:
         return self.inner.join(parts).mT
 
 
+@registered("Flattened")
 @dataclass(frozen=True, slots=True)
 class Flattened:
     """Convolution kernels [out, in, *window], each a single matrix [out, in * window].
@@ -294,6 +302,7 @@ class Flattened:
         return kernel
 
 
+@registered("Taps")
 @dataclass(frozen=True, slots=True)
 class Taps:
     """Convolution kernels [out, in, *window], a matrix [out, in] per place in the window.

@@ -13,8 +13,9 @@ from typing import Any
 
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
+from polarlight.optimizer.fingerprint import fingerprint
 from polarlight.optimizer.param_groups import STRUCTURE
-from polarlight.optimizer.state_dict import as_text, with_objects
+from polarlight.optimizer.state_dict import with_objects
 
 
 class ZeroRedundancy(ZeroRedundancyOptimizer):
@@ -28,7 +29,7 @@ class ZeroRedundancy(ZeroRedundancyOptimizer):
         """Return the consolidated state; rules and views are text."""
         saved = super().state_dict()
         texts = [
-            group | {key: as_text(key, group[key]) for key in STRUCTURE}
+            group | {key: fingerprint(group[key]) for key in STRUCTURE}
             for group in saved["param_groups"]
         ]
         return saved | {"param_groups": texts}

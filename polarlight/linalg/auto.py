@@ -28,6 +28,8 @@ from polarlight.linalg.rates import Rates, assumed_rates
 from polarlight.linalg.remembered import remembered
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.linalg.slot import PolarMap
+from polarlight.lookup import check_object
+from polarlight.registry import registered
 
 QUICK = polar_express(4, lower=8e-3, safety=1.02)
 """Four steps: within [0.94, 1.03] above 8e-3 of the norm, slope 159.
@@ -41,6 +43,7 @@ NEGLIGIBLE = 1e-3
 """Growth of rounding up to which nothing is restarted: the schedule errs by fifty times that."""
 
 
+@registered("AutoPolar")
 @dataclass(frozen=True, slots=True)
 class AutoPolar(PolarMap):
     """Approximate polar factor by whichever form of the schedule costs least for the shape.
@@ -72,6 +75,9 @@ class AutoPolar(PolarMap):
     schedule: Schedule = QUICK
     dtype: torch.dtype | None = None
     rates: Rates | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_object("schedule", self.schedule)
 
     def __call__(self, M: Tensor) -> Tensor:
         """Returns the polar factor of M; see the class."""

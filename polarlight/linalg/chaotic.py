@@ -25,6 +25,7 @@ from polarlight.linalg.matrices import at_least_float32, check_matrix
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.slot import MatrixMap
+from polarlight.registry import registered
 
 SAFETY = 1.021
 """How far the norm is enlarged; also absorbs a norm above 1 by rounding."""
@@ -61,6 +62,7 @@ MAXIMAL_SLOPE = Schedule(
 """Slope 1370, values in [0, 1], their root mean square about 0.6."""
 
 
+@registered("Chaotic")
 @dataclass(frozen=True, slots=True)
 class Chaotic(MatrixMap):
     """Singular values of M / (1.021 |M|_F) by a chaotic schedule, [..., m, n] -> [..., m, n].

@@ -12,13 +12,16 @@ touch the end of their interval in each step blow up there (CANS) or change the 
 
 import math
 from dataclasses import dataclass, field
+from zlib import crc32
 
 from polarlight.linalg.normalisation import AOL, FROBENIUS, Normalisation
+from polarlight.registry import registered
 
 Quintic = tuple[float, float, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@registered("Schedule")
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Schedule:
     """Polynomials (a, b, c), one per step, with what their input must satisfy.
 
@@ -50,6 +53,12 @@ class Schedule:
         for a, b, c in self.steps:
             sigma = sigma * (a + sigma**2 * (b + sigma**2 * c))
         return sigma
+
+    def __repr__(self) -> str:
+        """Return the name, and a checksum of the coefficients to ten digits."""
+        numbers = [self.safety, *(x for step in self.steps for x in step)]
+        checksum = crc32(" ".join(f"{x:.10g}" for x in numbers).encode())
+        return f"Schedule({self.name!r}, {checksum:08x})"
 
     @property
     def slope(self) -> float:

@@ -28,8 +28,10 @@ from polarlight.linalg.products import gram
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.row_sums import ALL_ROWS, Rows, over_rows
 from polarlight.linalg.slot import PolarMap
+from polarlight.registry import registered
 
 
+@registered("EigenPolar")
 @dataclass(frozen=True, slots=True)
 class EigenPolar(PolarMap):
     """Polar factor of each matrix in a batch, by eigendecomposition of its Gram matrix.

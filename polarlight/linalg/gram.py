@@ -56,6 +56,8 @@ from polarlight.linalg.properties import (
 from polarlight.linalg.remembered import constant, remembered
 from polarlight.linalg.row_sums import ALL_ROWS, Rows, check_tall
 from polarlight.linalg.slot import PolarMap
+from polarlight.lookup import check_object
+from polarlight.registry import registered
 
 CONDITION = 200.0
 """Largest condition of an accumulated factor in float16 (0.2 / eps) and wider."""
@@ -77,6 +79,7 @@ HALF_SAFE = polar_express(5, safety=1.02)
 """Twice the usual safety: with 1.01 a search drives three float16 segments from 1.13 to 1.7."""
 
 
+@registered("GramNewtonSchulz")
 @dataclass(frozen=True, slots=True)
 class GramNewtonSchulz(PolarMap):
     """Newton-Schulz for oblong matrices, iterating on the Gram matrix of the short side.
@@ -117,6 +120,7 @@ class GramNewtonSchulz(PolarMap):
     tile: int = 256
 
     def __post_init__(self) -> None:
+        check_object("schedule", self.schedule)
         self.schedule.check(self.normalisation)
         bounds = (0, *(self.restarts or ()), len(self.schedule.steps))
         if any(i >= j for i, j in pairwise(bounds)):

@@ -25,8 +25,11 @@ from polarlight.linalg.properties import (
 )
 from polarlight.linalg.row_sums import ALL_ROWS, Rows, check_tall
 from polarlight.linalg.slot import PolarMap
+from polarlight.lookup import check_object
+from polarlight.registry import registered
 
 
+@registered("NewtonSchulz")
 @dataclass(frozen=True, slots=True)
 class NewtonSchulz(PolarMap):
     """Approximate polar factor of each matrix in a batch, by repeated odd quintics.
@@ -61,6 +64,7 @@ class NewtonSchulz(PolarMap):
     normalisation: Normalisation = FROBENIUS
 
     def __post_init__(self) -> None:
+        check_object("schedule", self.schedule)
         self.schedule.check(self.normalisation)
 
     def __call__(self, M: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from polarlight.linalg.matrices import (
 )
 from polarlight.linalg.products import gram, gram_polynomial, is_tall
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
+from polarlight.registry import registered
 
 
 class Normalisation(Protocol):
@@ -49,6 +50,7 @@ class Normalisation(Protocol):
         """Operations for one m x n matrix, counting a multiplication and an addition as two."""
 
 
+@registered("Frobenius")
 @dataclass(frozen=True, slots=True)
 class Frobenius:
     """Division by the Frobenius norm, the root of the sum of squared singular values.
@@ -74,6 +76,7 @@ FROBENIUS = Frobenius()
 """The default of every engine: a value, so that signatures can share it."""
 
 
+@registered("Schatten4")
 @dataclass(frozen=True, slots=True)
 class Schatten4:
     """Division by the Schatten-4 norm, from one Gram matrix.
@@ -97,6 +100,7 @@ class Schatten4:
         return "Schatten-4"
 
 
+@registered("Schatten8")
 @dataclass(frozen=True, slots=True)
 class Schatten8:
     """Division by the Schatten-8 norm, from the Gram matrix and its square.
@@ -120,6 +124,7 @@ class Schatten8:
         return "Schatten-8"
 
 
+@registered("AOL")
 @dataclass(frozen=True, slots=True)
 class AOL:
     """Division of each column of a tall matrix, each row of any other, by its share of the Gram.

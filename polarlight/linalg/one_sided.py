@@ -17,6 +17,7 @@ from polarlight.linalg.matrices import check_matrix
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries
 from polarlight.linalg.regularised import RegularisedPolar
 from polarlight.linalg.slot import PolarMap
+from polarlight.registry import registered
 
 GramPolar = EigenPolar | RegularisedPolar
 """Engines that decompose a Gram matrix: with a pseudo-inverse cut-off, or with relative damping."""
@@ -36,6 +37,7 @@ class GramSide(Enum):
         return f"GramSide.{self.name}"
 
 
+@registered("OneSidedPolar")
 @dataclass(frozen=True, slots=True)
 class OneSidedPolar(PolarMap):
     """Polar factor of each matrix in a batch from the Gram matrix of one side.

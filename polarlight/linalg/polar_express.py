@@ -20,6 +20,7 @@ CUSHION = 0.02407327424182761
 """No step is designed for an interval whose ends have a smaller ratio (the paper's code)."""
 
 _LOWER = 1e-3
+_SAFETY = 1.01
 _NEARLY_ONE = 1 - 5e-6
 
 
@@ -28,7 +29,7 @@ def polar_express(
     steps: int = 5,
     *,
     lower: float = _LOWER,
-    safety: float = 1.01,
+    safety: float = _SAFETY,
     cushion: float = CUSHION,
     degree: int = 5,
     anticipate: bool = False,
@@ -64,8 +65,9 @@ def polar_express(
         high = 2 - low
     name = "polar express" if degree == 5 else "cubic polar express"
     bound = "" if lower == _LOWER else f" from {lower:g}"
+    margin = "" if safety == _SAFETY else f", safety {safety:g}"
     return Schedule(
-        name=f"{name} x{steps}{bound}",
+        name=f"{name} x{steps}{bound}{margin}",
         steps=stretched(tuple(polynomials), safety),
         safety=safety,
         source=f"arXiv 2505.16932, generated for lower={lower:g}",

@@ -28,8 +28,10 @@ from polarlight.linalg.rational import (
 )
 from polarlight.linalg.remembered import remembered
 from polarlight.linalg.slot import PolarMap
+from polarlight.registry import registered
 
 
+@registered("QDWH")
 @dataclass(frozen=True, slots=True)
 class QDWH(PolarMap):
     """Polar factor of each matrix in a batch, by QR and Cholesky factorisations.

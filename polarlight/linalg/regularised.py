@@ -32,8 +32,10 @@ from polarlight.linalg.products import gram
 from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.linalg.slot import PolarMap
+from polarlight.registry import registered
 
 
+@registered("RegularisedPolar")
 @dataclass(frozen=True, slots=True)
 class RegularisedPolar(PolarMap):
     """M (M'M + delta s^2 I)^(-1/2) for each matrix in a batch, s the rms singular value.

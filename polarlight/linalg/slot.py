@@ -17,6 +17,7 @@ from torch import Tensor
 
 from polarlight.linalg.properties import Invariant, Invariants, Symmetries
 from polarlight.linalg.row_sums import ALL_ROWS, NeedsAllRowsError, Rows
+from polarlight.registry import registered
 
 Buffers = Mapping[str, Tensor]
 """A stage's memory by name; each tensor has the batch dimensions of the matrix and two more."""
@@ -190,6 +191,7 @@ def polar_rms(m: int, n: int) -> float:
     return 1 / sqrt(max(m, n))
 
 
+@registered("Function")
 @dataclass(frozen=True)
 class Function(MatrixMap):
     """A plain function as a slot: `UpdateRule(map=Function(f), ...)`.

@@ -21,6 +21,7 @@ from polarlight.linalg.matrices import frobenius_norm, nonzero
 from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.remembered import remembered
 from polarlight.linalg.slot import MatrixMap
+from polarlight.registry import registered
 
 RationalStep = tuple[float, float, float]
 """(alpha, beta, gamma) of W = (alpha I + beta A) (I + gamma A)^-1."""
@@ -47,6 +48,7 @@ class SpectralPower(Protocol):
         """The matrix with the singular vectors of M and the singular values (sigma / |M|_F)^p."""
 
 
+@registered("ExactPower")
 @dataclass(frozen=True, slots=True)
 class ExactPower(MatrixMap):
     """Power of the singular values of M / |M|_F by decomposition, [..., m, n] -> [..., m, n].
@@ -110,6 +112,7 @@ class ExactPower(MatrixMap):
         return f"sigma^{self.exponent:.3g}, exact (SVD)"
 
 
+@registered("RationalPower")
 @dataclass(frozen=True, slots=True)
 class RationalPower(MatrixMap):
     """Power 1 - 2 a/b of the singular values of M / |M|_F, [..., m, n] -> [..., m, n].

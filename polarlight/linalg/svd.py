@@ -8,8 +8,10 @@ from torch import Tensor
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.slot import PolarMap
+from polarlight.registry import registered
 
 
+@registered("ExactPolar")
 @dataclass(frozen=True, slots=True)
 class ExactPolar(PolarMap):
     """Polar factor U V' of each matrix U S V' in a batch, by singular value decomposition.

@@ -28,8 +28,10 @@ from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, pola
 from polarlight.linalg.rational import RationalStep, check_lower, iterate, iteration_flops
 from polarlight.linalg.slot import PolarMap
 from polarlight.linalg.zolotarev import MOST_TERMS, two_zolotarev_steps
+from polarlight.registry import registered
 
 
+@registered("ZoloPD")
 @dataclass(frozen=True, slots=True)
 class ZoloPD(PolarMap):
     """Polar factor of each matrix in a batch, by two Zolotarev steps.

@@ -1,4 +1,4 @@
-"""What one parameter takes along from another library's optimizer, in one unit.
+"""State that one parameter takes along from another optimizer, in one unit.
 
 Momentum is kept as an average of gradients (EMA), so that a heavy ball's sum arrives multiplied by
 1 - beta. AdamW's first moment starts from zero like any EMA and is kept as it is; where a spectral
@@ -6,15 +6,17 @@ rule takes it over, it is divided by 1 - beta1^step, as AdamW does itself.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 FORMAT = "polarlight carried state"
-VERSION = 1
+VERSION = 2
+_READ = (1, 2)
 
 _TENSORS = ("momentum", "second_moment", "row_second_moment")
+_PLAIN = ("step", "beta1", "beta2", "rule", "view", "reason")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,10 @@ class Carried:
         row_second_moment: NorMuon's, [..., m, 1].
         step: AdamW's count of steps.
         beta1: AdamW's first decay rate; 0 where the momentum is not AdamW's.
+        beta2: AdamW's second decay rate; None where it is not known, and moments stay as they are.
+        buffers: Other buffers of a polarlight rule, by name.
+        rule: Fingerprint of the polarlight rule that it was kept under; empty for other libraries.
+        view: Fingerprint of the view.
         reason: Why nothing is carried; empty if something is.
     """
 
@@ -35,6 +41,10 @@ class Carried:
     row_second_moment: Tensor | None = None
     step: int = 0
     beta1: float = 0.0
+    beta2: float | None = None
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    rule: str = ""
+    view: str = ""
     reason: str = ""
 
     def mean(self) -> Tensor | None:
@@ -46,8 +56,9 @@ class Carried:
     def to_record(self) -> dict[str, Any]:
         """Tensors, numbers and text alone, which `weights_only=True` loads."""
         tensors = {key: getattr(self, key) for key in _TENSORS}
-        numbers = {"step": self.step, "beta1": self.beta1, "reason": self.reason}
-        return {key: value for key, value in tensors.items() if value is not None} | numbers
+        plain = {key: getattr(self, key) for key in _PLAIN}
+        kept = {key: value for key, value in tensors.items() if value is not None}
+        return kept | plain | {"buffers": dict(self.buffers)}
 
 
 def to_file(carried: Mapping[str, Carried]) -> dict[str, Any]:
@@ -64,8 +75,8 @@ def from_file(content: object) -> dict[str, Carried]:
     """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError("this is no file of `polarlight convert`; convert the checkpoint first")
-    if content["version"] != VERSION:
+    if content["version"] not in _READ:
         raise ValueError(
-            f"the file has format version {content['version']}, this polarlight reads {VERSION}"
+            f"the file has format version {content['version']}, this polarlight reads {_READ}"
         )
     return {name: Carried(**record) for name, record in content["parameters"].items()}

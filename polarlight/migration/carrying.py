@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from polarlight.linalg.rest import SIZES
 from polarlight.migration.carried import Carried
 from polarlight.migration.conventions import momentum_factor
+from polarlight.migration.own import fitting_buffers
 from polarlight.migration.sources import read_entry
+from polarlight.optimizer.fingerprint import config_of
 from polarlight.optimizer.param_groups import name_of
 from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import MOMENTUM, UpdateRule
@@ -42,9 +45,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was carried over; prints as a summary."""
+    """What was carried over; prints as a summary.
+
+    Attributes:
+        lines: One per parameter of the new optimizer.
+        left_behind: Parameters of the old optimizer that the new one does not have.
+    """
 
     lines: tuple[Line, ...]
+    left_behind: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         full = sum(bool(line.carried) and not line.fresh for line in self.lines)
@@ -56,6 +65,9 @@ class Report:
             what = [f"{', '.join(carried)} carried"] if carried else []
             what += [f"{', '.join(fresh)} from zero ({reason})"] if fresh else []
             said.append(f"  {len(names):4} x {'; '.join(what)}: {names[0]}{_more(names)}")
+        if self.left_behind:
+            first = f"{self.left_behind[0]}{_more(self.left_behind)}"
+            said.append(f"  {len(self.left_behind):4} x left behind, the new one has none: {first}")
         return "\n".join(said)
 
 
@@ -66,24 +78,28 @@ def carry_over(old: Optimizer | Iterable[Optimizer], new: SpectralOptimizer) -> 
     touched: `translate_lr` says what they are.
 
     Args:
-        old: One optimizer or several, such as a Muon and an AdamW; their state is copied.
+        old: One optimizer or several, such as a Muon and an AdamW; their state is copied. One of
+            polarlight as well: after a replaced head, or for another rule, other betas or views.
         new: The optimizer to fill.
 
     Raises:
         ValueError: If an optimizer's format is not known, or none of its parameters is in `new`.
     """
     entries: dict[int, Carried] = {}
+    places: list[tuple[str, Tensor]] = []
     for optimizer in [old] if isinstance(old, Optimizer) else old:
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                entries[id(p)] = read_entry(group, optimizer.state.get(p, {}))
+        for name, p, group in _places(optimizer):
+            entries[id(p)] = read_entry(group, optimizer.state.get(p, {}))
+            places.append((name, p))
     found = {name: entries[id(p)] for name, p, _ in _places(new) if id(p) in entries}
     if not found:
         raise ValueError(
             "the optimizers have no parameter in common: build the new one on the same model "
             "object, or load by name with load_carried"
         )
-    return _fill(new, found, "the old optimizers do not have it")
+    here = {id(p) for _, p, _ in _places(new)}
+    left_behind = tuple(name for name, p in places if id(p) not in here)
+    return _fill(new, found, "the old optimizers do not have it", left_behind)
 
 
 def load_carried(new: SpectralOptimizer, carried: Mapping[str, Carried]) -> Report:
@@ -101,15 +117,15 @@ def load_carried(new: SpectralOptimizer, carried: Mapping[str, Carried]) -> Repo
         theirs, ours = (", ".join(sorted(keys)[:3]) for keys in (carried.keys(), names))
         raise ValueError(f"no name in common. Carried: {theirs}, ...; the optimizer's: {ours}, ...")
     unknown = sorted(carried.keys() - names)
-    if unknown:
+    if unknown and not all(carried[name].rule for name in unknown):
         raise ValueError(
             f"the optimizer has no parameter {', '.join(unknown[:5])}{_more(unknown[4:])}; "
             "leave these out if that is meant"
         )
-    return _fill(new, carried, "the file does not have it")
+    return _fill(new, carried, "the file does not have it", tuple(unknown))
 
 
-def _places(optimizer: SpectralOptimizer) -> list[tuple[str, Tensor, Mapping[str, Any]]]:
+def _places(optimizer: Optimizer) -> list[tuple[str, Tensor, Mapping[str, Any]]]:
     return [
         (name_of(group, index, place), p, group)
         for index, group in enumerate(optimizer.param_groups)
@@ -118,13 +134,22 @@ def _places(optimizer: SpectralOptimizer) -> list[tuple[str, Tensor, Mapping[str
 
 
 @torch.no_grad()
-def _fill(new: SpectralOptimizer, carried: Mapping[str, Carried], missing: str) -> Report:
+def _fill(
+    new: SpectralOptimizer,
+    carried: Mapping[str, Carried],
+    missing: str,
+    left_behind: tuple[str, ...],
+) -> Report:
     places = _places(new)
-    wrong = [
-        f"{name}: {tuple(one.momentum.shape)}, not {tuple(p.shape)}"
-        for name, p, _ in places
-        if (one := carried.get(name)) and one.momentum is not None and one.momentum.shape != p.shape
-    ]
+    carried = dict(carried)
+    wrong = []
+    for name, p, _ in places:
+        one = carried.get(name)
+        if one is None or one.momentum is None or one.momentum.shape == p.shape:
+            continue
+        shape = tuple(one.momentum.shape)
+        wrong += [] if one.rule else [f"{name}: {shape}, not {tuple(p.shape)}"]
+        carried[name] = Carried(reason=f"its shape was {shape}")
     if wrong:
         raise ValueError(f"shapes differ; are the names in the right order? {'; '.join(wrong)}")
     new.state_dict()  # every parameter has its state afterwards
@@ -133,12 +158,14 @@ def _fill(new: SpectralOptimizer, carried: Mapping[str, Carried], missing: str) 
         _fill_one(name, group, new.state.get(p, {}), carried.get(name, nothing))
         for name, p, group in places
     ]
-    return Report(tuple(lines))
+    return Report(tuple(lines), left_behind)
 
 
 def _fill_one(name: str, group: Mapping[str, Any], state: dict[str, Tensor], one: Carried) -> Line:
     spectral = isinstance(group["rule"], UpdateRule)
-    values = _spectral(group, one) if spectral else _elementwise(one)
+    values = _spectral(group, one) if spectral else _elementwise(group, one)
+    fitting, why = fitting_buffers(one, group) if one.rule else ({}, "")
+    values |= fitting
     filled = [
         key
         for key, value in values.items()
@@ -146,8 +173,11 @@ def _fill_one(name: str, group: Mapping[str, Any], state: dict[str, Tensor], one
     ]
     for key in filled:
         state[key].copy_(values[key])
-    fresh = tuple(key for key in state if key not in filled)
-    reason = one.reason or ("no counterpart" if fresh else "")
+    if "exp_avg_sq" in filled and one.beta2 is not None:
+        numbers = one.beta1, float(group["momentum"])
+        state.update(group["rule"].adapted_state(state, {"beta2": one.beta2}, numbers))
+    fresh = tuple(key for key in state if key not in (*filled, SIZES))  # found in the next step
+    reason = one.reason or why or ("no counterpart" if fresh else "")
     return Line(name, tuple(filled), fresh, reason if fresh else "")
 
 
@@ -160,9 +190,10 @@ def _spectral(group: Mapping[str, Any], one: Carried) -> dict[str, Any]:
     return {MOMENTUM: mean, "row_second_moment": one.row_second_moment}
 
 
-def _elementwise(one: Carried) -> dict[str, Any]:
+def _elementwise(group: Mapping[str, Any], one: Carried) -> dict[str, Any]:
     """AdamW's state, whole or not at all: a first moment without its second is a wild step."""
-    if one.second_moment is None or one.momentum is None:
+    adamw = config_of(group["rule"])["method"] == "adamw"
+    if not adamw or one.second_moment is None or one.momentum is None:
         return {}
     step = torch.tensor(float(one.step))
     return {"exp_avg": one.momentum, "exp_avg_sq": one.second_moment, "step": step}

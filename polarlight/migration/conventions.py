@@ -26,7 +26,7 @@ from math import sqrt
 
 from polarlight.lookup import look_up
 from polarlight.rule import Momentum, Scale
-from polarlight.stages.momentum import EMA, HeavyBall
+from polarlight.stages.momentum import EMA, HeavyBall, InBfloat16
 from polarlight.stages.scales import MatchRmsAdamW, Original, RmsToRms, Unscaled
 
 ADAMW_RMS = 0.2
@@ -104,6 +104,12 @@ _ALL = (
         "torch-match-rms",
         "torch.optim.Muon(adjust_lr_fn='match_rms_adamw')",
         MatchRmsAdamW(),
+        _EMA_AHEAD,
+    ),
+    _named(
+        "torch-spectral-unclamped",
+        "torch.optim.Muon(adjust_lr_fn='spectral_unclamped'), from torch 2.14 on",
+        RmsToRms(),
         _EMA_AHEAD,
     ),
     _named("keller", "KellerJordan/Muon since 2025", Original(), _EMA_AHEAD),
@@ -250,8 +256,10 @@ _FOLLOWS = {
 }
 
 
-def _length(momentum: Momentum, beta: float) -> float:
+def _length(momentum: object, beta: float) -> float:
     """Size of the momentum of a constant gradient of size 1."""
+    if isinstance(momentum, InBfloat16):
+        return _length(momentum.average, beta)
     return 1 / (1 - beta) if isinstance(momentum, HeavyBall) else 1.0
 
 

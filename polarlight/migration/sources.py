@@ -1,5 +1,6 @@
 """How each library keeps its optimizer's state, and how to read it.
 
+    polarlight     groups carry rule and view; momentum_buffer in the rule's own unit
     torch-muon     momentum_buffer, an average
     keller         the same; groups with use_muon=False have exp_avg, exp_avg_sq, step
     moonlight      momentum_buffer, a sum; use_muon and AdamW's moment1, moment2 beside it in the
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from polarlight.lookup import look_up
 from polarlight.migration.carried import Carried
+from polarlight.migration.own import is_own, own_convention, read_own
 
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
@@ -64,6 +66,7 @@ def _adamw(group: Group, state: State) -> Carried:
         second_moment=state["exp_avg_sq"],
         step=int(state["step"]),
         beta1=float(group["betas"][0]),
+        beta2=float(group["betas"][1]),
     )
 
 
@@ -79,6 +82,7 @@ def _moonlight(group: Group, state: State) -> Carried:
         second_moment=state["moment2"],
         step=int(state["step"]),
         beta1=float(group["adamw_betas"][0]),
+        beta2=float(group["adamw_betas"][1]),
     )
 
 
@@ -90,6 +94,7 @@ def _dion(group: Group, state: State) -> Carried:
             second_moment=state["variance"],
             step=int(group["step"]),
             beta1=float(group["beta1"]),
+            beta2=float(group["beta2"]),
         )
     if kind not in ("muon", "normuon"):
         return Carried(
@@ -99,7 +104,12 @@ def _dion(group: Group, state: State) -> Carried:
     return Carried(momentum=state["momentum"] * (1 - group["mu"]), row_second_moment=rows)
 
 
-_TORCH = {None: "torch", "original": "torch", "match_rms_adamw": "torch-match-rms"}
+_TORCH = {
+    None: "torch",
+    "original": "torch",
+    "match_rms_adamw": "torch-match-rms",
+    "spectral_unclamped": "torch-spectral-unclamped",
+}
 _DION = {None: "dion-none", "spectral_norm": "dion-spectral", "rms_norm": "dion-rms"}
 _DION_ELEMENTWISE = {"adamw": "adamw"}
 
@@ -109,6 +119,13 @@ def _by_option(group: Group, option: str, names: Mapping[Any, str]) -> str:
 
 
 _ALL = (
+    Source(
+        name="polarlight",
+        about="every optimizer of polarlight",
+        fits=lambda group, state: is_own(group),
+        read=read_own,
+        convention=own_convention,
+    ),
     Source(
         name="dion",
         about="dion.Muon, dion.NorMuon and the AdamW inside them",

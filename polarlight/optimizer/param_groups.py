@@ -1,12 +1,14 @@
 """What a param group must satisfy, which of its parameters take part in a step, and together."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from polarlight.execution.batched import stacks
+from polarlight.lookup import check_object
 from polarlight.rule import ElementwiseRule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
@@ -17,7 +19,7 @@ Members = Mapping[int, list[int]]
 """Of groups: the places of the parameters that take part."""
 
 STRUCTURE = ("rule", "view")
-"""Entries that are objects: saved as text, compared on load, never replaced by a checkpoint."""
+"""Entries that are objects: a checkpoint holds their fingerprints and never replaces them."""
 
 
 def name_of(group: Mapping[str, Any], index: int, place: int) -> str:
@@ -33,10 +35,14 @@ def check_numbers(group: Group) -> None:
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"a tensor lr must have 1 element, got shape {tuple(lr.shape)}")
-    if not lr >= 0:
-        raise ValueError(f"lr must be >= 0, got {lr}")
-    if not group["weight_decay"] >= 0:
-        raise ValueError(f"weight_decay must be >= 0, got {group['weight_decay']}")
+    for key in ("lr", "weight_decay", "momentum"):
+        if isinstance(group[key], str):
+            raise ValueError(f"{key} must be a number, got the text {group[key]!r}")
+    for key in ("lr", "weight_decay"):
+        if not group[key] >= 0:
+            raise ValueError(f"{key} must be >= 0, got {group[key]}")
+        if group[key] == inf:
+            raise ValueError(f"{key} must be finite, got {group[key]}")
     if not 0 <= group["momentum"] < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
 
@@ -44,6 +50,8 @@ def check_numbers(group: Group) -> None:
 def check_group(group: Group, index: int) -> None:
     """Raises ValueError, naming what is wrong, unless the group can be stepped."""
     check_numbers(group)
+    _refuse_foreign_keys(group, index)
+    check_object("view", group["view"])
     if group["rule"] is None:
         names = ", ".join(name_of(group, index, i) for i in range(min(3, len(group["params"]))))
         raise ValueError(
@@ -85,6 +93,22 @@ def _is_frozen_integer(p: object) -> bool:
     if not isinstance(p, nn.Parameter):
         return False
     return not (p.is_floating_point() or p.is_complex() or p.requires_grad)
+
+
+_FOREIGN = ("use_muon", "algorithm", "use_fallback", "betas", "eps", "adamw_betas", "adamw_eps")
+"""Keys by which other libraries choose a group's method, and AdamW's, which belong to a rule."""
+
+
+def _refuse_foreign_keys(group: Group, index: int) -> None:
+    """Raises ValueError if a group has keys that would change the step elsewhere and not here."""
+    found = [f"{key!r}: {group[key]!r}" for key in _FOREIGN if key in group]
+    if found:
+        raise ValueError(
+            f"param group {index} has {', '.join(found)}, which polarlight does not read. Say "
+            "which rule it gets: 'rule': polarlight.rules.muon(), or 'rule': "
+            "polarlight.rules.AdamWRule(beta2, eps) with 'momentum': beta1. Or pass the model or "
+            "model.named_parameters() to have matrices and the rest routed"
+        )
 
 
 def check_disjoint(groups: Sequence[Group], params: Sequence[Any]) -> None:

@@ -23,6 +23,7 @@ from polarlight.linalg.isolation import run_isolated
 from polarlight.optimizer import apply as movement
 from polarlight.optimizer import masked as nonfinite
 from polarlight.optimizer.buffers import OwnBuffers
+from polarlight.optimizer.fingerprint import fingerprint
 from polarlight.optimizer.gradient_guard import Watch
 from polarlight.optimizer.masked import Finite, NonFinite, Verdict, verdict_of
 from polarlight.optimizer.param_groups import (
@@ -186,19 +187,22 @@ class SpectralOptimizer(Optimizer):
         return handle
 
     def state_dict(self) -> StateDict:
-        """State and groups; rules and views become text, so that `weights_only=True` loads it."""
+        """State and groups; rules and views become their fingerprints, as text."""
         self._complete_state()
         saved = super().state_dict()
         for group in saved["param_groups"]:
-            group.update({key: repr(group[key]) for key in STRUCTURE})
+            group.update({key: fingerprint(group[key]) for key in STRUCTURE})
         return saved
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Restores what `state_dict` returned; dtypes and devices are those of a new state.
 
+        Rules stay the optimizer's; one `UserWarning` lists fields that differ and leave the meaning
+        of the buffers alone (nesterov, scale, polar method, decay rates).
+
         Raises:
-            ValueError: If groups, rules or views differ, or a buffer is missing or of another
-                shape; the message shows both, and nothing has been taken over.
+            ValueError: If groups, views or rules differ in more than that, or a buffer is missing
+                or of another shape; the message shows it, and nothing has been taken over.
         """
         with restoring(self):
             super().load_state_dict(state_dict)

@@ -1,10 +1,11 @@
-"""Taking over a saved state: rules and views from text, every buffer held against the rule's own.
+"""Taking over a saved state: fingerprints compared, every buffer held against the rule's own.
 
 A state of another shape would be added to weights by broadcasting, or end the run at the next step;
 it is refused before anything is taken over. Dtypes and devices may differ, as when weights in
 float32 go on in bfloat16: every buffer gets those that the optimizer itself would have chosen.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,14 +16,25 @@ from torch.optim import Optimizer
 
 from polarlight.linalg.rest import SIZES
 from polarlight.optimizer import apply as movement
+from polarlight.optimizer.fingerprint import (
+    Config,
+    completed,
+    config_of,
+    differences,
+    read_fingerprint,
+)
 from polarlight.optimizer.param_groups import STRUCTURE, Group, StateDict, check_numbers, name_of
-from polarlight.rule import HOST_COUNTER
-from polarlight.view import Whole
+from polarlight.rule import HOST_COUNTER, UpdateRule
 
 Form = tuple[torch.dtype, torch.device]
 """What a saved buffer becomes."""
 
 _MOST_SAID = 5
+
+WAY_OUT = (
+    "Build the optimizer as it was saved, or take along what fits: polarlight.migration.carry_over("
+    "old, new) from a live optimizer, load_carried(new, read_state_dict(state_dict)) by names"
+)
 
 LATER = (movement.DRAWS, SIZES)
 """Buffers that a saved state may lack, and that start at zero then.
@@ -40,14 +52,17 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
     """
     given: StateDict = {}
     forms: dict[Any, dict[str, Form]] = {}
+    rules: list[Config] = []
 
     def last_before(_: Optimizer, loaded: StateDict) -> StateDict:
         given.update(with_objects(loaded, optimizer.param_groups))
         forms.update(_forms(given, optimizer.param_groups))
+        rules.extend(read_fingerprint(group["rule"]) for group in loaded["param_groups"])
         return given
 
     def first_after(_: Optimizer) -> None:
         _restore_forms(optimizer, given, forms)
+        _adapt(optimizer, rules)
 
     before = optimizer.register_load_state_dict_pre_hook(last_before)
     after = optimizer.register_load_state_dict_post_hook(first_after, prepend=True)
@@ -59,15 +74,18 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
 
 
 def with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:
-    """A copy of `state_dict` with the optimizer's own rules and views in place of their text."""
+    """A copy of `state_dict` with the optimizer's own rules and views in place of fingerprints."""
     saved_groups = _saved_groups(state_dict)
     if len(saved_groups) != len(groups):
         raise ValueError(
-            f"the state dict has {len(saved_groups)} param groups, the optimizer has {len(groups)}"
+            f"the state dict has {len(saved_groups)} param groups, the optimizer has "
+            f"{len(groups)}. {WAY_OUT}"
         )
     replaced = []
+    differing: dict[str, list[int]] = {}
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
-        _check_structure(saved, group, index)
+        for said in _check_structure(saved, group, index):
+            differing.setdefault(said, []).append(index)
         kept = {key: group[key] for key in STRUCTURE}
         if not saved.get("role"):  # saved without names, from which roles follow
             kept["role"] = group.get("role", "")
@@ -76,6 +94,7 @@ def with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:
             check_numbers(replaced[-1])
         except ValueError as error:
             raise ValueError(f"param group {index} of the state dict: {error}") from error
+    _warn_of(differing)
     return state_dict | {"state": dict(state_dict["state"]), "param_groups": replaced}
 
 
@@ -91,32 +110,50 @@ def _saved_groups(state_dict: StateDict) -> list[Group]:
     return list(groups or ())
 
 
-def _check_structure(saved: Group, group: Group, index: int) -> None:
+def _check_structure(saved: Group, group: Group, index: int) -> list[str]:
+    """Return what differs and may; raises ValueError if more does."""
     if "rule" not in saved:
         raise ValueError(
             f"param group {index} of the state dict has no rule: polarlight did not write it"
         )
-    for key in STRUCTURE:
-        if as_text(key, saved.get(key)) != as_text(key, group[key]):
-            raise ValueError(
-                f"param group {index} was saved with another {key}:\n"
-                f"  saved:     {saved.get(key)}\n  optimizer: {group[key]!r}\n"
-                "Build the optimizer with the saved one, or start from fresh state."
-            )
+    differing = _refused(saved, group, "rule", index)
+    if isinstance(group["rule"], UpdateRule):  # others see no matrices
+        _refused(saved, group, "view", index)
     here, there = len(group["params"]), len(saved.get("params", ()))
     if here != there:
         raise ValueError(
             f"param group {index} was saved with {there} parameters, the optimizer's has {here}"
         )
+    return differing
 
 
-def as_text(key: str, value: object) -> str:
-    """Return an entry of STRUCTURE as a checkpoint has it.
+def _refused(saved: Group, group: Group, key: str, index: int) -> list[str]:
+    """Return the differences of a rule or view that leave the buffers' meaning alone.
 
-    Wrappers that save param groups by themselves keep the object. No view is the whole matrix.
+    Raises:
+        ValueError: If another one does not; the message shows the differing fields.
     """
-    text = value if isinstance(value, str) else repr(value)
-    return repr(Whole()) if (key, text) == ("view", "None") else text
+    config = read_fingerprint(saved.get(key))
+    found = list(differences(config, config_of(group[key])))
+    if not all(difference.harmless and key == "rule" for difference in found):
+        raise ValueError(
+            f"param group {index} was saved under another {key}:\n  "
+            + "\n  ".join(map(str, found))
+            + f"\n{WAY_OUT}"
+        )
+    return [str(difference) for difference in found]
+
+
+def _warn_of(differing: Mapping[str, list[int]]) -> None:
+    """Warn once of differences, each with the param groups that have it."""
+    if differing:
+        lines = (f"{said} (param groups {groups})" for said, groups in differing.items())
+        warnings.warn(
+            "the optimizer differs from the one that was saved; its own values are used:\n  "
+            + "\n  ".join(lines),
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _forms(given: StateDict, groups: list[Group]) -> dict[Any, dict[str, Form]]:
@@ -144,7 +181,7 @@ def _forms(given: StateDict, groups: list[Group]) -> dict[Any, dict[str, Form]]:
         raise ValueError(
             "the saved state does not fit the parameters; are they in the saved order?\n  "
             + "\n  ".join(wrong[:_MOST_SAID])
-            + more
+            + f"{more}\n{WAY_OUT}"
         )
     return forms
 
@@ -189,3 +226,14 @@ def _restore_forms(
                 if not (value.dtype == now.dtype == dtype and now.device == device):
                     cast = value.detach().to(device=device, dtype=dtype, copy=True)
                     optimizer.state[p][buffer] = cast
+
+
+def _adapt(optimizer: Optimizer, saved: list[Config]) -> None:
+    """Let elementwise rules adapt states that were saved under other fields."""
+    for group, config in zip(optimizer.param_groups, saved, strict=True):
+        if isinstance(group["rule"], UpdateRule):
+            continue
+        momenta = float(group["momentum"]), float(group["momentum"])  # a load takes the saved one
+        for p in group["params"]:
+            if state := optimizer.state.get(p):
+                state.update(group["rule"].adapted_state(state, completed(config), momenta))

@@ -13,6 +13,7 @@ schedulers drive it like every other rule's.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import inf, log
 from typing import Any, cast
 
 import torch
@@ -20,14 +21,22 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from polarlight.linalg.foreach import have_kernels
+from polarlight.registry import registered
 from polarlight.routing.left_over import route_and_warn
 from polarlight.routing.roles import MATRIX_ROLES, Role
 from polarlight.routing.route import Overrides, Route
-from polarlight.rule import ElementwiseRule
+from polarlight.rule import ElementwiseRule, Numbers, Scale
+from polarlight.stages.scales import MatchRmsAdamW
+
+AUX_LR = 3e-3
+"""Learning rate of AdamW beside rules whose updates are not of AdamW's size."""
 
 _FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps", "meta")
 
 
+@registered(
+    "adamw", stateful=True, may_differ=("beta2", "eps", "name"), former_names=("AdamWRule",)
+)
 @dataclass(frozen=True, slots=True)
 class AdamWRule(ElementwiseRule):
     """Elementwise AdamW.
@@ -142,6 +151,21 @@ class AdamWRule(ElementwiseRule):
                 if result is not tensor:
                     tensor.copy_(result)
 
+    def adapted_state(
+        self, state: Mapping[str, Tensor], fields: Mapping[str, Any], momenta: Numbers
+    ) -> dict[str, Tensor]:
+        """Return moments whose bias-corrected values, and so the next step, are the saved ones.
+
+        A moment starts from zero and is divided by 1 - beta^step when it is used: it is multiplied
+        by (1 - new^step) / (1 - old^step).
+        """
+        numbers = {"exp_avg": momenta, "exp_avg_sq": (float(fields["beta2"]), self.beta2)}
+        return {
+            name: state[name] * (_weight(new, state["step"]) / _weight(old, state["step"]))
+            for name, (old, new) in numbers.items()
+            if old != new
+        }
+
     def momentum_and_direction(
         self, state: Mapping[str, Tensor], momentum: float
     ) -> tuple[Tensor, Tensor]:
@@ -150,6 +174,12 @@ class AdamWRule(ElementwiseRule):
         mean = state["exp_avg"] / (1 - momentum**step)
         spread = (state["exp_avg_sq"] / (1 - self.beta2**step)).sqrt()
         return mean, mean / torch.where(spread == 0, 1.0, spread + self.eps)
+
+
+def _weight(beta: float, step: Tensor) -> Tensor:
+    """Return 1 - beta^step, the weight of all gradients in a moment; 1 before the first."""
+    rate = log(beta) if beta else -inf
+    return torch.where(step == 0, 1.0, -torch.expm1(step * rate))
 
 
 def _in_one_layout(tensors: list[Tensor]) -> list[Tensor]:
@@ -165,12 +195,26 @@ def _in_one_layout(tensors: list[Tensor]) -> list[Tensor]:
     return [x.contiguous() for x in tensors]
 
 
+def _derived(
+    lr: float | Tensor | None,
+    weight_decay: float | None,
+    beside: tuple[Scale, float | Tensor, float] | None,
+) -> tuple[float | Tensor, float]:
+    """Return AdamW's learning rate and weight decay, where they are not given."""
+    default: tuple[float | Tensor, float] = AUX_LR, 0.0
+    if beside is not None and isinstance(beside[0], MatchRmsAdamW):
+        _, rate, decay = beside
+        default = rate.clone() if isinstance(rate, Tensor) else rate, decay
+    return default[0] if lr is None else lr, default[1] if weight_decay is None else weight_decay
+
+
 def with_adamw(
     params: object,
     *,
-    lr: float | Tensor,
+    lr: float | Tensor | None = None,
     betas: tuple[float, float] = (0.9, 0.95),
-    weight_decay: float = 0.0,
+    weight_decay: float | None = None,
+    beside: tuple[Scale, float | Tensor, float] | None = None,
     overrides: Overrides | None = None,
 ) -> Any:
     """Groups in which hidden matrices keep the optimizer's rule and everything else gets AdamW.
@@ -178,9 +222,12 @@ def with_adamw(
     Args:
         params: A module or its named parameters, which are routed by role; anything else (tensors,
             dicts) is returned as it is.
-        lr: AdamW's learning rate, for embeddings, heads, routers, convolutions and vectors.
+        lr: AdamW's learning rate, for embeddings, heads, routers, convolutions and vectors. None
+            derives it.
         betas: AdamW's decay rates.
-        weight_decay: AdamW's weight decay; vectors never decay.
+        weight_decay: AdamW's weight decay; vectors never decay. None derives it.
+        beside: Scale, learning rate and weight decay of the matrices, to derive from: under
+            `MatchRmsAdamW` AdamW gets the same two numbers, else 3e-3 and 0.
         overrides: Exceptions, by role or by pattern on names: `{Role.CONV: Role.HIDDEN}` gives
             convolutions the optimizer's rule, `{"*.layers.0.*": Route(lr=1e-3)}` a layer its own
             learning rate, `{"decoder.*": AdamWRule()}` excludes; see `routing.route.Overrides`.
@@ -192,6 +239,7 @@ def with_adamw(
     Raises:
         ValueError: If an override matches nothing, or parameters without names are given any.
     """
+    lr, weight_decay = _derived(lr, weight_decay, beside)
     if isinstance(params, Tensor):
         return params  # for torch to refuse: its rows are not parameters
     if not isinstance(params, nn.Module):

@@ -34,7 +34,9 @@ from polarlight.linalg.rows import (
     row_significance,
 )
 from polarlight.linalg.slot import MatrixMap, PolarMap, Slot
+from polarlight.lookup import check_object
 from polarlight.optimizer.spectral import SpectralOptimizer
+from polarlight.registry import registered
 from polarlight.routing.route import Overrides
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
@@ -53,6 +55,7 @@ class Balancer(Protocol):
         """The polar method, also used where nothing is balanced."""
 
 
+@registered("BalancedPolar")
 @dataclass(frozen=True, slots=True)
 class BalancedPolar(PolarMap):
     """The release's iteration: polar(D M), D the positive diagonal that levels the row leverages.
@@ -127,6 +130,7 @@ def aurora(
     scale: Scale = Original(),
 ) -> UpdateRule:
     """Aurora with the given solver; see the module docstring for the mathematics."""
+    check_object("solver", solver)
     balanced = OnSide(side, cast(Slot, solver), otherwise=solver.polar)
     return UpdateRule(name="aurora", momentum=EMA(nesterov), map=balanced, scale=scale)
 
@@ -152,9 +156,9 @@ class Aurora(SpectralOptimizer):
         side: Side = Side.TALL,
         scale: Scale = Original(),
         maximize: bool = False,
-        aux_lr: float | Tensor = 3e-3,
+        aux_lr: float | Tensor | None = None,
         aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float = 0.0,
+        aux_weight_decay: float | None = None,
         overrides: Overrides | None = None,
     ) -> None:
         super().__init__(
@@ -163,6 +167,7 @@ class Aurora(SpectralOptimizer):
                 lr=aux_lr,
                 betas=aux_betas,
                 weight_decay=aux_weight_decay,
+                beside=(scale, lr, weight_decay),
                 overrides=overrides,
             ),
             lr,

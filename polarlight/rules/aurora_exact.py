@@ -31,6 +31,7 @@ from polarlight.linalg.properties import ROWS, Invariant, Invariants, Symmetries
 from polarlight.linalg.rows import check_floor, leverage, row_norms, row_significance
 from polarlight.linalg.slot import MatrixMap, PolarMap
 from polarlight.linalg.svd import ExactPolar
+from polarlight.registry import registered
 from polarlight.rules.riemannian_aurora import inner
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
@@ -38,6 +39,7 @@ _LEAST = 0.01
 """Least entry of W in the preconditioner, at the maximum; M has mean singular value 1."""
 
 
+@registered("ExactBalanced")
 @dataclass(frozen=True, slots=True)
 class ExactBalanced(PolarMap):
     """Balanced polar factor by Newton's method. For `Aurora(solver=ExactBalanced())`.

@@ -25,9 +25,11 @@ from polarlight.linalg.properties import ROWS, Invariants, Symmetries, Symmetry,
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.linalg.rows import check_floor, inverse_row_norms, row_significance
 from polarlight.linalg.slot import MatrixMap, PolarMap
+from polarlight.registry import registered
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
 
+@registered("FeedbackPolar")
 @dataclass(frozen=True, slots=True)
 class FeedbackPolar(PolarMap):
     """Alternates a damped row rescaling and the polar factor; algorithm 3 of the paper.

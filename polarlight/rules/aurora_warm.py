@@ -31,9 +31,13 @@ from polarlight.linalg.rows import (
     significance,
 )
 from polarlight.linalg.slot import Buffers, MatrixMap, Stage, polar_rms
+from polarlight.registry import registered
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
 
+@registered(
+    "WarmPolar", stateful=True, may_differ=("polar", "exponent", "follow", "reach", "floor")
+)
 @dataclass(frozen=True, slots=True)
 class WarmPolar(Stage):
     """Balanced polar factor with a remembered row scale. For `Aurora(solver=WarmPolar())`.

@@ -25,6 +25,7 @@ from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariant
 from polarlight.linalg.slot import MatrixMap, polar_rms
 from polarlight.linalg.spectral_power import RationalPower, SpectralPower
 from polarlight.optimizer.spectral import SpectralOptimizer
+from polarlight.registry import registered
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.momentum import EMA
@@ -39,6 +40,7 @@ class Size(Protocol):
         """U, the power p of M / |M|_F, rescaled as a whole."""
 
 
+@registered("SumNorm")
 @dataclass(frozen=True, slots=True)
 class SumNorm:
     """M is first divided by its Schatten quasi-norm (sum sigma^q)^(1/q); needs p > -1."""
@@ -48,6 +50,7 @@ class SumNorm:
         return U * _pairing(M, U) ** _dual(p)
 
 
+@registered("MeanNorm")
 @dataclass(frozen=True, slots=True)
 class MeanNorm:
     """As `SumNorm` with the mean over the min(m, n) singular values: the same for all shapes."""
@@ -57,6 +60,7 @@ class MeanNorm:
         return U * (_pairing(M, U) / min(M.shape[-2:])) ** _dual(p)
 
 
+@registered("PolarSize")
 @dataclass(frozen=True, slots=True)
 class PolarSize:
     """The Frobenius norm of a polar factor, sqrt(min(m, n)), whatever the rank of M is."""
@@ -66,6 +70,7 @@ class PolarSize:
         return PolarNorm()(U)
 
 
+@registered("OwnSize")
 @dataclass(frozen=True, slots=True)
 class OwnSize:
     """The power of M itself, homogeneous of degree p: the only size that depends on |M|."""
@@ -76,6 +81,7 @@ class OwnSize:
         return U * nonzero(largest * frobenius_norm(unit_scale(M))) ** p
 
 
+@registered("SizedPower")
 @dataclass(frozen=True, slots=True)
 class SizedPower(MatrixMap):
     """A power of the singular values at the given size, [..., m, n] -> [..., m, n]."""
@@ -156,12 +162,18 @@ class Freon(SpectralOptimizer):
         size: Size = PolarSize(),
         scale: Scale = Original(),
         maximize: bool = False,
-        aux_lr: float | Tensor = 3e-3,
+        aux_lr: float | Tensor | None = None,
         aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float = 0.0,
+        aux_weight_decay: float | None = None,
     ) -> None:
         super().__init__(
-            with_adamw(params, lr=aux_lr, betas=aux_betas, weight_decay=aux_weight_decay),
+            with_adamw(
+                params,
+                lr=aux_lr,
+                betas=aux_betas,
+                weight_decay=aux_weight_decay,
+                beside=(scale, lr, weight_decay),
+            ),
             lr,
             weight_decay,
             momentum,

@@ -26,6 +26,7 @@ from torch import Tensor
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.factored import steepest_in_left, steepest_in_right
 from polarlight.linalg.slot import MatrixMap
+from polarlight.registry import registered
 from polarlight.rule import MOMENTUM, ElementwiseRule, Scale
 from polarlight.stages.momentum import EMA
 from polarlight.stages.scales import RmsToRms
@@ -33,6 +34,12 @@ from polarlight.stages.scales import RmsToRms
 DIRECTION = "direction"
 
 
+@registered(
+    "lora_product",
+    stateful=True,
+    may_differ=("nesterov", "polar", "damping", "scale", "name"),
+    former_names=("LoraProduct",),
+)
 @dataclass(frozen=True, slots=True)
 class LoraProduct(ElementwiseRule):
     """The rule of param groups that hold one pair of factors each, A before B.

@@ -45,9 +45,11 @@ class Muon(SpectralOptimizer):
         scale: Factor from (fan_out, fan_in); `MatchRmsAdamW()` lets AdamW's learning rates carry
             over.
         maximize: Ascend instead of descend.
-        aux_lr: AdamW's learning rate.
+        aux_lr: AdamW's learning rate. None takes 3e-3, or `lr` where the scale is
+            `MatchRmsAdamW`: updates of matrices are as large as AdamW's then.
         aux_betas: AdamW's decay rates.
-        aux_weight_decay: AdamW's weight decay, never applied to vectors.
+        aux_weight_decay: AdamW's weight decay, never applied to vectors. None takes 0, or
+            `weight_decay` where the scale is `MatchRmsAdamW`.
         overrides: Other routes for some parameters: `{Role.CONV: Role.HIDDEN}` gives convolutions
             Muon, `{"*.layers.0.*": Route(lr=1e-3)}` a layer its own learning rate, and
             `{"decoder.*": AdamWRule()}` excludes. Keys: roles, patterns on names, or pairs of both.
@@ -67,9 +69,9 @@ class Muon(SpectralOptimizer):
         polar: MatrixMap = AutoPolar(),
         scale: Scale = Original(),
         maximize: bool = False,
-        aux_lr: float | Tensor = 3e-3,
+        aux_lr: float | Tensor | None = None,
         aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float = 0.0,
+        aux_weight_decay: float | None = None,
         overrides: Overrides | None = None,
     ) -> None:
         super().__init__(
@@ -78,6 +80,7 @@ class Muon(SpectralOptimizer):
                 lr=aux_lr,
                 betas=aux_betas,
                 weight_decay=aux_weight_decay,
+                beside=(scale, lr, weight_decay),
                 overrides=overrides,
             ),
             lr,

@@ -22,6 +22,7 @@ from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariant, In
 from polarlight.linalg.qdwh import QDWH
 from polarlight.linalg.slot import Buffers, MatrixMap, Stage, polar_rms
 from polarlight.optimizer.spectral import SpectralOptimizer
+from polarlight.registry import registered
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.adamw import with_adamw
 from polarlight.stages.factors import check_beta
@@ -37,6 +38,7 @@ def nuclear_norm(M: Tensor, U: Tensor, power: float = 1.0) -> Tensor:
     return torch.where(pairing == 0, 0.0, nonzero(pairing) ** power * largest**power)
 
 
+@registered("NuclearPolar")
 @dataclass(frozen=True, slots=True)
 class NuclearPolar(MatrixMap):
     """<M, polar(M)>^power polar(M), [..., m, n] -> [..., m, n]; power 1 PolarGrad, 0 Muon."""
@@ -80,6 +82,7 @@ class NuclearPolar(MatrixMap):
         return f"{self.polar}, nuclear norm"
 
 
+@registered("AveragedPolar", stateful=True, may_differ=("polar", "beta"))
 @dataclass(frozen=True, slots=True)
 class AveragedPolar(Stage):
     """The average of past polar factors, times the nuclear norm of the present gradient.
@@ -168,12 +171,18 @@ class PolarGrad(SpectralOptimizer):
         power: float = 1.0,
         scale: Scale = Unscaled(),
         maximize: bool = False,
-        aux_lr: float | Tensor = 3e-3,
+        aux_lr: float | Tensor | None = None,
         aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float = 0.0,
+        aux_weight_decay: float | None = None,
     ) -> None:
         super().__init__(
-            with_adamw(params, lr=aux_lr, betas=aux_betas, weight_decay=aux_weight_decay),
+            with_adamw(
+                params,
+                lr=aux_lr,
+                betas=aux_betas,
+                weight_decay=aux_weight_decay,
+                beside=(scale, lr, weight_decay),
+            ),
             lr,
             weight_decay,
             momentum,

@@ -33,9 +33,11 @@ from polarlight.linalg.rows import (
     row_significance,
 )
 from polarlight.linalg.slot import MatrixMap, PolarMap
+from polarlight.registry import registered
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
 
+@registered("RiemannianPolar")
 @dataclass(frozen=True, slots=True)
 class RiemannianPolar(PolarMap):
     """Balanced polar factor by Riemannian ascent. For `Aurora(solver=RiemannianPolar())`.

@@ -18,11 +18,13 @@ log(b) = 180 steps long; a larger floor shortens that.
 from dataclasses import dataclass
 from math import sqrt
 
+from polarlight.registry import registered
 from polarlight.rule import Scale, UpdateRule
 from polarlight.stages.equilibrate import RELATIVE_FLOOR, EquilibrateRows
 from polarlight.stages.momentum import EMA
 
 
+@registered("RowRms")
 @dataclass(frozen=True, slots=True)
 class RowRms:
     """rms * sqrt(fan_in): entries of unit rows get the root mean square of an AdamW update."""

@@ -78,12 +78,18 @@ class SOAP(SpectralOptimizer):
         max_side: int = 10_000,
         scale: Scale = Unscaled(),
         maximize: bool = False,
-        aux_lr: float | Tensor = 3e-3,
+        aux_lr: float | Tensor | None = None,
         aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float = 0.0,
+        aux_weight_decay: float | None = None,
     ) -> None:
         super().__init__(
-            with_adamw(params, lr=aux_lr, betas=aux_betas, weight_decay=aux_weight_decay),
+            with_adamw(
+                params,
+                lr=aux_lr,
+                betas=aux_betas,
+                weight_decay=aux_weight_decay,
+                beside=(scale, lr, weight_decay),
+            ),
             lr,
             weight_decay,
             rule=soap(

@@ -15,6 +15,7 @@ from polarlight.linalg.properties import (
 )
 from polarlight.linalg.rest import SIZES, moving, sizes_shape
 from polarlight.linalg.slot import Buffers, Stage
+from polarlight.registry import registered
 from polarlight.stages.units import in_units
 
 
@@ -44,6 +45,7 @@ def check_eps(eps: float) -> None:
         raise ValueError(f"eps must be >= 0, got {eps}")
 
 
+@registered("AdamDirection", stateful=True, may_differ=("betas", "eps"))
 @dataclass(frozen=True, slots=True)
 class AdamDirection(Stage):
     """The gradient turned into Adam's direction up to a factor, for what is free of scale after it.

@@ -28,6 +28,7 @@ from polarlight.linalg.properties import (
 )
 from polarlight.linalg.row_sums import ALL_ROWS, Rows, over_rows
 from polarlight.linalg.slot import Buffers, Slot, Stage
+from polarlight.registry import registered
 from polarlight.rule import UpdateRule
 from polarlight.stages.orientation import each_slot
 
@@ -41,6 +42,7 @@ def without_mean_row(X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     return (wide - mean).to(X.dtype)
 
 
+@registered("Centred")
 @dataclass(frozen=True, slots=True)
 class Centred(Stage):
     """A slot between two projections, P f(P M), [..., m, n] -> [..., m, n].

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import nonzero
+from polarlight.registry import registered
 
 NOISE = 100
 """Machine epsilons, relative to the largest value, below which a value is rounding."""
@@ -33,6 +34,7 @@ def starting_basis(G: Tensor) -> Tensor:
     return basis
 
 
+@registered("PowerIteration")
 @dataclass(frozen=True, slots=True)
 class PowerIteration:
     """Orthogonal iteration: Q <- orthonormal factor of (S + floor s I) Q, s the largest q' S q.

@@ -22,11 +22,13 @@ from polarlight.linalg.properties import (
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.linalg.rows import inverse_row_norms
 from polarlight.linalg.slot import Buffers, MatrixMap, Stage
+from polarlight.registry import registered
 
 RELATIVE_FLOOR = 1e-4
 """Rows below this fraction of the rms row norm are noise: they are not lifted to a full row."""
 
 
+@registered("EquilibrateRows")
 @dataclass(frozen=True, slots=True)
 class EquilibrateRows(MatrixMap):
     """Each row divided by its Euclidean norm, [..., m, n] -> [..., m, n]; zero rows stay zero."""
@@ -55,6 +57,7 @@ class EquilibrateRows(MatrixMap):
         return 1 / sqrt(n)
 
 
+@registered("EquilibrateColumns")
 @dataclass(frozen=True, slots=True)
 class EquilibrateColumns(MatrixMap):
     """Each column divided by its Euclidean norm, [..., m, n] -> [..., m, n]; zero stays zero."""
@@ -78,6 +81,7 @@ class EquilibrateColumns(MatrixMap):
         return 1 / sqrt(m)
 
 
+@registered("EquilibrateBoth")
 @dataclass(frozen=True, slots=True)
 class EquilibrateBoth(MatrixMap):
     """Rows and columns divided by the norms they had at the start: one parallel pass, not Sinkhorn.
@@ -102,6 +106,7 @@ class EquilibrateBoth(MatrixMap):
         return NO_INVARIANTS
 
 
+@registered("PhaseSwitch", stateful=True, may_differ=("first", "then", "steps"))
 @dataclass(frozen=True, slots=True)
 class PhaseSwitch(Stage):
     """`first` for the first `steps` steps of each parameter, `then` from there on.

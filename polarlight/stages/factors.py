@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from polarlight.registry import registered
+
 State = Mapping[str, Tensor]
 
 SIDES = ("left", "right")
@@ -33,6 +35,7 @@ class Factors(Protocol):
         """Takes one more gradient [..., m, n]."""
 
 
+@registered("GramFactors", stateful=True, may_differ=("beta",))
 @dataclass(frozen=True, slots=True)
 class GramFactors:
     """Shampoo's: L <- beta L + (1 - beta) G G',  R <- beta R + (1 - beta) G' G."""
@@ -56,6 +59,7 @@ class GramFactors:
                 state[f"{side}_factor"].lerp_(X @ X.mT, 1 - self.beta)
 
 
+@registered("KLFactors", stateful=True, may_differ=("beta", "initial", "most"))
 @dataclass(frozen=True, slots=True)
 class KLFactors:
     """Those of least Kullback-Leibler divergence: each side is whitened by the other one.

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from polarlight.linalg import foreach
 from polarlight.linalg.matrices import at_least_float32
+from polarlight.registry import registered
 from polarlight.rule import MOMENTUM, Averaging, Momentum
 from polarlight.stages.rounding import round_stochastically
 
 DRAWS = "momentum_draws"
 
 
+@registered("EMA", stateful=True, may_differ=("nesterov",))
 @dataclass(frozen=True, slots=True)
 class EMA(Momentum):
     """M <- beta M + (1 - beta) G; with Nesterov the result is beta M + (1 - beta) G.
@@ -44,6 +46,7 @@ class EMA(Momentum):
         return list(ahead)
 
 
+@registered("HeavyBall", stateful=True, may_differ=("nesterov",))
 @dataclass(frozen=True, slots=True)
 class HeavyBall(Momentum):
     """M <- beta M + G; with Nesterov the result is G + beta M.
@@ -70,6 +73,7 @@ class HeavyBall(Momentum):
         return list(ahead)
 
 
+@registered("RawGradient")
 @dataclass(frozen=True, slots=True)
 class RawGradient(Momentum):
     """The gradient itself, for rules whose stages keep moments of their own; beta is not used."""
@@ -91,6 +95,7 @@ class RawGradient(Momentum):
         return list(gradients)
 
 
+@registered("InBfloat16", stateful=True)
 @dataclass(frozen=True, slots=True)
 class InBfloat16(Momentum):
     """Another momentum with its buffer kept in bfloat16: half the bytes of a float32 one.

@@ -23,6 +23,7 @@ from polarlight.linalg.properties import (
     mirror_symmetries,
 )
 from polarlight.linalg.slot import Buffers, Slot, Stage
+from polarlight.registry import registered
 from polarlight.rule import Scale, UpdateRule
 from polarlight.stages.equilibrate import EquilibrateRows
 
@@ -40,6 +41,7 @@ class Orientation(Protocol):
         """The inverse of `work`."""
 
 
+@registered("Columns")
 @dataclass(frozen=True, slots=True)
 class Columns:
     """A unit per column: the neurons of a down projection."""
@@ -60,6 +62,7 @@ class Columns:
         return "columns"
 
 
+@registered("Pairs")
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """A unit per pair of rows, [gate_j, up_j]: the neurons of a fused gate and up projection.
@@ -103,6 +106,7 @@ class Pairs:
         return "pairs"
 
 
+@registered("Oriented", lays_out=("orientation",))
 @dataclass(frozen=True, slots=True)
 class Oriented(Stage):
     """A slot applied to the layout of an orientation, [..., m, n] -> [..., m, n].
@@ -175,6 +179,7 @@ class Oriented(Stage):
         return p, q
 
 
+@registered("OrientedScale")
 @dataclass(frozen=True, slots=True)
 class OrientedScale:
     """The factor that a scale gives to the layout."""

@@ -17,8 +17,10 @@ from polarlight.linalg.properties import (
 )
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.linalg.slot import Buffers, MatrixMap, Slot, Stage, polar_rms
+from polarlight.registry import registered
 
 
+@registered("KeepNorm")
 @dataclass(frozen=True, slots=True)
 class KeepNorm(Stage):
     """The inner slot's result, rescaled to the Frobenius norm of its input; zero stays zero."""
@@ -77,6 +79,7 @@ class KeepNorm(Stage):
         return f"{self.inner}, norm kept"
 
 
+@registered("MatchRms")
 @dataclass(frozen=True, slots=True)
 class MatchRms(MatrixMap):
     """Each matrix rescaled to a root mean square entry of `rms`; zero stays zero."""
@@ -117,6 +120,7 @@ class MatchRms(MatrixMap):
         return f"rms {self.rms:g}"
 
 
+@registered("PolarNorm")
 @dataclass(frozen=True, slots=True)
 class PolarNorm(MatrixMap):
     """Each matrix rescaled to the Frobenius norm of a polar factor, sqrt(min(m, n)).

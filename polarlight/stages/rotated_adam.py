@@ -28,6 +28,7 @@ from polarlight.linalg.properties import (
 )
 from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
 from polarlight.linalg.slot import Buffers, Stage
+from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER
 from polarlight.stages.adam import adam_direction, check_betas, check_eps
 from polarlight.stages.eigenbasis import PowerIteration, starting_basis
@@ -38,6 +39,9 @@ Members = dict[str, Tensor]
 """Buffers and `gradient` of some matrices, each [b, p, q]."""
 
 
+@registered(
+    "RotatedAdam", stateful=True, may_differ=("betas", "refresh", "every", "eps", "bias_correction")
+)
 @dataclass(frozen=True, slots=True)
 class RotatedAdam(Stage):
     """Q_L D Q_R' with D = Adam of Q_L' G Q_R; the gradient G comes from `RawGradient`.

@@ -7,7 +7,10 @@ libraries call them; "spectral" alone means two different ones and is not used h
 from dataclasses import dataclass
 from math import sqrt
 
+from polarlight.registry import registered
 
+
+@registered("Original")
 @dataclass(frozen=True, slots=True)
 class Original:
     """sqrt(max(1, fan_out / fan_in)): Jordan's Muon, NorMuon, the Aurora release."""
@@ -17,6 +20,7 @@ class Original:
         return sqrt(max(1.0, fan_out / fan_in)) if fan_in else 1.0
 
 
+@registered("MatchRmsAdamW")
 @dataclass(frozen=True, slots=True)
 class MatchRmsAdamW:
     """rms * sqrt(max(fan_out, fan_in)): entries of a polar factor get the RMS of an AdamW update.
@@ -35,6 +39,7 @@ class MatchRmsAdamW:
         return self.rms * sqrt(max(fan_out, fan_in))
 
 
+@registered("RmsToRms")
 @dataclass(frozen=True, slots=True)
 class RmsToRms:
     """sqrt(fan_out / fan_in): unit RMS-to-RMS operator norm, for transfer across widths.
@@ -47,6 +52,7 @@ class RmsToRms:
         return sqrt(fan_out / fan_in) if fan_in else 1.0
 
 
+@registered("Unscaled")
 @dataclass(frozen=True, slots=True)
 class Unscaled:
     """1: the update keeps the size that the slots before gave it."""

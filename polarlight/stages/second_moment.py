@@ -17,8 +17,10 @@ from polarlight.linalg.properties import (
 )
 from polarlight.linalg.row_sums import Rows
 from polarlight.linalg.slot import Buffers, Stage
+from polarlight.registry import registered
 
 
+@registered("RowSecondMoment", stateful=True, may_differ=("beta2",))
 @dataclass(frozen=True, slots=True)
 class RowSecondMoment(Stage):
     """Each row divided by the root of a running mean of its squared entries.

@@ -11,11 +11,13 @@ from polarlight.linalg.matrices import largest_entry
 from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariants, Symmetries
 from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
 from polarlight.linalg.slot import Buffers, Stage
+from polarlight.registry import registered
 from polarlight.stages.adam import check_betas
 from polarlight.stages.factors import GramFactors, live_entries
 from polarlight.stages.units import in_units
 
 
+@registered("Shampoo", stateful=True, may_differ=("betas", "exponent", "floor"))
 @dataclass(frozen=True, slots=True)
 class Shampoo(Stage):
     """L^exponent M R^exponent with M, L, R averages of G, G G', G' G; G from `RawGradient`.

@@ -16,6 +16,8 @@ from polarlight.linalg.properties import (
 )
 from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
 from polarlight.linalg.slot import Buffers, MatrixMap, Slot, Stage
+from polarlight.lookup import check_object
+from polarlight.registry import registered
 
 
 class Side(Enum):
@@ -40,6 +42,7 @@ class Side(Enum):
         return f"Side.{self.name}"
 
 
+@registered("Identity")
 @dataclass(frozen=True, slots=True)
 class Identity(MatrixMap):
     """The map that changes nothing."""
@@ -73,6 +76,7 @@ class Identity(MatrixMap):
         return True
 
 
+@registered("OnSide", may_differ=("otherwise",))
 @dataclass(frozen=True, slots=True)
 class OnSide(Stage):
     """`then` on the matrices that `side` names, long axis as rows; `otherwise` on the rest.
@@ -84,6 +88,9 @@ class OnSide(Stage):
     side: Side
     then: Slot
     otherwise: MatrixMap = Identity()
+
+    def __post_init__(self) -> None:
+        check_object("side", self.side)
 
     def select(self, m: int, n: int) -> Slot:
         """`then` or `otherwise`."""

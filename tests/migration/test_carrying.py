@@ -11,12 +11,14 @@ from polarlight.linalg import ExactPolar, NewtonSchulz
 from polarlight.linalg.schedules import JORDAN
 from polarlight.migration import (
     carry_over,
+    convention_of,
     from_file,
     load_carried,
     read_momenta,
     read_state_dict,
     to_file,
 )
+from polarlight.migration.sources import fitting_source
 from polarlight.stages import MatchRmsAdamW
 from tests.migration import theirs
 
@@ -269,3 +271,25 @@ def test_mistakes_say_the_way_out(call, said):
     train(model, [muon], range(1))
     with pytest.raises(ValueError, match=said):
         call(model, muon.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["live", "saved"])
+def test_torchs_spectral_unclamped_is_read_by_its_name(kind):
+    """The option came with torch 2.14: an older torch's optimizer stands in for it."""
+    model = Net()
+    muon = torch.optim.Muon(model.matrices(), lr=0.02)
+    train(model, [muon], range(2))
+    muon.param_groups[0]["adjust_lr_fn"] = "spectral_unclamped"
+    (group,) = muon.param_groups
+    source = fitting_source(group, muon.state[model.mix.weight])
+    assert source.convention(group) == "torch-spectral-unclamped"
+    assert convention_of("torch-spectral-unclamped").here == "Muon(scale=RmsToRms())"
+    new = ours(model, scale=polarlight.stages.RmsToRms())
+    if kind == "live":
+        carry_over(muon, new)
+    else:
+        names = ["up_proj.weight", "mix.weight", "down_proj.weight"]
+        load_carried(new, read_state_dict(muon.state_dict(), names))
+    for p in model.matrices():
+        momentum = muon.state[p]["momentum_buffer"]
+        assert torch.equal(new.state[p]["momentum_buffer"], momentum)

@@ -56,6 +56,8 @@ def test_a_detour_changes_nothing(a, b, c, shape):
         ("keller", (3072, 768), 2 / sqrt(3072)),
         ("moonlight", (3072, 768), 0.2),
         ("moonlight", (768, 3072), 0.2),
+        ("torch-spectral-unclamped", (768, 3072), 0.5 / sqrt(3072)),
+        ("torch-spectral-unclamped", (3072, 768), 2 / sqrt(3072)),
         ("dion-spectral", (768, 3072), 0.5 / sqrt(3072)),
         ("dion-none", (768, 3072), 1 / sqrt(3072)),
         ("emerging-spectral", (768, 768), 1.0),
@@ -107,7 +109,7 @@ def test_after_translation_we_move_as_far_as_torch(shape, target, option):
 
 
 def test_the_call_that_is_recommended_means_the_same_learning_rate():
-    scope = vars(polarlight)
+    scope = vars(polarlight) | vars(polarlight.stages)
     for name in POLAR:
         convention = convention_of(name)
         weight = torch.nn.Parameter(torch.zeros(12, 6))
@@ -165,3 +167,21 @@ def test_buffers_change_unit():
 def test_mistakes_are_named(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 3, 3), (8, 16, 5, 5), (64, 4, 1, 1)], ids=str)
+def test_unscaled_is_what_keller_takes_for_a_convolution(shape):
+    """Its scale reads the last two dimensions of the kernel, the window."""
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    polar = polarlight.linalg.ExactPolar()
+    keller = polar(g.flatten(1)).view(shape) * max(1, g.shape[-2] / g.shape[-1]) ** 0.5
+    optimizer = polarlight.SpectralOptimizer(
+        [weight],
+        lr=1.0,
+        rule=polarlight.rules.muon(polar=polar, scale=polarlight.stages.Unscaled()),
+        view=polarlight.view.Flattened(shape[2:]),
+    )
+    weight.grad = g
+    optimizer.step()
+    torch.testing.assert_close(-weight.detach(), keller)

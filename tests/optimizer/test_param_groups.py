@@ -239,3 +239,40 @@ def test_a_counting_probe_is_told_of_every_parameter_in_every_step():
         ("still", None, True),
         ("vector", "adamw", False),
     ]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        {"use_muon": False},
+        {"use_muon": True},
+        {"algorithm": "adamw"},
+        {"use_fallback": True},
+        {"betas": (0.9, 0.95)},
+        {"eps": 1e-8},
+        {"lr": 3e-4, "betas": (0.9, 0.95), "use_muon": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("make", [polarlight.Muon, optimizer_of], ids=["Muon", "SpectralOptimizer"])
+def test_keys_that_choose_the_method_elsewhere_are_refused_with_the_way_out(make, key):
+    groups = [{"params": [parameter(4, 4)]}, {"params": [parameter(8, 4)], **key}]
+    with pytest.raises(ValueError, match=r"param group 1 has '(use|alg|betas|eps).*AdamWRule"):
+        make(groups)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"lr": float("inf")}, "lr must be finite, got inf"),
+        ({"lr": torch.tensor(float("inf"))}, "lr must be finite"),
+        ({"lr": float("nan")}, "lr must be >= 0, got nan"),
+        ({"weight_decay": float("inf")}, "weight_decay must be finite"),
+        ({"momentum": float("nan")}, r"momentum must lie in \[0, 1\), got nan"),
+        ({"lr": "1e-3"}, "lr must be a number, got the text '1e-3'"),
+    ],
+    ids=str,
+)
+def test_numbers_that_are_none_are_refused_at_construction(numbers, said):
+    with pytest.raises(ValueError, match=said):
+        polarlight.Muon([parameter(4, 4)], **numbers)

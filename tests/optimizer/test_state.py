@@ -38,9 +38,8 @@ def test_copies_keep_groups_state_and_executor(copied):
 def test_loading_another_rule_shows_both():
     saved = optimizer_of([parameter(4, 3)]).state_dict()
     other = SpectralOptimizer([parameter(4, 3)], rule=polarlight.rules.normuon())
-    with pytest.raises(ValueError, match="name='muon'") as error:
+    with pytest.raises(ValueError, match="method: saved muon, optimizer normuon"):
         other.load_state_dict(saved)
-    assert "name='normuon'" in str(error.value)
 
 
 def test_loading_another_view_or_a_strangers_state_is_refused():

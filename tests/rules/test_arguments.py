@@ -228,9 +228,10 @@ CLASSES = sorted(
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda x: x.__name__)
 def test_nothing_decays_unless_it_is_asked_to_and_rates_are_small(cls):
     arguments = inspect.signature(cls).parameters
-    for name in ("weight_decay", "aux_weight_decay"):
+    if "weight_decay" in arguments:
+        assert arguments["weight_decay"].default == 0.0
+    for name in ("aux_weight_decay", "aux_lr"):  # derived: tests/rules/test_defaults.py
         if name in arguments:
-            assert arguments[name].default == 0.0
-    for name in ("lr", "aux_lr"):
-        if name in arguments and arguments[name].default is not inspect.Parameter.empty:
-            assert 0 < arguments[name].default <= 0.02
+            assert arguments[name].default is None
+    if arguments["lr"].default is not inspect.Parameter.empty:
+        assert 0 < arguments["lr"].default <= 0.02

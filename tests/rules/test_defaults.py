@@ -219,7 +219,7 @@ def test_classes_are_their_rules_at_these_rates_and_adamw_at_those(cls):
         assert group["rule"] == make()
     for group in others:
         numbers = [group[key] for key in ("lr", "weight_decay", "momentum", "maximize")]
-        assert numbers == [3e-3, 0.0, 0.9, False]
+        assert numbers == [2e-3 if cls is polarlight.MuonEq else 3e-3, 0.0, 0.9, False]
         assert group["rule"] == AdamWRule(beta2=0.95)
     assert hidden
     assert others
@@ -236,3 +236,31 @@ def test_classes_hand_adamws_numbers_and_the_direction_on(cls):
     assert decays.pop("vector") == 0.0
     assert set(decays.values()) == {0.25}
     assert all(group["maximize"] for group in groups)
+
+
+RMS = polarlight.stages.MatchRmsAdamW()
+
+
+def numbers_of_the_rest(optimizer):
+    others = [g for g in optimizer.param_groups if isinstance(g["rule"], AdamWRule)]
+    rates = {float(group["lr"]) for group in others}
+    decays = {group["role"]: group["weight_decay"] for group in others}
+    assert decays.pop("vector") == 0.0
+    return rates, set(decays.values())
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_adamw_takes_the_numbers_of_the_matrices_where_updates_are_of_its_size(cls):
+    found = numbers_of_the_rest(cls(net(), lr=2e-5, weight_decay=0.1, scale=RMS))
+    assert found == ({2e-5}, {0.1})
+    given = cls(net(), lr=2e-5, weight_decay=0.1, scale=RMS, aux_lr=1e-4, aux_weight_decay=0.0)
+    assert numbers_of_the_rest(given) == ({1e-4}, {0.0})
+    other = cls(net(), lr=2e-5, weight_decay=0.1, scale=polarlight.stages.Original())
+    assert numbers_of_the_rest(other) == ({3e-3}, {0.0})
+
+
+def test_a_tensor_rate_is_not_shared_with_adamw():
+    rate = torch.tensor(1e-3)
+    groups = polarlight.Muon(net(), lr=rate, scale=RMS).param_groups
+    (other,) = {id(g["lr"]) for g in groups if g["role"] == "head"}
+    assert other != id(rate)

@@ -137,3 +137,26 @@ def test_conversion_names_mistakes(checkpoint):
         result = run("convert", *arguments, "--out", folder / "out.pt")
         assert result.exit_code == 2
         assert said in result.stderr
+
+
+def test_our_own_checkpoint_is_converted_for_another_rule(tmp_path):
+    model = Net()
+    old = polarlight.Muon(model)
+    train(model, [old], range(2))
+    torch.save({"optimizer": old.state_dict()}, tmp_path / "c.pt")
+    result = run("convert", tmp_path / "c.pt", "--out", tmp_path / "carried.pt")
+    assert result.exit_code == 0, result.output
+    assert "of polarlight, lr 0.02 as in 'polarlight'; here: polarlight.Muon()" in result.output
+    new = polarlight.NorMuon(model)
+    load_carried(new, from_file(torch.load(tmp_path / "carried.pt", weights_only=True)))
+    weight = model.mix.weight
+    momentum = old.state[weight]["momentum_buffer"]
+    assert torch.equal(new.state[weight]["momentum_buffer"], momentum)
+
+
+def test_spectral_unclamped_is_translated():
+    command = (
+        "translate-lr --from torch-spectral-unclamped --to torch --lr 0.1 --shape 16x64 --json"
+    )
+    (row,) = json.loads(run(*command.split()).stdout)
+    assert row["lr"] == pytest.approx(0.05)

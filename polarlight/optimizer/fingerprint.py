@@ -1,0 +1,299 @@
+"""Fingerprint of a rule or view in a checkpoint: registered names, versions, differing fields.
+
+    {"method": "muon", "version": 1, "slots": {"momentum": {"method": "EMA", "version": 1,
+     "fields": {"nesterov": false}}, "map": {"method": "AutoPolar", ...}, "scale": ...}}
+
+It is JSON text, so that `torch.load(weights_only=True)` reads it and a distributed checkpoint takes
+it as one entry. A field is stored only if it differs from the default of the stored version. State
+dicts of 0.1.0 hold the `repr` instead, which is parsed and never evaluated.
+"""
+
+import ast
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cache, lru_cache, partial
+from types import BuiltinFunctionType, FunctionType
+from typing import Any, TypeGuard
+
+import torch
+
+from polarlight.linalg import schedules
+from polarlight.linalg.coefficients import Schedule
+from polarlight.linalg.polar_express import polar_express
+from polarlight.linalg.slot import Stage
+from polarlight.registry import fields_of, registration_named, registration_of
+from polarlight.rule import ElementwiseRule, Momentum, UpdateRule
+from polarlight.view import Whole
+
+Config = dict[str, Any]
+"""`method`, `version`, and `fields` or, of an `UpdateRule`, `slots`."""
+
+_SLOTS = tuple(f.name for f in dataclasses.fields(UpdateRule) if f.name != "name")
+_DIGITS = 10
+_GENERATED = r"(cubic )?polar express x(\d{1,2})(?: from ([\d.e-]+))?(?:, safety ([\d.]+))?"
+_CONTENT = ("slots", "fields")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One field that a saved configuration has otherwise.
+
+    Attributes:
+        field: Path of the field, such as `map.schedule`.
+        saved: Its saved value, as text.
+        now: The optimizer's, as text.
+        harmless: Whether saved buffers mean the same under both.
+    """
+
+    field: str
+    saved: str
+    now: str
+    harmless: bool
+
+    def __str__(self) -> str:
+        return f"{self.field}: saved {self.saved}, optimizer {self.now}"
+
+
+def fingerprint(value: object) -> str:
+    """Return the text of a rule or view, for a state dict."""
+    return json.dumps(config_of(value))
+
+
+def config_of(value: object) -> Config:
+    """Return the configuration of a rule or view; None is `Whole()`."""
+    if value is None:
+        value = Whole()
+    if isinstance(value, UpdateRule):
+        slots = {name: _encoded(getattr(value, name)) for name in _SLOTS}
+        kept = {name: slot for name, slot in slots.items() if slot not in (None, [])}
+        return {"method": value.name, "version": 1, "slots": kept}
+    return _of_object(value)
+
+
+def read_fingerprint(saved: object) -> Config:
+    """Return the configuration that a param group of a state dict holds.
+
+    Args:
+        saved: Text of `fingerprint`, the `repr` that 0.1.0 wrote, or a rule or view itself, as
+            wrappers keep it that gather groups without `state_dict`.
+    """
+    if not isinstance(saved, str):
+        return config_of(saved)
+    try:
+        config = json.loads(saved) if saved.startswith("{") else _parsed(ast.parse(saved).body[0])
+        if config is None:
+            return config_of(None)
+        if _is_config(config):
+            return config
+    except (LookupError, RecursionError, SyntaxError, TypeError, ValueError):
+        pass  # no fingerprint: it equals none
+    return {"method": saved, "version": 1, "fields": {}}
+
+
+def _is_config(value: object) -> TypeGuard[Config]:
+    """Return whether plain data is a configuration, all the way down."""
+    if not isinstance(value, dict):
+        return False
+    content = [value.get(key) for key in _CONTENT]
+    return (
+        isinstance(value.get("method"), str)
+        and isinstance(value.get("version"), int)
+        and sum(isinstance(fields, dict) for fields in content) == 1
+        and all(map(_is_plain, _content(value).values()))
+    )
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return _is_config(value) if isinstance(value, dict) else True
+
+
+def differences(saved: object, now: object, where: str = "") -> Iterator[Difference]:
+    """Return the fields in which two configurations differ, those at defaults filled in."""
+    if isinstance(saved, dict) and isinstance(now, dict) and _kind(saved) == _kind(now):
+        yield from _fields_that_differ(saved, now, where)
+    elif _are_slots(saved) and _are_slots(now) and len(saved) == len(now):
+        for i, (a, b) in enumerate(zip(saved, now, strict=True)):
+            yield from differences(a, b, f"{where}[{i}]")
+    elif saved != now:
+        harmless = bool(where) and not keeps_state(saved) and not keeps_state(now)
+        yield Difference(where or "method", _text(saved), _text(now), harmless)
+
+
+def keeps_state(value: object) -> bool:
+    """Return whether a part of a configuration keeps buffers; an unknown one is assumed to."""
+    if isinstance(value, list):
+        return any(map(keeps_state, value))
+    if not isinstance(value, dict):
+        return False
+    known = registration_named(value["method"])
+    own = "fields" in value and (known is None or known.stateful)
+    return own or any(map(keeps_state, _content(value).values()))
+
+
+def _fields_that_differ(saved: Config, now: Config, where: str) -> Iterator[Difference]:
+    known = registration_named(now["method"])
+    free = "slots" in now or (not keeps_state(saved) and not keeps_state(now))
+    there, here = completed(saved), completed(now)
+    for key in {**here, **there}:
+        a, b = there.get(key), here.get(key)
+        path = f"{where}.{key}" if where else key
+        may_differ = free or (known is not None and key in known.may_differ)
+        for found in differences(a, b, path):
+            judged_below = found.field != path and keeps_state(b)  # by the slot that keeps state
+            yield found if may_differ or judged_below else replace(found, harmless=False)
+
+
+def _are_slots(value: object) -> TypeGuard[list[Config]]:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _kind(config: Config) -> tuple[str, bool]:
+    known = registration_named(config["method"])
+    name = known.name if known and "fields" in config else config["method"]
+    return name, "slots" in config
+
+
+def _content(config: Config) -> dict[str, Any]:
+    return next((config[key] for key in _CONTENT if key in config), {})
+
+
+def completed(config: Config) -> dict[str, Any]:
+    """Return all fields: stored ones by their present names, others at the version's default."""
+    content = _content(config)
+    known = None if "slots" in config else registration_named(config["method"])
+    if known is None:
+        return {"post": [], "balance": None, **content} if "slots" in config else content
+    stored = {known.renamed.get(key, key): value for key, value in content.items()}
+    return _defaults(known.cls, config["version"]) | stored
+
+
+@cache
+def _defaults(cls: type, version: int) -> dict[str, Any]:
+    """The default of every field that has one, as plain data."""
+    defaults = registration_of(cls, stateful=False).defaults(version)
+    return {key: _encoded(value) for key, value in defaults.items()}
+
+
+def _encoded(value: Any) -> Any:
+    """Plain data for one value of a field."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, partial):
+        value = (value.func, value.args, value.keywords)
+    value = tuple(value.items()) if isinstance(value, Mapping) else value
+    if isinstance(value, frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, tuple | list):
+        return [_encoded(item) for item in value]
+    if isinstance(value, FunctionType | BuiltinFunctionType | type):
+        return value.__qualname__
+    return _of_object(value)
+
+
+def _of_object(value: Any) -> Config:
+    cls = type(value)
+    stateful = isinstance(value, Stage | ElementwiseRule)
+    stateful = stateful or (isinstance(value, Momentum) and value.buffered)
+    known = registration_of(cls, stateful=stateful)
+    if isinstance(value, Schedule):
+        fields = _of_schedule(value)
+    elif dataclasses.is_dataclass(cls):
+        fields = {f.name: _encoded(getattr(value, f.name)) for f in fields_of(cls)}
+        defaults = _defaults(cls, known.version)
+        fields = {k: v for k, v in fields.items() if k not in defaults or v != defaults[k]}
+    else:
+        own_text = repr(value) != object.__repr__(value)  # which is an address
+        fields = {"repr": repr(value)} if own_text else {}
+    return {"method": known.name, "version": known.version, "fields": fields}
+
+
+@lru_cache
+def _of_schedule(schedule: Schedule) -> dict[str, Any]:
+    """The name alone where the package has the schedule, else the coefficients too."""
+    fields = {f.name: _encoded(getattr(schedule, f.name)) for f in fields_of(Schedule)}
+    return _short_schedule(fields | {"steps": _rounded(schedule.steps)})
+
+
+def _short_schedule(fields: dict[str, Any]) -> dict[str, Any]:
+    published = _published(fields["name"])
+    if published is None:
+        return fields
+    theirs = {"steps": _rounded(published.steps), "safety": published.safety}
+    theirs["normalisation"] = _encoded(published.normalisation)
+    same = all(fields.get(key, value) == value for key, value in theirs.items())
+    return {"name": fields["name"]} if same else fields
+
+
+def _rounded(steps: Any) -> list[list[float]]:
+    """Coefficients to ten digits: generated ones may differ by machine in the last bits."""
+    return [[float(f"{x:.{_DIGITS}g}") for x in step] for step in steps]
+
+
+@lru_cache
+def _published(name: str) -> Schedule | None:
+    """The schedule of the package that has this name."""
+    for value in vars(schedules).values():
+        if isinstance(value, Schedule) and value.name == name:
+            return value
+    made = re.fullmatch(_GENERATED, name)
+    if made is None:
+        return None
+    try:
+        given = {"lower": made[3], "safety": made[4]}
+        options: dict[str, Any] = {key: float(x) for key, x in given.items() if x}
+        return polar_express(int(made[2]), degree=3 if made[1] else 5, **options)
+    except (ArithmeticError, ValueError):  # a custom one of a similar name
+        return None
+
+
+def _parsed(node: ast.AST) -> Any:
+    """Plain data of a `repr`: calls with keywords, names, numbers and tuples of these."""
+    match node:
+        case ast.Expr(value=inner):
+            return _parsed(inner)
+        case ast.Constant(value=None | bool() | int() | float() | str()):
+            return node.value
+        case ast.Tuple(elts=items) | ast.List(elts=items):
+            return [_parsed(item) for item in items]
+        case ast.Attribute(attr=name):  # torch.float64, Side.TALL
+            return name
+        case ast.Name(id="inf" | "nan"):
+            return float(node.id)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant() | ast.Name() as operand):
+            return -_parsed(operand)
+        case ast.Call(func=func, args=[], keywords=keywords):
+            fields = {str(keyword.arg): _parsed(keyword.value) for keyword in keywords}
+            return _of_call(ast.unparse(func), fields)
+    raise ValueError(f"{ast.unparse(node)} is no repr of a rule or view")
+
+
+def _of_call(name: str, fields: dict[str, Any]) -> Config:
+    if name == "UpdateRule":
+        method = fields.pop("name")
+        return {"method": method, "version": 1, "slots": fields}
+    if name == "Schedule":  # its text had no normalisation
+        fields = _short_schedule(fields | {"steps": _rounded(fields["steps"])})
+    known = registration_named(name)
+    return {"method": known.name if known else name, "version": 1, "fields": fields}
+
+
+def _text(value: object) -> str:
+    """A value as one would write it."""
+    if isinstance(value, list):
+        return f"({', '.join(map(_text, value))})"
+    if not isinstance(value, Mapping):
+        return repr(value)
+    if "slots" in value:
+        return str(value["method"])
+    fields = (f"{key}={_text(x)}" for key, x in value["fields"].items() if x is not None)
+    return f"{value['method']}({', '.join(fields)})"

@@ -1,0 +1,135 @@
+"""Stable names of rules, slots and views, for checkpoints.
+
+A checkpoint names what it was written under. Classes may be renamed and modules moved; the name
+that a class registers stays. What a change of a field means to saved buffers is declared beside it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """Name and version of a class, and which of its fields leave the meaning of its state alone.
+
+    Attributes:
+        cls: The class.
+        name: Name in checkpoints; never changed.
+        version: Raised when a default changes.
+        stateful: Whether the class keeps buffers of its own.
+        may_differ: Fields that may differ from the saved ones although buffers are kept here or in
+            a field. Where no buffer is kept, every field may.
+        lays_out: Fields that say how a matrix is laid out for the buffers of the slot inside.
+        former_defaults: Version -> field -> default of that version, where it differs now.
+        renamed: Former field name -> present name.
+        former_names: Class names in state dicts of 0.1.0, which hold the `repr` of a rule.
+        registered: Whether the name was chosen; else it is the class's qualified name.
+    """
+
+    cls: type
+    name: str
+    version: int = 1
+    stateful: bool = False
+    may_differ: frozenset[str] = frozenset()
+    lays_out: tuple[str, ...] = ()
+    former_defaults: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    former_names: tuple[str, ...] = ()
+    registered: bool = True
+
+    def defaults(self, version: int) -> dict[str, Any]:
+        """Return the default of every field that had one in this version."""
+        found = {f.name: _default(f) for f in fields_of(self.cls)}
+        for older in range(self.version - 1, version - 1, -1):
+            found |= self.former_defaults.get(older, {})
+        return {name: value for name, value in found.items() if value is not dataclasses.MISSING}
+
+
+_BY_CLASS: dict[type, Registration] = {}
+_BY_NAME: dict[str, Registration] = {}
+
+
+def registered(
+    name: str,
+    *,
+    version: int = 1,
+    stateful: bool = False,
+    may_differ: tuple[str, ...] = (),
+    lays_out: tuple[str, ...] = (),
+    former_defaults: Mapping[int, Mapping[str, Any]] | None = None,
+    renamed: Mapping[str, str] | None = None,
+    former_names: tuple[str, ...] = (),
+) -> Callable[[C], C]:
+    """Register a dataclass under a stable name; arguments as in `Registration`.
+
+    Raises:
+        ValueError: If another class has the name, or `may_differ` names no field.
+    """
+
+    def register(cls: C) -> C:
+        known = {f.name for f in fields_of(cls)}
+        if wrong := sorted({*may_differ, *lays_out, *(renamed or {}).values()} - known):
+            raise ValueError(f"{cls.__qualname__} has no field {wrong}; its fields: {known}")
+        _add(
+            Registration(
+                cls=cls,
+                name=name,
+                version=version,
+                stateful=stateful,
+                may_differ=frozenset(may_differ),
+                lays_out=lays_out,
+                former_defaults=former_defaults or {},
+                renamed=renamed or {},
+                former_names=former_names,
+            )
+        )
+        return cls
+
+    return register
+
+
+def registration_of(cls: type, *, stateful: bool) -> Registration:
+    """Return the registration of a class; one that has none is known by its qualified name.
+
+    Args:
+        cls: The class.
+        stateful: Whether an unregistered class keeps buffers.
+    """
+    if cls not in _BY_CLASS:
+        name = cls.__qualname__
+        if name in _BY_NAME and _BY_NAME[name].registered:  # of the same name by chance
+            name = f"{name} (unregistered)"
+        entry = Registration(cls=cls, name=name, stateful=stateful, registered=False)
+        _BY_CLASS[cls] = entry
+        _BY_NAME.setdefault(name, entry)
+    return _BY_CLASS[cls]
+
+
+def registration_named(name: str) -> Registration | None:
+    """Return the registration of this name, or of the class that had it in 0.1.0."""
+    return _BY_NAME.get(name)
+
+
+def fields_of(cls: type) -> Iterator[dataclasses.Field[Any]]:
+    """Return the fields by which objects of a dataclass compare; none of another class."""
+    if dataclasses.is_dataclass(cls):
+        yield from (f for f in dataclasses.fields(cls) if f.compare)
+
+
+def _add(entry: Registration) -> None:
+    for name in (entry.name, *entry.former_names):
+        there = _BY_NAME.get(name)
+        again = there and there.cls.__qualname__ == entry.cls.__qualname__  # as on reload
+        if there and not again:
+            raise ValueError(f"{name!r} is registered by {there.cls!r}: choose another name")
+        _BY_NAME[name] = entry
+    _BY_CLASS[entry.cls] = entry
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    factory = f.default_factory
+    return f.default if factory is dataclasses.MISSING else factory()

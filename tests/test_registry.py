@@ -1,0 +1,56 @@
+"""Registered names: every class that can stand in a rule or a view has one."""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import polarlight
+from polarlight import registry, rules, view
+from polarlight.registry import registration_named, registration_of
+from polarlight.rule import Momentum
+
+MODULES = [
+    importlib.import_module(found.name)
+    for package in ("linalg", "stages", "rules")
+    for found in pkgutil.iter_modules(
+        importlib.import_module(f"polarlight.{package}").__path__, f"polarlight.{package}."
+    )
+] + [view]
+NO_SLOTS = {"Rates", "RationalStep", "TangentSpace", "Quadratic"}
+"""What a product costs, one rational step, and an ascent's intermediate values."""
+
+
+def dataclasses_of(module):
+    for name, cls in vars(module).items():
+        here = inspect.isclass(cls) and cls.__module__ == module.__name__
+        if here and dataclasses.is_dataclass(cls) and name not in NO_SLOTS:
+            yield cls
+
+
+CLASSES = [cls for module in MODULES for cls in dataclasses_of(module)]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_slot_and_view_of_the_package_is_registered(cls):
+    entry = registry._BY_CLASS.get(cls)
+    assert entry is not None
+    assert registration_named(entry.name) is entry
+    assert registration_of(cls, stateful=False) is entry
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_slots_that_keep_buffers_say_so(cls):
+    if cls.__name__ in ("GramFactors", "KLFactors"):
+        return  # RotatedAdam keeps the buffers, and these say what they mean
+    wrappers = {"OnSide", "KeepNorm", "Centred", "Oriented"}  # buffers of the slot inside
+    own = {"buffer_shapes", "new_state"} & set(vars(cls))
+    keeps = bool(own) or (issubclass(cls, Momentum) and cls().buffered)
+    assert registry._BY_CLASS[cls].stateful == (keeps and cls.__name__ not in wrappers)
+
+
+def test_rules_that_are_no_update_rule_are_registered_by_their_method():
+    for rule in (polarlight.rules.AdamWRule(), rules.LoraProduct()):
+        assert registration_named(rule.name).cls is type(rule)
