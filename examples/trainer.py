@@ -43,7 +43,10 @@ def main(folder, steps=20, resume=False):
         model=model(),
         args=arguments,
         train_dataset=text(),
-        optimizer_cls_and_kwargs=(factory(polarlight.Aurora), {"lr": 0.02, "aux_lr": 3e-3}),
+        optimizer_cls_and_kwargs=(
+            factory(polarlight.Aurora, arguments),
+            {"lr": 0.02, "aux_lr": 3e-3},
+        ),
     )
     watched = watch(trainer, every=5)
     trainer.train(resume_from_checkpoint=resume)

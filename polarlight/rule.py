@@ -40,9 +40,12 @@ class Averaging(Protocol):
     """One step of a momentum."""
 
     def __call__(
-        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
+        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float | Tensor
     ) -> list[Tensor]:
-        """Update the buffers in place, never the gradients; the result is read-only."""
+        """Update the buffers in place, never the gradients; the result is read-only.
+
+        The decay is a tensor [] where a step is compiled: a graph takes a number for a constant.
+        """
 
 
 class Momentum(ABC):
@@ -67,7 +70,7 @@ class Momentum(ABC):
 
     @abstractmethod
     def __call__(
-        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
+        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float | Tensor
     ) -> list[Tensor]:
         """Update the buffers in place, never the gradients; the result is read-only."""
 
@@ -206,7 +209,7 @@ class ElementwiseRule(ABC):
         *,
         lr: float | Tensor,
         weight_decay: float,
-        momentum: float,
+        momentum: float | Tensor,
     ) -> None:
         """Update parameters and states in place; never writes to the gradients."""
 
@@ -219,7 +222,7 @@ class ElementwiseRule(ABC):
         *,
         lr: float | Tensor,
         weight_decay: float,
-        momentum: float,
+        momentum: float | Tensor,
     ) -> None:
         """Do `step`, but change nothing of the parameters whose flag, bool [], is False.
 

@@ -201,7 +201,7 @@ class Interleaved:
         return torch.stack(tuple(parts), dim=-2).flatten(-3, -2)
 
 
-@registered("Transposed")
+@registered("Slices")
 @dataclass(frozen=True, slots=True)
 class Slices:
     """Matrices along a dimension of their own: gate and up stored [..., m, count, n].
@@ -236,6 +236,7 @@ class Slices:
         return torch.stack(tuple(parts), dim=-2)
 
 
+@registered("Transposed")
 @dataclass(frozen=True, slots=True)
 class Transposed:
     """Parameters stored (fan_in, fan_out), such as GPT-2's Conv1D, seen as (fan_out, fan_in).

@@ -4,20 +4,30 @@
         model=model,
         args=arguments,
         train_dataset=data,
-        optimizer_cls_and_kwargs=(factory(polarlight.Aurora), {"lr": 0.02, "aux_lr": 3e-3}),
+        optimizer_cls_and_kwargs=(
+            factory(polarlight.Aurora, arguments),
+            {"lr": 0.02, "aux_lr": 3e-3},
+        ),
     )
     watch(trainer, every=100)
 
 `optimizers=(polarlight.Aurora(model, lr=0.02), None)` works as well. In both, learning rates and
 weight decay are the optimizer's own: `TrainingArguments.learning_rate` and `weight_decay` are not
-read; the scheduler multiplies every group's own rate. Given an optimizer *class*, Trainer passes
-parameters without names, which no rule can be chosen from: hence the factory.
+read, and `factory(..., arguments)` and `watch` warn where they were set; the scheduler multiplies
+every group's own rate. Given an optimizer *class*, Trainer passes parameters without names, which
+no rule can be chosen from: hence the factory.
+
+Trainer logs the learning rate of the first param group. The factory puts the matrices there, and
+`watch` corrects what Trainer logs of any other optimizer.
 
 Nothing here imports transformers: Trainer asks its callbacks for methods by name.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 from torch.optim import Optimizer
@@ -25,23 +35,78 @@ from torch.optim import Optimizer
 from polarlight.diagnostics.neurons import NeuronMonitor
 from polarlight.diagnostics.rule_check import RuleCheck
 from polarlight.optimizer.spectral import SpectralOptimizer
+from polarlight.routing.explain import unwrapped
+from polarlight.rule import UpdateRule
 
 Make = Callable[..., Any]
 
 
-def factory(make: Make) -> Callable[[], Callable[..., Optimizer]]:
+def factory(make: Make, arguments: Any = None) -> Callable[[], Callable[..., Optimizer]]:
     """For `optimizer_cls_and_kwargs=(factory(make), kwargs)`: Trainer calls it with the model.
+
+    The param groups of matrices come first. A state dict with another order of groups loads too.
 
     Args:
         make: An optimizer's class (`polarlight.Aurora`), or a recipe that returns param groups
             (`polarlight.recipes.symmetric_stack`); called with (model, **kwargs).
+        arguments: The `TrainingArguments`; if given, numbers in it that nobody reads are warned
+            about.
     """
 
     def build(model: nn.Module, **kwargs: Any) -> Optimizer:
         made = make(model, **kwargs)
-        return made if isinstance(made, Optimizer) else SpectralOptimizer(made)
+        optimizer: Optimizer = made if isinstance(made, Optimizer) else SpectralOptimizer(made)
+        optimizer.param_groups.sort(key=lambda group: not _is_of_matrices(group))  # stable
+        optimizer.register_load_state_dict_pre_hook(_in_order_of)
+        _warn_of_ignored(arguments, optimizer)
+        return optimizer
 
     return lambda: build
+
+
+def _is_of_matrices(group: Mapping[str, Any]) -> bool:
+    return isinstance(group.get("rule"), UpdateRule)
+
+
+def _in_order_of(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+    """The state dict with its groups in the optimizer's order, None if they do not correspond."""
+    order = {_names(group): place for place, group in enumerate(optimizer.param_groups)}
+    groups = state_dict.get("param_groups", [])
+    if sorted(map(_names, groups)) != sorted(order):
+        return None
+    return state_dict | {"param_groups": sorted(groups, key=lambda group: order[_names(group)])}
+
+
+def _names(group: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(group.get("param_names", ()))
+
+
+def _warn_of_ignored(arguments: Any, optimizer: Optimizer) -> None:
+    """Warns once per optimizer of numbers in TrainingArguments that are set and that nobody reads.
+
+    A number is set where it is not the class's default, and of no concern where a group has it.
+    """
+    defaults = {f.name: f.default for f in fields(arguments)} if is_dataclass(arguments) else {}
+    ignored = []
+    for name, option in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
+        value = getattr(arguments, name, None)
+        used = {
+            float(group.get(f"initial_{option}", group[option])) for group in optimizer.param_groups
+        }
+        if name in defaults and value != defaults[name] and value not in used:
+            mine = ", ".join(f"{number:g}" for number in sorted(used))
+            ignored.append(f"TrainingArguments.{name} = {value:g} is not read ({option}: {mine})")
+    if ignored and optimizer not in _WARNED:
+        _WARNED.add(optimizer)
+        warnings.warn(
+            f"{'; '.join(ignored)}. The optimizer has numbers of its own: give lr, aux_lr, "
+            "weight_decay and aux_weight_decay to it instead",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+_WARNED: WeakSet[Optimizer] = WeakSet()
 
 
 def watch(trainer: Any, *, every: int = 100) -> "NeuronCallback":
@@ -56,6 +121,9 @@ def watch(trainer: Any, *, every: int = 100) -> "NeuronCallback":
     """
     callback = NeuronCallback(trainer, every)
     trainer.add_callback(callback)
+    handler = getattr(trainer, "callback_handler", None)
+    if handler is not None:  # before those that print and track what is logged
+        handler.callbacks.insert(0, handler.callbacks.pop())
     return callback
 
 
@@ -72,13 +140,16 @@ class NeuronCallback:
         self._monitor = NeuronMonitor(self._keep, every)
         self._latest: dict[str, float] = {}
         self._handles: list[Any] = []
+        self._groups: list[dict[str, Any]] = []
+        self._rate: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Starts watching; a resumed run goes on counting where it stopped."""
-        optimizer = more["optimizer"]
-        inner = getattr(optimizer, "optimizer", optimizer)
+        inner = unwrapped(more["optimizer"])
         if not isinstance(inner, SpectralOptimizer):
             raise ValueError(f"watch follows polarlight's optimizers, got {type(inner).__name__}")
+        _warn_of_ignored(args, inner)
+        self._groups = [group for group in inner.param_groups if _is_of_matrices(group)]
         self._monitor.step = state.global_step
         self._handles = [inner.observe(self._monitor), inner.observe(self.check)]
 
@@ -87,6 +158,17 @@ class NeuronCallback:
         if self._latest:
             latest, self._latest = self._latest, {}
             self._trainer.log(latest)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Notes the rate of this step, before the scheduler makes the next one."""
+        if self._groups:
+            self._rate = float(self._groups[0]["lr"])
+
+    def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Makes the logged learning rate that of the matrices, not of the first group."""
+        for logged in (more["logs"], state.log_history[-1]):
+            if self._rate is not None and "learning_rate" in logged:
+                logged["learning_rate"] = self._rate
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Stops watching."""

@@ -42,7 +42,7 @@ def explain_hf(config_json: Path, make_optimizer: Callable[[nn.Module], Optimize
     The model is built on the meta device: no weights, no download, no code from elsewhere.
 
     Args:
-        config_json: A model's `config.json`.
+        config_json: A model's `config.json`, or the folder that holds it.
         make_optimizer: Makes the optimizer for the model, `polarlight.Aurora` for example.
 
     Raises:
@@ -87,6 +87,10 @@ def _transformers() -> Any:
 
 def _read(transformers: Any, path: Path) -> tuple[Any, dict[str, Any]]:
     """The class of the config, and what the file says."""
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a model's config.json, or its folder")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -23,6 +23,7 @@ from torch import Tensor
 from polarlight.linalg.coefficients import Quintic, Schedule
 from polarlight.linalg.matrices import at_least_float32, check_matrix
 from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.normalisation import Frobenius
 from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.slot import MatrixMap
 from polarlight.registry import registered
@@ -86,7 +87,9 @@ class Chaotic(MatrixMap):
     def __call__(self, M: Tensor) -> Tensor:
         """Returns the image of M; see the class."""
         check_matrix(M)
-        return NewtonSchulz(self.schedule, at_least_float32(M[..., :1, :1]).dtype)(M)
+        dtype = at_least_float32(M[..., :1, :1]).dtype
+        # Explicit: torch.compile traces the making of an object, but not one that is a default.
+        return NewtonSchulz(self.schedule, dtype, Frobenius())(M)
 
     def flops(self, m: int, n: int) -> float:
         """That of `NewtonSchulz` with this schedule."""

@@ -117,9 +117,13 @@ def move(
 
 
 def step_entries(
-    group: Group, params: list[Tensor], states: list[dict[str, Tensor]], finite: Finite
+    group: Group,
+    params: list[Tensor],
+    states: list[dict[str, Tensor]],
+    finite: Finite,
+    momentum: float | Tensor | None = None,
 ) -> None:
-    """One step of a group whose rule is elementwise."""
+    """One step of a group whose rule is elementwise; `momentum` stands in for the group's."""
     here, found = [local(p) for p in params], gradients(group, params)
     exact = _widened(group, here)
     for p, w, state in zip(here, exact, states, strict=True):
@@ -132,7 +136,9 @@ def step_entries(
         [g.to(w.dtype) for g, w in zip(found, exact, strict=True)],
         [{key: local(x) for key, x in state.items() if key != DRAWS} for state in states],
         finite,
-        **{key: group[key] for key in ("lr", "weight_decay", "momentum")},
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        momentum=group["momentum"] if momentum is None else momentum,
     )
     _round(here, exact, states, finite)
 

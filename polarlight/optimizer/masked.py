@@ -54,7 +54,7 @@ def momenta(
     states: Sequence[Mapping[str, Tensor]],
     gradients: Sequence[Tensor],
     buffers: Sequence[Tensor],
-    beta: float,
+    beta: float | Tensor,
     finite: Finite,
 ) -> list[Tensor]:
     """What the rule maps; buffers of parameters that are left out keep their value.
@@ -106,7 +106,7 @@ def keep(
         return
     for ok, state, draft in zip(finite, states, written, strict=True):
         for name, value in draft.items():
-            state[name].copy_(torch.where(ok, value, state[name]))
+            state[name].copy_(torch.where(ok.to(value.device), value, state[name]))
     for ok, direction in zip(finite, directions, strict=True):
         direction.mul_(ok)
 

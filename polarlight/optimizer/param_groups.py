@@ -60,12 +60,6 @@ def check_group(group: Group, index: int) -> None:
         )
     if not isinstance(group["rule"], UpdateRule | ElementwiseRule):
         raise ValueError(f"rule must be an UpdateRule or an ElementwiseRule, got {group['rule']!r}")
-    view = group["view"]
-    if view is not None and (isinstance(view, type) or not isinstance(view, MatrixView)):
-        raise ValueError(
-            "view must be None or an object such as polarlight.view.Whole() or "
-            f"polarlight.view.Heads(8), got {view!r}"
-        )
     _check_parameters(group, index)
 
 

@@ -21,8 +21,10 @@ from polarlight.execution.sharded.executor import around_shards, check_executor
 from polarlight.execution.work import Work, WorkExecutor, directions_of, local, whole
 from polarlight.linalg.isolation import run_isolated
 from polarlight.optimizer import apply as movement
+from polarlight.optimizer import compiled
 from polarlight.optimizer import masked as nonfinite
 from polarlight.optimizer.buffers import OwnBuffers
+from polarlight.optimizer.compiled import MomentumTensors
 from polarlight.optimizer.fingerprint import fingerprint
 from polarlight.optimizer.gradient_guard import Watch
 from polarlight.optimizer.masked import Finite, NonFinite, Verdict, verdict_of
@@ -92,6 +94,8 @@ class SpectralOptimizer(Optimizer):
     ) -> None:
         self._watch = Watch(NonFinite(nonfinite))
         self._buffers = OwnBuffers()
+        self._momenta = MomentumTensors()
+        self._traced_groups: list[Group] = []
         self.executor = check_executor(Batched() if executor is None else executor)
         self.reasons: dict[str, str] = {}
         self._probes: OrderedDict[int, Probe] = OrderedDict()
@@ -141,25 +145,28 @@ class SpectralOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._complete_state()
-        devices = {p.device.type for group in self.param_groups for p in group["params"]}
+        devices = {p.device.type for group in self._groups for p in group["params"]}
         run_isolated(self._step, devices)
         return loss
 
     def _step(self) -> None:
         """Step every parameter with a gradient."""
-        members = {i: with_gradients(group, i) for i, group in enumerate(self.param_groups)}
+        groups = self._groups
+        if torch.compiler.is_compiling():
+            compiled.check_lr([group["lr"] for group in groups])
+        members = {i: with_gradients(group, i) for i, group in enumerate(groups)}
         watching = [probe for probe in self._probes.values() if probe.begin()]
         verdicts = self._watch.judge(
-            self.param_groups, members, self._buffers.by_parameter, ask=bool(watching)
+            groups, members, self._buffers.by_parameter, ask=bool(watching)
         )
         updated: dict[int, set[int]] = {i: set() for i in members}
         for part in self._together(members):
-            self._watch.sift(self.param_groups, part)
+            self._watch.sift(groups, part)
             self._step_some(part, verdicts, watching)
             for index, places in part.items():
                 updated[index].update(places)
         for index, done in updated.items():
-            count_updates(self._probes.values(), self.param_groups[index], index, done)
+            count_updates(self._probes.values(), groups[index], index, done)
         for probe in watching:
             probe.end()
 
@@ -217,6 +224,7 @@ class SpectralOptimizer(Optimizer):
         """The inverse of `__getstate__`, also used by torch's `load_state_dict`."""
         self.__dict__.setdefault("_probes", OrderedDict())
         self.__dict__.setdefault("_buffers", OwnBuffers())
+        self.__dict__.setdefault("_momenta", MomentumTensors())
         self.__dict__.setdefault("_watch", Watch(state.pop("nonfinite", NonFinite.SKIP)))
         super().__setstate__(state)
 
@@ -227,10 +235,20 @@ class SpectralOptimizer(Optimizer):
         keep_freed_memory()
         self._watch.prepare(self.param_groups)
         self._buffers.complete(self.param_groups, self.state)
+        self._momenta.prepare(self.param_groups)
+        self._traced_groups = list(self.param_groups)
+
+    @property
+    def _groups(self) -> list[Group]:
+        """The param groups, in a graph under a name that lets their momenta change.
+
+        The compiler takes every number in an optimizer's `param_groups` for a constant.
+        """
+        return self._traced_groups if torch.compiler.is_compiling() else self.param_groups
 
     def _together(self, members: Members) -> list[Members]:
         """Places cut into what is stepped at once, and how it will be computed."""
-        groups = self.param_groups
+        groups = self._groups
         matrices = [i for i in members if isinstance(groups[i]["rule"], UpdateRule)]
         params = (groups[i]["params"][place] for i in matrices for place in members[i])
         self.executor = around_shards(self.executor, params)
@@ -241,7 +259,7 @@ class SpectralOptimizer(Optimizer):
     ) -> None:
         """One step of what goes together, if anything is left of it."""
         taking_part = {i: places for i, places in members.items() if places}
-        if all(isinstance(self.param_groups[i]["rule"], UpdateRule) for i in members):
+        if all(isinstance(self._groups[i]["rule"], UpdateRule) for i in members):
             self._step_matrices(taking_part, verdicts, watching)
         else:
             for index, places in taking_part.items():
@@ -256,7 +274,7 @@ class SpectralOptimizer(Optimizer):
         asked = [work for some in works.values() for work in some]
         found = iter(directions_of(self.executor, asked))
         for index, places in members.items():
-            group, some = self.param_groups[index], works[index]
+            group, some = self._groups[index], works[index]
             directions = [next(found) for _ in some]
             states = self._buffers.of(work.parameter for work in some)
             nonfinite.keep(directions, states, [work.state for work in some], finite[index])
@@ -270,13 +288,13 @@ class SpectralOptimizer(Optimizer):
 
     def _works(self, index: int, places: list[int], finite: Finite) -> list[Work]:
         """What is asked of a group's parameters, after their momenta have been updated."""
-        group = self.param_groups[index]
+        group = self._groups[index]
         rule, view = group["rule"], group["view"] or Whole()
         params = [group["params"][i] for i in places]
         states = self._buffers.of(params)
         buffers = [local(state[MOMENTUM]) for state in states if rule.momentum.buffered]
         gradients = movement.gradients(group, params)
-        beta = group["momentum"]
+        beta = self._momenta.of(index, group)
         momenta = nonfinite.momenta(rule.momentum, states, gradients, buffers, beta, finite)
         written = nonfinite.drafts(states, finite)
         return [
@@ -288,11 +306,11 @@ class SpectralOptimizer(Optimizer):
         self, index: int, places: list[int], verdict: Verdict, watching: list[Probe]
     ) -> None:
         """One step of a group whose rule is elementwise."""
-        group, finite = self.param_groups[index], verdict_of(verdict, places)
+        group, finite = self._groups[index], verdict_of(verdict, places)
         params = [group["params"][i] for i in places]
         states = self._buffers.of(params)
         before = [whole(p).clone() if watching else p for p in params]
-        movement.step_entries(group, params, states, finite)
+        movement.step_entries(group, params, states, finite, self._momenta.of(index, group))
         self._buffers.store(self.state, params)
         for probe in watching:
             for i, p, seen, state in zip(places, params, before, states, strict=True):

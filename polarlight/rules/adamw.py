@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from polarlight.linalg.foreach import have_kernels
+from polarlight.linalg.matrices import at_least_float32
 from polarlight.registry import registered
 from polarlight.routing.left_over import route_and_warn
 from polarlight.routing.roles import MATRIX_ROLES, Role
@@ -77,7 +78,7 @@ class AdamWRule(ElementwiseRule):
         *,
         lr: float | Tensor,
         weight_decay: float,
-        momentum: float,
+        momentum: float | Tensor,
     ) -> None:
         """One step through torch's fused kernel where the device has one, foreach elsewhere.
 
@@ -95,7 +96,7 @@ class AdamWRule(ElementwiseRule):
         *,
         lr: float | Tensor,
         weight_decay: float,
-        momentum: float,
+        momentum: float | Tensor,
     ) -> None:
         """As `step`; parameters whose flag, bool [], is False keep weight, moments and step."""
         for p, g, state, ok in zip(parameters, gradients, states, finite, strict=True):
@@ -110,7 +111,7 @@ class AdamWRule(ElementwiseRule):
         found_inf: Tensor | None,
         lr: float | Tensor,
         weight_decay: float,
-        momentum: float,
+        momentum: float | Tensor,
     ) -> None:
         """One step by torch; where found_inf, float [], is 1, nothing changes."""
         compiling = torch.compiler.is_compiling() and found_inf is None
@@ -126,6 +127,9 @@ class AdamWRule(ElementwiseRule):
             _in_one_layout([*tensors, g]) if native else [*tensors, g]
             for tensors, g in zip(written, gradients, strict=True)
         ]
+        if isinstance(momentum, Tensor):  # in a graph; torch wants it in the dtype of the moments
+            used = [[at_least_float32(x) for x in tensors] for tensors in used]
+            momentum = momentum.to(used[0][0].dtype)
         weights, means, squares, gradients = (list(x) for x in zip(*used, strict=True))
         adamw(
             weights,

@@ -91,7 +91,7 @@ class LoraProduct(ElementwiseRule):
         *,
         lr: float | Tensor,
         weight_decay: float,
-        momentum: float,
+        momentum: float | Tensor,
     ) -> None:
         """One step of a pair [A, B].
 

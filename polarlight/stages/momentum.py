@@ -36,14 +36,25 @@ class EMA(Momentum):
         return True
 
     def __call__(
-        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
+        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float | Tensor
     ) -> list[Tensor]:
         """Updates the buffers in place and returns what the rule maps."""
         gradients, buffers = _in_dtype_of(buffers, gradients), list(buffers)
+        if isinstance(beta, Tensor):
+            return self._with_tensor(gradients, buffers, beta)
         foreach.lerp_(buffers, gradients, 1 - beta)
         _drop_stuck(buffers, gradients, beta)
         ahead = foreach.lerp(gradients, buffers, beta) if self.nesterov else buffers
         return list(ahead)
+
+    def _with_tensor(
+        self, gradients: list[Tensor], buffers: list[Tensor], beta: Tensor
+    ) -> list[Tensor]:
+        for buffer, gradient in zip(buffers, gradients, strict=True):
+            buffer.copy_(_lerp(buffer, gradient, 1 - beta))
+        _drop_stuck(buffers, gradients, beta)
+        pairs = zip(gradients, buffers, strict=True)
+        return [_lerp(g, b, beta) for g, b in pairs] if self.nesterov else buffers
 
 
 @registered("HeavyBall", stateful=True, may_differ=("nesterov",))
@@ -62,15 +73,26 @@ class HeavyBall(Momentum):
         return False
 
     def __call__(
-        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
+        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float | Tensor
     ) -> list[Tensor]:
         """Updates the buffers in place and returns what the rule maps."""
         gradients, buffers = _in_dtype_of(buffers, gradients), list(buffers)
+        if isinstance(beta, Tensor):
+            return self._with_tensor(gradients, buffers, beta)
         foreach.mul_(buffers, beta)
         foreach.add_(buffers, gradients)
         _drop_stuck(buffers, gradients, beta)
         ahead = foreach.add(gradients, buffers, alpha=beta) if self.nesterov else buffers
         return list(ahead)
+
+    def _with_tensor(
+        self, gradients: list[Tensor], buffers: list[Tensor], beta: Tensor
+    ) -> list[Tensor]:
+        for buffer, gradient in zip(buffers, gradients, strict=True):
+            buffer.copy_(_scaled_sum(gradient, buffer, beta))
+        _drop_stuck(buffers, gradients, beta)
+        pairs = zip(gradients, buffers, strict=True)
+        return [_scaled_sum(g, b, beta) for g, b in pairs] if self.nesterov else buffers
 
 
 @registered("RawGradient")
@@ -89,7 +111,7 @@ class RawGradient(Momentum):
         return False
 
     def __call__(
-        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float
+        self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float | Tensor
     ) -> list[Tensor]:
         """The gradients."""
         return list(gradients)
@@ -155,7 +177,7 @@ class InBfloat16(Momentum):
         self,
         gradients: Sequence[Tensor],
         buffers: Sequence[Tensor],
-        beta: float,
+        beta: float | Tensor,
         draws: Sequence[Tensor] = (),
     ) -> list[Tensor]:
         """Rounds the new momentum into the buffers; returns what `average` makes, in float32."""
@@ -170,12 +192,26 @@ class InBfloat16(Momentum):
         return mapped
 
 
+def _lerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """Return start + weight (end - start), formed in float32 as by a number for a weight."""
+    wide, weight = at_least_float32(start), weight.to(start.device)
+    return wide.lerp(end.to(wide.dtype), weight.to(wide.dtype)).to(start.dtype)
+
+
+def _scaled_sum(x: Tensor, y: Tensor, factor: Tensor) -> Tensor:
+    """Return x + factor y, formed in float32."""
+    wide, factor = at_least_float32(x), factor.to(x.device)
+    return (wide + y.to(wide.dtype) * factor.to(wide.dtype)).to(x.dtype)
+
+
 def _in_dtype_of(buffers: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
     pairs = zip(gradients, buffers, strict=True)
     return [g if g.dtype == b.dtype else g.to(b.dtype) for g, b in pairs]
 
 
-def _drop_stuck(buffers: Sequence[Tensor], gradients: Sequence[Tensor], beta: float) -> None:
+def _drop_stuck(
+    buffers: Sequence[Tensor], gradients: Sequence[Tensor], beta: float | Tensor
+) -> None:
     """Set entries of float16 momenta to zero that rounding keeps from shrinking to it.
 
     Denormals of float16 begin at 6e-5. One of a few units rounds back to itself when multiplied by

@@ -1,5 +1,7 @@
 """Hugging Face Trainer: routed, watched, saved and resumed bit for bit."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ class Stub:
     def __init__(self, optimizer):
         self.callbacks, self.logged, self.optimizer = [], [], optimizer
         self.global_step = 0
+        self.log_history = [{}]
 
     def add_callback(self, callback):
         self.callbacks.append(callback)
@@ -89,6 +92,103 @@ def test_a_class_without_names_says_what_to_do():
         polarlight.Aurora(groups, lr=0.01)
 
 
+@dataclass
+class Arguments:
+    """The two numbers of `TrainingArguments`, with its defaults."""
+
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (Arguments(learning_rate=2e-5), "learning_rate = 2e-05 is not read .lr: 0.003, 0.02"),
+        (Arguments(weight_decay=0.1), "weight_decay = 0.1 is not read"),
+        (Arguments(1e-3, 0.1), "learning_rate = 0.001 .*weight_decay = 0.1 .*give lr, aux_lr"),
+    ],
+)
+def test_arguments_that_are_not_read_are_warned_about(arguments, said):
+    with pytest.warns(UserWarning, match=said):
+        factory(polarlight.Aurora, arguments)()(mlp(), lr=0.02)
+    trainer = Stub(polarlight.Aurora(mlp(), lr=0.02))
+    watch(trainer)
+    with pytest.warns(UserWarning, match=said):
+        trainer.callbacks[0].on_train_begin(arguments, trainer, None, optimizer=trainer.optimizer)
+    # A second time says nothing: warnings are errors here.
+    trainer.callbacks[0].on_train_begin(arguments, trainer, None, optimizer=trainer.optimizer)
+
+
+@pytest.mark.parametrize("arguments", [None, Arguments(), Arguments(0.02, 0.1), Arguments(3e-3)])
+def test_arguments_at_their_defaults_or_equal_to_the_optimizers_are_not_warned_about(arguments):
+    """Warnings are errors in these tests."""
+    optimizer = factory(polarlight.Aurora, arguments)()(mlp(), lr=0.02, weight_decay=0.1)
+    trainer = Stub(optimizer)
+    watch(trainer)
+    trainer.callbacks[0].on_train_begin(arguments, trainer, None, optimizer=optimizer)
+
+
+def test_the_factory_puts_matrices_first_and_loads_states_in_another_order():
+    """Trainer logs the rate of the first group; the embedding's would come first otherwise."""
+    model = mlp()
+    plain, made = polarlight.Aurora(model, lr=0.02), factory(polarlight.Aurora)()(model, lr=0.02)
+    assert plain.param_groups[0]["rule"].name == "adamw"
+    assert made.param_groups[0]["rule"].name == "aurora"
+    step(model, plain)
+    made.load_state_dict(plain.state_dict())
+    for p in model.parameters():
+        assert all(torch.equal(made.state[p][key], x) for key, x in plain.state[p].items())
+    again = factory(polarlight.Aurora)()(model, lr=0.02)
+    again.load_state_dict(made.state_dict())
+
+
+def test_watching_logs_the_matrices_learning_rate_of_the_step():
+    model = mlp()
+    optimizer = polarlight.Aurora(model, lr=0.02, aux_lr=3e-3)
+    trainer = Stub(optimizer)
+    watch(trainer)
+    trainer.call("on_train_begin")
+    step(model, optimizer)
+    trainer.call("on_optimizer_step")
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.5  # the scheduler's, for the next step
+    logs = {"loss": 1.0, "learning_rate": 3e-3}
+    trainer.log_history = [dict(logs)]
+    trainer.callbacks[0].on_log(None, trainer, None, logs=logs)
+    assert logs == trainer.log_history[0] == {"loss": 1.0, "learning_rate": 0.02}
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As accelerate's: an optimizer around another, with its groups."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self):
+        return self.optimizer.param_groups
+
+    @property
+    def defaults(self):
+        return self.optimizer.defaults
+
+
+def test_explain_looks_into_wrappers():
+    optimizer = polarlight.Aurora(mlp(), lr=0.02)
+    assert "given by the caller" not in str(polarlight.explain(optimizer))
+    assert str(polarlight.explain(Wrapper(Wrapper(optimizer)))) == str(
+        polarlight.explain(optimizer)
+    )
+
+
+def test_explain_looks_into_accelerates_optimizer():
+    accelerate = pytest.importorskip("accelerate")
+    optimizer = polarlight.Aurora(mlp(), lr=0.02)
+    wrapped = accelerate.Accelerator(cpu=True).prepare(optimizer)
+    assert wrapped is not optimizer
+    assert str(polarlight.explain(wrapped)) == str(polarlight.explain(optimizer))
+
+
 @pytest.fixture
 def trainer_example():
     pytest.importorskip("transformers")
@@ -105,6 +205,8 @@ def test_the_example_trains_logs_and_resumes_bit_for_bit(trainer_example, tmp_pa
     assert losses[-1] < losses[0] - 0.5
     assert any("starved_rows" in entry for entry in history)
     assert "BROKEN" not in capsys.readouterr().out
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    assert max(rates) > 3e-3  # the matrices', whose peak is 0.02, and not the embedding's
     (tmp_path / "half").mkdir()
     (tmp_path / "whole" / "checkpoint-10").rename(tmp_path / "half" / "checkpoint-10")
     resumed = trainer_example.main(tmp_path / "half", resume=True)

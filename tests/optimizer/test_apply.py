@@ -76,6 +76,7 @@ def test_state_before_the_first_step():
     state = movement.new_state(halves, p, "p")
     assert {key: tuple(x.shape) for key, x in state.items()} == {
         "momentum_buffer": (4, 2),
+        "momentum_sizes": (2, 1, 2),
         "row_second_moment": (2, 2, 1),
     }
     wide = movement.new_state(group(AdamWRule(), stochastic_rounding=True), parameter(2, 2), "p")

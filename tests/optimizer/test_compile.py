@@ -11,8 +11,11 @@ from torch._dynamo.utils import counters
 
 import polarlight
 from polarlight import SpectralOptimizer
+from polarlight.optimizer import compiled
 from polarlight.rules import with_adamw
 from polarlight.stages import EMA, InBfloat16
+from polarlight.stages.momentum import HeavyBall
+from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
 
 pytestmark = [
@@ -105,35 +108,148 @@ def compiled_steps(make, tensor_lr, backend):
 
 def test_a_compiled_step_is_traced_once_and_agrees():
     """Without code generation, which takes a quarter of a minute: the graphs are the same."""
-    compiled, distance = compiled_steps(polarlight.Aurora, tensor_lr=True, backend="eager")
-    assert compiled == [1, 0, 0, 0]  # a single graph, states and hooks aside
+    graphs_made, distance = compiled_steps(polarlight.Aurora, tensor_lr=True, backend="eager")
+    assert graphs_made == [1, 0, 0, 0]  # a single graph, states and hooks aside
     # AdamW's formulas instead of torch's fused kernel: float32 rounding
     assert distance < 1e-6
 
 
+SCHEDULED = {
+    "kaon": polarlight.Kaon,
+    "muon with a heavy ball": lambda model, lr, aux_lr: SpectralOptimizer(
+        with_adamw(model, lr=aux_lr),
+        lr,
+        rule=replace(polarlight.rules.muon(), momentum=HeavyBall()),
+    ),
+    "bfloat16 momentum": in_bfloat16,
+}
+
+
+class Small(nn.Module):
+    """One tall matrix, one wide one, and vectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.up_proj, self.down_proj = nn.Linear(8, 24), nn.Linear(24, 8)
+        for i, p in enumerate(self.parameters()):
+            p.data.copy_(gaussian(*p.shape, seed=i, dtype=p.dtype))
+
+
+def scheduled_steps(make, steps=6, dtype=torch.float32):
+    """Graphs of all compiled steps while learning rate and momentum change; the distance."""
+    torch._dynamo.reset()
+    counters.clear()
+    models = [Small().to(dtype) for _ in range(2)]
+    optimizers = [make(m, lr=torch.tensor(0.02), aux_lr=torch.tensor(0.01)) for m in models]
+    step = torch.compile(optimizers[1].step, backend="eager")
+    for t in range(steps):
+        set_gradients(models, t)
+        optimizers[0].step()
+        step()
+        change_lr(optimizers)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["momentum"] = 0.85 + 0.1 * (t % 3) / 3  # cycled, as a number
+    torch._dynamo.reset()
+    return graphs(), farthest(models)
+
+
+@pytest.mark.parametrize("make", SCHEDULED.values(), ids=SCHEDULED)
+def test_schedulers_of_learning_rate_and_momentum_need_one_graph(make):
+    found, distance = scheduled_steps(make)
+    assert found == 1
+    # Kaon's map enlarges a rounding, 6e-8, up to 1e3 times; times lr 0.02 and six steps.
+    assert distance < 1e-5
+
+
+def test_a_compiled_step_of_bfloat16_weights_under_adamw_follows_the_momentum():
+    """A momentum rounded to bfloat16 would be off by up to 0.002, and 1 - 0.95 by 4 per cent."""
+    found, distance = scheduled_steps(polarlight.Muon, dtype=torch.bfloat16)
+    assert found == 1
+    assert distance <= 2**-6  # a unit in the last place of a weight up to 4
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SHIPPED if not name.endswith("soap")])
+def test_schedulers_need_one_graph_for_every_rule_without_a_host_counter(name):
+    rule = SHIPPED[name]
+
+    def make(model, lr, aux_lr):
+        return SpectralOptimizer(with_adamw(model, lr=aux_lr), lr, rule=rule)
+
+    found, distance = scheduled_steps(make, steps=12)
+    assert found == 1
+    assert distance < 1e-3  # maps in bfloat16 may round once to the other side
+
+
+@pytest.mark.parametrize("momentum", [EMA(), EMA(nesterov=False), HeavyBall(), InBfloat16(EMA())])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_momentum_with_a_tensor_for_its_decay_is_that_with_the_number(momentum, dtype):
+    G = gaussian(6, 5, dtype=torch.float64).to(dtype)
+    found = []
+    for beta in (0.95, torch.tensor(0.95, dtype=torch.float64)):
+        state = [momentum.new_state(G)]
+        buffer = state[0]["momentum_buffer"].copy_(gaussian(6, 5, seed=1, dtype=torch.float64))
+        mapped = momentum.bind_state(state)([G], [buffer], beta)
+        found.append((buffer, mapped[0]))
+    for ours, theirs in zip(*found, strict=True):
+        # Entries are below 8, and a heavy ball with a number rounds twice more: 8 eps / 2 each.
+        eps = torch.finfo(ours.dtype).eps
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2 * 8 * eps)
+
+
+@pytest.fixture
+def not_warned_yet(monkeypatch):
+    monkeypatch.setattr(compiled, "_warned", [])
+
+
+def test_a_compiled_step_warns_once_of_a_float_learning_rate(not_warned_yet):
+    model = Small()
+    set_gradients([model], 0)
+    for optimizer in (polarlight.Muon(model), polarlight.Muon(model, lr=torch.tensor(0.02))):
+        torch._dynamo.reset()
+        if compiled._warned:  # a second one would be an error here; aux_lr is a number still
+            torch.compile(optimizer.step, backend="eager")()
+        else:
+            with pytest.warns(UserWarning, match="use a tensor learning rate"):
+                torch.compile(optimizer.step, backend="eager")()
+    torch._dynamo.reset()
+
+
+def test_neither_an_eager_step_nor_tensors_are_warned_about(not_warned_yet):
+    model = Small()
+    set_gradients([model], 0)
+    polarlight.Muon(model).step()
+    tensors = {"lr": torch.tensor(0.02), "aux_lr": torch.tensor(0.01)}
+    torch.compile(polarlight.Muon(model, **tensors).step, backend="eager")()
+    torch._dynamo.reset()
+    assert not compiled._warned
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:a compiled step takes a float")
 def test_a_float_lr_is_traced_anew_once():
     """It is taken for a constant until it changes; then for any number."""
-    compiled, distance = compiled_steps(polarlight.Muon, tensor_lr=False, backend="eager")
-    assert compiled == [1, 0, 1, 0]
+    graphs_made, distance = compiled_steps(polarlight.Muon, tensor_lr=False, backend="eager")
+    assert graphs_made == [1, 0, 1, 0]
     assert distance < 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_generated_code_has_eagers_values(make):
-    compiled, distance = compiled_steps(make, tensor_lr=True, backend="inductor")
-    assert compiled == [1, 0, 0, 0]
+    graphs_made, distance = compiled_steps(make, tensor_lr=True, backend="inductor")
+    assert graphs_made == [1, 0, 0, 0]
     # Fused kernels keep bfloat16 intermediates in float32: five steps of at most .02 per entry.
     assert distance < 5e-3
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:a compiled step takes a float")
 def test_generated_code_with_a_float_lr():
     """The code generator takes each value of a float for a constant: a tensor is the way out."""
-    compiled, distance = compiled_steps(polarlight.Muon, tensor_lr=False, backend="inductor")
-    assert compiled[:2] == [1, 0]
-    assert max(compiled[2:]) <= 1
+    graphs_made, distance = compiled_steps(polarlight.Muon, tensor_lr=False, backend="inductor")
+    assert graphs_made[:2] == [1, 0]
+    assert max(graphs_made[2:]) <= 1
     assert distance < 5e-3
 
 
@@ -142,8 +258,8 @@ def test_generated_code_rounds_to_the_same_bits():
     from polarlight.stages.rounding import round_stochastically
 
     X, draw = gaussian(300, 70, dtype=torch.float32), torch.tensor(5, dtype=torch.int32)
-    compiled = torch.compile(round_stochastically)
-    assert torch.equal(compiled(X, draw), round_stochastically(X, draw))
+    rounding = torch.compile(round_stochastically)
+    assert torch.equal(rounding(X, draw), round_stochastically(X, draw))
     torch._dynamo.reset()
 
 

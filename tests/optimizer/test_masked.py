@@ -264,6 +264,8 @@ def test_nothing_of_it_waits_for_a_device():
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call:UserWarning")
 def test_a_compiled_step_skips_as_well():
     compiled, eager = (trained(polarlight.rules.normuon(), steps=0) for _ in range(2))
+    for group in compiled.param_groups:
+        group["lr"] = torch.tensor(group["lr"])
     step = torch.compile(compiled.step, backend="eager")
     for seed in range(3):
         for o in (compiled, eager):

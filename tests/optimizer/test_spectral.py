@@ -305,8 +305,8 @@ def test_executor_nonfinite_and_view_are_arguments_of_the_constructor():
     [
         ({"executor": "batched"}, "executor must be an object such as .* got 'batched'"),
         ({"executor": polarlight.Batched}, "executor must be an object such as"),
-        ({"view": "whole"}, "view must be None or an object such as .* got 'whole'"),
-        ({"view": polarlight.view.Whole}, "view must be None or an object such as"),
+        ({"view": "whole"}, "view takes an object, got 'whole'. Legal"),
+        ({"view": polarlight.view.Whole}, "view takes an object, got the class Whole"),
         ({"nonfinite": "ignore"}, "'ignore' is not a valid NonFinite"),
     ],
     ids=str,

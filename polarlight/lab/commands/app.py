@@ -19,9 +19,10 @@ from polarlight.lab.commands import (
     training,
     tuning,
 )
-from polarlight.lab.commands.console import console
+from polarlight.lab.commands.console import OneLineErrors, console
 
 app = typer.Typer(
+    cls=OneLineErrors,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

@@ -14,7 +14,7 @@ from polarlight.lab.claims.registry import CLAIMS, find
 from polarlight.lab.claims.results import findings, result_of, verdict
 from polarlight.lab.claims.running import Setting, run_claim
 from polarlight.lab.commands import options
-from polarlight.lab.commands.console import console, plain_errors, say
+from polarlight.lab.commands.console import console, say
 
 Names = Annotated[list[str] | None, typer.Argument(help="Claims; `--list` shows them.")]
 
@@ -23,10 +23,15 @@ def reproduce(
     names: Names = None,
     everything: Annotated[bool, typer.Option("--all", help="Run every claim.")] = False,
     listing: Annotated[bool, typer.Option("--list", help="Show the claims and stop.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of runs and results.")] = Path("runs/claims"),
+    out: Annotated[
+        Path, typer.Option(help="Folder of runs and results.", callback=options.new_folder)
+    ] = Path("runs/claims"),
     page: Annotated[
         Path | None,
-        typer.Option(help="Write all verdicts to this file. With --all: OUT/claims.md."),
+        typer.Option(
+            help="Write all verdicts to this file. With --all: OUT/claims.md.",
+            callback=options.new_file,
+        ),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Runs at a time, one core each. Default: all cores.")
@@ -52,25 +57,24 @@ def reproduce(
     polarlight reproduce --all --page docs/claims.md
     ```
     """
-    with plain_errors():
-        if listing:
-            _list(out)
-            return
-        chosen = list(CLAIMS.values()) if everything else [find(name) for name in names or []]
-        if not chosen and page is None:
-            raise ValueError("name a claim, or use --all, --list or --page")
-        setting = Setting(out, data, jobs or os.cpu_count() or 1, _changes(settings or []), seeds)
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            for claim in chosen:
-                _run(claim, setting)
-        except KeyboardInterrupt:
-            say("stopped; the same command goes on from the last checkpoints")
-            raise typer.Exit(130) from None
-        target = page or (out / "claims.md" if everything else None)
-        if target is not None:
-            write_claims(list(CLAIMS.values()), out, target)
-            say(f"verdicts: {target}")
+    if listing:
+        _list(out)
+        return
+    chosen = list(CLAIMS.values()) if everything else [find(name) for name in names or []]
+    if not chosen and page is None:
+        raise ValueError("name a claim, or use --all, --list or --page")
+    setting = Setting(out, data, jobs or os.cpu_count() or 1, _changes(settings or []), seeds)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        for claim in chosen:
+            _run(claim, setting)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from the last checkpoints")
+        raise typer.Exit(130) from None
+    target = page or (out / "claims.md" if everything else None)
+    if target is not None:
+        write_claims(list(CLAIMS.values()), out, target)
+        say(f"verdicts: {target}")
 
 
 def _changes(settings: list[str]) -> tuple[tuple[str, object], ...]:

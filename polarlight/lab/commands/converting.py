@@ -1,6 +1,5 @@
 """`polarlight convert`: a checkpoint's optimizer state, in a form that we load."""
 
-import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,10 @@ import torch
 import typer
 from torch import Tensor
 
-from polarlight.lab.commands.console import plain_errors, say
-from polarlight.lab.inspection.torchfile import TORN
+from polarlight.lab.commands import options
+from polarlight.lab.commands.console import say
+from polarlight.lab.inspection.torchfile import TORN, not_of_torch
+from polarlight.lab.train import durable
 from polarlight.migration.carried import Carried, to_file
 from polarlight.migration.conventions import convention_of
 from polarlight.migration.sources import SOURCES, fitting_source, read_momenta, read_state_dict
@@ -24,7 +25,9 @@ _DEPTH = 4
 
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A file of torch.save.")],
-    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("carried.pt"),
+    out: Annotated[Path, typer.Option(help="The file to write.", callback=options.new_file)] = Path(
+        "carried.pt"
+    ),
     key: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,32 +64,45 @@ def convert(
     In a script that still has the old optimizer, `polarlight.migration.carry_over(old, new)` does
     the same without names.
     """
-    with plain_errors():
-        content = _load(checkpoint)
-        orders = {} if names is None else json.loads(names.read_text(encoding="utf-8"))
-        carried: dict[str, Carried] = {}
-        for where in key or ([] if momenta else _optimizers(content)):
-            state_dict = _at(content, where)
-            carried |= read_state_dict(
-                state_dict, _order(content, state_dict, where, orders), source=source
-            )
-            say(f"{where}: {_summary(state_dict, source)}")
-        if momenta is not None:
-            carried |= _bare(content, momenta, orders)
-        torch.save(to_file(carried), out)
-        _say_how_to_load(carried, out)
+    content = _load(checkpoint)
+    orders = {} if names is None else _names_in(names)
+    carried: dict[str, Carried] = {}
+    for where in key or ([] if momenta else _optimizers(content)):
+        state_dict = _at(content, where)
+        carried |= read_state_dict(
+            state_dict, _order(content, state_dict, where, orders), source=source
+        )
+        say(f"{where}: {_summary(state_dict, source)}")
+    if momenta is not None:
+        carried |= _bare(content, momenta, orders)
+    durable.replace(out, lambda file: torch.save(to_file(carried), file))
+    _say_how_to_load(carried, out)
 
 
 def _load(path: Path) -> Any:
     if not path.exists():
         raise ValueError(f"{path} does not exist")
+    if foreign := not_of_torch(path):
+        raise ValueError(f"{foreign}; expected a checkpoint that torch.save wrote")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        said = "it holds more than tensors and plain values, which is not loaded for safety"
-        raise ValueError(f"{path} cannot be read: {said}") from error
+        said = "it is damaged, or holds more than tensors and plain values, which is not loaded"
+        raise ValueError(f"{path} cannot be read: {said} for safety") from error
     except TORN as error:
         raise ValueError(f"{path} cannot be read by torch: {error or type(error)}") from error
+
+
+def _names_in(path: Path) -> Any:
+    """A list of names, or an object from key to list."""
+    orders = options.json_in(path, "--names")
+    lists = list(orders.values()) if isinstance(orders, dict) else [orders]
+    names = [name for some in lists if isinstance(some, list) for name in some]
+    if not all(isinstance(x, list) for x in lists) or not all(isinstance(n, str) for n in names):
+        raise ValueError(
+            f"--names {path} must hold a list of names, or an object from key to such a list"
+        )
+    return orders
 
 
 def _is_optimizer(value: object) -> bool:
@@ -141,7 +157,11 @@ def _order(
         if _is_model(value) and len(value) == count:
             say(f"{where}: names and their order taken from the model at {place!r}")
             return list(value)
-    return None
+    raise ValueError(
+        f"{where}: the checkpoint does not say what its {count} parameters are called; write their "
+        "names in the order in which the optimizer was given them, group after group, as a JSON "
+        "list, and pass --names FILE"
+    )
 
 
 def _is_model(value: object) -> bool:

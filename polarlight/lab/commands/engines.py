@@ -16,7 +16,8 @@ from torch import Tensor
 
 from polarlight.diagnostics.accuracy import SPECTRA, Case, Engine, measure
 from polarlight.diagnostics.adversarial import SHAPES, largest, search
-from polarlight.lab.commands.console import console, plain_errors, say
+from polarlight.lab.commands import options
+from polarlight.lab.commands.console import console, say
 from polarlight.lab.commands.registry import SCHEDULES, choose, engines
 from polarlight.lab.report.engine_pictures import error_figure, schedule_figure
 
@@ -27,9 +28,9 @@ def plot_schedule(
     names: Annotated[
         list[str] | None, typer.Argument(help=f"Schedules: {', '.join(SCHEDULES)}. Default: a few.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The picture, a .png or .svg file.")] = Path(
-        "schedules.png"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="The picture, a .png or .svg file.", callback=options.new_file)
+    ] = Path("schedules.png"),
     lowest: Annotated[float, typer.Option(help="Left end of the axis.")] = 1e-6,
 ) -> None:
     """Draw what schedules do to a singular value: the map from sigma / norm to the output.
@@ -39,20 +40,17 @@ def plot_schedule(
     polarlight plot-schedule jordan deepseek-v4 polar-express --out maps.svg
     ```
     """
-    with plain_errors():
-        if not 0 < lowest < 1:
-            raise ValueError(f"--lowest must lie in (0, 1), got {lowest:g}")
-        default = ["jordan", "simple", "polar-express", "polar-express-8", "deepseek-v4"]
-        chosen = choose(",".join(names or default), SCHEDULES, "schedule")
-        _save(schedule_figure(chosen, lowest), out)
-        table = Table(
-            "schedule", "steps", "slope at 0", "output at 1e-4", "1e-3", "1e-2", "1e-1", "1"
-        )
-        for name, f in chosen.items():
-            outputs = (f"{f(sigma):.4f}" for sigma in (1e-4, 1e-3, 1e-2, 1e-1, 1.0))
-            table.add_row(name, str(len(f.steps)), f"{f.slope:,.0f}", *outputs)
-        console.print(table)
-        say(f"picture: {out}")
+    if not 0 < lowest < 1:
+        raise ValueError(f"--lowest must lie in (0, 1), got {lowest:g}")
+    default = ["jordan", "simple", "polar-express", "polar-express-8", "deepseek-v4"]
+    chosen = choose(",".join(names or default), SCHEDULES, "schedule")
+    _save(schedule_figure(chosen, lowest), out)
+    table = Table("schedule", "steps", "slope at 0", "output at 1e-4", "1e-3", "1e-2", "1e-1", "1")
+    for name, f in chosen.items():
+        outputs = (f"{f(sigma):.4f}" for sigma in (1e-4, 1e-3, 1e-2, 1e-1, 1.0))
+        table.add_row(name, str(len(f.steps)), f"{f.slope:,.0f}", *outputs)
+    console.print(table)
+    say(f"picture: {out}")
 
 
 def accuracy(
@@ -63,9 +61,10 @@ def accuracy(
     matrices: Annotated[
         int, typer.Option("--search", help="Matrices per family and shape of the search.")
     ] = 64,
-    out: Annotated[Path, typer.Option(help="Folder of accuracy.json, .md and .png.")] = Path(
-        "accuracy"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder of accuracy.json, .md and .png.", callback=options.new_folder),
+    ] = Path("accuracy"),
 ) -> None:
     """Measure every engine against the float64 singular value decomposition.
 
@@ -73,24 +72,23 @@ def accuracy(
     For each: the band of output singular values, orthogonality, direction error, flops. Then search
     small matrices of thirteen families for the largest singular value that comes out.
     """
-    with plain_errors():
-        if size < 4:
-            raise ValueError(f"--size must be >= 4, got {size}")
-        if matrices < 1:
-            raise ValueError(f"--search must be >= 1, got {matrices}")
-        chosen = choose(names, engines(), "engine")
-        records = measure_all(chosen, size)
-        stretched = search_all(chosen, matrices)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "accuracy.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
-        _save(error_figure(*worst_errors(records)), out / "accuracy.png")
-        heads, rows = bands(records, stretched)
-        (out / "accuracy.md").write_text(markdown(heads, rows), encoding="utf-8")
-        table = Table(*heads)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-        say("\n".join(f"{out / name}" for name in ("accuracy.json", "accuracy.md", "accuracy.png")))
+    if size < 4:
+        raise ValueError(f"--size must be >= 4, got {size}")
+    if matrices < 1:
+        raise ValueError(f"--search must be >= 1, got {matrices}")
+    chosen = choose(names, engines(), "engine")
+    records = measure_all(chosen, size)
+    stretched = search_all(chosen, matrices)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "accuracy.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
+    _save(error_figure(*worst_errors(records)), out / "accuracy.png")
+    heads, rows = bands(records, stretched)
+    (out / "accuracy.md").write_text(markdown(heads, rows), encoding="utf-8")
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    say("\n".join(f"{out / name}" for name in ("accuracy.json", "accuracy.md", "accuracy.png")))
 
 
 def measure_all(chosen: Mapping[str, Engine], size: int) -> list[Record]:

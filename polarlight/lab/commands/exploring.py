@@ -1,6 +1,5 @@
 """`polarlight explore`: a page that shows what a method does to a matrix."""
 
-import json
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,8 @@ import torch
 import typer
 from torch import Tensor
 
-from polarlight.lab.commands.console import plain_errors, say
+from polarlight.lab.commands import options
+from polarlight.lab.commands.console import say
 from polarlight.lab.commands.registry import SCHEDULES
 from polarlight.lab.explore import page
 from polarlight.lab.train import checkpoint
@@ -22,7 +22,9 @@ _MOST = 24
 
 
 def explore(
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("explore.html"),
+    out: Annotated[Path, typer.Option(help="The page to write.", callback=options.new_file)] = Path(
+        "explore.html"
+    ),
     run: Annotated[
         Path | None,
         typer.Option(help="A run's folder: its momenta can be chosen as the matrix."),
@@ -39,20 +41,19 @@ def explore(
     polarlight explore --run runs/quick/aurora/seed0
     ```
     """
-    with plain_errors():
-        momenta = {} if run is None else _momenta(run)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page(SCHEDULES, momenta), encoding="utf-8")
-        say(str(out))
-        if show:
-            webbrowser.open(out.resolve().as_uri())
+    momenta = {} if run is None else _momenta(run)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page(SCHEDULES, momenta), encoding="utf-8")
+    say(str(out))
+    if show:
+        webbrowser.open(out.resolve().as_uri())
 
 
 def _momenta(run: Path) -> dict[str, Tensor]:
     """The matrices' momentum buffers in a run's checkpoint, by name."""
     if not (run / "settings.json").exists():
         raise ValueError(f"{run} is no run's folder, such as runs/quick/aurora/seed0")
-    settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    settings = options.json_in(run / "settings.json", "--run")
     content = checkpoint.load(run / "checkpoint.pt", torch.device("cpu"))
     vocabulary = content["model"]["model.embed_tokens.weight"].shape[0]
     with torch.device("meta"):

@@ -5,13 +5,16 @@ from typing import Annotated
 
 import typer
 
-from polarlight.lab.commands.console import plain_errors, say
+from polarlight.lab.commands import options
+from polarlight.lab.commands.console import say
 from polarlight.lab.train.export import export as write_folder
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder, such as runs/quick/aurora/seed0.")],
-    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("exported"),
+    out: Annotated[
+        Path, typer.Option(help="The folder to write.", callback=options.new_folder)
+    ] = Path("exported"),
 ) -> None:
     r"""Write a trained model as a Hugging Face folder; equal logits, nothing converted.
 
@@ -22,7 +25,6 @@ def export(
       print(pipeline('text-generation', 'my-model')('def main')[0]['generated_text'])"
     ```
     """
-    with plain_errors():
-        for file in write_folder(run, out):
-            say(f"{file}")
-        say(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})")
+    for file in write_folder(run, out):
+        say(f"{file}")
+    say(f"load it with AutoModelForCausalLM.from_pretrained({str(out)!r})")

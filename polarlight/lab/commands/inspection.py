@@ -7,7 +7,8 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from polarlight.diagnostics.sinks import read_json_lines
-from polarlight.lab.commands.console import console, plain_errors, say
+from polarlight.lab.commands import options
+from polarlight.lab.commands.console import console, say
 from polarlight.lab.inspection.measure import Inspection, inspect
 from polarlight.lab.inspection.opening import open_checkpoint
 from polarlight.lab.inspection.page import summary, write_page
@@ -21,7 +22,7 @@ Checkpoint = Annotated[
         "a folder of Hugging Face."
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Folder of the report.")]
+Out = Annotated[Path, typer.Option(help="Folder of the report.", callback=options.new_folder)]
 
 
 def inspect_checkpoint(checkpoint: Checkpoint, out: Out = Path("inspection")) -> None:
@@ -37,17 +38,16 @@ def inspect_checkpoint(checkpoint: Checkpoint, out: Out = Path("inspection")) ->
     polarlight inspect runs/quick/muon/seed0/checkpoint.pt
     ```
     """
-    with plain_errors():
-        source = open_checkpoint(checkpoint)
-        found = _read(source)
-        if not found.matrices:
-            raise ValueError(
-                f"{checkpoint} has {len(source.weights)} tensors and none that is known as a "
-                f"hidden matrix; the first are {', '.join(list(source.weights)[:5])}"
-            )
-        page = write_page(checkpoint.resolve().name, found, source.notes, out)
-        say(summary(found))
-        say(f"report: {page}")
+    source = open_checkpoint(checkpoint)
+    found = _read(source)
+    if not found.matrices:
+        raise ValueError(
+            f"{checkpoint} has {len(source.weights)} tensors and none that is known as a "
+            f"hidden matrix; the first are {', '.join(list(source.weights)[:5])}"
+        )
+    page = write_page(checkpoint.resolve().name, found, source.notes, out)
+    say(summary(found))
+    say(f"report: {page}")
 
 
 def _read(source: Source) -> Inspection:
@@ -73,11 +73,11 @@ def watched(
     polarlight watched neurons.jsonl --out report
     ```
     """
-    with plain_errors():
-        try:
-            lines = list(read_json_lines(records))
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{records} was not written by polarlight.diagnostics.sinks.JsonLines"
-            ) from error
-        say(f"report: {write_watched(records.stem, lines, out)}")
+    try:
+        lines = list(read_json_lines(records))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{records} was not written by polarlight.diagnostics.sinks.JsonLines; expected a line "
+            'of text per step, {"step": ..., "records": ...}'
+        ) from error
+    say(f"report: {write_watched(records.stem, lines, out)}")

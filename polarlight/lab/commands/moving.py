@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from polarlight.lab.commands.console import console, plain_errors, say
+from polarlight.lab.commands.console import console, say
 from polarlight.migration.conventions import (
     CONVENTIONS,
     Convention,
@@ -61,19 +61,16 @@ def translate(
     Where two shapes need different learning rates, one number cannot translate: keep the scale
     instead, for example `polarlight.Muon(model, lr=3e-4, scale=polarlight.stages.MatchRmsAdamW())`.
     """
-    with plain_errors():
-        kind, shapes = convention_of(source), [shape_of(text) for text in shape]
-        targets = _targets(kind, target)
-        rows = [
-            _row(kind, other, lr, weight_decay, beta, one) for one in shapes for other in targets
-        ]
-        if as_json:
-            say(json.dumps(rows, indent=1))
-            return
-        for one in shapes:
-            console.print(_table(kind, lr, one, [r for r in rows if r["shape"] == list(one)]))
-        for other in targets if target is not None else ():
-            say(_advice(kind, other, [r for r in rows if r["convention"] == other.name]))
+    kind, shapes = convention_of(source), [shape_of(text) for text in shape]
+    targets = _targets(kind, target)
+    rows = [_row(kind, other, lr, weight_decay, beta, one) for one in shapes for other in targets]
+    if as_json:
+        say(json.dumps(rows, indent=1))
+        return
+    for one in shapes:
+        console.print(_table(kind, lr, one, [r for r in rows if r["shape"] == list(one)]))
+    for other in targets if target is not None else ():
+        say(_advice(kind, other, [r for r in rows if r["convention"] == other.name]))
 
 
 def _targets(kind: Convention, target: str | None) -> list[Convention]:

@@ -1,8 +1,14 @@
 """What people type, turned into values; every refusal names the value and what would be right."""
 
-from collections.abc import Mapping, Sequence
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from polarlight.lab.train.model_config import Architecture, Mlp
 from polarlight.lab.train.recipes import recipe_of
@@ -52,6 +58,87 @@ def plan(preset: str, settings: Sequence[str], changes: Mapping[str, Any]) -> Pl
     return with_changes(base, dict(_setting(text, base) for text in settings) | given)
 
 
+def require_gpu(preset: str, device: str, *, small: str, anyway: str) -> None:
+    """Refuses a preset that is meant for a GPU where none was found, unless a device is named.
+
+    Raises:
+        ValueError: If there is none; the message has the presets `small` and the option `anyway`.
+    """
+    if device == "auto" and not torch.cuda.is_available():
+        raise ValueError(
+            f"--preset {preset} is meant for a GPU and none was found; choose --preset {small}, or "
+            f"add {anyway} to train it on the CPU anyway"
+        )
+
+
+def new_folder(path: Path | None) -> Path | None:
+    """Passes the path of a folder on that exists or can be made.
+
+    Raises:
+        ValueError: If it, or a part of it, is a file.
+    """
+    if path is not None:
+        there = next((part for part in (path, *path.parents) if part.exists()), None)
+        if there is not None and not there.is_dir():
+            raise ValueError(f"--out {path}: {there} is a file, expected a folder; choose another")
+    return path
+
+
+def new_file(path: Path | None) -> Path | None:
+    """Passes the path of a file on that can be written; makes its folder.
+
+    Raises:
+        ValueError: If it is a folder, or a part of it is a file.
+    """
+    if path is not None:
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a folder, expected a file to write, such as {path / 'out'}"
+            )
+        new_folder(path.parent)
+    return path
+
+
+def function_at(text: str) -> Callable[..., Any]:
+    """The function `module:function`; modules of the current folder are found too.
+
+    Raises:
+        ValueError: If the text has another form, or there is no such module or function.
+    """
+    name, _, attribute = text.partition(":")
+    if not name or not attribute:
+        raise ValueError(f"a target is MODULE:FUNCTION, got {text!r}; such as my_models:on_my_mesh")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and one that it imports is not
+        raise ValueError(
+            f"there is no module {error.name!r} in {Path.cwd()} or among the installed packages; "
+            "run the command in the folder of the module, or set PYTHONPATH"
+        ) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        known = ", ".join(sorted(k for k, v in vars(module).items() if callable(v)))
+        raise ValueError(f"{name} has no function {attribute!r}; it has: {known or 'none'}")
+    function: Callable[..., Any] = found
+    return function
+
+
+def json_in(path: Path, option: str) -> Any:
+    """What a JSON file of the user's holds.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{option} {path} is not JSON ({error}); expected text") from error
+
+
 def _setting(text: str, base: Plan) -> tuple[str, Any]:
     name, value = _assignment(text, "--set", "batch=32")
     names = [field.name for field in fields(Plan)]
@@ -66,11 +153,24 @@ def _parsed(text: str, value: str, like: object) -> Any:
     try:
         if kind is bool:
             return {"true": True, "yes": True, "false": False, "no": False}[value.lower()]
-        return kind(value)
+        return whole_number(value) if kind is int else kind(value)
     except (ValueError, KeyError):
         choices = {kind: " or ".join(kind) for kind in (Mlp, Architecture)}
         wanted = ({bool: "true or false"} | choices).get(kind, kind.__name__)
         raise ValueError(f"--set {text!r}: expected {wanted}, got {value!r}") from None
+
+
+def whole_number(text: str) -> int:
+    """`32`, `1e4` or `1_000` as an integer.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not set(text) & set(".eE"):
+        return int(text)
+    if not float(text).is_integer():
+        raise ValueError(f"expected a whole number, got {text!r}")
+    return int(float(text))
 
 
 def _assignment(text: str, option: str, example: str) -> tuple[str, str]:

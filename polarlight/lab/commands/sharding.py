@@ -3,7 +3,6 @@
 import os
 import socket
 from collections.abc import Callable
-from importlib import import_module
 from typing import Annotated, Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 
 from polarlight.diagnostics.sharding import Difference, check_sharding, table
 from polarlight.lab.commands import options
-from polarlight.lab.commands.console import plain_errors, say
+from polarlight.lab.commands.console import say
 from polarlight.lab.train.model import GPT
 from polarlight.lab.train.parallel import Parallel, connected, kind_of, lay_out, share_work
 from polarlight.lab.train.recipes import RECIPES, build, spec_of
@@ -64,18 +63,17 @@ def check(
         return whole, sharded, lambda model: polarlight.Aurora(model, lr=0.02)
     ```
     """
-    with plain_errors():
-        if steps < 1 or processes < 1:
-            raise ValueError(f"--steps and --processes must be >= 1, got {steps} and {processes}")
-        if target is not None and not all(target.partition(":")):
-            raise ValueError(f"a target is MODULE:FUNCTION, got {target!r}")
-        cases: list[tuple[str, ...]] = [("target", target)] if target else []
-        if target is None:
-            kinds = [kind_of(kind.strip()) for kind in parallel.split(",")]
-            shape = str(options.architecture(model))
-            cases = [(shape, n, kind) for n in options.optimizers(optimizers) for kind in kinds]
-        started = "RANK" in os.environ
-        same = _compare(cases, steps) if started else _start(processes, cases, steps)
+    if steps < 1 or processes < 1:
+        raise ValueError(f"--steps and --processes must be >= 1, got {steps} and {processes}")
+    if target is not None:
+        options.function_at(target)  # also puts its folder on the path of processes started here
+    cases: list[tuple[str, ...]] = [("target", target)] if target else []
+    if target is None:
+        kinds = [kind_of(kind.strip()) for kind in parallel.split(",")]
+        shape = str(options.architecture(model))
+        cases = [(shape, n, kind) for n in options.optimizers(optimizers) for kind in kinds]
+    started = "RANK" in os.environ
+    same = _compare(cases, steps) if started else _start(processes, cases, steps)
     if not same:
         raise typer.Exit(1)
 
@@ -129,8 +127,7 @@ def _told(case: tuple[str, ...], found: list[Difference], steps: int) -> str:
 def _case(case: tuple[str, ...]) -> Case:
     """The models of a case and their optimizers."""
     if case[0] == "target":
-        module, _, function = case[1].partition(":")
-        made: Case = getattr(import_module(module), function)()
+        made: Case = options.function_at(case[1])()
         return made
     architecture, name, kind = case
     plan = _small(architecture)

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from polarlight.lab.commands.console import console, plain_errors, say
+from polarlight.lab.commands import options
+from polarlight.lab.commands.console import console, say
 from polarlight.lab.train.corpus import load_corpus
 from polarlight.lab.train.loop import device_of
 from polarlight.lab.train.recipes import RECIPES, recipe_of
@@ -37,7 +38,10 @@ def track3(
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the rule.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     device: Annotated[str, typer.Option(help="auto, or a torch device.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder. Default: runs/track3/...")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder. Default: runs/track3/...", callback=options.new_folder),
+    ] = None,
 ) -> None:
     """Run modded-nanoGPT's optimization benchmark (track 3) with another rule for its matrices.
 
@@ -50,14 +54,16 @@ def track3(
     polarlight track3 --preset record-12 --data data/fineweb10B
     ```
     """
-    with plain_errors():
-        setting = _setting(preset, seed, lr, weight_decay, steps)
-        if data is None and preset != "small":
-            raise ValueError(f"--preset {preset} needs --data; {HOW_TO_GET_SHARDS}")
-        corpus = load_corpus(data, vocab_size=GPT2_VOCAB_SIZE if preset != "small" else None)
-        folder = out or Path("runs") / "track3" / preset / optimizer / f"seed{seed}"
-        run = Track3Run(setting, _rule(optimizer), corpus, folder, device_of(device))
-        _train(run, optimizer)
+    setting = _setting(preset, seed, lr, weight_decay, steps)
+    if data is None and preset != "small":
+        raise ValueError(f"--preset {preset} needs --data; {HOW_TO_GET_SHARDS}")
+    if preset != "small":
+        options.require_gpu(preset, device, small="small", anyway="--device cpu")
+    where = device_of(device)
+    corpus = load_corpus(data, vocab_size=GPT2_VOCAB_SIZE if preset != "small" else None)
+    folder = out or Path("runs") / "track3" / preset / optimizer / f"seed{seed}"
+    run = Track3Run(setting, _rule(optimizer), corpus, folder, where)
+    _train(run, optimizer)
 
 
 def _setting(

@@ -7,15 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 import polarlight
 from polarlight.integrations.transformers import explain_hf
 from polarlight.lab.commands import options
-from polarlight.lab.commands.console import console, plain_errors, say
+from polarlight.lab.commands.console import console, say
 from polarlight.lab.train.compare import SWEEPABLE, Comparison, first_interrupt, specs
 from polarlight.lab.train.corpus import load_corpus
 from polarlight.lab.train.display import Display
+from polarlight.lab.train.memory import require_model
 from polarlight.lab.train.model import GPT
 from polarlight.lab.train.model_config import Architecture
 from polarlight.lab.train.parallel import Parallel, team
@@ -68,7 +70,10 @@ def compare(
     settings: Set = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of results. Default: runs/PRESET, or runs/PRESET-MODEL."),
+        typer.Option(
+            help="Folder of results. Default: runs/PRESET, or runs/PRESET-MODEL.",
+            callback=options.new_folder,
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Delete these runs and start again.")] = False,
     parallel: Annotated[
@@ -90,9 +95,9 @@ def compare(
     torchrun --nproc-per-node 2 -m polarlight compare --parallel fsdp
     ```
     """
-    with plain_errors(), team(parallel) as processes:
+    with team(parallel) as processes:
         kind = options.architecture(model)
-        plan = options.plan(preset, settings or [], {"steps": steps, "architecture": kind})
+        plan = trained_plan(preset, settings, {"steps": steps, "architecture": kind})
         runs = specs(options.optimizers(optimizers), seeds, options.sweep(sweep or []))
         corpus = load_corpus(data, vocab_size=vocab_size)
         corpus.require(plan.context)
@@ -106,6 +111,14 @@ def compare(
         if overwrite:
             comparison.clear()
         _train(comparison)
+
+
+def trained_plan(preset: str, settings: list[str] | None, changes: Mapping[str, Any]) -> Plan:
+    """The plan of a run that is trained here: as `options.plan`, held against the devices."""
+    plan = options.plan(preset, settings or [], changes)
+    if preset == "gpu":
+        options.require_gpu(preset, plan.device, small="quick", anyway="--set device=cpu")
+    return plan
 
 
 class Silent:
@@ -142,7 +155,10 @@ def explain(
     settings: Set = None,
     hf: Annotated[
         Path | None,
-        typer.Option(help="A Hugging Face config.json instead of the preset; nothing is loaded."),
+        typer.Option(
+            help="A Hugging Face config.json, or its folder, instead of the preset; nothing is "
+            "loaded."
+        ),
     ] = None,
     every: Annotated[bool, typer.Option(help="One line per parameter, layers not folded.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -156,12 +172,12 @@ def explain(
     polarlight explain --json > routing.json
     ```
     """
-    with plain_errors():
-        spec = spec_of(optimizer, seed=0)
-        if hf is not None:
-            found = explain_hf(hf, lambda model: build(model, spec))
-        else:
-            changes = {"architecture": options.architecture(model)}
-            plan = options.plan(preset, settings or [], changes)
-            found = polarlight.explain(build(GPT(plan.model(vocab_size)), spec))
-        say(found.to_json() if as_json else found.table(every=every, width=console.width))
+    spec = spec_of(optimizer, seed=0)
+    if hf is not None:
+        found = explain_hf(hf, lambda model: build(model, spec))
+    else:
+        changes = {"architecture": options.architecture(model)}
+        config = options.plan(preset, settings or [], changes).model(vocab_size)
+        require_model(config, torch.device("cpu"))
+        found = polarlight.explain(build(GPT(config), spec))
+    say(found.to_json() if as_json else found.table(every=every, width=console.width))

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from polarlight.lab.commands import options
-from polarlight.lab.commands.console import console, plain_errors, say
+from polarlight.lab.commands.console import console, say
 from polarlight.lab.commands.moving import shape_of
-from polarlight.lab.commands.training import Data, Preset, Set, VocabSize
+from polarlight.lab.commands.training import Data, Preset, Set, VocabSize, trained_plan
 from polarlight.lab.train.compare import first_interrupt
 from polarlight.lab.train.corpus import load_corpus
 from polarlight.lab.train.data import Corpus
@@ -53,7 +53,9 @@ def find(
     data: Data = None,
     vocab_size: VocabSize = None,
     settings: Set = None,
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("runs/find-lr"),
+    out: Annotated[
+        Path, typer.Option(help="Folder of results.", callback=options.new_folder)
+    ] = Path("runs/find-lr"),
 ) -> None:
     r"""Find the best learning rate of an optimizer by short runs, at one width or several.
 
@@ -72,29 +74,28 @@ def find(
     take the lower end of what is within .01 for a long run. In your own loop:
     `polarlight.lab.tuning.find_lr(train, rates)` takes any function from a rate to a loss.
     """
-    with plain_errors():
-        kind = options.architecture(model)
-        plan = options.plan(preset, settings or [], {"steps": steps, "architecture": kind})
-        names, wide = options.optimizers(optimizers), _widths(widths)
-        grids = {name: _grid(name, rates) for name in names}
-        corpus = load_corpus(data, vocab_size=vocab_size)
-        corpus.require(plan.context)
-        numbers = {"aux_lr": aux_lr, "weight_decay": weight_decay}
-        searches = [
-            LrSearch(
-                optimizer=name,
-                plan=_short(one),
-                corpus=corpus,
-                out=out,
-                seeds=seeds,
-                numbers={key: value for key, value in numbers.items() if value is not None},
-                base_width=wide[0] if wide else None,
-            )
-            for name in names
-            for one in ([at_width(plan, width) for width in wide] or [plan])
-        ]
-        say(f"{corpus.name}: {len(corpus.train):,} training tokens; {len(searches)} searches")
-        _report(_searched(searches, grids, extend), out, corpus, plan.device)
+    kind = options.architecture(model)
+    plan = trained_plan(preset, settings, {"steps": steps, "architecture": kind})
+    names, wide = options.optimizers(optimizers), _widths(widths)
+    grids = {name: _grid(name, rates) for name in names}
+    corpus = load_corpus(data, vocab_size=vocab_size)
+    corpus.require(plan.context)
+    numbers = {"aux_lr": aux_lr, "weight_decay": weight_decay}
+    searches = [
+        LrSearch(
+            optimizer=name,
+            plan=_short(one),
+            corpus=corpus,
+            out=out,
+            seeds=seeds,
+            numbers={key: value for key, value in numbers.items() if value is not None},
+            base_width=wide[0] if wide else None,
+        )
+        for name in names
+        for one in ([at_width(plan, width) for width in wide] or [plan])
+    ]
+    say(f"{corpus.name}: {len(corpus.train):,} training tokens; {len(searches)} searches")
+    _report(_searched(searches, grids, extend), out, corpus, plan.device)
 
 
 class _Follower:
@@ -255,17 +256,16 @@ def transfer(
 
     Source: Yang, Simon and Bernstein (2023), arXiv 2310.17813.
     """
-    with plain_errors():
-        before, after = shape_of(shape, "--shape"), shape_of(to, "--to")
-        there, decay = transfer_lr(
-            lr, convention=convention, shape=before, to=after, weight_decay=weight_decay
-        )
-        step = operator_step(there, convention, after)
-        if as_json:
-            say(json.dumps({"lr": there, "weight_decay": decay, "operator_step": step}))
-            return
-        name = convention_of(convention).name
-        say(f"{name}: lr {lr:.4g} on {shape} is lr {there:.4g} on {to}")
-        if weight_decay:
-            say(f"weight decay {weight_decay:.4g} is {decay:.4g}: lr * weight decay is kept")
-        say(f"both move the layer's output by {step:.4g} per step and input, root mean square")
+    before, after = shape_of(shape, "--shape"), shape_of(to, "--to")
+    there, decay = transfer_lr(
+        lr, convention=convention, shape=before, to=after, weight_decay=weight_decay
+    )
+    step = operator_step(there, convention, after)
+    if as_json:
+        say(json.dumps({"lr": there, "weight_decay": decay, "operator_step": step}))
+        return
+    name = convention_of(convention).name
+    say(f"{name}: lr {lr:.4g} on {shape} is lr {there:.4g} on {to}")
+    if weight_decay:
+        say(f"weight decay {weight_decay:.4g} is {decay:.4g}: lr * weight decay is kept")
+    say(f"both move the layer's output by {step:.4g} per step and input, root mean square")

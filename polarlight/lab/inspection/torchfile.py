@@ -61,6 +61,16 @@ def load_mapped(path: Path) -> Mapping[str, Any]:
     return content
 
 
+def not_of_torch(path: Path) -> str:
+    """What is wrong with a file that torch.save cannot have written; empty if nothing is seen."""
+    if path.is_dir():
+        return f"{path} is a folder"
+    with path.open("rb") as file:
+        head = file.read(4)
+    old = head[:1] == b"\x80" and head[1:2] <= b"\x05"  # a pickle and its protocol
+    return "" if old or _is_zip(path) else _not_zip(path)
+
+
 def _is_zip(path: Path) -> bool:
     """Whether torch shall say what is wrong with it."""
     try:
@@ -81,6 +91,8 @@ def _not_zip(path: Path) -> str:
             f"{path} is a pickle, or a file of torch.save from before version 1.6, which cannot be "
             "read piece by piece; load it and save it again with a newer torch"
         )
+    if not head:
+        return f"{path} is empty"
     return f"{path} is no file of torch.save: it starts with {head!r}"
 
 

@@ -15,7 +15,8 @@ from polarlight.lab.train import history
 from polarlight.lab.train.data import Corpus
 from polarlight.lab.train.environment import hardware, versions
 from polarlight.lab.train.history import History
-from polarlight.lab.train.loop import Run, device_of
+from polarlight.lab.train.lock import FolderLock
+from polarlight.lab.train.loop import Run, device_of, require_fitting
 from polarlight.lab.train.model import GPT
 from polarlight.lab.train.parallel import ALONE, Team
 from polarlight.lab.train.recipes import build, spec_of
@@ -41,6 +42,9 @@ class Comparison:
         corpus: The data.
         out: Folder of the comparison; every run has one of its own in it.
         team: The processes that train each run together.
+
+    Raises:
+        ValueError: If the device cannot be used, or its memory does not suffice.
     """
 
     plan: Plan
@@ -48,6 +52,9 @@ class Comparison:
     corpus: Corpus
     out: Path
     team: Team = ALONE
+
+    def __post_init__(self) -> None:
+        require_fitting(self.plan, self.corpus.vocab_size, self.team)
 
     def folder(self, spec: Spec) -> Path:
         """Where a run lives."""
@@ -67,10 +74,16 @@ class Comparison:
         return [history.load(f) for f in folders if (f / "settings.json").exists()]
 
     def clear(self) -> None:
-        """Deletes the folders of these runs."""
-        for spec in self.specs:
-            if (self.folder(spec) / "settings.json").exists():
-                shutil.rmtree(self.folder(spec))
+        """Deletes the folders of these runs.
+
+        Raises:
+            FolderInUseError: If another process trains in one of them; none is deleted then.
+        """
+        folders = [f for f in map(self.folder, self.specs) if (f / "settings.json").exists()]
+        locks = [FolderLock(folder) for folder in folders]
+        for folder, lock in zip(folders, locks, strict=True):
+            shutil.rmtree(folder)
+            lock.release()
 
     def about(self, command: str) -> dict[str, Any]:
         """Everything that the report says beside the curves."""

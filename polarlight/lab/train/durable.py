@@ -33,14 +33,32 @@ class DamagedError(ValueError):
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Puts a new file in the place of `path`, once `write` has written all of it to the disk."""
+    """Puts a new file in the place of `path`, once `write` has written all of it to the disk.
+
+    Raises:
+        OSError: If that fails, as on a full disk; `path` is as it was.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        cause = _os_error_behind(error)
+        if cause is None or cause.errno is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
     _flush_folder(path.parent)
+
+
+def _os_error_behind(error: BaseException | None) -> OSError | None:
+    """The OSError that led to an error; torch hides that of a file that it writes to."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def replace_text(path: Path, text: str) -> None:

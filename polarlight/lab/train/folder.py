@@ -1,10 +1,14 @@
-"""The folder of a run belongs to its settings: they are written first, and compared ever after."""
+"""The folder of a run belongs to one process, and to its settings.
+
+The settings are written first, and compared ever after.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from polarlight.lab.train import durable
+from polarlight.lab.train.lock import FolderLock
 
 Record = dict[str, Any]
 
@@ -13,14 +17,27 @@ class SettingsError(ValueError):
     """The folder holds a run with other settings."""
 
 
-def claim(folder: Path, settings: Record) -> None:
-    """Makes the folder and writes `settings.json`, or compares with the one that is there.
+def claim(folder: Path, settings: Record) -> FolderLock:
+    """Makes and locks the folder, and writes `settings.json` or compares with the one there.
+
+    Returns:
+        The lock, to be released when the run is over.
 
     Raises:
+        FolderInUseError: If another process trains there.
         SettingsError: If it holds other settings, or none that can be read.
     """
+    lock = FolderLock(folder)
+    try:
+        _write_or_compare(folder, settings)
+    except (ValueError, OSError):
+        lock.release()
+        raise
+    return lock
+
+
+def _write_or_compare(folder: Path, settings: Record) -> None:
     wanted = json.loads(json.dumps(settings))
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "settings.json"
     if not path.exists():
         durable.replace_text(path, json.dumps(wanted, indent=2))

@@ -20,6 +20,8 @@ from polarlight.lab.train.checkpoint import CheckpointError
 from polarlight.lab.train.clock import Clock
 from polarlight.lab.train.data import Batches, Corpus, validation_batches
 from polarlight.lab.train.folder import claim
+from polarlight.lab.train.lock import FolderLock
+from polarlight.lab.train.memory import require_batch, require_model
 from polarlight.lab.train.model import GPT
 from polarlight.lab.train.parallel import (
     ALONE,
@@ -44,10 +46,39 @@ ENDINGS = ("finished", "stopped")
 
 
 def device_of(name: str) -> torch.device:
-    """The device for `auto` or a torch device name."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device for `auto` or a torch device name.
+
+    Raises:
+        ValueError: If torch knows no such device, or it cannot be used here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = "choose auto, cpu or another device that `polarlight doctor` lists"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}; {known}") from error
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].split(". ")[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); {known}") from error
+    if device.type == "meta":
+        raise ValueError("device 'meta' holds no numbers; choose auto, cpu or cuda")
+    return device
+
+
+def require_fitting(plan: Plan, vocab_size: int, team: Team = ALONE) -> None:
+    """Checks that the device exists, and that model and batch can fit into its memory.
+
+    Raises:
+        ValueError: If not; the message has the memory that is needed at least.
+    """
+    device, config = device_of(plan.device), plan.model(vocab_size)
+    require_model(config, torch.device("cpu"))  # where the initial weights are drawn
+    if team.size == 1:  # weights, gradients, momenta
+        require_model(config, device, copies=3)
+        require_batch(config, plan.batch, device)
 
 
 class Run:
@@ -62,6 +93,8 @@ class Run:
         team: The processes that train it; each of them has a `Run`, and the first one writes.
 
     Raises:
+        ValueError: If the device cannot be used, or its memory does not suffice.
+        FolderInUseError: If another process trains in the folder.
         SettingsError: If the folder holds a run with other settings.
         CheckpointError: If its checkpoint cannot be read.
     """
@@ -75,6 +108,7 @@ class Run:
         recipe: Recipe | None = None,
         team: Team = ALONE,
     ) -> None:
+        require_fitting(plan, corpus.vocab_size, team)
         self.spec, self.plan, self.corpus, self.folder = spec, plan, corpus, folder
         self.team = team
         self.device = device_of(plan.device)
@@ -90,12 +124,33 @@ class Run:
         self._watch = Watch(self.model, plan.neurons_every, plan.steps, activations=whole)
         self._reported: Counter[str] = Counter()
         self._resumed: Counter[str] = Counter()
-        if team.leads:
-            claim(folder, as_record(plan, spec, corpus.fingerprint))
+        self._lock: FolderLock | None = None
+        self._claim()
         records = history.read_records(self.metrics) if team.leads else []
         self.ended = bool(team.told(any(r["kind"] in ENDINGS for r in records)))
-        if not self.ended:
+        if self.ended:
+            self.release()
+        else:
             self.restore()
+
+    def _claim(self) -> None:
+        """Takes the folder for this run; if the first process cannot, all of them raise."""
+        refusal: Exception | None = None
+        try:
+            if self.team.leads and self._lock is None:
+                settings = as_record(self.plan, self.spec, self.corpus.fingerprint)
+                self._lock = claim(self.folder, settings)
+        except (ValueError, OSError) as error:
+            refusal = error
+        refusal = self.team.told(refusal)
+        if refusal is not None:
+            raise refusal
+
+    def release(self) -> None:
+        """Lets another process go on in the folder; training on takes it again."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     @property
     def metrics(self) -> Path:
@@ -106,8 +161,15 @@ class Run:
         """Trains to the end, or until `stop()` says so, yielding each record once it is written.
 
         A run that is stopped is saved first. A non-finite loss ends the run with a `stopped`
-        record.
+        record. The folder is locked until the last record, or until the generator is closed.
         """
+        self._claim()
+        try:
+            yield from self._trained(stop)
+        finally:
+            self.release()
+
+    def _trained(self, stop: Callable[[], bool]) -> Iterator[Record]:
         self._watch.attach(self.optimizer)
         batches = Batches(
             self.corpus.train,

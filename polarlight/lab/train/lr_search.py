@@ -22,7 +22,7 @@ from torch import nn
 
 from polarlight.lab.train import history
 from polarlight.lab.train.data import Corpus
-from polarlight.lab.train.loop import Run
+from polarlight.lab.train.loop import Run, require_fitting
 from polarlight.lab.train.model import GPT
 from polarlight.lab.train.recipes import Recipe, recipe_of, spec_of
 from polarlight.lab.train.settings import Plan
@@ -80,7 +80,7 @@ class LrSearch:
         watch: Told of each record.
 
     Raises:
-        ValueError: If seeds is below 1.
+        ValueError: If seeds is below 1, or the device or its memory does not suffice.
     """
 
     optimizer: str
@@ -96,6 +96,7 @@ class LrSearch:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"seeds must be >= 1, got {self.seeds}")
+        require_fitting(self.plan, self.corpus.vocab_size)
 
     def __call__(self, lr: float) -> float:
         """Validation loss at the end, mean over the seeds.

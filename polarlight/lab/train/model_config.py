@@ -82,10 +82,10 @@ class ModelConfig:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)}")
 
     def _check_heads(self) -> None:
-        if self.head_dim is None and self.width % self.heads:
+        if self.head_dim is None and self.width % (2 * self.heads):
             raise ValueError(
-                f"width must be a multiple of heads, got {self.width} and {self.heads}; "
-                "or give head_dim"
+                f"width must be a multiple of 2 * heads = {2 * self.heads} (a head is rotated in "
+                f"pairs), got {self.width}; choose {self._legal_heads()}"
             )
         if self.head_size % 2:
             raise ValueError(
@@ -93,6 +93,16 @@ class ModelConfig:
             )
         if self.heads % self.key_heads:
             raise ValueError(f"kv_heads must divide heads = {self.heads}, got {self.key_heads}")
+
+    def _legal_heads(self) -> str:
+        """The nearest widths for this number of heads, the nearest numbers for this width."""
+        unit, keys = 2 * self.heads, self.kv_heads or 1
+        below = self.width // unit * unit
+        widths = [f"width = {width}" for width in (below, below + unit) if width]
+        most = min(self.width // 2, 4 * self.heads, 1024)
+        fitting = [n for n in range(1, most + 1) if self.width % (2 * n) == 0 and n % keys == 0]
+        near = sorted(sorted(fitting, key=lambda n: abs(n - self.heads))[:2])
+        return " or ".join([*widths, *(f"heads = {n}" for n in near)])
 
     def _check_mixture(self) -> None:
         if self.experts < 2:
@@ -135,6 +145,23 @@ class ModelConfig:
     def expert_neurons(self) -> int:
         """Neurons of one expert: expert_expansion * width, rounded in the same way."""
         return _multiple_of_eight(self.expert_expansion * self.width)
+
+    @property
+    def active_neurons(self) -> int:
+        """Neurons of a layer that a token meets."""
+        return self.experts_per_token * self.expert_neurons if self.is_mixture else self.neurons
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers in all parameters, without building the model; tied ones count once."""
+        attention = 2 * self.width * (self.heads + self.key_heads) * self.head_size
+        norms = 2 * (self.width + self.head_size)
+        matrices = 3 if self.mlp == Mlp.SWIGLU else 2
+        mlp = matrices * self.width * self.neurons
+        if self.is_mixture:
+            mlp = self.experts * self.width * (3 * self.expert_neurons + 1)
+        tables = (1 if self.tied else 2) * self.vocab_size * self.width
+        return self.layers * (attention + norms + mlp) + tables + self.width
 
 
 def _multiple_of_eight(size: float) -> int:

@@ -77,6 +77,12 @@ class Explanation:
         return aligned([["role", *_COUNTED, "share"], *rows])
 
 
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside of wrappers that keep it as `optimizer`, as accelerate's does."""
+    inner = getattr(optimizer, "optimizer", None)
+    return unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
+
+
 _COUNTED = ("tensors", "parameters", "frozen")
 
 
@@ -90,9 +96,11 @@ def explain(source: Optimizer | Sequence[Group]) -> Explanation:
     Of sharded parameters also the plan in numbers: matrices, balance, flops, bytes per step.
 
     Args:
-        source: An optimizer, or param groups as `route` makes them.
+        source: An optimizer, also one that accelerate has wrapped, or param groups as `route` makes
+            them.
     """
     if isinstance(source, Optimizer):
+        source = unwrapped(source)
         groups: Sequence[Group] = [source.defaults | group for group in source.param_groups]
         reasons: Mapping[str, str] = dict(getattr(source, "reasons", {}))
     else:

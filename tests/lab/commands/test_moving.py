@@ -130,7 +130,7 @@ def test_a_bare_loops_momenta_are_converted(tmp_path):
 def test_conversion_names_mistakes(checkpoint):
     _, _, folder = checkpoint
     for arguments, said in (
-        ([folder / "ckpt.pt"], "does not say what its parameters are called"),
+        ([folder / "ckpt.pt"], "does not say what its 3 parameters are called; write their names"),
         ([folder / "nowhere.pt"], "does not exist"),
         ([folder / "ckpt.pt", "--key", "optimiser"], "The checkpoint has: model, optimizers"),
     ):

@@ -197,7 +197,7 @@ def test_skipped_gradients_are_recorded_also_across_a_stop(tmp_path, cut):
         ({"warmup": -1}, "warmup must be >= 0, got -1"),
         ({"cooldown": 1.5}, r"cooldown must lie in \[0, 1\], got 1\.5"),
         ({"precision": "fp8"}, "precision must be auto, bf16 or fp32, got fp8"),
-        ({"heads": 5}, "width must be a multiple of heads"),
+        ({"heads": 5}, "width must be a multiple of 2 . heads"),
     ],
 )
 def test_impossible_plans_are_refused(changes, said):

@@ -15,6 +15,7 @@ from polarlight import SpectralOptimizer
 from polarlight.lab.train import checkpoint, history
 from polarlight.lab.train.data import Corpus, validation_batches
 from polarlight.lab.train.folder import claim
+from polarlight.lab.train.lock import FolderLock
 from polarlight.lab.train.track3.model import Model
 from polarlight.lab.train.track3.settings import Track3
 from polarlight.routing import infer_roles
@@ -59,6 +60,7 @@ class Track3Run:
         device: Where it trains; a GPU gets bfloat16 activations and a compiled model, as there.
 
     Raises:
+        FolderInUseError: If another process trains in the folder.
         SettingsError: If the folder holds a run with other settings.
         DataError: If there are not enough tokens for a sequence.
     """
@@ -75,7 +77,12 @@ class Track3Run:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._loss = torch.compile(self.model, dynamic=False) if gpu else self.model
         self.step = 0
-        self._claim(rule)
+        self._settings = {
+            "track3": asdict(setting),
+            "rule": repr(rule),
+            "data": corpus.fingerprint,
+        }
+        self._lock: FolderLock | None = claim(folder, self._settings)
         self._resume()
 
     @property
@@ -84,7 +91,18 @@ class Track3Run:
         return self.folder / "metrics.jsonl"
 
     def records(self, tell: Callable[[int], None] = lambda step: None) -> Iterator[Record]:
-        """Trains to the end, yielding each record once it is written; `tell` hears of each step."""
+        """Trains to the end, yielding each record once it is written; `tell` hears of each step.
+
+        The folder is locked until the last record, or until the generator is closed.
+        """
+        self._lock = self._lock or claim(self.folder, self._settings)
+        try:
+            yield from self._trained(tell)
+        finally:
+            self._lock.release()
+            self._lock = None
+
+    def _trained(self, tell: Callable[[int], None]) -> Iterator[Record]:
         if self.step == 0:
             yield self._write(self._validate())
         while self.step < self.setting.steps:
@@ -156,15 +174,6 @@ class Track3Run:
             "optimizer": self.optimizer.state_dict(),
         }
         checkpoint.save(self.folder / "checkpoint.pt", content)
-
-    def _claim(self, rule: Rule) -> None:
-        """Writes the settings, or compares them with those that are there."""
-        settings = {
-            "track3": {k: v for k, v in asdict(self.setting).items() if v is not None},
-            "rule": repr(rule),
-            "data": self.corpus.fingerprint,
-        }
-        claim(self.folder, settings)
 
     def _resume(self) -> None:
         path = self.folder / "checkpoint.pt"

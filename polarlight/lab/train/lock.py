@@ -1,0 +1,80 @@
+"""One process per run: a lock file in the run's folder.
+
+The lock belongs to the open file and not to its existence. The system releases it when the process
+ends, killed or not: a file that is left behind stops nobody. Systems without `fcntl` have no lock.
+"""
+
+import errno
+import os
+import weakref
+from importlib import import_module
+from pathlib import Path
+
+NAME = "lock"
+_TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks answer."""
+
+
+class FolderInUseError(ValueError):
+    """Another process trains in the folder."""
+
+
+class FolderLock:
+    """Holds a folder for this process, until `release`, garbage collection or its end.
+
+    Args:
+        folder: The folder of a run; it is created.
+
+    Raises:
+        FolderInUseError: If another process, or another run of this one, holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / NAME
+        descriptor = _open_locked(path)
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        self.release = weakref.finalize(self, _release, path, descriptor, os.getpid())
+        """Lets other processes in; nothing if that is done already."""
+
+
+def _open_locked(path: Path) -> int:
+    """A descriptor of the file, locked; the file may have been removed by its last holder."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(descriptor)
+        except OSError as error:
+            holder = os.read(descriptor, 20).decode(errors="replace").strip()
+            os.close(descriptor)
+            if error.errno not in _TAKEN:
+                raise
+            raise FolderInUseError(
+                f"{path.parent} is in use: process {holder or '(unknown)'} trains there; wait for "
+                "it, stop it, or choose another --out"
+            ) from None
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Locks the open file or raises; does nothing where there are no locks."""
+    try:
+        fcntl = import_module("fcntl")
+    except ModuleNotFoundError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def _release(path: Path, descriptor: int, holder: int) -> None:
+    """Removes the file while it is still locked, then unlocks it; not in a forked copy."""
+    if os.getpid() == holder:
+        path.unlink(missing_ok=True)
+    os.close(descriptor)
