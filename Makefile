@@ -8,8 +8,8 @@ SINKS := build/sinks
 PINNED := build/pinned
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: bench demo test test-slow test-gpu test-sinks test-titan test-torch fuzz mutants check
-.PHONY: audit clean lock pinned sbom site
+.PHONY: bench demo test test-slow test-gpu test-isa test-sinks test-titan test-torch fuzz mutants
+.PHONY: check audit clean lock pinned sbom site
 
 demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
 	$(BIN)/polarlight compare
@@ -26,19 +26,20 @@ test-gpu: $(VENV)/.dev
 test-titan: $(TITAN)/.installed  ## torchtitan's container, recipe and FSDP2, which want older packages
 	OMP_NUM_THREADS=1 $(TITAN)/bin/pytest tests/integrations/test_torchtitan.py
 
-CORE_NEEDS := expecttest hypothesis numpy pytest pytest-xdist
-CORE := tests/contracts tests/rules tests/linalg tests/optimizer tests/torch_contract
+CORE := tests/contracts tests/rules tests/linalg tests/torch_contract tests/distributed tests/optimizer
+CORE += tests/execution tests/reliability tests/lab/train/test_loop.py $(wildcard tests/test_*.py)
+
+test-isa: $(VENV)/.dev  ## margins of numeric bounds under several instruction sets, half an hour
+	$(BIN)/python -m tests.isa
 
 test-sinks: $(SINKS)/.installed  ## sinks with their real clients, one of which wants other packages
-	OMP_NUM_THREADS=1 $(SINKS)/bin/python -m pytest -m "slow or not slow" tests/sinks
+	OMP_NUM_THREADS=1 $(SINKS)/bin/python -m pytest -m "slow or not slow" tests/diagnostics/sinks
 
-test-torch:  ## the core's tests under another release of torch: make test-torch VERSION=2.11.0
-	@test -n "$(VERSION)" || { echo "which release? make test-torch VERSION=2.11.0"; exit 2; }
-	$(PYTHON) -m venv build/torch-$(VERSION)
-	grep -v '^torch==' constraints.txt > build/torch-$(VERSION)/constraints.txt
-	build/torch-$(VERSION)/bin/pip install --disable-pip-version-check --quiet torch==$(VERSION)
-	build/torch-$(VERSION)/bin/pip install --disable-pip-version-check --quiet \
-		-c build/torch-$(VERSION)/constraints.txt -e . $(CORE_NEEDS)
+test-torch:  ## train, save, resume, shard under another release: make test-torch VERSION=2.7.1
+	@test -n "$(VERSION)" || { echo "which release? make test-torch VERSION=2.7.1"; exit 2; }
+	test -e build/torch-$(VERSION)/.installed || \
+		$(PYTHON) tests/install_torch.py $(VERSION) build/torch-$(VERSION)
+	touch build/torch-$(VERSION)/.installed
 	OMP_NUM_THREADS=1 build/torch-$(VERSION)/bin/python -m pytest -n 2 \
 		-m "not slow and not gpu" $(CORE)
 

@@ -44,6 +44,18 @@ def has_fast_bfloat16(device_type: str, index: int | None = None) -> bool:
     if device_type == "cuda":
         return torch.cuda.get_device_capability(index) >= (8, 0)
     if device_type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
+        capabilities = cpu_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
+
+
+def cpu_capabilities() -> dict[str, object]:
+    """Return the CPU's instruction sets and name as torch reports them.
+
+    Releases of torch before 2.11 have no `get_capabilities`. They are asked for AVX512-BF16 only:
+    every CPU with AMX has it too.
+    """
+    report = getattr(torch.cpu, "get_capabilities", None)
+    if report is not None:
+        return dict(report())
+    return {"avx512_bf16": torch.cpu._is_avx512_bf16_supported()}

@@ -6,6 +6,7 @@ from torch import nn
 
 import polarlight
 from polarlight.diagnostics.neurons import NeuronMonitor
+from tests.releases import needs_compiled_steps
 
 
 def monitored(rule, every=2, view=None, shape=(16, 4)):
@@ -216,6 +217,7 @@ def test_it_waits_for_the_device_once_per_look(monkeypatch):
 
 
 @pytest.mark.slow
+@needs_compiled_steps
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_step_is_observed_like_a_plain_one():
     histories = {}

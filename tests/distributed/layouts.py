@@ -6,6 +6,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
+from tests.releases import UNEVEN_STRIDED_SHARDS
+
 SHAPES = [(12, 4), (4, 12), (6, 6), (3, 12, 4), (10, 5), (1, 4), (12, 4)]
 """Uneven and empty shards among them: ten rows on four processes, one row on any."""
 
@@ -27,6 +29,8 @@ LAYOUTS = {
     },
 }
 """By number of processes: the mesh, and the placements of every parameter."""
+if not UNEVEN_STRIDED_SHARDS:
+    del LAYOUTS[4]["FSDP x TP, rows"]
 
 
 class Parameters(nn.Module):

@@ -108,7 +108,8 @@ def test_from_two_processes_to_four_and_to_one(tmp_path):
     run(2, both_ways, tmp_path)
     from_file(tmp_path)
     resume(0, tmp_path / "parts", [None])
-    layouts = [LAYOUTS[4]["FSDP x TP, rows"], LAYOUTS[4]["HSDP"]]
+    names = ("FSDP x TP, rows", "HSDP")
+    layouts = [LAYOUTS[4][name] for name in names if name in LAYOUTS[4]]
     run(4, resume_and_pass_on, tmp_path / "parts", tmp_path / "passed on", layouts)
     resume(0, tmp_path / "passed on", [None])  # from two to four to one
 

@@ -60,7 +60,7 @@ def test_one_of_two_is_killed_and_the_other_goes_on_alone(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rows", "HSDP", "FSDP x TP, rows"])
+@pytest.mark.parametrize("name", sorted({"rows", "HSDP", "FSDP x TP, rows"} & set(LAYOUTS[4])))
 def test_one_of_four_is_killed_and_two_go_on(tmp_path, name):
     lost(tmp_path, 4, name)
     run(2, resume, tmp_path, [LAYOUTS[2]["rows"], LAYOUTS[2]["copies"]])

@@ -10,6 +10,7 @@ STEPS = """
 import resource
 import sys
 import torch
+import torch._dynamo  # which torch 2.7 cannot import under another default device
 import polarlight.optimizer.spectral
 
 if sys.argv[1] == "without":

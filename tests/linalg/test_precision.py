@@ -46,9 +46,17 @@ def test_gpus_multiply_bfloat16_from_ampere_on(monkeypatch, capability, fast):
     ],
 )
 def test_cpus_multiply_it_where_they_say_so_and_others_do_not(monkeypatch, capabilities, fast):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert precision.has_fast_bfloat16.__wrapped__("cpu") is fast
     assert precision.has_fast_bfloat16.__wrapped__("mps") is False
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_torch_without_a_report_of_capabilities_is_asked_for_avx512_bf16(monkeypatch, fast):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    assert precision.has_fast_bfloat16.__wrapped__("cpu") is fast
+    assert precision.cpu_capabilities() == {"avx512_bf16": fast}
 
 
 def test_a_matrix_is_read_in_bfloat16_only_where_that_is_iterated_in():

@@ -69,7 +69,7 @@ def test_the_exact_factor_jumps_where_this_one_does_not():
     case = known("half rank", 8, 6)
     H = 1e-9 * case.left[:, 5:] @ case.right[:, 5:].mT
     assert (ExactPolar()(case.M + H) - ExactPolar()(case.M - H)).norm() > 1.9
-    assert (RegularisedPolar()(case.M + H) - RegularisedPolar()(case.M - H)).norm() < 1e-7
+    assert (RegularisedPolar()(case.M + H) - RegularisedPolar()(case.M - H)).norm() < 2e-7
 
 
 def test_little_damping_gives_the_polar_factor():

@@ -17,8 +17,10 @@ from polarlight.stages import EMA, InBfloat16
 from polarlight.stages.momentum import HeavyBall
 from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
+from tests.releases import needs_compiled_steps
 
 pytestmark = [
+    needs_compiled_steps,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the compiler's own
     pytest.mark.filterwarnings("ignore:Logical operators:UserWarning"),
 ]

@@ -14,6 +14,7 @@ from polarlight.rule import ElementwiseRule
 from polarlight.rules import AdamWRule
 from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
+from tests.releases import needs_compiled_steps
 
 NAN, INF = float("nan"), float("inf")
 
@@ -261,6 +262,7 @@ def test_nothing_of_it_waits_for_a_device():
             optimizer.skipped()
 
 
+@needs_compiled_steps
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call:UserWarning")
 def test_a_compiled_step_skips_as_well():
     compiled, eager = (trained(polarlight.rules.normuon(), steps=0) for _ in range(2))

@@ -159,7 +159,7 @@ def test_missing_rank_is_left_out():
     assert not U[:, 2].any()
     rows = leverages(U)
     torch.testing.assert_close(rows, torch.full_like(rows, 5 / 24), rtol=1e-6, atol=0)
-    assert tangent_gradient(M, U) < 1e-6
+    assert tangent_gradient(M, U) < 2e-6
 
 
 def test_rows_that_no_scale_can_level_stay_finite_and_orthonormal():

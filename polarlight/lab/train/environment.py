@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import polarlight
-from polarlight.linalg.precision import has_fast_bfloat16
+from polarlight.linalg.precision import cpu_capabilities, has_fast_bfloat16
 
 
 def versions() -> dict[str, str]:
@@ -42,5 +42,5 @@ def hardware(device: torch.device) -> dict[str, str]:
 def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    capabilities = cpu_capabilities() if device.type == "cpu" else {}
     return str(capabilities.get("cpu_name") or platform.processor() or device.type)

@@ -157,18 +157,28 @@ def lay_out(model: GPT, kind: Parallel | None) -> LaidOut:
     """Puts the model on all processes, in place.
 
     Raises:
-        ValueError: If it cannot be divided among as many.
+        ValueError: If it cannot be divided among as many, or would train on other gradients.
     """
     device = next(model.parameters()).device.type
     if kind is Parallel.DDP:
         wrapped = nn.parallel.DistributedDataParallel(_Loss(model))
         return LaidOut(wrapped, partial(setattr, wrapped, "require_backward_grad_sync"))
     if kind in (Parallel.FSDP, Parallel.HSDP):
+        _check_averages(device, kind)
         divided = _divide_parameters(model, _mesh(device, hybrid=kind is Parallel.HSDP))
         return LaidOut(model.loss_and_load, divided.set_requires_gradient_sync)
     if kind is Parallel.TP:
         _divide_products(model, device)
     return LaidOut(model.loss_and_load, lambda wanted: None)
+
+
+def _check_averages(device: str, kind: Parallel) -> None:
+    """Refuse FSDP2 over gloo before torch 2.8: gradients are added there, not averaged."""
+    if device == "cpu" and torch.torch_version.TorchVersion(torch.__version__) < "2.8":
+        raise ValueError(
+            f"{kind} on CPUs does not average gradients under torch {torch.__version__}; "
+            "use torch >= 2.8, or --parallel ddp or tp"
+        )
 
 
 def share_work(optimizer: SpectralOptimizer, kind: Parallel | None) -> SpectralOptimizer:

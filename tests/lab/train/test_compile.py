@@ -7,8 +7,10 @@ import pytest
 from polarlight.lab.train.loop import Run
 from polarlight.lab.train.recipes import spec_of
 from tests.lab.train.tiny import PLAN, corpus
+from tests.releases import needs_compiled_steps
 
 pytestmark = [
+    needs_compiled_steps,
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the compiler's own
 ]
