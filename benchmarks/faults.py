@@ -8,7 +8,7 @@ from torch import Tensor
 
 from polarlight.execution.batched import Batched
 from polarlight.execution.job import Job, jobs_of
-from polarlight.execution.work import Work
+from polarlight.execution.param_task import ParamTask
 
 Fault = Callable[["Faulty", str, Job, Tensor], Tensor]
 """(executor, name of the matrix, job, right direction) -> the direction that is handed on."""
@@ -32,7 +32,7 @@ class Faulty:
     touched: set[str] = field(default_factory=set)
     before: dict[str, Tensor] = field(default_factory=dict)
 
-    def directions_of(self, works: Sequence[Work]) -> list[Tensor]:
+    def directions_of(self, works: Sequence[ParamTask]) -> list[Tensor]:
         """One direction per parameter; all of a step are asked for at once."""
         parts = [jobs_of(w.rule, w.view, w.momentum, w.state, {}) for w in works]
         jobs = [job for some in parts for job in some]

@@ -1,4 +1,4 @@
-"""What a direction costs, counted and not guessed: the rule runs once per shape, without data."""
+"""Cost of a direction: flops of products, counted by one run of the rule on the meta device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,39 +12,38 @@ from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
 FLOPS_PER_ENTRY = 300.0
-"""Worth of reading and writing an entry, in flops of a product: what accelerators are built for."""
+"""Flops of products that take an accelerator as long as reading and writing one entry."""
 
 FLOPS_OF_A_FACTORISATION = 20.0
-"""Times m n min(m, n), for decompositions, whose flops nobody counts."""
+"""Estimate for a decomposition, in units of m n min(m, n): torch does not count its flops."""
 
 
 @lru_cache(maxsize=4096)
 def flops(rule: UpdateRule, m: int, n: int) -> int:
-    """Floating-point operations of the matrix products in one direction of an m x n matrix.
+    """Count floating-point operations of the products in one direction of an m x n matrix.
 
-    Found by running the rule on the meta device, where products are counted and nothing is
-    computed. Decompositions count nothing: a rule without products that is not elementwise either
-    is taken for one, at 20 m n min(m, n).
+    The rule runs on the meta device, where products are counted and nothing is computed. torch
+    counts no flops for decompositions: a rule with one counts at least 20 m n min(m, n).
     """
     if not m or not n:
         return 0
-    M, buffers = _without_data(rule, m, n)
-    return _counted(lambda: rule.direction(M, buffers), m, n)
+    M, buffers = _meta_inputs(rule, m, n)
+    return _count_flops(lambda: rule.direction(M, buffers), m, n)
 
 
 def cost(rule: UpdateRule, m: int, n: int) -> float:
-    """Flops, and what the passes over memory are worth in flops: never zero."""
+    """Return flops of products plus memory passes in the same unit; never zero."""
     return flops(rule, m, n) + FLOPS_PER_ENTRY * m * n
 
 
 @dataclass(frozen=True, slots=True)
-class OnRows:
-    """What a direction costs a process that has some of a matrix's rows.
+class RowwiseCost:
+    """Cost of a direction for a process that holds some rows of the matrix.
 
     Attributes:
-        flops: Of matrix products.
-        cost: The same in the unit of `cost`.
-        summed: Bytes of the sums that all holders complete together.
+        flops: Flops of matrix products.
+        cost: Flops and memory passes, in the unit of `cost`.
+        summed: Bytes of the sums that are all-reduced over the processes.
     """
 
     flops: int
@@ -53,19 +52,19 @@ class OnRows:
 
 
 @lru_cache(maxsize=4096)
-def cost_on_rows(rule: UpdateRule, m: int, n: int, here: int) -> OnRows | None:
-    """Of `here` rows of an m x n matrix; None if the rule needs more of the others than sums."""
-    X, buffers = _without_data(rule, m, n, here)
-    rows = _Counting(m)
+def rowwise_cost(rule: UpdateRule, m: int, n: int, local_rows: int) -> RowwiseCost | None:
+    """Return the cost for a process with some rows of an m x n matrix; None if not row-wise."""
+    X, buffers = _meta_inputs(rule, m, n, local_rows)
+    rows = _CountingRows(m)
     try:
-        flops = _counted(lambda: rule.direction_on_rows(X, rows, buffers), here, n)
+        flops = _count_flops(lambda: rule.direction_on_rows(X, rows, buffers), local_rows, n)
     except NeedsAllRowsError:
         return None
-    return OnRows(flops, flops + FLOPS_PER_ENTRY * here * n, rows.bytes)
+    return RowwiseCost(flops, flops + FLOPS_PER_ENTRY * local_rows * n, rows.bytes)
 
 
-class _Counting(Rows):
-    """Says how many rows there are, and counts what is summed."""
+class _CountingRows(Rows):
+    """Row reductions that return their input and count its bytes."""
 
     def __init__(self, total: int) -> None:
         self.total, self.bytes = total, 0
@@ -81,11 +80,11 @@ class _Counting(Rows):
         return self.sum(x)
 
 
-def _without_data(
-    rule: UpdateRule, m: int, n: int, here: int | None = None
+def _meta_inputs(
+    rule: UpdateRule, m: int, n: int, local_rows: int | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A matrix and its buffers on the meta device, or `here` of its rows and theirs."""
-    rows = m if here is None else here
+    """Return a matrix and its buffers on the meta device; with `local_rows`, that many rows."""
+    rows = m if local_rows is None else local_rows
     buffers = {
         name: torch.zeros(
             (rows if p == m else p, q), device="cpu" if name == HOST_COUNTER else "meta"
@@ -95,22 +94,22 @@ def _without_data(
     return torch.empty(rows, n, device="meta"), buffers
 
 
-def _counted(direction: Callable[[], Tensor], m: int, n: int) -> int:
-    """Flops of the products; an estimate for decompositions and where data decides."""
+def _count_flops(direction: Callable[[], Tensor], m: int, n: int) -> int:
+    """Count flops of products; estimate decompositions and functions that depend on data."""
     from torch.utils.flop_counter import FlopCounterMode
 
     estimate = int(FLOPS_OF_A_FACTORISATION * m * n * min(m, n))
     counter = FlopCounterMode(display=False)
     try:
-        with counter, _Factorisations() as found:
+        with counter, _DetectFactorisation() as found:
             direction()
-    except (RuntimeError, NotImplementedError):  # data decides what it does: no meta device
+    except (RuntimeError, NotImplementedError):  # it depends on data: no meta device
         return estimate
     return max(counter.get_total_flops(), estimate if found.any else 0)
 
 
-class _Factorisations(TorchDispatchMode):
-    """Notices decompositions."""
+class _DetectFactorisation(TorchDispatchMode):
+    """Dispatch mode that records whether a decomposition is called."""
 
     any = False
 
@@ -118,6 +117,6 @@ class _Factorisations(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        """Notes linalg's names and goes on."""
+        """Record calls of torch.linalg and run the operation."""
         self.any |= "linalg" in str(func) and "norm" not in str(func)
         return func(*args, **(kwargs or {}))

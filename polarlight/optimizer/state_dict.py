@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polarlight.linalg.rest import SIZES
-from polarlight.optimizer import apply as movement
+from polarlight.optimizer.apply import ROUNDING_STEP, new_state
 from polarlight.optimizer.fingerprint import (
     Config,
     completed,
@@ -36,7 +36,7 @@ WAY_OUT = (
     "old, new) from a live optimizer, load_carried(new, read_state_dict(state_dict)) by names"
 )
 
-LATER = (movement.DRAWS, SIZES)
+LATER = (ROUNDING_STEP, SIZES)
 """Buffers that a saved state may lack, and that start at zero then.
 
 Rounding at random may begin in mid-run; states of older versions have no sizes of momenta.
@@ -170,7 +170,7 @@ def _forms(given: StateDict, groups: list[Group]) -> dict[Any, dict[str, Form]]:
             if not state:
                 continue
             name = name_of(group, index, place)
-            fresh = movement.new_state(saved, p, name)
+            fresh = new_state(saved, p, name)
             if not fresh.keys() & state.keys():
                 continue  # a wrapper's own, of a parameter that was never stepped
             state = given["state"][key] = _with_tensors(state, fresh)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from polarlight.execution.sharded.forecast import Summary, as_they_lie, forecast, summary
+from polarlight.execution.sharded.forecast import Summary, dtensor_layout, forecast, summary
 from polarlight.routing.explain.rows import Group, Piece, Row, rows_of
 from polarlight.routing.explain.table import aligned, table_of
 
@@ -106,6 +106,6 @@ def explain(source: Optimizer | Sequence[Group]) -> Explanation:
     else:
         groups = list(source)
         reasons = {k: v for g in groups for k, v in g.get("reasons", {}).items()}
-    lay = getattr(getattr(source, "executor", None), "layout", as_they_lie)
+    lay = getattr(getattr(source, "executor", None), "layout", dtensor_layout)
     sharing = tuple(map(summary, forecast(groups, lay)))
     return Explanation(tuple(rows_of(groups, reasons)), sharing)
