@@ -40,12 +40,12 @@ _CONTENT = ("slots", "fields")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field that a saved configuration has otherwise.
+    """Difference between a saved configuration and the optimizer's in one field.
 
     Attributes:
         field: Path of the field, such as `map.schedule`.
-        saved: Its saved value, as text.
-        now: The optimizer's, as text.
+        saved: Saved value, as text.
+        now: Value of the optimizer, as text.
         harmless: Whether saved buffers mean the same under both.
     """
 
@@ -59,7 +59,7 @@ class Difference:
 
 
 def fingerprint(value: object) -> str:
-    """Return the text of a rule or view, for a state dict."""
+    """Return the fingerprint of a rule or view, JSON text for a state dict."""
     return json.dumps(config_of(value))
 
 
@@ -71,7 +71,7 @@ def config_of(value: object) -> Config:
         slots = {name: _encoded(getattr(value, name)) for name in _SLOTS}
         kept = {name: slot for name, slot in slots.items() if slot not in (None, [])}
         return {"method": value.name, "version": 1, "slots": kept}
-    return _of_object(value)
+    return _object_config(value)
 
 
 def read_fingerprint(saved: object) -> Config:
@@ -90,12 +90,12 @@ def read_fingerprint(saved: object) -> Config:
         if _is_config(config):
             return config
     except (LookupError, RecursionError, SyntaxError, TypeError, ValueError):
-        pass  # no fingerprint: it equals none
+        pass  # some other text, which differs from every fingerprint
     return {"method": saved, "version": 1, "fields": {}}
 
 
 def _is_config(value: object) -> TypeGuard[Config]:
-    """Return whether plain data is a configuration, all the way down."""
+    """Return whether plain data is a configuration, nested ones included."""
     if not isinstance(value, dict):
         return False
     content = [value.get(key) for key in _CONTENT]
@@ -108,13 +108,14 @@ def _is_config(value: object) -> TypeGuard[Config]:
 
 
 def _is_plain(value: object) -> bool:
+    """Return whether every dict inside a value is a configuration."""
     if isinstance(value, list):
         return all(map(_is_plain, value))
     return _is_config(value) if isinstance(value, dict) else True
 
 
 def differences(saved: object, now: object, where: str = "") -> Iterator[Difference]:
-    """Return the fields in which two configurations differ, those at defaults filled in."""
+    """Yield the fields in which two configurations differ, with defaults filled in."""
     if isinstance(saved, dict) and isinstance(now, dict) and _kind(saved) == _kind(now):
         yield from _fields_that_differ(saved, now, where)
     elif _are_slots(saved) and _are_slots(now) and len(saved) == len(now):
@@ -126,7 +127,7 @@ def differences(saved: object, now: object, where: str = "") -> Iterator[Differe
 
 
 def keeps_state(value: object) -> bool:
-    """Return whether a part of a configuration keeps buffers; an unknown one is assumed to."""
+    """Return whether a slot of a configuration keeps buffers; an unknown method counts as one."""
     if isinstance(value, list):
         return any(map(keeps_state, value))
     if not isinstance(value, dict):
@@ -137,6 +138,7 @@ def keeps_state(value: object) -> bool:
 
 
 def _fields_that_differ(saved: Config, now: Config, where: str) -> Iterator[Difference]:
+    """Yield the differing fields of two configurations of the same method."""
     known = registration_named(now["method"])
     free = "slots" in now or (not keeps_state(saved) and not keeps_state(now))
     there, here = completed(saved), completed(now)
@@ -145,26 +147,29 @@ def _fields_that_differ(saved: Config, now: Config, where: str) -> Iterator[Diff
         path = f"{where}.{key}" if where else key
         may_differ = free or (known is not None and key in known.may_differ)
         for found in differences(a, b, path):
-            judged_below = found.field != path and keeps_state(b)  # by the slot that keeps state
+            judged_below = found.field != path and keeps_state(b)  # inside a slot with state
             yield found if may_differ or judged_below else replace(found, harmless=False)
 
 
 def _are_slots(value: object) -> TypeGuard[list[Config]]:
+    """Return whether a value is a list of configurations, as the slots of `post`."""
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _kind(config: Config) -> tuple[str, bool]:
+    """Return the present name of the method, and whether it is an `UpdateRule`."""
     known = registration_named(config["method"])
     name = known.name if known and "fields" in config else config["method"]
     return name, "slots" in config
 
 
 def _content(config: Config) -> dict[str, Any]:
+    """Return the stored fields or slots of a configuration."""
     return next((config[key] for key in _CONTENT if key in config), {})
 
 
 def completed(config: Config) -> dict[str, Any]:
-    """Return all fields: stored ones by their present names, others at the version's default."""
+    """Return all fields of a configuration, with the defaults of its version filled in."""
     content = _content(config)
     known = None if "slots" in config else registration_named(config["method"])
     if known is None:
@@ -175,13 +180,13 @@ def completed(config: Config) -> dict[str, Any]:
 
 @cache
 def _defaults(cls: type, version: int) -> dict[str, Any]:
-    """The default of every field that has one, as plain data."""
+    """Return the default of every field of a class that has one, as plain data."""
     defaults = registration_of(cls, stateful=False).defaults(version)
     return {key: _encoded(value) for key, value in defaults.items()}
 
 
 def _encoded(value: Any) -> Any:
-    """Plain data for one value of a field."""
+    """Return the value of a field as plain data."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.dtype):
@@ -197,16 +202,17 @@ def _encoded(value: Any) -> Any:
         return [_encoded(item) for item in value]
     if isinstance(value, FunctionType | BuiltinFunctionType | type):
         return value.__qualname__
-    return _of_object(value)
+    return _object_config(value)
 
 
-def _of_object(value: Any) -> Config:
+def _object_config(value: Any) -> Config:
+    """Return the configuration of a slot, momentum, view or schedule."""
     cls = type(value)
     stateful = isinstance(value, Stage | ElementwiseRule)
     stateful = stateful or (isinstance(value, Momentum) and value.buffered)
     known = registration_of(cls, stateful=stateful)
     if isinstance(value, Schedule):
-        fields = _of_schedule(value)
+        fields = _schedule_fields(value)
     elif dataclasses.is_dataclass(cls):
         fields = {f.name: _encoded(getattr(value, f.name)) for f in fields_of(cls)}
         defaults = _defaults(cls, known.version)
@@ -218,13 +224,14 @@ def _of_object(value: Any) -> Config:
 
 
 @lru_cache
-def _of_schedule(schedule: Schedule) -> dict[str, Any]:
-    """The name alone where the package has the schedule, else the coefficients too."""
+def _schedule_fields(schedule: Schedule) -> dict[str, Any]:
+    """Return the fields of a schedule; the name alone if it is one of the package's."""
     fields = {f.name: _encoded(getattr(schedule, f.name)) for f in fields_of(Schedule)}
     return _short_schedule(fields | {"steps": _rounded(schedule.steps)})
 
 
 def _short_schedule(fields: dict[str, Any]) -> dict[str, Any]:
+    """Drop the coefficients if the package has an equal schedule under the same name."""
     published = _published(fields["name"])
     if published is None:
         return fields
@@ -235,13 +242,13 @@ def _short_schedule(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(steps: Any) -> list[list[float]]:
-    """Coefficients to ten digits: generated ones may differ by machine in the last bits."""
+    """Round coefficients to ten digits; generated ones differ by machine in the last bits."""
     return [[float(f"{x:.{_DIGITS}g}") for x in step] for step in steps]
 
 
 @lru_cache
 def _published(name: str) -> Schedule | None:
-    """The schedule of the package that has this name."""
+    """Return the package's schedule with this name; None if there is none."""
     for value in vars(schedules).values():
         if isinstance(value, Schedule) and value.name == name:
             return value
@@ -257,7 +264,7 @@ def _published(name: str) -> Schedule | None:
 
 
 def _parsed(node: ast.AST) -> Any:
-    """Plain data of a `repr`: calls with keywords, names, numbers and tuples of these."""
+    """Return the plain data of a `repr` of 0.1.0, from its syntax tree."""
     match node:
         case ast.Expr(value=inner):
             return _parsed(inner)
@@ -273,11 +280,12 @@ def _parsed(node: ast.AST) -> Any:
             return -_parsed(operand)
         case ast.Call(func=func, args=[], keywords=keywords):
             fields = {str(keyword.arg): _parsed(keyword.value) for keyword in keywords}
-            return _of_call(ast.unparse(func), fields)
+            return _call_config(ast.unparse(func), fields)
     raise ValueError(f"{ast.unparse(node)} is no repr of a rule or view")
 
 
-def _of_call(name: str, fields: dict[str, Any]) -> Config:
+def _call_config(name: str, fields: dict[str, Any]) -> Config:
+    """Return the configuration of a constructor call in a `repr`."""
     if name == "UpdateRule":
         method = fields.pop("name")
         return {"method": method, "version": 1, "slots": fields}
@@ -288,7 +296,7 @@ def _of_call(name: str, fields: dict[str, Any]) -> Config:
 
 
 def _text(value: object) -> str:
-    """A value as one would write it."""
+    """Return plain data as Python text, for messages."""
     if isinstance(value, list):
         return f"({', '.join(map(_text, value))})"
     if not isinstance(value, Mapping):

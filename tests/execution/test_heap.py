@@ -1,4 +1,4 @@
-"""`raise_mmap_threshold`: freed memory stays for the next step; nothing changes without the call."""
+"""`raise_mmap_threshold`: freed memory stays for the next step; opt-in."""
 
 import platform
 import subprocess

@@ -86,13 +86,14 @@ def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
     layout = spec.layouts[MATRIX]
     axes = layout.cut_by_rows
     large = prod(layout.shape) * spec.dtypes[MATRIX].itemsize >= row_bytes
+    if not axes or not large or spec.view != Whole():
+        return None
     # Every buffer has to be cut as the rows are, or replicated.
-    buffers_fit = all(
+    if not all(
         not any(other.splits)
         or (other.splits == layout.splits and other.shape[-2] == layout.shape[-2])
         for other in spec.layouts.values()
-    )
-    if not axes or not large or spec.view != Whole() or not buffers_fit:
+    ):
         return None
     local_rows = max(1, layout.shape[-2] // prod(layout.mesh[a] for a in axes))
     found = param_rowwise_cost(spec, local_rows)
