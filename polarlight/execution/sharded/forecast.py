@@ -106,6 +106,7 @@ class Summary:
     sums: int
 
     def __str__(self) -> str:
+        """Return the summary as sentences."""
         shape = " x ".join(map(str, self.mesh))
         return (
             f"{self.matrices:,} matrices shared by a mesh of {shape} processes, {self.local:,} of "

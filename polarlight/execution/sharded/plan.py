@@ -40,6 +40,7 @@ class Options:
     sum_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        """Raise ValueError if a number is out of range."""
         if not self.spread >= 1:
             raise ValueError(f"spread must be >= 1, got {self.spread}")
         if self.bucket_bytes < 1:

@@ -45,7 +45,7 @@ class Block:
 
     @property
     def transposed(self) -> bool:
-        """Whether a contiguous tensor of shape `lengths` holds the matrix column by column."""
+        """True if a contiguous tensor of shape `lengths` holds the matrix column by column."""
         return min(self.size) > 1 and self.strides[1] != 1
 
     @property

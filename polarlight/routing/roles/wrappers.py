@@ -27,7 +27,7 @@ MAGNITUDE = "_g"
 
 
 def skipped(path: Sequence[str]) -> set[int]:
-    """Return the places of the words in a module's path that belong to wrappers."""
+    """Return the positions of the words in a module's path that belong to wrappers."""
     found: set[int] = set()
     for place, first in enumerate(path):
         words = _BY_FIRST.get(first, ())
@@ -55,7 +55,7 @@ def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str
 
 
 def _parametrized(own: str, path: str, leaf: str, names: Collection[str]) -> str:
-    """The tensor `own` of a layer under torch.nn.utils.parametrizations.
+    """Return the name of a tensor under torch.nn.utils.parametrizations.
 
     Weight norm keeps two tensors: a magnitude, and the direction.
     """
