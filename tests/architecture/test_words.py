@@ -44,11 +44,12 @@ def test_no_function_starts_with_the_thing_instead_of_a_verb():
 
 
 def test_every_function_of_more_than_five_lines_has_a_docstring():
-    wrong = []
-    for name, node, line in definitions():
-        if isinstance(node, ast.FunctionDef) and not line and node.name != "__init__":
-            if node.body[-1].end_lineno - node.body[0].lineno + 1 > LONGEST_WITHOUT:
-                wrong.append(name)
+    wrong = [
+        name
+        for name, node, line in definitions()
+        if isinstance(node, ast.FunctionDef) and not line and node.name != "__init__"
+        if node.body[-1].end_lineno - node.body[0].lineno + 1 > LONGEST_WITHOUT
+    ]
     assert wrong == []
 
 
