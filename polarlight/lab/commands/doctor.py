@@ -26,7 +26,7 @@ _PACKAGES = ("triton", "transformers", "accelerate", "lightning", "peft", "safet
 _COARSE = 0.4
 """An engine that differs from the exact factor by more, per unit of norm, is called broken.
 
-Jordan's iteration is .2 off by design; see `docs/accuracy.md`.
+Jordan's iteration is 0.2 off by design; see `docs/accuracy.md`.
 """
 
 
