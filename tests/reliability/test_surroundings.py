@@ -162,15 +162,20 @@ def settings():
 
 @contextmanager
 def set_to(name):
-    """The setting, and torch's own afterwards."""
-    SETTINGS[name]()
+    """The setting, and torch's own afterwards.
+
+    Another test may have imported torch's own test tools, which forbid such a change.
+    """
+    with torch.backends.__allow_nonbracketed_mutation():
+        SETTINGS[name]()
     try:
         yield
     finally:
-        torch.backends.fp32_precision = "none"
-        torch.backends.cuda.matmul.fp32_precision = "none"
-        torch.backends.mkldnn.matmul.fp32_precision = "none"
-        torch.set_float32_matmul_precision("highest")
+        with torch.backends.__allow_nonbracketed_mutation():
+            torch.backends.fp32_precision = "none"
+            torch.backends.cuda.matmul.fp32_precision = "none"
+            torch.backends.mkldnn.matmul.fp32_precision = "none"
+            torch.set_float32_matmul_precision("highest")
 
 
 EXACT = {"common": "highest", "allow_tf32": False, "cuda": "ieee", "cpu": "ieee"}
@@ -224,7 +229,8 @@ def test_a_step_under_a_reduced_precision_has_the_bits_of_a_plain_one(name, sett
 def test_a_setting_that_only_followed_a_wider_one_still_follows_it_after_a_step():
     with set_to("everywhere"):
         trained(SHIPPED["muon"], plain)
-        torch.backends.fp32_precision = "ieee"
+        with torch.backends.__allow_nonbracketed_mutation():
+            torch.backends.fp32_precision = "ieee"
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
         assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
 
