@@ -70,13 +70,16 @@ class _CountingRows(Rows):
         self.total, self.bytes = total, 0
 
     def count(self, X: Tensor) -> int:
+        """Return the number of rows of the whole matrix."""
         return self.total
 
     def sum(self, x: Tensor) -> Tensor:
+        """Return the input as it is, and add its bytes to the count."""
         self.bytes += x.nbytes
         return x
 
     def max(self, x: Tensor) -> Tensor:
+        """Return the input as it is, and add its bytes to the count."""
         return self.sum(x)
 
 

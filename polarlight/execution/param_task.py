@@ -29,7 +29,7 @@ class ParamTask:
         view: The view that splits the parameter into matrices.
         parameter: The parameter; a DTensor carries mesh and placements.
         momentum: Local part of what the rule maps.
-        state: Buffers by name; DTensors beside a DTensor.
+        state: Buffers by name; DTensors if the parameter is one.
     """
 
     name: str
@@ -118,7 +118,7 @@ def local_tensors(
 def new_param_buffers(
     rule: UpdateRule, view: MatrixView, parameter: Tensor, name: str
 ) -> dict[str, Tensor]:
-    """Return zero buffers for one parameter; DTensors beside a DTensor.
+    """Return zero buffers for one parameter; DTensors if the parameter is one.
 
     Raises:
         ValueError: If a placement of the parameter is neither `Shard` nor `Replicate`.

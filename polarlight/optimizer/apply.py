@@ -145,7 +145,7 @@ def _write_back(
     states: Sequence[State],
     finite: FiniteFlags,
 ) -> None:
-    """Round float32 copies back into their weights.
+    """Copy float32 results back into narrow weights; round bfloat16 ones stochastically.
 
     A weight whose gradient is not finite has not changed, so that rounding is exact; its step is
     not counted.

@@ -1,8 +1,8 @@
 """Param groups for a compiled step, with each momentum as a tensor.
 
 `torch.compile` takes a Python number for a constant and compiles anew when a scheduler changes it.
-A tensor is an input of the graph. Momenta become tensors here, outside of the graph. A learning
-rate belongs to the caller: it is a tensor only if the optimizer was given one.
+A tensor is an input of the graph. This module makes momenta tensors, outside of the graph. A
+learning rate belongs to the caller: it is a tensor only if the optimizer was given one.
 """
 
 import warnings

@@ -55,6 +55,7 @@ class Difference:
     harmless: bool
 
     def __str__(self) -> str:
+        """Return the difference as one line of a message."""
         return f"{self.field}: saved {self.saved}, optimizer {self.now}"
 
 
@@ -103,7 +104,7 @@ def _is_config(value: object) -> TypeGuard[Config]:
         isinstance(value.get("method"), str)
         and isinstance(value.get("version"), int)
         and sum(isinstance(fields, dict) for fields in content) == 1
-        and all(map(_is_plain, _content(value).values()))
+        and all(map(_is_plain, _fields_or_slots(value).values()))
     )
 
 
@@ -116,7 +117,7 @@ def _is_plain(value: object) -> bool:
 
 def differences(saved: object, now: object, where: str = "") -> Iterator[Difference]:
     """Yield the fields in which two configurations differ, with defaults filled in."""
-    if isinstance(saved, dict) and isinstance(now, dict) and _are_alike(saved, now):
+    if isinstance(saved, dict) and isinstance(now, dict) and _are_comparable(saved, now):
         yield from _fields_that_differ(saved, now, where)
     elif _are_slots(saved) and _are_slots(now) and len(saved) == len(now):
         for i, (a, b) in enumerate(zip(saved, now, strict=True)):
@@ -125,7 +126,7 @@ def differences(saved: object, now: object, where: str = "") -> Iterator[Differe
         harmless = bool(where) and not keeps_state(saved) and not keeps_state(now)
         texts = _schedule_name(saved), _schedule_name(now)
         if None in texts or texts[0] == texts[1]:
-            texts = _text(saved), _text(now)
+            texts = _python_text(saved), _python_text(now)
         yield Difference(where or "method", str(texts[0]), str(texts[1]), harmless)
 
 
@@ -137,16 +138,16 @@ def keeps_state(value: object) -> bool:
         return False
     known = registration_named(value["method"])
     own = "fields" in value and (known is None or known.stateful)
-    return own or any(map(keeps_state, _content(value).values()))
+    return own or any(map(keeps_state, _fields_or_slots(value).values()))
 
 
 def _fields_that_differ(saved: Config, now: Config, where: str) -> Iterator[Difference]:
     """Yield the differing fields of two configurations of the same method."""
     known = registration_named(now["method"])
     free = "slots" in now or (not keeps_state(saved) and not keeps_state(now))
-    there, here = completed(saved), completed(now)
-    for key in {**here, **there}:
-        a, b = there.get(key), here.get(key)
+    saved_fields, fields = completed(saved), completed(now)
+    for key in {**fields, **saved_fields}:
+        a, b = saved_fields.get(key), fields.get(key)
         path = f"{where}.{key}" if where else key
         may_differ = free or (known is not None and key in known.may_differ)
         for found in differences(a, b, path):
@@ -159,35 +160,35 @@ def _are_slots(value: object) -> TypeGuard[list[Config]]:
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
-def _are_alike(saved: Config, now: Config) -> bool:
-    """Return whether two configurations are compared field by field.
+def _are_comparable(saved: Config, now: Config) -> bool:
+    """Return whether two configurations are compared field by field, not as a whole.
 
     Configurations of one class are. Schedules are compared as a whole unless they are equal, since
     a name stands for coefficients.
     """
-    if _kind(saved) != _kind(now):
+    if _method_name(saved) != _method_name(now):
         return False
-    if _kind(now) != ("Schedule", False):
+    if _method_name(now) != ("Schedule", False):
         return True
-    named = [("steps" in _content(config)) for config in (saved, now)]
+    named = [("steps" in _fields_or_slots(config)) for config in (saved, now)]
     return named[0] == named[1] and completed(saved) == completed(now)
 
 
-def _kind(config: Config) -> tuple[str, bool]:
-    """Return the present name of the method, and whether it is an `UpdateRule`."""
+def _method_name(config: Config) -> tuple[str, bool]:
+    """Return the present name of a configuration's method, and whether it is an `UpdateRule`."""
     known = registration_named(config["method"])
     name = known.name if known and "fields" in config else config["method"]
     return name, "slots" in config
 
 
-def _content(config: Config) -> dict[str, Any]:
+def _fields_or_slots(config: Config) -> dict[str, Any]:
     """Return the stored fields or slots of a configuration."""
     return next((config[key] for key in _CONTENT if key in config), {})
 
 
 def completed(config: Config) -> dict[str, Any]:
     """Return all fields of a configuration, with the defaults of its version filled in."""
-    content = _content(config)
+    content = _fields_or_slots(config)
     known = None if "slots" in config else registration_named(config["method"])
     if known is None:
         return {"post": [], "balance": None, **content} if "slots" in config else content
@@ -314,18 +315,18 @@ def _call_config(name: str, fields: dict[str, Any]) -> Config:
 
 def _schedule_name(value: object) -> str | None:
     """Return the name of a schedule, quoted; None of anything else."""
-    if isinstance(value, dict) and _kind(value) == ("Schedule", False):
-        return repr(_content(value)["name"])
+    if isinstance(value, dict) and _method_name(value) == ("Schedule", False):
+        return repr(_fields_or_slots(value)["name"])
     return None
 
 
-def _text(value: object) -> str:
+def _python_text(value: object) -> str:
     """Return plain data as Python text, for messages."""
     if isinstance(value, list):
-        return f"({', '.join(map(_text, value))})"
+        return f"({', '.join(map(_python_text, value))})"
     if not isinstance(value, Mapping):
         return repr(value)
     if "slots" in value:
         return str(value["method"])
-    fields = (f"{key}={_text(x)}" for key, x in value["fields"].items() if x is not None)
+    fields = (f"{key}={_python_text(x)}" for key, x in value["fields"].items() if x is not None)
     return f"{value['method']}({', '.join(fields)})"

@@ -141,7 +141,7 @@ class NonFiniteGuard:
         """Return flags of plain gradients on devices that the host cannot read without waiting.
 
         With `wait` the host waits: non-finite ones are removed from `param_indices` instead.
-        Shards need no flag; their processes have told each other.
+        Shards need no flag; their processes have exchanged theirs.
         """
         plain = [k for k in param_indices if k not in sharded]
         if all(map(is_host_readable, {group["params"][k].device for k in plain})):
@@ -213,7 +213,7 @@ def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
 
 
 def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
-    """Return whether each gradient is finite, bool [len(gradients)]; all on one device.
+    """Return a bool [n]: whether each of n gradients on one device is finite.
 
     With `squares`, the sum of squares has to be finite as well.
     """
@@ -254,7 +254,7 @@ def nonfinite_on_any_process(
     for i, group in enumerate(groups):
         for k in sorted(sharded[i]):
             on_mesh.setdefault(group["params"][k].device_mesh, []).append((i, k))
-    here = {
+    on_this_process = {
         (i, k)
         for i, param_indices in active.items()
         for k in nonfinite_indices(
@@ -263,7 +263,7 @@ def nonfinite_on_any_process(
     }
     found: set[tuple[int, int]] = set()
     for mesh, pairs in on_mesh.items():
-        flags = torch.tensor([pair in here for pair in pairs], dtype=torch.int32)
+        flags = torch.tensor([pair in on_this_process for pair in pairs], dtype=torch.int32)
         if collectives.elementwise_max(flags.max(), mesh).item():
             anywhere = collectives.elementwise_max(flags, mesh).tolist()
             found.update(pair for pair, bad in zip(pairs, anywhere, strict=True) if bad)

@@ -45,7 +45,7 @@ class Probe(Protocol):
 
 @runtime_checkable
 class CountingProbe(Probe, Protocol):
-    """Probe that is also told of updates in steps that it does not observe."""
+    """Probe that counts updates, also in steps that it does not observe."""
 
     def count(self, name: str, rule: Rule | None, *, frozen: bool = False) -> None:
         """Count one update of a parameter, in every step; the rule is None if it was not updated.

@@ -1,6 +1,6 @@
 """`SpectralOptimizer`: param groups, buffers, step and state dict, without the mathematics.
 
-A param group carries a rule and a view beside torch's scheduled numbers (`lr`, `weight_decay`,
+A param group has a rule and a view besides torch's scheduled numbers (`lr`, `weight_decay`,
 `momentum`). Rules on matrices go through the executor, elementwise rules to their own step.
 """
 
@@ -71,14 +71,14 @@ class SpectralOptimizer(Optimizer):
             parameters must be matrices.
         maximize: Ascend instead of descend.
         executor: How directions are computed; the default batches matrices of equal shape, and
-            `Sharded` goes around it as soon as a parameter is a DTensor. Processes with equal plain
+            `Sharded` wraps it as soon as a parameter is a DTensor. Processes with equal plain
             parameters share the work if they are given `Sharded(group=...)`.
         nonfinite: What to do about a gradient with a NaN or an Inf: leave its parameter out of the
             step (default), raise, or use it. Also settable later, as `optimizer.nonfinite`.
 
     State per parameter: `momentum_buffer` in the parameter's shape and dtype, unless the momentum
     keeps it otherwise (`InBfloat16`), and the rule's own buffers in float32 (float64 for float64
-    parameters), all present from the first step, `state_dict` or load on; DTensors beside DTensors.
+    parameters), all present from the first step, `state_dict` or load on; DTensors for DTensors.
     A parameter without a gradient is left untouched, its state too, and by default one whose
     gradient is not finite as well; `skipped()` tells which ones these were. Momenta and directions
     are made for at most 256 MiB of parameters at a time (8 on a CPU), unless work is shared.

@@ -122,10 +122,11 @@ def _check_structure(saved: Group, group: Group, index: int) -> list[str]:
     differing = _compare_fingerprints(saved, group, "rule", index)
     if isinstance(group["rule"], UpdateRule):  # others see no matrices
         _compare_fingerprints(saved, group, "view", index)
-    here, there = len(group["params"]), len(saved.get("params", ()))
-    if here != there:
+    count, saved_count = len(group["params"]), len(saved.get("params", ()))
+    if count != saved_count:
         raise ValueError(
-            f"param group {index} was saved with {there} parameters, the optimizer's has {here}"
+            f"param group {index} was saved with {saved_count} parameters, "
+            f"the optimizer's has {count}"
         )
     return differing
 

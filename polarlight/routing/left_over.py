@@ -90,14 +90,14 @@ def _share(some: Sequence[Routed], trained: Sequence[Routed]) -> str:
     return f"{_entries(some) / max(_entries(trained), 1):.0%} of the trainable parameters"
 
 
-def _message(start: str, told: Sequence[Routed]) -> str:
+def _message(start: str, listed: Sequence[Routed]) -> str:
     """Return the warning: the parameters left to AdamW, and the overrides that change it."""
-    first = [f"{f.assignment.name} {tuple(f.assignment.parameter.shape)}" for f in told[:_NAMED]]
-    more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
-    if any(found.assignment.role is Role.CONV for found in told):
+    first = [f"{f.assignment.name} {tuple(f.assignment.parameter.shape)}" for f in listed[:_NAMED]]
+    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    if any(found.assignment.role is Role.CONV for found in listed):
         key = "Role.CONV"
     else:
-        key = repr(told[0].assignment.name) if _may_be_matrix(told[0]) else "pattern or role"
+        key = repr(listed[0].assignment.name) if _may_be_matrix(listed[0]) else "pattern or role"
     return (
         f"{start}: {', '.join(first)}{more}. overrides={{{key}: Role.HIDDEN}} gives them the rule, "
         f"overrides={{{key}: rules.AdamWRule()}} keeps AdamW without this warning"

@@ -94,21 +94,21 @@ def view_call(view: object) -> str:
 
 
 def _to_json(value: Any) -> Any:
-    """Return a field's value in JSON form."""
+    """Return the value of a view's field in JSON form."""
     if isinstance(value, tuple):
         return [_to_json(item) for item in value]
     return view_to_json(value) if isinstance(value, MatrixView) else value
 
 
 def _from_json(value: Any) -> Any:
-    """Return a field's value from its JSON form."""
+    """Return the value of a view's field from its JSON form."""
     if isinstance(value, list | tuple):
         return tuple(_from_json(item) for item in value)
     return view_from_json(value) if isinstance(value, dict) else value
 
 
 def _to_call(value: Any) -> str:
-    """Return a field's value as Python text."""
+    """Return the value of a view's field as Python text."""
     if isinstance(value, tuple):
         items = ", ".join(_to_call(item) for item in value)
         return f"({items},)" if len(value) == 1 else f"({items})"

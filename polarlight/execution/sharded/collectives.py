@@ -45,6 +45,7 @@ class ProcessMesh:
         return len(self.ranks)
 
     def __str__(self) -> str:
+        """Return the shape of the mesh and the range of its ranks."""
         return f"mesh {' x '.join(map(str, self.shape))} of ranks {self.ranks[0]}-{self.ranks[-1]}"
 
 
@@ -182,11 +183,11 @@ class SharedRows(Rows):
         return self.total
 
     def sum(self, x: Tensor) -> Tensor:
-        """Return the sum over all processes."""
+        """Return the sum of a tensor over all processes, by all-reduce."""
         return self._all_reduce(x, dist.ReduceOp.SUM)
 
     def max(self, x: Tensor) -> Tensor:
-        """Return the elementwise maximum over all processes."""
+        """Return the elementwise maximum of a tensor over all processes, by all-reduce."""
         return self._all_reduce(x, dist.ReduceOp.MAX)
 
     def _all_reduce(self, x: Tensor, operation: Any) -> Tensor:

@@ -112,8 +112,8 @@ class Summary:
             f"{self.matrices:,} matrices shared by a mesh of {shape} processes, {self.local:,} of "
             f"them where they lie, in {self.buckets} buckets; the busiest process has "
             f"{self.balance:.2f} times the mean load, {self.flops:.2e} flops of products. Per step "
-            f"and process at most {_bytes(self.sent)} sent and {_bytes(self.received)} received; "
-            f"gathering everything everywhere would be {_bytes(self.all_gather)}"
+            f"and process at most {_format_bytes(self.sent)} sent and {_format_bytes(self.received)} received; "
+            f"gathering everything everywhere would be {_format_bytes(self.all_gather)}"
             + self._rowwise_text()
         )
 
@@ -124,7 +124,9 @@ class Summary:
         some = ", ".join(self.rowwise[:3]) + (", ..." if len(self.rowwise) > 3 else "")
         count = len(self.rowwise)
         noun = "parameter stays" if count == 1 else "parameters stay"
-        return f"; {count} {noun} where the rows lie ({some}), for {_bytes(self.sums)} of sums"
+        return (
+            f"; {count} {noun} where the rows lie ({some}), for {_format_bytes(self.sums)} of sums"
+        )
 
 
 def summary(plan: Plan) -> Summary:
@@ -155,7 +157,7 @@ def summary(plan: Plan) -> Summary:
     )
 
 
-def _bytes(count: float) -> str:
+def _format_bytes(count: float) -> str:
     """Format a number of bytes with its unit."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":

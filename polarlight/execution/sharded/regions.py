@@ -157,14 +157,14 @@ def split_view(view: MatrixView, shape: Sequence[int]) -> list[MatrixPosition]:
             offset = int(matrices.storage_offset()) + sum(
                 i * j for i, j in zip(index, jumps, strict=True)
             )
-            block = _block(offset, (m, n), (down, right), tuple(shape))
+            block = _strided_block(offset, (m, n), (down, right), tuple(shape))
             if not block.fits(shape):
                 raise ValueError(f"{view} of a parameter of shape {tuple(shape)} cannot be sharded")
             positions.append(MatrixPosition(part, index, flat, block))
     return positions
 
 
-def _block(
+def _strided_block(
     offset: int, size: tuple[int, int], strides: tuple[int, int], shape: tuple[int, ...]
 ) -> Block:
     """Return the block of a strided matrix in a contiguous tensor of this shape."""

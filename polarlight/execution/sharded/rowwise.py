@@ -82,7 +82,7 @@ def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
 
 
 def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
-    """Return the reductions of a parameter, were it computed row-wise; None if it cannot be."""
+    """Return the reductions of a row-wise parameter; None if it is too small or cannot be one."""
     layout = spec.layouts[MATRIX]
     axes = layout.cut_by_rows
     large = prod(layout.shape) * spec.dtypes[MATRIX].itemsize >= row_bytes

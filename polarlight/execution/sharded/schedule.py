@@ -83,7 +83,7 @@ class ProcessSchedule:
         matrix, owner = self.plan.matrices[number], self.plan.owners[number]
         for name in matrix.blocks:
             exchange = self._exchange(bucket.gather, matrix, name)
-            for peer in self._holders(matrix, owner, name, same_copy=True):
+            for peer in self._exchange_partners(matrix, owner, name, same_copy=True):
                 fragments = self._fragments(number, name, peer)
                 if peer == owner:
                     bucket.own_fragments.extend(fragments if owner == self.rank else ())
@@ -97,7 +97,7 @@ class ProcessSchedule:
         matrix, owner = self.plan.matrices[number], self.plan.owners[number]
         for name in matrix.blocks:
             exchange = self._exchange(bucket.scatter, matrix, name)
-            for peer in self._holders(matrix, owner, name, same_copy=False):
+            for peer in self._exchange_partners(matrix, owner, name, same_copy=False):
                 if peer == owner:
                     continue
                 fragments = self._fragments(number, name, peer)
@@ -116,10 +116,10 @@ class ProcessSchedule:
             exchanges[dtype] = Exchange([[] for _ in range(size)], [[] for _ in range(size)])
         return exchanges[dtype]
 
-    def _holders(
+    def _exchange_partners(
         self, matrix: MatrixSpec, owner: int, name: str, *, same_copy: bool
     ) -> Iterator[int]:
-        """Yield processes that exchange fragments of a tensor with its owner.
+        """Yield ranks that exchange fragments of a tensor with its owner, seen from this process.
 
         On the owner: all that hold a fragment. On another process: itself. With `same_copy`, only
         those in the owner's copy of a replicated tensor, so that each entry is sent once.

@@ -31,7 +31,7 @@ InFlight = dict[torch.dtype, Pending]
 
 
 def device_buffers(task: ParamTask) -> dict[str, Tensor]:
-    """Return the buffers of a task that travel with its matrices: all but the host counter."""
+    """Return the buffers of a task that are sent with its matrices: all but the host counter."""
     parts = task.view.shapes(task.parameter.shape)
     names = dict.fromkeys(name for shape in parts for name in task.rule.buffer_shapes(shape))
     return {name: task.state[name] for name in names if name != HOST_COUNTER}
@@ -165,7 +165,7 @@ class ShardedStep:
             self._output_view(fragment).copy_(self._block_view(fragment))
 
     def _load_local(self, number: int) -> None:
-        """View momentum and buffers of a matrix that lies whole on this process as its blocks.
+        """View momentum and buffers of a matrix that this process holds in full as its blocks.
 
         They are copied only if the mesh computes on another device.
         """

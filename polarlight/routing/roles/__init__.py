@@ -46,10 +46,10 @@ def _assign(uses: Sequence[Site], heads: Mapping[int, str]) -> Assignment:
     found = next(_decisions(uses, heads))
     reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
     changed = {"reason": reason, "block": block_of(site, found)}
-    return Assignment(site.name, site.parameter, **(_fields(found) | changed))
+    return Assignment(site.name, site.parameter, **(_decision_fields(found) | changed))
 
 
-def _fields(decision: Decision) -> dict[str, Any]:
+def _decision_fields(decision: Decision) -> dict[str, Any]:
     """Return the fields of a decision by name."""
     return {field.name: getattr(decision, field.name) for field in fields(decision)}
 
@@ -59,14 +59,14 @@ def _decisions(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Decis
     site = uses[0]
     if site.parameter.ndim < 2:
         shape = "one dimension" if site.parameter.ndim else "a single number"
-        yield Decision(Role.VECTOR, f"{shape}: {_leaf(site)} of {_owner(site)}")
+        yield Decision(Role.VECTOR, f"{shape}: {_leaf(site)} of {_owner_class(site)}")
     if not site.parameter.numel():
         yield Decision(Role.VECTOR, f"no entries, shape {tuple(site.parameter.shape)}")
     if site.is_magnitude:
         yield Decision(Role.VECTOR, f"{_leaf(site)}: a magnitude per row, of weight norm")
     by_name = site.module_name if site.module is None else site.leaf
     if "bias" in by_name or _is_norm(site):
-        yield Decision(Role.VECTOR, f"{_leaf(site)} of {_owner(site)} is not a matrix")
+        yield Decision(Role.VECTOR, f"{_leaf(site)} of {_owner_class(site)} is not a matrix")
     yield from router(site)
     yield from embedding_or_head(uses, heads)
     experts = in_experts(site)
@@ -79,8 +79,10 @@ def _decisions(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Decis
     yield from _by_type(site)
     yield from position_embedding(site)
     if any(word in site.leaf for word in NO_MATRICES):
-        yield Decision(Role.VECTOR, f"{_leaf(site)} of {_owner(site)} is not a matrix, by its name")
-    yield unknown(site, f"raw parameter {_leaf(site)} of {_owner(site)}: no known matrix")
+        yield Decision(
+            Role.VECTOR, f"{_leaf(site)} of {_owner_class(site)} is not a matrix, by its name"
+        )
+    yield unknown(site, f"raw parameter {_leaf(site)} of {_owner_class(site)}: no known matrix")
 
 
 def _leaf(site: Site) -> str:
@@ -88,7 +90,7 @@ def _leaf(site: Site) -> str:
     return site.name.rpartition(".")[2]
 
 
-def _owner(site: Site) -> str:
+def _owner_class(site: Site) -> str:
     """Return the class name of the module that owns a parameter."""
     return type(site.module).__name__ if site.module is not None else "an unknown module"
 

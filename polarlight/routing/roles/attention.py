@@ -37,8 +37,8 @@ def attention(site: Site, m: int, n: int) -> Decision:
         found = found or FusedSplit(Whole(), "fused, seams unknown: one matrix")
     else:
         found = _unfused_split(site, part, m, n)
-    said = f"{part or 'projection'} of attention: {site.place}"
-    reason = f"{said}; {found.words}" if found.words else said
+    reason = f"{part or 'projection'} of attention: {site.place}"
+    reason += f"; {found.words}" if found.words else ""
     return Decision(Role.ATTENTION, reason, found.view, part, found.heads)
 
 

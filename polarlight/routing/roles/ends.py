@@ -101,11 +101,11 @@ def _writes_vocabulary(site: Site) -> str | None:
     linear = site.leaf == "weight" and site.parameter.ndim == 2 and not site.is_table
     if not linear or not isinstance(module, nn.Linear | None):
         return None
-    said = f"linear layer {site.module_name} onto the vocabulary"
+    reason = f"linear layer {site.module_name} onto the vocabulary"
     m, n = site.parameter.shape
     vocabulary, depth = site.outermost_number("vocab_size")
     if m != n and m == vocabulary and not _in_layers(site.path[depth:]):
-        return said
+        return reason
     inside, table = _shared_with_table(site)
     if table is None:
         return None
@@ -115,7 +115,7 @@ def _writes_vocabulary(site: Site) -> str | None:
         return "output layer of the model"
     read = any(shape[-1] == m for _, shape in site.model_index.matrices(prefix))
     alone = m != n and table[1] == n and not read and not _in_layers(site.path[len(inside) :])
-    return said if alone else None
+    return reason if alone else None
 
 
 def _shared_with_table(site: Site) -> tuple[tuple[str, ...], torch.Size | None]:

@@ -45,10 +45,10 @@ def _router_reason(site: Site) -> str | None:
 
 
 def _scoring(site: Site) -> tuple[Part, str]:
-    """Return how a router scores, by the config or by the functions its modules call."""
-    told = site.text(*_SCORING)
-    if told in _SCORES:
-        return _SCORES[told], f"{told} scores, by the config"
+    """Return the score function of a router and the reason, by config or by the code."""
+    declared = site.text(*_SCORING)
+    if declared in _SCORES:
+        return _SCORES[declared], f"{declared} scores, by the config"
     for module in site.modules[:3]:
         called = _SCORES.keys() & _names_in_methods(type(module))
         if len(called) == 1:

@@ -67,8 +67,8 @@ def gate_up_slices(site: Site, *, experts: bool) -> Decision | None:
         reason = f"gate and up of {whose}: {site.place}; in slices of their own"
         return Decision(role, reason, Slices(2), part)
     up = site.sibling(MLP[Part.GATE_UP])
-    beside = up is not None and len(up) == 3 and tuple(up[1:]) == (2, shape[0])
-    if part is Part.DOWN and len(shape) == 2 and beside and up is not None and up[0] == shape[1]:
+    fits = up is not None and tuple(up) == (shape[-1], 2, shape[0])  # up: [hidden, 2, dim]
+    if part is Part.DOWN and len(shape) == 2 and fits:
         return Decision(Role.DOWN, f"down of an MLP: {site.place}", part=part)
     return None
 
@@ -147,9 +147,9 @@ def _gate_up_view(
 
 def _is_stack_transposed(site: Site, part: Part) -> tuple[bool, str]:
     """Return whether a stack of experts is stored (E, fan_in, fan_out), and the reason."""
-    told = site.flag("is_transposed")
-    if told is not None:
-        return told, "; stored (in, out)" if told else ""
+    declared = site.flag("is_transposed")
+    if declared is not None:
+        return declared, "; stored (in, out)" if declared else ""
     a, b = site.parameter.shape[-2:]
     is_down = part is Part.DOWN
     other = site.sibling(_UP_WORDS if is_down else _DOWN_WORDS)

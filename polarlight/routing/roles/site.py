@@ -81,9 +81,9 @@ class Site:
     @property
     def is_magnitude(self) -> bool:
         """True for the magnitude of a weight-normalized layer: a number per row."""
-        beside = ".".join(self.words).removesuffix(MAGNITUDE)
+        direction = ".".join(self.words).removesuffix(MAGNITUDE)
         numbers = self.parameter.numel() == max(self.parameter.shape, default=1)
-        return numbers and self.leaf.endswith(MAGNITUDE) and beside in self.model_index.shapes
+        return numbers and self.leaf.endswith(MAGNITUDE) and direction in self.model_index.shapes
 
     @property
     def leaf(self) -> str:
