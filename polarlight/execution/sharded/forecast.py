@@ -112,7 +112,8 @@ class Summary:
             f"{self.matrices:,} matrices shared by a mesh of {shape} processes, {self.local:,} of "
             f"them where they lie, in {self.buckets} buckets; the busiest process has "
             f"{self.balance:.2f} times the mean load, {self.flops:.2e} flops of products. Per step "
-            f"and process at most {_format_bytes(self.sent)} sent and {_format_bytes(self.received)} received; "
+            f"and process at most {_format_bytes(self.sent)} sent and "
+            f"{_format_bytes(self.received)} received; "
             f"gathering everything everywhere would be {_format_bytes(self.all_gather)}"
             + self._rowwise_text()
         )
@@ -133,11 +134,10 @@ def summary(plan: Plan) -> Summary:
     """Return the numbers of a plan."""
     moved = traffic(plan)
     layouts = [spec.layouts[MATRIX] for spec in plan.params]
-    total, gathered, exchanged = 0.0, 0.0, 0.0
+    gathered, exchanged = 0.0, 0.0
     for spec, layout in zip(plan.params, layouts, strict=True):
         size = spec.dtypes[MATRIX].itemsize * prod(layout.shape)
         shards = plan.size // layout.copies
-        total += size
         gathered += size * (1 - 1 / shards)
         exchanged += size * (1 - 1 / shards) / plan.size + size * (1 - 1 / plan.size) / shards
     return Summary(
