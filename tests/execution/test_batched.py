@@ -72,7 +72,7 @@ def test_a_negative_cap_is_named():
         polarlight.Batched(max_bytes=-1)
 
 
-def test_a_step_is_cut_into_parts_of_bounded_size(monkeypatch):
+def test_capped_stacks_bound_the_bytes_of_a_batch(monkeypatch):
     monkeypatch.setattr(batched, "MOST_BYTES_ON_CPU", 4 * 100)
     tensors = [torch.zeros(shape) for shape in [(8, 5), (4, 4), (8, 5), (30, 10), (4, 4), (8, 5)]]
     parts = list(batched.capped_stacks(tensors))

@@ -85,7 +85,7 @@ def test_state_before_the_first_step():
     assert "weight_draws" not in wide
 
 
-def test_steps_are_counted_where_weights_are_rounded_at_random_and_not_where_they_are_left_out():
+def test_rounding_steps_count_stochastic_rounding_but_not_skipped_parameters():
     at_random = group(stochastic_rounding=True, weight_decay=0.0)
     params, states = weights(2, NARROW), [{}, {"weight_draws": torch.tensor(4, dtype=torch.int32)}]
     apply_update(at_random, params, states, ones(), None)
@@ -113,7 +113,7 @@ def test_small_updates_of_bfloat16_are_rounded_up_or_down():
     assert values([start]) == [1.0]
 
 
-def test_moments_that_were_narrow_become_wide_where_rounding_is_asked_for_late():
+def test_narrow_moments_become_float32_where_stochastic_rounding_begins_late():
     rule, p = AdamWRule(), torch.nn.Parameter(weights(1, NARROW)[0])
     p.grad = torch.ones(2, 2, dtype=NARROW)
     for at_random, dtype in ((False, NARROW), (True, torch.float32)):

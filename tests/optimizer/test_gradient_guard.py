@@ -50,7 +50,7 @@ def on_a_device(monkeypatch):
     monkeypatch.setattr(gradient_guard, "is_host_readable", lambda device: False)
 
 
-def test_the_host_looks_at_its_own_memory_and_takes_bad_ones_out():
+def test_nonfinite_gradients_in_host_memory_are_dropped_and_counted():
     guard = NonFiniteGuard(NonFinite.SKIP)
     groups = [group(1.0, torch.nan, None, torch.inf), group(torch.nan)]
     masks, active = flagged(guard, groups)
@@ -63,8 +63,8 @@ def test_the_host_looks_at_its_own_memory_and_takes_bad_ones_out():
     }
 
 
-def test_what_the_host_can_see_it_looks_at_when_its_turn_comes():
-    """And reads each gradient once, unless it must know all of them first."""
+def test_gradients_in_host_memory_are_tested_batch_by_batch():
+    """Each gradient is read once, unless a policy has to know all of them first."""
     guard, groups = NonFiniteGuard(NonFinite.SKIP), [group(1.0, torch.nan), group(torch.nan)]
     active = {0: [0, 1], 1: [0]}
     states = {p: {} for g in groups for p in g["params"]}
@@ -80,7 +80,7 @@ def test_what_the_host_can_see_it_looks_at_when_its_turn_comes():
 
 
 @pytest.mark.parametrize("policy", [NonFinite.RAISE, NonFinite.PROPAGATE])
-def test_other_policies_leave_nothing_out(policy):
+def test_raise_and_propagate_drop_no_parameter(policy):
     guard, groups, active = NonFiniteGuard(policy), [group(1.0, torch.nan)], {0: [0, 1]}
     guard.drop_nonfinite_on_host(groups, active, [set()])
     assert active == {0: [0, 1]}
@@ -88,7 +88,7 @@ def test_other_policies_leave_nothing_out(policy):
 
 
 @pytest.mark.usefixtures("on_a_device")
-def test_a_device_is_not_waited_for_and_counts_itself():
+def test_flags_and_counts_stay_on_the_device():
     guard, groups = NonFiniteGuard(NonFinite.SKIP), [group(1.0, torch.nan), group(torch.nan, None)]
     for _ in range(2):
         masks, active = flagged(guard, groups)
@@ -100,7 +100,7 @@ def test_a_device_is_not_waited_for_and_counts_itself():
 
 
 @pytest.mark.usefixtures("on_a_device")
-def test_it_is_waited_for_where_somebody_guardes():
+def test_the_host_waits_for_flags_where_a_probe_observes():
     masks, active = flagged(NonFiniteGuard(NonFinite.SKIP), [group(1.0, torch.nan)], wait=True)
     assert masks == {0: None}
     assert active == {0: [0]}
@@ -115,7 +115,7 @@ def test_it_is_waited_for_where_somebody_guardes():
         (AdamWRule(), "step", False),  # a counter, but none that it branches on
     ],
 )
-def test_it_is_waited_for_where_a_stage_counts_on_the_host(rule, key, asked):
+def test_the_host_waits_for_flags_where_a_stage_counts_on_the_host(rule, key, asked):
     groups = [group(1.0, torch.nan, rule=rule)]
     states = {p: {key: torch.zeros(())} for p in groups[0]["params"]}
     masks, active = flagged(NonFiniteGuard(NonFinite.SKIP), groups, states=states)
@@ -123,7 +123,7 @@ def test_it_is_waited_for_where_a_stage_counts_on_the_host(rule, key, asked):
     assert active == {0: [0] if asked else [0, 1]}
 
 
-def test_what_is_bad_on_another_process_is_left_out_here_too(monkeypatch):
+def test_a_gradient_that_is_nonfinite_on_another_process_is_dropped(monkeypatch):
     monkeypatch.setattr(gradient_guard, "nonfinite_on_any_process", lambda *_: {(0, 1), (1, 0)})
     monkeypatch.setattr(gradient_guard, "local_gradient", lambda p: p.grad)
     guard, groups = NonFiniteGuard(NonFinite.SKIP), [group(1.0, 1.0), group(1.0, 1.0)]
@@ -148,7 +148,7 @@ def test_what_is_bad_on_another_process_is_left_out_here_too(monkeypatch):
         flag()
 
 
-def test_every_policy_says_nothing_of_what_is_finite():
+def test_finite_gradients_have_no_mask_under_any_policy():
     for policy in NonFinite:
         masks, active = flagged(NonFiniteGuard(policy), [group(1.0, None, -1.0)])
         assert masks == {0: None}
@@ -156,7 +156,7 @@ def test_every_policy_says_nothing_of_what_is_finite():
 
 
 @pytest.mark.usefixtures("on_a_device")
-def test_counts_are_made_ahead_and_anew_for_a_group_that_grew():
+def test_skip_counts_are_allocated_ahead_and_again_for_a_group_that_grew():
     guard, groups = NonFiniteGuard(NonFinite.SKIP), [group(1.0), group(1.0, 1.0)]
     guard.allocate_counts(groups)
     assert [len(counts) for counts in guard._skipped_on_device.values()] == [1, 2]
@@ -167,14 +167,14 @@ def test_counts_are_made_ahead_and_anew_for_a_group_that_grew():
     assert guard.skipped(groups) == {"param_groups[0]['params'][1]": 3}
 
 
-def test_an_optimizer_makes_them_with_its_state():
+def test_an_optimizer_allocates_skip_counts_with_its_state():
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = polarlight.Muon([p])
     optimizer.state_dict()
     assert [counts.tolist() for counts in optimizer._guard._skipped_on_device.values()] == [[0]]
 
 
-def test_flags_stand_beside_their_gradients_and_absent_ones_are_good():
+def test_mask_for_returns_flags_by_param_index_and_true_for_absent_ones():
     assert masked.mask_for(None, [0, 1]) is None
     assert [bool(x) for x in masked.mask_for({2: BAD}, [1, 2])] == [True, False]
 
@@ -184,7 +184,7 @@ def test_flags_stand_beside_their_gradients_and_absent_ones_are_good():
     [polarlight.stages.EMA(), polarlight.stages.HeavyBall(), polarlight.stages.RawGradient()],
     ids=str,
 )
-def test_momenta_of_bad_gradients_stay_to_the_bit(momentum):
+def test_momenta_of_nonfinite_gradients_keep_every_bit(momentum):
     gradients = [gaussian(3), torch.full((3,), torch.nan).double()]
     buffers = [gaussian(3, seed=i) for i in (1, 2)] if momentum.buffered else []
     plain = [b.clone() for b in buffers]

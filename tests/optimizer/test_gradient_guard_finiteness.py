@@ -23,7 +23,7 @@ HUGE = torch.full((4,), 3e38)
 CASES = [torch.ones(3), HUGE, torch.tensor([1.0, math.nan]), torch.tensor([-math.inf])]
 
 
-def test_entries_count_or_the_sum_of_their_squares():
+def test_finite_flags_test_entries_or_the_sum_of_their_squares():
     assert finite_flags(CASES, squares=False).tolist() == [True, True, False, False]
     assert finite_flags(CASES, squares=True).tolist() == [True, False, False, False]
 
@@ -44,12 +44,12 @@ def test_a_shard_without_entries_is_finite(squares):
 
 
 @pytest.mark.parametrize("squares", [False, True])
-def test_the_host_is_told_the_same(squares):
+def test_finite_on_host_equals_finite_flags(squares):
     assert finite_on_host(CASES, squares) == finite_flags(CASES, squares).tolist()
     assert finite_on_host(CASES[:1] * 2, squares) == [True, True]
 
 
-def test_a_finite_sum_is_all_that_the_host_needs(monkeypatch):
+def test_a_finite_sum_spares_the_host_the_test_of_entries(monkeypatch):
     asked = []
     monkeypatch.setattr(f"{GUARD}.finite_flags", lambda *_: asked.append(1) or torch.tensor([]))
     assert finite_on_host([torch.ones(3)] * 2, squares=False) == [True, True]
@@ -106,7 +106,7 @@ def sharded(mesh, gradient):
     return p
 
 
-def test_what_any_process_finds_bad_all_know_after_one_number_per_mesh(monkeypatch):
+def test_processes_exchange_one_number_per_mesh_and_flags_only_if_it_is_set(monkeypatch):
     processes = Processes(monkeypatch, {"a": [0, 1, 0], "b": [0]})
     plain = torch.nn.Parameter(torch.ones(2))
     plain.grad = torch.full((2,), math.nan)

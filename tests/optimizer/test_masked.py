@@ -136,7 +136,7 @@ def test_after_a_bad_first_gradient_training_is_as_if_it_had_not_been(rule, wher
 
 
 @rules
-def test_a_used_nan_stays_in_its_own_parameter(rule):
+def test_a_propagated_nan_stays_in_its_own_parameter(rule):
     optimizer = trained(rule, nonfinite=NonFinite.PROPAGATE, steps=1)
     set_gradients(optimizer, 7)
     parameters_of(optimizer)[1].grad[2, 3] = NAN
@@ -215,7 +215,7 @@ def test_huge_gradients_are_finite(where):
     assert p.isfinite().all()
 
 
-def test_observers_see_nothing_of_what_was_skipped(where):
+def test_probes_receive_no_skipped_parameter(where):
     seen = []
 
     class Probe:
@@ -249,7 +249,7 @@ def test_a_gradient_whose_square_overflows_is_not_finite_for_adamw(where):
     assert optimizer.skipped() == {"param_groups[0]['params'][1]": 1}
 
 
-def test_nothing_of_it_waits_for_a_device():
+def test_skipping_does_not_wait_for_a_device():
     """Tensors without data: whoever asks for a value fails."""
     with torch.device("meta"):
         model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 8))
@@ -303,6 +303,6 @@ def test_loading_a_state_keeps_the_policy():
     assert optimizer.nonfinite is NonFinite.RAISE
 
 
-def test_a_policy_that_is_none_is_refused():
+def test_an_unknown_policy_is_refused():
     with pytest.raises(ValueError, match="'ignore' is not a valid NonFinite"):
         trained(polarlight.rules.muon(), nonfinite="ignore")

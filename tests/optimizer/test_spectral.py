@@ -66,7 +66,7 @@ def test_numbers_out_of_range_are_named(options, said):
         optimizer_of([parameter(3, 2)], **options)
 
 
-def test_a_rule_that_is_none_is_named():
+def test_an_object_that_is_no_rule_is_refused_by_name():
     with pytest.raises(ValueError, match="rule must be an UpdateRule"):
         SpectralOptimizer([parameter(3, 2)], rule="muon")
 
@@ -229,7 +229,7 @@ def test_an_executor_of_params_gets_all_groups_in_one_call(shared):
     assert [len(call) for call in calls] == ([2] if shared else [1, 1])
 
 
-def test_what_was_updated_is_counted_once_and_what_was_left_out_is_not():
+def test_counting_probes_count_each_update_once_and_no_skipped_parameter():
     params = [parameter(4, 3), parameter(3, 4), parameter(4, 3), parameter(3)]
     for p in params:
         p.grad = torch.ones_like(p)
@@ -263,7 +263,7 @@ def test_what_was_updated_is_counted_once_and_what_was_left_out_is_not():
     assert set(optimizer.skipped()) == {names[0], "param_groups[1]['params'][0]"}
 
 
-def test_what_a_step_has_written_is_kept_only_where_the_gradient_was_finite(monkeypatch):
+def test_writes_of_a_step_are_committed_only_where_the_gradient_is_finite(monkeypatch):
     monkeypatch.setattr(
         gradient_guard, "is_host_readable", lambda device: False
     )  # nobody waits to learn it

@@ -105,14 +105,14 @@ def test_groups_that_do_not_fit_are_refused(change, said):
     ],
     ids=str,
 )
-def test_what_is_no_state_dict_is_named(saved):
+def test_a_dict_that_is_no_state_dict_is_refused_with_its_keys(saved):
     assert_refused(polarlight.rules.muon(), saved, "expected what state_dict.. returned")
 
 
 @rules
 @pytest.mark.parametrize("there", DTYPES, ids=str)
 @pytest.mark.parametrize("here", DTYPES, ids=str)
-def test_a_run_may_go_on_in_another_dtype(rule, there, here):
+def test_a_state_loads_under_parameters_of_another_dtype(rule, there, here):
     """Statistics stay as wide as they are; the rest is the optimizer's own choice."""
     saved = stepped(rule, 4, 3, dtype=there).state_dict()
     optimizer = SpectralOptimizer([parameter(4, 3, dtype=here)], rule=rule)
@@ -128,7 +128,7 @@ def test_a_run_may_go_on_in_another_dtype(rule, there, here):
 
 
 @rules
-def test_state_that_was_loaded_elsewhere_comes_to_where_it_is_used(rule):
+def test_buffers_loaded_on_another_device_move_to_their_parameter(rule):
     """As from `torch.load(map_location="cpu")`: counters of AdamW belong beside the weights."""
     saved = stepped(rule, 4, 3).state_dict()
     p = nn.Parameter(torch.empty(4, 3, device="meta"))
@@ -138,7 +138,7 @@ def test_state_that_was_loaded_elsewhere_comes_to_where_it_is_used(rule):
     assert {name: value.device for name, value in optimizer.state[p].items()} == fresh
 
 
-def test_what_others_keep_beside_the_state_is_kept():
+def test_foreign_entries_of_a_state_dict_are_kept():
     saved = stepped(polarlight.rules.normuon(), 4, 3, dtype=torch.bfloat16).state_dict()
     saved["state"][0]["note"] = torch.tensor([1.0, 2.0])
     optimizer = stepped(polarlight.rules.normuon(), 4, 3, dtype=torch.bfloat16)

@@ -79,7 +79,7 @@ def test_updates_too_small_for_the_dtype_arrive_on_average(rule, tensor_lr, deca
     assert abs(moved[1]) > 10 * 2**-6 / 64
 
 
-def test_to_nearest_they_are_lost():
+def test_updates_too_small_for_the_dtype_are_lost_when_rounded_to_nearest():
     p = nn.Parameter(torch.full((64, 64), 1.5, dtype=torch.bfloat16))
     optimizer = SpectralOptimizer([p], rule=AdamWRule(), lr=4e-4)
     for _ in range(50):
@@ -104,7 +104,7 @@ def test_a_resumed_run_is_the_straight_one_bit_for_bit(rule):
 
 
 @rules
-def test_copies_go_on_alike(rule):
+def test_copies_of_an_optimizer_round_alike(rule):
     optimizer = train(optimizer_of(rule), 2)
     twin = copy.deepcopy(optimizer)
     assert_same(snapshot(train(twin, 2, start=2)), snapshot(train(optimizer, 2, start=2)))
@@ -112,7 +112,7 @@ def test_copies_go_on_alike(rule):
 
 @rules
 @pytest.mark.parametrize("where", ["host", "device"])
-def test_what_is_left_out_keeps_every_bit_and_draws_nothing(rule, where, monkeypatch):
+def test_a_skipped_parameter_keeps_every_bit_and_its_rounding_step(rule, where, monkeypatch):
     if where == "device":
         monkeypatch.setattr(gradient_guard, "is_host_readable", lambda device: False)
     optimizer = train(optimizer_of(rule, weight_decay=0.5), 2)
@@ -129,7 +129,7 @@ def test_what_is_left_out_keeps_every_bit_and_draws_nothing(rule, where, monkeyp
 
 @rules
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_other_dtypes_are_not_concerned(rule, dtype):
+def test_stochastic_rounding_leaves_other_dtypes_alone(rule, dtype):
     found, plain = (optimizer_of(rule, dtype=dtype, at_random=on) for on in (True, False))
     assert_same(snapshot(train(found, 3)), snapshot(train(plain, 3)))
 
@@ -150,7 +150,7 @@ def test_moments_of_adamw_are_wide_and_gradients_are_not_written():
 
 
 @rules
-def test_it_can_be_asked_for_in_the_middle_of_a_run(rule):
+def test_stochastic_rounding_can_begin_in_the_middle_of_a_run(rule):
     optimizer = train(optimizer_of(rule, at_random=False), 2)
     with_stochastic_rounding(optimizer)
     train(optimizer, 2, start=2)
@@ -160,7 +160,7 @@ def test_it_can_be_asked_for_in_the_middle_of_a_run(rule):
         assert p.isfinite().all()
 
 
-def test_groups_added_later_do_so_too_and_one_group_may_for_itself():
+def test_added_groups_and_single_groups_can_round_stochastically():
     optimizer = optimizer_of(SHIPPED["muon"], count=1)
     late = nn.Parameter(gaussian(4, 4, dtype=torch.bfloat16))
     optimizer.add_param_group({"params": [late]})

@@ -214,7 +214,7 @@ def frozen(model, *leaves):
 
 @pytest.mark.parametrize(("model", "overrides"), QUIET.values(), ids=QUIET)
 @makers
-def test_there_is_no_warning_where_all_is_as_meant(make, model, overrides):
+def test_no_warning_where_every_matrix_has_its_rule(make, model, overrides):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(model(), overrides=overrides)

@@ -91,7 +91,7 @@ class Conv1D(nn.Module):
         self.weight = nn.Parameter(torch.zeros(n_in, n_out))
 
 
-def test_conv1d_is_seen_transposed():
+def test_conv1d_has_a_transposed_view():
     model = nn.ModuleDict({"mlp": nn.ModuleDict({"c_fc": Conv1D(32, 8), "c_proj": Conv1D(8, 32)})})
     up, down = infer_roles(model)
     assert (up.role, up.view) == (Role.GATE_UP, polarlight.view.Transposed())
@@ -230,7 +230,7 @@ def test_a_role_and_part_are_a_finer_key():
         route(Model(), {("gate_up", "uppish"): Route()})
 
 
-def test_heads_are_asked_for_by_a_function():
+def test_per_head_splits_attention_into_one_matrix_per_head():
     model = Model(heads=2)
     table = {**MATRICES, **OTHERS, Role.ATTENTION: Route(view=per_head)}
     views = {name: g["view"] for g in route(model, table) for name in g["param_names"]}

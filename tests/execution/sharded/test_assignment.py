@@ -20,20 +20,20 @@ def test_graham_bound_holds_where_matrices_are_few():
     assert max(loads(costs, owners(costs, [None] * 7, 3), 3)) == 11
 
 
-def test_a_matrix_stays_where_it_lies():
+def test_a_matrix_is_owned_by_a_process_that_holds_it_in_full():
     assert owners([1.0] * 4, [(3,), (2,), (1,), (0,)], 4) == [3, 2, 1, 0]
     assert owners([9.0, 1.0], [(1,), (1,)], 2) == [1, 0]
 
 
-def test_it_leaves_a_process_that_falls_behind():
+def test_a_matrix_leaves_a_holder_whose_load_exceeds_the_limit():
     found = owners([1.0] * 8, [(0,)] * 8, 4)
     assert loads([1.0] * 8, found, 4) == [2, 2, 2, 2]
 
 
-def test_of_several_holders_the_idlest_takes_it():
+def test_of_several_holders_the_least_loaded_owns_the_matrix():
     assert sorted(owners([1.0] * 2, [(0, 2), (0, 2)], 4)) == [0, 2]
 
 
-def test_nothing_to_do_is_fine():
+def test_no_matrices_have_no_owners():
     assert owners([], [], 4) == []
     assert owners([0.0, 0.0], [None, ()], 2) == [0, 0]

@@ -129,13 +129,13 @@ RULES = {name: SHIPPED[name] for name in suitable((40, 3))} | {
 SIZES = [(14, 14, 12), (20, 20, 0), (1, 0, 39), (40,)]
 
 
-def test_which_rules_can():
+def test_rules_that_can_be_computed_row_wise():
     assert len(suitable((40, 3))) >= 10
     assert suitable((3, 40)) == suitable((4, 4)) == ["row_norm"]
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_parts_of_the_rows_are_parts_of_the_whole(name):
+def test_directions_of_some_rows_are_rows_of_the_whole_direction(name):
     """Three steps, with buffers that lie with the rows: uneven and empty parts."""
     M = gradients((40, 3), torch.float64)
     expected, kept = alone(RULES[name], M, 3)
@@ -173,7 +173,7 @@ def test_what_is_not_finite_or_zero_is_so_on_every_part():
     assert spread(pl.rules.muon(polar=EIGEN), [M], (14, 26), 1)[0].isnan().all()
 
 
-def test_others_say_that_a_part_is_not_enough():
+def test_rules_that_need_all_rows_raise_on_some_of_them():
     X = torch.randn(5, 3)
     rows = Together(2, 10).seen_by(0)
     for rule in (
@@ -246,7 +246,7 @@ def test_one_large_matrix_does_not_make_its_owner_the_busiest():
     assert not many.rowwise
 
 
-def test_owners_make_up_for_rows_that_others_have():
+def test_owners_are_balanced_with_row_wise_loads():
     """Processes without rows get more matrices."""
     options = {"row_bytes": 0, "sum_weight": 0.0}
     plan = embedding((3, 1), (4,), (Split(0),), pl.rules.row_norm(), others=[(1, 1)] * 6, **options)

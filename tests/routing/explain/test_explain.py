@@ -32,7 +32,7 @@ def row(explanation, name):
     return next(row for row in explanation.rows if row.name == name)
 
 
-def test_a_row_says_what_happens_to_a_parameter(model):
+def test_a_row_shows_rule_view_rate_and_reason_of_a_parameter(model):
     explanation = explain(polarlight.Aurora(model, lr=0.02, aux_lr=0.003))
     assert isinstance(explanation, Explanation)
     names = sorted(row.name for row in explanation.rows)

@@ -107,7 +107,7 @@ def test_the_transformer_of_diffusers_by_modules_and_by_names(source):
     assert roles(source()) == DIFFUSERS
 
 
-def test_it_is_shown_by_explain_with_a_rate_for_every_matrix():
+def test_explain_shows_modulations_with_a_rate_for_every_matrix():
     rows = {row.name: row for row in explain(polarlight.Muon(diffusers(), lr=1.0)).rows}
     modulation = rows["transformer_blocks.0.norm1.linear.weight"]
     assert [piece.shape for piece in modulation.pieces] == [(D, D)] * 6
@@ -162,6 +162,6 @@ def test_a_gated_unit_is_known_by_what_the_next_layer_reads(up, down, view):
     assert found(block(ff=block(net=net)))["ff.net.0.proj.weight"].view == view
 
 
-def test_what_is_no_multiple_of_its_input_is_no_modulation():
+def test_a_layer_whose_rows_are_no_multiple_of_its_columns_is_no_modulation():
     model = block(norm=AdaLayerNormZero(1), adaln=linear(12, D), normalizer=block(w=raw(16, D)))
     assert {a.view for a in infer_roles(model)} == {Whole()}
