@@ -1,6 +1,6 @@
 """One paper, one file: the rules as values. Their torch-style classes are in `polarlight`."""
 
-from polarlight.rules.adamw import AdamWRule, with_adamw
+from polarlight.rules.adamw import AdamWRule
 from polarlight.rules.aurora import BalancedPolar, aurora
 from polarlight.rules.aurora_exact import ExactBalanced
 from polarlight.rules.aurora_paper import FeedbackPolar
@@ -21,6 +21,7 @@ from polarlight.rules.row_norm import RowRms, row_norm
 from polarlight.rules.shampoo import shampoo
 from polarlight.rules.soap import soap
 from polarlight.rules.unormuon import unormuon
+from polarlight.rules.with_adamw import Shared, WithAdamW, with_adamw
 
 __all__ = [
     "AdamWRule",
@@ -33,8 +34,10 @@ __all__ = [
     "PolarSize",
     "RiemannianPolar",
     "RowRms",
+    "Shared",
     "SumNorm",
     "WarmPolar",
+    "WithAdamW",
     "aurora",
     "freon",
     "kaon",

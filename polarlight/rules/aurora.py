@@ -16,7 +16,7 @@ half the products; `side` is explicit; gradients are not written.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -35,12 +35,10 @@ from polarlight.linalg.rows import (
 )
 from polarlight.linalg.slot import MatrixMap, PolarMap, Slot
 from polarlight.lookup import check_object
-from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.registry import registered
-from polarlight.routing.route import Overrides
 from polarlight.rule import Scale, UpdateRule
-from polarlight.rules.adamw import with_adamw
 from polarlight.rules.aurora_warm import WarmPolar
+from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 from polarlight.stages.momentum import EMA
 from polarlight.stages.scales import Original
@@ -135,13 +133,32 @@ def aurora(
     return UpdateRule(name="aurora", momentum=EMA(nesterov), map=balanced, scale=scale)
 
 
-class Aurora(SpectralOptimizer):
-    """Aurora on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
+class Aurora(WithAdamW):
+    """Aurora on hidden matrices, AdamW on the rest.
 
     Args:
-        solver: How leverages are balanced: `BalancedPolar` (the release), `FeedbackPolar` (the
-            paper) or `RiemannianPolar`, each with its polar method and rounds.
-        side: Which matrices are balanced; the others get Muon. TALL is what the author recommends.
+        params: A module or `model.named_parameters()`, routed by role; matrices; or param groups.
+        lr: Learning rate of the matrices.
+        weight_decay: Decoupled weight decay of the matrices.
+        momentum: Decay of the momentum, in [0, 1).
+        nesterov: Look one step ahead.
+        solver: How leverages are balanced: `WarmPolar()` (ours, one polar factor per step; the
+            default), `BalancedPolar()` (the release), `FeedbackPolar()` (the paper),
+            `RiemannianPolar()` or `ExactBalanced()`, each with its polar method.
+        side: Which matrices are balanced, `Side.TALL` by default, as the author recommends; the
+            others get Muon.
+        scale: Factor from (fan_out, fan_in), `Original()` by default; `MatchRmsAdamW()` lets
+            AdamW's learning rates carry over.
+        **shared: `maximize`, `executor`, `nonfinite`, `view`, `overrides`, `aux_lr`, `aux_betas`,
+            `aux_weight_decay`; see `polarlight.rules.Shared`.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> release = polarlight.rules.BalancedPolar()
+        >>> optimizer = polarlight.Aurora(model, lr=0.02, aux_lr=3e-3, solver=release)
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
     """
 
     def __init__(
@@ -155,24 +172,13 @@ class Aurora(SpectralOptimizer):
         solver: Balancer = WarmPolar(),
         side: Side = Side.TALL,
         scale: Scale = Original(),
-        maximize: bool = False,
-        aux_lr: float | Tensor | None = None,
-        aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float | None = None,
-        overrides: Overrides | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         super().__init__(
-            with_adamw(
-                params,
-                lr=aux_lr,
-                betas=aux_betas,
-                weight_decay=aux_weight_decay,
-                beside=(scale, lr, weight_decay),
-                overrides=overrides,
-            ),
+            params,
             lr,
             weight_decay,
             momentum,
             rule=aurora(solver, side=side, nesterov=nesterov, scale=scale),
-            maximize=maximize,
+            **shared,
         )

@@ -16,7 +16,7 @@ values below 1e-3 of |M|_F are damped, not enlarged.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Unpack
 
 from torch import Tensor
 
@@ -24,10 +24,9 @@ from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero
 from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.slot import MatrixMap, polar_rms
 from polarlight.linalg.spectral_power import RationalPower, SpectralPower
-from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.registry import registered
 from polarlight.rule import Scale, UpdateRule
-from polarlight.rules.adamw import with_adamw
+from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.renormalise import PolarNorm
 from polarlight.stages.scales import Original
@@ -142,12 +141,29 @@ def freon(
     return UpdateRule(name="freon", momentum=EMA(nesterov), map=direction, scale=scale)
 
 
-class Freon(SpectralOptimizer):
-    """Freon on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
+class Freon(WithAdamW):
+    """Freon on hidden matrices, AdamW on the rest.
 
     Args:
+        params: A module or `model.named_parameters()`, routed by role; matrices; or param groups.
+        lr: Learning rate of the matrices.
+        weight_decay: Decoupled weight decay of the matrices.
+        momentum: Decay of the momentum, in [0, 1).
+        nesterov: Look one step ahead.
         power: `RationalPower(b, a)` for c = a/b, 2/3 by default, or `ExactPower(1 - 2 * c)`.
-        size: `PolarSize()`, `MeanNorm()`, `SumNorm()` or `OwnSize()`.
+        size: `PolarSize()` (the default), `MeanNorm()`, `SumNorm()` or `OwnSize()`.
+        scale: Factor from (fan_out, fan_in), `Original()` by default; `MatchRmsAdamW()` lets
+            AdamW's learning rates carry over.
+        **shared: `maximize`, `executor`, `nonfinite`, `view`, `overrides`, `aux_lr`, `aux_betas`,
+            `aux_weight_decay`; see `polarlight.rules.Shared`.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> power = polarlight.linalg.ExactPower(-0.5)
+        >>> optimizer = polarlight.Freon(model, lr=0.02, power=power)
+        >>> [group['rule'].name for group in optimizer.param_groups]
+        ['freon', 'adamw']
     """
 
     def __init__(
@@ -161,22 +177,13 @@ class Freon(SpectralOptimizer):
         power: SpectralPower = RationalPower(6, 4),
         size: Size = PolarSize(),
         scale: Scale = Original(),
-        maximize: bool = False,
-        aux_lr: float | Tensor | None = None,
-        aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         super().__init__(
-            with_adamw(
-                params,
-                lr=aux_lr,
-                betas=aux_betas,
-                weight_decay=aux_weight_decay,
-                beside=(scale, lr, weight_decay),
-            ),
+            params,
             lr,
             weight_decay,
             momentum,
             rule=freon(power, size=size, nesterov=nesterov, scale=scale),
-            maximize=maximize,
+            **shared,
         )

@@ -13,6 +13,7 @@ of the loss in it. In the form with the polar factor first the decay rate belong
 """
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -21,10 +22,9 @@ from polarlight.linalg.matrices import at_least_float32, nonzero, unit_scale
 from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.qdwh import QDWH
 from polarlight.linalg.slot import Buffers, MatrixMap, Stage, polar_rms
-from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.registry import registered
 from polarlight.rule import Scale, UpdateRule
-from polarlight.rules.adamw import with_adamw
+from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.factors import check_beta
 from polarlight.stages.momentum import EMA, RawGradient
 from polarlight.stages.scales import Unscaled
@@ -150,13 +150,28 @@ def polargrad_polar_first(
     )
 
 
-class PolarGrad(SpectralOptimizer):
-    """PolarGrad on hidden matrices, AdamW on the rest. Other arguments: `polarlight.Muon`.
+class PolarGrad(WithAdamW):
+    """PolarGrad on hidden matrices, AdamW on the rest.
 
     Args:
-        lr: Has the scale of the loss in it: steps grow with the gradient.
-        polar: The polar method; its error enters the length as well.
+        params: A module or `model.named_parameters()`, routed by role; matrices; or param groups.
+        lr: Learning rate of the matrices; has the scale of the loss in it, as steps grow with the
+            gradient.
+        weight_decay: Decoupled weight decay of the matrices.
+        momentum: Decay of the momentum, in [0, 1).
+        nesterov: Look one step ahead.
+        polar: The polar method, `QDWH()` by default; its error enters the length as well.
         power: Of the nuclear norm, in [0, 1]; 0 gives Muon.
+        scale: Factor from (fan_out, fan_in), `Unscaled()` by default.
+        **shared: `maximize`, `executor`, `nonfinite`, `view`, `overrides`, `aux_lr`, `aux_betas`,
+            `aux_weight_decay`; see `polarlight.rules.Shared`.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.PolarGrad(model, lr=0.02, power=0.5)
+        >>> [group['rule'].name for group in optimizer.param_groups]
+        ['polargrad', 'adamw']
     """
 
     def __init__(
@@ -170,22 +185,13 @@ class PolarGrad(SpectralOptimizer):
         polar: MatrixMap = QDWH(),
         power: float = 1.0,
         scale: Scale = Unscaled(),
-        maximize: bool = False,
-        aux_lr: float | Tensor | None = None,
-        aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         super().__init__(
-            with_adamw(
-                params,
-                lr=aux_lr,
-                betas=aux_betas,
-                weight_decay=aux_weight_decay,
-                beside=(scale, lr, weight_decay),
-            ),
+            params,
             lr,
             weight_decay,
             momentum,
             rule=polargrad(polar=polar, power=power, nesterov=nesterov, scale=scale),
-            maximize=maximize,
+            **shared,
         )

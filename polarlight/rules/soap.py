@@ -16,11 +16,12 @@ vectors are rounding. Rows and columns that never had a gradient rest. Betas bel
 the group's `momentum` is not used. No merging of dimensions, no normalised gradients.
 """
 
+from typing import Unpack
+
 from torch import Tensor
 
-from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import Scale, UpdateRule
-from polarlight.rules.adamw import with_adamw
+from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.factors import GramFactors
 from polarlight.stages.momentum import RawGradient
@@ -52,17 +53,30 @@ def soap(
     return UpdateRule(name="soap", momentum=RawGradient(), map=adam, scale=scale)
 
 
-class SOAP(SpectralOptimizer):
-    """SOAP on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
+class SOAP(WithAdamW):
+    """SOAP on hidden matrices, AdamW on the rest.
 
     Args:
-        lr: Of AdamW's size: entries of an update have root mean square 1.
+        params: A module or `model.named_parameters()`, routed by role; matrices; or param groups.
+        lr: Learning rate of the matrices, of AdamW's size: entries of an update have root mean
+            square 1.
         betas: Decay rates of the moments in the eigenbases, fixed: `momentum` in the param groups
             is not used.
+        eps: Floor under the root of the second moment, as a fraction of its root mean square.
+        weight_decay: Decoupled weight decay of the matrices.
         shampoo_beta: Decay rate of the factors.
         every: Steps between two refreshes of the bases.
-        eps: Floor under the root of the second moment, as a fraction of its root mean square.
         max_side: A longer side of a matrix keeps its own coordinates.
+        scale: Factor from (fan_out, fan_in), `Unscaled()` by default.
+        **shared: `maximize`, `executor`, `nonfinite`, `view`, `overrides`, `aux_lr`, `aux_betas`,
+            `aux_weight_decay`; see `polarlight.rules.Shared`.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.SOAP(model, lr=3e-3, every=5)
+        >>> [group['rule'].name for group in optimizer.param_groups]
+        ['soap', 'adamw']
     """
 
     def __init__(
@@ -77,19 +91,10 @@ class SOAP(SpectralOptimizer):
         every: int = 10,
         max_side: int = 10_000,
         scale: Scale = Unscaled(),
-        maximize: bool = False,
-        aux_lr: float | Tensor | None = None,
-        aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         super().__init__(
-            with_adamw(
-                params,
-                lr=aux_lr,
-                betas=aux_betas,
-                weight_decay=aux_weight_decay,
-                beside=(scale, lr, weight_decay),
-            ),
+            params,
             lr,
             weight_decay,
             rule=soap(
@@ -100,5 +105,5 @@ class SOAP(SpectralOptimizer):
                 max_side=max_side,
                 scale=scale,
             ),
-            maximize=maximize,
+            **shared,
         )
