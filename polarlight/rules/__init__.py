@@ -1,4 +1,10 @@
-"""One paper, one file: the rules as values. Their torch-style classes are in `polarlight`."""
+"""One paper, one file: the rules as values. Their torch-style classes are in `polarlight`.
+
+Every file of the folder is imported: what it registers is in this namespace.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from polarlight.rules.adamw import AdamWRule
 from polarlight.rules.aurora import BalancedPolar, aurora
@@ -16,6 +22,7 @@ from polarlight.rules.normuon import normuon, normuon_paper
 from polarlight.rules.one_sided import one_sided
 from polarlight.rules.polar_adamw import polar_adamw
 from polarlight.rules.polargrad import polargrad, polargrad_polar_first
+from polarlight.rules.registration import REGISTERED, RuleEntry, registered_rule
 from polarlight.rules.riemannian_aurora import RiemannianPolar
 from polarlight.rules.row_norm import RowRms, row_norm
 from polarlight.rules.shampoo import shampoo
@@ -24,6 +31,7 @@ from polarlight.rules.unormuon import unormuon
 from polarlight.rules.with_adamw import Shared, WithAdamW, with_adamw
 
 __all__ = [
+    "REGISTERED",
     "AdamWRule",
     "BalancedPolar",
     "ExactBalanced",
@@ -34,6 +42,7 @@ __all__ = [
     "PolarSize",
     "RiemannianPolar",
     "RowRms",
+    "RuleEntry",
     "Shared",
     "SumNorm",
     "WarmPolar",
@@ -51,6 +60,7 @@ __all__ = [
     "polar_then_row",
     "polargrad",
     "polargrad_polar_first",
+    "registered_rule",
     "row_norm",
     "row_then_polar",
     "rows_after",
@@ -59,3 +69,9 @@ __all__ = [
     "unormuon",
     "with_adamw",
 ]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+_discovered = {name: entry.make for name, entry in REGISTERED.items() if name not in __all__}
+globals().update(_discovered)
+__all__.extend(_discovered)

@@ -38,6 +38,7 @@ from polarlight.lookup import check_object
 from polarlight.registry import registered
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.aurora_warm import WarmPolar
+from polarlight.rules.registration import registered_rule
 from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 from polarlight.stages.momentum import EMA
@@ -120,6 +121,7 @@ class BalancedPolar(PolarMap):
         return f"rows balanced, {self.rounds} x {self.polar}"
 
 
+@registered_rule(lr=0.02, about="polar factor with equal rows")
 def aurora(
     solver: Balancer = WarmPolar(),
     *,

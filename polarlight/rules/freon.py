@@ -26,6 +26,7 @@ from polarlight.linalg.slot import MatrixMap, polar_rms
 from polarlight.linalg.spectral_power import RationalPower, SpectralPower
 from polarlight.registry import registered
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.registration import registered_rule
 from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.renormalise import PolarNorm
@@ -129,6 +130,7 @@ def _pairing(M: Tensor, U: Tensor) -> Tensor:
     return nonzero((X / nonzero(frobenius_norm(X)) * U).sum(dim=(-2, -1), keepdim=True))
 
 
+@registered_rule(lr=0.02, about="singular values to a negative power")
 def freon(
     power: SpectralPower = RationalPower(6, 4),
     *,

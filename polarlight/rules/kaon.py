@@ -21,12 +21,14 @@ from torch import Tensor
 
 from polarlight.linalg.chaotic import Chaotic
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.registration import registered_rule
 from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.renormalise import PolarNorm
 from polarlight.stages.scales import Original
 
 
+@registered_rule(lr=0.02, about="chaotic spectrum instead of a flat one")
 def kaon(
     chaos: Chaotic = Chaotic(),
     *,

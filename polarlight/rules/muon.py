@@ -16,11 +16,13 @@ from torch import Tensor
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.registration import registered_rule
 from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.scales import Original
 
 
+@registered_rule(lr=0.02, about="polar factor of the momentum")
 def muon(
     *,
     nesterov: bool = True,

@@ -19,12 +19,14 @@ from torch import Tensor
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap, Slot
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.registration import registered_rule
 from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.equilibrate import EquilibrateBoth, EquilibrateRows, PhaseSwitch
 from polarlight.stages.momentum import HeavyBall
 from polarlight.stages.scales import MatchRmsAdamW
 
 
+@registered_rule(lr=4e-3, about="rows made equal before the polar factor")
 def muoneq(
     balance: Slot = EquilibrateRows(),
     *,

@@ -16,6 +16,7 @@ from torch import Tensor
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.registration import registered_rule
 from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.renormalise import KeepNorm, MatchRms
@@ -23,6 +24,7 @@ from polarlight.stages.scales import Original, Unscaled
 from polarlight.stages.second_moment import RowSecondMoment
 
 
+@registered_rule(lr=0.02, about="Muon with rows evened out over time")
 def normuon(
     *,
     beta2: float = 0.95,
@@ -40,6 +42,7 @@ def normuon(
     )
 
 
+@registered_rule(lr=0.02, about="NorMuon at a fixed RMS, as in its paper")
 def normuon_paper(
     *,
     beta2: float = 0.95,

@@ -19,12 +19,14 @@ from torch import Tensor
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.registration import registered_rule
 from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.adam import AdamDirection
 from polarlight.stages.momentum import RawGradient
 from polarlight.stages.scales import Original
 
 
+@registered_rule(lr=0.02, about="polar factor of AdamW's direction")
 def polar_adamw(
     *,
     betas: tuple[float, float] = (0.9, 0.95),

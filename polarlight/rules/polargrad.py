@@ -24,6 +24,7 @@ from polarlight.linalg.qdwh import QDWH
 from polarlight.linalg.slot import Buffers, MatrixMap, Stage, polar_rms
 from polarlight.registry import registered
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.registration import registered_rule
 from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.factors import check_beta
 from polarlight.stages.momentum import EMA, RawGradient
@@ -128,6 +129,7 @@ class AveragedPolar(Stage):
         return f"{self.polar}, averaged, nuclear norm"
 
 
+@registered_rule(lr=0.02, about="polar factor as long as the nuclear norm")
 def polargrad(
     *,
     polar: MatrixMap = QDWH(),
@@ -140,6 +142,7 @@ def polargrad(
     return UpdateRule(name="polargrad", momentum=EMA(nesterov), map=nuclear, scale=scale)
 
 
+@registered_rule(lr=0.02, about="PolarGrad with averaged polar factors")
 def polargrad_polar_first(
     *, beta: float = 0.95, polar: MatrixMap = QDWH(), scale: Scale = Unscaled()
 ) -> UpdateRule:

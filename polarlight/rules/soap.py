@@ -21,6 +21,7 @@ from typing import Unpack
 from torch import Tensor
 
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.registration import registered_rule
 from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.factors import GramFactors
@@ -29,6 +30,7 @@ from polarlight.stages.rotated_adam import RotatedAdam
 from polarlight.stages.scales import Unscaled
 
 
+@registered_rule(lr=3e-3, about="Adam in the eigenbases of Shampoo's factors")
 def soap(
     *,
     betas: tuple[float, float] = (0.95, 0.95),

@@ -19,6 +19,7 @@ from torch import Tensor
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.registration import registered_rule
 from polarlight.rules.with_adamw import Shared, WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.renormalise import KeepNorm
@@ -27,6 +28,7 @@ from polarlight.stages.second_moment import RowSecondMoment
 from polarlight.stages.side import OnSide, Side
 
 
+@registered_rule(lr=0.02, about="NorMuon on tall matrices only")
 def unormuon(
     *,
     beta2: float = 0.95,
