@@ -72,6 +72,8 @@ __all__ = [
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
-_discovered = {name: entry.make for name, entry in REGISTERED.items() if name not in __all__}
-globals().update(_discovered)
-__all__.extend(_discovered)
+discovered = {name: entry.make for name, entry in REGISTERED.items() if name not in __all__}
+"""Rules that are registered by a file of this folder and imported nowhere above."""
+
+globals().update(discovered)
+__all__.extend(discovered)
