@@ -7,11 +7,12 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from polarlight.rules.adamw import AdamWRule
-from polarlight.rules.aurora import BalancedPolar, aurora
+from polarlight.rules.aurora import aurora
 from polarlight.rules.aurora_exact import ExactBalanced
 from polarlight.rules.aurora_paper import FeedbackPolar
+from polarlight.rules.aurora_release import BalancedPolar
 from polarlight.rules.aurora_warm import WarmPolar
-from polarlight.rules.freon import MeanNorm, OwnSize, PolarSize, SumNorm, freon
+from polarlight.rules.freon import freon
 from polarlight.rules.hybrid import polar_then_row, row_then_polar
 from polarlight.rules.kaon import kaon
 from polarlight.rules.kl_soap import kl_soap
@@ -26,9 +27,12 @@ from polarlight.rules.registration import REGISTERED, RuleEntry, registered_rule
 from polarlight.rules.riemannian_aurora import RiemannianPolar
 from polarlight.rules.row_norm import RowRms, row_norm
 from polarlight.rules.shampoo import shampoo
+from polarlight.rules.shared_arguments import Shared
 from polarlight.rules.soap import soap
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.rules.unormuon import unormuon
-from polarlight.rules.with_adamw import Shared, WithAdamW, with_adamw
+from polarlight.rules.with_adamw import with_adamw
+from polarlight.stages.sized_power import MeanNorm, OwnSize, PolarSize, SumNorm
 
 __all__ = [
     "REGISTERED",

@@ -22,7 +22,8 @@ from torch import Tensor
 from polarlight.linalg.chaotic import Chaotic
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.registration import registered_rule
-from polarlight.rules.with_adamw import Shared, WithAdamW
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.renormalise import PolarNorm
 from polarlight.stages.scales import Original
@@ -76,11 +77,5 @@ class Kaon(WithAdamW):
         scale: Scale = Original(),
         **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            weight_decay,
-            momentum,
-            rule=kaon(chaos, nesterov=nesterov, scale=scale),
-            **shared,
-        )
+        rule = kaon(chaos, nesterov=nesterov, scale=scale)
+        super().__init__(params, lr, weight_decay, momentum, rule=rule, **shared)

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.registration import registered_rule
-from polarlight.rules.with_adamw import Shared, WithAdamW
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.factors import KLFactors
 from polarlight.stages.momentum import RawGradient
@@ -42,15 +43,8 @@ def kl_soap(
     scale: Scale = Unscaled(),
 ) -> UpdateRule:
     """KL-SOAP; see the module docstring for the mathematics and `RotatedAdam` for the arguments."""
-    adam = RotatedAdam(
-        betas=betas,
-        factors=KLFactors(shampoo_beta),
-        refresh=refresh,
-        every=every,
-        eps=eps,
-        bias_correction=False,
-        max_side=max_side,
-    )
+    factors = KLFactors(shampoo_beta)
+    adam = RotatedAdam(betas, factors, refresh, every, eps, False, max_side)
     return UpdateRule(name="kl_soap", momentum=RawGradient(), map=adam, scale=scale)
 
 
@@ -94,17 +88,12 @@ class KLSOAP(WithAdamW):
         scale: Scale = Unscaled(),
         **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            weight_decay,
-            rule=kl_soap(
-                betas=betas,
-                shampoo_beta=shampoo_beta,
-                every=every,
-                eps=eps,
-                max_side=max_side,
-                scale=scale,
-            ),
-            **shared,
+        rule = kl_soap(
+            betas=betas,
+            shampoo_beta=shampoo_beta,
+            every=every,
+            eps=eps,
+            max_side=max_side,
+            scale=scale,
         )
+        super().__init__(params, lr, weight_decay, rule=rule, **shared)

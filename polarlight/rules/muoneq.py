@@ -20,7 +20,8 @@ from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap, Slot
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.registration import registered_rule
-from polarlight.rules.with_adamw import Shared, WithAdamW
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.equilibrate import EquilibrateBoth, EquilibrateRows, PhaseSwitch
 from polarlight.stages.momentum import HeavyBall
 from polarlight.stages.scales import MatchRmsAdamW
@@ -92,11 +93,5 @@ class MuonEq(WithAdamW):
         scale: Scale = MatchRmsAdamW(),
         **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            weight_decay,
-            momentum,
-            rule=muoneq(balance, nesterov=nesterov, polar=polar, scale=scale),
-            **shared,
-        )
+        rule = muoneq(balance, nesterov=nesterov, polar=polar, scale=scale)
+        super().__init__(params, lr, weight_decay, momentum, rule=rule, **shared)

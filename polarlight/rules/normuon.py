@@ -17,7 +17,8 @@ from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.registration import registered_rule
-from polarlight.rules.with_adamw import Shared, WithAdamW
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.renormalise import KeepNorm, MatchRms
 from polarlight.stages.scales import Original, Unscaled
@@ -97,11 +98,5 @@ class NorMuon(WithAdamW):
         scale: Scale = Original(),
         **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            weight_decay,
-            momentum,
-            rule=normuon(beta2=beta2, nesterov=nesterov, polar=polar, scale=scale),
-            **shared,
-        )
+        rule = normuon(beta2=beta2, nesterov=nesterov, polar=polar, scale=scale)
+        super().__init__(params, lr, weight_decay, momentum, rule=rule, **shared)

@@ -20,7 +20,8 @@ from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.registration import registered_rule
-from polarlight.rules.with_adamw import Shared, WithAdamW
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.adam import AdamDirection
 from polarlight.stages.momentum import RawGradient
 from polarlight.stages.scales import Original
@@ -80,10 +81,5 @@ class PolarAdamW(WithAdamW):
         scale: Scale = Original(),
         **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            weight_decay,
-            rule=polar_adamw(betas=betas, eps=eps, polar=polar, scale=scale),
-            **shared,
-        )
+        rule = polar_adamw(betas=betas, eps=eps, polar=polar, scale=scale)
+        super().__init__(params, lr, weight_decay, rule=rule, **shared)

@@ -12,121 +12,20 @@ each matrix, not their sum. Not free of scale, by design: U(c M) = c^power U(M),
 of the loss in it. In the form with the polar factor first the decay rate belongs to the rule.
 """
 
-from dataclasses import dataclass
 from typing import Unpack
 
-import torch
 from torch import Tensor
 
-from polarlight.linalg.matrices import at_least_float32, nonzero, unit_scale
-from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariant, Invariants, Symmetries
+from polarlight.linalg.nuclear import NuclearPolar
 from polarlight.linalg.qdwh import QDWH
-from polarlight.linalg.slot import Buffers, MatrixMap, Stage, polar_rms
-from polarlight.registry import registered
+from polarlight.linalg.slot import MatrixMap
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.registration import registered_rule
-from polarlight.rules.with_adamw import Shared, WithAdamW
-from polarlight.stages.factors import check_beta
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
+from polarlight.stages.averaged_polar import AveragedPolar
 from polarlight.stages.momentum import EMA, RawGradient
 from polarlight.stages.scales import Unscaled
-
-
-def nuclear_norm(M: Tensor, U: Tensor, power: float = 1.0) -> Tensor:
-    """<M, U>^power of each matrix, [..., m, n] -> [..., 1, 1], U the polar factor; 0 for zero."""
-    M, U = at_least_float32(M), at_least_float32(U)
-    largest = M.abs().amax(dim=(-2, -1), keepdim=True)
-    pairing = (unit_scale(M) * U).sum(dim=(-2, -1), keepdim=True)
-    return torch.where(pairing == 0, 0.0, nonzero(pairing) ** power * largest**power)
-
-
-@registered("NuclearPolar")
-@dataclass(frozen=True, slots=True)
-class NuclearPolar(MatrixMap):
-    """<M, polar(M)>^power polar(M), [..., m, n] -> [..., m, n]; power 1 PolarGrad, 0 Muon."""
-
-    polar: MatrixMap = QDWH()
-    power: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.power <= 1:
-            raise ValueError(f"power must lie in [0, 1], got {self.power}")
-
-    def __call__(self, M: Tensor) -> Tensor:
-        """The polar factor at its length."""
-        U = self.polar(M)
-        return (nuclear_norm(M, U, self.power) * U).to(M.dtype)
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return self.polar.symmetries(m, n) & ROTATIONS
-
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the polar method."""
-        return self.polar.iteration_dtype(m, n, dtype, device)
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the polar method's, but for the size."""
-        polar = self.polar.invariants(m, n)
-        return {name: limit for name, limit in polar.items() if name != Invariant.SIZE}
-
-    def degree(self, m: int, n: int) -> float:
-        """Return the power of the nuclear norm."""
-        return self.power
-
-    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
-        """Return the root mean square entry; see `Slot`."""
-        return None if self.power else polar_rms(m, n)
-
-    def __str__(self) -> str:
-        return f"{self.polar}, nuclear norm"
-
-
-@registered("AveragedPolar", stateful=True, may_differ=("polar", "beta"))
-@dataclass(frozen=True, slots=True)
-class AveragedPolar(Stage):
-    """The average of past polar factors, times the nuclear norm of the present gradient.
-
-    Shapes: [..., m, n] -> [..., m, n]. State: `polar_momentum` [..., m, n].
-    """
-
-    polar: MatrixMap = QDWH()
-    beta: float = 0.95
-
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-
-    def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """The average."""
-        return {"polar_momentum": shape}
-
-    def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
-        """Updates the average; returns it at its length."""
-        U, P = self.polar(at_least_float32(X)), buffers["polar_momentum"]
-        P.lerp_(U, 1 - self.beta)
-        return (nuclear_norm(X, U) * P).to(X.dtype)
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return self.polar.symmetries(m, n) & ROTATIONS
-
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the polar method."""
-        return self.polar.iteration_dtype(m, n, dtype, device)
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return NO_INVARIANTS
-
-    def degree(self, m: int, n: int) -> float:
-        """Return 1: the nuclear norm of the gradient."""
-        return 1.0
-
-    def __str__(self) -> str:
-        return f"{self.polar}, averaged, nuclear norm"
 
 
 @registered_rule(lr=0.02, about="polar factor as long as the nuclear norm")
@@ -190,11 +89,5 @@ class PolarGrad(WithAdamW):
         scale: Scale = Unscaled(),
         **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            weight_decay,
-            momentum,
-            rule=polargrad(polar=polar, power=power, nesterov=nesterov, scale=scale),
-            **shared,
-        )
+        rule = polargrad(polar=polar, power=power, nesterov=nesterov, scale=scale)
+        super().__init__(params, lr, weight_decay, momentum, rule=rule, **shared)

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.registration import registered_rule
-from polarlight.rules.with_adamw import Shared, WithAdamW
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.factors import GramFactors
 from polarlight.stages.momentum import RawGradient
@@ -43,15 +44,8 @@ def soap(
     scale: Scale = Unscaled(),
 ) -> UpdateRule:
     """SOAP; see the module docstring for the mathematics and `RotatedAdam` for the arguments."""
-    adam = RotatedAdam(
-        betas=betas,
-        factors=GramFactors(shampoo_beta),
-        refresh=refresh,
-        every=every,
-        eps=eps,
-        bias_correction=bias_correction,
-        max_side=max_side,
-    )
+    factors = GramFactors(shampoo_beta)
+    adam = RotatedAdam(betas, factors, refresh, every, eps, bias_correction, max_side)
     return UpdateRule(name="soap", momentum=RawGradient(), map=adam, scale=scale)
 
 
@@ -95,17 +89,12 @@ class SOAP(WithAdamW):
         scale: Scale = Unscaled(),
         **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            weight_decay,
-            rule=soap(
-                betas=betas,
-                shampoo_beta=shampoo_beta,
-                every=every,
-                eps=eps,
-                max_side=max_side,
-                scale=scale,
-            ),
-            **shared,
+        rule = soap(
+            betas=betas,
+            shampoo_beta=shampoo_beta,
+            every=every,
+            eps=eps,
+            max_side=max_side,
+            scale=scale,
         )
+        super().__init__(params, lr, weight_decay, rule=rule, **shared)

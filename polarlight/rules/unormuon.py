@@ -20,7 +20,8 @@ from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.registration import registered_rule
-from polarlight.rules.with_adamw import Shared, WithAdamW
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.renormalise import KeepNorm
 from polarlight.stages.scales import Original
@@ -83,11 +84,5 @@ class UNorMuon(WithAdamW):
         scale: Scale = Original(),
         **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            weight_decay,
-            momentum,
-            rule=unormuon(beta2=beta2, nesterov=nesterov, polar=polar, scale=scale),
-            **shared,
-        )
+        rule = unormuon(beta2=beta2, nesterov=nesterov, polar=polar, scale=scale)
+        super().__init__(params, lr, weight_decay, momentum, rule=rule, **shared)

@@ -8,10 +8,10 @@ from itertools import chain
 import polarlight
 from polarlight import rules
 from polarlight.linalg.chaotic import MAXIMAL_SLOPE, Chaotic
+from polarlight.linalg.nuclear import NuclearPolar
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
 from polarlight.linalg.spectral_power import ExactPower, RationalPower
 from polarlight.rule import UpdateRule
-from polarlight.rules.polargrad import NuclearPolar
 from polarlight.stages.centre import centred
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.orientation import Columns, Pairs, oriented
