@@ -29,7 +29,7 @@ from polarlight.diagnostics.rule_check import RuleCheck
 from polarlight.lab.train.environment import hardware, versions
 from polarlight.lab.train.model import GPT
 from polarlight.lab.train.model_config import Architecture, ModelConfig
-from polarlight.rules.aurora import BalancedPolar
+from polarlight.rules.aurora_release import BalancedPolar
 
 FOLDER = Path(__file__).parent / "results" / "rule_check"
 STEPS, EVERY, FAULT_STEPS = 16, 2, 3

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -108,10 +109,25 @@ def function_at(text: str) -> Callable[..., Any]:
     name, _, attribute = text.partition(":")
     if not name or not attribute:
         raise ValueError(f"a target is MODULE:FUNCTION, got {text!r}; such as my_models:on_my_mesh")
+    module = module_named(name)
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        known = ", ".join(sorted(k for k, v in vars(module).items() if callable(v)))
+        raise ValueError(f"{name} has no function {attribute!r}; it has: {known or 'none'}")
+    function: Callable[..., Any] = found
+    return function
+
+
+def module_named(name: str) -> ModuleType:
+    """Import a module; those of the current folder are found too.
+
+    Raises:
+        ValueError: If there is none.
+    """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        module = import_module(name)
+        return import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the module is there, and one that it imports is not
@@ -119,12 +135,6 @@ def function_at(text: str) -> Callable[..., Any]:
             f"there is no module {error.name!r} in {Path.cwd()} or among the installed packages; "
             "run the command in the folder of the module, or set PYTHONPATH"
         ) from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        known = ", ".join(sorted(k for k, v in vars(module).items() if callable(v)))
-        raise ValueError(f"{name} has no function {attribute!r}; it has: {known or 'none'}")
-    function: Callable[..., Any] = found
-    return function
 
 
 def json_in(path: Path, option: str) -> Any:

@@ -11,7 +11,7 @@ from polarlight.lab.commands import options
 from polarlight.lab.commands.console import console, say
 from polarlight.lab.train.corpus import load_corpus
 from polarlight.lab.train.loop import device_of
-from polarlight.lab.train.recipes import RECIPES, recipe_of
+from polarlight.lab.train.recipes import recipe_of, recipes
 from polarlight.lab.train.shards import GPT2_VOCAB_SIZE
 from polarlight.lab.train.track3.loop import Track3Run
 from polarlight.lab.train.track3.settings import (
@@ -81,8 +81,8 @@ def _setting(
 def _rule(name: str) -> Rule:
     if name in RULES:
         return RULES[name]
-    if name not in RECIPES:
-        raise ValueError(f"unknown rule {name!r}; choose from {', '.join([*RULES, *RECIPES])}")
+    if name not in recipes():
+        raise ValueError(f"unknown rule {name!r}; choose from {', '.join([*RULES, *recipes()])}")
     recipe = recipe_of(name)
     if recipe.groups is not None:
         raise ValueError(f"{name} is a recipe for whole models; choose from {', '.join(RULES)}")
