@@ -21,7 +21,7 @@ ENGINES = [
     *(
         polarlight.linalg.AutoPolar(),
         polarlight.linalg.NewtonSchulz(),
-        polarlight.linalg.GramNewtonSchulz(tile=1),
+        polarlight.linalg.GramNewtonSchulz(),
     ),
     *(
         polarlight.linalg.QDWH(),
