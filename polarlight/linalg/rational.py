@@ -85,7 +85,8 @@ def iterate(X: Tensor, steps: Sequence[RationalStep]) -> Tensor:
     """Map the singular values x |X|_F of tall X by the steps at x, without noise, and polish."""
     X = X / nonzero(frobenius_norm(X))
     m, n = X.shape[-2:]
-    run = _run_reduced if _reduces(m, n, tuple(step.terms for step in steps)) else _run
+    long = m > n and _reduces(m, n, tuple(step.terms for step in steps))
+    run = _run_reduced if long else _run
     return run(X, steps, cut_off(m, n, X.dtype))
 
 
