@@ -65,9 +65,9 @@ class BalancedPolar(PolarMap):
     Args:
         polar: The polar method; one call per round.
         rounds: Number of polar factors, at least 1. One round is MuonEq's row form.
-        exponent: Power of the correction, in (0, 1]. .5, Tyler's iteration and the release's value,
-            contracts by about n/m per round; None takes 1/(2 (1 - n/m)), at most 1, which contracts
-            faster. More exact did not train better in `docs/log.md`, hence .5.
+        exponent: Power of the correction, in (0, 1]. 0.5, Tyler's iteration and the release's
+            value, contracts by about n/m per round; None takes 1/(2 (1 - n/m)), at most 1, which
+            contracts faster. More exact did not train better in `docs/log.md`, hence 0.5.
         floor: Rows below this fraction of the rms row norm are noise and are not lifted to a full
             row.
 
