@@ -17,14 +17,11 @@ MOST_BYTES_ON_CPU = 8 * 2**20
 """The same on a CPU, where what does not fit the cache is read from memory time and again."""
 
 
-def stacks(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Positions, equal shapes next to each other, in parts of a bounded size."""
-    on_cpu = any(t.device.type == "cpu" for t in tensors)
-    most = MOST_BYTES_ON_CPU if on_cpu else MOST_BYTES
-    order = sorted(range(len(tensors)), key=lambda i: tensors[i].shape)
+def capped(positions: Sequence[int], tensors: Sequence[Tensor], most: int) -> Iterator[list[int]]:
+    """Cut positions into runs of at most `most` bytes; a tensor that is larger goes alone."""
     part: list[int] = []
     size = 0
-    for i in order:
+    for i in positions:
         if part and size + tensors[i].nbytes > most:
             yield part
             part, size = [], 0
@@ -32,6 +29,14 @@ def stacks(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
         size += tensors[i].nbytes
     if part:
         yield part
+
+
+def parts_of_a_step(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Return positions, equal shapes next to each other, in parts of a bounded size."""
+    on_cpu = any(t.device.type == "cpu" for t in tensors)
+    most = MOST_BYTES_ON_CPU if on_cpu else MOST_BYTES
+    order = sorted(range(len(tensors)), key=lambda i: tensors[i].shape)
+    return capped(order, tensors, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class Batched:
             raise ValueError(f"alone_on_cpu must be >= 0, got {self.alone_on_cpu}")
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """One direction per job, in order."""
+        """Return one direction per job, in order."""
         results: dict[int, Tensor] = {}
         for stack in self._stacks(jobs):
             members = [jobs[index] for index in stack]
@@ -63,7 +68,7 @@ class Batched:
         return [results[index] for index in range(len(jobs))]
 
     def _stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
-        """Positions of jobs that go together, at most `max_bytes` at a time."""
+        """Return positions of jobs that go together, at most `max_bytes` at a time."""
         groups: dict[Hashable, list[int]] = {}
         rules: dict[UpdateRule, int] = {}  # whose hash is slow enough to be felt for every job
         distinct = {id(job.rule): job.rule for job in jobs}
@@ -72,22 +77,11 @@ class Batched:
             M = job.matrix
             kind = (same[id(job.rule)], M.shape[-2:], M.dtype, M.device)
             groups.setdefault(kind, []).append(index)
+        matrices = [job.matrix for job in jobs]
         for group in groups.values():
-            stack: list[int] = []
-            size, cap = 0, self._cap(jobs[group[0]].matrix)
-            for index in group:
-                nbytes = jobs[index].matrix.nbytes
-                if stack and size + nbytes > cap:
-                    yield stack
-                    stack, size = [], 0
-                stack.append(index)
-                size += nbytes
-            yield stack
-
-    def _cap(self, M: Tensor) -> int:
-        """Bytes that a stack of matrices like M may have."""
-        large = M.device.type == "cpu" and M.shape[-2:].numel() >= self.alone_on_cpu
-        return 0 if large else self.max_bytes
+            M = matrices[group[0]]
+            alone = M.device.type == "cpu" and M.shape[-2:].numel() >= self.alone_on_cpu
+            yield from capped(group, matrices, 0 if alone else self.max_bytes)
 
 
 def _together(jobs: Sequence[Job]) -> list[Tensor]:

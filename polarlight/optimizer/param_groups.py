@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polarlight.execution.batched import stacks
+from polarlight.execution.batched import parts_of_a_step
 from polarlight.lookup import check_object
 from polarlight.rule import ElementwiseRule, UpdateRule
 from polarlight.view import MatrixView, Whole
@@ -208,6 +208,6 @@ def together(groups: Sequence[Group], members: Members, shared: bool) -> list[Me
     parts = [
         {i: [members[i][place] for place in part]}
         for i in matrices
-        for part in stacks([groups[i]["params"][place] for place in members[i]])
+        for part in parts_of_a_step([groups[i]["params"][place] for place in members[i]])
     ]
     return [*parts, *entries]
