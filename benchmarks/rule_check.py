@@ -29,7 +29,7 @@ from polarlight.diagnostics.rule_check import RuleCheck
 from polarlight.lab.train.environment import hardware, versions
 from polarlight.lab.train.model import GPT
 from polarlight.lab.train.model_config import Architecture, ModelConfig
-from polarlight.rules.aurora import BalancedPolar
+from polarlight.rules.aurora_release import BalancedPolar
 
 FOLDER = Path(__file__).parent / "results" / "rule_check"
 STEPS, EVERY, FAULT_STEPS = 16, 2, 3
@@ -169,8 +169,8 @@ def engines():
     yield "AutoPolar float32", pl.linalg.AutoPolar(dtype=f32)
     yield "Jordan bfloat16", pl.linalg.NewtonSchulz(pl.linalg.schedules.JORDAN, bf16)
     yield "Polar Express float32", pl.linalg.NewtonSchulz(pl.linalg.polar_express(5), f32)
-    yield "Gram float16", pl.linalg.GramNewtonSchulz(dtype=f16, tile=1)
-    yield "Gram bfloat16", pl.linalg.GramNewtonSchulz(dtype=bf16, tile=1)
+    yield "Gram float16", pl.linalg.GramNewtonSchulz(dtype=f16)
+    yield "Gram bfloat16", pl.linalg.GramNewtonSchulz(dtype=bf16)
     yield "QDWH", pl.linalg.QDWH()
     yield "Zolo-PD", pl.linalg.ZoloPD()
     yield "SVD", pl.linalg.ExactPolar()

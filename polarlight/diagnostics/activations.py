@@ -61,8 +61,6 @@ class _Switch:
 class ActivationMonitor:
     """Records, every so many steps, how loud every neuron is, from the model's own forward passes.
 
-        optimizer.observe(ActivationMonitor(model, every=50))
-
     A record per down projection: `mean`, the mean absolute input of the down projection;
     `magnitude`, quantiles over neurons of their own means, over it; `dead`, fraction of neurons
     below each of `DEAD` times it. Gated layers also have `gate`: `closed` and `open`, the fraction
@@ -82,6 +80,19 @@ class ActivationMonitor:
 
     Raises:
         ValueError: If every is below 1, or the model has no linear down projection.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> mlp = {"up_proj": torch.nn.Linear(8, 32), "down_proj": torch.nn.Linear(32, 8)}
+        >>> mlp = torch.nn.ModuleDict(mlp)
+        >>> optimizer = polarlight.Muon(mlp, lr=0.02)
+        >>> monitor = polarlight.diagnostics.ActivationMonitor(mlp, every=50)
+        >>> handle = optimizer.observe(monitor)
+        >>> mlp["down_proj"](mlp["up_proj"](torch.ones(2, 8)).relu()).square().mean().backward()
+        >>> optimizer.step()
+        >>> step, records = monitor.history[0]
+        >>> list(records)
+        ['down_proj']
     """
 
     def __init__(

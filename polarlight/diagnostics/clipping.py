@@ -30,8 +30,6 @@ class ClippingWarning(UserWarning):
 class ClippingCheck:
     """Warns once if the gradients of rules that are free of scale arrive clipped to a norm.
 
-        optimizer.observe(ClippingCheck(optimizer))
-
     The sign of clipping is that the norm of all gradients is the same number again and again: the
     largest of `looks` norms has to come up at least `needed` times. Norms that vary by a few
     percent do so less than once in a million runs. Seen is clipping by the norm over all parameters
@@ -46,6 +44,17 @@ class ClippingCheck:
             that nothing is looked at any more.
         needed: How often the largest one must come up, in [2, looks].
         clipped_to: The norm, once it has been found.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Muon(model, lr=0.02)
+        >>> monitor = polarlight.diagnostics.ClippingCheck(optimizer)
+        >>> handle = optimizer.observe(monitor)
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> monitor.clipped_to is None  # nothing found so far
+        True
     """
 
     optimizer: Optimizer

@@ -75,9 +75,6 @@ def _record(slope: Tensor, along: list[tuple[Tensor, Tensor]]) -> Record:
 class DescentPotential:
     """Records, every so many steps, how much each matrix's update could have lowered the loss.
 
-        probe = DescentPotential(lambda: model(tokens, targets), every=500)
-        optimizer.observe(probe)
-
     An observed step costs a forward and a backward pass and one more backward pass per matrix, and
     keeps a copy of the matrices until it ends.
 
@@ -87,6 +84,17 @@ class DescentPotential:
         every: Observe steps 1, 1 + every, ...; at least 1.
         step: Steps seen so far.
         history: What was recorded, where there is no sink.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Muon(model, lr=0.02)
+        >>> loss = lambda: model(torch.ones(2, 8)).square().mean()
+        >>> monitor = polarlight.diagnostics.DescentPotential(loss, every=500)
+        >>> handle = optimizer.observe(monitor)
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> step, records = monitor.history[0]
     """
 
     loss: Callable[[], Tensor]

@@ -40,8 +40,6 @@ READINGS = ("update", "momentum")
 class NeuronMonitor:
     """Records, every so many steps, how the neurons of tall matrices are moved.
 
-        optimizer.observe(NeuronMonitor(every=50))
-
     Two readings of the same question, per matrix [m, n], m > n: `update` is the row's share of the
     update itself, whatever the rule; `momentum` is the row's leverage in the momentum, times m/n:
     the share that plain Muon would give it. Beside the numbers of `matrix_record.read` each reading
@@ -64,6 +62,18 @@ class NeuronMonitor:
         hold: Observed steps that are transferred together; with more than 1, call `flush()` in the
             end.
         history: What was recorded, where there is no sink.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Muon(model, lr=0.02)
+        >>> monitor = polarlight.NeuronMonitor(every=50)
+        >>> handle = optimizer.observe(monitor)
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> step, records = monitor.history[0]
+        >>> list(records)
+        ['0.weight']
     """
 
     sink: Sink | None = None

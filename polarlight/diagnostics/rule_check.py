@@ -54,17 +54,26 @@ class Verdict:
 class RuleCheck:
     """Counts every parameter's updates by rule, and samples whether updates keep their promises.
 
-        check = RuleCheck(every=100)
-        optimizer.observe(check)
-        ...
-        print(check.report())
-
     Counts are host integers and samples stay on the device, where the worst is kept: a step waits
     for nothing. `verdicts` and `report` transfer once per device. A sampled step costs up to four
     steps of a rule: it computes weights and, where a rule has no memory, the direction again.
 
     Attributes:
         every: Sample steps 1, 1 + every, ...; at least 1.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Muon(model, lr=0.02)
+        >>> monitor = polarlight.RuleCheck(every=100)
+        >>> handle = optimizer.observe(monitor)
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> print(monitor.report())
+        0.weight  muon x 1  kept
+        1.weight  muon x 1  kept
+        0.bias    adamw x 1  kept
+        1.bias    adamw x 1  kept
     """
 
     every: int = 100

@@ -17,19 +17,24 @@ MOST_BYTES_ON_CPU = 8 * 2**20
 """Largest stack on a CPU: stacks that leave the cache are read from memory again and again."""
 
 
-def capped_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Return positions in stacks of a bounded size, with equal shapes next to each other."""
-    on_cpu = any(t.device.type == "cpu" for t in tensors)
-    cap = MOST_BYTES_ON_CPU if on_cpu else MOST_BYTES
+def capped_stacks(positions: Sequence[int], tensors: Sequence[Tensor], cap: int) -> list[list[int]]:
+    """Cut positions into stacks of at most `cap` bytes; a larger tensor is a stack of its own."""
     stacks: list[list[int]] = []
     size = 0
-    for _, i in sorted((t.shape, i) for i, t in enumerate(tensors)):
+    for i in positions:
         if not stacks or size + tensors[i].nbytes > cap:
             stacks.append([])
             size = 0
         stacks[-1].append(i)
         size += tensors[i].nbytes
     return stacks
+
+
+def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Return positions of parameters in stacks of a bounded size, equal shapes adjacent."""
+    on_cpu = any(t.device.type == "cpu" for t in tensors)
+    order = sorted(range(len(tensors)), key=lambda i: tensors[i].shape)
+    return capped_stacks(order, tensors, MOST_BYTES_ON_CPU if on_cpu else MOST_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +76,11 @@ class Batched:
             M = job.matrix
             kind = (same[id(job.rule)], M.shape[-2:], M.dtype, M.device)
             groups.setdefault(kind, []).append(index)
+        matrices = [job.matrix for job in jobs]
         for group in groups.values():
-            stack: list[int] = []
-            first = jobs[group[0]].matrix
+            first = matrices[group[0]]
             large = first.device.type == "cpu" and first.shape[-2:].numel() >= self.alone_on_cpu
-            size, cap = 0, 0 if large else self.max_bytes
-            for index in group:
-                nbytes = jobs[index].matrix.nbytes
-                if stack and size + nbytes > cap:
-                    yield stack
-                    stack, size = [], 0
-                stack.append(index)
-                size += nbytes
-            yield stack
+            yield from capped_stacks(group, matrices, 0 if large else self.max_bytes)
 
 
 def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:

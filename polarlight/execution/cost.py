@@ -1,38 +1,30 @@
-"""Cost of a direction: flops of products, counted by one run of the rule on the meta device."""
+"""Cost of a direction: flops of one run of the rule on the meta device (`linalg/cost.py`)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from polarlight.linalg.cost import counted
 from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
 FLOPS_PER_ENTRY = 300.0
 """Flops of products that take an accelerator as long as reading and writing one entry."""
 
-FLOPS_OF_A_FACTORISATION = 20.0
-"""Estimate for a decomposition, in units of m n min(m, n): torch does not count its flops."""
-
 
 @lru_cache(maxsize=4096)
 def flops(rule: UpdateRule, m: int, n: int) -> int:
-    """Count floating-point operations of the products in one direction of an m x n matrix.
-
-    The rule runs on the meta device, where products are counted and nothing is computed. torch
-    counts no flops for decompositions: a rule with one counts at least 20 m n min(m, n).
-    """
+    """Count the flops of products and decompositions in one direction of an m x n matrix."""
     if not m or not n:
         return 0
     M, buffers = _meta_inputs(rule, m, n)
-    return _count_flops(lambda: rule.direction(M, buffers), m, n)
+    return round(counted(lambda: rule.direction(M, buffers), m, n).flops)
 
 
 def cost(rule: UpdateRule, m: int, n: int) -> float:
-    """Return flops of products plus memory passes in the same unit; never zero."""
+    """Return the flops of a direction plus its memory passes in the same unit; never zero."""
     return flops(rule, m, n) + FLOPS_PER_ENTRY * m * n
 
 
@@ -41,7 +33,7 @@ class RowwiseCost:
     """Cost of a direction for a process that holds some rows of the matrix.
 
     Attributes:
-        flops: Flops of matrix products.
+        flops: Flops of products and decompositions.
         cost: Flops and memory passes, in the unit of `cost`.
         summed: Bytes of the sums that are all-reduced over the processes.
     """
@@ -57,7 +49,8 @@ def rowwise_cost(rule: UpdateRule, m: int, n: int, local_rows: int) -> RowwiseCo
     X, buffers = _meta_inputs(rule, m, n, local_rows)
     rows = _CountingRows(m)
     try:
-        flops = _count_flops(lambda: rule.direction_on_rows(X, rows, buffers), local_rows, n)
+        counts = counted(lambda: rule.direction_on_rows(X, rows, buffers), local_rows, n)
+        flops = round(counts.flops)
     except NeedsAllRowsError:
         return None
     return RowwiseCost(flops, flops + FLOPS_PER_ENTRY * local_rows * n, rows.bytes)
@@ -95,31 +88,3 @@ def _meta_inputs(
         for name, (p, q) in rule.buffer_shapes(torch.Size((m, n))).items()
     }
     return torch.empty(rows, n, device="meta"), buffers
-
-
-def _count_flops(direction: Callable[[], Tensor], m: int, n: int) -> int:
-    """Count flops of products; estimate decompositions and functions that depend on data."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    estimate = int(FLOPS_OF_A_FACTORISATION * m * n * min(m, n))
-    counter = FlopCounterMode(display=False)
-    try:
-        with counter, _DetectFactorisation() as found:
-            direction()
-    except (RuntimeError, NotImplementedError):  # it depends on data: no meta device
-        return estimate
-    return max(counter.get_total_flops(), estimate if found.any else 0)
-
-
-class _DetectFactorisation(TorchDispatchMode):
-    """Dispatch mode that records whether a decomposition is called."""
-
-    any = False
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        """Record calls of torch.linalg and run the operation."""
-        self.any |= "linalg" in str(func) and "norm" not in str(func)
-        return func(*args, **(kwargs or {}))

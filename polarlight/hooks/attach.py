@@ -69,6 +69,16 @@ def attach(
 
     Raises:
         ValueError: If nothing is chosen.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Muon(model, lr=0.02)
+        >>> ball = polarlight.hooks.HyperBall()
+        >>> handle = polarlight.hooks.attach(optimizer, ball, where="0.weight")
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> handle.remove()
     """
     chosen = _selection(where)
     if not any(chosen(name, p, group) for name, p, group in _places(optimizer)):

@@ -26,6 +26,14 @@ class CautiousDecay:
 
     Attributes:
         weight_decay: Entries are multiplied by 1 - lr * weight_decay; at least 0.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Muon(model, lr=0.02)
+        >>> handle = polarlight.hooks.attach(optimizer, polarlight.hooks.CautiousDecay(0.1))
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
     """
 
     weight_decay: float
@@ -58,6 +66,17 @@ def couple_decay_to_schedule(
 
     Raises:
         ValueError: If a full learning rate is not positive, or there is not one per group.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Muon(model, lr=0.02, weight_decay=0.1)
+        >>> handle = polarlight.hooks.couple_decay_to_schedule(optimizer)
+        >>> optimizer.param_groups[0]["lr"] = 0.01  # half of the full rate
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> optimizer.param_groups[0]["weight_decay"]
+        0.05
     """
     groups = optimizer.param_groups
     if full is None:

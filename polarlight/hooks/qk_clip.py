@@ -33,6 +33,12 @@ def clip_queries_and_keys(
 
     Raises:
         ValueError: If the threshold is not positive or the sizes do not divide.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> q_proj, k_proj = torch.nn.Linear(16, 16), torch.nn.Linear(16, 8)
+        >>> largest = torch.tensor([30.0, 200.0, 90.0, 100.0])  # of 4 heads; 2 share a key head
+        >>> polarlight.hooks.clip_queries_and_keys(q_proj.weight, k_proj.weight, largest)
     """
     if not threshold > 0:
         raise ValueError(f"threshold must be > 0, got {threshold}")
@@ -53,15 +59,20 @@ def clip_queries_and_keys(
 class QKClip:
     """Clips one attention layer after every step, from the logits that were reported since.
 
-        clip = QKClip(layer.q_proj, layer.k_proj)
-        clip.attach(optimizer)
-        ...                          # in the forward pass, per head:
-        clip.report(logits.amax(dim=(0, 2, 3)))
-
     Attributes:
         query: Projection whose weight is [heads * size, width].
         key: The same for keys.
         threshold: What no head shall exceed, > 0.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> q_proj, k_proj = torch.nn.Linear(16, 16), torch.nn.Linear(16, 8)
+        >>> optimizer = polarlight.Muon([q_proj.weight, k_proj.weight])
+        >>> clip = polarlight.hooks.QKClip(q_proj, k_proj, threshold=50.0)
+        >>> handle = clip.attach(optimizer)
+        >>> logits = torch.randn(2, 4, 9, 9)  # in the forward pass: [batch, heads, query, key]
+        >>> clip.report(logits.amax(dim=(0, 2, 3)))
+        >>> optimizer.step()
     """
 
     query: nn.Linear

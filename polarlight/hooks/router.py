@@ -15,7 +15,18 @@ from polarlight.hooks.attach import Group
 
 @dataclass(frozen=True, slots=True)
 class CentreRouter:
-    """Takes the mean of the rows out of the weight; what a softmax router computes stays."""
+    """Takes the mean of the rows out of the weight; what a softmax router computes stays.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> router = torch.nn.Linear(8, 4, bias=False)
+        >>> optimizer = torch.optim.AdamW(router.parameters())
+        >>> handle = polarlight.hooks.attach(optimizer, polarlight.hooks.CentreRouter())
+        >>> router(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> bool(router.weight.mean(dim=0).abs().max() < 1e-6)
+        True
+    """
 
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
         """The centred weight, [..., experts, width]."""

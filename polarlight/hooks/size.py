@@ -24,6 +24,17 @@ class HyperBall:
 
     The optimizer's weight decay has no effect then, and its scale neither. A zero matrix stays
     zero: start from weights that are not.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Muon(model, lr=0.02)
+        >>> handle = polarlight.hooks.attach(optimizer, polarlight.hooks.HyperBall())
+        >>> before = model[0].weight.norm()
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> torch.allclose(model[0].weight.norm(), before)
+        True
     """
 
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
@@ -40,6 +51,14 @@ class UpdateFloor:
 
     Attributes:
         floor: Least norm of what multiplies -lr over the weight's norm, > 0.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Muon(model, lr=0.02)
+        >>> handle = polarlight.hooks.attach(optimizer, polarlight.hooks.UpdateFloor(0.35))
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
     """
 
     floor: float

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polarlight.linalg.remembered import constant
+from polarlight.linalg.lru_cache_eager import assume_constant
 from polarlight.optimizer.param_groups import Group
 
 
@@ -53,7 +53,7 @@ def check_lr(lrs: Sequence[float | Tensor]) -> None:
 _warned: list[bool] = []
 
 
-@constant
+@assume_constant
 def _warn_of_numbers() -> None:
     """Warn once per process that a float learning rate is compiled into the graph."""
     if not _warned:

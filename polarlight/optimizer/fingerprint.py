@@ -192,7 +192,8 @@ def completed(config: Config) -> dict[str, Any]:
     known = None if "slots" in config else registration_named(config["method"])
     if known is None:
         return {"post": [], "balance": None, **content} if "slots" in config else content
-    stored = {known.renamed.get(key, key): value for key, value in content.items()}
+    kept = {key: value for key, value in content.items() if key not in known.removed}
+    stored = {known.renamed.get(key, key): value for key, value in kept.items()}
     return _defaults(known.cls, config["version"]) | stored
 
 

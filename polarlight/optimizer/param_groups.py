@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from polarlight.execution.batched import capped_stacks
+from polarlight.execution.batched import step_stacks
 from polarlight.lookup import check_object
 from polarlight.rule import ElementwiseRule, UpdateRule
 from polarlight.view import Whole
@@ -206,6 +206,6 @@ def partition_for_step(
     batches = [
         {i: [active[i][position] for position in stack]}
         for i in matrices
-        for stack in capped_stacks([groups[i]["params"][k] for k in active[i]])
+        for stack in step_stacks([groups[i]["params"][k] for k in active[i]])
     ]
     return [*batches, *elementwise]

@@ -88,6 +88,14 @@ class SpectralOptimizer(Optimizer):
             names it.
         RuntimeError: If a gradient is sparse.
         FloatingPointError: In a step, if a gradient is not finite and `nonfinite` says RAISE.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> weight = torch.nn.Parameter(torch.ones(8, 4))
+        >>> rule = polarlight.rules.muon()
+        >>> optimizer = polarlight.SpectralOptimizer([weight], lr=0.02, rule=rule)
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
     """
 
     def __init__(

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 
+from polarlight.lookup import nearest
 from polarlight.routing.explain import explain
 from polarlight.routing.explain.folding import fold
 from polarlight.routing.roles import MATRIX_ROLES, Assignment, Part, Role, infer_roles
@@ -283,8 +283,8 @@ def _has_pattern(key: Key) -> bool:
 
 def _suggestion(pattern: str, names: Sequence[str]) -> str:
     """Return the role or name nearest to a pattern that matches nothing, as a sentence."""
-    near = get_close_matches(pattern, [*Role, *names], n=1)
-    return f" Did you mean {near[0]!s} by {pattern!r}?" if near else ""
+    near = nearest(pattern, [*map(str, Role), *names])
+    return f" Did you mean {near} by {pattern!r}?" if near else ""
 
 
 def _views_of(assignments: Sequence[Assignment], entries: Sequence[Route]) -> list[MatrixView]:

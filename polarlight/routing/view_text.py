@@ -6,6 +6,7 @@
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_args
 
+from polarlight.lookup import look_up
 from polarlight.view import (
     Flattened,
     Heads,
@@ -44,9 +45,7 @@ def view_from_json(data: dict[str, Any]) -> MatrixView:
         ValueError: If the view or an entry is unknown, or a value is out of range.
     """
     name = data.get("view")
-    if not isinstance(name, str) or name not in VIEWS:
-        raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {name!r}")
-    kind = VIEWS[name]
+    kind = look_up(str(name), VIEWS, "view")
     known = [field.name for field in fields(kind)]
     if unknown := data.keys() - {"view", *known}:
         raise ValueError(f"{kind.__name__} has entries {known}, got {sorted(unknown)}")

@@ -20,12 +20,14 @@ from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.slot import MatrixMap
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.registration import registered_rule
 from polarlight.rules.row_norm import ROW_RMS
 from polarlight.stages.equilibrate import RELATIVE_FLOOR, EquilibrateRows
 from polarlight.stages.momentum import EMA
 from polarlight.stages.scales import MatchRmsAdamW
 
 
+@registered_rule(lr=4e-3, about="rows normalized, then their polar factor")
 def row_then_polar(
     polar: MatrixMap = NewtonSchulz(polar_express(6)),
     *,
@@ -42,6 +44,7 @@ def row_then_polar(
     )
 
 
+@registered_rule(lr=4e-3, about="polar factor, then its rows normalized")
 def polar_then_row(
     polar: MatrixMap = NewtonSchulz(polar_express(6)),
     *,

@@ -15,17 +15,21 @@ norm is enlarged by 1.021: a matrix of rank one, which the source's first step m
 at 0.999. float32, not bfloat16.
 """
 
+from typing import Unpack
+
 from torch import Tensor
 
 from polarlight.linalg.chaotic import Chaotic
-from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import Scale, UpdateRule
-from polarlight.rules.adamw import with_adamw
+from polarlight.rules.registration import registered_rule
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.renormalise import PolarNorm
 from polarlight.stages.scales import Original
 
 
+@registered_rule(lr=0.02, about="chaotic spectrum instead of a flat one")
 def kaon(
     chaos: Chaotic = Chaotic(),
     *,
@@ -37,12 +41,28 @@ def kaon(
     return UpdateRule(name="kaon", momentum=EMA(nesterov), map=chaos, post=(norm,), scale=scale)
 
 
-class Kaon(SpectralOptimizer):
-    """Kaon on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
+class Kaon(WithAdamW):
+    """Kaon on hidden matrices, AdamW on the rest.
 
     Args:
-        chaos: `Chaotic()` or `Chaotic(MAXIMAL_SLOPE)`. Results of two devices differ where
-            singular values of theirs differ by 1e-7: see `Chaotic`.
+        params: A module or `model.named_parameters()`, routed by role; matrices; or param groups.
+        lr: Learning rate of the matrices.
+        weight_decay: Decoupled weight decay of the matrices.
+        momentum: Decay of the momentum, in [0, 1).
+        nesterov: Look one step ahead.
+        chaos: `Chaotic()` (the default) or `Chaotic(MAXIMAL_SLOPE)`. Results of two devices differ
+            where their singular values differ by 1e-7: see `Chaotic`.
+        scale: Factor from (fan_out, fan_in), `Original()` by default; `MatchRmsAdamW()` lets
+            AdamW's learning rates carry over.
+        **shared: `maximize`, `executor`, `nonfinite`, `view`, `overrides`, `aux_lr`, `aux_betas`,
+            `aux_weight_decay`; see `polarlight.rules.Shared`.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Kaon(model, lr=0.02, aux_lr=3e-3)
+        >>> [group['rule'].name for group in optimizer.param_groups]
+        ['kaon', 'adamw']
     """
 
     def __init__(
@@ -55,22 +75,7 @@ class Kaon(SpectralOptimizer):
         *,
         chaos: Chaotic = Chaotic(),
         scale: Scale = Original(),
-        maximize: bool = False,
-        aux_lr: float | Tensor | None = None,
-        aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            with_adamw(
-                params,
-                lr=aux_lr,
-                betas=aux_betas,
-                weight_decay=aux_weight_decay,
-                beside=(scale, lr, weight_decay),
-            ),
-            lr,
-            weight_decay,
-            momentum,
-            rule=kaon(chaos, nesterov=nesterov, scale=scale),
-            maximize=maximize,
-        )
+        rule = kaon(chaos, nesterov=nesterov, scale=scale)
+        super().__init__(params, lr, weight_decay, momentum, rule=rule, **shared)

@@ -9,18 +9,21 @@ Deviations: the momentum is an EMA (torch, NorMuon, Aurora); a polar factor does
     difference.
 """
 
+from typing import Unpack
+
 from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap
-from polarlight.optimizer.spectral import SpectralOptimizer
-from polarlight.routing.route import Overrides
 from polarlight.rule import Scale, UpdateRule
-from polarlight.rules.adamw import with_adamw
+from polarlight.rules.registration import registered_rule
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.scales import Original
 
 
+@registered_rule(lr=0.02, about="polar factor of the momentum")
 def muon(
     *,
     nesterov: bool = True,
@@ -31,31 +34,27 @@ def muon(
     return UpdateRule(name="muon", momentum=EMA(nesterov), map=polar, scale=scale)
 
 
-class Muon(SpectralOptimizer):
+class Muon(WithAdamW):
     """Muon on hidden matrices, AdamW on the rest.
 
     Args:
-        params: A module or `model.named_parameters()`: hidden matrices get Muon; embeddings, heads,
-            norms and biases get AdamW. Or matrices alone, or param groups.
+        params: A module or `model.named_parameters()`, routed by role; matrices; or param groups.
         lr: Learning rate of the matrices.
         weight_decay: Decoupled weight decay of the matrices.
         momentum: Decay of the momentum, in [0, 1).
         nesterov: Look one step ahead.
-        polar: The polar method.
-        scale: Factor from (fan_out, fan_in); `MatchRmsAdamW()` lets AdamW's learning rates carry
-            over.
-        maximize: Ascend instead of descend.
-        aux_lr: AdamW's learning rate. None takes 3e-3, or `lr` where the scale is
-            `MatchRmsAdamW`: updates of matrices are as large as AdamW's then.
-        aux_betas: AdamW's decay rates.
-        aux_weight_decay: AdamW's weight decay, never applied to vectors. None takes 0, or
-            `weight_decay` where the scale is `MatchRmsAdamW`.
-        overrides: Other routes for some parameters: `{Role.CONV: Role.HIDDEN}` gives convolutions
-            Muon, `{"*.layers.0.*": Route(lr=1e-3)}` a layer its own learning rate, and
-            `{"decoder.*": AdamWRule()}` excludes. Keys: roles, patterns on names, or pairs of both.
+        polar: The polar method, `AutoPolar()` by default.
+        scale: Factor from (fan_out, fan_in), `Original()` by default; `MatchRmsAdamW()` lets
+            AdamW's learning rates carry over.
+        **shared: `maximize`, `executor`, `nonfinite`, `view`, `overrides`, `aux_lr`, `aux_betas`,
+            `aux_weight_decay`; see `polarlight.rules.Shared`.
 
-    Raises:
-        ValueError: If a number is out of range or a bare tensor is no matrix.
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Muon(model, lr=0.02, aux_lr=3e-3)
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
     """
 
     def __init__(
@@ -68,24 +67,7 @@ class Muon(SpectralOptimizer):
         *,
         polar: MatrixMap = AutoPolar(),
         scale: Scale = Original(),
-        maximize: bool = False,
-        aux_lr: float | Tensor | None = None,
-        aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float | None = None,
-        overrides: Overrides | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            with_adamw(
-                params,
-                lr=aux_lr,
-                betas=aux_betas,
-                weight_decay=aux_weight_decay,
-                beside=(scale, lr, weight_decay),
-                overrides=overrides,
-            ),
-            lr,
-            weight_decay,
-            momentum,
-            rule=muon(nesterov=nesterov, polar=polar, scale=scale),
-            maximize=maximize,
-        )
+        rule = muon(nesterov=nesterov, polar=polar, scale=scale)
+        super().__init__(params, lr, weight_decay, momentum, rule=rule, **shared)

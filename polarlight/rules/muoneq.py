@@ -12,18 +12,22 @@ the method off for gradients below 1e-4. RC may switch to R at step `phase`, as 
 docstring says otherwise).
 """
 
+from typing import Unpack
+
 from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap, Slot
-from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import Scale, UpdateRule
-from polarlight.rules.adamw import with_adamw
+from polarlight.rules.registration import registered_rule
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.equilibrate import EquilibrateBoth, EquilibrateRows, PhaseSwitch
 from polarlight.stages.momentum import HeavyBall
 from polarlight.stages.scales import MatchRmsAdamW
 
 
+@registered_rule(lr=4e-3, about="rows made equal before the polar factor")
 def muoneq(
     balance: Slot = EquilibrateRows(),
     *,
@@ -50,13 +54,30 @@ def rows_after(phase: int) -> PhaseSwitch:
     return PhaseSwitch(EquilibrateBoth(), EquilibrateRows(), steps=max(phase - 1, 0))
 
 
-class MuonEq(SpectralOptimizer):
-    """MuonEq on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
+class MuonEq(WithAdamW):
+    """MuonEq on hidden matrices, AdamW on the rest.
 
     Args:
+        params: A module or `model.named_parameters()`, routed by role; matrices; or param groups.
+        lr: Learning rate of the matrices.
+        weight_decay: Decoupled weight decay of the matrices.
+        momentum: Decay of the momentum, in [0, 1).
+        nesterov: Look one step ahead.
         balance: `EquilibrateRows()` (R, the default), `EquilibrateColumns()` (C),
             `EquilibrateBoth()` (RC), or `rows_after(phase)` (RC first, then R).
-        scale: The source's own by default, so `lr` is of AdamW's size, not of Muon's.
+        polar: The polar method, `AutoPolar()` by default.
+        scale: Factor from (fan_out, fan_in), the source's `MatchRmsAdamW()` by default, so that
+            `lr` is of AdamW's size, not of Muon's.
+        **shared: `maximize`, `executor`, `nonfinite`, `view`, `overrides`, `aux_lr`, `aux_betas`,
+            `aux_weight_decay`; see `polarlight.rules.Shared`.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> columns = polarlight.stages.EquilibrateColumns()
+        >>> optimizer = polarlight.MuonEq(model, lr=2e-3, balance=columns)
+        >>> [group['rule'].name for group in optimizer.param_groups]
+        ['muoneq', 'adamw']
     """
 
     def __init__(
@@ -70,22 +91,7 @@ class MuonEq(SpectralOptimizer):
         balance: Slot = EquilibrateRows(),
         polar: MatrixMap = AutoPolar(),
         scale: Scale = MatchRmsAdamW(),
-        maximize: bool = False,
-        aux_lr: float | Tensor | None = None,
-        aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            with_adamw(
-                params,
-                lr=aux_lr,
-                betas=aux_betas,
-                weight_decay=aux_weight_decay,
-                beside=(scale, lr, weight_decay),
-            ),
-            lr,
-            weight_decay,
-            momentum,
-            rule=muoneq(balance, nesterov=nesterov, polar=polar, scale=scale),
-            maximize=maximize,
-        )
+        rule = muoneq(balance, nesterov=nesterov, polar=polar, scale=scale)
+        super().__init__(params, lr, weight_decay, momentum, rule=rule, **shared)

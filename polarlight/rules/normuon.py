@@ -9,19 +9,23 @@ Source: Li et al., "NorMuon" (2025), arXiv 2510.05491, and its code (zichongli5/
 Deviations: no absolute 1e-10 beside sqrt(v): a zero row is zero by itself.
 """
 
+from typing import Unpack
+
 from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap
-from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import Scale, UpdateRule
-from polarlight.rules.adamw import with_adamw
+from polarlight.rules.registration import registered_rule
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.renormalise import KeepNorm, MatchRms
 from polarlight.stages.scales import Original, Unscaled
 from polarlight.stages.second_moment import RowSecondMoment
 
 
+@registered_rule(lr=0.02, about="Muon with rows evened out over time")
 def normuon(
     *,
     beta2: float = 0.95,
@@ -39,6 +43,7 @@ def normuon(
     )
 
 
+@registered_rule(lr=0.02, about="NorMuon at a fixed RMS, as in its paper")
 def normuon_paper(
     *,
     beta2: float = 0.95,
@@ -56,11 +61,28 @@ def normuon_paper(
     )
 
 
-class NorMuon(SpectralOptimizer):
-    """NorMuon on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
+class NorMuon(WithAdamW):
+    """NorMuon on hidden matrices, AdamW on the rest.
 
     Args:
+        params: A module or `model.named_parameters()`, routed by role; matrices; or param groups.
+        lr: Learning rate of the matrices.
+        weight_decay: Decoupled weight decay of the matrices.
+        momentum: Decay of the momentum, in [0, 1).
+        nesterov: Look one step ahead.
         beta2: Decay of the rows' second moment, in [0, 1).
+        polar: The polar method, `AutoPolar()` by default.
+        scale: Factor from (fan_out, fan_in), `Original()` by default; `MatchRmsAdamW()` lets
+            AdamW's learning rates carry over.
+        **shared: `maximize`, `executor`, `nonfinite`, `view`, `overrides`, `aux_lr`, `aux_betas`,
+            `aux_weight_decay`; see `polarlight.rules.Shared`.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.NorMuon(model, lr=0.02, beta2=0.9)
+        >>> [group['rule'].name for group in optimizer.param_groups]
+        ['normuon', 'adamw']
     """
 
     def __init__(
@@ -74,22 +96,7 @@ class NorMuon(SpectralOptimizer):
         beta2: float = 0.95,
         polar: MatrixMap = AutoPolar(),
         scale: Scale = Original(),
-        maximize: bool = False,
-        aux_lr: float | Tensor | None = None,
-        aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            with_adamw(
-                params,
-                lr=aux_lr,
-                betas=aux_betas,
-                weight_decay=aux_weight_decay,
-                beside=(scale, lr, weight_decay),
-            ),
-            lr,
-            weight_decay,
-            momentum,
-            rule=normuon(beta2=beta2, nesterov=nesterov, polar=polar, scale=scale),
-            maximize=maximize,
-        )
+        rule = normuon(beta2=beta2, nesterov=nesterov, polar=polar, scale=scale)
+        super().__init__(params, lr, weight_decay, momentum, rule=rule, **shared)

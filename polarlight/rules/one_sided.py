@@ -17,10 +17,12 @@ singular: `centred(one_sided())` cuts its null direction off, where a clamp woul
 from polarlight.linalg.one_sided import SHORT_SIDE
 from polarlight.linalg.slot import MatrixMap
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.registration import registered_rule
 from polarlight.stages.momentum import EMA
 from polarlight.stages.scales import MatchRmsAdamW
 
 
+@registered_rule(lr=4e-3, about="polar factor by the Gram matrix of the shorter side")
 def one_sided(polar: MatrixMap = SHORT_SIDE, *, scale: Scale = MatchRmsAdamW()) -> UpdateRule:
     """One-sided PolarGrad; see the module docstring for the mathematics.
 

@@ -12,18 +12,22 @@ Deviations: the bias corrections are left out, as a polar factor does not see fa
 relative. Betas belong to the rule; the group's `momentum` is not used.
 """
 
+from typing import Unpack
+
 from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap
-from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import Scale, UpdateRule
-from polarlight.rules.adamw import with_adamw
+from polarlight.rules.registration import registered_rule
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.adam import AdamDirection
 from polarlight.stages.momentum import RawGradient
 from polarlight.stages.scales import Original
 
 
+@registered_rule(lr=0.02, about="polar factor of AdamW's direction")
 def polar_adamw(
     *,
     betas: tuple[float, float] = (0.9, 0.95),
@@ -41,14 +45,28 @@ def polar_adamw(
     )
 
 
-class PolarAdamW(SpectralOptimizer):
-    """PolarAdamW on hidden matrices, AdamW on the rest. Other arguments: `polarlight.Muon`.
+class PolarAdamW(WithAdamW):
+    """PolarAdamW on hidden matrices, AdamW on the rest.
 
     Args:
-        lr: Of Muon's size.
+        params: A module or `model.named_parameters()`, routed by role; matrices; or param groups.
+        lr: Learning rate of the matrices, of Muon's size.
         betas: AdamW's decay rates for the matrices, fixed: `momentum` in the param groups is not
             used.
         eps: Floor under the root of the second moment, as a fraction of its root mean square.
+        weight_decay: Decoupled weight decay of the matrices.
+        polar: The polar method, `AutoPolar()` by default.
+        scale: Factor from (fan_out, fan_in), `Original()` by default; `MatchRmsAdamW()` lets
+            AdamW's learning rates carry over.
+        **shared: `maximize`, `executor`, `nonfinite`, `view`, `overrides`, `aux_lr`, `aux_betas`,
+            `aux_weight_decay`; see `polarlight.rules.Shared`.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.PolarAdamW(model, lr=0.02, betas=(0.9, 0.99))
+        >>> [group['rule'].name for group in optimizer.param_groups]
+        ['polar_adamw', 'adamw']
     """
 
     def __init__(
@@ -61,21 +79,7 @@ class PolarAdamW(SpectralOptimizer):
         *,
         polar: MatrixMap = AutoPolar(),
         scale: Scale = Original(),
-        maximize: bool = False,
-        aux_lr: float | Tensor | None = None,
-        aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            with_adamw(
-                params,
-                lr=aux_lr,
-                betas=aux_betas,
-                weight_decay=aux_weight_decay,
-                beside=(scale, lr, weight_decay),
-            ),
-            lr,
-            weight_decay,
-            rule=polar_adamw(betas=betas, eps=eps, polar=polar, scale=scale),
-            maximize=maximize,
-        )
+        rule = polar_adamw(betas=betas, eps=eps, polar=polar, scale=scale)
+        super().__init__(params, lr, weight_decay, rule=rule, **shared)

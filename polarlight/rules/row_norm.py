@@ -20,6 +20,7 @@ from math import sqrt
 
 from polarlight.registry import registered
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.registration import registered_rule
 from polarlight.stages.equilibrate import RELATIVE_FLOOR, EquilibrateRows
 from polarlight.stages.momentum import EMA
 
@@ -43,6 +44,7 @@ class RowRms:
 ROW_RMS = RowRms()
 
 
+@registered_rule(lr=4e-3, about="rows of the momentum normalized")
 def row_norm(*, floor: float = RELATIVE_FLOOR, scale: Scale = ROW_RMS) -> UpdateRule:
     """RowNorm; see the module docstring for the mathematics.
 

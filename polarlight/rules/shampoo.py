@@ -15,11 +15,13 @@ method: two eigendecompositions per matrix and step.
 """
 
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.registration import registered_rule
 from polarlight.stages.momentum import RawGradient
 from polarlight.stages.scales import Unscaled
 from polarlight.stages.shampoo import Shampoo
 
 
+@registered_rule(lr=3e-3, about="gradient between inverse roots of its Gram averages")
 def shampoo(
     *,
     betas: tuple[float, float] = (0.95, 0.95),

@@ -16,11 +16,14 @@ vectors are rounding. Rows and columns that never had a gradient rest. Betas bel
 the group's `momentum` is not used. No merging of dimensions, no normalised gradients.
 """
 
+from typing import Unpack
+
 from torch import Tensor
 
-from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import Scale, UpdateRule
-from polarlight.rules.adamw import with_adamw
+from polarlight.rules.registration import registered_rule
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.factors import GramFactors
 from polarlight.stages.momentum import RawGradient
@@ -28,6 +31,7 @@ from polarlight.stages.rotated_adam import RotatedAdam
 from polarlight.stages.scales import Unscaled
 
 
+@registered_rule(lr=3e-3, about="Adam in the eigenbases of Shampoo's factors")
 def soap(
     *,
     betas: tuple[float, float] = (0.95, 0.95),
@@ -40,29 +44,35 @@ def soap(
     scale: Scale = Unscaled(),
 ) -> UpdateRule:
     """SOAP; see the module docstring for the mathematics and `RotatedAdam` for the arguments."""
-    adam = RotatedAdam(
-        betas=betas,
-        factors=GramFactors(shampoo_beta),
-        refresh=refresh,
-        every=every,
-        eps=eps,
-        bias_correction=bias_correction,
-        max_side=max_side,
-    )
+    factors = GramFactors(shampoo_beta)
+    adam = RotatedAdam(betas, factors, refresh, every, eps, bias_correction, max_side)
     return UpdateRule(name="soap", momentum=RawGradient(), map=adam, scale=scale)
 
 
-class SOAP(SpectralOptimizer):
-    """SOAP on hidden matrices, AdamW on the rest. Other arguments and errors: `polarlight.Muon`.
+class SOAP(WithAdamW):
+    """SOAP on hidden matrices, AdamW on the rest.
 
     Args:
-        lr: Of AdamW's size: entries of an update have root mean square 1.
+        params: A module or `model.named_parameters()`, routed by role; matrices; or param groups.
+        lr: Learning rate of the matrices, of AdamW's size: entries of an update have root mean
+            square 1.
         betas: Decay rates of the moments in the eigenbases, fixed: `momentum` in the param groups
             is not used.
+        eps: Floor under the root of the second moment, as a fraction of its root mean square.
+        weight_decay: Decoupled weight decay of the matrices.
         shampoo_beta: Decay rate of the factors.
         every: Steps between two refreshes of the bases.
-        eps: Floor under the root of the second moment, as a fraction of its root mean square.
         max_side: A longer side of a matrix keeps its own coordinates.
+        scale: Factor from (fan_out, fan_in), `Unscaled()` by default.
+        **shared: `maximize`, `executor`, `nonfinite`, `view`, `overrides`, `aux_lr`, `aux_betas`,
+            `aux_weight_decay`; see `polarlight.rules.Shared`.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.SOAP(model, lr=3e-3, every=5)
+        >>> [group['rule'].name for group in optimizer.param_groups]
+        ['soap', 'adamw']
     """
 
     def __init__(
@@ -77,28 +87,14 @@ class SOAP(SpectralOptimizer):
         every: int = 10,
         max_side: int = 10_000,
         scale: Scale = Unscaled(),
-        maximize: bool = False,
-        aux_lr: float | Tensor | None = None,
-        aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            with_adamw(
-                params,
-                lr=aux_lr,
-                betas=aux_betas,
-                weight_decay=aux_weight_decay,
-                beside=(scale, lr, weight_decay),
-            ),
-            lr,
-            weight_decay,
-            rule=soap(
-                betas=betas,
-                shampoo_beta=shampoo_beta,
-                every=every,
-                eps=eps,
-                max_side=max_side,
-                scale=scale,
-            ),
-            maximize=maximize,
+        rule = soap(
+            betas=betas,
+            shampoo_beta=shampoo_beta,
+            every=every,
+            eps=eps,
+            max_side=max_side,
+            scale=scale,
         )
+        super().__init__(params, lr, weight_decay, rule=rule, **shared)

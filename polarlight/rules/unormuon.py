@@ -12,13 +12,16 @@ This is the row target sqrt(n/m) in front of an explicit scale; |O|_F is kept, s
 for the whole.
 """
 
+from typing import Unpack
+
 from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap
-from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import Scale, UpdateRule
-from polarlight.rules.adamw import with_adamw
+from polarlight.rules.registration import registered_rule
+from polarlight.rules.shared_arguments import Shared
+from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.renormalise import KeepNorm
 from polarlight.stages.scales import Original
@@ -26,6 +29,7 @@ from polarlight.stages.second_moment import RowSecondMoment
 from polarlight.stages.side import OnSide, Side
 
 
+@registered_rule(lr=0.02, about="NorMuon on tall matrices only")
 def unormuon(
     *,
     beta2: float = 0.95,
@@ -43,13 +47,28 @@ def unormuon(
     )
 
 
-class UNorMuon(SpectralOptimizer):
-    """U-NorMuon on hidden matrices, AdamW on the rest. Other arguments: `polarlight.Muon`.
+class UNorMuon(WithAdamW):
+    """U-NorMuon on hidden matrices, AdamW on the rest.
 
     Args:
+        params: A module or `model.named_parameters()`, routed by role; matrices; or param groups.
+        lr: Learning rate of the matrices.
+        weight_decay: Decoupled weight decay of the matrices.
+        momentum: Decay of the momentum, in [0, 1).
+        nesterov: Look one step ahead.
         beta2: Decay of the rows' second moment, in [0, 1); 0 makes every row exactly even.
-        scale: `Unscaled()` gives the reading without the factor for tall matrices
-            (gvlassis/U-NorMuon).
+        polar: The polar method, `AutoPolar()` by default.
+        scale: Factor from (fan_out, fan_in), `Original()` by default; `Unscaled()` gives the
+            reading without the factor for tall matrices (gvlassis/U-NorMuon).
+        **shared: `maximize`, `executor`, `nonfinite`, `view`, `overrides`, `aux_lr`, `aux_betas`,
+            `aux_weight_decay`; see `polarlight.rules.Shared`.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.UNorMuon(model, lr=0.02, weight_decay=0.1)
+        >>> [group['rule'].name for group in optimizer.param_groups]
+        ['unormuon', 'adamw']
     """
 
     def __init__(
@@ -63,22 +82,7 @@ class UNorMuon(SpectralOptimizer):
         beta2: float = 0.95,
         polar: MatrixMap = AutoPolar(),
         scale: Scale = Original(),
-        maximize: bool = False,
-        aux_lr: float | Tensor | None = None,
-        aux_betas: tuple[float, float] = (0.9, 0.95),
-        aux_weight_decay: float | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(
-            with_adamw(
-                params,
-                lr=aux_lr,
-                betas=aux_betas,
-                weight_decay=aux_weight_decay,
-                beside=(scale, lr, weight_decay),
-            ),
-            lr,
-            weight_decay,
-            momentum,
-            rule=unormuon(beta2=beta2, nesterov=nesterov, polar=polar, scale=scale),
-            maximize=maximize,
-        )
+        rule = unormuon(beta2=beta2, nesterov=nesterov, polar=polar, scale=scale)
+        super().__init__(params, lr, weight_decay, momentum, rule=rule, **shared)

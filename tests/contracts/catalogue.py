@@ -1,4 +1,4 @@
-"""Every rule of the package, found by its annotation, with every solver and balance it can take."""
+"""Every registered rule, with every solver and balance of the package that it can take."""
 
 import dataclasses
 import inspect
@@ -8,10 +8,10 @@ from itertools import chain
 import polarlight
 from polarlight import rules
 from polarlight.linalg.chaotic import MAXIMAL_SLOPE, Chaotic
+from polarlight.linalg.nuclear import NuclearPolar
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
 from polarlight.linalg.spectral_power import ExactPower, RationalPower
 from polarlight.rule import UpdateRule
-from polarlight.rules.polargrad import NuclearPolar
 from polarlight.stages.centre import centred
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.orientation import Columns, Pairs, oriented
@@ -22,11 +22,9 @@ FEW_STEPS = {"ExactBalanced": {"steps": 2, "cg_steps": 4}}
 
 
 def _plain():
-    """One rule per public function that returns an `UpdateRule`."""
-    for name in rules.__all__:
-        make = getattr(rules, name)
-        if inspect.isfunction(make) and inspect.signature(make).return_annotation is UpdateRule:
-            yield name, make
+    """Every registered rule; `pytest -p MODULE` adds those of a module outside the package."""
+    for name, entry in rules.REGISTERED.items():
+        yield name, entry.make
 
 
 def _exact(make):

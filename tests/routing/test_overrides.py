@@ -10,7 +10,7 @@ import polarlight
 from polarlight import Role, Route, explain, recipes
 from polarlight.routing.roles import Part
 from polarlight.rules import AdamWRule
-from polarlight.rules.adamw import with_adamw
+from polarlight.rules.with_adamw import with_adamw
 from tests.routing.roles.blocks import block, linear, raw
 
 MAKERS = [polarlight.Muon, polarlight.Aurora]

@@ -6,6 +6,7 @@ import re
 import pytest
 
 import polarlight
+from polarlight.linalg.nuclear import NuclearPolar
 from polarlight.linalg.spectral_power import ExactPower
 from polarlight.rules import (
     BalancedPolar,
@@ -16,8 +17,8 @@ from polarlight.rules import (
     RowRms,
     freon,
 )
-from polarlight.rules.polargrad import AveragedPolar, NuclearPolar
 from polarlight.stages.adam import AdamDirection
+from polarlight.stages.averaged_polar import AveragedPolar
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.factors import GramFactors, KLFactors
 from polarlight.stages.renormalise import MatchRms, PolarNorm

@@ -9,9 +9,9 @@ from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.spectral_power import NEGATIVE_FLOOR, ExactPower, RationalPower
 from polarlight.linalg.svd import ExactPolar
-from polarlight.rules.aurora import BalancedPolar
 from polarlight.rules.aurora_exact import ExactBalanced
 from polarlight.rules.aurora_paper import FeedbackPolar
+from polarlight.rules.aurora_release import BalancedPolar
 from polarlight.rules.aurora_warm import WarmPolar
 from polarlight.rules.riemannian_aurora import RiemannianPolar
 from polarlight.stages.eigenbasis import PowerIteration, starting_basis

@@ -11,6 +11,7 @@ from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.chaotic import KAON, Chaotic
 from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.nuclear import NuclearPolar
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.qdwh import QDWH
 from polarlight.linalg.spectral_power import RationalPower
@@ -40,8 +41,8 @@ from polarlight.rules import (
     soap,
     unormuon,
 )
-from polarlight.rules.polargrad import AveragedPolar, NuclearPolar
 from polarlight.stages.adam import AdamDirection
+from polarlight.stages.averaged_polar import AveragedPolar
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.equilibrate import (
     EquilibrateBoth,

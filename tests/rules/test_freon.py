@@ -8,7 +8,7 @@ import torch
 from polarlight import Freon
 from polarlight.linalg.spectral_power import ExactPower, RationalPower
 from polarlight.rules import MeanNorm, OwnSize, PolarSize, SumNorm, freon, muon
-from polarlight.rules.freon import SizedPower
+from polarlight.stages.sized_power import SizedPower
 from tests.matrices import SHAPES, TALL, gaussian, many_skewed, skewed
 from tests.reference import freon as reference
 from tests.rules.trajectory import EXACT, ROUNDING, distance

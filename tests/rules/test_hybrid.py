@@ -8,7 +8,7 @@ import torch
 
 import polarlight
 from polarlight import rules
-from polarlight.rules.polargrad import NuclearPolar
+from polarlight.linalg.nuclear import NuclearPolar
 from polarlight.stages.centre import centred
 from polarlight.stages.orientation import Columns, Pairs, oriented
 from tests.matrices import SHAPES, SQUARE, TALL, WIDE, gaussian, skewed

@@ -8,8 +8,8 @@ import torch
 
 import polarlight
 from polarlight import rules
+from polarlight.linalg.nuclear import NuclearPolar
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
-from polarlight.rules.polargrad import NuclearPolar
 from polarlight.stages.centre import centred
 from tests.matrices import SHAPES, TALL, WIDE, gaussian, skewed
 from tests.reference import one_sided

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from polarlight import PolarGrad, SpectralOptimizer
+from polarlight.linalg.nuclear import NuclearPolar
 from polarlight.linalg.qdwh import QDWH
 from polarlight.rules import muon, polargrad, polargrad_polar_first
-from polarlight.rules.polargrad import NuclearPolar
 from tests.matrices import SHAPES, TALL, gaussian, many_skewed, skewed
 from tests.reference import polargrad as reference
 from tests.rules.trajectory import EXACT, NUMBERS, ROUNDING, distance

@@ -14,6 +14,7 @@ from polarlight.lab.commands import (
     exporting,
     inspection,
     moving,
+    options,
     sharding,
     track3,
     training,
@@ -31,11 +32,21 @@ app = typer.Typer(
 
 
 @app.callback()
-def about() -> None:
+def about(
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE",
+            help="Import this module first; the rules that it registers are optimizers then.",
+        ),
+    ] = None,
+) -> None:
     """Spectral optimizers for language models: train them side by side, see what each does.
 
     Start with `polarlight compare`: it needs no data and no GPU.
     """
+    for module in plugin or ():
+        options.module_named(module)
 
 
 app.command(epilog=training.KNOWN)(training.compare)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from polarlight.lab.train.model_config import Architecture, Mlp
 from polarlight.lab.train.recipes import recipe_of
 from polarlight.lab.train.settings import PRESETS, Plan, with_changes
-from polarlight.lookup import unknown
+from polarlight.lookup import look_up, option_named, unknown
 
 
 def optimizers(text: str) -> list[str]:
@@ -32,9 +33,7 @@ def architecture(text: str | None) -> Architecture | None:
     """`moe` as an architecture; None stays None and leaves it to the preset."""
     if text is None:
         return None
-    if text not in set(Architecture):
-        raise ValueError(f"unknown model {text!r}; choose from {', '.join(Architecture)}")
-    return Architecture(text)
+    return option_named(text, Architecture, "model")
 
 
 def sweep(texts: Sequence[str]) -> dict[str, list[float]]:
@@ -51,9 +50,7 @@ def sweep(texts: Sequence[str]) -> dict[str, list[float]]:
 
 def plan(preset: str, settings: Sequence[str], changes: Mapping[str, Any]) -> Plan:
     """The preset with `--set NAME=VALUE` applied, then `changes` that are not None."""
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; choose from {', '.join(PRESETS)}")
-    base = PRESETS[preset]
+    base = look_up(preset, PRESETS, "preset")
     given = {name: value for name, value in changes.items() if value is not None}
     return with_changes(base, dict(_setting(text, base) for text in settings) | given)
 
@@ -108,10 +105,25 @@ def function_at(text: str) -> Callable[..., Any]:
     name, _, attribute = text.partition(":")
     if not name or not attribute:
         raise ValueError(f"a target is MODULE:FUNCTION, got {text!r}; such as my_models:on_my_mesh")
+    module = module_named(name)
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        known = ", ".join(sorted(k for k, v in vars(module).items() if callable(v)))
+        raise ValueError(f"{name} has no function {attribute!r}; it has: {known or 'none'}")
+    function: Callable[..., Any] = found
+    return function
+
+
+def module_named(name: str) -> ModuleType:
+    """Import a module; those of the current folder are found too.
+
+    Raises:
+        ValueError: If there is none.
+    """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        module = import_module(name)
+        return import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the module is there, and one that it imports is not
@@ -119,12 +131,6 @@ def function_at(text: str) -> Callable[..., Any]:
             f"there is no module {error.name!r} in {Path.cwd()} or among the installed packages; "
             "run the command in the folder of the module, or set PYTHONPATH"
         ) from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        known = ", ".join(sorted(k for k, v in vars(module).items() if callable(v)))
-        raise ValueError(f"{name} has no function {attribute!r}; it has: {known or 'none'}")
-    function: Callable[..., Any] = found
-    return function
 
 
 def json_in(path: Path, option: str) -> Any:

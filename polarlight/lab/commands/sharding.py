@@ -16,8 +16,9 @@ from polarlight.lab.commands import options
 from polarlight.lab.commands.console import say
 from polarlight.lab.train.model import GPT
 from polarlight.lab.train.parallel import Parallel, connected, kind_of, lay_out, share_work
-from polarlight.lab.train.recipes import RECIPES, build, spec_of
+from polarlight.lab.train.recipes import build, recipes, spec_of
 from polarlight.lab.train.settings import PRESETS, Plan
+from polarlight.rules import REGISTERED
 
 Case = tuple[nn.Module, nn.Module, Callable[[nn.Module], Optimizer]]
 """The model as one process has it, the same one sharded, and what makes either's optimizer."""
@@ -33,7 +34,7 @@ def check(
         ),
     ] = None,
     optimizers: Annotated[
-        str, typer.Option(help=f"For the trainer's model: {', '.join(RECIPES)}.")
+        str, typer.Option(help=f"For the trainer's model: {', '.join(recipes())}.")
     ] = "aurora,normuon,symmetric",
     parallel: Annotated[
         str, typer.Option(help=f"For the trainer's model: {', '.join(Parallel)}.")
@@ -85,15 +86,25 @@ def _start(processes: int, cases: list[tuple[str, ...]], steps: int) -> bool:
         port = free.getsockname()[1]
     multiprocessing: Any = torch.multiprocessing
     found = multiprocessing.get_context("spawn").SimpleQueue()
-    arguments = (processes, port, cases, steps, found)
+    modules = list({entry.make.__module__ for entry in REGISTERED.values()})
+    arguments = (processes, port, cases, steps, modules, found)
     multiprocessing.spawn(_process, arguments, nprocs=processes)
     return bool(found.get())
 
 
 def _process(
-    rank: int, size: int, port: int, cases: list[tuple[str, ...]], steps: int, found: Any
+    rank: int,
+    size: int,
+    port: int,
+    cases: list[tuple[str, ...]],
+    steps: int,
+    modules: list[str],
+    found: Any,
 ) -> None:
+    """Compare as one of the processes; `modules` register the rules of plugins."""
     torch.set_num_threads(1)
+    for module in modules:
+        options.module_named(module)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     same = _compare(cases, steps)

@@ -21,11 +21,11 @@ from polarlight.lab.train.memory import require_model
 from polarlight.lab.train.model import GPT
 from polarlight.lab.train.model_config import Architecture
 from polarlight.lab.train.parallel import Parallel, team
-from polarlight.lab.train.recipes import RECIPES, build, spec_of
+from polarlight.lab.train.recipes import build, recipes, spec_of
 from polarlight.lab.train.report import write_report
 from polarlight.lab.train.settings import PRESETS, Plan, Spec
 
-KNOWN = "Optimizers:\n\n" + "\n".join(f"- **{name}**: {r.about}" for name, r in RECIPES.items())
+KNOWN = "Optimizers:\n\n" + "\n".join(f"- **{name}**: {r.about}" for name, r in recipes().items())
 _NAMES = ", ".join(asdict(Plan()))
 
 Preset = Annotated[str, typer.Option(help=f"Sizes to start from: {', '.join(PRESETS)}.")]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from polarlight.execution.param_task import full_tensor
 from polarlight.execution.sharded.executor import Sharded
 from polarlight.lab.train.model import GPT
+from polarlight.lookup import option_named
 from polarlight.optimizer.spectral import SpectralOptimizer
 
 
@@ -102,9 +103,7 @@ def kind_of(text: str) -> Parallel:
     Raises:
         ValueError: If there is none.
     """
-    if text not in set(Parallel):
-        raise ValueError(f"unknown --parallel {text!r}; choose from {', '.join(Parallel)}")
-    return Parallel(text)
+    return option_named(text, Parallel, "--parallel")
 
 
 @contextmanager

@@ -12,14 +12,12 @@ from polarlight.recipes import aurora_mlp, muon_with_adamw, symmetric_stack
 from polarlight.routing.route import ParamGroup
 from polarlight.rule import Rule
 from polarlight.rules import (
+    REGISTERED,
     AdamWRule,
     FeedbackPolar,
     RiemannianPolar,
     aurora,
     muon,
-    muoneq,
-    normuon,
-    unormuon,
     with_adamw,
 )
 from polarlight.stages import RmsToRms
@@ -37,7 +35,8 @@ class Recipe:
 
     Attributes:
         rule: Makes the rule.
-        lr: Learning rate of the hidden matrices, best of the sweeps in `docs/log.md`.
+        lr: Learning rate of the hidden matrices to start from; where `docs/log.md` has a sweep, its
+            best.
         about: One line for `--help`.
         momentum: Decay of the first moment.
         groups: Routes a model with (model, lr, aux_lr); None gives hidden matrices the rule and
@@ -58,11 +57,6 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "adamw": Recipe(rule=AdamWRule, lr=1e-3, momentum=0.9, about="AdamW on every parameter"),
-    "muon": Recipe(rule=muon, lr=0.02, about="polar factor of the momentum"),
-    "normuon": Recipe(rule=normuon, lr=0.02, about="Muon with rows evened out over time"),
-    "unormuon": Recipe(rule=unormuon, lr=0.02, about="NorMuon on tall matrices only"),
-    "muoneq": Recipe(rule=muoneq, lr=4e-3, about="rows made equal before the polar factor"),
-    "aurora": Recipe(rule=aurora, lr=0.02, about="polar factor with equal rows"),
     "aurora-paper": Recipe(
         rule=lambda: aurora(FeedbackPolar()), lr=0.02, about="Aurora by the paper's algorithm 3"
     ),
@@ -95,6 +89,16 @@ RECIPES: Mapping[str, Recipe] = {
         ),
     ),
 }
+"""Recipes that are more than a registered rule with its defaults."""
+
+
+def recipes() -> dict[str, Recipe]:
+    """Every recipe by name: registered rules, those of plugins too, and what is built on them."""
+    plain = {
+        name: Recipe(rule=entry.make, lr=entry.lr, about=entry.about, momentum=entry.momentum)
+        for name, entry in REGISTERED.items()
+    }
+    return plain | dict(RECIPES)
 
 
 def recipe_of(name: str) -> Recipe:
@@ -103,7 +107,7 @@ def recipe_of(name: str) -> Recipe:
     Raises:
         ValueError: If there is none; the message lists the known ones and the nearest.
     """
-    return look_up(name, RECIPES, "optimizer")
+    return look_up(name, recipes(), "optimizer")
 
 
 def spec_of(name: str, *, seed: int, label: str | None = None, **numbers: float) -> Spec:

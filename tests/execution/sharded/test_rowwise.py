@@ -123,7 +123,7 @@ RULES = {name: SHIPPED[name] for name in suitable((40, 3))} | {
     "muon, Schatten-4": pl.rules.muon(
         polar=pl.linalg.NewtonSchulz(normalisation=pl.linalg.Schatten4())
     ),
-    "muon, Gram": pl.rules.muon(polar=pl.linalg.GramNewtonSchulz(tile=1)),
+    "muon, Gram": pl.rules.muon(polar=pl.linalg.GramNewtonSchulz()),
     "muon, regularised": pl.rules.muon(polar=pl.linalg.RegularisedPolar()),
 }
 SIZES = [(14, 14, 12), (20, 20, 0), (1, 0, 39), (40,)]

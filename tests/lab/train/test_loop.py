@@ -11,7 +11,7 @@ from polarlight.lab.train import checkpoint, history
 from polarlight.lab.train.checkpoint import CheckpointError
 from polarlight.lab.train.folder import SettingsError
 from polarlight.lab.train.loop import Run
-from polarlight.lab.train.recipes import RECIPES, spec_of
+from polarlight.lab.train.recipes import recipes, spec_of
 from polarlight.lab.train.settings import Plan
 from tests.lab.train.tiny import PLAN, corpus
 
@@ -59,7 +59,7 @@ def test_activations_are_those_of_training_and_not_of_validations(tmp_path):
     assert set(looks["often"][0]) == {"model.layers.0.mlp.down_proj"}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", recipes())
 def test_every_recipe_trains(tmp_path, name):
     records = list(run_in(tmp_path, name, replace(PLAN, steps=12)).records())
     validations = [r["loss"] for r in records if r["kind"] == "validation"]
