@@ -115,7 +115,7 @@ def aurora_mlp(
     """
     hidden = Route(rule=_muon(), lr=lr, weight_decay=weight_decay)
     rising = replace(hidden, rule=aurora(scale=MatchRmsAdamW()))
-    table = _completed({key: rising for key in _RISING}, _HIDDEN, hidden)
+    table = _completed({key: rising for key in _UP_PROJ}, _HIDDEN, hidden)
     table = _completed(table, Role, _adamw(lr, aux_lr))
     return route_and_warn(model, table, overrides, stacklevel=2)
 
@@ -158,8 +158,8 @@ def symmetric_stack(
     rising, falling = _mlp_rules(option_named(mlp, MlpRule, "mlp"))
     hidden = Route(rule=_muon(), lr=lr, weight_decay=weight_decay)
     table: dict[Key, Route] = {Role.ATTENTION: replace(hidden, view=_heads_where_known)}
-    table |= {key: replace(hidden, rule=rising) for key in _RISING}
-    table |= {key: replace(hidden, rule=falling) for key in _FALLING}
+    table |= {key: replace(hidden, rule=rising) for key in _UP_PROJ}
+    table |= {key: replace(hidden, rule=falling) for key in _DOWN_PROJ}
     adamw = _adamw(lr, aux_lr)
     table |= _ends(lr, embedding_lr, head_lr, adamw)
     table |= _routers(option_named(router, RouterRule, "router"), _or(router_lr, lr))
@@ -188,11 +188,11 @@ def with_head_rate(groups: Iterable[ParamGroup], factor: float) -> list[ParamGro
 
 
 _HIDDEN = frozenset({Role.ATTENTION, Role.GATE_UP, Role.DOWN, Role.EXPERT, Role.HIDDEN})
-_RISING: tuple[Key, ...] = (
+_UP_PROJ: tuple[Key, ...] = (
     Role.GATE_UP,
     *((Role.EXPERT, part) for part in (Part.GATE, Part.UP, Part.GATE_UP)),
 )
-_FALLING: tuple[Key, ...] = (Role.DOWN, (Role.EXPERT, Part.DOWN))
+_DOWN_PROJ: tuple[Key, ...] = (Role.DOWN, (Role.EXPERT, Part.DOWN))
 
 
 def _muon() -> UpdateRule:

@@ -11,7 +11,7 @@ from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
 FLOPS_PER_ENTRY = 300.0
-"""Worth of reading and writing an entry, in flops of a product: what accelerators are built for."""
+"""Flops of products that take an accelerator as long as reading and writing one entry."""
 
 
 @lru_cache(maxsize=4096)
@@ -19,7 +19,7 @@ def flops(rule: UpdateRule, m: int, n: int) -> int:
     """Return the flops of products and decompositions in one direction of an m x n matrix."""
     if not m or not n:
         return 0
-    M, buffers = _without_data(rule, m, n)
+    M, buffers = _meta_inputs(rule, m, n)
     return round(counted(lambda: rule.direction(M, buffers), m, n).flops)
 
 
@@ -29,13 +29,13 @@ def cost(rule: UpdateRule, m: int, n: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class OnRows:
-    """Cost of a direction for a process that has some of a matrix's rows.
+class RowwiseCost:
+    """Cost of a direction for a process that holds some rows of the matrix.
 
     Attributes:
-        flops: Of products and decompositions.
-        cost: The same in the unit of `cost`.
-        summed: Bytes of the sums that all holders complete together.
+        flops: Flops of products and decompositions.
+        cost: Flops and memory passes, in the unit of `cost`.
+        summed: Bytes of the sums that are all-reduced over the processes.
     """
 
     flops: int
@@ -44,42 +44,44 @@ class OnRows:
 
 
 @lru_cache(maxsize=4096)
-def cost_on_rows(rule: UpdateRule, m: int, n: int, here: int) -> OnRows | None:
-    """Return the cost of `here` rows of an m x n matrix.
-
-    None if the rule needs more of the other rows than sums.
-    """
-    X, buffers = _without_data(rule, m, n, here)
-    rows = _Counting(m)
+def rowwise_cost(rule: UpdateRule, m: int, n: int, local_rows: int) -> RowwiseCost | None:
+    """Return the cost for a process with some rows of an m x n matrix; None if not row-wise."""
+    X, buffers = _meta_inputs(rule, m, n, local_rows)
+    rows = _CountingRows(m)
     try:
-        flops = round(counted(lambda: rule.direction_on_rows(X, rows, buffers), here, n).flops)
+        flops = round(
+            counted(lambda: rule.direction_on_rows(X, rows, buffers), local_rows, n).flops
+        )
     except NeedsAllRowsError:
         return None
-    return OnRows(flops, flops + FLOPS_PER_ENTRY * here * n, rows.bytes)
+    return RowwiseCost(flops, flops + FLOPS_PER_ENTRY * local_rows * n, rows.bytes)
 
 
-class _Counting(Rows):
-    """Rows of a matrix of `total` rows, which count what is summed."""
+class _CountingRows(Rows):
+    """Row reductions that return their input and count its bytes."""
 
     def __init__(self, total: int) -> None:
         self.total, self.bytes = total, 0
 
     def count(self, X: Tensor) -> int:
+        """Return the number of rows of the whole matrix."""
         return self.total
 
     def sum(self, x: Tensor) -> Tensor:
+        """Return the input as it is, and add its bytes to the count."""
         self.bytes += x.nbytes
         return x
 
     def max(self, x: Tensor) -> Tensor:
+        """Return the input as it is, and add its bytes to the count."""
         return self.sum(x)
 
 
-def _without_data(
-    rule: UpdateRule, m: int, n: int, here: int | None = None
+def _meta_inputs(
+    rule: UpdateRule, m: int, n: int, local_rows: int | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return a matrix and its buffers on the meta device, or `here` of its rows and theirs."""
-    rows = m if here is None else here
+    """Return a matrix and its buffers on the meta device; with `local_rows`, that many rows."""
+    rows = m if local_rows is None else local_rows
     buffers = {
         name: torch.zeros(
             (rows if p == m else p, q), device="cpu" if name == HOST_COUNTER else "meta"
