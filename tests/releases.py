@@ -12,3 +12,10 @@ UNEVEN_STRIDED_SHARDS = TORCH >= (2, 8)
 """Whether `_StridedShard` (rows under FSDP2 x TP) divides a number of rows that does not go up."""
 GLOO_AVERAGES = TORCH >= (2, 8)
 """Whether gloo reduces by `ReduceOp.AVG`, as FSDP2 asks it to. Before, it adds or refuses."""
+
+needs_torchs_muon = pytest.mark.skipif(
+    TORCH < (2, 9), reason="torch.optim.Muon came with torch 2.9"
+)
+
+SETTINGS_OF_BACKENDS = TORCH >= (2, 9)
+"""Whether single backends have a float32 precision of their own."""

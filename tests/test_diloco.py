@@ -208,6 +208,7 @@ def test_one_client_more_or_less_moves_the_step_no_further_than_the_bound(delta)
     assert torch.linalg.norm(EXACT(everyone) - EXACT(everyone - client)) > 1.9 > bound
 
 
+@pytest.mark.filterwarnings("ignore:no parameter gets the optimizer's rule")  # a ParameterList
 @pytest.mark.parametrize("make", [OuterNesterov(0.7, 0.9), polarlight.Muon])
 def test_a_run_resumed_within_a_round_goes_on_bit_for_bit(make, tmp_path):
     def go(models, optimizers, rounds, steps):

@@ -25,7 +25,7 @@ DEAD = (0.01, 0.1)
 """A neuron is dead if its mean magnitude is below this fraction of the mean over its layer."""
 
 SATURATED = 4.0
-"""Beyond this, SiLU is within .08 of zero (below) or of its argument (above)."""
+"""Beyond this, SiLU is within 0.08 of zero (below) or of its argument (above)."""
 
 LEVELS = (0.1, 0.5, 0.9)
 """Quantiles over neurons of the mean magnitude."""

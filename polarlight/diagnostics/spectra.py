@@ -27,7 +27,7 @@ def gram_leverages(M: Tensor, gram: Tensor) -> Tensor:
 
     A Cholesky factor of M'M + ridge replaces the singular value decomposition. Directions count by
     sigma^2 / (sigma^2 + ridge), where sqrt(ridge) is about 1e-4 of the largest singular value for
-    a few large ones: those at 1e-3 of it keep .99 of their leverage.
+    a few large ones: those at 1e-3 of it keep 0.99 of their leverage.
 
     Args:
         M: Tall matrices, finite.

@@ -11,7 +11,7 @@ Momentum is an average of gradients (EMA) or their decaying sum (heavy ball), 1 
 as large. A polar factor does not see that. It matters where magnitude survives (PolarGrad, plain
 SGD), and to the momentum buffer of a checkpoint.
 
-Newton-Schulz with few steps returns singular values near 1, not 1: Jordan's five steps give .68 to
+Newton-Schulz with few steps returns singular values near 1, not 1: Jordan's five steps give 0.68 to
 1.14, the same in every library that runs them. The formulas here are those of the exact factor.
 
 Sources: `torch.optim.Muon` 2.13; KellerJordan/Muon; MoonshotAI/Moonlight and arXiv 2502.16982;
@@ -30,7 +30,7 @@ from polarlight.stages.momentum import EMA, HeavyBall, InBfloat16
 from polarlight.stages.scales import MatchRmsAdamW, Original, RmsToRms, Unscaled
 
 ADAMW_RMS = 0.2
-"""Root mean square of AdamW's direction that Moonlight measured (.2 to .4) and matched."""
+"""Root mean square of AdamW's direction that Moonlight measured (0.2 to 0.4) and matched."""
 
 
 ADAMW = "adamw"

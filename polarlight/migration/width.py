@@ -8,7 +8,7 @@ every width. Under `RmsToRms` that is lr itself, whatever the width; under `Orig
 and tall weights; under `MatchRmsAdamW` lr must fall as 1 / sqrt(width).
 
 AdamW's step has entries of one size whose signs are aligned with what the layer reads: its norm is
-up to lr * .2 * n, n times an entry, and its lr falls as 1 / fan_in (Yang et al., "Tensor Programs
+up to lr * 0.2 * n, n times an entry, and its lr falls as 1 / fan_in (Yang et al., "Tensor Programs
 V" (2022), arXiv 2203.03466). That goes for a head too. Embeddings read one row, and keep theirs.
 
 Decay is kept per step: where lr changes, weight decay changes the other way, so that weights forget

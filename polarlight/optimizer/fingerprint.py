@@ -115,14 +115,17 @@ def _is_plain(value: object) -> bool:
 
 def differences(saved: object, now: object, where: str = "") -> Iterator[Difference]:
     """Return the fields in which two configurations differ, those at defaults filled in."""
-    if isinstance(saved, dict) and isinstance(now, dict) and _kind(saved) == _kind(now):
+    if isinstance(saved, dict) and isinstance(now, dict) and _are_alike(saved, now):
         yield from _fields_that_differ(saved, now, where)
     elif _are_slots(saved) and _are_slots(now) and len(saved) == len(now):
         for i, (a, b) in enumerate(zip(saved, now, strict=True)):
             yield from differences(a, b, f"{where}[{i}]")
     elif saved != now:
         harmless = bool(where) and not keeps_state(saved) and not keeps_state(now)
-        yield Difference(where or "method", _text(saved), _text(now), harmless)
+        texts = _schedule_name(saved), _schedule_name(now)
+        if None in texts or texts[0] == texts[1]:
+            texts = _text(saved), _text(now)
+        yield Difference(where or "method", str(texts[0]), str(texts[1]), harmless)
 
 
 def keeps_state(value: object) -> bool:
@@ -151,6 +154,19 @@ def _fields_that_differ(saved: Config, now: Config, where: str) -> Iterator[Diff
 
 def _are_slots(value: object) -> TypeGuard[list[Config]]:
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _are_alike(saved: Config, now: Config) -> bool:
+    """Return whether two configurations are compared field by field.
+
+    Those of one class are; of schedules only equal ones, since a name stands for coefficients.
+    """
+    if _kind(saved) != _kind(now):
+        return False
+    if _kind(now) != ("Schedule", False):
+        return True
+    named = [("steps" in _content(config)) for config in (saved, now)]
+    return named[0] == named[1] and completed(saved) == completed(now)
 
 
 def _kind(config: Config) -> tuple[str, bool]:
@@ -285,6 +301,13 @@ def _of_call(name: str, fields: dict[str, Any]) -> Config:
         fields = _short_schedule(fields | {"steps": _rounded(fields["steps"])})
     known = registration_named(name)
     return {"method": known.name if known else name, "version": 1, "fields": fields}
+
+
+def _schedule_name(value: object) -> str | None:
+    """Return the name of a schedule, quoted; None of anything else."""
+    if isinstance(value, dict) and _kind(value) == ("Schedule", False):
+        return repr(_content(value)["name"])
+    return None
 
 
 def _text(value: object) -> str:

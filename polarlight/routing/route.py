@@ -329,7 +329,7 @@ def _reason(assignment: Assignment, key: Key) -> str:
 
 
 def _shown(key: Key) -> str:
-    """The key as text: conv, (down, '*.3.*'), '*.3.*'."""
+    """The key as text: conv, (down, '*0.3.*'), '*0.3.*'."""
     if isinstance(key, tuple):
         return f"({', '.join(map(_shown, key))})"
     return str(key) if isinstance(key, Role | Part) else repr(key)

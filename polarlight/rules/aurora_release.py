@@ -41,14 +41,14 @@ class BalancedPolar(RowsRescaled, PolarMap):
     Args:
         polar: The polar method; one call per round.
         rounds: Number of polar factors, at least 1. One round is MuonEq's row form.
-        exponent: Power of the correction, in (0, 1]. .5, Tyler's iteration and the release's value,
-            contracts by about n/m per round; None takes 1/(2 (1 - n/m)), at most 1, which contracts
-            faster. More exact did not train better in `docs/log.md`, hence .5.
+        exponent: Power of the correction, in (0, 1]. 0.5, Tyler's iteration and the release's
+            value, contracts by about n/m per round; None takes 1/(2 (1 - n/m)), at most 1, which
+            contracts faster. More exact did not train better in `docs/log.md`, hence 0.5.
         floor: Rows below this fraction of the rms row norm are noise and are not lifted to a full
             row.
 
     Accuracy: standard deviation over mean of |U_i|^2 on momentum-like 4:1 matrices, exact polar, is
-    in `tests/rules/test_aurora.py`. A zero row stays zero and the others share n / (m - zeros).
+    in `tests/rules/test_aurora_release.py`. A zero row stays zero and the others share n / (m - zeros).
 
     Raises:
         ValueError: If an argument is outside the range above.

@@ -129,7 +129,7 @@ class InBfloat16(Momentum):
     Args:
         average: The momentum, a buffered one.
         stochastic: Round up or down at random and right on average. Otherwise round to nearest,
-            and whatever changes the buffer by less than 2^-9 of its entry is lost: at beta .999 an
+            and whatever changes the buffer by less than 2^-9 of its entry is lost: at beta 0.999 an
             average comes to rest far from the mean gradient.
 
     State: `momentum_buffer`, bfloat16 in the parameter's shape, and where rounding is stochastic

@@ -11,10 +11,26 @@ import torch.multiprocessing as mp
 
 TIMEOUT = timedelta(seconds=30)
 
+PRELOADED = [
+    *("torch", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp"),
+    *("torch.distributed.tensor.parallel", "polarlight", "polarlight.execution.sharded.step"),
+    *("polarlight.diagnostics", "tests.contracts.catalogue", "tests.distributed.layouts"),
+]
+"""Imported once by a server process, from which test processes are forked: imports took longer
+than most checks. The server has no threads and has computed nothing."""
+
+
+def server():
+    """The context of processes that are forked from a server with imports done."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
 
 def start(process, arguments, nprocs):
-    """New processes, each with an interpreter of its own; `tests/mutation` forks instead."""
-    mp.spawn(_to_its_end, (process, arguments), nprocs=nprocs)
+    """New processes; `tests/mutation` forks this one instead."""
+    server()
+    mp.start_processes(_to_its_end, (process, arguments), nprocs=nprocs, start_method="forkserver")
 
 
 def _to_its_end(rank, process, arguments):
@@ -52,7 +68,7 @@ def endings(world, function, *arguments):
 
     Returns their exit codes, by rank: 1 for one that raised, -9 for one that was killed.
     """
-    context, port = mp.get_context("spawn"), _free_port()
+    context, port = server(), _free_port()
     started = [
         context.Process(
             target=_to_its_end, args=(rank, _process, (world, port, function, arguments))

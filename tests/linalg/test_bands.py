@@ -102,7 +102,7 @@ def test_no_exact_engine_stretches_anything(kind, dtype):
     make, arguments = EXACT[kind]
     for shape in ((1, 7), (2, 2), (3, 9), (8, 8), (33, 20)):
         found = worst(make(*arguments), shape, count=32, rounds=2, dtype=dtype)
-        assert found.score < 1 + 20 * torch.finfo(dtype).eps, (shape, found)
+        assert found.score < 1 + 60 * torch.finfo(dtype).eps, (shape, found)
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_schedules_of_the_package_are_stored_by_name_and_custom_ones_by_coeffici
         polar=pl.linalg.NewtonSchulz(replace(pl.linalg.schedules.JORDAN, safety=1.5))
     )
     assert paths(pl.rules.muon(polar=pl.linalg.NewtonSchulz(pl.linalg.schedules.JORDAN)), now)[
-        "map.schedule.safety"
+        "map.schedule"
     ]
 
 

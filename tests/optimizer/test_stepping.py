@@ -84,6 +84,7 @@ def schedulers():
     )
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # SequentialLR of torch 2.7 of itself
 @pytest.mark.parametrize(
     "make", [make for _, make in schedulers()], ids=[n for n, _ in schedulers()]
 )

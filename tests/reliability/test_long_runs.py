@@ -72,8 +72,8 @@ def test_a_long_run_arrives_stays_finite_and_keeps_its_memory(rule, steps):
 @linux
 def test_the_measure_of_memory_sees_what_is_kept():
     before = memory_used()
-    kept = torch.ones(2**23)
-    assert 30 < memory_used() - before < 60
+    kept = torch.ones(2**24)  # beyond 32 MiB the C library reuses no block that was freed
+    assert 60 < memory_used() - before < 120
     del kept
 
 

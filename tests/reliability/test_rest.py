@@ -13,6 +13,7 @@ from polarlight.linalg.rest import FLOOR, SIZES
 from polarlight.rules import kl_soap, polar_adamw, shampoo, soap
 from polarlight.view import Heads, Whole
 from tests.contracts.catalogue import SHIPPED
+from tests.releases import needs_torchs_muon
 
 ORDINARY, ZEROS = 20, 400
 EXECUTORS = [polarlight.OneByOne(), polarlight.Batched(), polarlight.Sharded()]
@@ -84,6 +85,7 @@ def test_adams_quotient_comes_to_rest_where_it_does_not_shrink(rule):
     assert not any(run(rule, zeros=1200)[-800:])
 
 
+@needs_torchs_muon
 def test_it_takes_at_most_half_again_as_many_steps_as_torch():
     """torch's floor is 1e-7 of a norm, whatever the gradients: 363 steps for some, 0 for others."""
     p = torch.nn.Parameter(torch.zeros(8, 8))
@@ -180,6 +182,7 @@ def test_a_head_rests_while_others_go_on():
     assert (moved[[0, 2]] > 0.01).all()
 
 
+@needs_torchs_muon
 def test_weight_decay_goes_on_at_rest_as_torchs_does():
     ends = []
     for make in (polarlight.Muon, torch.optim.Muon):

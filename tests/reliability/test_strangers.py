@@ -9,10 +9,11 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 pytest.importorskip("typer")
+pytest.importorskip("safetensors")
 
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import polarlight

@@ -27,7 +27,7 @@ SMALL = Plan(
     checkpoint_every=100,
     precision="fp32",
 )
-"""The setting of all claims, unless they change it: .6 million parameters, 200 thousand bytes."""
+"""The setting of all claims, unless they change it: 0.6 million parameters, 200 thousand bytes."""
 
 SEEDS = 4
 SWEEP_SEED = 1000

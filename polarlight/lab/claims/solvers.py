@@ -5,14 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.properties import ROWS, Invariants, Symmetries, balanced_invariants
 from polarlight.linalg.rows import inverse_row_norms
-from polarlight.linalg.slot import Buffers, MatrixMap
+from polarlight.linalg.slot import Buffers, MatrixMap, PolarMap, Stage
 from polarlight.rules.aurora_exact import ExactBalanced
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
 
 
 @dataclass(frozen=True, slots=True)
-class PolarFirst:
+class PolarFirst(PolarMap):
     """Polar factor, rows made equal, polar factor again, and so on: alternating projections.
 
     Args:
@@ -34,6 +35,14 @@ class PolarFirst:
             U = self.polar(inverse_row_norms(U, RELATIVE_FLOOR) * U)
         return U
 
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the polar method's on rows as units."""
+        return self.polar.symmetries(m, n) & ROWS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return those of an approximately balanced polar factor."""
+        return balanced_invariants(self.polar.invariants(m, n))
+
     def __str__(self) -> str:
         return f"{self.rounds} times {self.polar}, rows made equal in between"
 
@@ -43,7 +52,7 @@ FEW = ExactBalanced(steps=3, cg_steps=10, dtype=torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class ExactFollowed:
+class ExactFollowed(Stage):
     """The exact solver from step to step, each from the solution of the step before.
 
     Args:
@@ -67,6 +76,18 @@ class ExactFollowed:
         U = self.solver.continued(M, kept) if bool(kept.any()) else self.solver(M)
         kept.copy_(U)
         return U
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the solver's."""
+        return self.solver.symmetries(m, n)
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the solver's."""
+        return self.solver.invariants(m, n)
+
+    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
+        """Return the solver's."""
+        return self.solver.output_rms(m, n, incoming)
 
     def __str__(self) -> str:
         return f"{self.solver}, and then from the step before"

@@ -71,7 +71,7 @@ def find(
     ```
 
     Short runs favour high rates and no weight decay: search with the length you can afford, and
-    take the lower end of what is within .01 for a long run. In your own loop:
+    take the lower end of what is within 0.01 for a long run. In your own loop:
     `polarlight.lab.tuning.find_lr(train, rates)` takes any function from a rate to a loss.
     """
     kind = options.architecture(model)

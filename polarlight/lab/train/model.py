@@ -226,8 +226,8 @@ class GPT(nn.Module):
         """Draws all weights anew; equal seeds give equal weights, on every device.
 
         Matrices, an expert's and the router's too, are normal with standard deviation
-        .5 / sqrt(fan_in), those that write into the residual stream (o_proj, down_proj) smaller by
-        sqrt(2 layers); embeddings have .02, norms are 1. A tied output layer is tied again, as
+        0.5 / sqrt(fan_in), those that write into the residual stream (o_proj, down_proj) smaller by
+        sqrt(2 layers); embeddings have 0.02, norms are 1. A tied output layer is tied again, as
         `to_empty` parts it from the embeddings.
         """
         if self.config.tied:

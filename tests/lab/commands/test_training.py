@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import polarlight
 from polarlight.lab.commands import options
 from polarlight.lab.commands.app import app
 from polarlight.lab.train.model_config import Mlp
@@ -140,4 +141,4 @@ def test_the_command_is_there_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "polarlight", "version"], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "0.1.0"
+    assert done.stdout.strip() == polarlight.__version__

@@ -157,10 +157,13 @@ def test_a_model_in_bfloat16_returns_bfloat16_and_a_float32_loss():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 30}, "width must be a multiple of heads, got 30 and 4; or give head_dim"),
+        (
+            {"width": 30},
+            "width must be a multiple of 2 [*] heads = 8 .* got 30; choose width = 24 or",
+        ),
         ({"kv_heads": 3}, "kv_heads must divide heads = 4, got 3"),
         ({"head_dim": 7}, "head_dim must be even .* got 7"),
-        ({"width": 12}, "head_dim must be even .* got 3"),
+        ({"width": 12}, "width must be a multiple of 2 [*] heads = 8 .* got 12; choose"),
         ({"vocab_size": 0}, "vocab_size must be >= 1, got 0"),
         ({"layers": -1}, "layers must be >= 1, got -1"),
         ({"heads": 0}, "heads must be >= 1, got 0"),

@@ -2,7 +2,7 @@
 
 RMS norms with gains before each part, after the embedding and before the head; biases in every
 linear layer; squared ReLU; queries and keys normed without gains; rotary embedding on half of the
-frequencies; attention scale .12; logits capped, 15 x / sqrt(x^2 + 225); nothing tied. Activations
+frequencies; attention scale 0.12; logits capped, 15 x / sqrt(x^2 + 225); nothing tied. Activations
 and the embedding have `dtype`, other weights are float32 and cast where they are used.
 """
 

@@ -139,7 +139,7 @@ PUBLISHED: Mapping[str, Mapping[int, float]] = {
     "record-36": {0: 10.82584, 3250: 3.2787},
 }
 """Validation losses of Muon by step; the last of each is a mean over 20 and 10 runs, the others are
-single ones. Seeds differ by about .0013 at the end."""
+single ones. Seeds differ by about 0.0013 at the end."""
 
 _POLAR = NewtonSchulz(SIMPLE_QUINTIC)
 
