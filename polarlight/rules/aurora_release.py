@@ -48,7 +48,7 @@ class BalancedPolar(RowsRescaled, PolarMap):
             row.
 
     Accuracy: standard deviation over mean of |U_i|^2 on momentum-like 4:1 matrices, exact polar, is
-    in `tests/rules/test_aurora_release.py`. A zero row stays zero and the others share n / (m - zeros).
+    in `tests/rules/test_aurora_release.py`. A zero row stays zero; others share n / (m - zeros).
 
     Raises:
         ValueError: If an argument is outside the range above.
