@@ -22,7 +22,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,6 +42,8 @@ from polarlight.lab.claims.solvers import PolarFirst
 from polarlight.lab.report.style import COLOURS, FAINT, tidy
 from polarlight.lab.train.environment import hardware, versions
 from polarlight.linalg.balance import TangentSpace
+from polarlight.linalg.cost import counted
+from polarlight.linalg.slot import Function, Slot
 from polarlight.rules.aurora_exact import upper_bound
 
 EXACT, AUTO = "exact", "auto"
@@ -55,17 +57,18 @@ STEPS, LAST, MEASURED = 200, 20, 2
 
 @dataclass(frozen=True)
 class Method:
-    """A solver, its engine, polar factors per step, and flops beside those."""
+    """A solver, its engine and polar factors per step."""
 
     name: str
     engine: str
-    solver: Callable
+    solver: Slot
     polars: int
-    beside: float = 0.0
 
     def flops(self, m: int, n: int) -> float:
-        engine = POLARS.get(self.engine, JORDAN)
-        return self.polars * engine.flops(m, n) + self.beside
+        shapes = self.solver.buffer_shapes(torch.Size((m, n)))
+        kept = {k: torch.zeros(s, device="meta") for k, s in shapes.items()}
+        M = torch.empty(m, n, device="meta")
+        return counted(lambda: self.solver.apply(M, kept), m, n).flops
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Result:
     align: float
 
 
-def methods(m: int, n: int) -> Iterator[Method]:
+def methods() -> Iterator[Method]:
     yield Method("muon", "jordan x 5", JORDAN, 1)
     for name, polar in POLARS.items():
         yield Method("muon", name, polar, 1)
@@ -92,23 +95,22 @@ def methods(m: int, n: int) -> Iterator[Method]:
         yield Method("release x 2, exponent", name, by_shape, 2)
         for rounds in (2, 3):
             yield Method(f"paper x {rounds}", name, pl.rules.FeedbackPolar(polar, rounds), rounds)
-            yield Method(f"polar first x {rounds}", name, PolarFirst(polar, rounds), rounds)
+            yield Method(
+                f"polar first x {rounds}", name, Function(PolarFirst(polar, rounds)), rounds
+            )
         yield Method("warm", name, pl.rules.WarmPolar(polar), 1)
         yield Method("warm, exponent", name, pl.rules.WarmPolar(polar, exponent=None), 1)
         ascent = pl.rules.RiemannianPolar(polar)
-        products = ascent.steps * (2 * ascent.cg_steps + 5)
-        yield Method("riemannian", name, ascent, 1 + 2 * ascent.steps, products * 2.0 * m * n * n)
+        yield Method("riemannian", name, ascent, 1 + 2 * ascent.steps)
 
 
 def factors(method: Method, sequence: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(M, U) for the measured steps of one sequence [steps, m, n]."""
     solver = method.solver
-    if hasattr(solver, "buffer_shapes"):
-        kept = {k: torch.zeros(s) for k, s in solver.buffer_shapes(sequence[0].shape).items()}
-        pairs = [(M, solver(M, kept)) for M in sequence]
-        yield from pairs[-MEASURED:]
-    else:
-        yield from ((M, solver(M)) for M in sequence[-MEASURED:])
+    kept = {k: torch.zeros(s) for k, s in solver.buffer_shapes(sequence[0].shape).items()}
+    if not kept:
+        sequence = sequence[-MEASURED:]
+    yield from [(M, solver.apply(M, kept)) for M in sequence][-MEASURED:]
 
 
 def measured(M: Tensor, U: Tensor) -> tuple[float, float, float]:
@@ -141,8 +143,7 @@ def recorded(optimizer: str, folder: Path | None) -> dict[str, Tensor]:
 
 
 def results(optimizer: str, sequences: dict[str, Tensor]) -> Iterator[Result]:
-    m, n = next(iter(sequences.values())).shape[1:]
-    for method in track(list(methods(m, n)), description=f"momentum of {optimizer}"):
+    for method in track(list(methods()), description=f"momentum of {optimizer}"):
         pairs = [pair for s in sequences.values() for pair in factors(method, s)]
         yield result(optimizer, method, pairs)
 
@@ -230,7 +231,7 @@ def main() -> None:
         sequences = recorded(optimizer, options.momenta)
         found += results(optimizer, sequences)
         pairs = solved(sequences)
-        exact = Method("exact", EXACT, ORACLE, 1, ORACLE.flops(*pairs[0][0].shape))
+        exact = Method("exact", EXACT, ORACLE, 1)
         found.append(result(optimizer, exact, pairs))
         certified = [certificate(*pair) for pair in pairs]
         worst = torch.tensor(certified, dtype=torch.float64).amax(dim=0).tolist()

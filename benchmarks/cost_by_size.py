@@ -17,6 +17,7 @@ from matplotlib.ticker import NullLocator
 from rich.progress import track
 
 import polarlight as pl
+from polarlight.execution.heap import raise_mmap_threshold
 from polarlight.lab.report.style import figure, legend, styles, tidy
 from polarlight.lab.train.environment import hardware, versions
 
@@ -45,6 +46,7 @@ def step_times(m: int, n: int) -> dict[str, float]:
             p.grad = torch.randn(m, n, generator=torch.Generator().manual_seed(i))
         optimizers[label] = make(params)
     times: dict[str, list[float]] = {label: [] for label in optimizers}
+    raise_mmap_threshold()  # as the activations of a larger model do
     for _ in range(repeats + 1):
         for label, optimizer in optimizers.items():
             start = time.perf_counter()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from polarlight.execution.batched import Batched
 from polarlight.execution.job import Job, jobs_of
-from polarlight.execution.work import Work
+from polarlight.execution.param_task import ParamTask
 
 Fault = Callable[["Faulty", str, Job, Tensor], Tensor]
 """(executor, name of the matrix, job, right direction) -> the direction that is handed on."""
@@ -32,16 +32,16 @@ class Faulty:
     touched: set[str] = field(default_factory=set)
     before: dict[str, Tensor] = field(default_factory=dict)
 
-    def directions_of(self, works: Sequence[Work]) -> list[Tensor]:
+    def directions_of(self, tasks: Sequence[ParamTask]) -> list[Tensor]:
         """One direction per parameter; all of a step are asked for at once."""
-        parts = [jobs_of(w.rule, w.view, w.momentum, w.state, {}) for w in works]
+        parts = [jobs_of(w.rule, w.view, w.momentum, w.state, {}) for w in tasks]
         jobs = [job for some in parts for job in some]
         buffers = [{name: x.clone() for name, x in job.buffers.items()} for job in jobs]
         right = Batched().directions(jobs)
         names = [
-            f"{w.name} {i}" for w, some in zip(works, parts, strict=True) for i in range(len(some))
+            f"{w.name} {i}" for w, some in zip(tasks, parts, strict=True) for i in range(len(some))
         ]
-        owners = [w.name for w, some in zip(works, parts, strict=True) for _ in some]
+        owners = [w.name for w, some in zip(tasks, parts, strict=True) for _ in some]
         given = []
         for name, owner, job, kept, D in zip(names, owners, jobs, buffers, right, strict=True):
             wrong = self.fault(self, name, Job(job.rule, job.matrix, kept), D)
@@ -51,7 +51,7 @@ class Faulty:
         self.before = dict(zip(names, right, strict=True))
         results = iter(given)
         return [
-            w.view.join([next(results) for _ in some]) for w, some in zip(works, parts, strict=True)
+            w.view.join([next(results) for _ in some]) for w, some in zip(tasks, parts, strict=True)
         ]
 
 

@@ -29,7 +29,7 @@ import polarlight as pl
 from polarlight.execution.sharded.forecast import forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
 from polarlight.execution.sharded.plan import Plan
-from polarlight.execution.sharded.schedule import Schedule
+from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.lab.report.style import figure, legend, styles, tidy
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -109,7 +109,7 @@ def measure(model: str, processes: int, hybrid: bool) -> dict[str, Any]:
     """The plan in numbers, and the seconds it took one process to be ready for its first step."""
     start = time.perf_counter()
     plan = plan_of(MODELS[model](), processes, hybrid)
-    Schedule(plan, plan.loads.index(max(plan.loads)))
+    ProcessSchedule(plan, plan.loads.index(max(plan.loads)))
     seconds = time.perf_counter() - start
     costliest = max(plan.costs) * plan.size / sum(plan.costs)
     about = {"model": model, "processes": processes, "layout": "HSDP" if hybrid else "FSDP"}

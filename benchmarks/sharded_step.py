@@ -45,6 +45,7 @@ from benchmarks.command_line import recorded_command
 from benchmarks.memory import PeakMemory
 from benchmarks.optimizer_step import commit
 from benchmarks.parameter_sets import SETS, parameters
+from polarlight.execution.heap import raise_mmap_threshold
 from polarlight.lab.train.environment import hardware, versions
 
 OUT = Path(__file__).parent / "results" / "sharded_step"
@@ -136,6 +137,7 @@ def seconds(optimizer: Optimizer) -> float:
 
 def measured(name: str, layout: str, repeats: int) -> dict[str, dict[str, float]]:
     """Collectives, bytes and seconds of each optimizer's step."""
+    raise_mmap_threshold()  # as the activations of a larger model do
     optimizers = {label: make(laid_out(name, layout)) for label, make in OPTIMIZERS.items()}
     found: dict[str, dict[str, float]] = {}
     for label, optimizer in optimizers.items():
@@ -191,6 +193,7 @@ def single(name: str, repeats: int) -> dict[str, Any]:
     for _ in range(5):
         done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True)
         imports.append(tuple(map(float, done.stdout.split())))
+    raise_mmap_threshold()  # as the activations of a larger model do
     optimizers = {"as it comes": pl.Muon(parameters(name, "cpu"), lr=0.02)}
     optimizers["Sharded around it"] = pl.Muon(parameters(name, "cpu"), lr=0.02)
     optimizers["Sharded around it"].executor = pl.Sharded()

@@ -35,8 +35,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from polarlight.execution.param_task import is_sharded, local_gradient, to_local
 from polarlight.execution.sharded import collectives
-from polarlight.execution.work import gradient_of, is_sharded, local
 from polarlight.linalg.matrices import at_least_float32
 
 __all__ = ["Outer", "OuterNesterov", "client_gradient", "displacement", "sample_clients"]
@@ -52,16 +52,16 @@ def displacement(anchor: Tensor, parameter: Tensor) -> Tensor:
     It began at the anchor in the parameter's own dtype: a bfloat16 worker that stays there
     contributes zero.
     """
-    start, p = local(anchor), local(parameter)
+    start, p = to_local(anchor), to_local(parameter)
     return start.to(p.dtype).to(start.dtype) - p.to(start.dtype)
 
 
 def client_gradient(anchor: Tensor, parameter: Tensor) -> Tensor:
     """A client's gradient; zero where it has none."""
-    start = local(anchor)
+    start = to_local(anchor)
     if parameter.grad is None:
         return torch.zeros_like(start)
-    return gradient_of(parameter).to(start.dtype, copy=True)
+    return local_gradient(parameter).to(start.dtype, copy=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +190,11 @@ class Outer:
         weights = self._weights(weights)
         sums = [self._sum(i, weights) for i in range(len(self._anchors))]
         if self._group is not None:
-            collectives.sum_over(sums, self._group)
+            collectives.all_reduce_sum(sums, self._group)
         for anchor, total in zip(self._anchors, sums, strict=True):
-            anchor.grad = collectives.like(total, anchor) if is_sharded(anchor) else total
+            anchor.grad = (
+                collectives.as_dtensor_like(total, anchor) if is_sharded(anchor) else total
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         for worker in self._workers:
@@ -240,7 +242,7 @@ class Outer:
     def _sum(self, index: int, weights: Sequence[float]) -> Tensor:
         """The weighted contributions of this process to one parameter."""
         anchor = self._anchors[index]
-        total = torch.zeros_like(local(anchor))
+        total = torch.zeros_like(to_local(anchor))
         for worker, weight in zip(self._workers, weights, strict=True):
             if weight:
                 total.add_(self._contribution(anchor, worker[index]), alpha=weight)
@@ -249,12 +251,12 @@ class Outer:
     def _compare_processes(self) -> int:
         """The number of workers, after all processes have said that they mean the same."""
         here = {"every": self.every, "outer optimizer": repr(self.optimizer)}
-        sums = [local(a).sum(dtype=torch.float64) for a in self._anchors]
+        sums = [to_local(a).sum(dtype=torch.float64) for a in self._anchors]
         starts = {
             name: (tuple(a.shape), float(x))
             for name, a, x in zip(self.names, self._anchors, sums, strict=True)
         }
-        said = collectives.said_by_all((len(self._workers), here | starts), self._group)
+        said = collectives.all_gather_object((len(self._workers), here | starts), self._group)
         for place, (_, theirs) in enumerate(said):
             for key, value in said[0][1].items():
                 if theirs.get(key) != value:
@@ -283,7 +285,7 @@ def _common_names(workers: Sequence[Sequence[tuple[str, Tensor]]]) -> list[str]:
         if [(n, p.shape) for n, p in worker] != [(n, p.shape) for n, p in workers[0]]:
             raise ValueError(f"worker {place} has other parameters than worker 0")
         for (name, p), (_, first) in zip(worker, workers[0], strict=True):
-            if not torch.equal(local(p.detach()), local(first.detach())):
+            if not torch.equal(to_local(p.detach()), to_local(first.detach())):
                 raise ValueError(
                     f"workers must begin from equal weights; {name} of worker {place} is not that "
                     "of worker 0: copy.deepcopy one model, or load_state_dict"

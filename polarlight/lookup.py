@@ -1,16 +1,18 @@
-"""Names that people type: found in a table, or refused with the nearest that is known."""
+"""Look up names that people type; refuse others with the nearest that is known."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from enum import StrEnum
 from typing import TypeVar
 
 from polarlight.registry import fields_of
 
+E = TypeVar("E", bound=StrEnum)
 T = TypeVar("T")
 
 
 def look_up(name: str, known: Mapping[str, T], thing: str) -> T:
-    """The entry of this name.
+    """Return the entry of this name.
 
     Raises:
         ValueError: If there is none; the message lists the known names and gives the nearest.
@@ -20,11 +22,25 @@ def look_up(name: str, known: Mapping[str, T], thing: str) -> T:
     return known[name]
 
 
+def option_named(name: str, options: type[E], thing: str) -> E:
+    """Return the option of this name.
+
+    Raises:
+        ValueError: As `look_up`.
+    """
+    return look_up(name, {str(option): option for option in options}, thing)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is closest to a mistyped one; None if none is close."""
+    return next(iter(get_close_matches(name[:80], list(known), n=1)), None)
+
+
 def unknown(name: str, known: Iterable[str], what: str) -> ValueError:
-    """The error: what is wrong with the name, the nearest known one, all of them."""
+    """Return the error: what is wrong with the name, the nearest known one, all of them."""
     names = list(known)
-    near = get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, names)
+    hint = f" Did you mean {near!r}?" if near else ""
     return ValueError(f"{what} {name!r}.{hint} Known: {', '.join(names)}")
 
 

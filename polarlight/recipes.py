@@ -25,11 +25,11 @@ tall matrices of the MLP: Tilde Research, "Aurora" (2026), arXiv 2606.27715.
 from collections.abc import Iterable
 from dataclasses import replace
 from enum import StrEnum
-from typing import TypeVar
 
 from torch import Tensor, nn
 
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
+from polarlight.lookup import option_named
 from polarlight.routing.left_over import route_and_warn
 from polarlight.routing.roles import Assignment, Part, Role
 from polarlight.routing.route import Key, Overrides, ParamGroup, Route
@@ -56,7 +56,6 @@ __all__ = [
 
 Model = nn.Module | Iterable[tuple[str, Tensor]]
 LearningRate = float | Tensor
-Option = TypeVar("Option", bound=StrEnum)
 
 
 class MlpRule(StrEnum):
@@ -116,7 +115,7 @@ def aurora_mlp(
     """
     hidden = Route(rule=_muon(), lr=lr, weight_decay=weight_decay)
     rising = replace(hidden, rule=aurora(scale=MatchRmsAdamW()))
-    table = _completed({key: rising for key in _RISING}, _HIDDEN, hidden)
+    table = _completed({key: rising for key in _UP_PROJ}, _HIDDEN, hidden)
     table = _completed(table, Role, _adamw(lr, aux_lr))
     return route_and_warn(model, table, overrides, stacklevel=2)
 
@@ -156,14 +155,14 @@ def symmetric_stack(
         ValueError: If the model has no parameters, one of them does not fit its view, or an option
             is unknown.
     """
-    rising, falling = _mlp_rules(_known(MlpRule, mlp))
+    rising, falling = _mlp_rules(option_named(mlp, MlpRule, "mlp"))
     hidden = Route(rule=_muon(), lr=lr, weight_decay=weight_decay)
     table: dict[Key, Route] = {Role.ATTENTION: replace(hidden, view=_heads_where_known)}
-    table |= {key: replace(hidden, rule=rising) for key in _RISING}
-    table |= {key: replace(hidden, rule=falling) for key in _FALLING}
+    table |= {key: replace(hidden, rule=rising) for key in _UP_PROJ}
+    table |= {key: replace(hidden, rule=falling) for key in _DOWN_PROJ}
     adamw = _adamw(lr, aux_lr)
     table |= _ends(lr, embedding_lr, head_lr, adamw)
-    table |= _routers(_known(RouterRule, router), _or(router_lr, lr))
+    table |= _routers(option_named(router, RouterRule, "router"), _or(router_lr, lr))
     table = _completed(_completed(table, _HIDDEN, hidden), Role, adamw)
     return route_and_warn(model, table, overrides, stacklevel=2)
 
@@ -189,11 +188,11 @@ def with_head_rate(groups: Iterable[ParamGroup], factor: float) -> list[ParamGro
 
 
 _HIDDEN = frozenset({Role.ATTENTION, Role.GATE_UP, Role.DOWN, Role.EXPERT, Role.HIDDEN})
-_RISING: tuple[Key, ...] = (
+_UP_PROJ: tuple[Key, ...] = (
     Role.GATE_UP,
     *((Role.EXPERT, part) for part in (Part.GATE, Part.UP, Part.GATE_UP)),
 )
-_FALLING: tuple[Key, ...] = (Role.DOWN, (Role.EXPERT, Part.DOWN))
+_DOWN_PROJ: tuple[Key, ...] = (Role.DOWN, (Role.EXPERT, Part.DOWN))
 
 
 def _muon() -> UpdateRule:
@@ -245,9 +244,3 @@ def _completed(table: dict[Key, Route], roles: Iterable[Role], rest: Route) -> d
 
 def _or(value: LearningRate | None, otherwise: LearningRate) -> LearningRate:
     return otherwise if value is None else value
-
-
-def _known(options: type[Option], value: str) -> Option:
-    if value not in set(options):
-        raise ValueError(f"unknown choice {value!r}: take one of {', '.join(options)}")
-    return options(value)

@@ -26,6 +26,7 @@ class Registration:
         lays_out: Fields that say how a matrix is laid out for the buffers of the slot inside.
         former_defaults: Version -> field -> default of that version, where it differs now.
         renamed: Former field name -> present name.
+        removed: Former field names that mean nothing any more; saved values are ignored.
         former_names: Class names in state dicts of 0.1.0, which hold the `repr` of a rule.
         registered: Whether the name was chosen; else it is the class's qualified name.
     """
@@ -38,6 +39,7 @@ class Registration:
     lays_out: tuple[str, ...] = ()
     former_defaults: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
+    removed: frozenset[str] = frozenset()
     former_names: tuple[str, ...] = ()
     registered: bool = True
 
@@ -62,18 +64,21 @@ def registered(
     lays_out: tuple[str, ...] = (),
     former_defaults: Mapping[int, Mapping[str, Any]] | None = None,
     renamed: Mapping[str, str] | None = None,
+    removed: tuple[str, ...] = (),
     former_names: tuple[str, ...] = (),
 ) -> Callable[[C], C]:
     """Register a dataclass under a stable name; arguments as in `Registration`.
 
     Raises:
-        ValueError: If another class has the name, or `may_differ` names no field.
+        ValueError: If another class has the name, `may_differ` names no field, or `removed` one.
     """
 
     def register(cls: C) -> C:
         known = {f.name for f in fields_of(cls)}
         if wrong := sorted({*may_differ, *lays_out, *(renamed or {}).values()} - known):
             raise ValueError(f"{cls.__qualname__} has no field {wrong}; its fields: {known}")
+        if there := sorted(known & set(removed)):
+            raise ValueError(f"{cls.__qualname__} still has the removed fields {there}")
         _add(
             Registration(
                 cls=cls,
@@ -84,6 +89,7 @@ def registered(
                 lays_out=lays_out,
                 former_defaults=former_defaults or {},
                 renamed=renamed or {},
+                removed=frozenset(removed),
                 former_names=former_names,
             )
         )

@@ -135,7 +135,7 @@ def test_the_mlps_rule_can_be_chosen_and_experts_get_it_too(mlp, gate, down, arc
 
 @pytest.mark.parametrize("option", ["mlp", "router"])
 def test_an_unknown_choice_lists_the_known_ones(option):
-    with pytest.raises(ValueError, match="unknown choice 'hybird': take one of"):
+    with pytest.raises(ValueError, match=f"unknown {option} 'hybird'"):
         symmetric_stack(small(), lr=0.01, **{option: "hybird"})
 
 

@@ -19,8 +19,8 @@ MODULES = [
         importlib.import_module(f"polarlight.{package}").__path__, f"polarlight.{package}."
     )
 ] + [view]
-NO_SLOTS = {"Rates", "RationalStep", "TangentSpace", "Quadratic"}
-"""What a product costs, one rational step, and an ascent's intermediate values."""
+NO_SLOTS = {"Count", "Rates", "RationalStep", "TangentSpace", "Quadratic"}
+"""What a computation and a product cost, one rational step, and an ascent's intermediate values."""
 
 
 def dataclasses_of(module):

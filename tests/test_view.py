@@ -208,8 +208,11 @@ def test_the_call_leaves_out_what_is_default():
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({"view": "Rows"}, "view must be one of Whole, RowBlocks.*got 'Rows'"),
-        ({}, "got None"),
+        (
+            {"view": "Rows"},
+            r"unknown view 'Rows'\..* Known: Whole, RowBlocks",
+        ),
+        ({}, "unknown view 'None'"),
         ({"view": "Heads", "number": 3}, r"Heads has entries \['count', 'dim', 'inner'\]"),
         ({"view": "Heads", "dim": -1}, r"Heads needs \['count'\]"),
         ({"view": "Heads", "count": 0}, "count must be >= 1, got 0"),

@@ -12,18 +12,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from polarlight.linalg.cost import counted
+
 THRESHOLDS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Bands are told for singular values above these fractions of the Frobenius norm."""
 
 
 class Engine(Protocol):
-    """A polar method with a known cost."""
+    """A polar method."""
 
     def __call__(self, M: Tensor, /) -> Tensor:
-        """[..., m, n] -> [..., m, n]."""
-
-    def flops(self, m: int, n: int) -> float:
-        """Floating-point operations for one m x n matrix."""
+        """Return the polar factor of M, [..., m, n] -> [..., m, n]."""
 
 
 def _logspace(condition: float) -> Callable[[int], Tensor]:
@@ -88,7 +87,7 @@ def measure(engine: Engine, M: Tensor, rank: int) -> dict[str, Any]:
         `bands`: least and greatest output singular value (diagonal in the input's basis) for inputs
         above each threshold, None where there is none. `orthogonality`: |X'X - projection|_F on
         the short side. `direction`: Frobenius norm of what lies off that diagonal. `error`: |X -
-        polar(M)|_F. The last three over sqrt(rank). `flops`.
+        polar(M)|_F. The last three over sqrt(rank). `flops`, counted as it runs.
     """
     U, S, Vh = torch.linalg.svd(M.double(), full_matrices=False)
     relative = S / S.norm()
@@ -101,7 +100,7 @@ def measure(engine: Engine, M: Tensor, rank: int) -> dict[str, Any]:
         "orthogonality": ((gram - basis * kept @ basis.mT).norm() / sqrt(rank)).item(),
         "direction": ((X - U * diagonal @ Vh).norm() / sqrt(rank)).item(),
         "error": ((X - U * kept @ Vh).norm() / sqrt(rank)).item(),
-        "flops": engine.flops(*M.shape),
+        "flops": counted(lambda: engine(M), M.shape[0], M.shape[1]).flops,
     }
 
 

@@ -1,1 +1,1 @@
-"""Where and in which batch directions are computed."""
+"""Execution: the place and batch in which directions are computed."""

@@ -1,4 +1,4 @@
-"""Matrices of equal rule, shape, dtype and device, computed as one batch."""
+"""`Batched`: matrices of equal rule, shape, dtype and device, computed as one batch."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,17 @@ from polarlight.linalg import foreach
 from polarlight.rule import UpdateRule
 
 MOST_BYTES = 256 * 2**20
-"""Of parameters that are worked on at a time; one that is larger goes alone."""
+"""Largest stack of parameters in bytes; a larger parameter is a stack of its own."""
 
 MOST_BYTES_ON_CPU = 8 * 2**20
-"""The same on a CPU, where what does not fit the cache is read from memory time and again."""
+"""Largest stack on a CPU: stacks that leave the cache are read from memory again and again."""
 
 
-def stacks(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Positions, equal shapes next to each other, in parts of a bounded size."""
-    on_cpu = any(t.device.type == "cpu" for t in tensors)
-    most = MOST_BYTES_ON_CPU if on_cpu else MOST_BYTES
-    order = sorted(range(len(tensors)), key=lambda i: tensors[i].shape)
+def capped(positions: Sequence[int], tensors: Sequence[Tensor], most: int) -> Iterator[list[int]]:
+    """Cut positions into runs of at most `most` bytes; a tensor that is larger goes alone."""
     part: list[int] = []
     size = 0
-    for i in order:
+    for i in positions:
         if part and size + tensors[i].nbytes > most:
             yield part
             part, size = [], 0
@@ -34,15 +31,23 @@ def stacks(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
         yield part
 
 
+def capped_stacks(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Return positions in stacks of a bounded size, with equal shapes next to each other."""
+    on_cpu = any(t.device.type == "cpu" for t in tensors)
+    most = MOST_BYTES_ON_CPU if on_cpu else MOST_BYTES
+    order = sorted(range(len(tensors)), key=lambda i: tensors[i].shape)
+    return capped(order, tensors, most)
+
+
 @dataclass(frozen=True, slots=True)
 class Batched:
-    """Stacks equal jobs, computes each stack at once, and hands the slices back.
+    """Executor that stacks equal jobs and computes each stack as one batch.
 
     Attributes:
-        max_bytes: Largest stack, counted in bytes of its input matrices; a single job that is
-            larger goes alone. Bounds the extra memory to a small multiple of this.
-        alone_on_cpu: Entries from which a matrix on a CPU goes alone: one such product keeps all
-            cores busy, and a stack would only leave the cache.
+        max_bytes: Largest stack, in bytes of its input matrices; a larger job is a stack of its
+            own. Bounds the extra memory to a small multiple of this.
+        alone_on_cpu: Entries from which a matrix on a CPU is not stacked: one such product keeps
+            all cores busy, and a stack would only leave the cache.
     """
 
     max_bytes: int = MOST_BYTES
@@ -55,73 +60,63 @@ class Batched:
             raise ValueError(f"alone_on_cpu must be >= 0, got {self.alone_on_cpu}")
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """One direction per job, in order."""
+        """Return one direction per job, in order; update the jobs' buffers in place."""
         results: dict[int, Tensor] = {}
         for stack in self._stacks(jobs):
-            members = [jobs[index] for index in stack]
-            results.update(zip(stack, _together(members), strict=True))
+            results.update(
+                zip(stack, _compute_stack([jobs[index] for index in stack]), strict=True)
+            )
         return [results[index] for index in range(len(jobs))]
 
     def _stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
-        """Positions of jobs that go together, at most `max_bytes` at a time."""
+        """Yield positions of equal jobs (rule, shape, dtype, device), up to `max_bytes` each."""
         groups: dict[Hashable, list[int]] = {}
-        rules: dict[UpdateRule, int] = {}  # whose hash is slow enough to be felt for every job
+        rules: dict[UpdateRule, int] = {}  # hashed once per rule, not per job: the hash is slow
         distinct = {id(job.rule): job.rule for job in jobs}
         same = {key: rules.setdefault(rule, key) for key, rule in distinct.items()}
         for index, job in enumerate(jobs):
             M = job.matrix
             kind = (same[id(job.rule)], M.shape[-2:], M.dtype, M.device)
             groups.setdefault(kind, []).append(index)
+        matrices = [job.matrix for job in jobs]
         for group in groups.values():
-            stack: list[int] = []
-            size, cap = 0, self._cap(jobs[group[0]].matrix)
-            for index in group:
-                nbytes = jobs[index].matrix.nbytes
-                if stack and size + nbytes > cap:
-                    yield stack
-                    stack, size = [], 0
-                stack.append(index)
-                size += nbytes
-            yield stack
-
-    def _cap(self, M: Tensor) -> int:
-        """Bytes that a stack of matrices like M may have."""
-        large = M.device.type == "cpu" and M.shape[-2:].numel() >= self.alone_on_cpu
-        return 0 if large else self.max_bytes
+            M = matrices[group[0]]
+            alone = M.device.type == "cpu" and M.shape[-2:].numel() >= self.alone_on_cpu
+            yield from capped(group, matrices, 0 if alone else self.max_bytes)
 
 
-def _together(jobs: Sequence[Job]) -> list[Tensor]:
-    """Directions of jobs of equal rule and shape, computed as one batch [b, m, n]."""
+def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
+    """Return the directions of jobs of equal rule and shape, computed as one batch [b, m, n]."""
     rule, first = jobs[0].rule, jobs[0].matrix
     dtype = rule.input_dtype(first.dtype, first.device)
     if len(jobs) == 1:
-        return [_kept(rule.direction(first.to(dtype), jobs[0].buffers), first)]
+        return [_to_step_dtype(rule.direction(first.to(dtype), jobs[0].buffers), first)]
     matrices = [job.matrix for job in jobs]
-    kept = {name: [job.buffers[name] for job in jobs] for name in jobs[0].buffers}
-    buffers = {name: _stacked(some, some[0].dtype) for name, some in kept.items()}
-    directions = _kept(rule.direction(_stacked(matrices, dtype), buffers), first)
-    for name, stack in buffers.items():
-        foreach.copy_(kept[name], _parts(stack, kept[name]))
-    return _parts(directions, matrices)
+    buffers = {name: [job.buffers[name] for job in jobs] for name in jobs[0].buffers}
+    stacked = {name: _stack(some, some[0].dtype) for name, some in buffers.items()}
+    directions = rule.direction(_stack(matrices, dtype), stacked)  # [b, m, n]
+    for name, stack in stacked.items():
+        foreach.copy_(buffers[name], _unstack(stack, buffers[name]))
+    return _unstack(_to_step_dtype(directions, first), matrices)
 
 
-def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Matrices [..., m, n] as one batch [b, m, n] in a dtype, each read once."""
+def _stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Copy matrices [..., m, n] into one batch [b, m, n] of a dtype."""
     first = matrices[0]
     count = sum(M.shape[:-2].numel() for M in matrices)
     batch = torch.empty(count, *first.shape[-2:], dtype=dtype, device=first.device)
-    foreach.copy_(_parts(batch, matrices), list(matrices))
+    foreach.copy_(_unstack(batch, matrices), list(matrices))
     return batch
 
 
-def _parts(batch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """A batch [b, m, n] cut into matrices [..., m, n] of the shapes of others."""
+def _unstack(batch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of a batch [b, m, n] in the shapes [..., m, n] of the stacked matrices."""
     if all(M.ndim == 2 for M in like):
         return list(batch.unbind())
     counts = [M.shape[:-2].numel() for M in like]
     return [part.view(M.shape) for part, M in zip(batch.split(counts), like, strict=True)]
 
 
-def _kept(direction: Tensor, M: Tensor) -> Tensor:
-    """A direction in the dtype that it is used in: on a CPU as it comes, which is read once."""
+def _to_step_dtype(direction: Tensor, M: Tensor) -> Tensor:
+    """Cast directions to the momentum's dtype; on a CPU keep theirs, which saves a pass."""
     return direction if M.device.type == "cpu" else direction.to(M.dtype)

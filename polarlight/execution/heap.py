@@ -1,24 +1,25 @@
-"""Memory of a CPU that a step frees is kept for the next one.
+"""Opt-in setting of glibc's allocator that keeps freed memory of a CPU step for the next one.
 
-glibc takes tensors above a threshold from the system one by one and gives them back when they are
-freed; the next one is then faulted in anew, page by page. The threshold starts at 128 KiB and
-follows the largest tensor that was freed so far, up to 32 MiB. Where no activation is that large,
-every step pays for it: `tests/execution/test_heap.py` counts the faults with and without.
+glibc takes allocations above a threshold from the system one by one and gives them back when they
+are freed; the next one is faulted in again, page by page. The threshold starts at 128 KiB and
+follows the largest allocation that was freed so far, up to 32 MiB. Where no activation is that
+large, every step pays for it: `tests/execution/test_heap.py` counts the faults with and without.
 """
 
 from functools import cache
 
 import torch
 
-JUST_BELOW = 31 * 2**20
-"""Bytes: the largest tensor by which glibc lets itself be told."""
+LARGEST_BYTES = 31 * 2**20
+"""Largest allocation whose release raises the threshold, rounded down to MiB."""
 
 
 @cache
-def keep_freed_memory() -> None:
-    """Raises the threshold as any large tensor does that is freed, once per process.
+def raise_mmap_threshold() -> None:
+    """Raise glibc's mmap threshold to 31 MiB, once per process.
 
-    No page of that tensor is touched. Afterwards freed tensors below 31 MiB stay in the process, up
-    to 64 MiB at the top of its heap. Other allocators see one tensor come and go.
+    Allocates one tensor of that size and frees it; none of its pages is touched. The price:
+    afterwards freed tensors below 31 MiB stay in the process, up to 62 MiB at the top of its heap,
+    also those of code that has nothing to do with the optimizer. Other allocators are not changed.
     """
-    torch.empty(JUST_BELOW, dtype=torch.uint8, device="cpu")
+    torch.empty(LARGEST_BYTES, dtype=torch.uint8, device="cpu")

@@ -1,4 +1,4 @@
-"""One matrix to be mapped, and how a parameter becomes such jobs."""
+"""`Job`: one matrix for a rule; buffers of a parameter, and its split into jobs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from polarlight.view import MatrixView
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A whole matrix (or a batch of them, [..., m, n]), its rule and its stages' buffers."""
+    """Whole matrix or batch of matrices [..., m, n] with its rule and the buffers of its stages."""
 
     rule: UpdateRule
     matrix: Tensor
@@ -24,10 +24,10 @@ class Job:
 
 @runtime_checkable
 class Executor(Protocol):
-    """Computes directions; may choose time and place, never values."""
+    """Interface that computes directions; may choose time and device, never values."""
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """One direction per job, in order; the jobs' buffers are updated in place."""
+        """Return one direction per job, in order; update the jobs' buffers in place."""
 
 
 def new_buffers(
@@ -36,69 +36,80 @@ def new_buffers(
     parameter: Tensor,
     zeros: Callable[..., Tensor] = torch.zeros,
 ) -> dict[str, Tensor]:
-    """Zero buffers for the stages of `rule`, one tensor per name; on the host by `torch.zeros`.
+    """Return zero buffers for the stages of a rule, one tensor per name.
 
     A view with one part keeps the shapes that the stages ask for. With several parts (`RowBlocks`)
-    the parts' buffers lie end to end in one vector, so that a name has no index in it; in one per
-    expert where the parameter is a stack of them.
+    the parts' buffers are concatenated in one vector, so that no name has an index in it; in one
+    vector per expert where the parameter is a stack of experts.
+
+    Args:
+        rule: The update rule.
+        view: The view that splits the parameter into matrices.
+        parameter: The parameter.
+        zeros: Allocator with the signature of `torch.zeros`; not used for the host counter.
     """
     dtype = wide(parameter.dtype)
     parts = view.shapes(parameter.shape)
-    needs = [rule.buffer_shapes(part) for part in parts]
-    names = dict.fromkeys(name for need in needs for name in need)
-    stack = stacked(view, parameter.shape)
-    shapes = {name: [need[name] for need in needs if name in need] for name in names}
+    by_part = [rule.buffer_shapes(part) for part in parts]
+    names = dict.fromkeys(name for shapes in by_part for name in shapes)
+    batch = shared_batch(view, parameter.shape)
+    wanted = {name: [shapes[name] for shapes in by_part if name in shapes] for name in names}
     return {
         name: (torch.zeros if name == HOST_COUNTER else zeros)(
-            wanted[0]
+            shapes[0]
             if len(parts) == 1
-            else (*stack, sum(shape[len(stack) :].numel() for shape in wanted)),
+            else (*batch, sum(shape[len(batch) :].numel() for shape in shapes)),
             dtype=dtype,
             device="cpu" if name == HOST_COUNTER else parameter.device,
         )
-        for name, wanted in shapes.items()
+        for name, shapes in wanted.items()
     }
 
 
-def stacked(view: MatrixView, shape: torch.Size) -> torch.Size:
-    """The parameter's leading dimensions, if every part of the view has them too; else none."""
+def shared_batch(view: MatrixView, shape: torch.Size) -> torch.Size:
+    """Return the parameter's leading dimensions if every part of the view has them; else []."""
     leading = shape[:-2]
     return leading if all(part[:-2] == leading for part in view.shapes(shape)) else torch.Size()
 
 
-Needs = dict[tuple[int, torch.Size], dict[str, torch.Size]]
-"""Buffers that a rule, by its id, needs for a shape: asked once for many parameters."""
+BufferShapes = dict[tuple[int, torch.Size], dict[str, torch.Size]]
+"""Buffer shapes by (id of the rule, shape of the matrix): a cache over many parameters."""
 
 
 def jobs_of(
-    rule: UpdateRule, view: MatrixView, momentum: Tensor, state: dict[str, Tensor], known: Needs
+    rule: UpdateRule,
+    view: MatrixView,
+    momentum: Tensor,
+    state: dict[str, Tensor],
+    known: BufferShapes,
 ) -> list[Job]:
-    """The jobs of one parameter: a matrix and views of its buffers for every part of the view.
+    """Return the jobs of one parameter: a matrix and views of its buffers per part of the view.
 
     Args:
-        rule: What happens to the matrices.
-        view: Which these are.
-        momentum: What the rule maps.
+        rule: The update rule.
+        view: The view that splits the parameter into matrices.
+        momentum: Input of the rule, in the parameter's shape.
         state: The parameter's buffers by name.
-        known: What has been asked of rules before; added to.
+        known: Cache of buffer shapes; added to.
     """
     parts = view.split(momentum)
-    needs = []
+    buffer_shapes = []
     for part in parts:
         key = id(rule), part.shape
         if key not in known:
             known[key] = rule.buffer_shapes(part.shape)
-        needs.append(known[key])
+        buffer_shapes.append(known[key])
     if len(parts) == 1:
-        return [Job(rule, parts[0], {name: state[name] for name in needs[0]})]
+        return [Job(rule, parts[0], {name: state[name] for name in buffer_shapes[0]})]
     taken: dict[str, int] = {}
-    depth = len(stacked(view, momentum.shape))
+    batch_dims = len(shared_batch(view, momentum.shape))
     jobs = []
-    for part, shapes in zip(parts, needs, strict=True):
+    for part, shapes in zip(parts, buffer_shapes, strict=True):
         buffers = {}
         for name, shape in shapes.items():
             start = taken.get(name, 0)
-            taken[name] = start + shape[depth:].numel()
-            buffers[name] = state[name][..., start : taken[name]].unflatten(-1, shape[depth:])
+            taken[name] = start + shape[batch_dims:].numel()
+            vector = state[name][..., start : taken[name]]  # [*batch, p q]
+            buffers[name] = vector.unflatten(-1, shape[batch_dims:])  # [*batch, ..., p, q]
         jobs.append(Job(rule, part, buffers))
     return jobs

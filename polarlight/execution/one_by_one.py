@@ -1,4 +1,4 @@
-"""One matrix after another: the definition of correct."""
+"""`OneByOne`: one matrix after another, the reference for other executors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from polarlight.execution.job import Job
 
 @dataclass(frozen=True, slots=True)
 class OneByOne:
-    """Computes each job on its own, in the order given."""
+    """Executor that computes each job on its own, in order."""
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """One direction per job."""
+        """Return one direction per job, in order."""
         return [job.rule.direction(job.matrix, job.buffers) for job in jobs]

@@ -169,7 +169,7 @@ def held(layout: Layout, x: Tensor) -> int:
     """Bytes of x on the process that holds most of it, the first."""
     if not x.ndim:
         return x.element_size()
-    shape = layout.beside(x.shape).local_shape((0,) * len(layout.mesh))
+    shape = layout.for_buffer(x.shape).local_shape((0,) * len(layout.mesh))
     return torch.Size(shape).numel() * x.element_size()
 
 

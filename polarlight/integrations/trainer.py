@@ -35,7 +35,7 @@ from torch.optim import Optimizer
 from polarlight.diagnostics.neurons import NeuronMonitor
 from polarlight.diagnostics.rule_check import RuleCheck
 from polarlight.optimizer.spectral import SpectralOptimizer
-from polarlight.routing.explain import unwrapped
+from polarlight.routing.explain import unwrap_optimizer
 from polarlight.rule import UpdateRule
 
 Make = Callable[..., Any]
@@ -145,7 +145,7 @@ class NeuronCallback:
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Starts watching; a resumed run goes on counting where it stopped."""
-        inner = unwrapped(more["optimizer"])
+        inner = unwrap_optimizer(more["optimizer"])
         if not isinstance(inner, SpectralOptimizer):
             raise ValueError(f"watch follows polarlight's optimizers, got {type(inner).__name__}")
         _warn_of_ignored(args, inner)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim import Optimizer
 
+from polarlight.lookup import nearest
 from polarlight.routing.explain import Explanation, explain
 
 _AUTO_CLASSES = (
@@ -98,8 +98,8 @@ def _read(transformers: Any, path: Path) -> tuple[Any, dict[str, Any]]:
     kind = data.get("model_type") if isinstance(data, dict) else None
     known = transformers.CONFIG_MAPPING
     if not isinstance(kind, str) or kind not in known:
-        near = get_close_matches(str(kind)[:80], known.keys(), n=3)
-        hint = f"; near: {', '.join(near)}" if near else ""
+        near = nearest(str(kind), known.keys())
+        hint = f". Did you mean {near!r}?" if near else ""
         raise ValueError(
             f"{path}: model_type must be one that transformers {transformers.__version__} knows, "
             f"got {kind!r}{hint}"

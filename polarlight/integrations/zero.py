@@ -15,7 +15,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from polarlight.optimizer.fingerprint import fingerprint
 from polarlight.optimizer.param_groups import STRUCTURE
-from polarlight.optimizer.state_dict import with_objects
+from polarlight.optimizer.state_dict import replace_fingerprints
 
 
 class ZeroRedundancy(ZeroRedundancyOptimizer):
@@ -40,5 +40,5 @@ class ZeroRedundancy(ZeroRedundancyOptimizer):
         Raises:
             ValueError: If groups, rules or views differ.
         """
-        super().load_state_dict(with_objects(state_dict, self.param_groups))
+        super().load_state_dict(replace_fingerprints(state_dict, self.param_groups))
         self.optim.load_state_dict(self.optim.state_dict())  # torch left scalars on the host

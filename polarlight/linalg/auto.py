@@ -1,23 +1,26 @@
-"""The engine that nobody has to choose: the cheapest form of a short schedule, by a cost model.
+"""The default engine: the cheapest form of a short schedule, by the operations of each form.
 
 Momentum matrices of language models have one or a few singular values far above the rest. Divided
 by its Schatten-8 norm, which the first step's own products give, such a matrix starts with its
 largest singular value near 1 whatever its width, and four quintic steps from a lower bound of 8e-3
 leave it closer to orthonormal than Jordan's five do (`docs/accuracy.md`, recorded momentum).
 
-What is left to choose is the form. A step costs 4 m n k + 2 k^3 flops on the matrix itself, and 8
-k^3 on its Gram matrix beside 4 m n k for every restart: the longer the matrix, the more the Gram
-form saves. Symmetric products count as what they cost on the device.
+The form is chosen here and nowhere else. A step costs 4 m n k + 2 k^3 flops on the matrix itself,
+and 8 k^3 on its Gram matrix beside 4 m n k for every segment: the longer the matrix, the more the
+Gram form saves. Operations are counted (`cost.py`); symmetric products are priced at what they cost
+on the device (`rates.py`).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from polarlight.linalg.coefficients import Schedule
+from polarlight.linalg.cost import iteration_count
 from polarlight.linalg.gram import GramNewtonSchulz, restart_positions, segment_growth
+from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
 from polarlight.linalg.matrices import check_matrix
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import Schatten8
@@ -25,7 +28,6 @@ from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.rates import Rates, assumed_rates
-from polarlight.linalg.remembered import remembered
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.linalg.slot import PolarMap
 from polarlight.lookup import check_object
@@ -49,8 +51,8 @@ class AutoPolar(PolarMap):
     """Approximate polar factor by whichever form of the schedule costs least for the shape.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
-    Cost: `flops`; 62 n^3 at 4:1 against 90 for five plain steps, 24 against 30 for a square. In
-    float32 42 n^3 at 4:1, for its Gram matrices bear all four steps.
+    Cost: in bfloat16 62 n^3 flops at 4:1, against 90 for five plain steps; 24 n^3 for a square,
+    against 30. In float32 42 n^3 at 4:1, for its Gram matrices bear all four steps.
 
     Args:
         schedule: The polynomials, for singular values over the Schatten-8 norm.
@@ -80,43 +82,33 @@ class AutoPolar(PolarMap):
         check_object("schedule", self.schedule)
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the polar factor of M; see the class."""
+        """Return the polar factor of M; see the class."""
         check_matrix(M)
         return self.engine(M.shape[-2], M.shape[-1], M.dtype, M.device)(M)
 
     def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
-        """The same on a part of the rows, by the engine that the whole tall matrix gets."""
+        """Return those rows of the factor, by the engine that the whole tall matrix gets."""
         engine = self.engine(rows.count(X), X.shape[-1], X.dtype, X.device)
         return engine.on_rows(X, rows)
 
     def call_prescaled(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
-        """The same of an X of ordinary size that may be written to; see `MatrixMap`."""
+        """Return the factor of an X of ordinary size that may be overwritten; see `MatrixMap`."""
         return self.engine(rows.count(X), X.shape[-1], X.dtype, X.device).call_prescaled(X, rows)
 
     def engine(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Engine:
-        """What an m x n matrix of this dtype gets on this device."""
-        return self._choice(m, n, dtype, device)[0]
+        """Return what an m x n matrix of this dtype gets on this device."""
+        own = self.dtype or iteration_dtype(dtype, device)
+        return _form(int(m), int(n), self.schedule, own, self.rates, device.type)
 
     def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-        """Bfloat16 where it iterates in that."""
+        """Return bfloat16 where it iterates in that."""
         return read_as(dtype, self.dtype or iteration_dtype(dtype, device))
 
-    def flops(self, m: int, n: int) -> float:
-        """Those of the form that an m x n matrix gets in bfloat16."""
-        bf16 = torch.bfloat16
-        return _cheapest(m, n, self.schedule, bf16, self.rates or Rates(), "cpu")[0].flops(m, n)
-
     def describe(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
-        """The choice and its reason, in words."""
-        engine, reason = self._choice(m, n, dtype, device)
-        return f"{engine} ({reason})"
-
-    def _choice(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Engine, str]:
-        iteration = self.dtype or iteration_dtype(dtype, device)
-        rates = self.rates or assumed_rates(device.type)
-        return _cheapest(m, n, self.schedule, iteration, rates, device.type)
+        """Return the choice and its reason, in words."""
+        own = self.dtype or iteration_dtype(dtype, device)
+        reason = _weighed(m, n, self.schedule, own, self.rates, device.type)[1]
+        return f"{self.engine(m, n, dtype, device)} ({reason})"
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""
@@ -136,53 +128,59 @@ class AutoPolar(PolarMap):
         return f"cheapest form of {self.schedule.name}"
 
 
-@remembered
-def _cheapest(
-    m: int, n: int, schedule: Schedule, dtype: torch.dtype, rates: Rates, device: str
-) -> tuple[Engine, str]:
-    """The engine of least cost, and why."""
+@lru_cache_eager
+def _form(
+    m: int, n: int, schedule: Schedule, dtype: torch.dtype, rates: Rates | None, device_type: str
+) -> Engine:
+    """Return the engine of least cost."""
+    restarts = _chosen_restarts(m, n, schedule, dtype, rates, device_type)
+    if restarts is None:
+        return NewtonSchulz(schedule, dtype, Schatten8())
+    return GramNewtonSchulz(schedule, dtype, Schatten8(), restarts)
+
+
+@assume_constant
+def _chosen_restarts(
+    m: int, n: int, schedule: Schedule, dtype: torch.dtype, rates: Rates | None, device_type: str
+) -> tuple[int, ...] | None:
+    """Return the restarts of the cheapest Gram form; None where the plain form is cheaper."""
+    return _weighed(m, n, schedule, dtype, rates, device_type)[0]
+
+
+@lru_cache_eager
+def _weighed(
+    m: int, n: int, schedule: Schedule, dtype: torch.dtype, rates: Rates | None, device_type: str
+) -> tuple[tuple[int, ...] | None, str]:
+    """Return `_chosen_restarts` and the reason in words; no rates are the assumed ones."""
+    rates = rates or assumed_rates(device_type)
     name = str(dtype).removeprefix("torch.")
-    plain = NewtonSchulz(schedule, dtype, Schatten8())
-    least = _plain_cost(plain, m, n, rates)
-    best: Engine = plain
     if min(m, n) < rates.gram_from:
-        return plain, f"{name}, plain: a short side below {rates.gram_from} is bound by launches"
-    first = least
-    for restarts in _restarts(schedule, dtype):
-        gram = GramNewtonSchulz(schedule, dtype, Schatten8(), restarts, tile=1)
-        cost = _gram_cost(gram, m, n, rates, dtype)
-        if cost < least:
-            best, least = gram, cost
-    if best is plain:
-        return plain, f"{name}, plain: {first / 1e9:.3g} GF, no Gram form is cheaper"
-    return best, f"{name}, Gram: {least / 1e9:.3g} GF, plain {first / 1e9:.3g}"
+        return None, f"{name}, plain: a short side below {rates.gram_from} is bound by launches"
+    plain = _priced(NewtonSchulz(schedule, dtype, Schatten8()), m, n, rates)
+    gram = {
+        restarts: _priced(GramNewtonSchulz(schedule, dtype, Schatten8(), restarts), m, n, rates)
+        for restarts in _restarts(schedule, dtype)
+    }
+    best = min(gram, key=lambda restarts: gram[restarts])
+    if gram[best] >= plain:
+        return None, f"{name}, plain: {plain / 1e9:.3g} GF, no Gram form is cheaper"
+    return best, f"{name}, Gram: {gram[best] / 1e9:.3g} GF, plain {plain / 1e9:.3g}"
+
+
+def _priced(engine: Engine, m: int, n: int, rates: Rates) -> float:
+    """Return the flops of a form, symmetric products at their discount; any dtype has the same."""
+    count = iteration_count(replace(engine, dtype=torch.float32), m, n)
+    return rates.priced(count, min(m, n))
 
 
 def _restarts(schedule: Schedule, dtype: torch.dtype) -> Iterator[tuple[int, ...]]:
-    """Restart positions to be weighed: the coarser the dtype, the shorter the segments.
+    """Return the restart positions to weigh: the coarser the dtype, the shorter the segments.
 
-    A Gram form by itself is as exact as the plain one (`restart_positions`); here float32
-    and float64 may lose some of that, as singular values are only brought near 1 anyway.
-    Bfloat16 may not: two steps in the first segment mix the largest singular direction with
-    the others ten times as much as the plain form does (`docs/accuracy.md`).
+    A Gram form by itself is as exact as the plain one (`restart_positions`). Float32 and float64
+    may lose some of that here, as singular values are only brought near 1 anyway. Bfloat16 may not:
+    two steps in the first segment mix the largest singular direction with the others ten times as
+    much as the plain form does (`docs/accuracy.md`).
     """
     yield restart_positions(schedule, dtype)
     if dtype.itemsize > 2 and segment_growth(schedule.steps, dtype) <= NEGLIGIBLE:
         yield ()
-
-
-def _plain_cost(engine: NewtonSchulz, m: int, n: int, rates: Rates) -> float:
-    """Flops, symmetric ones at their discount."""
-    k, long = min(m, n), max(m, n)
-    s = rates.symmetric(k)
-    products = sum(1 + bool(c) * k / long for _, _, c in engine.schedule.steps)
-    return 2.0 * long * k * k * (len(engine.schedule.steps) + s * products)
-
-
-def _gram_cost(engine: GramNewtonSchulz, m: int, n: int, rates: Rates, dtype: torch.dtype) -> float:
-    """Flops, symmetric ones at their discount."""
-    k, long = min(m, n), max(m, n)
-    s, segments = rates.symmetric(k), engine.segments(dtype)
-    small = sum(bool(c) for _, _, c in engine.schedule.steps)
-    small += 3 * sum(len(segment) - 1 for segment in segments)
-    return 2.0 * long * k * k * len(segments) * (1 + s) + 2.0 * s * small * float(k) ** 3

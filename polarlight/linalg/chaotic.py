@@ -91,10 +91,6 @@ class Chaotic(MatrixMap):
         # Explicit: torch.compile traces the making of an object, but not one that is a default.
         return NewtonSchulz(self.schedule, dtype, Frobenius())(M)
 
-    def flops(self, m: int, n: int) -> float:
-        """That of `NewtonSchulz` with this schedule."""
-        return NewtonSchulz(self.schedule).flops(m, n)
-
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""
         return ROTATIONS

@@ -73,11 +73,6 @@ class EigenPolar(PolarMap):
         """The same on a part of the rows of tall matrices, from a sum of Gram matrices."""
         return by_gram(X, rows, self.dtype, self._polar)
 
-    def flops(self, m: int, n: int) -> float:
-        """The count above for one m x n matrix."""
-        k = min(m, n)
-        return 8.0 * m * n * k + 34 / 3 * k**3
-
     def _polar(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
         _, V = symmetric_eigen(_gram(X, rows))
         Y = X @ V  # [..., m, k]

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from polarlight.linalg.coefficients import Quintic, Schedule
 from polarlight.linalg.isolation import isolated
+from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
 from polarlight.linalg.matrices import check_matrix
-from polarlight.linalg.newton_schulz import iterate, iteration_flops
 from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, started
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import gram_dtype
@@ -53,7 +53,6 @@ from polarlight.linalg.properties import (
     Symmetries,
     polar_invariants,
 )
-from polarlight.linalg.remembered import constant, remembered
 from polarlight.linalg.row_sums import ALL_ROWS, Rows, check_tall
 from polarlight.linalg.slot import PolarMap
 from polarlight.lookup import check_object
@@ -68,7 +67,6 @@ GROWTH = 512.0
 PERTURBATION = 0.41
 """The least eigenvalue of a rounded Gram matrix, in negative machine epsilons: -4e-4 in float16."""
 
-
 NOISE = 0.016
 """How far an error of R may grow in a segment, from the search of `tests/linalg/test_bands.py`."""
 
@@ -79,16 +77,16 @@ HALF_SAFE = polar_express(5, safety=1.02)
 """Twice the usual safety: with 1.01 a search drives three float16 segments from 1.13 to 1.7."""
 
 
-@registered("GramNewtonSchulz")
+@registered("GramNewtonSchulz", removed=("tile",))
 @dataclass(frozen=True, slots=True)
 class GramNewtonSchulz(PolarMap):
     """Newton-Schulz for oblong matrices, iterating on the Gram matrix of the short side.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
     Cost for S segments of T quintics in total: 4 S m n k + 2 (4 T - 3 S) k^3 flops with k = min(m,
-    n), against 4 T m n k + 2 T k^3 in the plain form. Where that is no gain (square matrices, or a
-    segment per step) and on short sides up to `tile` the plain form runs, in the same dtype;
-    `reason` says which and why.
+    n), against 4 T m n k + 2 T k^3 in the plain form, `NewtonSchulz`: no gain on square matrices,
+    with a segment per step, or on sides so short that launches cost more than products. It runs the
+    Gram form on all of them; `AutoPolar` takes the cheaper form of its schedule.
 
     Args:
         schedule: The polynomials; see `linalg.coefficients` and `linalg.polar_express`.
@@ -98,8 +96,6 @@ class GramNewtonSchulz(PolarMap):
         normalisation: What the input is divided by; see `linalg.normalisation`.
         restarts: Numbers of steps after which the Gram matrix is taken anew, increasing. None
             derives them by `restart_positions`, 3 segments for the default in float16.
-        tile: Short sides up to this length take the plain form: their products are too small to pay
-            for more launches.
 
     Accuracy: that of `NewtonSchulz` with this schedule and dtype. An adversarial search
     (`docs/accuracy.md`) finds no singular value above the schedule's largest by more than 0.001 in
@@ -117,7 +113,6 @@ class GramNewtonSchulz(PolarMap):
     dtype: torch.dtype | None = None
     normalisation: Normalisation = FROBENIUS
     restarts: tuple[int, ...] | None = None
-    tile: int = 256
 
     def __post_init__(self) -> None:
         check_object("schedule", self.schedule)
@@ -150,8 +145,6 @@ class GramNewtonSchulz(PolarMap):
     def _polar(self, M: Tensor, rows: Rows, scaled: bool = False) -> Tensor:
         dtype = self.dtype or gram_dtype(M.dtype, M.device)
         start = started(M, self.normalisation, self.schedule.safety, dtype, rows, scaled)
-        if not self._pays(rows.count(M), M.shape[-1], dtype):
-            return iterate(start, self.schedule.steps, rows).to(M.dtype)
         for steps in self.segments(dtype):
             start = Start(_segment(start, steps, rows))
         return start.X.to(M.dtype)
@@ -163,34 +156,6 @@ class GramNewtonSchulz(PolarMap):
         if restarts is None:
             restarts = restart_positions(self.schedule, dtype)
         return tuple(steps[i:j] for i, j in pairwise((0, *restarts, len(steps))))
-
-    def flops(self, m: int, n: int, dtype: torch.dtype = torch.float16) -> float:
-        """The count above for the form that runs; a None dtype counts as the one given here."""
-        dtype = self.dtype or dtype
-        form = self._gram_flops(m, n, dtype) if self._pays(m, n, dtype) else self._plain_flops(m, n)
-        return self.normalisation.flops(m, n) + form
-
-    def reason(self, m: int, n: int, dtype: torch.dtype = torch.float16) -> str:
-        """Which form an m x n matrix gets, and why; a None dtype counts as the one given here."""
-        dtype = self.dtype or dtype
-        if min(m, n) <= self.tile:
-            return f"plain form: the short side, {min(m, n)}, is within one tile of {self.tile}"
-        gram_form, plain = self._gram_flops(m, n, dtype), self._plain_flops(m, n)
-        costs = f"{gram_form:.3g} flops in the Gram form, {plain:.3g} in the plain form"
-        segments = len(self.segments(dtype))
-        return f"{'Gram' if gram_form < plain else 'plain'} form: {costs} ({segments} segments)"
-
-    def _pays(self, m: int, n: int, dtype: torch.dtype) -> bool:
-        return min(m, n) > self.tile and self._gram_flops(m, n, dtype) < self._plain_flops(m, n)
-
-    def _plain_flops(self, m: int, n: int) -> float:
-        return iteration_flops(m, n, self.schedule.steps)
-
-    def _gram_flops(self, m: int, n: int, dtype: torch.dtype) -> float:
-        k = min(m, n)
-        polynomials = sum(2.0 * k**3 for _, _, c in self.schedule.steps if c)
-        updates = sum(6.0 * k**3 * (len(s) - 1) for s in self.segments(dtype))
-        return 4.0 * m * n * k * len(self.segments(dtype)) + polynomials + updates
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return all rotations; fewer on a short side that is divided row by row."""
@@ -238,8 +203,8 @@ def _segment(start: Start, steps: Sequence[Quintic], rows: Rows) -> Tensor:
     return times_short(start.X, Q if tall else Q.mT, rows=rows)
 
 
-@constant
-@remembered
+@assume_constant
+@lru_cache_eager
 def restart_positions(schedule: Schedule, dtype: torch.dtype) -> tuple[int, ...]:
     """After how many steps the Gram matrix is to be taken anew in an iteration in `dtype`.
 

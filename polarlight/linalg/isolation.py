@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from polarlight.linalg.remembered import constant, remembered
+from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,8 +53,8 @@ def run_isolated(function: Callable[[], R], devices: set[str]) -> R:
         return function()
 
 
-@constant
-@remembered
+@assume_constant
+@lru_cache_eager
 def _has_autocast(device: str) -> bool:
     """Return whether torch knows autocast for a type of device; it does not for `meta`."""
     return torch.amp.is_autocast_available(device)

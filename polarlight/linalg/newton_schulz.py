@@ -97,10 +97,6 @@ class NewtonSchulz(PolarMap):
             return dtype
         return read_as(dtype, self.dtype or iteration_dtype(dtype, device))
 
-    def flops(self, m: int, n: int) -> float:
-        """The count above, for one m x n matrix."""
-        return self.normalisation.flops(m, n) + iteration_flops(m, n, self.schedule.steps)
-
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return all rotations; fewer on a short side that is divided row by row."""
         if self.normalisation.scalar:
@@ -130,9 +126,3 @@ def iterate(start: Start, steps: Sequence[Quintic], rows: Rows = ALL_ROWS) -> Te
     for a, b, c in rest:
         X = times_short(X, gram_polynomial(gram(X, rows), b, c), a, rows)
     return X
-
-
-def iteration_flops(m: int, n: int, steps: Sequence[Quintic]) -> float:
-    """4 m n k per step, and 2 k^3 more where c is not zero; k is the short side."""
-    k = min(m, n)
-    return sum(4.0 * m * n * k + (2.0 * k**3 if c else 0.0) for _, _, c in steps)

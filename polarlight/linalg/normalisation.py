@@ -46,9 +46,6 @@ class Normalisation(Protocol):
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """The divisor of X [..., m, n], or of what it has `rows` of, to iterate in `dtype`."""
 
-    def flops(self, m: int, n: int) -> float:
-        """Operations for one m x n matrix, counting a multiplication and an addition as two."""
-
 
 @registered("Frobenius")
 @dataclass(frozen=True, slots=True)
@@ -63,10 +60,6 @@ class Frobenius:
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """[..., m, n] -> [..., 1, 1], in the dtype of X."""
         return frobenius_norm(X, rows)
-
-    def flops(self, m: int, n: int) -> float:
-        """2 m n."""
-        return 2.0 * m * n
 
     def __str__(self) -> str:
         return "Frobenius"
@@ -91,11 +84,6 @@ class Schatten4:
         """[..., m, n] -> [..., 1, 1], in float32 or float64."""
         return frobenius_norm(_gram(X, dtype, rows)).sqrt()
 
-    def flops(self, m: int, n: int) -> float:
-        """2 m n k + 2 k^2, k the short side."""
-        k = min(m, n)
-        return 2.0 * m * n * k + 2.0 * k * k
-
     def __str__(self) -> str:
         return "Schatten-4"
 
@@ -115,10 +103,6 @@ class Schatten8:
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """[..., m, n] -> [..., 1, 1], in float32 or float64."""
         return schatten8(gram(_gram(X, dtype, rows)))
-
-    def flops(self, m: int, n: int) -> float:
-        """2 k^2, k the short side: the products belong to the first step."""
-        return 2.0 * min(m, n) ** 2
 
     def __str__(self) -> str:
         return "Schatten-8"
@@ -140,11 +124,6 @@ class AOL:
         sizes = at_least_float32(_gram(X, dtype, rows)).abs()
         tall = rows is not ALL_ROWS or is_tall(X)
         return sizes.sum(dim=-2 if tall else -1, keepdim=True).sqrt()
-
-    def flops(self, m: int, n: int) -> float:
-        """2 m n k + k^2, k the short side."""
-        k = min(m, n)
-        return 2.0 * m * n * k + 1.0 * k * k
 
     def __str__(self) -> str:
         return "AOL"

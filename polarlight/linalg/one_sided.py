@@ -66,11 +66,6 @@ class OneSidedPolar(PolarMap):
             return self._right(M.mT).mT
         return self._right(M)
 
-    def flops(self, m: int, n: int) -> float:
-        """The engine's count for the matrix that it decomposes."""
-        k = m if self.side is GramSide.LEFT else n
-        return self.engine.flops(max(m, n), k)
-
     def _right(self, X: Tensor) -> Tensor:
         """From X'X: the engines take the short side, so a wide X gets zero rows below."""
         m, n = X.shape[-2:]

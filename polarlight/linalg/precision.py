@@ -2,7 +2,7 @@
 
 import torch
 
-from polarlight.linalg.remembered import constant, remembered
+from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
 
 
 def iteration_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -37,8 +37,8 @@ def gram_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float16 if half else torch.float32
 
 
-@constant
-@remembered
+@assume_constant
+@lru_cache_eager
 def has_fast_bfloat16(device_type: str, index: int | None = None) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware."""
     if device_type == "cuda":

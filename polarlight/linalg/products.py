@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg import quack
+from polarlight.linalg.cost import note_symmetric
 from polarlight.linalg.matrices import at_least_float32
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 
@@ -41,7 +42,9 @@ def gram(X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
     if quack.takes(W):
         return quack.symmetric_product(W, W.mT)
     if not _in_panels(W):
-        return W @ W.mT
+        product = W @ W.mT
+        note_symmetric(product, inner=W.shape[-1])
+        return product
     return _mirrored(
         W, lambda rows, rest, out: torch.matmul(W[..., rows, :], W[..., rest, :].mT, out=out)
     )
@@ -66,6 +69,7 @@ def symmetric_multiply_add(
     if quack.takes(C, A, B):
         return quack.symmetric_product(A, B, C, beta, alpha)
     if not _in_panels(C):
+        note_symmetric(C, inner=A.shape[-1])
         return multiply_add(C, A, B, beta, alpha)
 
     def panel(rows: slice, rest: slice, out: Tensor) -> Tensor:

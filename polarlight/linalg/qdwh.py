@@ -18,15 +18,14 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
+from polarlight.linalg.lru_cache_eager import lru_cache_eager
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.rational import (
     RationalStep,
     check_lower,
     iterate,
-    iteration_flops,
     polished,
 )
-from polarlight.linalg.remembered import remembered
 from polarlight.linalg.slot import PolarMap
 from polarlight.registry import registered
 
@@ -37,8 +36,8 @@ class QDWH(PolarMap):
     """Polar factor of each matrix in a batch, by QR and Cholesky factorisations.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
-    Cost: first steps by QR, the rest by Cholesky; see `linalg.rational.iteration_flops`. Square and
-    with the default bound: about 36 k^3 flops in float32, 41 k^3 in float64.
+    Cost: first steps by QR, the rest by Cholesky; see `linalg.rational`. Square and with the
+    default bound: about 37 k^3 flops in float32, 41 k^3 in float64.
 
     Args:
         lower: The least singular value, relative to |M|_F, that is to arrive at 1; in [1e-20, 1).
@@ -79,11 +78,6 @@ class QDWH(PolarMap):
         eps = torch.finfo(dtype).eps
         return halley(max(self.lower or eps, eps), self.steps, eps)
 
-    def flops(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
-        """The count above for one m x n matrix; a None dtype counts as the one given here."""
-        own = self.dtype or dtype
-        return iteration_flops(m, n, self.plan(own), own)
-
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""
         return ROTATIONS
@@ -97,7 +91,7 @@ class QDWH(PolarMap):
         return f"QDWH{steps}" if self.lower is None else f"QDWH{steps} from {self.lower:g}"
 
 
-@remembered
+@lru_cache_eager
 def halley(lower: float, steps: int | None, accuracy: float) -> tuple[RationalStep, ...]:
     """`steps` weighted Halley steps for [lower, 1], or as many as the polish needs."""
     plan: list[RationalStep] = []

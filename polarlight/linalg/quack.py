@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from polarlight.linalg.remembered import constant, remembered
+from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
 
 LEAST = 512
 """Least side that is given to the kernels, whose tiles are 256 wide: below, half of the tiles and
@@ -65,8 +65,8 @@ def _aligned(X: Tensor) -> bool:
     )
 
 
-@constant
-@remembered
+@assume_constant
+@lru_cache_eager
 def _installed(index: int | None) -> bool:
     """Whether the device can run the kernels and the package is there."""
     if torch.cuda.get_device_capability(index) < (9, 0) or find_spec("quack") is None:

@@ -1,4 +1,4 @@
-"""What products cost on a device, as far as the choice of an engine depends on it."""
+"""Cost of products on a device, as far as the choice of an engine depends on it."""
 
 import time
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from polarlight.linalg.cost import Count
 from polarlight.linalg.products import PANELS_FROM, gram
 
 
@@ -31,17 +32,21 @@ class Rates:
             raise ValueError(f"discount must lie in (0, 1], got {self.discount}")
 
     def symmetric(self, side: int) -> float:
-        """Cost of a symmetric product of this side, relative to a plain one."""
+        """Return the cost of a symmetric product of this side, relative to a plain one."""
         return self.discount if side >= self.symmetric_from else 1.0
+
+    def priced(self, count: Count, side: int) -> float:
+        """Return the flops of a count, its symmetric products of this side at their discount."""
+        return count.flops - (1 - self.symmetric(side)) * count.symmetric
 
     @classmethod
     def measured(cls, device: torch.device | str, dtype: torch.dtype) -> "Rates":
-        """Times a few products of `dtype` on `device`: under a second, once per process."""
+        """Time a few products of `dtype` on `device`: under a second, once per process."""
         return _measured(torch.device(device), dtype)
 
 
 def assumed_rates(device_type: str) -> Rates:
-    """What is assumed of the kind of device; `Rates.measured` finds out."""
+    """Return what is known of the kind of device; `Rates.measured` measures."""
     return Rates(discount=0.72) if device_type == "cpu" else Rates(gram_from=257)
 
 

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.cost import iteration_count
+from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
 from polarlight.linalg.matrices import frobenius_norm, nonzero
 from polarlight.linalg.products import multiply_add
 
@@ -83,40 +85,24 @@ def iterate(X: Tensor, steps: Sequence[RationalStep]) -> Tensor:
     """Map the singular values x |X|_F of tall X by the steps at x, without noise, and polish."""
     X = X / nonzero(frobenius_norm(X))
     m, n = X.shape[-2:]
-    cutoff = cut_off(m, n, X.dtype)
-    if _reduced_flops(m, n, steps, 0.0) < _steps_flops(m, n, steps, 0.0):
-        Q, R = torch.linalg.qr(X)
-        reduced: Tensor = Q @ _run(R, steps, cutoff)
-        return reduced
-    return _run(X, steps, cutoff)
+    long = m > n and _reduces(m, n, tuple(step.terms for step in steps))
+    run = _run_reduced if long else _run
+    return run(X, steps, cut_off(m, n, X.dtype))
 
 
-def iteration_flops(m: int, n: int, steps: Sequence[RationalStep], dtype: torch.dtype) -> float:
-    """Operations for one matrix, k the short and l the long side.
-
-    QR term 4 (l + k) k^2 - (4/3) k^3 + 2 l k^2; Cholesky term 2 l k^2 + k^3 / 3, and 2 l k^2 for
-    the Gram matrix that the terms of a step share; polish 4 l k^2; cut-off 4 l k^2 + (7/3) k^3. The
-    reduction costs 6 l k^2 - (4/3) k^3 and sets l = k.
-    """
-    long, short = max(m, n), min(m, n)
-    cutoff = cut_off(m, n, dtype)
-    cuts = float(any(noise_shift(step, cutoff, dtype) for step in steps[:1]))
-    direct, reduced = (f(long, short, steps, cuts) for f in (_steps_flops, _reduced_flops))
-    return 4.0 * m * n + min(direct, reduced)
+@assume_constant
+@lru_cache_eager
+def _reduces(m: int, n: int, terms: tuple[tuple[tuple[float, float], ...], ...]) -> bool:
+    """Return True if steps of these terms cost less on the triangular factor, itself included."""
+    steps = tuple(RationalStep(0.0, of_step) for of_step in terms)
+    direct, reduced = (iteration_count(run, m, n, steps, 0.0) for run in (_run, _run_reduced))
+    return reduced.flops < direct.flops
 
 
-def _reduced_flops(m: int, n: int, steps: Sequence[RationalStep], cuts: float) -> float:
-    return 6.0 * m * n**2 - 4 / 3 * n**3 + _steps_flops(n, n, steps, cuts)
-
-
-def _steps_flops(m: int, n: int, steps: Sequence[RationalStep], cuts: float) -> float:
-    total = 4.0 * m * n**2 + cuts * (4.0 * m * n**2 + 7 / 3 * n**3)
-    for step in steps:
-        by_cholesky = sum(shift >= CHOLESKY_FROM for _, shift in step.terms)
-        by_qr = len(step.terms) - by_cholesky
-        total += by_qr * (6.0 * m * n**2 + 8 / 3 * n**3)
-        total += by_cholesky * (2.0 * m * n**2 + n**3 / 3) + (2.0 * m * n**2 if by_cholesky else 0)
-    return total
+def _run_reduced(X: Tensor, steps: Sequence[RationalStep], cutoff: float) -> Tensor:
+    Q, R = torch.linalg.qr(X)  # [..., m, n], [..., n, n]
+    reduced: Tensor = Q @ _run(R, steps, cutoff)
+    return reduced
 
 
 def _run(X: Tensor, steps: Sequence[RationalStep], cutoff: float) -> Tensor:

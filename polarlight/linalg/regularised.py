@@ -80,11 +80,6 @@ class RegularisedPolar(PolarMap):
         """sqrt(k / delta), the greatest slope of the map at an m x n matrix of Frobenius norm 1."""
         return math.sqrt(min(m, n) / self.delta)
 
-    def flops(self, m: int, n: int) -> float:
-        """The count above for one m x n matrix."""
-        k = min(m, n)
-        return 4.0 * m * n * k + 11.0 * k**3
-
     def _map(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
         R = X.mT @ X if rows is ALL_ROWS else gram(X, rows)
         mean = R.diagonal(dim1=-2, dim2=-1).mean(dim=-1, keepdim=True)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
+from polarlight.linalg.lru_cache_eager import lru_cache_eager
 from polarlight.linalg.matrices import frobenius_norm, nonzero
 from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
-from polarlight.linalg.remembered import remembered
 from polarlight.linalg.slot import MatrixMap
 from polarlight.registry import registered
 
@@ -84,11 +84,6 @@ class ExactPower(MatrixMap):
         """Returns the power of M; see the class."""
         return by_decomposition(M, self.dtype, self._power)
 
-    def flops(self, m: int, n: int) -> float:
-        """As `ExactPolar`: 8 m n k + 20 k^3 with k = min(m, n)."""
-        k = min(m, n)
-        return 8.0 * m * n * k + 20.0 * k**3
-
     def _power(self, X: Tensor) -> Tensor:
         X = X / nonzero(frobenius_norm(X))
         U, S, Vh = torch.linalg.svd(X, full_matrices=False)
@@ -122,7 +117,7 @@ class RationalPower(MatrixMap):
 
     Products and Cholesky factors on the shorter side alone: no decomposition, no waiting for the
     device. Odd roots are even ones: a/b = 2/3 is a = 4, b = 6. Cost: 8 m n k flops for the matrix
-    and, for b = 6, a = 4 and the default bound, about 34 k^3 for three steps.
+    and, for b = 6, a = 4 and the default bound, about 31 k^3 for three steps.
 
     Args:
         b: The root, even and at least 2.
@@ -163,12 +158,6 @@ class RationalPower(MatrixMap):
     def __call__(self, M: Tensor) -> Tensor:
         """Returns the power of M; see the class."""
         return by_decomposition(M, self.dtype, self._power)
-
-    def flops(self, m: int, n: int) -> float:
-        """Four products along both sides; per step an inverse and products of k x k matrices."""
-        k, steps = min(m, n), len(rational_steps(self.b, self.lower))
-        powers = steps * _products(self.b // 2) + 3 * (steps - 1) + _products(self.a)
-        return 8.0 * m * n * k + 2.0 * (steps + powers) * k**3
 
     def _power(self, X: Tensor) -> Tensor:
         if X.dtype == torch.float32 and self.lower < FLOAT32_BOUND:
@@ -214,12 +203,7 @@ def _symmetric(A: Tensor) -> Tensor:
     return (A + A.mT) / 2
 
 
-def _products(power: int) -> int:
-    """Products in a matrix power by squaring."""
-    return max(power.bit_length() + power.bit_count() - 2, 0)
-
-
-@remembered
+@lru_cache_eager
 def rational_steps(b: int, lower: float) -> tuple[RationalStep, ...]:
     """The best [1/1] steps for (X'X)^(-1/b) when the singular values of X lie in [lower, 1].
 

@@ -17,7 +17,7 @@ class ExactPolar(PolarMap):
     """Polar factor U V' of each matrix U S V' in a batch, by singular value decomposition.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
-    Cost: about 8 m n k + 20 k^3 flops with k = min(m, n).
+    Cost: about 8 m n k + 20 k^3 flops with k = min(m, n), 2 m n k of them for the product.
 
     Args:
         cutoff: Singular values up to this fraction of the largest count as zero, and their
@@ -45,11 +45,6 @@ class ExactPolar(PolarMap):
     def __call__(self, M: Tensor) -> Tensor:
         """Returns the polar factor of M; see the class."""
         return by_decomposition(M, self.dtype, self._polar)
-
-    def flops(self, m: int, n: int) -> float:
-        """6 m n k + 20 k^3 for the decomposition, 2 m n k for the product."""
-        k = min(m, n)
-        return 8.0 * m * n * k + 20.0 * k**3
 
     def _polar(self, X: Tensor) -> Tensor:
         U, S, Vh = torch.linalg.svd(X, full_matrices=False)

@@ -25,7 +25,7 @@ from polarlight.linalg.decomposition import (
 )
 from polarlight.linalg.matrices import check_matrix, frobenius_norm, unit_scale
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
-from polarlight.linalg.rational import RationalStep, check_lower, iterate, iteration_flops
+from polarlight.linalg.rational import RationalStep, check_lower, iterate
 from polarlight.linalg.slot import PolarMap
 from polarlight.linalg.zolotarev import MOST_TERMS, two_zolotarev_steps
 from polarlight.registry import registered
@@ -38,7 +38,7 @@ class ZoloPD(PolarMap):
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
     Cost: r factorisations per step, by QR for small poles and by Cholesky for the rest; see
-    `linalg.rational.iteration_flops`. Square, default bound: about 45 k^3 flops in float32 (r = 3),
+    `linalg.rational`. Square, default bound: about 46 k^3 flops in float32 (r = 3),
     85 k^3 in float64 (r = 6).
 
     Args:
@@ -101,11 +101,6 @@ class ZoloPD(PolarMap):
         """The two steps of a computation in float32 or float64."""
         eps = torch.finfo(dtype).eps
         return two_zolotarev_steps(max(self.lower or eps, eps), self.terms, eps)
-
-    def flops(self, m: int, n: int, dtype: torch.dtype = torch.float32) -> float:
-        """The count above for one m x n matrix; a None dtype counts as the one given here."""
-        own = self.dtype or dtype
-        return iteration_flops(m, n, self.plan(own), own)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

@@ -1,7 +1,7 @@
 """`SpectralOptimizer`: param groups, state, the guard against non-finite gradients, the step."""
 
 from polarlight.optimizer.apply import with_stochastic_rounding
-from polarlight.optimizer.masked import NonFinite
+from polarlight.optimizer.gradient_guard import NonFinite
 from polarlight.optimizer.probe import Observation, Probe
 from polarlight.optimizer.spectral import SpectralOptimizer
 

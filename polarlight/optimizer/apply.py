@@ -1,52 +1,55 @@
-"""What a step reads and writes beside the rules: state at the start, gradients, the weights.
+"""Update of weights by their directions, the state before the first step, stochastic rounding.
 
-Elementwise rules step float16 weights in float32, and keep their statistics in it: the square of a
-gradient beyond 255 or below 1e-4 has no place in float16.
+Elementwise rules step float16 weights in float32, and keep their statistics in it: float16 cannot
+hold the square of a gradient beyond 255 or below 1e-4.
 
-Weights in bfloat16 can be rounded at random: to nearest, an update below 2^-9 of an entry changes
-nothing, however often it comes; at random it moves one entry in so many, and right on average.
+bfloat16 weights can be rounded stochastically. To nearest, an update below 2^-9 of an entry changes
+nothing, however often it comes. Stochastic rounding moves one entry in so many: right on average.
 """
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from polarlight.execution.work import gradient_of, local, new_buffers_of
+from polarlight.execution.param_task import local_tensors, new_param_buffers, to_local
 from polarlight.linalg import foreach
-from polarlight.optimizer import masked as nonfinite
-from polarlight.optimizer.masked import Finite
+from polarlight.optimizer.masked import (
+    FiniteFlags,
+    State,
+    decay_where_finite,
+    step_where_finite,
+)
 from polarlight.optimizer.param_groups import Group
 from polarlight.rule import UpdateRule
 from polarlight.stages.rounding import round_stochastically
 from polarlight.view import Whole
 
-AT_RANDOM = "stochastic_rounding"
-"""Entry of a param group: whether bfloat16 weights are rounded at random."""
+STOCHASTIC_ROUNDING = "stochastic_rounding"
+"""Key of a param group: whether its bfloat16 weights are rounded stochastically."""
 
-DRAWS = "weight_draws"
-"""State of such a parameter: the steps taken, int32 []."""
+ROUNDING_STEP = "weight_draws"
+"""State key of a stochastically rounded parameter: its number of steps, int32 []."""
 
-State = MutableMapping[str, Tensor]
 Optimizing = TypeVar("Optimizing", bound=Optimizer)
 
 
 def with_stochastic_rounding(optimizer: Optimizing) -> Optimizing:
-    """Lets bfloat16 weights be rounded at random, right on average, instead of to nearest.
+    """Round the optimizer's bfloat16 weights stochastically instead of to nearest.
 
         optimizer = with_stochastic_rounding(Aurora(model.bfloat16(), lr=0.02))
 
-    It stands for float32 masters, at two bytes per weight less than half of theirs: updates of any
-    size arrive on average. Weights of other dtypes are not concerned. A group may say so for itself
-    as well, with `"stochastic_rounding": True`.
+    It replaces float32 master weights at less than half of their memory, by two bytes per weight:
+    updates of any size arrive on average. Weights of other dtypes are not concerned. A group can
+    also choose for itself, with `"stochastic_rounding": True`.
 
-    State: `weight_draws`, int32 [], the steps taken. The random bits are a hash of it, of an
-    entry's place and of its value (`stages/rounding.py`): no generator is used, a run resumed from
-    a state dict goes on bit for bit, and copies on several processes stay equal. Under AdamW the
-    moments of such parameters are float32. Extra memory in a step: one float32 copy of the weights
-    that are stepped at once.
+    State: `weight_draws`, int32 [], the number of steps. The random bits are a hash of this number,
+    of an entry's index and of its value (`stages/rounding.py`). No generator is used: a run resumed
+    from a state dict continues bit for bit, and copies on several processes stay equal. Under AdamW
+    the moments of such parameters are float32. Extra memory in a step: one float32 copy of the
+    weights of a batch.
 
     Args:
         optimizer: One of polarlight's, best before its first step; it is changed.
@@ -54,109 +57,105 @@ def with_stochastic_rounding(optimizer: Optimizing) -> Optimizing:
     Returns:
         The optimizer.
     """
-    optimizer.defaults[AT_RANDOM] = True
+    optimizer.defaults[STOCHASTIC_ROUNDING] = True
     for group in optimizer.param_groups:
-        group[AT_RANDOM] = True
+        group[STOCHASTIC_ROUNDING] = True
     return optimizer
 
 
+def uses_stochastic_rounding(group: Group, p: Tensor) -> bool:
+    """Return whether a parameter's updates are rounded to bfloat16 stochastically."""
+    return p.dtype == torch.bfloat16 and bool(group.get(STOCHASTIC_ROUNDING, False))
+
+
 def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
-    """The state of a parameter before its first step."""
-    rule = group["rule"]
-    more = {DRAWS: _no_draws(p)} if is_rounded_at_random(group, p) else {}
-    if not isinstance(rule, UpdateRule):
-        return dict(rule.new_state(_like(p, _is_widened(group, p)))) | more
-    buffers = new_buffers_of(rule, group["view"] or Whole(), p, name)
-    return buffers | rule.momentum.new_state(p) | more
+    """Return the state of a parameter before its first step."""
+    rule, more = group["rule"], {}
+    if uses_stochastic_rounding(group, p):
+        more = {ROUNDING_STEP: torch.zeros((), dtype=torch.int32, device=p.device)}
+    if isinstance(rule, UpdateRule):
+        buffers = new_param_buffers(rule, group["view"] or Whole(), p, name)
+        return buffers | rule.momentum.new_state(p) | more
+    wide = torch.empty_like(p, dtype=torch.float32) if _steps_in_float32(group, p) else p
+    return dict(rule.new_state(wide)) | more
 
 
-def is_rounded_at_random(group: Group, p: Tensor) -> bool:
-    """Return whether a parameter's steps are rounded to bfloat16 at random."""
-    return p.dtype == torch.bfloat16 and bool(group.get(AT_RANDOM, False))
-
-
-def _is_widened(group: Group, p: Tensor) -> bool:
-    """Whether it is stepped in float32: to be rounded at random, or squared beyond float16."""
-    squared = p.dtype == torch.float16 and not isinstance(group["rule"], UpdateRule)
-    return squared or is_rounded_at_random(group, p)
-
-
-def _like(p: Tensor, wide: bool) -> Tensor:
-    """Itself, or something of its shape in float32."""
-    return torch.empty_like(p, dtype=torch.float32) if wide else p
-
-
-def _no_draws(p: Tensor) -> Tensor:
-    return torch.zeros((), dtype=torch.int32, device=p.device)
-
-
-def gradients(group: Group, params: list[Tensor]) -> list[Tensor]:
-    """What of the gradients lies here, in the direction in which the loss grows or falls."""
-    found = [gradient_of(p) for p in params]
-    return foreach.neg(found) if group["maximize"] else found
-
-
-def move(
+def apply_update(
     group: Group,
-    params: list[Tensor],
+    weights: Sequence[Tensor],
     states: Sequence[State],
     directions: list[Tensor],
-    finite: Finite,
+    finite: FiniteFlags,
 ) -> None:
-    """W <- (1 - lr weight_decay) W - lr direction; weights that are left out do not decay."""
+    """Apply W <- (1 - lr weight_decay) W - lr direction in place, with decay where finite."""
     lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
-    exact = _widened(group, params)
+    wide = _widened(group, weights)
     if group["weight_decay"] != 0:
-        nonfinite.decay(exact, 1 - lr * group["weight_decay"], finite)
+        decay_where_finite(wide, 1 - lr * group["weight_decay"], finite)
     if isinstance(lr, Tensor):
-        wide = [D.to(w.dtype) for D, w in zip(directions, exact, strict=True)]
-        foreach.sub_(exact, foreach.mul(wide, lr))
+        cast = [D.to(w.dtype) for D, w in zip(directions, wide, strict=True)]
+        foreach.sub_(wide, foreach.mul(cast, lr))
     else:
-        foreach.add_(exact, directions, alpha=-lr)
-    _round(params, exact, states, finite)
+        foreach.add_(wide, directions, alpha=-lr)
+    _write_back(weights, wide, states, finite)
 
 
-def step_entries(
+def step_elementwise_group(
     group: Group,
-    params: list[Tensor],
-    states: list[dict[str, Tensor]],
-    finite: Finite,
-    momentum: float | Tensor | None = None,
+    params: Sequence[Tensor],
+    states: Sequence[State],
+    finite: FiniteFlags,
 ) -> None:
-    """One step of a group whose rule is elementwise; `momentum` stands in for the group's."""
-    here, found = [local(p) for p in params], gradients(group, params)
-    exact = _widened(group, here)
-    for p, w, state in zip(here, exact, states, strict=True):
-        if w is not p:  # moments that were begun in the parameter's dtype
-            late = {key: x.float() for key, x in state.items() if x.dtype == p.dtype}
-            state.update(late)
-    nonfinite.step_entries(
+    """Step parameters of a group whose rule is elementwise, weights and state in place."""
+    weights, gradients, _ = local_tensors(params, states, maximize=group["maximize"])
+    wide = _widened(group, weights)
+    for w, w32, state in zip(weights, wide, states, strict=True):
+        if w32 is not w:  # moments that were allocated in the parameter's narrow dtype
+            state.update({key: x.float() for key, x in state.items() if x.dtype == w.dtype})
+    step_where_finite(
         group["rule"],
-        exact,
-        [g.to(w.dtype) for g, w in zip(found, exact, strict=True)],
-        [{key: local(x) for key, x in state.items() if key != DRAWS} for state in states],
+        wide,
+        [g.to(w.dtype) for g, w in zip(gradients, wide, strict=True)],
+        [{key: to_local(x) for key, x in s.items() if key != ROUNDING_STEP} for s in states],
         finite,
         lr=group["lr"],
         weight_decay=group["weight_decay"],
-        momentum=group["momentum"] if momentum is None else momentum,
+        momentum=group["momentum"],
     )
-    _round(here, exact, states, finite)
+    _write_back(weights, wide, states, finite)
 
 
-def _widened(group: Group, params: list[Tensor]) -> list[Tensor]:
-    """Float32 copies of what is stepped in float32; the others themselves."""
-    return [p.float() if _is_widened(group, p) else p for p in params]
+def _steps_in_float32(group: Group, p: Tensor) -> bool:
+    """Return whether a parameter is stepped in a float32 copy.
+
+    Stochastic rounding needs the unrounded weight; elementwise rules overflow in float16.
+    """
+    squared = p.dtype == torch.float16 and not isinstance(group["rule"], UpdateRule)
+    return squared or uses_stochastic_rounding(group, p)
 
 
-def _round(
-    params: Sequence[Tensor], exact: Sequence[Tensor], states: Sequence[State], finite: Finite
+def _widened(group: Group, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return float32 copies of weights that are stepped in float32; the others as they are."""
+    return [w.float() if _steps_in_float32(group, w) else w for w in weights]
+
+
+def _write_back(
+    weights: Sequence[Tensor],
+    wide: Sequence[Tensor],
+    states: Sequence[State],
+    finite: FiniteFlags,
 ) -> None:
-    """Takes the copies over; what is left out draws nothing, and stays: it needs no rounding."""
-    oks: Sequence[Tensor | None] = finite or [None] * len(params)
-    for p, w, state, ok in zip(params, exact, states, oks, strict=True):
-        if w is not p and p.dtype == torch.float16:
-            p.copy_(w)
-        elif w is not p:
-            draws = state.setdefault(DRAWS, _no_draws(p))
-            draws += 1 if ok is None else ok.to(draws.device)
-            p.copy_(round_stochastically(w, draws))
+    """Copy float32 results back into narrow weights; round bfloat16 ones stochastically.
+
+    A weight whose gradient is not finite has not changed, so that rounding is exact; its step is
+    not counted.
+    """
+    flags: Sequence[Tensor | None] = finite or [None] * len(weights)
+    for w, w32, state, ok in zip(weights, wide, states, flags, strict=True):
+        if w32 is not w and w.dtype == torch.float16:
+            w.copy_(w32)
+        elif w32 is not w:
+            if ROUNDING_STEP not in state:
+                state[ROUNDING_STEP] = torch.zeros((), dtype=torch.int32, device=w.device)
+            state[ROUNDING_STEP] += 1 if ok is None else ok.to(state[ROUNDING_STEP].device)
+            w.copy_(round_stochastically(w32, state[ROUNDING_STEP]))

@@ -1,8 +1,8 @@
-"""Numbers of the param groups in a compiled step.
+"""Param groups for a compiled step, with each momentum as a tensor.
 
 `torch.compile` takes a Python number for a constant and compiles anew when a scheduler changes it.
-A tensor is an input of the graph. Momenta become tensors by themselves, outside of the graph. A
-learning rate is the caller's: it is a tensor if the optimizer was given one.
+A tensor is an input of the graph. This module makes momenta tensors, outside of the graph. A
+learning rate belongs to the caller: it is a tensor only if the optimizer was given one.
 """
 
 import warnings
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polarlight.linalg.remembered import constant
+from polarlight.linalg.lru_cache_eager import assume_constant
 from polarlight.optimizer.param_groups import Group
 
 
 class MomentumTensors:
-    """Every group's momentum as a tensor [] beside its parameters.
+    """Tensors [] that hold the momentum of each param group, filled when it changes.
 
     In float64, as Python's own numbers are, so that 1 - momentum has the bits of an eager step.
     """
@@ -25,30 +25,27 @@ class MomentumTensors:
         self._values: dict[int, float] = {}
         self._tensors: dict[int, Tensor] = {}
 
-    def prepare(self, groups: Sequence[Group]) -> None:
-        """Brings the tensors up to date; called at the start of a step, outside of the graph."""
-        for index, group in enumerate(groups):
+    def traced_groups(self, groups: Sequence[Group]) -> list[Group]:
+        """Return copies of the groups with momentum tensors; call it outside of the graph."""
+        traced = [dict(group) for group in groups]
+        for i, group in enumerate(traced):
             momentum, params = group["momentum"], group["params"]
             if isinstance(momentum, Tensor) or not params:
                 continue
-            device, tensor = params[0].device, self._tensors.get(index)
+            device, tensor = params[0].device, self._tensors.get(i)
             if tensor is None or tensor.device != device:
                 dtype = torch.float32 if device.type == "mps" else torch.float64
                 tensor = torch.tensor(momentum, dtype=dtype, device=device)
-                self._tensors[index], self._values[index] = tensor, momentum
-            elif self._values[index] != momentum:
+                self._tensors[i], self._values[i] = tensor, momentum
+            elif self._values[i] != momentum:
                 tensor.fill_(momentum)
-                self._values[index] = momentum
-
-    def of(self, index: int, group: Group) -> float | Tensor:
-        """The momentum of a group: the tensor in a graph, and what the group has elsewhere."""
-        compiling = torch.compiler.is_compiling() and index in self._tensors
-        momentum: float | Tensor = self._tensors[index] if compiling else group["momentum"]
-        return momentum
+                self._values[i] = momentum
+            group["momentum"] = tensor
+        return traced
 
 
 def check_lr(lrs: Sequence[float | Tensor]) -> None:
-    """Warns once, while a step is being traced, of learning rates that are Python numbers."""
+    """Warn once, while a step is traced, of learning rates that are Python numbers."""
     if not all(isinstance(lr, Tensor) for lr in lrs):
         _warn_of_numbers()
 
@@ -56,8 +53,9 @@ def check_lr(lrs: Sequence[float | Tensor]) -> None:
 _warned: list[bool] = []
 
 
-@constant
+@assume_constant
 def _warn_of_numbers() -> None:
+    """Warn once per process that a float learning rate is compiled into the graph."""
     if not _warned:
         _warned.append(True)
         warnings.warn(

@@ -40,12 +40,12 @@ _CONTENT = ("slots", "fields")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field that a saved configuration has otherwise.
+    """Difference between a saved configuration and the optimizer's in one field.
 
     Attributes:
         field: Path of the field, such as `map.schedule`.
-        saved: Its saved value, as text.
-        now: The optimizer's, as text.
+        saved: Saved value, as text.
+        now: Value of the optimizer, as text.
         harmless: Whether saved buffers mean the same under both.
     """
 
@@ -55,11 +55,12 @@ class Difference:
     harmless: bool
 
     def __str__(self) -> str:
+        """Return the difference as one line of a message."""
         return f"{self.field}: saved {self.saved}, optimizer {self.now}"
 
 
 def fingerprint(value: object) -> str:
-    """Return the text of a rule or view, for a state dict."""
+    """Return the fingerprint of a rule or view, JSON text for a state dict."""
     return json.dumps(config_of(value))
 
 
@@ -71,7 +72,7 @@ def config_of(value: object) -> Config:
         slots = {name: _encoded(getattr(value, name)) for name in _SLOTS}
         kept = {name: slot for name, slot in slots.items() if slot not in (None, [])}
         return {"method": value.name, "version": 1, "slots": kept}
-    return _of_object(value)
+    return _object_config(value)
 
 
 def read_fingerprint(saved: object) -> Config:
@@ -90,12 +91,12 @@ def read_fingerprint(saved: object) -> Config:
         if _is_config(config):
             return config
     except (LookupError, RecursionError, SyntaxError, TypeError, ValueError):
-        pass  # no fingerprint: it equals none
+        pass  # some other text, which differs from every fingerprint
     return {"method": saved, "version": 1, "fields": {}}
 
 
 def _is_config(value: object) -> TypeGuard[Config]:
-    """Return whether plain data is a configuration, all the way down."""
+    """Return whether plain data is a configuration, nested ones included."""
     if not isinstance(value, dict):
         return False
     content = [value.get(key) for key in _CONTENT]
@@ -103,19 +104,20 @@ def _is_config(value: object) -> TypeGuard[Config]:
         isinstance(value.get("method"), str)
         and isinstance(value.get("version"), int)
         and sum(isinstance(fields, dict) for fields in content) == 1
-        and all(map(_is_plain, _content(value).values()))
+        and all(map(_is_plain, _fields_or_slots(value).values()))
     )
 
 
 def _is_plain(value: object) -> bool:
+    """Return whether every dict inside a value is a configuration."""
     if isinstance(value, list):
         return all(map(_is_plain, value))
     return _is_config(value) if isinstance(value, dict) else True
 
 
 def differences(saved: object, now: object, where: str = "") -> Iterator[Difference]:
-    """Return the fields in which two configurations differ, those at defaults filled in."""
-    if isinstance(saved, dict) and isinstance(now, dict) and _are_alike(saved, now):
+    """Yield the fields in which two configurations differ, with defaults filled in."""
+    if isinstance(saved, dict) and isinstance(now, dict) and _are_comparable(saved, now):
         yield from _fields_that_differ(saved, now, where)
     elif _are_slots(saved) and _are_slots(now) and len(saved) == len(now):
         for i, (a, b) in enumerate(zip(saved, now, strict=True)):
@@ -124,80 +126,86 @@ def differences(saved: object, now: object, where: str = "") -> Iterator[Differe
         harmless = bool(where) and not keeps_state(saved) and not keeps_state(now)
         texts = _schedule_name(saved), _schedule_name(now)
         if None in texts or texts[0] == texts[1]:
-            texts = _text(saved), _text(now)
+            texts = _python_text(saved), _python_text(now)
         yield Difference(where or "method", str(texts[0]), str(texts[1]), harmless)
 
 
 def keeps_state(value: object) -> bool:
-    """Return whether a part of a configuration keeps buffers; an unknown one is assumed to."""
+    """Return whether a slot of a configuration keeps buffers; an unknown method counts as one."""
     if isinstance(value, list):
         return any(map(keeps_state, value))
     if not isinstance(value, dict):
         return False
     known = registration_named(value["method"])
     own = "fields" in value and (known is None or known.stateful)
-    return own or any(map(keeps_state, _content(value).values()))
+    return own or any(map(keeps_state, _fields_or_slots(value).values()))
 
 
 def _fields_that_differ(saved: Config, now: Config, where: str) -> Iterator[Difference]:
+    """Yield the differing fields of two configurations of the same method."""
     known = registration_named(now["method"])
     free = "slots" in now or (not keeps_state(saved) and not keeps_state(now))
-    there, here = completed(saved), completed(now)
-    for key in {**here, **there}:
-        a, b = there.get(key), here.get(key)
+    saved_fields, fields = completed(saved), completed(now)
+    for key in {**fields, **saved_fields}:
+        a, b = saved_fields.get(key), fields.get(key)
         path = f"{where}.{key}" if where else key
         may_differ = free or (known is not None and key in known.may_differ)
         for found in differences(a, b, path):
-            judged_below = found.field != path and keeps_state(b)  # by the slot that keeps state
+            judged_below = found.field != path and keeps_state(b)  # inside a slot with state
             yield found if may_differ or judged_below else replace(found, harmless=False)
 
 
 def _are_slots(value: object) -> TypeGuard[list[Config]]:
+    """Return whether a value is a list of configurations, as the slots of `post`."""
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
-def _are_alike(saved: Config, now: Config) -> bool:
-    """Return whether two configurations are compared field by field.
+def _are_comparable(saved: Config, now: Config) -> bool:
+    """Return whether two configurations are compared field by field, not as a whole.
 
-    Those of one class are; of schedules only equal ones, since a name stands for coefficients.
+    Configurations of one class are. Schedules are compared as a whole unless they are equal, since
+    a name stands for coefficients.
     """
-    if _kind(saved) != _kind(now):
+    if _method_name(saved) != _method_name(now):
         return False
-    if _kind(now) != ("Schedule", False):
+    if _method_name(now) != ("Schedule", False):
         return True
-    named = [("steps" in _content(config)) for config in (saved, now)]
+    named = [("steps" in _fields_or_slots(config)) for config in (saved, now)]
     return named[0] == named[1] and completed(saved) == completed(now)
 
 
-def _kind(config: Config) -> tuple[str, bool]:
+def _method_name(config: Config) -> tuple[str, bool]:
+    """Return the present name of a configuration's method, and whether it is an `UpdateRule`."""
     known = registration_named(config["method"])
     name = known.name if known and "fields" in config else config["method"]
     return name, "slots" in config
 
 
-def _content(config: Config) -> dict[str, Any]:
+def _fields_or_slots(config: Config) -> dict[str, Any]:
+    """Return the stored fields or slots of a configuration."""
     return next((config[key] for key in _CONTENT if key in config), {})
 
 
 def completed(config: Config) -> dict[str, Any]:
-    """Return all fields: stored ones by their present names, others at the version's default."""
-    content = _content(config)
+    """Return all fields of a configuration, with the defaults of its version filled in."""
+    content = _fields_or_slots(config)
     known = None if "slots" in config else registration_named(config["method"])
     if known is None:
         return {"post": [], "balance": None, **content} if "slots" in config else content
-    stored = {known.renamed.get(key, key): value for key, value in content.items()}
+    kept = {key: value for key, value in content.items() if key not in known.removed}
+    stored = {known.renamed.get(key, key): value for key, value in kept.items()}
     return _defaults(known.cls, config["version"]) | stored
 
 
 @cache
 def _defaults(cls: type, version: int) -> dict[str, Any]:
-    """The default of every field that has one, as plain data."""
+    """Return the default of every field of a class that has one, as plain data."""
     defaults = registration_of(cls, stateful=False).defaults(version)
     return {key: _encoded(value) for key, value in defaults.items()}
 
 
 def _encoded(value: Any) -> Any:
-    """Plain data for one value of a field."""
+    """Return the value of a field as plain data."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.dtype):
@@ -213,16 +221,17 @@ def _encoded(value: Any) -> Any:
         return [_encoded(item) for item in value]
     if isinstance(value, FunctionType | BuiltinFunctionType | type):
         return value.__qualname__
-    return _of_object(value)
+    return _object_config(value)
 
 
-def _of_object(value: Any) -> Config:
+def _object_config(value: Any) -> Config:
+    """Return the configuration of a slot, momentum, view or schedule."""
     cls = type(value)
     stateful = isinstance(value, Stage | ElementwiseRule)
     stateful = stateful or (isinstance(value, Momentum) and value.buffered)
     known = registration_of(cls, stateful=stateful)
     if isinstance(value, Schedule):
-        fields = _of_schedule(value)
+        fields = _schedule_fields(value)
     elif dataclasses.is_dataclass(cls):
         fields = {f.name: _encoded(getattr(value, f.name)) for f in fields_of(cls)}
         defaults = _defaults(cls, known.version)
@@ -234,13 +243,14 @@ def _of_object(value: Any) -> Config:
 
 
 @lru_cache
-def _of_schedule(schedule: Schedule) -> dict[str, Any]:
-    """The name alone where the package has the schedule, else the coefficients too."""
+def _schedule_fields(schedule: Schedule) -> dict[str, Any]:
+    """Return the fields of a schedule; the name alone if it is one of the package's."""
     fields = {f.name: _encoded(getattr(schedule, f.name)) for f in fields_of(Schedule)}
     return _short_schedule(fields | {"steps": _rounded(schedule.steps)})
 
 
 def _short_schedule(fields: dict[str, Any]) -> dict[str, Any]:
+    """Drop the coefficients if the package has an equal schedule under the same name."""
     published = _published(fields["name"])
     if published is None:
         return fields
@@ -251,13 +261,13 @@ def _short_schedule(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(steps: Any) -> list[list[float]]:
-    """Coefficients to ten digits: generated ones may differ by machine in the last bits."""
+    """Round coefficients to ten digits; generated ones differ by machine in the last bits."""
     return [[float(f"{x:.{_DIGITS}g}") for x in step] for step in steps]
 
 
 @lru_cache
 def _published(name: str) -> Schedule | None:
-    """The schedule of the package that has this name."""
+    """Return the package's schedule with this name; None if there is none."""
     for value in vars(schedules).values():
         if isinstance(value, Schedule) and value.name == name:
             return value
@@ -273,7 +283,7 @@ def _published(name: str) -> Schedule | None:
 
 
 def _parsed(node: ast.AST) -> Any:
-    """Plain data of a `repr`: calls with keywords, names, numbers and tuples of these."""
+    """Return the plain data of a `repr` of 0.1.0, from its syntax tree."""
     match node:
         case ast.Expr(value=inner):
             return _parsed(inner)
@@ -289,11 +299,12 @@ def _parsed(node: ast.AST) -> Any:
             return -_parsed(operand)
         case ast.Call(func=func, args=[], keywords=keywords):
             fields = {str(keyword.arg): _parsed(keyword.value) for keyword in keywords}
-            return _of_call(ast.unparse(func), fields)
+            return _call_config(ast.unparse(func), fields)
     raise ValueError(f"{ast.unparse(node)} is no repr of a rule or view")
 
 
-def _of_call(name: str, fields: dict[str, Any]) -> Config:
+def _call_config(name: str, fields: dict[str, Any]) -> Config:
+    """Return the configuration of a constructor call in a `repr`."""
     if name == "UpdateRule":
         method = fields.pop("name")
         return {"method": method, "version": 1, "slots": fields}
@@ -305,18 +316,18 @@ def _of_call(name: str, fields: dict[str, Any]) -> Config:
 
 def _schedule_name(value: object) -> str | None:
     """Return the name of a schedule, quoted; None of anything else."""
-    if isinstance(value, dict) and _kind(value) == ("Schedule", False):
-        return repr(_content(value)["name"])
+    if isinstance(value, dict) and _method_name(value) == ("Schedule", False):
+        return repr(_fields_or_slots(value)["name"])
     return None
 
 
-def _text(value: object) -> str:
-    """A value as one would write it."""
+def _python_text(value: object) -> str:
+    """Return plain data as Python text, for messages."""
     if isinstance(value, list):
-        return f"({', '.join(map(_text, value))})"
+        return f"({', '.join(map(_python_text, value))})"
     if not isinstance(value, Mapping):
         return repr(value)
     if "slots" in value:
         return str(value["method"])
-    fields = (f"{key}={_text(x)}" for key, x in value["fields"].items() if x is not None)
+    fields = (f"{key}={_python_text(x)}" for key, x in value["fields"].items() if x is not None)
     return f"{value['method']}({', '.join(fields)})"

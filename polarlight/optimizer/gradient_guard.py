@@ -1,187 +1,295 @@
-"""Who looks at the gradients of a step, when, and who is left out.
+"""Guard against gradients with a NaN or an Inf, without waiting for a device.
 
-What lies elsewhere is judged before anything moves: on an accelerator by flags that stay there, for
-shards by asking the other processes. What lies in the host's memory is looked at piece by piece,
-just before the piece's momenta read it: from then on it is in the cache.
+By default such a parameter is left out of the step, weight and state, as if it had no gradient.
+
+- On an accelerator, or in a graph of `torch.compile`, gradients get a flag on their device. The
+  step selects by it (`masked.py`), and counts are kept there too.
+- Gradients in the host's memory are tested batch by batch, just before the batch's momenta read
+  them: they are then in the cache.
+- Shards are tested on every process of their mesh before anything is written.
+
+The host waits for a device, one transfer per group, only where it has to: under `RAISE`, for rules
+with a counter on the host (`HOST_COUNTER`: SOAP and its kin), and in steps that a probe observes.
+
+AdamW squares its gradients. For elementwise rules a gradient whose sum of squares overflows (norm
+beyond 1.8e19 in float32) counts as non-finite too: it would leave an infinite second moment, and a
+parameter that never moves again.
 """
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from polarlight.execution.work import is_sharded
-from polarlight.optimizer import finiteness
-from polarlight.optimizer.masked import NonFinite, State, Verdict
-from polarlight.optimizer.param_groups import Group, name_of
+from polarlight.execution.param_task import local_gradient
+from polarlight.execution.sharded import collectives
+from polarlight.linalg import foreach
+from polarlight.optimizer.masked import FiniteMask, State
+from polarlight.optimizer.param_groups import ActiveParams, Group, name_of
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
 
-class Watch:
-    """Judges the gradients of a step and keeps count of those that were left out.
+class NonFinite(StrEnum):
+    """Policy for a gradient that is not finite."""
+
+    SKIP = "skip"
+    """Leave its parameter out of this step and count it; the others move. The default."""
+    RAISE = "raise"
+    """Raise FloatingPointError with its name before anything has moved. Waits for the device."""
+    PROPAGATE = "propagate"
+    """Use it: its own parameter and state become NaN, the others are untouched."""
+
+
+class NonFiniteGuard:
+    """Finds non-finite gradients, leaves their parameters out of a step, and counts them.
 
     Attributes:
-        policy: What is done about them; may be changed at any time.
+        policy: What to do about a non-finite gradient; may be changed at any time.
     """
 
     def __init__(self, policy: NonFinite) -> None:
         self.policy = policy
-        self._seen: Counter[tuple[int, int]] = Counter()
-        self._counts: dict[tuple[int, torch.device], Tensor] = {}
+        self._skipped_on_host: Counter[tuple[int, int]] = Counter()
+        self._skipped_on_device: dict[tuple[int, torch.device], Tensor] = {}
 
-    def prepare(self, groups: Sequence[Group]) -> None:
-        """Makes the counts on every device, so that a step in a graph finds them there."""
-        for index, group in enumerate(groups):
+    def allocate_counts(self, groups: Sequence[Group]) -> None:
+        """Allocate skip counts on every device, outside of a graph that will add to them."""
+        for i, group in enumerate(groups):
             for device in {p.device for p in group["params"]}:
-                self._counts_on(index, device, len(group["params"]))
+                self._device_counts(i, device, len(group["params"]))
 
-    def judge(
+    def flag_nonfinite(
         self,
         groups: Sequence[Group],
-        members: Mapping[int, list[int]],
+        active: ActiveParams,
         states: Mapping[Tensor, State],
-        ask: bool,
-    ) -> dict[int, Verdict]:
-        """One verdict per group; takes out of `members` what is known to be left out.
+        *,
+        sharded: Sequence[Collection[int]],
+        wait: bool,
+    ) -> dict[int, FiniteMask]:
+        """Return one mask per group; remove from `active` what the host knows to be non-finite.
 
-        What lies in the host's memory is left to `sift`, but for a policy of RAISE.
+        Plain gradients in the host's memory are left to `drop_nonfinite_on_host`, but for RAISE.
 
         Args:
             groups: The param groups.
-            members: Per group, the places of the parameters with a gradient.
-            states: The state of each parameter.
-            ask: Whether the host may wait for a transfer per group, for it is watching.
+            active: Param indices with a gradient, by group; changed in place.
+            states: State of each parameter.
+            sharded: Param indices of the DTensors, by group.
+            wait: Whether the host may wait for a transfer per group, as for a probe.
 
         Raises:
             FloatingPointError: If the policy is RAISE and a gradient is not finite.
         """
         if self.policy is NonFinite.PROPAGATE:
-            return dict.fromkeys(members)
-        elsewhere = finiteness.bad_everywhere(groups, members)
+            return dict.fromkeys(active)
+        elsewhere = nonfinite_on_any_process(groups, active, sharded) if any(sharded) else set()
         if self.policy is NonFinite.RAISE:
-            _refuse(groups, members, elsewhere)
-            return dict.fromkeys(members)
-        for index, places in members.items():
-            self._remove(index, places, _of(elsewhere, index))
-        return {
-            index: self._skip(
-                index, groups[index], places, ask or _counts_on_host(groups[index], places, states)
+            _raise_if_nonfinite(groups, active, sharded, elsewhere)
+            return dict.fromkeys(active)
+        for i, param_indices in active.items():
+            self._drop(i, param_indices, sorted(k for group, k in elsewhere if group == i))
+        masks: dict[int, FiniteMask] = {}
+        for i, param_indices in active.items():
+            group = groups[i]
+            # A rule that branches on a counter on the host has to know before it runs.
+            waits = wait or (
+                isinstance(group["rule"], UpdateRule)
+                and any(HOST_COUNTER in states[group["params"][k]] for k in param_indices)
             )
-            for index, places in members.items()
-        }
+            masks[i] = self._flag_group(i, group, param_indices, sharded[i], waits)
+        return masks
 
-    def sift(self, groups: Sequence[Group], members: Mapping[int, list[int]]) -> None:
-        """Takes out of `members` whose gradients the host can see, here and now, to be bad."""
+    def drop_nonfinite_on_host(
+        self, groups: Sequence[Group], batch: ActiveParams, sharded: Sequence[Collection[int]]
+    ) -> None:
+        """Remove from `batch` plain parameters whose gradient in host memory is not finite."""
         if self.policy is not NonFinite.SKIP:
             return
-        for index, places in members.items():
-            group = groups[index]
-            for device, here, gradients in _by_device(group, places):
-                if finiteness.in_memory(device):
-                    self._remove_bad(index, group, places, here, gradients)
+        for i, param_indices in batch.items():
+            params, squares = groups[i]["params"], _squares(groups[i])
+            plain = [k for k in param_indices if k not in sharded[i]]
+            for device, on_device, gradients in gradients_by_device(params, plain):
+                if is_host_readable(device):
+                    known = finite_on_host(gradients, squares)
+                    bad = [k for k, ok in zip(on_device, known, strict=True) if not ok]
+                    self._drop(i, param_indices, bad)
 
     def skipped(self, groups: Sequence[Group]) -> dict[str, int]:
-        """How many steps each parameter was left out of, by name; those with none are absent."""
-        found = Counter(self._seen)
-        for (index, _), counts in self._counts.items():
-            found.update({(index, place): n for place, n in enumerate(counts.tolist()) if n})
-        names: Counter[str] = Counter()
-        for (i, place), n in sorted(found.items()):
-            if i < len(groups) and place < len(groups[i]["params"]):  # unless it was taken out
-                names[name_of(groups[i], i, place)] += n
-        return dict(names)
+        """Return how many steps left each parameter out, by name; zero counts are absent."""
+        counts = Counter(self._skipped_on_host)
+        for (i, _), on_device in self._skipped_on_device.items():
+            counts.update({(i, k): n for k, n in enumerate(on_device.tolist()) if n})
+        by_name: Counter[str] = Counter()
+        for (i, k), n in sorted(counts.items()):
+            if i < len(groups) and k < len(groups[i]["params"]):  # unless it was removed since
+                by_name[name_of(groups[i], i, k)] += n
+        return dict(by_name)
 
-    def _skip(self, index: int, group: Group, places: list[int], ask: bool) -> Verdict:
-        """Flags for what the host cannot see, or None if it need not: it asked, or there is none.
-
-        Sharded parameters are known: their processes have told each other.
-        """
-        if all(map(finiteness.in_memory, {group["params"][i].device for i in places})):
-            return None
-        finite: dict[int, Tensor] = {}
-        for device, here, gradients in _by_device(group, places):
-            if finiteness.in_memory(device):
-                continue
-            if ask:
-                self._remove_bad(index, group, places, here, gradients)
-            else:
-                flags = finiteness.are_finite(gradients, _squares(group))
-                self._count(index, len(group["params"]), here, flags)
-                finite.update(zip(here, flags.unbind(), strict=True))
-        return finite or None
-
-    def _remove_bad(
+    def _flag_group(
         self,
-        index: int,
+        i: int,
         group: Group,
-        places: list[int],
-        here: Sequence[int],
-        gradients: Sequence[Tensor],
-    ) -> None:
-        """Looks at the gradients of some places and takes out those that are not finite."""
-        known = finiteness.known_finite(gradients, _squares(group))
-        self._remove(index, places, [i for i, ok in zip(here, known, strict=True) if not ok])
+        param_indices: list[int],
+        sharded: Collection[int],
+        wait: bool,
+    ) -> FiniteMask:
+        """Return flags of plain gradients on devices that the host cannot read without waiting.
 
-    def _remove(self, index: int, places: list[int], bad: Sequence[int]) -> None:
-        """Takes the places that are known not to be finite out, and counts them."""
-        for place in bad:
-            self._seen[index, place] += 1
-            places.remove(place)
+        With `wait` the host waits: non-finite ones are removed from `param_indices` instead.
+        Shards need no flag; their processes have exchanged theirs.
+        """
+        plain = [k for k in param_indices if k not in sharded]
+        if all(map(is_host_readable, {group["params"][k].device for k in plain})):
+            return None
+        mask: dict[int, Tensor] = {}
+        for device, on_device, gradients in gradients_by_device(group["params"], plain):
+            if is_host_readable(device):
+                continue
+            if wait:
+                known = finite_on_host(gradients, _squares(group))
+                bad = [k for k, ok in zip(on_device, known, strict=True) if not ok]
+                self._drop(i, param_indices, bad)
+                continue
+            flags = finite_flags(gradients, _squares(group))  # bool [len(on_device)]
+            mask.update(zip(on_device, flags.unbind(), strict=True))
+            counts, nonfinite = self._device_counts(i, device, len(group["params"])), ~flags
+            if len(on_device) == len(counts):
+                counts += nonfinite
+            else:
+                for k, one in zip(on_device, nonfinite.unbind(), strict=True):
+                    counts[k] += one
+        return mask or None
 
-    def _count(self, index: int, size: int, here: Sequence[int], flags: Tensor) -> None:
-        """Adds to the counts of one group on one device."""
-        counts, bad = self._counts_on(index, flags.device, size), flags.logical_not()
-        if len(here) == size:
-            counts += bad
-        else:
-            for place, one in zip(here, bad.unbind(), strict=True):
-                counts[place] += one
+    def _drop(self, i: int, param_indices: list[int], nonfinite: Sequence[int]) -> None:
+        """Remove parameters from a group's list of active ones, and count them on the host."""
+        for k in nonfinite:
+            self._skipped_on_host[i, k] += 1
+            param_indices.remove(k)
 
-    def _counts_on(self, index: int, device: torch.device, size: int) -> Tensor:
-        """The counts of one group on one device, int64 [size]."""
-        key = (index, device)
-        if key not in self._counts or len(self._counts[key]) != size:
-            self._counts[key] = torch.zeros(size, dtype=torch.int64, device=device)
-        return self._counts[key]
+    def _device_counts(self, i: int, device: torch.device, size: int) -> Tensor:
+        """Return the skip counts of one group on one device, int64 [size]."""
+        key = (i, device)
+        if key not in self._skipped_on_device or len(self._skipped_on_device[key]) != size:
+            self._skipped_on_device[key] = torch.zeros(size, dtype=torch.int64, device=device)
+        return self._skipped_on_device[key]
 
 
-def _by_device(
-    group: Group, places: Sequence[int]
+def is_host_readable(device: torch.device) -> bool:
+    """Return whether the host can read the device's tensors now without waiting."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def gradients_by_device(
+    params: Sequence[Tensor], param_indices: Sequence[int], sharded: Collection[int] = ()
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
-    """Per device, the places of plain parameters and their gradients."""
-    plain = [i for i in places if not is_sharded(group["params"][i])]
-    return finiteness.by_device(group["params"], plain)
+    """Yield each device with the param indices on it and their local gradients."""
+    found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
+    for k in param_indices:
+        gradient = params[k].grad
+        if gradient is not None:
+            gradient = local_gradient(params[k]) if k in sharded else gradient
+            device = gradient.device
+            if device not in found:
+                found[device] = ([], [])
+            found[device][0].append(k)
+            found[device][1].append(gradient)
+    for device, (on_device, gradients) in found.items():
+        yield device, on_device, gradients
+
+
+def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
+    """Return `finite_flags` as Python bools, in one transfer."""
+    if is_host_readable(gradients[0].device) and not squares:
+        # A finite sum has finite terms, and is the cheapest to compute; a sum may also overflow.
+        sums = torch.stack([foreach.as_plain(g.sum()) for g in gradients]).tolist()
+        if all(map(math.isfinite, sums)):
+            return [True] * len(gradients)
+    return list(finite_flags(gradients, squares).tolist())
+
+
+def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
+    """Return a bool [n]: whether each of n gradients on one device is finite.
+
+    With `squares`, the sum of squares has to be finite as well.
+    """
+    if squares:
+        wide = [torch.float64 if g.dtype == torch.float64 else torch.float32 for g in gradients]
+        norms = [
+            torch.linalg.vector_norm(g, dtype=dtype)
+            for g, dtype in zip(gradients, wide, strict=True)
+        ]
+        return torch.stack([foreach.as_plain(norm) for norm in norms]).isfinite()
+    on_gpu = gradients[0].device.type == "cuda" and foreach.have_kernels(gradients)
+    if on_gpu and all(g.numel() for g in gradients):
+        return torch.stack(torch._foreach_norm(list(gradients), float("inf"))).isfinite()
+    return torch.stack([foreach.as_plain(g.isfinite().all()) for g in gradients])
+
+
+def nonfinite_indices(
+    group: Group, param_indices: Sequence[int], sharded: Collection[int]
+) -> list[int]:
+    """Return the param indices whose local gradient is not finite; waits for the device."""
+    return [
+        k
+        for _, on_device, gradients in gradients_by_device(group["params"], param_indices, sharded)
+        for k, ok in zip(on_device, finite_on_host(gradients, _squares(group)), strict=True)
+        if not ok
+    ]
+
+
+def nonfinite_on_any_process(
+    groups: Sequence[Group], active: ActiveParams, sharded: Sequence[Collection[int]]
+) -> set[tuple[int, int]]:
+    """Return (group index, param index) of DTensors with a non-finite shard of the gradient.
+
+    The processes of a mesh exchange one number. Only if it reports a non-finite gradient they
+    exchange one more per parameter.
+    """
+    on_mesh: dict[Any, list[tuple[int, int]]] = {}
+    for i, group in enumerate(groups):
+        for k in sorted(sharded[i]):
+            on_mesh.setdefault(group["params"][k].device_mesh, []).append((i, k))
+    on_this_process = {
+        (i, k)
+        for i, param_indices in active.items()
+        for k in nonfinite_indices(
+            groups[i], [k for k in param_indices if k in sharded[i]], sharded[i]
+        )
+    }
+    found: set[tuple[int, int]] = set()
+    for mesh, pairs in on_mesh.items():
+        flags = torch.tensor([pair in on_this_process for pair in pairs], dtype=torch.int32)
+        if collectives.elementwise_max(flags.max(), mesh).item():
+            anywhere = collectives.elementwise_max(flags, mesh).tolist()
+            found.update(pair for pair, bad in zip(pairs, anywhere, strict=True) if bad)
+    return found
 
 
 def _squares(group: Group) -> bool:
-    """Whether the group's rule squares its gradients."""
+    """Return whether the group's rule squares its gradients."""
     return not isinstance(group["rule"], UpdateRule)
 
 
-def _refuse(
-    groups: Sequence[Group], members: Mapping[int, Sequence[int]], elsewhere: set[finiteness.Place]
+def _raise_if_nonfinite(
+    groups: Sequence[Group],
+    active: ActiveParams,
+    sharded: Sequence[Collection[int]],
+    elsewhere: set[tuple[int, int]],
 ) -> None:
-    """Raises FloatingPointError if a gradient is not finite."""
-    bad = [
-        name_of(groups[index], index, place)
-        for index, places in members.items()
-        for place in sorted({*finiteness.known_bad(groups[index], places), *_of(elsewhere, index)})
-    ]
-    if bad:
+    """Raise FloatingPointError with the names of all parameters with a non-finite gradient."""
+    found = {
+        (i, k)
+        for i, param_indices in active.items()
+        for k in nonfinite_indices(groups[i], param_indices, sharded[i])
+    }
+    if found | elsewhere:
+        names = [name_of(groups[i], i, k) for i, k in sorted(found | elsewhere)]
         raise FloatingPointError(
-            f"the gradient of {', '.join(bad)} is not finite; nothing was changed. "
+            f"the gradient of {', '.join(names)} is not finite; nothing was changed. "
             "NonFinite.SKIP leaves such parameters out of the step"
         )
-
-
-def _of(places: set[finiteness.Place], index: int) -> list[int]:
-    """Those in one group."""
-    return sorted(place for group, place in places if group == index)
-
-
-def _counts_on_host(group: Group, places: Sequence[int], states: Mapping[Tensor, State]) -> bool:
-    """Whether the group's rule branches on a counter of its own."""
-    return isinstance(group["rule"], UpdateRule) and any(
-        HOST_COUNTER in states[group["params"][i]] for i in places
-    )

@@ -1,19 +1,11 @@
-"""What a step does about a gradient with a NaN or an Inf in it.
+"""Step that leaves parameters with non-finite gradients unchanged, selected on the device.
 
-By default that parameter is left out of the step, weight and all of its state, as if it had had no
-gradient. Where the gradient lies on an accelerator, or the step is compiled, nobody waits to learn
-which ones these are: what the step writes is selected on the device, and counted there. The host is
-asked where it need not wait (gradients in its own memory) and where it decides anyway: `RAISE`,
-rules with a counter on the host (`HOST_COUNTER`: SOAP and its kin), and steps that a probe
-observes. That is one transfer per group.
-
-AdamW squares its gradients: for elementwise rules a gradient whose sum of squares overflows (norms
-beyond 1.8e19 in float32) is not finite either. One such step would leave an infinite second moment,
-and a parameter that never moves again.
+The host does not wait to learn which gradients are finite. Each parameter has a flag, a bool []
+tensor on its device, and every write is `torch.where(flag, new, old)`. Weight and state of a
+parameter whose flag is False keep their bits.
 """
 
-from collections.abc import Mapping, MutableMapping, Sequence
-from enum import StrEnum
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,97 +14,82 @@ from torch import Tensor
 from polarlight.linalg import foreach
 from polarlight.rule import MOMENTUM, ElementwiseRule, Momentum
 
-Finite = list[Tensor] | None
-"""One bool [] per gradient, beside it; None where every gradient is to be used as it is."""
+FiniteFlags = list[Tensor] | None
+"""One bool [] per parameter of a list, True where its gradient is finite; None if all are."""
 
-Verdict = Mapping[int, Tensor] | None
-"""The same by place in the group; places that are known to be finite are absent."""
+FiniteMask = Mapping[int, Tensor] | None
+"""Flags by param index in a group; an absent index is finite. None if all are."""
 
 State = dict[str, Tensor]
+"""Buffers of one parameter by name."""
 
 
-class NonFinite(StrEnum):
-    """What to do about a gradient that is not finite."""
-
-    SKIP = "skip"
-    """Leave its parameter out of this step and count it; the others move. The default."""
-    RAISE = "raise"
-    """Raise FloatingPointError, naming them, before anything has moved. Waits for the device."""
-    PROPAGATE = "propagate"
-    """Use it: its own parameter and state become NaN, the others are untouched."""
-
-
-def verdict_of(verdict: Verdict, places: Sequence[int]) -> Finite:
-    """The flags of some places, one beside each gradient."""
-    if verdict is None:
+def mask_for(mask: FiniteMask, param_indices: Sequence[int]) -> FiniteFlags:
+    """Return the flags of some parameters of a group, in the order of their indices."""
+    if mask is None:
         return None
-    return [verdict.get(i, torch.ones((), dtype=torch.bool)) for i in places]
+    return [mask.get(i, torch.ones((), dtype=torch.bool)) for i in param_indices]
 
 
-def momenta(
+def update_momenta(
     momentum: Momentum,
     states: Sequence[Mapping[str, Tensor]],
     gradients: Sequence[Tensor],
     buffers: Sequence[Tensor],
     beta: float | Tensor,
-    finite: Finite,
+    finite: FiniteFlags,
 ) -> list[Tensor]:
-    """What the rule maps; buffers of parameters that are left out keep their value.
-
-    An average is at rest where the gradient equals it: that is what it is given there. Other
-    conventions are undone, and what the momentum keeps beside its buffers too.
-    """
+    """Update momentum buffers in place where gradients are finite; return what rules map."""
     average = momentum.bind_state(states)
     if finite is None:
         return average(gradients, buffers, beta)
-    extra = momentum.extra_state
-    written = [[state[name] for name in extra] for state in states]
+    # For an EMA, substitute G = M: the buffer is unchanged. Other conventions are undone by a
+    # copy, and so is the extra state of every convention.
+    extra = [[state[name] for name in momentum.extra_state] for state in states]
     if momentum.buffered and not momentum.is_ema:
-        written = [[b, *tensors] for b, tensors in zip(buffers, written, strict=True)]
-    before = [[x.clone() for x in tensors] for tensors in written]
-    rest = (
+        extra = [[b, *tensors] for b, tensors in zip(buffers, extra, strict=True)]
+    before = [[x.clone() for x in tensors] for tensors in extra]
+    substitutes = (
         buffers
         if momentum.buffered
         else [torch.zeros((), dtype=g.dtype, device=g.device) for g in gradients]
     )
-    harmless = [torch.where(ok, g, r) for ok, g, r in zip(finite, gradients, rest, strict=True)]
-    result = average(harmless, buffers, beta)
-    for ok, new, old in zip(finite, written, before, strict=True):
-        _undo(new, old, [ok] * len(new))
+    replaced = zip(finite, gradients, substitutes, strict=True)
+    result = average([torch.where(ok, g, s) for ok, g, s in replaced], buffers, beta)
+    for ok, new, old in zip(finite, extra, before, strict=True):
+        _restore_where_nonfinite(new, old, [ok] * len(new))
     if not momentum.buffered:
         return result
-    # A direction that is left out becomes zero: it may be what the rule was given.
+    # `commit_where_finite` zeroes directions in place; a rule may return the buffer as direction.
     return [M.clone() if M is b else M for M, b in zip(result, buffers, strict=True)]
 
 
-def drafts(states: Sequence[State], finite: Finite) -> Sequence[State]:
-    """Copies of the stages' buffers for a step to write; the states themselves if all is kept."""
-    if finite is None:
-        return states
+def clone_buffers(states: Sequence[State]) -> list[State]:
+    """Return clones of all buffers but the momentum, for a rule to write to."""
     return [
         {name: value.clone() for name, value in state.items() if name != MOMENTUM}
         for state in states
     ]
 
 
-def keep(
+def commit_where_finite(
     directions: Sequence[Tensor],
-    states: Sequence[MutableMapping[str, Tensor]],
-    written: Sequence[State],
-    finite: Finite,
+    states: Sequence[State],
+    written: Sequence[Mapping[str, Tensor]],
+    finite: Sequence[Tensor],
 ) -> None:
-    """Takes the drafts over and makes directions zero where the gradient was not finite."""
-    if finite is None:
-        return
-    for ok, state, draft in zip(finite, states, written, strict=True):
-        for name, value in draft.items():
+    """Copy written buffers into the states, and zero directions of non-finite gradients."""
+    for ok, state, clones in zip(finite, states, written, strict=True):
+        for name, value in clones.items():
             state[name].copy_(torch.where(ok.to(value.device), value, state[name]))
     for ok, direction in zip(finite, directions, strict=True):
         direction.mul_(ok)
 
 
-def decay(params: Sequence[Tensor], factor: float | Tensor, finite: Finite) -> None:
-    """Multiplies the weights by the factor, but not those that are left out."""
+def decay_where_finite(
+    params: Sequence[Tensor], factor: float | Tensor, finite: FiniteFlags
+) -> None:
+    """Multiply weights by the decay factor in place where gradients are finite."""
     if finite is None:
         foreach.mul_(params, factor)
         return
@@ -120,40 +97,41 @@ def decay(params: Sequence[Tensor], factor: float | Tensor, finite: Finite) -> N
         p.copy_(torch.where(ok, p * factor, p))
 
 
-_SKIPPING = {"cpu", "cuda", "meta"}
-"""Devices on which torch's kernels can leave a parameter out by themselves."""
+_FUSED_DEVICES = {"cpu", "cuda", "meta"}
+"""Devices on which torch's fused kernels can skip a parameter by a flag."""
 
 
-def step_entries(
+def step_where_finite(
     rule: ElementwiseRule,
     parameters: list[Tensor],
     gradients: list[Tensor],
     states: list[State],
-    finite: Finite,
+    finite: FiniteFlags,
     **numbers: Any,
 ) -> None:
-    """A step of an elementwise rule; what is left out keeps weight and state.
+    """Step parameters by an elementwise rule where gradients are finite.
 
-    Rules that can leave parameters out do so; the work of others is undone.
+    A rule whose fused kernel takes flags does the selection itself. Steps of other rules, and
+    steps in a graph of `torch.compile`, are undone where a gradient is not finite.
     """
     if finite is None:
         rule.step(parameters, gradients, states, **numbers)
-    elif _leaves_out(rule, parameters):
+        return
+    fused = {p.device.type for p in parameters} <= _FUSED_DEVICES
+    fused = fused and foreach.have_kernels(parameters) and not torch.compiler.is_compiling()
+    if fused and rule.has_step_finite:
         rule.step_finite(parameters, gradients, states, finite, **numbers)
-    else:
-        written = [[p, *state.values()] for p, state in zip(parameters, states, strict=True)]
-        before = [[x.clone() for x in tensors] for tensors in written]
-        rule.step(parameters, gradients, states, **numbers)
-        for ok, tensors, old in zip(finite, written, before, strict=True):
-            _undo(tensors, old, [ok.to(x.device) for x in tensors])
+        return
+    written = [[p, *state.values()] for p, state in zip(parameters, states, strict=True)]
+    before = [[x.clone() for x in tensors] for tensors in written]
+    rule.step(parameters, gradients, states, **numbers)
+    for ok, tensors, old in zip(finite, written, before, strict=True):
+        _restore_where_nonfinite(tensors, old, [ok.to(x.device) for x in tensors])
 
 
-def _leaves_out(rule: ElementwiseRule, parameters: Sequence[Tensor]) -> bool:
-    """Return whether the rule's own kernel can leave parameters out; a graph does not hold it."""
-    here = {p.device.type for p in parameters} <= _SKIPPING and foreach.have_kernels(parameters)
-    return here and rule.has_step_finite and not torch.compiler.is_compiling()
-
-
-def _undo(written: Sequence[Tensor], before: Sequence[Tensor], finite: Sequence[Tensor]) -> None:
+def _restore_where_nonfinite(
+    written: Sequence[Tensor], before: Sequence[Tensor], finite: Sequence[Tensor]
+) -> None:
+    """Copy clones back into tensors whose flag is False."""
     for new, old, ok in zip(written, before, finite, strict=True):
         new.copy_(torch.where(ok, new, old))

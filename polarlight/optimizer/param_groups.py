@@ -1,37 +1,36 @@
-"""What a param group must satisfy, which of its parameters take part in a step, and together."""
+"""Param groups: checks, the parameters active in a step, and their partition into batches."""
 
 from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from polarlight.execution.batched import stacks
+from polarlight.execution.batched import capped_stacks
 from polarlight.lookup import check_object
 from polarlight.rule import ElementwiseRule, UpdateRule
-from polarlight.view import MatrixView, Whole
+from polarlight.view import Whole
 
 Group = dict[str, Any]
 StateDict = dict[str, Any]
 
-Members = Mapping[int, list[int]]
-"""Of groups: the places of the parameters that take part."""
+ActiveParams = Mapping[int, list[int]]
+"""Param indices in each group, by group index, of the parameters that a step moves."""
 
 STRUCTURE = ("rule", "view")
 """Entries that are objects: a checkpoint holds their fingerprints and never replaces them."""
 
 
-def name_of(group: Mapping[str, Any], index: int, place: int) -> str:
-    """The name of a parameter, or where it stands."""
+def name_of(group: Mapping[str, Any], group_index: int, param_index: int) -> str:
+    """Return the name of a parameter, or `param_groups[i]['params'][k]` if it has none."""
     names = group.get("param_names")
-    if names and len(names) == len(group["params"]):  # else they were replaced, as by a flat one
-        return str(names[place])
-    return f"param_groups[{index}]['params'][{place}]"
+    if names and len(names) == len(group["params"]):  # else a wrapper replaced them, as FSDP1 does
+        return str(names[param_index])
+    return f"param_groups[{group_index}]['params'][{param_index}]"
 
 
 def check_numbers(group: Group) -> None:
-    """Raises ValueError unless the group's scheduled numbers are in their ranges."""
+    """Raise ValueError unless lr, weight decay and momentum of a group are in their ranges."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"a tensor lr must have 1 element, got shape {tuple(lr.shape)}")
@@ -48,7 +47,7 @@ def check_numbers(group: Group) -> None:
 
 
 def check_group(group: Group, index: int) -> None:
-    """Raises ValueError, naming what is wrong, unless the group can be stepped."""
+    """Raise ValueError unless rule, view, numbers and parameters of a group fit each other."""
     check_numbers(group)
     _refuse_foreign_keys(group, index)
     check_object("view", group["view"])
@@ -84,6 +83,7 @@ def without_frozen_integers(group: Mapping[str, Any]) -> Group:
 
 
 def _is_frozen_integer(p: object) -> bool:
+    """Return whether an entry is an integer `nn.Parameter` without gradient."""
     if not isinstance(p, nn.Parameter):
         return False
     return not (p.is_floating_point() or p.is_complex() or p.requires_grad)
@@ -94,7 +94,7 @@ _FOREIGN = ("use_muon", "algorithm", "use_fallback", "betas", "eps", "adamw_beta
 
 
 def _refuse_foreign_keys(group: Group, index: int) -> None:
-    """Raises ValueError if a group has keys that would change the step elsewhere and not here."""
+    """Raise ValueError if a group has keys that other libraries read and polarlight does not."""
     found = [f"{key!r}: {group[key]!r}" for key in _FOREIGN if key in group]
     if found:
         raise ValueError(
@@ -106,23 +106,23 @@ def _refuse_foreign_keys(group: Group, index: int) -> None:
 
 
 def check_disjoint(groups: Sequence[Group], params: Sequence[Any]) -> None:
-    """Raises ValueError, naming them, if some of `params` occur twice or in one of the groups.
+    """Raise ValueError if parameters of a new group occur twice or in an existing group.
 
     Args:
-        groups: Groups that are there already.
+        groups: Existing groups.
         params: Tensors or `(name, tensor)` pairs of a group to be added.
     """
-    places = {
-        id(p): name_of(group, index, place)
-        for index, group in enumerate(groups)
-        for place, p in enumerate(group["params"])
+    known = {
+        id(p): name_of(group, i, k)
+        for i, group in enumerate(groups)
+        for k, p in enumerate(group["params"])
     }
     twice = []
-    for place, entry in enumerate(params):
-        name, p = entry if isinstance(entry, tuple) else (f"params[{place}]", entry)
-        if id(p) in places:
-            twice.append(f"{name} (it is {places[id(p)]})")
-        places.setdefault(id(p), name)
+    for k, entry in enumerate(params):
+        name, p = entry if isinstance(entry, tuple) else (f"params[{k}]", entry)
+        if id(p) in known:
+            twice.append(f"{name} (it is {known[id(p)]})")
+        known.setdefault(id(p), name)
     if twice:
         raise ValueError(
             "a parameter can be in one place of one group only; "
@@ -131,6 +131,7 @@ def check_disjoint(groups: Sequence[Group], params: Sequence[Any]) -> None:
 
 
 def _check_parameters(group: Group, index: int) -> None:
+    """Raise ValueError unless dtypes and shapes of a group's parameters fit its rule and view."""
     rule, view = group["rule"], group["view"]
     named = [(name_of(group, index, i), p) for i, p in enumerate(group["params"])]
     others = [f"{name} is {p.dtype}" for name, p in named if not p.is_floating_point()]
@@ -148,20 +149,26 @@ def _check_parameters(group: Group, index: int) -> None:
             "optimizer, or say which part of it is a matrix: "
             "{'params': [...], 'view': polarlight.view.Whole()} takes leading dimensions as batch."
         )
-    misfits = [f"{n}: {said}" for n, p in named if (said := _misfit(view or Whole(), p.shape))]
+    misfits = []
+    for name, p in named:
+        try:
+            (view or Whole()).shapes(p.shape)
+        except ValueError as error:
+            misfits.append(f"{name}: {error}")
     if misfits:
         raise ValueError("\n".join(misfits))
 
 
-def check_is_matrix(group: Group, index: int, place: int) -> None:
-    """Raises ValueError if a rule for matrices has a parameter with fewer than two dimensions."""
-    rule, p = group["rule"], group["params"][place]
+def check_is_matrix(group: Group, index: int, param_index: int) -> None:
+    """Raise ValueError if a rule for matrices has a parameter with fewer than two dimensions."""
+    rule, p = group["rule"], group["params"][param_index]
     if not isinstance(rule, UpdateRule) or p.ndim >= 2:
         return
     names = [str(name) for name in group.get("param_names") or ()]
     once = f", once {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
+    name = name_of(group, index, param_index)
     raise ValueError(
-        f"param group {index}{once}: {name_of(group, index, place)} has shape {tuple(p.shape)}, "
+        f"param group {index}{once}: {name} has shape {tuple(p.shape)}, "
         f"and {rule.name} is for matrices. Either it is a vector: pass the model or "
         "model.named_parameters() to have vectors routed to AdamW. Or a wrapper flattened the "
         "group into one tensor, in which no matrix can be found again: DeepSpeed does so under "
@@ -170,44 +177,35 @@ def check_is_matrix(group: Group, index: int, place: int) -> None:
     )
 
 
-def _misfit(view: MatrixView, shape: torch.Size) -> str:
-    """Why the view does not fit; empty if it does."""
-    try:
-        view.shapes(shape)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def with_gradients(group: Group, index: int) -> list[int]:
-    """The places in a group of the parameters that have a gradient with at least one entry.
-
-    No rule need know what a matrix without entries is.
+def with_gradients(group: Group, group_index: int) -> list[int]:
+    """Return the param indices whose gradient is set; parameters without entries are left out.
 
     Raises:
         RuntimeError: If a gradient is sparse.
     """
-    places = [i for i, p in enumerate(group["params"]) if p.grad is not None and p.numel()]
-    for i in places:
-        if group["params"][i].grad.is_sparse:
-            name = name_of(group, index, i)
+    param_indices = [k for k, p in enumerate(group["params"]) if p.grad is not None and p.numel()]
+    for k in param_indices:
+        if group["params"][k].grad.is_sparse:
+            name = name_of(group, group_index, k)
             raise RuntimeError(f"{name} has a sparse gradient; only dense ones are supported")
-    return places
+    return param_indices
 
 
-def together(groups: Sequence[Group], members: Members, shared: bool) -> list[Members]:
-    """Places cut into what is stepped at once: matrices first, then entries group by group.
+def partition_for_step(
+    groups: Sequence[Group], active: ActiveParams, *, shared: bool
+) -> list[ActiveParams]:
+    """Partition active parameters into batches: matrices first, then each elementwise group.
 
-    Matrices all together where work is shared; else by group, equal shapes together, in bounded
-    memory.
+    Matrices of all groups are one batch if processes share the work, to balance it over them.
+    Otherwise a batch has matrices of one group, equal shapes together, in bounded memory.
     """
-    matrices = [i for i in members if isinstance(groups[i]["rule"], UpdateRule)]
-    entries = [{i: places} for i, places in members.items() if i not in matrices]
+    matrices = [i for i in active if isinstance(groups[i]["rule"], UpdateRule)]
+    elementwise = [{i: param_indices} for i, param_indices in active.items() if i not in matrices]
     if shared:
-        return [{i: members[i] for i in matrices}, *entries]
-    parts = [
-        {i: [members[i][place] for place in part]}
+        return [{i: active[i] for i in matrices}, *elementwise]
+    batches = [
+        {i: [active[i][position] for position in stack]}
         for i in matrices
-        for part in stacks([groups[i]["params"][place] for place in members[i]])
+        for stack in capped_stacks([groups[i]["params"][k] for k in active[i]])
     ]
-    return [*parts, *entries]
+    return [*batches, *elementwise]

@@ -1,6 +1,6 @@
-"""Looking at a run while it runs: what a probe is called with, and when."""
+"""Probes: callbacks that receive the updates of a step, and the counts of updates."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,13 +12,13 @@ from polarlight.rule import Rule
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one step did to one parameter; tensors are the optimizer's own and must not be written.
+    """Update of one parameter in one step; its tensors belong to the optimizer: do not write them.
 
     Attributes:
-        name: The parameter's name, or its place in the groups when it has none.
+        name: The parameter's name, or `param_groups[i]['params'][k]` if it has none.
         parameter: The parameter before the step.
-        momentum: What the rule mapped, in the parameter's shape.
-        direction: What is multiplied by -lr.
+        momentum: Input of the rule, in the parameter's shape.
+        direction: Tensor that is multiplied by -lr.
         group: The param group.
     """
 
@@ -31,33 +31,39 @@ class Observation:
 
 @runtime_checkable
 class Probe(Protocol):
-    """Looks at steps; see `SpectralOptimizer.observe`."""
+    """Callback on steps; see `SpectralOptimizer.observe`."""
 
     def begin(self) -> bool:
-        """Called once per step, before it; True asks for this step's observations."""
+        """Start a step; return True to receive its observations."""
 
     def observe(self, observation: Observation) -> None:
-        """Called for every parameter of a step that was asked for."""
+        """Receive the update of one parameter, in a step for which `begin` returned True."""
 
     def end(self) -> None:
-        """Called after such a step."""
+        """Finish a step for which `begin` returned True."""
 
 
 @runtime_checkable
 class CountingProbe(Probe, Protocol):
-    """A probe that is told of every update, in the steps that it does not observe as well."""
+    """Probe that counts updates, also in steps that it does not observe."""
 
     def count(self, name: str, rule: Rule | None, *, frozen: bool = False) -> None:
-        """Called in every step for every parameter; the rule is None where nothing was done.
+        """Count one update of a parameter, in every step; the rule is None if it was not updated.
 
-        `frozen` says that the parameter asks for no gradient.
+        Args:
+            name: The parameter's name.
+            rule: The rule that updated it.
+            frozen: Whether the parameter takes no gradient.
         """
 
 
-def count_updates(probes: Iterable[Probe], group: Group, index: int, places: set[int]) -> None:
-    """Tell the probes that count which parameters of a group were updated."""
-    for probe in probes:
-        if isinstance(probe, CountingProbe):
-            for i, p in enumerate(group["params"]):
-                rule = group["rule"] if i in places else None
-                probe.count(name_of(group, index, i), rule, frozen=not p.requires_grad)
+def count_updates(
+    probes: Iterable[Probe], groups: Sequence[Group], updated: Mapping[int, set[int]]
+) -> None:
+    """Tell counting probes which parameters were updated, by group and param index."""
+    counting = [probe for probe in probes if isinstance(probe, CountingProbe)]
+    for i, param_indices in updated.items():
+        for probe in counting:
+            for k, p in enumerate(groups[i]["params"]):
+                rule = groups[i]["rule"] if k in param_indices else None
+                probe.count(name_of(groups[i], i, k), rule, frozen=not p.requires_grad)

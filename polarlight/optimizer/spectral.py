@@ -1,6 +1,6 @@
-"""The one optimizer: holds groups, buffers, step and state dict; knows no mathematics.
+"""`SpectralOptimizer`: param groups, buffers, step and state dict, without the mathematics.
 
-A param group carries a rule and a view beside torch's scheduled numbers (`lr`, `weight_decay`,
+A param group has a rule and a view besides torch's scheduled numbers (`lr`, `weight_decay`,
 `momentum`). Rules on matrices go through the executor, elementwise rules to their own step.
 """
 
@@ -15,39 +15,50 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from polarlight.execution.batched import Batched
-from polarlight.execution.heap import keep_freed_memory
 from polarlight.execution.job import Executor
-from polarlight.execution.sharded.executor import around_shards, check_executor
-from polarlight.execution.work import Work, WorkExecutor, directions_of, local, whole
+from polarlight.execution.param_task import (
+    ParamExecutor,
+    ParamTask,
+    directions_of,
+    full_tensor,
+    local_tensors,
+    sharded_indices,
+    to_local,
+)
+from polarlight.execution.sharded.executor import Sharded, check_executor
 from polarlight.linalg.isolation import run_isolated
-from polarlight.optimizer import apply as movement
-from polarlight.optimizer import compiled
-from polarlight.optimizer import masked as nonfinite
-from polarlight.optimizer.buffers import OwnBuffers
-from polarlight.optimizer.compiled import MomentumTensors
+from polarlight.optimizer.apply import apply_update, step_elementwise_group
+from polarlight.optimizer.buffers import RuleBuffers
+from polarlight.optimizer.compiled import MomentumTensors, check_lr
 from polarlight.optimizer.fingerprint import fingerprint
-from polarlight.optimizer.gradient_guard import Watch
-from polarlight.optimizer.masked import Finite, NonFinite, Verdict, verdict_of
+from polarlight.optimizer.gradient_guard import NonFinite, NonFiniteGuard
+from polarlight.optimizer.masked import (
+    FiniteFlags,
+    clone_buffers,
+    commit_where_finite,
+    mask_for,
+    update_momenta,
+)
 from polarlight.optimizer.param_groups import (
     STRUCTURE,
+    ActiveParams,
     Group,
-    Members,
     StateDict,
     check_disjoint,
     check_group,
     name_of,
-    together,
+    partition_for_step,
     with_gradients,
     without_frozen_integers,
 )
 from polarlight.optimizer.probe import Observation, Probe, count_updates
 from polarlight.optimizer.state_dict import restoring
-from polarlight.rule import MOMENTUM, Rule, UpdateRule
+from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
 
 class SpectralOptimizer(Optimizer):
-    """Applies to every param group its rule.
+    """Optimizer that applies to every param group its own rule.
 
     Args:
         params: Tensors, `(name, tensor)` pairs, or dicts of these with `rule`, `view` and numbers
@@ -60,14 +71,14 @@ class SpectralOptimizer(Optimizer):
             parameters must be matrices.
         maximize: Ascend instead of descend.
         executor: How directions are computed; the default batches matrices of equal shape, and
-            `Sharded` goes around it as soon as a parameter is a DTensor. Processes with equal plain
+            `Sharded` wraps it as soon as a parameter is a DTensor. Processes with equal plain
             parameters share the work if they are given `Sharded(group=...)`.
         nonfinite: What to do about a gradient with a NaN or an Inf: leave its parameter out of the
             step (default), raise, or use it. Also settable later, as `optimizer.nonfinite`.
 
     State per parameter: `momentum_buffer` in the parameter's shape and dtype, unless the momentum
     keeps it otherwise (`InBfloat16`), and the rule's own buffers in float32 (float64 for float64
-    parameters), all present from the first step, `state_dict` or load on; DTensors beside DTensors.
+    parameters), all present from the first step, `state_dict` or load on; DTensors for DTensors.
     A parameter without a gradient is left untouched, its state too, and by default one whose
     gradient is not finite as well; `skipped()` tells which ones these were. Momenta and directions
     are made for at most 256 MiB of parameters at a time (8 on a CPU), unless work is shared.
@@ -97,11 +108,11 @@ class SpectralOptimizer(Optimizer):
         rule: Rule | None = None,
         view: MatrixView | None = None,
         maximize: bool = False,
-        executor: Executor | WorkExecutor | None = None,
+        executor: Executor | ParamExecutor | None = None,
         nonfinite: NonFinite = NonFinite.SKIP,
     ) -> None:
-        self._watch = Watch(NonFinite(nonfinite))
-        self._buffers = OwnBuffers()
+        self._guard = NonFiniteGuard(NonFinite(nonfinite))
+        self._buffers = RuleBuffers()
         self._momenta = MomentumTensors()
         self._traced_groups: list[Group] = []
         self.executor = check_executor(Batched() if executor is None else executor)
@@ -119,7 +130,7 @@ class SpectralOptimizer(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: Group) -> None:
-        """Adds a group; entries it lacks come from the constructor's arguments.
+        """Add a group; entries it lacks come from the constructor's arguments.
 
         Integer parameters (quantized weights) are frozen and left out.
 
@@ -147,7 +158,7 @@ class SpectralOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Performs one step; returns what `closure` returned, if one is given."""
+        """Perform one step; return the loss that `closure` returned, if one is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -158,51 +169,65 @@ class SpectralOptimizer(Optimizer):
         return loss
 
     def _step(self) -> None:
-        """Step every parameter with a gradient."""
+        """Step every parameter that has a gradient."""
         groups = self._groups
         if torch.compiler.is_compiling():
-            compiled.check_lr([group["lr"] for group in groups])
-        members = {i: with_gradients(group, i) for i, group in enumerate(groups)}
-        watching = [probe for probe in self._probes.values() if probe.begin()]
-        verdicts = self._watch.judge(
-            groups, members, self._buffers.by_parameter, ask=bool(watching)
+            check_lr([group["lr"] for group in groups])
+        active = {i: with_gradients(group, i) for i, group in enumerate(groups)}
+        sharded = sharded_indices([group["params"] for group in groups])
+        observing = [probe for probe in self._probes.values() if probe.begin()]
+        masks = self._guard.flag_nonfinite(
+            groups, active, self._buffers.by_param, sharded=sharded, wait=bool(observing)
         )
-        updated: dict[int, set[int]] = {i: set() for i in members}
-        for part in self._together(members):
-            self._watch.sift(groups, part)
-            self._step_some(part, verdicts, watching)
-            for index, places in part.items():
-                updated[index].update(places)
-        for index, done in updated.items():
-            count_updates(self._probes.values(), groups[index], index, done)
-        for probe in watching:
+        matrices = [i for i, group in enumerate(groups) if isinstance(group["rule"], UpdateRule)]
+        has_shards = any(k in sharded[i] for i in matrices for k in active[i])
+        if has_shards and not isinstance(self.executor, ParamExecutor):
+            self.executor = Sharded(self.executor)
+        shared = isinstance(self.executor, ParamExecutor)
+        updated: dict[int, set[int]] = {i: set() for i in active}
+        for batch in partition_for_step(groups, active, shared=shared):
+            self._guard.drop_nonfinite_on_host(groups, batch, sharded)
+            finite = {
+                i: None if masks[i] is None else mask_for(masks[i], param_indices)
+                for i, param_indices in batch.items()
+                if param_indices
+            }
+            if all(i in matrices for i in batch):
+                self._step_matrices(batch, finite, observing)
+            else:
+                self._step_elementwise(batch, finite, observing)
+            for i, param_indices in batch.items():
+                updated[i].update(param_indices)
+        if self._probes:
+            count_updates(self._probes.values(), groups, updated)
+        for probe in observing:
             probe.end()
 
     @property
     def nonfinite(self) -> NonFinite:
-        """What is done about a gradient that is not finite."""
-        return self._watch.policy
+        """Policy for a gradient that is not finite."""
+        return self._guard.policy
 
     @nonfinite.setter
     def nonfinite(self, policy: NonFinite) -> None:
-        self._watch.policy = NonFinite(policy)
+        self._guard.policy = NonFinite(policy)
 
     def skipped(self) -> dict[str, int]:
-        """How many steps each parameter was left out of for a gradient that was not finite.
+        """Return how many steps left each parameter out for a non-finite gradient, by name.
 
-        By name; parameters that never were are absent. Counted since construction, copy or
+        Parameters that were never left out are absent. Counted since construction, copy or
         unpickling; waits for the device.
         """
-        return self._watch.skipped(self.param_groups)
+        return self._guard.skipped(self.param_groups)
 
     def observe(self, probe: Probe) -> RemovableHandle:
-        """Lets `probe` look at steps until the returned handle's `remove()` is called."""
+        """Call `probe` in every step until the returned handle's `remove()` is called."""
         handle = RemovableHandle(self._probes)
         self._probes[handle.id] = probe
         return handle
 
     def state_dict(self) -> StateDict:
-        """State and groups; rules and views become their fingerprints, as text."""
+        """Return state and param groups, with fingerprints as text instead of rules and views."""
         self._complete_state()
         saved = super().state_dict()
         for group in saved["param_groups"]:
@@ -210,7 +235,7 @@ class SpectralOptimizer(Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Restores what `state_dict` returned; dtypes and devices are those of a new state.
+        """Load a state dict; buffers get the dtypes and devices of a new state.
 
         Rules stay the optimizer's; one `UserWarning` lists fields that differ and leave the meaning
         of the buffers alone (nesterov, scale, polar method, decay rates).
@@ -224,105 +249,97 @@ class SpectralOptimizer(Optimizer):
         self._complete_state()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled and copied: everything but the probes."""
+        """Return what is pickled and copied: everything but the probes."""
         kept = {"executor": self.executor, "reasons": self.reasons, "nonfinite": self.nonfinite}
         return super().__getstate__() | kept
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """The inverse of `__getstate__`, also used by torch's `load_state_dict`."""
+        """Restore what `__getstate__` returned; torch's `load_state_dict` calls this too."""
         self.__dict__.setdefault("_probes", OrderedDict())
-        self.__dict__.setdefault("_buffers", OwnBuffers())
+        self.__dict__.setdefault("_buffers", RuleBuffers())
         self.__dict__.setdefault("_momenta", MomentumTensors())
-        self.__dict__.setdefault("_watch", Watch(state.pop("nonfinite", NonFinite.SKIP)))
+        policy = state.pop("nonfinite", NonFinite.SKIP)
+        self.__dict__.setdefault("_guard", NonFiniteGuard(policy))
         super().__setstate__(state)
 
     @_disable_dynamo  # as torch.compiler.disable, without importing the compiler
     @torch.inference_mode(False)  # a state made while evaluating is trained later
     def _complete_state(self) -> None:
-        """Gives every trainable parameter its state, where it is missing; not part of a graph."""
-        keep_freed_memory()
-        self._watch.prepare(self.param_groups)
+        """Allocate missing state of trainable parameters, skip counts and momentum tensors.
+
+        Not part of a graph: tensors that a graph writes have to exist before it runs.
+        """
+        self._guard.allocate_counts(self.param_groups)
         self._buffers.complete(self.param_groups, self.state)
-        self._momenta.prepare(self.param_groups)
-        self._traced_groups = list(self.param_groups)
+        self._traced_groups = self._momenta.traced_groups(self.param_groups)
 
     @property
     def _groups(self) -> list[Group]:
-        """The param groups, in a graph under a name that lets their momenta change.
+        """Param groups; in a graph, their copies with momentum tensors.
 
         The compiler takes every number in an optimizer's `param_groups` for a constant.
         """
         return self._traced_groups if torch.compiler.is_compiling() else self.param_groups
 
-    def _together(self, members: Members) -> list[Members]:
-        """Places cut into what is stepped at once, and how it will be computed."""
-        groups = self._groups
-        matrices = [i for i in members if isinstance(groups[i]["rule"], UpdateRule)]
-        params = (groups[i]["params"][place] for i in matrices for place in members[i])
-        self.executor = around_shards(self.executor, params)
-        return together(groups, members, shared=isinstance(self.executor, WorkExecutor))
-
-    def _step_some(
-        self, members: Members, verdicts: Mapping[int, Verdict], watching: list[Probe]
-    ) -> None:
-        """One step of what goes together, if anything is left of it."""
-        taking_part = {i: places for i, places in members.items() if places}
-        if all(isinstance(self._groups[i]["rule"], UpdateRule) for i in members):
-            self._step_matrices(taking_part, verdicts, watching)
-        else:
-            for index, places in taking_part.items():
-                self._step_entries(index, places, verdicts[index], watching)
-
     def _step_matrices(
-        self, members: Members, verdicts: Mapping[int, Verdict], watching: list[Probe]
+        self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
     ) -> None:
-        """One step of parameters whose rules map matrices."""
-        finite = {i: verdict_of(verdicts[i], places) for i, places in members.items()}
-        works = {i: self._works(i, places, finite[i]) for i, places in members.items()}
-        asked = [work for some in works.values() for work in some]
-        found = iter(directions_of(self.executor, asked))
-        for index, places in members.items():
-            group, some = self._groups[index], works[index]
-            directions = [next(found) for _ in some]
-            states = self._buffers.of(work.parameter for work in some)
-            nonfinite.keep(directions, states, [work.state for work in some], finite[index])
-            for probe in watching:
-                for i, work, D in zip(places, some, directions, strict=True):
-                    p = work.parameter
-                    seen = whole(p), whole(work.momentum, p), whole(D.to(p.dtype), p)
-                    probe.observe(Observation(name_of(group, index, i), *seen, group))
-            params = [local(work.parameter) for work in some]
-            movement.move(group, params, states, directions, finite[index])
+        """Step one batch of parameters whose rules map matrices."""
+        weights: dict[int, list[Tensor]] = {}
+        tasks: dict[int, list[ParamTask]] = {}
+        for i in finite:  # momentum, elementwise on the local shards
+            weights[i], tasks[i] = self._update_momenta(i, batch[i], finite[i])
+        # Directions of whole matrices, of all groups at once: the executor batches or shares them.
+        directions = iter(
+            directions_of(self.executor, [task for of_group in tasks.values() for task in of_group])
+        )
+        for i, of_group in tasks.items():  # weights, elementwise on the local shards
+            group, flags = self._groups[i], finite[i]
+            D = [next(directions) for _ in of_group]
+            states = [self._buffers.by_param[task.parameter] for task in of_group]
+            if flags is not None:
+                commit_where_finite(D, states, [task.state for task in of_group], flags)
+            for probe in observing:
+                for task, direction in zip(of_group, D, strict=True):
+                    p = task.parameter
+                    W, M = full_tensor(p), full_tensor(task.momentum, p)
+                    U = full_tensor(direction.to(p.dtype), p)
+                    probe.observe(Observation(task.name, W, M, U, group))
+            apply_update(group, weights[i], states, D, flags)
 
-    def _works(self, index: int, places: list[int], finite: Finite) -> list[Work]:
-        """What is asked of a group's parameters, after their momenta have been updated."""
-        group = self._groups[index]
+    def _update_momenta(
+        self, i: int, param_indices: list[int], finite: FiniteFlags
+    ) -> tuple[list[Tensor], list[ParamTask]]:
+        """Update momenta of one group's parameters; return local weights and their tasks."""
+        group = self._groups[i]
         rule, view = group["rule"], group["view"] or Whole()
-        params = [group["params"][i] for i in places]
-        states = self._buffers.of(params)
-        buffers = [local(state[MOMENTUM]) for state in states if rule.momentum.buffered]
-        gradients = movement.gradients(group, params)
-        beta = self._momenta.of(index, group)
-        momenta = nonfinite.momenta(rule.momentum, states, gradients, buffers, beta, finite)
-        written = nonfinite.drafts(states, finite)
-        return [
-            Work(name_of(group, index, i), rule, view, p, M, state)
-            for i, p, M, state in zip(places, params, momenta, written, strict=True)
+        params = [group["params"][k] for k in param_indices]
+        states = [self._buffers.by_param[p] for p in params]
+        weights, gradients, buffers = local_tensors(params, states, maximize=group["maximize"])
+        momenta = update_momenta(
+            rule.momentum, states, gradients, buffers, group["momentum"], finite
+        )
+        # A rule writes to clones where flags decide afterwards which of them are kept.
+        written = states if finite is None else clone_buffers(states)
+        return weights, [
+            ParamTask(name_of(group, i, k), rule, view, p, M, state)
+            for k, p, M, state in zip(param_indices, params, momenta, written, strict=True)
         ]
 
-    def _step_entries(
-        self, index: int, places: list[int], verdict: Verdict, watching: list[Probe]
+    def _step_elementwise(
+        self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
     ) -> None:
-        """One step of a group whose rule is elementwise."""
-        group, finite = self._groups[index], verdict_of(verdict, places)
-        params = [group["params"][i] for i in places]
-        states = self._buffers.of(params)
-        before = [whole(p).clone() if watching else p for p in params]
-        movement.step_entries(group, params, states, finite, self._momenta.of(index, group))
-        self._buffers.store(self.state, params)
-        for probe in watching:
-            for i, p, seen, state in zip(places, params, before, states, strict=True):
-                state = {key: local(x) for key, x in state.items()}
-                M, D = group["rule"].momentum_and_direction(state, group["momentum"])
-                M, D = whole(M, p), whole(D, p)
-                probe.observe(Observation(name_of(group, index, i), seen, M, D, group))
+        """Step one batch of parameters whose rules are elementwise."""
+        for i in finite:
+            group = self._groups[i]
+            params = [group["params"][k] for k in batch[i]]
+            states = [self._buffers.by_param[p] for p in params]
+            before = [full_tensor(p).clone() if observing else p for p in params]
+            step_elementwise_group(group, params, states, finite[i])
+            self._buffers.store(self.state, params)
+            for probe in observing:
+                for k, p, W, state in zip(batch[i], params, before, states, strict=True):
+                    local = {key: to_local(x) for key, x in state.items()}
+                    M, U = group["rule"].momentum_and_direction(local, group["momentum"])
+                    M, U = full_tensor(M, p), full_tensor(U, p)
+                    probe.observe(Observation(name_of(group, i, k), W, M, U, group))

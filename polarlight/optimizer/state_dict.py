@@ -1,8 +1,8 @@
-"""Taking over a saved state: fingerprints compared, every buffer held against the rule's own.
+"""Load of a state dict: fingerprints are compared, and every buffer with a new one of its rule.
 
-A state of another shape would be added to weights by broadcasting, or end the run at the next step;
-it is refused before anything is taken over. Dtypes and devices may differ, as when weights in
-float32 go on in bfloat16: every buffer gets those that the optimizer itself would have chosen.
+A buffer of another shape would be broadcast onto weights, or end the run at the next step; it is
+refused before anything is loaded. Dtypes and devices may differ, as when training continues in
+bfloat16: every buffer gets those of a new state.
 """
 
 import warnings
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polarlight.linalg.rest import SIZES
-from polarlight.optimizer import apply as movement
+from polarlight.optimizer.apply import ROUNDING_STEP, new_state
 from polarlight.optimizer.fingerprint import (
     Config,
     completed,
@@ -26,46 +26,45 @@ from polarlight.optimizer.fingerprint import (
 from polarlight.optimizer.param_groups import STRUCTURE, Group, StateDict, check_numbers, name_of
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
-Form = tuple[torch.dtype, torch.device]
-"""What a saved buffer becomes."""
+BufferForm = tuple[torch.dtype, torch.device]
+"""Dtype and device of a buffer after the load."""
 
-_MOST_SAID = 5
+_MAX_LISTED = 5
 
 WAY_OUT = (
     "Build the optimizer as it was saved, or take along what fits: polarlight.migration.carry_over("
     "old, new) from a live optimizer, load_carried(new, read_state_dict(state_dict)) by names"
 )
 
-LATER = (movement.DRAWS, SIZES)
-"""Buffers that a saved state may lack, and that start at zero then.
+OPTIONAL_BUFFERS = (ROUNDING_STEP, SIZES)
+"""Buffers that a saved state may lack; they start at zero then.
 
-Rounding at random may begin in mid-run; states of older versions have no sizes of momenta.
+Stochastic rounding may begin in mid-run; states of older versions have no sizes of momenta.
 """
 
 
 @contextmanager
 def restoring(optimizer: Optimizer) -> Iterator[None]:
-    """Around torch's `load_state_dict`: checks what it is given, and undoes its casts.
+    """Check the state dict of torch's `load_state_dict` inside this context; undo its casts.
 
-    Works on what other people's hooks make of the state dict: they may put parameters in another
-    order.
+    The check runs after load hooks of others, which may reorder parameters.
     """
     given: StateDict = {}
-    forms: dict[Any, dict[str, Form]] = {}
-    rules: list[Config] = []
+    forms: dict[Any, dict[str, BufferForm]] = {}
+    saved_rules: list[Config] = []
 
-    def last_before(_: Optimizer, loaded: StateDict) -> StateDict:
-        given.update(with_objects(loaded, optimizer.param_groups))
-        forms.update(_forms(given, optimizer.param_groups))
-        rules.extend(read_fingerprint(group["rule"]) for group in loaded["param_groups"])
+    def check(_: Optimizer, loaded: StateDict) -> StateDict:
+        given.update(replace_fingerprints(loaded, optimizer.param_groups))
+        forms.update(_buffer_forms(given, optimizer.param_groups))
+        saved_rules.extend(read_fingerprint(group["rule"]) for group in loaded["param_groups"])
         return given
 
-    def first_after(_: Optimizer) -> None:
+    def finish(_: Optimizer) -> None:
         _restore_forms(optimizer, given, forms)
-        _adapt(optimizer, rules)
+        _adapt_elementwise(optimizer, saved_rules)
 
-    before = optimizer.register_load_state_dict_pre_hook(last_before)
-    after = optimizer.register_load_state_dict_post_hook(first_after, prepend=True)
+    before = optimizer.register_load_state_dict_pre_hook(check)
+    after = optimizer.register_load_state_dict_post_hook(finish, prepend=True)
     try:
         yield
     finally:
@@ -73,8 +72,12 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
         after.remove()
 
 
-def with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:
-    """A copy of `state_dict` with the optimizer's own rules and views in place of fingerprints."""
+def replace_fingerprints(state_dict: StateDict, groups: list[Group]) -> StateDict:
+    """Return a copy of a state dict with the optimizer's rules and views for its fingerprints.
+
+    Raises:
+        ValueError: If the state dict does not fit the optimizer's param groups.
+    """
     saved_groups = _saved_groups(state_dict)
     if len(saved_groups) != len(groups):
         raise ValueError(
@@ -84,8 +87,8 @@ def with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:
     replaced = []
     differing: dict[str, list[int]] = {}
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
-        for said in _check_structure(saved, group, index):
-            differing.setdefault(said, []).append(index)
+        for difference in _check_structure(saved, group, index):
+            differing.setdefault(difference, []).append(index)
         kept = {key: group[key] for key in STRUCTURE}
         if not saved.get("role"):  # saved without names, from which roles follow
             kept["role"] = group.get("role", "")
@@ -94,44 +97,45 @@ def with_objects(state_dict: StateDict, groups: list[Group]) -> StateDict:
             check_numbers(replaced[-1])
         except ValueError as error:
             raise ValueError(f"param group {index} of the state dict: {error}") from error
-    _warn_of(differing)
+    _warn_of_differences(differing)
     return state_dict | {"state": dict(state_dict["state"]), "param_groups": replaced}
 
 
 def _saved_groups(state_dict: StateDict) -> list[Group]:
-    """The param groups of a state dict."""
+    """Return the param groups of a state dict; raise ValueError if it is none."""
     groups = state_dict.get("param_groups")
     is_groups = isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups)
     if not is_groups or not isinstance(state_dict.get("state"), Mapping):
         raise ValueError(
             "expected what state_dict() returned, with 'state' and a list of 'param_groups'; "
-            f"got a dict with the keys {list(state_dict)[:_MOST_SAID]}"
+            f"got a dict with the keys {list(state_dict)[:_MAX_LISTED]}"
         )
     return list(groups or ())
 
 
 def _check_structure(saved: Group, group: Group, index: int) -> list[str]:
-    """Return what differs and may; raises ValueError if more does."""
+    """Return harmless differences of a saved group; raise ValueError if others are found."""
     if "rule" not in saved:
         raise ValueError(
             f"param group {index} of the state dict has no rule: polarlight did not write it"
         )
-    differing = _refused(saved, group, "rule", index)
+    differing = _compare_fingerprints(saved, group, "rule", index)
     if isinstance(group["rule"], UpdateRule):  # others see no matrices
-        _refused(saved, group, "view", index)
-    here, there = len(group["params"]), len(saved.get("params", ()))
-    if here != there:
+        _compare_fingerprints(saved, group, "view", index)
+    count, saved_count = len(group["params"]), len(saved.get("params", ()))
+    if count != saved_count:
         raise ValueError(
-            f"param group {index} was saved with {there} parameters, the optimizer's has {here}"
+            f"param group {index} was saved with {saved_count} parameters, "
+            f"the optimizer's has {count}"
         )
     return differing
 
 
-def _refused(saved: Group, group: Group, key: str, index: int) -> list[str]:
-    """Return the differences of a rule or view that leave the buffers' meaning alone.
+def _compare_fingerprints(saved: Group, group: Group, key: str, index: int) -> list[str]:
+    """Return harmless differences of a saved rule or view, under which buffers mean the same.
 
     Raises:
-        ValueError: If another one does not; the message shows the differing fields.
+        ValueError: If a difference is not harmless; the message shows the differing fields.
     """
     config = read_fingerprint(saved.get(key))
     found = list(differences(config, config_of(group[key])))
@@ -144,10 +148,10 @@ def _refused(saved: Group, group: Group, key: str, index: int) -> list[str]:
     return [str(difference) for difference in found]
 
 
-def _warn_of(differing: Mapping[str, list[int]]) -> None:
+def _warn_of_differences(differing: Mapping[str, list[int]]) -> None:
     """Warn once of differences, each with the param groups that have it."""
     if differing:
-        lines = (f"{said} (param groups {groups})" for said, groups in differing.items())
+        lines = (f"{text} (param groups {groups})" for text, groups in differing.items())
         warnings.warn(
             "the optimizer differs from the one that was saved; its own values are used:\n  "
             + "\n  ".join(lines),
@@ -156,38 +160,40 @@ def _warn_of(differing: Mapping[str, list[int]]) -> None:
         )
 
 
-def _forms(given: StateDict, groups: list[Group]) -> dict[Any, dict[str, Form]]:
-    """By saved parameter and buffer, dtype and device; one fresh state at a time is in memory.
+def _buffer_forms(given: StateDict, groups: list[Group]) -> dict[Any, dict[str, BufferForm]]:
+    """Return dtype and device of every buffer of a new state, by saved parameter and name.
+
+    One new state at a time is in memory.
 
     Raises:
         ValueError: If a state lacks a buffer, or one is of another shape; names the parameters.
     """
-    forms: dict[Any, dict[str, Form]] = {}
+    forms: dict[Any, dict[str, BufferForm]] = {}
     wrong: list[str] = []
     for index, (saved, group) in enumerate(zip(given["param_groups"], groups, strict=True)):
-        for place, (key, p) in enumerate(zip(saved["params"], group["params"], strict=True)):
+        for k, (key, p) in enumerate(zip(saved["params"], group["params"], strict=True)):
             state = given["state"].get(key)
             if not state:
                 continue
-            name = name_of(group, index, place)
-            fresh = movement.new_state(saved, p, name)
+            name = name_of(group, index, k)
+            fresh = new_state(saved, p, name)
             if not fresh.keys() & state.keys():
-                continue  # a wrapper's own, of a parameter that was never stepped
+                continue  # entries of a wrapper, for a parameter that was never stepped
             state = given["state"][key] = _with_tensors(state, fresh)
-            wrong += [f"{name}: {said}" for said in _misfits(state, fresh)]
+            wrong += [f"{name}: {text}" for text in _misfits(state, fresh)]
             forms[key] = {buffer: (x.dtype, x.device) for buffer, x in fresh.items()}
     if wrong:
-        more = f" and {len(wrong) - _MOST_SAID} more" if len(wrong) > _MOST_SAID else ""
+        more = f" and {len(wrong) - _MAX_LISTED} more" if len(wrong) > _MAX_LISTED else ""
         raise ValueError(
             "the saved state does not fit the parameters; are they in the saved order?\n  "
-            + "\n  ".join(wrong[:_MOST_SAID])
+            + "\n  ".join(wrong[:_MAX_LISTED])
             + f"{more}\n{WAY_OUT}"
         )
     return forms
 
 
 def _with_tensors(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return a saved state with a tensor for a `step` that is a Python number, as torch's once was.
+    """Return a saved state with its `step` as a tensor; old torch saved a Python number.
 
     `full_like` takes the shape from the optimizer's own: [] under AdamW, [..., 1, 1] under SOAP.
     """
@@ -198,10 +204,10 @@ def _with_tensors(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> dict
 
 
 def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[str]:
-    """What is wrong with a saved state, beside one of the same parameter from the start."""
+    """Yield missing buffers and wrong types or shapes of a saved state, against a new one."""
     for buffer, x in fresh.items():
         if buffer not in state:
-            if buffer not in LATER:
+            if buffer not in OPTIONAL_BUFFERS:
                 yield f"{buffer} is missing"
         elif not isinstance(state[buffer], Tensor):
             yield f"{buffer} is a {type(state[buffer]).__name__}, expected a tensor"
@@ -211,14 +217,14 @@ def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[
 
 
 def _restore_forms(
-    optimizer: Optimizer, given: StateDict, forms: Mapping[Any, Mapping[str, Form]]
+    optimizer: Optimizer, given: StateDict, forms: Mapping[Any, Mapping[str, BufferForm]]
 ) -> None:
-    """Undoes what torch does to loaded state: casts to the parameter's dtype, and texts."""
+    """Undo torch's cast of loaded buffers to the parameter's dtype, and its split of texts."""
     keys = (key for group in given["param_groups"] for key in group["params"])
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     for key, p in zip(keys, parameters, strict=True):
         for buffer, value in given["state"].get(key, {}).items():
-            if isinstance(value, str):  # torch takes it for a sequence of values
+            if isinstance(value, str):  # torch casts it letter by letter
                 optimizer.state[p][buffer] = value
             if isinstance(value, Tensor):
                 now = optimizer.state[p][buffer]
@@ -228,8 +234,8 @@ def _restore_forms(
                     optimizer.state[p][buffer] = cast
 
 
-def _adapt(optimizer: Optimizer, saved: list[Config]) -> None:
-    """Let elementwise rules adapt states that were saved under other fields."""
+def _adapt_elementwise(optimizer: Optimizer, saved: list[Config]) -> None:
+    """Adapt states of elementwise rules that were saved under other fields, such as beta2."""
     for group, config in zip(optimizer.param_groups, saved, strict=True):
         if isinstance(group["rule"], UpdateRule):
             continue

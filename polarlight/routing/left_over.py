@@ -29,7 +29,7 @@ def route_and_warn(
     *,
     stacklevel: int,
 ) -> list[ParamGroup]:
-    """Param groups as `route` makes them, with a warning about what is left to AdamW.
+    """Return param groups as `route` does; warn of matrices that AdamW gets.
 
     Args:
         model: As for `route`, like the next two.
@@ -43,7 +43,7 @@ def route_and_warn(
 
 
 def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
-    """Warn once if the optimizer's rule gets nothing, or AdamW gets what may be matrices.
+    """Warn once if no parameter gets the optimizer's rule, or AdamW gets possible matrices.
 
     These are raw parameters that nothing is known of, and kernels if they are many. An override
     says that a parameter is meant to be where it is.
@@ -68,10 +68,12 @@ def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
 
 
 def _has_rule(found: Routed) -> bool:
+    """Return whether a parameter is routed to a rule for matrices, or to the default rule."""
     return found.entry.rule is None or isinstance(found.entry.rule, UpdateRule)
 
 
 def _may_be_matrix(found: Routed) -> bool:
+    """Return whether a parameter could be a matrix that its role does not show."""
     assignment = found.assignment
     if assignment.role is Role.CONV:
         return assignment.part not in (Part.DEPTHWISE, Part.PATCH)
@@ -79,21 +81,23 @@ def _may_be_matrix(found: Routed) -> bool:
 
 
 def _entries(some: Sequence[Routed]) -> int:
+    """Return the total number of entries of some parameters."""
     return sum(found.assignment.parameter.numel() for found in some)
 
 
 def _share(some: Sequence[Routed], trained: Sequence[Routed]) -> str:
+    """Format the entries of some parameters as a share of the trained ones."""
     return f"{_entries(some) / max(_entries(trained), 1):.0%} of the trainable parameters"
 
 
-def _message(start: str, told: Sequence[Routed]) -> str:
-    """Text of the warning: what is left to AdamW, and the overrides that change it."""
-    first = [f"{f.assignment.name} {tuple(f.assignment.parameter.shape)}" for f in told[:_NAMED]]
-    more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
-    if any(found.assignment.role is Role.CONV for found in told):
+def _message(start: str, listed: Sequence[Routed]) -> str:
+    """Return the warning: the parameters left to AdamW, and the overrides that change it."""
+    first = [f"{f.assignment.name} {tuple(f.assignment.parameter.shape)}" for f in listed[:_NAMED]]
+    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    if any(found.assignment.role is Role.CONV for found in listed):
         key = "Role.CONV"
     else:
-        key = repr(told[0].assignment.name) if _may_be_matrix(told[0]) else "pattern or role"
+        key = repr(listed[0].assignment.name) if _may_be_matrix(listed[0]) else "pattern or role"
     return (
         f"{start}: {', '.join(first)}{more}. overrides={{{key}: Role.HIDDEN}} gives them the rule, "
         f"overrides={{{key}: rules.AdamWRule()}} keeps AdamW without this warning"

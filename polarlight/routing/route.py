@@ -1,13 +1,13 @@
-"""Which rule each parameter gets: a table from roles and names to routes."""
+"""`route`: param groups from a table of roles or name patterns and their routes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 
+from polarlight.lookup import nearest
 from polarlight.routing.explain import explain
 from polarlight.routing.explain.folding import fold
 from polarlight.routing.roles import MATRIX_ROLES, Assignment, Part, Role, infer_roles
@@ -21,7 +21,7 @@ ParamGroup = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """What a group of parameters gets; None leaves the entry to the optimizer's default.
+    """Settings of a group of parameters; None leaves an entry to the optimizer's default.
 
     Attributes:
         rule: The update rule.
@@ -60,13 +60,13 @@ a `Route`: the entries that it has replace the parameter's own.
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A parameter with its route.
+    """Parameter with its route.
 
     Attributes:
-        assignment: The parameter, and what it is for.
-        entry: The route, with what an override changed.
-        view: Its matrices.
-        keys: The keys of the override, if any, and of the table's entry.
+        assignment: The parameter with its role.
+        entry: The route, with the changes of an override.
+        view: The view that splits the parameter into matrices.
+        keys: Key of the override, if any, and key of the table's entry.
     """
 
     assignment: Assignment
@@ -76,7 +76,7 @@ class Routed:
 
 
 def per_head(assignment: Assignment) -> MatrixView:
-    """For `Route(view=per_head)`: one matrix per attention head.
+    """Return one matrix per attention head, for `Route(view=per_head)`.
 
     Raises:
         ValueError: If the number of heads is unknown.
@@ -92,7 +92,7 @@ def route(
     *,
     overrides: Overrides | None = None,
 ) -> list[ParamGroup]:
-    """Param groups in which every parameter of the model appears exactly once.
+    """Return param groups in which every parameter of the model appears exactly once.
 
     Args:
         model: A module, or its named parameters (then names and shapes decide).
@@ -119,28 +119,30 @@ def resolve(
     assignments = infer_roles(model)
     if not assignments:
         raise ValueError("the model has no parameters to route")
-    entries = {_key(key): entry for key, entry in table.items()}
-    exceptions = {_key(key): _override(key, value) for key, value in (overrides or {}).items()}
+    entries = {_parse_key(key): entry for key, entry in table.items()}
+    exceptions = {
+        _parse_key(key): _parse_override(key, value) for key, value in (overrides or {}).items()
+    }
     asked = [_first_match(assignment, exceptions) for assignment in assignments]
     _check_used(assignments, exceptions, asked)
     _check_used(assignments, entries, [_first_match(a, entries) for a in assignments])
     assignments = [
-        assignment if key is None else _recast(assignment, key, exceptions[key])
+        assignment if key is None else _with_override(assignment, key, exceptions[key])
         for assignment, key in zip(assignments, asked, strict=True)
     ]
     matches = [_first_match(assignment, entries) for assignment in assignments]
     _check_covered(assignments, matches)
     keys = [(key, match) for key, match in zip(asked, matches, strict=True) if match is not None]
     routes = [
-        entries[match] if key is None else _overridden(entries[match], exceptions[key], entries)
+        entries[match] if key is None else _merged_route(entries[match], exceptions[key], entries)
         for key, match in keys
     ]
-    views = _views(assignments, routes)
+    views = _views_of(assignments, routes)
     return list(map(Routed, assignments, routes, views, keys))
 
 
 def groups_of(routed: Iterable[Routed]) -> list[ParamGroup]:
-    """Param groups, one per route, role and view."""
+    """Return param groups, one per route, role and view."""
     groups: dict[Any, ParamGroup] = {}
     for found in routed:
         assignment = found.assignment
@@ -152,8 +154,8 @@ def groups_of(routed: Iterable[Routed]) -> list[ParamGroup]:
     return list(groups.values())
 
 
-def _override(key: Key, value: object) -> Route | Role:
-    """The route or role that an override stands for.
+def _parse_override(key: Key, value: object) -> Route | Role:
+    """Return the route or role of an override's value.
 
     Raises:
         ValueError: If it changes nothing.
@@ -165,27 +167,27 @@ def _override(key: Key, value: object) -> Route | Role:
         return Route(rule=value)
     if not isinstance(value, Route):
         raise TypeError(
-            f"the override for {_shown(key)} must be a Route, a rule or a Role, got {value!r}"
+            f"the override for {_format_key(key)} must be a Route, a rule or a Role, got {value!r}"
         )
     if value == Route():
         raise ValueError(
-            f"the override for {_shown(key)} is an empty Route, which changes nothing; "
+            f"the override for {_format_key(key)} is an empty Route, which changes nothing; "
             "Role.HIDDEN gives a parameter the rule of the matrices"
         )
     return value
 
 
-def _recast(assignment: Assignment, key: Key, value: Route | Role) -> Assignment:
-    """The assignment with the override as its reason, and with the role that it asks for."""
-    reason = f"override for {_shown(key)}; {assignment.reason}"
+def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Assignment:
+    """Return an assignment with the role of an override, and the override in its reason."""
+    reason = f"override for {_format_key(key)}; {assignment.reason}"
     role = value if isinstance(value, Role) else assignment.role
     if role in MATRIX_ROLES and assignment.parameter.ndim < 2:
         role = assignment.role
     return replace(assignment, role=role, reason=reason)
 
 
-def _overridden(entry: Route, value: Route | Role, table: Mapping[Key, Route]) -> Route:
-    """The table's entry with what an override changes.
+def _merged_route(entry: Route, value: Route | Role, table: Mapping[Key, Route]) -> Route:
+    """Return a table's entry with the changes of an override.
 
     A rule of another kind, elementwise or for matrices, comes with the numbers of the table's first
     entry of that kind.
@@ -200,11 +202,12 @@ def _overridden(entry: Route, value: Route | Role, table: Mapping[Key, Route]) -
 
 
 def _is_elementwise(entry: Route) -> bool:
+    """Return whether a route has an elementwise rule."""
     return entry.rule is not None and not isinstance(entry.rule, UpdateRule)
 
 
-def _key(key: Key) -> Key:
-    """The key with strings that mean a role or a part as such."""
+def _parse_key(key: Key) -> Key:
+    """Return a table's key with strings that name a role or part converted."""
     if isinstance(key, tuple):
         role, part = key
         is_pattern = part not in set(Part) and any(letter in part for letter in "*?[.")
@@ -213,24 +216,32 @@ def _key(key: Key) -> Key:
 
 
 def _first_match(assignment: Assignment, keys: Iterable[Key]) -> Key | None:
-    return next((key for key in keys if _matches(assignment, key)), None)
+    """Return the first key that matches a parameter; None if none does."""
+    return next((key for key in keys if _matches_key(assignment, key)), None)
 
 
-def _matches(assignment: Assignment, key: Key) -> bool:
+def _matches_key(assignment: Assignment, key: Key) -> bool:
+    """Return whether a table's key matches a parameter."""
     if isinstance(key, Role):
         return assignment.role is key
     if isinstance(key, tuple):
         role, part = key
-        fits = assignment.part is part if isinstance(part, Part) else _fits(assignment, part)
+        fits = (
+            assignment.part is part
+            if isinstance(part, Part)
+            else _matches_pattern(assignment, part)
+        )
         return assignment.role is role and fits
-    return _fits(assignment, key)
+    return _matches_pattern(assignment, key)
 
 
-def _fits(assignment: Assignment, pattern: str) -> bool:
+def _matches_pattern(assignment: Assignment, pattern: str) -> bool:
+    """Return whether a glob pattern matches a parameter's name."""
     return fnmatchcase(assignment.name, pattern)
 
 
 def _check_covered(assignments: Sequence[Assignment], matches: Sequence[Key | None]) -> None:
+    """Raise ValueError if a parameter matches no entry of the table."""
     uncovered: dict[str, list[str]] = {}
     for a, key in zip(assignments, matches, strict=True):
         if key is None:
@@ -238,45 +249,46 @@ def _check_covered(assignments: Sequence[Assignment], matches: Sequence[Key | No
     if uncovered:
         raise ValueError(
             "no entry of the table covers these parameters; add their role or a pattern:"
-            + _listed(uncovered)
+            + _format_problems(uncovered)
         )
 
 
 def _check_used(
     assignments: Sequence[Assignment], keys: Iterable[Key], matches: Sequence[Key | None]
 ) -> None:
-    """Patterns must take something; roles need not occur."""
+    """Raise ValueError if a pattern takes no parameter; roles need not occur."""
     patterns = [key for key in keys if _has_pattern(key)]
     idle = [key for key in patterns if key not in matches]
-    missing = [key for key in idle if not any(_matches(a, key) for a in assignments)]
+    missing = [key for key in idle if not any(_matches_key(a, key) for a in assignments)]
     if missing:
         names = [pattern for pattern, _ in fold(a.name for a in assignments)]
-        hints = "".join(_hint(key, names) for key in missing if isinstance(key, str))
+        hints = "".join(_suggestion(key, names) for key in missing if isinstance(key, str))
         more = ", ..." if len(names) > 5 else ""
         raise ValueError(
-            f"no parameter matches {_quoted(missing)}.{hints} "
+            f"no parameter matches {_format_keys(missing)}.{hints} "
             f"The names are: {', '.join(names[:5])}{more}"
         )
     if idle:
         raise ValueError(
-            f"earlier entries take every parameter that matches {_quoted(idle)}; the first match "
-            "wins: move these patterns up or remove them"
+            f"earlier entries take every parameter that matches {_format_keys(idle)}; the first "
+            "match wins: move these patterns up or remove them"
         )
 
 
 def _has_pattern(key: Key) -> bool:
+    """Return whether a key has a glob pattern."""
     last = key[1] if isinstance(key, tuple) else key
     return not isinstance(last, Role | Part)
 
 
-def _hint(pattern: str, names: Sequence[str]) -> str:
-    """What a pattern that matches nothing may have meant."""
-    near = get_close_matches(pattern, [*Role, *names], n=1)
-    return f" Did you mean {near[0]!s} by {pattern!r}?" if near else ""
+def _suggestion(pattern: str, names: Sequence[str]) -> str:
+    """Return the role or name that a pattern without a match may have meant."""
+    near = nearest(pattern, [*map(str, Role), *names])
+    return f" Did you mean {near} by {pattern!r}?" if near else ""
 
 
-def _views(assignments: Sequence[Assignment], entries: Sequence[Route]) -> list[MatrixView]:
-    """The view of every parameter.
+def _views_of(assignments: Sequence[Assignment], entries: Sequence[Route]) -> list[MatrixView]:
+    """Return the view of every parameter.
 
     Raises:
         ValueError: If some do not fit; they are listed.
@@ -285,18 +297,19 @@ def _views(assignments: Sequence[Assignment], entries: Sequence[Route]) -> list[
     problems: dict[str, list[str]] = {}
     for assignment, entry in zip(assignments, entries, strict=True):
         try:
-            views.append(_view(assignment, entry))
+            views.append(_view_of(assignment, entry))
         except ValueError as error:
             problems.setdefault(f": {error}", []).append(assignment.name)
     if problems:
         raise ValueError(
             "these parameters do not fit their view; give them another route by an earlier pattern:"
-            + _listed(problems)
+            + _format_problems(problems)
         )
     return views
 
 
-def _view(assignment: Assignment, entry: Route) -> MatrixView:
+def _view_of(assignment: Assignment, entry: Route) -> MatrixView:
+    """Return the view of one parameter under its route; raise ValueError if it does not fit."""
     elementwise = _is_elementwise(entry)
     if entry.view is None:
         view = assignment.view
@@ -310,6 +323,7 @@ def _view(assignment: Assignment, entry: Route) -> MatrixView:
 
 
 def _new_group(entry: Route, assignment: Assignment, view: MatrixView) -> ParamGroup:
+    """Return an empty param group for a route, role and view."""
     numbers = {"lr": entry.lr, "weight_decay": entry.weight_decay, "momentum": entry.momentum}
     given = {"rule": entry.rule} | numbers
     return {
@@ -323,23 +337,25 @@ def _new_group(entry: Route, assignment: Assignment, view: MatrixView) -> ParamG
 
 
 def _reason(assignment: Assignment, key: Key) -> str:
+    """Return the reason of an assignment, with the pattern that matched."""
     if not _has_pattern(key):
         return assignment.reason
-    return f"matches {_shown(key)}; {assignment.reason}"
+    return f"matches {_format_key(key)}; {assignment.reason}"
 
 
-def _shown(key: Key) -> str:
-    """The key as text: conv, (down, '*0.3.*'), '*0.3.*'."""
+def _format_key(key: Key) -> str:
+    """Format a table's key: conv, (down, '*.3.*'), '*.3.*'."""
     if isinstance(key, tuple):
-        return f"({', '.join(map(_shown, key))})"
+        return f"({', '.join(map(_format_key, key))})"
     return str(key) if isinstance(key, Role | Part) else repr(key)
 
 
-def _listed(problems: Mapping[str, Sequence[str]]) -> str:
-    """A line per problem and pattern of names."""
+def _format_problems(problems: Mapping[str, Sequence[str]]) -> str:
+    """Format problems as one line per pattern of parameter names."""
     lines = [f"{pattern}{what}" for what, names in problems.items() for pattern, _ in fold(names)]
     return "\n  " + "\n  ".join(lines)
 
 
-def _quoted(patterns: Iterable[Key]) -> str:
-    return ", ".join(map(_shown, patterns))
+def _format_keys(patterns: Iterable[Key]) -> str:
+    """Format table keys as a list."""
+    return ", ".join(map(_format_key, patterns))

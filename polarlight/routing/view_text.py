@@ -6,6 +6,7 @@
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_args
 
+from polarlight.lookup import look_up
 from polarlight.view import (
     Flattened,
     Heads,
@@ -26,61 +27,60 @@ VIEWS = {
 
 
 def view_to_json(view: Any) -> dict[str, Any]:
-    """The view as dicts, lists, strings and numbers; `view_from_json` reads it.
+    """Return a view as dicts, lists, strings and numbers; `view_from_json` is the inverse.
 
     Raises:
         ValueError: If the view is not one of this package.
     """
     if VIEWS.get(type(view).__name__) is not type(view):
         raise ValueError(f"{view!r} is none of the views {', '.join(VIEWS)}")
-    values = {field.name: _encoded(getattr(view, field.name)) for field in fields(view)}
+    values = {field.name: _to_json(getattr(view, field.name)) for field in fields(view)}
     return {"view": type(view).__name__, **values}
 
 
 def view_from_json(data: dict[str, Any]) -> MatrixView:
-    """The view that `view_to_json` wrote; entries that are left out have their defaults.
+    """Return the view from its JSON form; missing entries have their defaults.
 
     Raises:
         ValueError: If the view or an entry is unknown, or a value is out of range.
     """
     name = data.get("view")
-    if not isinstance(name, str) or name not in VIEWS:
-        raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {name!r}")
-    kind = VIEWS[name]
+    kind = look_up(str(name), VIEWS, "view")
     known = [field.name for field in fields(kind)]
     if unknown := data.keys() - {"view", *known}:
         raise ValueError(f"{kind.__name__} has entries {known}, got {sorted(unknown)}")
     needed = {field.name for field in fields(kind) if field.default is MISSING}
     if missing := needed - data.keys():
         raise ValueError(f"{kind.__name__} needs {sorted(missing)}, got {sorted(data)}")
-    values = {k: _decoded(v) for k, v in data.items() if k != "view"}
+    values = {k: _from_json(v) for k, v in data.items() if k != "view"}
     for field in fields(kind):
-        if field.name in values and not _fits(values[field.name], field.type):
+        if field.name in values and not _has_type(values[field.name], field.type):
             raise ValueError(
-                f"{field.name} of {kind.__name__} must be {_in_words(field.type)}, "
+                f"{field.name} of {kind.__name__} must be {_type_name(field.type)}, "
                 f"got {data[field.name]!r}"
             )
     view: MatrixView = kind(**values)
     return view
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is an int, a view or a tuple of either, as its field wants it."""
+def _has_type(value: Any, kind: Any) -> bool:
+    """Return whether a value has the type of a view's field."""
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is MatrixView:
         return isinstance(value, MatrixView)
-    return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
+    return isinstance(value, tuple) and all(_has_type(item, get_args(kind)[0]) for item in value)
 
 
-def _in_words(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
+    """Format the type of a view's field, for messages."""
     if kind in (int, MatrixView):
         return "an integer" if kind is int else "a view"
     return "a list of " + ("integers" if get_args(kind)[0] is int else "views")
 
 
 def view_call(view: object) -> str:
-    """The call that makes the view, without what is default: `Heads(4, dim=-1)`."""
+    """Return the constructor call of a view without defaults: `Heads(4, dim=-1)`."""
     if not is_dataclass(view) or isinstance(view, type):
         return repr(view)
     arguments = []
@@ -88,24 +88,27 @@ def view_call(view: object) -> str:
         value = getattr(view, field.name)
         if field.default is MISSING or value != field.default:
             prefix = f"{field.name}=" if place else ""
-            arguments.append(prefix + _called(value))
+            arguments.append(prefix + _to_call(value))
     return f"{type(view).__name__}({', '.join(arguments)})"
 
 
-def _encoded(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
+    """Return the value of a view's field in JSON form."""
     if isinstance(value, tuple):
-        return [_encoded(item) for item in value]
+        return [_to_json(item) for item in value]
     return view_to_json(value) if isinstance(value, MatrixView) else value
 
 
-def _decoded(value: Any) -> Any:
+def _from_json(value: Any) -> Any:
+    """Return the value of a view's field from its JSON form."""
     if isinstance(value, list | tuple):
-        return tuple(_decoded(item) for item in value)
+        return tuple(_from_json(item) for item in value)
     return view_from_json(value) if isinstance(value, dict) else value
 
 
-def _called(value: Any) -> str:
+def _to_call(value: Any) -> str:
+    """Return the value of a view's field as Python text."""
     if isinstance(value, tuple):
-        items = ", ".join(_called(item) for item in value)
+        items = ", ".join(_to_call(item) for item in value)
         return f"({items},)" if len(value) == 1 else f"({items})"
     return view_call(value)

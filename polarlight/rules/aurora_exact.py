@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.balance import (
-    ORTHONORMAL,
     TangentSpace,
     balanced_polar,
     scaled_towards,
@@ -54,8 +53,8 @@ class ExactBalanced(PolarMap):
             row.
         dtype: Dtype of the ascent, float32 or float64. None takes that of M, at least float32.
 
-    Cost: `flops`; 380 times that of five Newton-Schulz steps at 4:1, and m^2 numbers per
-    matrix beside it. Meant to judge by, not to train with.
+    Cost: 410 times the flops of five Newton-Schulz steps at 4:1, and m^2 numbers per matrix beside
+    it. Meant to judge by, not to train with.
 
     Accuracy: the tangent gradient is below 1e-6 of |M| on recorded momentum and below 1e-5 on every
     skewed matrix of the tests; unit singular values and equal rows to rounding, where a row scale
@@ -104,13 +103,6 @@ class ExactBalanced(PolarMap):
                 f"a solution of shape {tuple(solution.shape)} is no start for {tuple(M.shape)}"
             )
         return by_decomposition(M, self.dtype, lambda X: self._solved(X, solution))
-
-    def flops(self, m: int, n: int) -> float:
-        """Those of one m x n matrix, the start left out."""
-        product, laplacian = 2.0 * m * n * n, 2.0 * m * m * n + m**3 / 3
-        balance = 4 * ORTHONORMAL.flops(m, n) + 3 * laplacian
-        newton = laplacian + 6 * product + 9.0 * n**3 + balance
-        return self.steps * (newton + self.cg_steps * 8 * product)
 
     def _solved(self, X: Tensor, solution: Tensor | None = None) -> Tensor:
         U = self.polar(X)

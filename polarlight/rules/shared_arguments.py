@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from polarlight.execution.job import Executor
-from polarlight.execution.work import WorkExecutor
+from polarlight.execution.param_task import ParamExecutor
 from polarlight.lookup import unknown
 from polarlight.optimizer import NonFinite
 from polarlight.routing.route import Overrides
@@ -35,7 +35,7 @@ class Shared(TypedDict, total=False):
     """
 
     maximize: bool
-    executor: Executor | WorkExecutor | None
+    executor: Executor | ParamExecutor | None
     nonfinite: NonFinite
     view: MatrixView | None
     overrides: Overrides | None

@@ -35,12 +35,12 @@ MAY_IMPORT = {
         "stages",
         "view",
     },
-    "routing": {"execution", "routing", "rule", "view"},
+    "routing": {"execution", "lookup", "routing", "rule", "view"},
     "rules": {
         *("execution", "linalg", "lookup", "optimizer", "registry", "routing", "rule", "rules"),
         *("stages", "view"),
     },
-    "recipes": {"linalg", "routing", "rule", "rules", "stages", "view"},
+    "recipes": {"linalg", "lookup", "routing", "rule", "rules", "stages", "view"},
     "properties": {"linalg", "properties", "rule", "rules", "stages"},
     "diagnostics": {"diagnostics", "linalg", "optimizer", "properties", "routing", "rule", "view"},
     "hooks": {"hooks", "linalg", "optimizer", "rule"},
@@ -56,7 +56,7 @@ MAY_IMPORT = {
     },
     "diloco": {"execution", "linalg"},
     "integrations": {
-        *("diagnostics", "execution", "integrations", "optimizer", "recipes", "routing"),
+        *("diagnostics", "execution", "integrations", "lookup", "optimizer", "recipes", "routing"),
         *("rule", "rules", "stages", "view"),
     },
     "__init__": {

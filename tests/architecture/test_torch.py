@@ -34,7 +34,7 @@ PRIVATE = {
     "torch._foreach_copy_": "elementwise work on many tensors in one kernel",
     "torch.cpu._is_avx512_bf16_supported": "all that torch before 2.11 says of a CPU's bfloat16",
     "torch.distributed.tensor.placement_types._StridedShard": "how FSDP2 and TP lay rows together",
-    "torch.utils._python_dispatch.TorchDispatchMode": "counts the flops of a rule on meta tensors",
+    "torch.utils._python_dispatch.TorchDispatchMode": "counts the flops of a rule or an engine",
     "torch.utils._triton.has_triton": "whether kernels can be launched, for `polarlight doctor`",
 }
 """Every private name of torch in the package, and why."""

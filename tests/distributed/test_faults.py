@@ -47,7 +47,9 @@ def check_disagreement(rank):
         both = parameters(mesh)
         before = [full(p) for p in both]
         named, rule = build(both)
-        with pytest.raises(ValueError, match="processes disagree on what this step is about") as e:
+        with pytest.raises(
+            ValueError, match="processes disagree on the parameters of this step"
+        ) as e:
             polarlight.SpectralOptimizer(named, rule=rule).step()
         assert ("parameter 0 is [a" in str(e.value)) == (case != "rank 1 has 1"), str(e.value)
         assert "rank 1" in str(e.value)

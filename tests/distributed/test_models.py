@@ -273,8 +273,8 @@ def check_differences_are_found(rank):
 
 
 class OnShards:
-    def directions_of(self, works):
-        return [w.rule.direction(w.momentum, {}) for w in works]
+    def directions_of(self, tasks):
+        return [t.rule.direction(t.momentum, {}) for t in tasks]
 
 
 CHECKS = [

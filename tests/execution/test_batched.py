@@ -75,6 +75,6 @@ def test_a_negative_cap_is_named():
 def test_a_step_is_cut_into_parts_of_bounded_size(monkeypatch):
     monkeypatch.setattr(batched, "MOST_BYTES_ON_CPU", 4 * 100)
     tensors = [torch.zeros(shape) for shape in [(8, 5), (4, 4), (8, 5), (30, 10), (4, 4), (8, 5)]]
-    parts = list(batched.stacks(tensors))
+    parts = list(batched.capped_stacks(tensors))
     assert parts == [[1, 4, 0], [2, 5], [3]]
-    assert list(batched.stacks([])) == []
+    assert list(batched.capped_stacks([])) == []

@@ -282,7 +282,7 @@ def test_the_plan_understands_how_torchtitan_lays_the_recipe_out(copies, tensor,
         (optimizer,) = config.optimizer.build(model_parts=[model])
         (plan,) = forecast(optimizer.param_groups)
         assert plan.size == 8
-        assert len(plan.units) == 7 * titan_recipe.TOY.layers
+        assert len(plan.matrices) == 7 * titan_recipe.TOY.layers
     finally:
         torch.distributed.destroy_process_group()
 

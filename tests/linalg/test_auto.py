@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
-from polarlight.linalg import auto
+import polarlight
+from polarlight.linalg import auto, gram, newton_schulz
 from polarlight.linalg.auto import QUICK, AutoPolar
 from polarlight.linalg.coefficients import JORDAN
+from polarlight.linalg.cost import iteration_count
 from polarlight.linalg.gram import GramNewtonSchulz, restart_positions
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import Schatten8
@@ -114,19 +116,6 @@ def test_rates_do_not_enter_the_fingerprint():
     assert AutoPolar(rates=Rates(0.5)) == AutoPolar()
 
 
-def test_costs_count_what_the_engines_count_where_nothing_is_discounted():
-    rates, bf16 = Rates(), torch.bfloat16
-    for m, n in ((3072, 768), (768, 768), (640, 512)):
-        plain = NewtonSchulz(QUICK, bf16, Schatten8())
-        own = min(m, n) ** 2 * 2.0  # the norm itself
-        assert auto._plain_cost(plain, m, n, rates) == pytest.approx(plain.flops(m, n) - own)
-    gram = GramNewtonSchulz(QUICK, bf16, Schatten8(), (2,), tile=1)
-    own = 768**2 * 2.0
-    assert auto._gram_cost(gram, 3072, 768, rates, bf16) == pytest.approx(
-        gram.flops(3072, 768) - own
-    )
-
-
 def test_symmetric_products_are_discounted_from_their_side_on():
     rates = Rates(discount=0.5, symmetric_from=100)
     assert (rates.symmetric(99), rates.symmetric(100)) == (1.0, 0.5)
@@ -199,24 +188,15 @@ def test_symmetric_products_are_those_of_a_matrix_with_itself(shape, discount):
     m, n, bf16 = max(shape), min(shape), torch.bfloat16
     rates = Rates(discount)
     plain = 4 * (2 * m * n * n * (1 + discount) + 2 * n**3 * discount)
-    ours = auto._plain_cost(NewtonSchulz(QUICK, bf16, Schatten8()), *shape, rates)
-    assert ours == pytest.approx(plain)
+    engine = NewtonSchulz(QUICK, bf16, Schatten8())
+    assert rates.priced(iteration_count(engine, *shape), n) == pytest.approx(plain)
     for restarts, following in (((2,), 2), ((1, 2), 1)):
-        engine = GramNewtonSchulz(QUICK, bf16, Schatten8(), restarts, tile=1)
+        engine = GramNewtonSchulz(QUICK, bf16, Schatten8(), restarts)
         segments = 1 + len(restarts)
         gram = 2 * segments * m * n * n * (1 + discount) + 2 * (4 + 3 * following) * n**3 * discount
-        assert auto._gram_cost(engine, *shape, rates, bf16) == pytest.approx(gram)
+        assert rates.priced(iteration_count(engine, *shape), n) == pytest.approx(gram)
     said = AutoPolar(dtype=bf16, rates=rates).describe(*shape, torch.float32, CPU)
     assert f"(bfloat16, Gram: {gram / 1e9:.3g} GF, plain {plain / 1e9:.3g})" in said
-
-
-def test_cubics_have_no_square_to_pay():
-    cubic, shape, bf16 = polar_express(4, degree=3), (3000, 600), torch.bfloat16
-    plain = 4 * 4 * 3000 * 600**2
-    assert auto._plain_cost(NewtonSchulz(cubic, bf16), *shape, Rates()) == pytest.approx(plain)
-    gram = 2 * 4 * 3000 * 600**2 + 2 * 2 * 3 * 600**3
-    engine = GramNewtonSchulz(cubic, bf16, restarts=(2,), tile=1)
-    assert auto._gram_cost(engine, *shape, Rates(), bf16) == pytest.approx(gram)
 
 
 def test_a_square_matrix_is_told_what_the_plain_form_costs():
@@ -229,3 +209,70 @@ def test_a_matrix_is_read_as_it_is_iterated_on():
     assert engine.input_dtype(torch.float32, CPU) == torch.bfloat16
     assert AutoPolar(dtype=torch.float32).input_dtype(torch.float64, CPU) == torch.float64
     assert AutoPolar().input_dtype(torch.float64, CPU) == torch.float64
+
+
+def executed_form(engine, M, monkeypatch):
+    """The form that an engine runs, by the functions that it enters."""
+    entered = []
+    for form, module, function in (("plain", newton_schulz, "iterate"), ("Gram", gram, "_segment")):
+        original = getattr(module, function)
+
+        def spy(*args, form=form, original=original):
+            entered.append(form)
+            return original(*args)
+
+        monkeypatch.setattr(module, function, spy)
+    engine(M)
+    monkeypatch.undo()
+    (form,) = set(entered)
+    return form
+
+
+def named_form(text):
+    assert text.count("plain: ") + text.count("Gram: ") == 1
+    (form,) = (form for form in ("plain", "Gram") if f"{form}: " in text)
+    assert text.startswith({"plain": "Newton-Schulz", "Gram": "Gram Newton-Schulz"}[form])
+    return form
+
+
+GRID = [
+    *[(704, 512), (768, 512), (512, 704), (576, 512), (512, 512), (300, 256), (640, 512)],
+    *[(257, 256), (1024, 256), (256, 1024), (130, 128), (96, 64), (64, 63), (4000, 63), (8, 3)],
+]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", GRID, ids=str)
+def test_the_form_that_is_named_is_the_form_that_runs(shape, dtype, device, monkeypatch):
+    engine, M = AutoPolar(dtype=dtype), torch.empty(*shape, device="meta")
+    named = named_form(engine.describe(*shape, M.dtype, torch.device(device)))
+    chosen = engine.engine(*shape, M.dtype, torch.device(device))
+    assert named == executed_form(chosen, M, monkeypatch)
+    if device == "meta":
+        assert named == executed_form(engine, M, monkeypatch)
+
+
+@pytest.mark.parametrize("shape", [(704, 512), (768, 512), (96, 64), (64, 63)], ids=str)
+def test_explain_names_the_form_that_a_step_runs(shape, monkeypatch):
+    weight = torch.nn.Parameter(torch.zeros(*shape))
+    optimizer = polarlight.Muon([weight], lr=0.1)
+    (row,) = polarlight.explain(optimizer).rows
+    weight.grad = torch.ones(*shape)
+    named = named_form(row.pieces[0].engine)
+    assert named == executed_form(lambda _: optimizer.step(), weight, monkeypatch)
+
+
+@pytest.mark.parametrize("shape", [(5632, 4096), (704, 512), (300, 256), (4096, 4096)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_on_a_gpu_the_form_named_is_the_form_chosen(shape, dtype):
+    device = torch.device("cuda")
+    engine = AutoPolar(dtype=dtype)
+    chosen = engine.engine(*shape, torch.float32, device)
+    kinds = {NewtonSchulz: "plain", GramNewtonSchulz: "Gram"}
+    assert named_form(engine.describe(*shape, torch.float32, device)) == kinds[type(chosen)]
+
+
+@pytest.mark.parametrize("shape", [(40, 8), (8, 40), (24, 20), (20, 20), (9, 1)], ids=str)
+def test_the_gram_engine_always_runs_the_gram_form(shape, monkeypatch):
+    assert executed_form(GramNewtonSchulz(), gaussian(*shape), monkeypatch) == "Gram"

@@ -61,7 +61,7 @@ def iterations():
             for dtype in HALVES:
                 yield NewtonSchulz(schedule, dtype, norm), highest + ROUNDING[dtype]
                 if norm == own:
-                    gram_form = GramNewtonSchulz(schedule, dtype, norm, tile=1)
+                    gram_form = GramNewtonSchulz(schedule, dtype, norm)
                     yield gram_form, highest + GRAM_ROUNDING[dtype]
 
 

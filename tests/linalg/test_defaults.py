@@ -36,9 +36,7 @@ SAME = [
     (RationalPower(6, 4), RationalPower(6, 4, lower=1e-3)),
     (
         GramNewtonSchulz(),
-        GramNewtonSchulz(
-            polar_express(5, safety=1.02), normalisation=FROBENIUS, restarts=None, tile=256
-        ),
+        GramNewtonSchulz(polar_express(5, safety=1.02), normalisation=FROBENIUS, restarts=None),
     ),
     (NewtonSchulz(), NewtonSchulz(polar_express(5), normalisation=FROBENIUS)),
     (AutoPolar(), AutoPolar(polar_express(4, lower=8e-3, safety=1.02))),

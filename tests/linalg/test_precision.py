@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from polarlight.linalg import precision, rates
-from polarlight.linalg.remembered import remembered
+from polarlight.linalg.lru_cache_eager import lru_cache_eager
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -67,7 +67,7 @@ def test_a_matrix_is_read_in_bfloat16_only_where_that_is_iterated_in():
 
 def test_what_was_found_is_remembered_but_not_while_compiling(monkeypatch):
     calls = []
-    found = remembered(lambda x: calls.append(x) or -x)
+    found = lru_cache_eager(lambda x: calls.append(x) or -x)
     assert [found(1), found(1), found(2)] == [-1, -1, -2]
     assert calls == [1, 2]
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)

@@ -14,7 +14,7 @@ from tests.matrices import gaussian
 ENGINES = {
     "auto": lambda dtype: AutoPolar(dtype=dtype),
     "plain": lambda dtype: NewtonSchulz(QUICK, dtype, Schatten8()),
-    "Gram": lambda dtype: GramNewtonSchulz(QUICK, dtype, Schatten8(), (2,), tile=1),
+    "Gram": lambda dtype: GramNewtonSchulz(QUICK, dtype, Schatten8(), (2,)),
     "another norm": lambda dtype: NewtonSchulz(dtype=dtype, normalisation=FROBENIUS),
 }
 SHAPES = [(96, 24), (24, 96), (32, 32), (2, 96, 64)]

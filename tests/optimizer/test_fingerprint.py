@@ -207,6 +207,30 @@ def test_a_changed_default_and_a_renamed_field_are_read_by_version():
     )
 
 
+@pytest.mark.parametrize(
+    "saved",
+    [
+        "GramNewtonSchulz(dtype=torch.float16, restarts=None, tile=256)",
+        '{"method": "GramNewtonSchulz", "version": 1, "fields": {"dtype": "float16", "tile": 1}}',
+    ],
+    ids=["a repr of 0.1.0", "a fingerprint"],
+)
+def test_a_removed_field_of_a_saved_rule_is_ignored(saved):
+    now = pl.linalg.GramNewtonSchulz(dtype=torch.float16)
+    assert list(differences(read_fingerprint(saved), config_of(now))) == []
+    (only,) = differences(read_fingerprint(saved), config_of(replace(now, dtype=None)))
+    assert only.field == "dtype"
+
+
+def test_a_field_that_is_still_there_is_not_declared_removed():
+    with pytest.raises(ValueError, match=r"still has the removed fields \['rounds'\]"):
+
+        @registered("tests.Kept", removed=("rounds",))
+        @dataclass(frozen=True)
+        class Kept:
+            rounds: int = 2
+
+
 def test_a_class_that_nobody_registered_goes_by_its_qualified_name():
     @dataclass(frozen=True)
     class Mine(MatrixMap):

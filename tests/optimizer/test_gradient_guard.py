@@ -1,4 +1,4 @@
-"""The watch over gradients, piece by piece: who is asked, what is counted, what is undone."""
+"""Guard against non-finite gradients: who is asked, what is counted, what is undone."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,9 +8,8 @@ import torch
 
 import polarlight
 from polarlight import NonFinite
-from polarlight.optimizer import finiteness
-from polarlight.optimizer import masked as nonfinite
-from polarlight.optimizer.gradient_guard import Watch
+from polarlight.optimizer import gradient_guard, masked
+from polarlight.optimizer.gradient_guard import NonFiniteGuard
 from polarlight.rule import ElementwiseRule
 from polarlight.rules import AdamWRule
 from polarlight.stages.side import Identity
@@ -32,31 +31,32 @@ def group(*gradients, rule=None):
     return {"params": parameters(*gradients), "rule": rule or polarlight.rules.muon()}
 
 
-def judged(watch, groups, ask=False, states=None):
-    """Verdicts, and the places that are left of those with a gradient."""
-    members = {
+def flagged(guard, groups, wait=False, states=None):
+    """Masks, and the param indices that are left of those with a gradient."""
+    active = {
         i: [j for j, p in enumerate(g["params"]) if p.grad is not None]
         for i, g in enumerate(groups)
     }
     states = states or {p: {} for g in groups for p in g["params"]}
-    verdicts = watch.judge(groups, members, states, ask)
-    watch.sift(groups, members)
-    return verdicts, members
+    sharded = [set() for _ in groups]
+    masks = guard.flag_nonfinite(groups, active, states, sharded=sharded, wait=wait)
+    guard.drop_nonfinite_on_host(groups, active, sharded)
+    return masks, active
 
 
 @pytest.fixture
 def on_a_device(monkeypatch):
     """The host may not look."""
-    monkeypatch.setattr(finiteness, "in_memory", lambda device: False)
+    monkeypatch.setattr(gradient_guard, "is_host_readable", lambda device: False)
 
 
 def test_the_host_looks_at_its_own_memory_and_takes_bad_ones_out():
-    watch = Watch(NonFinite.SKIP)
+    guard = NonFiniteGuard(NonFinite.SKIP)
     groups = [group(1.0, torch.nan, None, torch.inf), group(torch.nan)]
-    verdicts, members = judged(watch, groups)
-    assert verdicts == {0: None, 1: None}
-    assert members == {0: [0], 1: []}
-    assert watch.skipped(groups) == {
+    masks, active = flagged(guard, groups)
+    assert masks == {0: None, 1: None}
+    assert active == {0: [0], 1: []}
+    assert guard.skipped(groups) == {
         "param_groups[0]['params'][1]": 1,
         "param_groups[0]['params'][3]": 1,
         "param_groups[1]['params'][0]": 1,
@@ -65,43 +65,45 @@ def test_the_host_looks_at_its_own_memory_and_takes_bad_ones_out():
 
 def test_what_the_host_can_see_it_looks_at_when_its_turn_comes():
     """And reads each gradient once, unless it must know all of them first."""
-    watch, groups = Watch(NonFinite.SKIP), [group(1.0, torch.nan), group(torch.nan)]
-    members = {0: [0, 1], 1: [0]}
+    guard, groups = NonFiniteGuard(NonFinite.SKIP), [group(1.0, torch.nan), group(torch.nan)]
+    active = {0: [0, 1], 1: [0]}
     states = {p: {} for g in groups for p in g["params"]}
-    assert watch.judge(groups, members, states, ask=True) == {0: None, 1: None}
-    assert members == {0: [0, 1], 1: [0]}
-    assert watch.skipped(groups) == {}
+    sharded = [set(), set()]
+    masks = guard.flag_nonfinite(groups, active, states, sharded=sharded, wait=True)
+    assert masks == {0: None, 1: None}
+    assert active == {0: [0, 1], 1: [0]}
+    assert guard.skipped(groups) == {}
     part = {0: [1]}
-    watch.sift(groups, part)
+    guard.drop_nonfinite_on_host(groups, part, sharded)
     assert part == {0: []}
-    assert watch.skipped(groups) == {"param_groups[0]['params'][1]": 1}
+    assert guard.skipped(groups) == {"param_groups[0]['params'][1]": 1}
 
 
 @pytest.mark.parametrize("policy", [NonFinite.RAISE, NonFinite.PROPAGATE])
 def test_other_policies_leave_nothing_out(policy):
-    watch, groups, members = Watch(policy), [group(1.0, torch.nan)], {0: [0, 1]}
-    watch.sift(groups, members)
-    assert members == {0: [0, 1]}
-    assert watch.skipped(groups) == {}
+    guard, groups, active = NonFiniteGuard(policy), [group(1.0, torch.nan)], {0: [0, 1]}
+    guard.drop_nonfinite_on_host(groups, active, [set()])
+    assert active == {0: [0, 1]}
+    assert guard.skipped(groups) == {}
 
 
 @pytest.mark.usefixtures("on_a_device")
 def test_a_device_is_not_waited_for_and_counts_itself():
-    watch, groups = Watch(NonFinite.SKIP), [group(1.0, torch.nan), group(torch.nan, None)]
+    guard, groups = NonFiniteGuard(NonFinite.SKIP), [group(1.0, torch.nan), group(torch.nan, None)]
     for _ in range(2):
-        verdicts, members = judged(watch, groups)
-        assert members == {0: [0, 1], 1: [0]}
-        assert {i: bool(ok) for i, ok in verdicts[0].items()} == {0: True, 1: False}
-        assert {i: bool(ok) for i, ok in verdicts[1].items()} == {0: False}
+        masks, active = flagged(guard, groups)
+        assert active == {0: [0, 1], 1: [0]}
+        assert {i: bool(ok) for i, ok in masks[0].items()} == {0: True, 1: False}
+        assert {i: bool(ok) for i, ok in masks[1].items()} == {0: False}
     names = ["param_groups[0]['params'][1]", "param_groups[1]['params'][0]"]
-    assert watch.skipped(groups) == dict.fromkeys(names, 2)
+    assert guard.skipped(groups) == dict.fromkeys(names, 2)
 
 
 @pytest.mark.usefixtures("on_a_device")
-def test_it_is_waited_for_where_somebody_watches():
-    verdicts, members = judged(Watch(NonFinite.SKIP), [group(1.0, torch.nan)], ask=True)
-    assert verdicts == {0: None}
-    assert members == {0: [0]}
+def test_it_is_waited_for_where_somebody_guardes():
+    masks, active = flagged(NonFiniteGuard(NonFinite.SKIP), [group(1.0, torch.nan)], wait=True)
+    assert masks == {0: None}
+    assert active == {0: [0]}
 
 
 @pytest.mark.usefixtures("on_a_device")
@@ -116,51 +118,65 @@ def test_it_is_waited_for_where_somebody_watches():
 def test_it_is_waited_for_where_a_stage_counts_on_the_host(rule, key, asked):
     groups = [group(1.0, torch.nan, rule=rule)]
     states = {p: {key: torch.zeros(())} for p in groups[0]["params"]}
-    verdicts, members = judged(Watch(NonFinite.SKIP), groups, states=states)
-    assert (verdicts == {0: None}) == asked
-    assert members == {0: [0] if asked else [0, 1]}
+    masks, active = flagged(NonFiniteGuard(NonFinite.SKIP), groups, states=states)
+    assert (masks == {0: None}) == asked
+    assert active == {0: [0] if asked else [0, 1]}
 
 
 def test_what_is_bad_on_another_process_is_left_out_here_too(monkeypatch):
-    monkeypatch.setattr(finiteness, "bad_everywhere", lambda *_: {(0, 1), (1, 0)})
-    watch, groups = Watch(NonFinite.SKIP), [group(1.0, 1.0), group(1.0, 1.0)]
-    _, members = judged(watch, groups)
-    assert members == {0: [0], 1: [1]}
-    assert list(watch.skipped(groups).values()) == [1, 1]
-    watch.policy = NonFinite.RAISE
+    monkeypatch.setattr(gradient_guard, "nonfinite_on_any_process", lambda *_: {(0, 1), (1, 0)})
+    monkeypatch.setattr(gradient_guard, "local_gradient", lambda p: p.grad)
+    guard, groups = NonFiniteGuard(NonFinite.SKIP), [group(1.0, 1.0), group(1.0, 1.0)]
+    sharded = [{1}, {0}]
+
+    def flag():
+        active = {0: [0, 1], 1: [0, 1]}
+        guard.flag_nonfinite(
+            groups,
+            active,
+            {p: {} for g in groups for p in g["params"]},
+            sharded=sharded,
+            wait=False,
+        )
+        return active
+
+    active = flag()
+    assert active == {0: [0], 1: [1]}
+    assert list(guard.skipped(groups).values()) == [1, 1]
+    guard.policy = NonFinite.RAISE
     with pytest.raises(FloatingPointError, match=r"\[0\]\['params'\]\[1\], .*\[1\]\['params'\]\[0"):
-        judged(watch, groups)
+        flag()
 
 
 def test_every_policy_says_nothing_of_what_is_finite():
     for policy in NonFinite:
-        verdicts, members = judged(Watch(policy), [group(1.0, None, -1.0)])
-        assert verdicts == {0: None}
-        assert members == {0: [0, 2]}
+        masks, active = flagged(NonFiniteGuard(policy), [group(1.0, None, -1.0)])
+        assert masks == {0: None}
+        assert active == {0: [0, 2]}
 
 
 @pytest.mark.usefixtures("on_a_device")
 def test_counts_are_made_ahead_and_anew_for_a_group_that_grew():
-    watch, groups = Watch(NonFinite.SKIP), [group(1.0), group(1.0, 1.0)]
-    watch.prepare(groups)
-    assert [len(counts) for counts in watch._counts.values()] == [1, 2]
+    guard, groups = NonFiniteGuard(NonFinite.SKIP), [group(1.0), group(1.0, 1.0)]
+    guard.allocate_counts(groups)
+    assert [len(counts) for counts in guard._skipped_on_device.values()] == [1, 2]
     groups[0]["params"] += parameters(torch.nan)
     for _ in range(3):
-        watch.prepare(groups)
-        judged(watch, groups)
-    assert watch.skipped(groups) == {"param_groups[0]['params'][1]": 3}
+        guard.allocate_counts(groups)
+        flagged(guard, groups)
+    assert guard.skipped(groups) == {"param_groups[0]['params'][1]": 3}
 
 
 def test_an_optimizer_makes_them_with_its_state():
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = polarlight.Muon([p])
     optimizer.state_dict()
-    assert [counts.tolist() for counts in optimizer._watch._counts.values()] == [[0]]
+    assert [counts.tolist() for counts in optimizer._guard._skipped_on_device.values()] == [[0]]
 
 
 def test_flags_stand_beside_their_gradients_and_absent_ones_are_good():
-    assert nonfinite.verdict_of(None, [0, 1]) is None
-    assert [bool(x) for x in nonfinite.verdict_of({2: BAD}, [1, 2])] == [True, False]
+    assert masked.mask_for(None, [0, 1]) is None
+    assert [bool(x) for x in masked.mask_for({2: BAD}, [1, 2])] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +189,7 @@ def test_momenta_of_bad_gradients_stay_to_the_bit(momentum):
     buffers = [gaussian(3, seed=i) for i in (1, 2)] if momentum.buffered else []
     plain = [b.clone() for b in buffers]
     expected = momentum(gradients[:1], plain[:1], 0.9)
-    found = nonfinite.momenta(momentum, [{}, {}], gradients, buffers, 0.9, [GOOD, BAD])
+    found = masked.update_momenta(momentum, [{}, {}], gradients, buffers, 0.9, [GOOD, BAD])
     assert torch.equal(found[0], expected[0])
     assert found[1].isfinite().all()
     assert all(torch.equal(x, y) for x, y in zip(buffers, plain, strict=True))
@@ -224,10 +240,10 @@ def test_a_rule_that_cannot_skip_has_its_work_undone():
     rule, weights = Counting(), [torch.ones(2), torch.ones(2)]
     states = [rule.new_state(w) for w in weights]
     gradients = [torch.ones(2), torch.full((2,), torch.nan)]
-    nonfinite.step_entries(rule, weights, gradients, states, [GOOD, BAD], lr=0.5)
+    masked.step_where_finite(rule, weights, gradients, states, [GOOD, BAD], lr=0.5)
     assert [w.tolist() for w in weights] == [[0.5, 0.5], [1.0, 1.0]]
     assert [state["seen"].item() for state in states] == [1, 0]
-    nonfinite.step_entries(rule, weights, gradients, states, None, lr=0.5)
+    masked.step_where_finite(rule, weights, gradients, states, None, lr=0.5)
     assert [state["seen"].item() for state in states] == [2, 1]
 
 
@@ -250,27 +266,26 @@ def test_a_rule_that_can_skip_does_where_torchs_kernels_do(monkeypatch, device, 
     monkeypatch.setattr(Skipping, "called", lambda self, name: ways.append(name), raising=False)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     if device != "cpu":
-        monkeypatch.setattr(nonfinite, "_SKIPPING", {"cuda", "meta"})
-    nonfinite.step_entries(Skipping(), [torch.ones(2)], [torch.ones(2)], [{}], [GOOD])
+        monkeypatch.setattr(masked, "_FUSED_DEVICES", {"cuda", "meta"})
+    masked.step_where_finite(Skipping(), [torch.ones(2)], [torch.ones(2)], [{}], [GOOD])
     assert ways == [way]
 
 
 def test_weights_that_are_left_out_do_not_decay():
     weights = [torch.ones(2), torch.ones(2)]
-    nonfinite.decay(weights, 0.5, [GOOD, BAD])
-    nonfinite.decay(weights, 0.5, None)
+    masked.decay_where_finite(weights, 0.5, [GOOD, BAD])
+    masked.decay_where_finite(weights, 0.5, None)
     assert [w.tolist() for w in weights] == [[0.25, 0.25], [0.5, 0.5]]
 
 
-def test_drafts_are_taken_over_or_dropped():
+def test_cloned_buffers_are_committed_where_gradients_are_finite():
     states = [{"momentum_buffer": torch.zeros(2), "own": torch.zeros(2)} for _ in range(2)]
-    assert nonfinite.drafts(states, None) is states
-    drafts = nonfinite.drafts(states, [GOOD, BAD])
-    assert [set(draft) for draft in drafts] == [{"own"}, {"own"}]
-    for draft in drafts:
-        draft["own"] += 1
+    clones = masked.clone_buffers(states)
+    assert [set(clone) for clone in clones] == [{"own"}, {"own"}]
+    for clone in clones:
+        clone["own"] += 1
     directions = [torch.ones(2), torch.ones(2)]
-    nonfinite.keep(directions, states, drafts, [GOOD, BAD])
+    masked.commit_where_finite(directions, states, clones, [GOOD, BAD])
     assert [state["own"].tolist() for state in states] == [[1, 1], [0, 0]]
     assert [D.tolist() for D in directions] == [[1, 1], [0, 0]]
 
@@ -299,20 +314,22 @@ def empty(count):
 
 
 UNEQUAL = {
-    "momenta, states": lambda: nonfinite.momenta(
+    "momenta, states": lambda: masked.update_momenta(
         EMA_, empty(3), zeros(2), zeros(2), 0.9, [GOOD] * 2
     ),
-    "momenta, buffers": lambda: nonfinite.momenta(
+    "momenta, buffers": lambda: masked.update_momenta(
         BALL, empty(3), zeros(2), zeros(2), 0.9, [GOOD] * 2
     ),
-    "momenta, flags": lambda: nonfinite.momenta(RAW, empty(1), zeros(2), [], 0.9, [GOOD]),
-    "keep, drafts": lambda: nonfinite.keep(zeros(2), empty(2), empty(1), [GOOD] * 2),
-    "keep, directions": lambda: nonfinite.keep(zeros(1), empty(2), empty(2), [GOOD] * 2),
-    "decay": lambda: nonfinite.decay(zeros(1), 0.5, [GOOD] * 2),
-    "entries, states": lambda: nonfinite.step_entries(
+    "momenta, flags": lambda: masked.update_momenta(RAW, empty(1), zeros(2), [], 0.9, [GOOD]),
+    "commit, clones": lambda: masked.commit_where_finite(zeros(2), empty(2), empty(1), [GOOD] * 2),
+    "keep, directions": lambda: masked.commit_where_finite(
+        zeros(1), empty(2), empty(2), [GOOD] * 2
+    ),
+    "decay": lambda: masked.decay_where_finite(zeros(1), 0.5, [GOOD] * 2),
+    "entries, states": lambda: masked.step_where_finite(
         Careless(), zeros(2), zeros(2), empty(3), [GOOD] * 2
     ),
-    "entries, flags": lambda: nonfinite.step_entries(
+    "entries, flags": lambda: masked.step_where_finite(
         Careless(), zeros(2), zeros(2), empty(2), [GOOD]
     ),
     "adamw, gradients": lambda: adamw_step(1, gradients=2),

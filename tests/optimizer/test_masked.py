@@ -9,7 +9,7 @@ import torch
 
 import polarlight
 from polarlight import NonFinite, SpectralOptimizer
-from polarlight.optimizer import finiteness
+from polarlight.optimizer import gradient_guard
 from polarlight.rule import ElementwiseRule
 from polarlight.rules import AdamWRule
 from tests.contracts.catalogue import SHIPPED
@@ -58,7 +58,7 @@ rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def where(request, monkeypatch):
     """The two ways: the host may look at the gradients, or has to leave all of it to the device."""
     if request.param == "device":
-        monkeypatch.setattr(finiteness, "in_memory", lambda device: False)
+        monkeypatch.setattr(gradient_guard, "is_host_readable", lambda device: False)
     return request.param
 
 
@@ -279,7 +279,7 @@ def test_a_compiled_step_skips_as_well():
         if seed == 1:
             assert_same(snapshot(compiled, 1), before)
     assert compiled.skipped() == eager.skipped() == {"param_groups[0]['params'][1]": 1}
-    assert compiled._watch._counts  # kept by the device: the host was not asked
+    assert compiled._guard._skipped_on_device  # kept by the device: the host was not asked
     for place in range(3):
         ours, theirs = (snapshot(o, place)["weight"] for o in (compiled, eager))
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-2)  # bfloat16 iterations

@@ -1,6 +1,5 @@
 """`SpectralOptimizer` is a torch optimizer: groups, refusals, shapes, probes."""
 
-import sys
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,8 @@ from torch import nn
 
 import polarlight
 from polarlight import SpectralOptimizer
-from polarlight.optimizer import finiteness
+from polarlight.optimizer import gradient_guard
+from polarlight.optimizer.param_groups import partition_for_step
 from polarlight.rules import AdamWRule
 from tests.nets import classes, loss_of, net, optimizer_of, parameter, random, step
 
@@ -192,36 +192,41 @@ def test_rules_on_the_raw_gradient_keep_no_momentum():
     assert torch.equal(p.grad, random(4, 3))
 
 
-def test_the_allocator_is_told_with_the_first_state(monkeypatch):
-    told = []
-    module = sys.modules[SpectralOptimizer.__module__]
-    monkeypatch.setattr(module, "keep_freed_memory", lambda: told.append(1))
-    optimizer = optimizer_of([parameter(3, 2)])
-    assert not told
-    optimizer.state_dict()
-    assert told
-
-
-def test_matrices_of_a_group_are_stepped_by_shape_and_shared_work_at_once():
+def test_partition_has_matrices_by_group_and_shape_or_all_at_once_if_work_is_shared():
     params = [parameter(4, 3), parameter(3, 4), parameter(4, 3)]
     groups = [
         {"params": params},
         {"params": [parameter(3)], "rule": AdamWRule()},
         {"params": [parameter(4, 3)]},
     ]
-    members = {0: [0, 1, 2], 1: [0], 2: [0]}
-    first, *others = optimizer_of(groups)._together(members)
-    assert others == [{2: [0]}, {1: [0]}]  # entries last
-    (places,) = first.values()
-    assert sorted(places) == [0, 1, 2]
-    assert places.index(1) != 1  # equal shapes lie side by side
+    active = {0: [0, 1, 2], 1: [0], 2: [0]}
+    groups = optimizer_of(groups).param_groups
+    first, *others = partition_for_step(groups, active, shared=False)
+    assert others == [{2: [0]}, {1: [0]}]  # elementwise groups last
+    (param_indices,) = first.values()
+    assert sorted(param_indices) == [0, 1, 2]
+    assert param_indices.index(1) != 1  # equal shapes are next to each other
+    shared = partition_for_step(groups, active, shared=True)
+    assert shared == [{0: [0, 1, 2], 2: [0]}, {1: [0]}]
 
-    class Shared:
-        def directions_of(self, works):
-            return [work.momentum for work in works]
 
-    optimizer = optimizer_of([dict(group) for group in groups], executor=Shared())
-    assert optimizer._together(members) == [{0: [0, 1, 2], 2: [0]}, {1: [0]}]
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_executor_of_params_gets_all_groups_in_one_call(shared):
+    calls = []
+
+    class OfParams:
+        def directions_of(self, tasks):
+            calls.append([task.name for task in tasks])
+            return [task.momentum for task in tasks]
+
+    class OfMatrices:
+        def directions(self, jobs):
+            calls.append([job.matrix for job in jobs])
+            return [job.matrix for job in jobs]
+
+    groups = [{"params": [parameter(4, 3)]}, {"params": [parameter(4, 3)]}]
+    step(optimizer_of(groups, executor=OfParams() if shared else OfMatrices()))
+    assert [len(call) for call in calls] == ([2] if shared else [1, 1])
 
 
 def test_what_was_updated_is_counted_once_and_what_was_left_out_is_not():
@@ -259,7 +264,9 @@ def test_what_was_updated_is_counted_once_and_what_was_left_out_is_not():
 
 
 def test_what_a_step_has_written_is_kept_only_where_the_gradient_was_finite(monkeypatch):
-    monkeypatch.setattr(finiteness, "in_memory", lambda device: False)  # nobody waits to learn it
+    monkeypatch.setattr(
+        gradient_guard, "is_host_readable", lambda device: False
+    )  # nobody waits to learn it
     good, bad = parameter(4, 3), parameter(4, 3)
     optimizer = SpectralOptimizer([good, bad], rule=polarlight.rules.normuon())
     before = bad.detach().clone()

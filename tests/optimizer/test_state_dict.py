@@ -8,7 +8,7 @@ from torch import nn
 
 import polarlight
 from polarlight import SpectralOptimizer
-from polarlight.optimizer.state_dict import LATER
+from polarlight.optimizer.state_dict import OPTIONAL_BUFFERS
 from polarlight.rules import AdamWRule
 from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
@@ -59,7 +59,7 @@ def test_state_that_lacks_a_buffer_is_refused(rule):
     for name in whole["state"][0]:
         saved = copy.deepcopy(whole)
         del saved["state"][0][name]
-        if saved["state"][0] and name not in LATER:  # without any it was never stepped
+        if saved["state"][0] and name not in OPTIONAL_BUFFERS:  # without any it was never stepped
             assert_refused(rule, saved, f"w: {name} is missing")
         if name != "step":  # torch's own was a number once
             saved["state"][0][name] = 3.0

@@ -10,7 +10,7 @@ from torch import nn
 
 import polarlight
 from polarlight import SpectralOptimizer
-from polarlight.optimizer import finiteness, with_stochastic_rounding
+from polarlight.optimizer import gradient_guard, with_stochastic_rounding
 from polarlight.rules import AdamWRule
 from tests.contracts.catalogue import SHIPPED
 from tests.matrices import gaussian
@@ -114,7 +114,7 @@ def test_copies_go_on_alike(rule):
 @pytest.mark.parametrize("where", ["host", "device"])
 def test_what_is_left_out_keeps_every_bit_and_draws_nothing(rule, where, monkeypatch):
     if where == "device":
-        monkeypatch.setattr(finiteness, "in_memory", lambda device: False)
+        monkeypatch.setattr(gradient_guard, "is_host_readable", lambda device: False)
     optimizer = train(optimizer_of(rule, weight_decay=0.5), 2)
     before = snapshot(optimizer)
     for p in parameters_of(optimizer):

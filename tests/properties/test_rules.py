@@ -21,7 +21,7 @@ ENGINES = [
     polarlight.linalg.EigenPolar(),
     polarlight.linalg.QDWH(),
     polarlight.linalg.ZoloPD(),
-    polarlight.linalg.GramNewtonSchulz(tile=0),
+    polarlight.linalg.GramNewtonSchulz(),
     polarlight.linalg.NewtonSchulz(
         polarlight.linalg.schedules.TURBO_MUON, normalisation=polarlight.linalg.AOL()
     ),

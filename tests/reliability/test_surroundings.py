@@ -22,7 +22,7 @@ ENGINES = [
     *(
         polarlight.linalg.AutoPolar(),
         polarlight.linalg.NewtonSchulz(),
-        polarlight.linalg.GramNewtonSchulz(tile=1),
+        polarlight.linalg.GramNewtonSchulz(),
     ),
     *(
         polarlight.linalg.QDWH(),

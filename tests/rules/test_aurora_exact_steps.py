@@ -131,7 +131,7 @@ def test_steps_are_taken_for_a_tenth_of_what_they_promised_and_the_radius_follow
             return torch.zeros_like(U), torch.full_like(radius, Model.gain), length * radius
 
     def moved(Y, shares, rounds):
-        assert rounds == 3  # as `flops` counts
+        assert rounds == 3
         return Y + Model.gain * Model.share / 1000 * U
 
     monkeypatch.setattr(solver, "Quadratic", Model)

@@ -1,1 +1,1 @@
-"""Sharded execution: layouts, plans, and what is sent between processes."""
+"""Sharded execution: layouts, plans, and the exchange of shards between processes."""

@@ -1,15 +1,15 @@
-"""Who computes what: pure integers, the same on every process that asks.
+"""Assignment of matrices to processes: integers alone, equal on every process.
 
-Longest processing time first: matrices in order of falling cost, each to the process that has least
-to do. At worst 4/3 of the best possible finish (Graham 1969); where matrices are many, within a few
-per cent. A matrix that lies whole on a process stays there while that process keeps up.
+Longest processing time first: matrices in order of falling cost, each to the process with the
+least load. The makespan is at most 4/3 of the best (Graham 1969), and within a few per cent of it
+for many matrices. A matrix that a process holds in full stays there up to a limit on the load.
 """
 
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
 Holders = Sequence[int] | None
-"""Processes that have all of a matrix; None means all of them."""
+"""Processes that hold a matrix in full; None means all of them."""
 
 
 def owners(
@@ -19,15 +19,15 @@ def owners(
     spread: float = 1.1,
     busy: Sequence[float] = (),
 ) -> list[int]:
-    """The owner of each matrix.
+    """Return the process that computes each matrix.
 
     Args:
-        costs: What each matrix costs, in any unit.
-        holders: Who has it whole; an empty sequence if nobody has.
-        processes: How many there are.
+        costs: Cost of each matrix, in any unit.
+        holders: Processes that hold each matrix in full; an empty sequence if none does.
+        processes: Number of processes.
         spread: A matrix stays with a holder up to this multiple of the mean load, or of the
             costliest matrix where that is more.
-        busy: What each process has to do besides, in the same unit; nothing by default.
+        busy: Load of each process besides these matrices, in the same unit; zero by default.
 
     Returns:
         Numbers in [0, processes), one per matrix.
@@ -42,15 +42,15 @@ def owners(
         held = holders[i]
         rank = min(held, key=loads.__getitem__) if held else -1
         if rank < 0 or loads[rank] + costs[i] > limit:
-            rank = _idlest(heap, loads)
+            rank = _least_loaded(heap, loads)
         found[i] = rank
         loads[rank] += costs[i]
         heappush(heap, (loads[rank], rank))
     return found
 
 
-def _idlest(heap: list[tuple[float, int]], loads: Sequence[float]) -> int:
-    """The process with least to do; entries that are out of date are dropped."""
+def _least_loaded(heap: list[tuple[float, int]], loads: Sequence[float]) -> int:
+    """Return the process with the least load; drop outdated entries of the heap."""
     while heap[0][0] != loads[heap[0][1]]:
         heappop(heap)
     return heap[0][1]
@@ -59,7 +59,7 @@ def _idlest(heap: list[tuple[float, int]], loads: Sequence[float]) -> int:
 def loads(
     costs: Sequence[float], owner: Sequence[int], processes: int, busy: Sequence[float] = ()
 ) -> list[float]:
-    """What each process has to do."""
+    """Return the load of each process under an assignment."""
     total = list(busy) or [0.0] * processes
     for cost, rank in zip(costs, owner, strict=True):
         total[rank] += cost

@@ -1,10 +1,11 @@
-"""The only module that talks to `torch.distributed`: groups, DTensors, uneven all-to-all.
+"""Process groups, DTensors and uneven all-to-all; no other module imports `torch.distributed`.
 
-`torch.distributed` comes with `import torch`; what torch itself imports on use, so does this.
+DTensor is imported on use, as in torch itself.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,26 +15,26 @@ from torch import Tensor
 from polarlight.execution.sharded.layouts import Coordinate, Layout, Split
 from polarlight.linalg.row_sums import Rows
 
-Group = Any
+ProcessGroup = Any
 """A `torch.distributed.ProcessGroup`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Arena:
-    """Processes that share the work on some parameters.
+class ProcessMesh:
+    """Mesh of processes that share the work on some parameters.
 
     Attributes:
-        group: Their process group.
-        rank: This process in it.
-        mesh: Sizes of the mesh's dimensions.
-        coordinates: Of each process of the group, by rank.
-        ranks: Their global ranks; says which arena it is.
-        device: Where collectives and directions run.
+        group: Process group of exactly these processes.
+        rank: Rank of this process in the group.
+        shape: Size of each mesh dimension.
+        coordinates: Mesh coordinate of each process, by rank in the group.
+        ranks: Global ranks; they identify the mesh.
+        device: Type of the device on which collectives and directions run.
     """
 
-    group: Group
+    group: ProcessGroup
     rank: int
-    mesh: tuple[int, ...]
+    shape: tuple[int, ...]
     coordinates: tuple[Coordinate, ...]
     ranks: tuple[int, ...]
     device: str
@@ -44,18 +45,19 @@ class Arena:
         return len(self.ranks)
 
     def __str__(self) -> str:
-        return f"mesh {' x '.join(map(str, self.mesh))} of ranks {self.ranks[0]}-{self.ranks[-1]}"
+        """Return the shape of the mesh and the range of its ranks."""
+        return f"mesh {' x '.join(map(str, self.shape))} of ranks {self.ranks[0]}-{self.ranks[-1]}"
 
 
-def arena_of_group(group: Group, device: str) -> Arena:
-    """Processes with equal plain tensors: what `DistributedDataParallel` runs on."""
+def mesh_of_group(group: ProcessGroup, device: str) -> ProcessMesh:
+    """Return a process group as a mesh of one dimension, as for `DistributedDataParallel`."""
     ranks = tuple(dist.get_process_group_ranks(group))
-    places = tuple((place,) for place in range(len(ranks)))
-    return Arena(group, dist.get_rank(group), (len(ranks),), places, ranks, device)
+    coordinates = tuple((place,) for place in range(len(ranks)))
+    return ProcessMesh(group, dist.get_rank(group), (len(ranks),), coordinates, ranks, device)
 
 
-def arena_of(x: Any) -> Arena | None:
-    """The processes of a DTensor's mesh; None if this one is not among them."""
+def mesh_of_dtensor(x: Any) -> ProcessMesh | None:
+    """Return the process mesh of a DTensor; None if this process is not on it."""
     mesh = x.device_mesh
     if mesh.get_coordinate() is None:
         return None
@@ -63,22 +65,14 @@ def arena_of(x: Any) -> Arena | None:
     group = _group_of(mesh, on_mesh)
     ranks = tuple(dist.get_process_group_ranks(group))
     shape = tuple(mesh.shape)
-    places = {rank: place for place, rank in enumerate(on_mesh)}
-    coordinates = tuple(_coordinate(places[rank], shape) for rank in ranks)
-    device = mesh.device_type
-    return Arena(group, dist.get_rank(group), shape, coordinates, ranks, device)
+    # The group may order its ranks otherwise than the mesh, which is row-major.
+    by_rank = dict(zip(on_mesh, product(*map(range, shape)), strict=True))
+    coordinates = tuple(by_rank[rank] for rank in ranks)
+    return ProcessMesh(group, dist.get_rank(group), shape, coordinates, ranks, mesh.device_type)
 
 
-def _coordinate(place: int, shape: tuple[int, ...]) -> Coordinate:
-    found = []
-    for size in reversed(shape):
-        found.append(place % size)
-        place //= size
-    return tuple(reversed(found))
-
-
-def _group_of(mesh: Any, ranks: Sequence[int]) -> Group:
-    """A group of exactly the mesh's processes."""
+def _group_of(mesh: Any, ranks: Sequence[int]) -> ProcessGroup:
+    """Return a process group of exactly the mesh's processes."""
     if mesh.ndim == 1:
         return mesh.get_group()
     if len(ranks) == dist.get_world_size():
@@ -86,8 +80,8 @@ def _group_of(mesh: Any, ranks: Sequence[int]) -> Group:
     return dist.new_group(sorted(ranks), use_local_synchronization=True)
 
 
-def largest(x: Tensor, mesh: Any) -> Tensor:
-    """Elementwise, the largest value that a process of the mesh has; every one must ask at once."""
+def elementwise_max(x: Tensor, mesh: Any) -> Tensor:
+    """Return the elementwise maximum over a device mesh; every process must call this."""
     result = x.to(mesh.device_type, copy=True)
     if mesh.get_coordinate() is not None:
         for axis in range(mesh.ndim):
@@ -96,10 +90,10 @@ def largest(x: Tensor, mesh: Any) -> Tensor:
 
 
 def layout_of(x: Any, name: str) -> Layout:
-    """How a DTensor lies on its mesh.
+    """Return the layout of a DTensor on its mesh.
 
     Raises:
-        ValueError: If a placement is neither a shard nor a copy.
+        ValueError: If a placement is neither `Shard` nor `Replicate`.
     """
     splits: list[Split | None] = []
     for placement in x.placements:
@@ -117,18 +111,18 @@ def layout_of(x: Any, name: str) -> Layout:
     return Layout(tuple(x.shape), tuple(x.device_mesh.shape), tuple(splits))
 
 
-def replicated(shape: Sequence[int], arena: Arena) -> Layout:
-    """How a plain tensor lies: everything everywhere."""
-    return Layout(tuple(shape), arena.mesh, (None,) * len(arena.mesh))
+def replicated_layout(shape: Sequence[int], mesh: ProcessMesh) -> Layout:
+    """Return the layout of a plain tensor that every process holds in full."""
+    return Layout(tuple(shape), mesh.shape, (None,) * len(mesh.shape))
 
 
 def zeros_beside(
     x: Any, name: str, shape: torch.Size, *, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
-    """A DTensor of zeros for the state of the DTensor `x`, where `Layout.beside` puts it."""
+    """Return a DTensor of zeros for a buffer of the DTensor `x`, sharded by `Layout.for_buffer`."""
     from torch.distributed.tensor import DTensor
 
-    layout = layout_of(x, name).beside(shape)
+    layout = layout_of(x, name).for_buffer(shape)
     coordinate = x.device_mesh.get_coordinate()
     held = (0,) if coordinate is None else layout.local_shape(tuple(coordinate))
     return DTensor.from_local(
@@ -142,6 +136,7 @@ def zeros_beside(
 
 
 def _placement(split: Split | None) -> Any:
+    """Return the DTensor placement of one mesh dimension of a layout."""
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.placement_types import _StridedShard
 
@@ -152,8 +147,8 @@ def _placement(split: Split | None) -> Any:
     return _StridedShard(split.dim, split_factor=split.factor)
 
 
-def like(shard: Tensor, x: Any) -> Tensor:
-    """A shard as a DTensor that lies like the DTensor `x`."""
+def as_dtensor_like(shard: Tensor, x: Any) -> Tensor:
+    """Return a shard as a DTensor with the mesh, placements and shape of the DTensor `x`."""
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
@@ -161,8 +156,8 @@ def like(shard: Tensor, x: Any) -> Tensor:
     )
 
 
-def gradient_beside(parameter: Any) -> Tensor:
-    """The gradient as it lies beside the parameter; sums that are pending are made."""
+def redistributed_gradient(parameter: Any) -> Tensor:
+    """Return the local gradient of a DTensor in its placements; reduces a pending sum."""
     gradient: Any = parameter.grad
     if gradient.placements != parameter.placements:
         gradient = gradient.redistribute(placements=parameter.placements)
@@ -171,39 +166,40 @@ def gradient_beside(parameter: Any) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class SharedRows(Rows):
-    """Some rows are here; the others lie on the other processes of a group.
+    """Rows of a matrix that is sharded by rows over process groups.
 
     Attributes:
-        groups: The holders: sums are completed along one dimension of a mesh after another.
-        total: Rows of the whole matrix.
-        device: Where collectives run.
+        groups: One group per mesh dimension that cuts the rows; sums are reduced over each.
+        total: Number of rows of the whole matrix.
+        device: Type of the device on which collectives run.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[ProcessGroup, ...]
     total: int
     device: str
 
     def count(self, X: Tensor) -> int:
-        """Rows of the whole matrix."""
+        """Return the number of rows of the whole matrix."""
         return self.total
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum over the group."""
-        return self._reduced(x, dist.ReduceOp.SUM)
+        """Return the sum of a tensor over all processes, by all-reduce."""
+        return self._all_reduce(x, dist.ReduceOp.SUM)
 
     def max(self, x: Tensor) -> Tensor:
-        """The largest of the group's."""
-        return self._reduced(x, dist.ReduceOp.MAX)
+        """Return the elementwise maximum of a tensor over all processes, by all-reduce."""
+        return self._all_reduce(x, dist.ReduceOp.MAX)
 
-    def _reduced(self, x: Tensor, operation: Any) -> Tensor:
+    def _all_reduce(self, x: Tensor, operation: Any) -> Tensor:
+        """Return a tensor reduced over one group after another."""
         shared = x.clone() if x.device.type == self.device else x.to(self.device)
         for group in self.groups:
             dist.all_reduce(shared, operation, group=group)
         return shared.to(x.device)
 
 
-def rows_of(x: Any, axes: Sequence[int]) -> SharedRows:
-    """The rows of a DTensor that these dimensions of its mesh cut."""
+def shared_rows(x: Any, axes: Sequence[int]) -> SharedRows:
+    """Return the row reductions of a DTensor whose rows are cut by these mesh dimensions."""
     mesh = x.device_mesh
     groups = tuple(mesh.get_group(axis) for axis in axes)
     return SharedRows(groups, x.shape[-2], mesh.device_type)
@@ -211,41 +207,38 @@ def rows_of(x: Any, axes: Sequence[int]) -> SharedRows:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """An all-to-all under way."""
+    """All-to-all that has been started."""
 
     received: Tensor
     sent: Tensor
     handle: Any
 
     def wait(self) -> Tensor:
-        """What all processes sent, one after another, once it is here."""
+        """Wait for the all-to-all; return what was received, in the order of ranks."""
         self.handle.wait()
         return self.received
 
 
-def start_exchange(sent: Tensor, outgoing: list[int], incoming: list[int], arena: Arena) -> Pending:
-    """Sends `outgoing[r]` entries of the vector `sent` to each rank r, and returns at once."""
+def start_exchange(
+    sent: Tensor, outgoing: list[int], incoming: list[int], mesh: ProcessMesh
+) -> Pending:
+    """Start an all-to-all that sends `outgoing[r]` entries of the vector `sent` to each rank r."""
     received = sent.new_empty(sum(incoming))
     handle = dist.all_to_all_single(
-        received, sent, incoming, outgoing, group=arena.group, async_op=True
+        received, sent, incoming, outgoing, group=mesh.group, async_op=True
     )
     return Pending(received, sent, handle)
 
 
-def gather_objects(value: Any, arena: Arena) -> list[Any]:
-    """What each process of the arena says; waits for all of them."""
-    return said_by_all(value, arena.group)
-
-
-def sum_over(tensors: Sequence[Tensor], group: Group) -> None:
-    """Replaces every tensor by its sum over the group; every process must ask at once."""
+def all_reduce_sum(tensors: Sequence[Tensor], group: ProcessGroup) -> None:
+    """Replace every tensor by its sum over the group; every process must call this."""
     handles = [dist.all_reduce(x, group=group, async_op=True) for x in tensors]
     for handle in handles:
         handle.wait()
 
 
-def said_by_all(value: Any, group: Group) -> list[Any]:
-    """What each process of the group says, by rank; waits for all of them."""
-    said: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(said, value, group=group)
-    return said
+def all_gather_object(value: Any, group: ProcessGroup) -> list[Any]:
+    """Return the object of each process of the group, by rank; waits for all of them."""
+    gathered: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, value, group=group)
+    return gathered

@@ -1,87 +1,94 @@
-"""Plans without processes: what a step would do on a mesh that may not be there.
+"""Forecast: the plan of a step and its traffic, without the processes of the mesh.
 
-Meta tensors are enough, and no process group is needed, so that a cluster's plan can be read on a
-laptop: who computes what, how evenly, and how many bytes it moves.
+Meta tensors are enough and no process group is needed: a cluster's plan can be read on a laptop,
+with owners, balance and bytes moved.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
 
 from torch import Tensor
 
 from polarlight.execution.job import new_buffers
+from polarlight.execution.param_task import is_sharded
 from polarlight.execution.sharded.collectives import layout_of
 from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.plan import Options, Plan, traffic
-from polarlight.execution.sharded.units import MOMENTUM, Item
-from polarlight.execution.work import is_sharded
+from polarlight.execution.sharded.specs import MATRIX, ParamSpec
 from polarlight.rule import HOST_COUNTER, UpdateRule
 from polarlight.view import MatrixView, Whole
 
-Lay = Callable[[str, Tensor], Layout | None]
-"""From a parameter and its name to its layout; None for a parameter that nobody shares."""
+LayoutOf = Callable[[str, Tensor], Layout | None]
+"""(name, parameter) -> its layout; None for a parameter of one process alone."""
 
 
-def as_they_lie(name: str, parameter: Tensor) -> Layout | None:
-    """The layout of a DTensor."""
+def dtensor_layout(name: str, parameter: Tensor) -> Layout | None:
+    """Return the layout of a DTensor; None for a plain tensor."""
     return layout_of(parameter, name) if is_sharded(parameter) else None
 
 
 def forecast(
-    groups: Iterable[Mapping[str, Any]], lay: Lay = as_they_lie, options: Options | None = None
+    groups: Iterable[Mapping[str, Any]],
+    layout_of_param: LayoutOf = dtensor_layout,
+    options: Options | None = None,
 ) -> list[Plan]:
-    """One plan per mesh, as `Sharded` makes them at the first step in which all have gradients.
+    """Return the plan of each mesh, as `Sharded` makes it if all parameters have gradients.
 
     Args:
         groups: Param groups with rules, as recipes and optimizers have them.
-        lay: How each parameter lies; by default as DTensors do.
-        options: What plans may decide.
+        layout_of_param: Layout of each parameter; by default that of a DTensor.
+        options: Limits and thresholds of the plans.
     """
-    items: dict[tuple[int, ...], list[Item]] = {}
+    by_mesh: dict[tuple[int, ...], list[ParamSpec]] = {}
     for index, group in enumerate(groups):
         if not isinstance(group.get("rule"), UpdateRule):
             continue
         names = group.get("param_names") or [f"{index}.{i}" for i in range(len(group["params"]))]
         for name, p in zip(names, group["params"], strict=True):
-            layout = lay(name, p)
+            layout = layout_of_param(name, p)
             if layout is not None:
-                item = _item(name, group["rule"], group.get("view") or Whole(), p, layout)
-                items.setdefault(layout.mesh, []).append(item)
+                view = group.get("view") or Whole()
+                spec = _param_spec(name, group["rule"], view, p, layout)
+                by_mesh.setdefault(layout.mesh, []).append(spec)
     return [
         Plan(same, tuple(product(*map(range, mesh))), options or Options())
-        for mesh, same in items.items()
+        for mesh, same in by_mesh.items()
     ]
 
 
-def _item(name: str, rule: UpdateRule, view: MatrixView, p: Tensor, layout: Layout) -> Item:
+def _param_spec(
+    name: str, rule: UpdateRule, view: MatrixView, p: Tensor, layout: Layout
+) -> ParamSpec:
+    """Return layouts and dtypes of a parameter and of the buffers that it would have."""
     buffers = new_buffers(rule, view, p.new_empty(p.shape, device="meta"))
     buffers.pop(HOST_COUNTER, None)
-    layouts = {MOMENTUM: layout} | {n: layout.beside(b.shape) for n, b in buffers.items()}
-    dtypes = {MOMENTUM: p.dtype} | {n: b.dtype for n, b in buffers.items()}
-    return Item(name, rule, view, layouts, dtypes)
+    layouts = {MATRIX: layout} | {n: layout.for_buffer(b.shape) for n, b in buffers.items()}
+    dtypes = {MATRIX: p.dtype} | {n: b.dtype for n, b in buffers.items()}
+    return ParamSpec(name, rule, view, layouts, dtypes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A plan in numbers; bytes and flops are those of one step.
+    """Numbers of a plan; bytes and flops are those of one step.
 
     Attributes:
-        mesh: Sizes of the mesh.
-        matrices: How many there are.
-        local: How many of them are computed where they lie.
-        balance: Largest load over the mean one.
-        flops: Of matrix products, of the busiest process.
-        sent: Bytes, of the process that sends most.
-        received: Bytes, of the process that receives most.
-        mean_bytes: Sent by a process on average.
-        all_gather: Bytes that each process would receive if all momenta were gathered everywhere.
-        exchange: Bytes that each would send on average if every matrix went to some owner and its
-            direction back, wherever it lies.
-        buckets: In how many pieces the work is done.
-        rowwise: Parameters whose rows are computed where they lie.
-        sums: Bytes that each process sends for their sums; part of `sent`.
+        mesh: Size of each mesh dimension.
+        matrices: Number of matrices.
+        local: Number of matrices that are computed without a gather.
+        balance: Largest load of a process over the mean load.
+        flops: Flops of matrix products of the process with the most.
+        sent: Bytes sent by the process that sends most.
+        received: Bytes received by the process that receives most.
+        mean_bytes: Mean of the bytes sent by a process.
+        all_gather: Bytes that each process would receive if all momenta were all-gathered.
+        exchange: Mean of the bytes that a process would send if every matrix were gathered on a
+            random owner and its direction scattered.
+        buckets: Number of buckets.
+        rowwise: Names of the parameters that are computed row-wise.
+        sums: Bytes that each process sends for row-wise sums; part of `sent`.
     """
 
     mesh: tuple[int, ...]
@@ -99,38 +106,43 @@ class Summary:
     sums: int
 
     def __str__(self) -> str:
+        """Return the summary as sentences."""
         shape = " x ".join(map(str, self.mesh))
         return (
             f"{self.matrices:,} matrices shared by a mesh of {shape} processes, {self.local:,} of "
             f"them where they lie, in {self.buckets} buckets; the busiest process has "
             f"{self.balance:.2f} times the mean load, {self.flops:.2e} flops of products. Per step "
-            f"and process at most {_bytes(self.sent)} sent and {_bytes(self.received)} received; "
-            f"gathering everything everywhere would be {_bytes(self.all_gather)}" + self._staying()
+            f"and process at most {_format_bytes(self.sent)} sent and "
+            f"{_format_bytes(self.received)} received; "
+            f"gathering everything everywhere would be {_format_bytes(self.all_gather)}"
+            + self._rowwise_text()
         )
 
-    def _staying(self) -> str:
+    def _rowwise_text(self) -> str:
+        """Return the clause on row-wise parameters; empty if there are none."""
         if not self.rowwise:
             return ""
         some = ", ".join(self.rowwise[:3]) + (", ..." if len(self.rowwise) > 3 else "")
         count = len(self.rowwise)
         noun = "parameter stays" if count == 1 else "parameters stay"
-        return f"; {count} {noun} where the rows lie ({some}), for {_bytes(self.sums)} of sums"
+        return (
+            f"; {count} {noun} where the rows lie ({some}), for {_format_bytes(self.sums)} of sums"
+        )
 
 
 def summary(plan: Plan) -> Summary:
-    """The plan in numbers."""
+    """Return the numbers of a plan."""
     moved = traffic(plan)
-    layouts = [item.layouts[MOMENTUM] for item in plan.items]
-    total, gathered, exchanged = 0.0, 0.0, 0.0
-    for item, layout in zip(plan.items, layouts, strict=True):
-        size = item.dtypes[MOMENTUM].itemsize * _numel(layout.shape)
+    layouts = [spec.layouts[MATRIX] for spec in plan.params]
+    gathered, exchanged = 0.0, 0.0
+    for spec, layout in zip(plan.params, layouts, strict=True):
+        size = spec.dtypes[MATRIX].itemsize * prod(layout.shape)
         shards = plan.size // layout.copies
-        total += size
         gathered += size * (1 - 1 / shards)
         exchanged += size * (1 - 1 / shards) / plan.size + size * (1 - 1 / plan.size) / shards
     return Summary(
         mesh=layouts[0].mesh,
-        matrices=len(plan.units),
+        matrices=len(plan.matrices),
         local=plan.gathered.count(False),
         balance=max(plan.loads) / (sum(plan.loads) / len(plan.loads) or 1.0) or 1.0,
         flops=max(plan.flops),
@@ -140,19 +152,13 @@ def summary(plan: Plan) -> Summary:
         all_gather=gathered,
         exchange=exchanged,
         buckets=len(plan.buckets),
-        rowwise=tuple(plan.items[number].name for number in plan.rowwise),
-        sums=sum(stay.sent for stay in plan.rowwise.values()),
+        rowwise=tuple(plan.params[number].name for number in plan.rowwise),
+        sums=sum(rowwise.sent for rowwise in plan.rowwise.values()),
     )
 
 
-def _numel(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
-
-
-def _bytes(count: float) -> str:
+def _format_bytes(count: float) -> str:
+    """Format a number of bytes with its unit."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             break

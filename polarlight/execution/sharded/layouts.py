@@ -1,4 +1,4 @@
-"""Which entries of a tensor lie on which process: pure integers, by DTensor's definitions.
+"""Layouts: the entries of a tensor on each process, as integers, by DTensor's definitions.
 
 A process holds a product of index sets, one per dimension of the tensor.
 """
@@ -13,21 +13,21 @@ from math import prod
 from polarlight.linalg.rest import PER_MATRIX
 
 Coordinate = tuple[int, ...]
-Places = tuple[int | None, ...]
-"""A coordinate in which None stands for every place."""
+CoordinatePattern = tuple[int | None, ...]
+"""Coordinate in which None stands for every index of a mesh dimension."""
 
 Intervals = tuple[tuple[int, int], ...]
-"""Global indices [start, stop) along one dimension, in the order in which they lie locally."""
+"""Global indices [start, stop) along one dimension, in local order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One dimension of a mesh cuts one dimension of a tensor, as `torch.chunk` cuts.
+    """Cut of a tensor dimension over a mesh dimension, as by `torch.chunk`.
 
     Attributes:
         dim: The dimension that is cut, from 0.
-        factor: How many equal pieces are cut first, each of which is then spread over the mesh:
-            1, or what `_StridedShard` calls its split factor.
+        factor: Number of equal pieces that are cut first; each is then cut over the mesh. 1 for
+            `Shard`, the split factor of `_StridedShard`.
     """
 
     dim: int
@@ -36,12 +36,12 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a tensor lies on a mesh.
+    """Layout of a tensor on a mesh.
 
     Attributes:
-        shape: The whole tensor's.
-        mesh: Sizes of the mesh's dimensions.
-        splits: One per dimension of the mesh; None where every coordinate holds the same.
+        shape: Shape of the whole tensor.
+        mesh: Size of each mesh dimension.
+        splits: One per mesh dimension; None where the tensor is replicated along it.
     """
 
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class Layout:
     splits: tuple[Split | None, ...]
 
     def held(self, coordinate: Coordinate) -> tuple[Intervals, ...]:
-        """The indices that lie at a coordinate of the mesh, per dimension of the tensor."""
+        """Return the global indices held at a mesh coordinate, per dimension of the tensor."""
         places: list[list[int]] = [[] for _ in self.shape]
         for place, split in zip(coordinate, self.splits, strict=True):
             if split is not None:
@@ -60,60 +60,69 @@ class Layout:
 
     @property
     def copies(self) -> int:
-        """How often each entry is held."""
+        """Number of processes that hold each entry."""
         return prod(c for c, split in zip(self.mesh, self.splits, strict=True) if split is None)
 
-    def where(self, ranges: Sequence[tuple[int, int]], *, whole: bool) -> list[Places]:
-        """Coordinates that hold all, or some, of what lies between two indices per dimension."""
-        found: list[Places] = [(None,) * len(self.mesh)]
+    def coordinates_of(
+        self, ranges: Sequence[tuple[int, int]], *, whole: bool
+    ) -> list[CoordinatePattern]:
+        """Return coordinates that hold all (or, without `whole`, any) indices of the ranges.
+
+        Args:
+            ranges: First and last index per dimension of the tensor.
+            whole: Whether a coordinate must hold all of them.
+        """
+        found: list[CoordinatePattern] = [(None,) * len(self.mesh)]
         for dim, size in enumerate(self.shape):
             cuts = self._cuts(dim)
             if not cuts:
                 continue
             axes = [axis for axis, split in enumerate(self.splits) if split and split.dim == dim]
             places = _holding(size, cuts, *ranges[dim], whole)
-            found = [_placed(known, axes, place) for known in found for place in places]
+            found = [_with_axes(known, axes, place) for known in found for place in places]
         return found
 
     def _cuts(self, dim: int) -> tuple[tuple[int, int], ...]:
-        """(factor, count) of the mesh's dimensions that cut this one."""
+        """Return (split factor, mesh size) of the mesh dimensions that cut a tensor dimension."""
         splits = zip(self.splits, self.mesh, strict=True)
         return tuple((s.factor, count) for s, count in splits if s and s.dim == dim)
 
     def local_shape(self, coordinate: Coordinate) -> tuple[int, ...]:
-        """The shape of what lies there."""
+        """Return the shape of the shard at a coordinate."""
         return tuple(sum(stop - start for start, stop in h) for h in self.held(coordinate))
 
-    def copy(self, coordinate: Coordinate) -> Coordinate:
-        """Which of the equal copies a coordinate belongs to; () where there is one."""
+    def copy_index(self, coordinate: Coordinate) -> Coordinate:
+        """Return the coordinate along replicated mesh dimensions; () without replication."""
         return tuple(c for c, split in zip(coordinate, self.splits, strict=True) if split is None)
 
     @property
     def cut_by_rows(self) -> tuple[int, ...]:
-        """The mesh's dimensions that cut the rows; none unless rows are all that is cut."""
+        """Mesh dimensions that cut the rows; () if another tensor dimension is cut too."""
         cuts = {axis: split.dim for axis, split in enumerate(self.splits) if split is not None}
         return tuple(cuts) if set(cuts.values()) == {len(self.shape) - 2} else ()
 
-    def beside(self, shape: Sequence[int]) -> "Layout":
-        """The layout of a buffer: cut where the parameter is, as far as its shape allows.
+    def for_buffer(self, shape: Sequence[int]) -> "Layout":
+        """Return the layout of a buffer of a parameter with this layout.
 
-        A dimension that is as long as the parameter's, or divides it evenly (heads), is cut in the
-        same place, so that a matrix and its buffers lie together; otherwise the longest one is.
-        Two numbers per matrix (`linalg/rest.py`) are copied to all who hold a part of it.
+        A dimension of equal length, or that divides the parameter's evenly (heads), is cut over the
+        same mesh dimension: a matrix and its buffers are then on the same process. Otherwise the
+        buffer's longest dimension is cut. The two numbers per matrix of `linalg/rest.py` are
+        replicated on all processes that hold a part of the matrix.
         """
         if tuple(shape[-2:]) == PER_MATRIX and len(shape) == len(self.shape):
             stacks = len(shape) - 2
             kept = (s if s is not None and s.dim < stacks else None for s in self.splits)
             return Layout(tuple(shape), self.mesh, tuple(kept))
-        matched = all(split is None or self._matches(split.dim, shape) for split in self.splits)
+        fits = [split is None or self._divides(split.dim, shape) for split in self.splits]
         longest = max(range(len(shape)), key=lambda dim: shape[dim]) if shape else 0
-        splits = (
-            split if split is None or matched else self._moved(split, shape, longest)
-            for split in self.splits
-        )
+        splits = [
+            split if split is None or all(fits) or (fit and split.factor == 1) else Split(longest)
+            for split, fit in zip(self.splits, fits, strict=True)
+        ]
         return Layout(tuple(shape), self.mesh, tuple(splits))
 
-    def _matches(self, dim: int, shape: Sequence[int]) -> bool:
+    def _divides(self, dim: int, shape: Sequence[int]) -> bool:
+        """Return whether a buffer of this shape can be cut along `dim` as the parameter is."""
         if dim >= len(shape) or not shape[dim]:
             return False
         if shape[dim] == self.shape[dim]:
@@ -121,14 +130,10 @@ class Layout:
         cuts = prod(c for c, s in zip(self.mesh, self.splits, strict=True) if s and s.dim == dim)
         return self.shape[dim] % shape[dim] == 0 and shape[dim] % cuts == 0
 
-    def _moved(self, split: Split, shape: Sequence[int], longest: int) -> Split:
-        plain = split.factor == 1 and self._matches(split.dim, shape)
-        return split if plain else Split(longest)
-
 
 @lru_cache(maxsize=65536)
 def _cut(size: int, cuts: tuple[tuple[int, int], ...], places: Coordinate) -> Intervals:
-    """What remains of `size` indices after each (factor, count), taken at its place."""
+    """Return the indices of `size` that remain at a coordinate after each (factor, count) cut."""
     held: Intervals = ((0, size),) if size else ()
     for (factor, count), place in zip(cuts, places, strict=True):
         pieces = (_chunk(held, factor, i) for i in range(factor))
@@ -138,7 +143,7 @@ def _cut(size: int, cuts: tuple[tuple[int, int], ...], places: Coordinate) -> In
 
 @lru_cache(maxsize=4096)
 def _intervals(size: int, cuts: tuple[tuple[int, int], ...]) -> list[tuple[int, int, Coordinate]]:
-    """All intervals of all places, in order; together they are the whole dimension."""
+    """Return the intervals of a dimension in order, each with the coordinate that holds it."""
     every = product(*(range(count) for _, count in cuts))
     return sorted((*interval, places) for places in every for interval in _cut(size, cuts, places))
 
@@ -147,7 +152,7 @@ def _intervals(size: int, cuts: tuple[tuple[int, int], ...]) -> list[tuple[int, 
 def _holding(
     size: int, cuts: tuple[tuple[int, int], ...], first: int, last: int, whole: bool
 ) -> list[Coordinate]:
-    """Places that hold all indices, or some, between two."""
+    """Return coordinates that hold all (or any) indices from `first` to `last`."""
     intervals = _intervals(size, cuts)
     start = bisect_right(intervals, first, key=lambda interval: interval[0]) - 1
     stop = bisect_right(intervals, last, key=lambda interval: interval[0])
@@ -155,15 +160,18 @@ def _holding(
     return [] if whole and len(found) > 1 else list(found)
 
 
-def _placed(known: Places, axes: Sequence[int], places: Coordinate) -> Places:
-    placed = list(known)
+def _with_axes(
+    known: CoordinatePattern, axes: Sequence[int], places: Coordinate
+) -> CoordinatePattern:
+    """Return a pattern with the indices of some mesh dimensions filled in."""
+    filled = list(known)
     for axis, place in zip(axes, places, strict=True):
-        placed[axis] = place
-    return tuple(placed)
+        filled[axis] = place
+    return tuple(filled)
 
 
 def _merged(held: Intervals) -> Intervals:
-    """Neighbours as one."""
+    """Merge adjacent intervals."""
     merged: list[tuple[int, int]] = []
     for start, stop in held:
         if merged and merged[-1][1] == start:
@@ -174,7 +182,7 @@ def _merged(held: Intervals) -> Intervals:
 
 
 def _chunk(held: Intervals, count: int, place: int) -> Intervals:
-    """The piece that `torch.chunk` would put at a place; empty behind the last one."""
+    """Return the chunk at a position, as `torch.chunk` cuts; empty beyond the last one."""
     size = -(-sum(stop - start for start, stop in held) // count)
     first, last, passed, taken = place * size, (place + 1) * size, 0, []
     for start, stop in held:

@@ -1,6 +1,6 @@
-"""One step on many processes, decided beforehand: who owns which matrix, and in which order.
+"""`Plan`: owner and order of every matrix of a step on many processes, decided beforehand.
 
-The same on every process: it is made of shapes, layouts and rules, and nothing of it is measured.
+It is made of shapes, layouts and rules alone, and nothing is measured: equal on every process.
 """
 
 import hashlib
@@ -12,26 +12,26 @@ from math import inf, prod
 
 from polarlight.execution.cost import cost, flops
 from polarlight.execution.sharded import assignment
-from polarlight.execution.sharded.layouts import Coordinate, Layout, Places
+from polarlight.execution.sharded.layouts import Coordinate, CoordinatePattern, Layout
 from polarlight.execution.sharded.regions import Block, overlap
-from polarlight.execution.sharded.rowwise import Stay, on_rows, staying
-from polarlight.execution.sharded.units import MOMENTUM, Item, Unit, units_of
+from polarlight.execution.sharded.rowwise import Rowwise, choose_rowwise, param_rowwise_cost
+from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec, matrix_specs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a plan may decide.
+    """Limits and thresholds of a plan.
 
     Attributes:
-        spread: A matrix stays with a process that has all of it up to this multiple of the mean
-            load, at least 1; every other matrix goes where least is to be done.
-        bucket_bytes: About how much a process receives at a time. While one bucket is computed,
-            the next is on its way and the last one's results are.
-        row_bytes: From this size on a matrix whose rows are cut stays where it lies, if its rule
-            needs of the others' rows no more than their sums; smaller ones travel, as that is one
-            message for many.
-        sum_weight: A summed byte costs as much as this many that are sent to an owner: less than 1
-            where the network adds up by itself, 0 to keep every matrix that can where its rows lie.
+        spread: A matrix is computed by a process that holds it in full up to this multiple of the
+            mean load, at least 1; every other matrix goes to the process with the least load.
+        bucket_bytes: About how many bytes a process receives per bucket. While one bucket is
+            computed, the next one is received and the directions of the last one are sent.
+        row_bytes: Smallest matrix, in bytes, that is computed row-wise: on its shards of rows, if
+            its rule needs no more than sums over the other rows. Smaller ones are gathered, as one
+            message holds many of them.
+        sum_weight: Cost of an all-reduced byte in units of a byte sent to an owner: less than 1
+            where the network reduces by itself, 0 to compute row-wise whatever can be.
     """
 
     spread: float = 1.1
@@ -40,6 +40,7 @@ class Options:
     sum_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        """Raise ValueError if a number is out of range."""
         if not self.spread >= 1:
             raise ValueError(f"spread must be >= 1, got {self.spread}")
         if self.bucket_bytes < 1:
@@ -55,12 +56,12 @@ class Plan:
     """Owners and order of all matrices of some parameters.
 
     Attributes:
-        items: The parameters.
-        coordinates: Of every process of the group, by rank.
-        options: What was left open.
+        params: The parameters.
+        coordinates: Mesh coordinate of every process, by rank in the group.
+        options: Limits and thresholds.
     """
 
-    items: Sequence[Item]
+    params: Sequence[ParamSpec]
     coordinates: Sequence[Coordinate]
     options: Options
 
@@ -70,29 +71,26 @@ class Plan:
         return len(self.coordinates)
 
     @cached_property
-    def units(self) -> list[Unit]:
-        """Every matrix that has an owner, in the order of the parameters and their views."""
-        owned = [(i, item) for i, item in enumerate(self.items) if i not in self.rowwise]
-        return [unit for number, item in owned for unit in units_of(number, item)]
+    def rowwise(self) -> dict[int, Rowwise]:
+        """Parameters that are computed on their shards of rows, by number; they have no owner."""
+        return choose_rowwise(self.params, self.options.row_bytes, self.options.sum_weight)
 
     @cached_property
-    def rowwise(self) -> dict[int, Stay]:
-        """Parameters whose rows are computed where they lie: no owner, and sums are all they send.
-
-        By number; see `staying`.
-        """
-        return staying(self.items, self.options.row_bytes, self.options.sum_weight)
+    def matrices(self) -> list[MatrixSpec]:
+        """Every matrix that has an owner, in the order of parameters and their views."""
+        owned = [(i, spec) for i, spec in enumerate(self.params) if i not in self.rowwise]
+        return [matrix for number, spec in owned for matrix in matrix_specs(number, spec)]
 
     @cached_property
-    def _on_rows(self) -> tuple[list[float], list[int]]:
-        """Cost and flops of every process for the parameters that stay where their rows lie."""
+    def _rowwise_load(self) -> tuple[list[float], list[int]]:
+        """Cost and flops of each process for row-wise parameters, two lists [size]."""
         costs, total = [0.0] * self.size, [0] * self.size
         for number in self.rowwise:
-            item = self.items[number]
-            shapes = [item.layouts[MOMENTUM].local_shape(where) for where in self.coordinates]
-            known = {shape: on_rows(item, shape[-2]) for shape in set(shapes)}
+            spec = self.params[number]
+            shapes = [spec.layouts[MATRIX].local_shape(where) for where in self.coordinates]
+            by_shape = {shape: param_rowwise_cost(spec, shape[-2]) for shape in set(shapes)}
             for rank, shape in enumerate(shapes):
-                found = known[shape]
+                found = by_shape[shape]
                 if found is not None:
                     costs[rank] += prod(shape[:-2]) * found.cost
                     total[rank] += prod(shape[:-2]) * found.flops
@@ -100,108 +98,106 @@ class Plan:
 
     @cached_property
     def ranks(self) -> dict[Coordinate, int]:
-        """The process at each coordinate."""
+        """Rank of the process at each mesh coordinate."""
         return {coordinate: rank for rank, coordinate in enumerate(self.coordinates)}
 
     @cached_property
     def costs(self) -> list[float]:
-        """What each matrix costs, in flops."""
-        return [cost(self.items[u.item].rule, *u.shapes[MOMENTUM]) for u in self.units]
+        """Cost of each matrix, in flops."""
+        return [cost(self.params[u.param].rule, *u.shapes[MATRIX]) for u in self.matrices]
 
     @cached_property
     def owners(self) -> list[int]:
-        """The process that computes each matrix."""
-        holders = [self._holders(unit) for unit in self.units]
-        busy, _ = self._on_rows
+        """Rank of the process that computes each matrix."""
+        holders: list[assignment.Holders] = []
+        for matrix in self.matrices:
+            layout = self.params[matrix.param].layouts[MATRIX]
+            if layout.copies == self.size:  # replicated everywhere
+                holders.append(None)
+                continue
+            patterns = layout.coordinates_of(matrix.blocks[MATRIX].ranges, whole=True)
+            holders.append([rank for pattern in patterns for rank in self.ranks_at(pattern)])
+        busy, _ = self._rowwise_load
         return assignment.owners(self.costs, holders, self.size, self.options.spread, busy)
 
     @cached_property
     def loads(self) -> list[float]:
-        """What each process has to do, in flops."""
-        return assignment.loads(self.costs, self.owners, self.size, self._on_rows[0])
+        """Load of each process, in flops."""
+        return assignment.loads(self.costs, self.owners, self.size, self._rowwise_load[0])
 
     @cached_property
     def flops(self) -> list[int]:
-        """Flops of the products of each process."""
-        total = list(self._on_rows[1])
-        for unit, owner in zip(self.units, self.owners, strict=True):
-            total[owner] += flops(self.items[unit.item].rule, *unit.shapes[MOMENTUM])
+        """Flops of matrix products of each process."""
+        total = list(self._rowwise_load[1])
+        for matrix, owner in zip(self.matrices, self.owners, strict=True):
+            total[owner] += flops(self.params[matrix.param].rule, *matrix.shapes[MATRIX])
         return total
 
     @cached_property
     def buckets(self) -> list[list[int]]:
-        """Numbers of units that are gathered, computed and returned together.
+        """Numbers of the matrices that are gathered, computed and scattered at the same time.
 
-        Every owner's own come first, so that there is something to do while the others travel.
+        In each owner's queue, matrices that it holds in full come first: there is something to
+        compute while the others are received. Larger ones come before smaller ones.
         """
         queues: list[list[int]] = [[] for _ in range(self.size)]
         for number, owner in enumerate(self.owners):
             queues[owner].append(number)
+        nbytes = [self.bytes_of(matrix) for matrix in self.matrices]
         buckets: list[list[int]] = []
         for queue in queues:
             size = 0
-            for number in sorted(queue, key=self._turn):
+            for number in sorted(queue, key=lambda n: (self.gathered[n], -nbytes[n], n)):
                 bucket = size // self.options.bucket_bytes
-                size += self.bytes_of(self.units[number])
+                size += nbytes[number]
                 buckets += [[] for _ in range(len(buckets), bucket + 1)]
                 buckets[bucket].append(number)
         return [sorted(bucket) for bucket in buckets if bucket]
 
-    def _turn(self, number: int) -> tuple[bool, int, int]:
-        return self.gathered[number], -self.bytes_of(self.units[number]), number
-
     @cached_property
     def gathered(self) -> list[bool]:
-        """Whether a matrix has to come to its owner."""
+        """True for each matrix of which its owner does not hold all entries and buffers."""
         return [
-            not self.has_all(unit, owner)
-            for unit, owner in zip(self.units, self.owners, strict=True)
+            not self.has_all(matrix, owner)
+            for matrix, owner in zip(self.matrices, self.owners, strict=True)
         ]
 
     @cached_property
     def returned(self) -> list[bool]:
-        """Whether a direction has to go from its owner to others."""
-        copies = [item.layouts[MOMENTUM].copies for item in self.items]
+        """True for each matrix whose direction the owner sends to other processes."""
+        copies = [spec.layouts[MATRIX].copies for spec in self.params]
         return [
-            gathered or copies[unit.item] > 1
-            for unit, gathered in zip(self.units, self.gathered, strict=True)
+            gathered or copies[matrix.param] > 1
+            for matrix, gathered in zip(self.matrices, self.gathered, strict=True)
         ]
 
-    def has_all(self, unit: Unit, rank: int) -> bool:
-        """Whether a process has a matrix and its buffers, all of them."""
-        layouts = self.items[unit.item].layouts
+    def has_all(self, matrix: MatrixSpec, rank: int) -> bool:
+        """Return whether a process holds all entries of a matrix and of its buffers."""
+        layouts = self.params[matrix.param].layouts
         where = self.coordinates[rank]
-        return all(block.whole_in(layouts[n].held(where)) for n, block in unit.blocks.items())
+        return all(block.whole_in(layouts[n].held(where)) for n, block in matrix.blocks.items())
 
-    def bytes_of(self, unit: Unit) -> int:
-        """Of the matrix and of the buffers that travel with it."""
-        dtypes = self.items[unit.item].dtypes
-        return sum(block.numel * dtypes[name].itemsize for name, block in unit.blocks.items())
+    def bytes_of(self, matrix: MatrixSpec) -> int:
+        """Return the bytes of a matrix and of the buffers that travel with it."""
+        dtypes = self.params[matrix.param].dtypes
+        return sum(block.numel * dtypes[name].itemsize for name, block in matrix.blocks.items())
 
-    def _holders(self, unit: Unit) -> assignment.Holders:
-        """Processes that have all of the matrix itself; None for all of them."""
-        layout = self.items[unit.item].layouts[MOMENTUM]
-        if layout.copies == self.size:
-            return None
-        places = layout.where(unit.blocks[MOMENTUM].ranges, whole=True)
-        return [rank for place in places for rank in self.ranks_at(place)]
+    def holders_of(self, layout: Layout, block: Block) -> Iterator[int]:
+        """Yield the ranks of processes that hold any entry of a block."""
+        for pattern in layout.coordinates_of(block.ranges, whole=False):
+            yield from self.ranks_at(pattern)
 
-    def meeting(self, layout: Layout, block: Block) -> Iterator[int]:
-        """The processes that have some of a block."""
-        for places in layout.where(block.ranges, whole=False):
-            yield from self.ranks_at(places)
-
-    def ranks_at(self, places: Places) -> Iterator[int]:
-        """The processes at a coordinate with open places."""
-        mesh = next(iter(self.items)).layouts[MOMENTUM].mesh
-        every = zip(places, mesh, strict=True)
-        for where in product(*(range(n) if p is None else (p,) for p, n in every)):
+    def ranks_at(self, pattern: CoordinatePattern) -> Iterator[int]:
+        """Yield the ranks of processes whose coordinate matches a pattern."""
+        mesh = next(iter(self.params)).layouts[MATRIX].mesh
+        by_axis = zip(pattern, mesh, strict=True)
+        for where in product(*(range(n) if p is None else (p,) for p, n in by_axis)):
             yield self.ranks[where]
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same on processes that agree on everything."""
-        text = "\n".join((*map(str, self.items), str(self.options), str(self.owners)))
+        """Hash of parameters, options and owners, equal on processes that agree on all of them."""
+        text = "\n".join((*map(str, self.params), str(self.options), str(self.owners)))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -214,36 +210,35 @@ class Traffic:
 
 
 def traffic(plan: Plan) -> list[Traffic]:
-    """Of every process; what stays where it is counts nothing."""
-    sums = sum(stay.sent for stay in plan.rowwise.values())
+    """Return the traffic of every process; data that stays on its process is not counted."""
+    sums = sum(rowwise.sent for rowwise in plan.rowwise.values())
     sent, received = [sums] * plan.size, [sums] * plan.size
-    known: dict[tuple[Layout, Block], list[_Part]] = {}
-    for unit, owner in zip(plan.units, plan.owners, strict=True):
-        item = plan.items[unit.item]
-        for name, block in unit.blocks.items():
-            layout, size = item.layouts[name], item.dtypes[name].itemsize
+    # Entries by holder depend on layout and block alone: equal matrices are counted once.
+    known: dict[tuple[Layout, Block], list[tuple[int, int, Coordinate]]] = {}
+    for matrix, owner in zip(plan.matrices, plan.owners, strict=True):
+        spec = plan.params[matrix.param]
+        for name, block in matrix.blocks.items():
+            layout, itemsize = spec.layouts[name], spec.dtypes[name].itemsize
             if (layout, block) not in known:
-                known[layout, block] = list(_parts(plan, layout, block))
-            mine = layout.copy(plan.coordinates[owner])
+                known[layout, block] = list(_entries_by_holder(plan, layout, block))
+            owner_copy = layout.copy_index(plan.coordinates[owner])
             for rank, entries, copy in known[layout, block]:
                 if rank == owner:
                     continue
-                amount = entries * size
-                sent[owner] += amount
+                amount = entries * itemsize
+                sent[owner] += amount  # scatter, to every copy
                 received[rank] += amount
-                if copy == mine:
+                if copy == owner_copy:  # gather, from the owner's copy alone
                     sent[rank] += amount
                     received[owner] += amount
     return [Traffic(*both) for both in zip(sent, received, strict=True)]
 
 
-_Part = tuple[int, int, Coordinate]
-"""A process, how many entries of a block it has, and which copy they belong to."""
-
-
-def _parts(plan: Plan, layout: Layout, block: Block) -> Iterator[_Part]:
-    """Who has how much of a block; matrices of equal shape and layout share the answer."""
-    for places in layout.where(block.ranges, whole=False):
-        entries = overlap(block, layout.held(tuple(place or 0 for place in places)))
-        for rank in plan.ranks_at(places):
-            yield rank, entries, layout.copy(plan.coordinates[rank])
+def _entries_by_holder(
+    plan: Plan, layout: Layout, block: Block
+) -> Iterator[tuple[int, int, Coordinate]]:
+    """Yield the rank of each holder of a block, its number of entries, and its copy index."""
+    for pattern in layout.coordinates_of(block.ranges, whole=False):
+        entries = overlap(block, layout.held(tuple(index or 0 for index in pattern)))
+        for rank in plan.ranks_at(pattern):
+            yield rank, entries, layout.copy_index(plan.coordinates[rank])

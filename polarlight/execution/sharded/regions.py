@@ -1,7 +1,7 @@
-"""Which entries of a parameter make one matrix, and which of them a shard has: pure integers.
+"""Blocks: the entries of one matrix inside a parameter, and their overlap with a shard.
 
-A matrix inside a parameter is a product of arithmetic progressions, whatever the view. Where it
-meets a shard is such a product again.
+Integers alone. A matrix inside a parameter is a product of arithmetic progressions, whatever the
+view. Its overlap with a shard is such a product again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,20 +15,20 @@ import torch
 from polarlight.execution.sharded.layouts import Intervals
 from polarlight.view import MatrixView
 
-Meeting = tuple[int, int, int]
-"""Where it starts in the shard, where in the block, and how many indices it has."""
+Run = tuple[int, int, int]
+"""Run of common indices along one dimension: first in the shard, first in the block, length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The entries of one matrix inside a tensor.
+    """Entries of one matrix inside a tensor.
 
     Attributes:
-        starts: First index per dimension.
-        steps: Distance of two neighbours, per dimension.
+        starts: First index, per dimension of the tensor.
+        steps: Distance of two consecutive indices, per dimension.
         lengths: Number of indices, per dimension.
         size: (m, n) of the matrix.
-        strides: Of the matrix in a contiguous tensor of shape `lengths`.
+        strides: Strides of the matrix in a contiguous tensor of shape `lengths`.
     """
 
     starts: tuple[int, ...]
@@ -44,38 +44,39 @@ class Block:
         return [(start, start + step * (length - 1)) for start, step, length in every]
 
     @property
-    def turned(self) -> bool:
-        """Whether a contiguous tensor of shape `lengths` holds the matrix column by column."""
+    def transposed(self) -> bool:
+        """True if a contiguous tensor of shape `lengths` holds the matrix column by column."""
         return min(self.size) > 1 and self.strides[1] != 1
 
     @property
     def numel(self) -> int:
-        """Number of entries."""
+        """Number of entries of the matrix."""
         return self.size[0] * self.size[1]
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Whether it lies inside a tensor of this shape and has as many entries as its matrix."""
+        """Return whether the block is inside a tensor of this shape and has m n entries."""
         every = zip(self.starts, self.steps, self.lengths, shape, strict=True)
         inside = all(start + step * (length - 1) < size for start, step, length, size in every)
         return inside and prod(self.lengths) == self.numel
 
-    def meets(self, held: tuple[Intervals, ...]) -> list[list[Meeting]]:
-        """Where indices of the block are held, per dimension."""
+    def runs(self, held: tuple[Intervals, ...]) -> list[list[Run]]:
+        """Return the runs of indices that a shard holds of the block, per dimension."""
         return [
-            _meet(start, step, length, intervals)
+            _common_runs(start, step, length, intervals)
             for start, step, length, intervals in zip(
                 self.starts, self.steps, self.lengths, held, strict=True
             )
         ]
 
     def whole_in(self, held: tuple[Intervals, ...]) -> bool:
-        """Whether all of it is held."""
-        meetings = zip(self.meets(held), self.lengths, strict=True)
-        return all(sum(count for _, _, count in m) == length for m, length in meetings)
+        """Return whether a shard holds all entries of the block."""
+        by_dim = zip(self.runs(held), self.lengths, strict=True)
+        return all(sum(count for _, _, count in runs) == length for runs, length in by_dim)
 
 
 @lru_cache(maxsize=65536)
-def _meet(start: int, step: int, length: int, intervals: Intervals) -> list[Meeting]:
+def _common_runs(start: int, step: int, length: int, intervals: Intervals) -> list[Run]:
+    """Return the runs that a progression of indices has in common with held intervals."""
     found, passed = [], 0
     for low, high in intervals:
         first = max(0, -(-(low - start) // step))
@@ -88,7 +89,13 @@ def _meet(start: int, step: int, length: int, intervals: Intervals) -> list[Meet
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece that a block and a shard share: slices of either, and the number of entries."""
+    """Entries that a block and a shard have in common, as slices of either.
+
+    Attributes:
+        of_shard: Slices of the local shard.
+        of_block: Slices of a tensor with the block's lengths.
+        shape: Shape of both.
+    """
 
     of_shard: tuple[slice, ...]
     of_block: tuple[slice, ...]
@@ -101,32 +108,32 @@ class Segment:
 
 
 def segments(block: Block, held: tuple[Intervals, ...]) -> Iterator[Segment]:
-    """The pieces of a block that a shard has; none if they do not meet."""
-    for meetings in product(*block.meets(held)):
+    """Yield the segments that a block and a shard have in common."""
+    for runs in product(*block.runs(held)):
         yield Segment(
             tuple(
                 slice(place, place + step * (count - 1) + 1, step)
-                for (place, _, count), step in zip(meetings, block.steps, strict=True)
+                for (place, _, count), step in zip(runs, block.steps, strict=True)
             ),
-            tuple(slice(first, first + count) for _, first, count in meetings),
-            tuple(count for _, _, count in meetings),
+            tuple(slice(first, first + count) for _, first, count in runs),
+            tuple(count for _, _, count in runs),
         )
 
 
 def overlap(block: Block, held: tuple[Intervals, ...]) -> int:
-    """How many entries of the block are held."""
-    return prod(sum(count for _, _, count in meeting) for meeting in block.meets(held))
+    """Return the number of entries that a block and a shard have in common."""
+    return prod(sum(count for _, _, count in runs) for runs in block.runs(held))
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a matrix stands in its parameter's view.
+class MatrixPosition:
+    """Position of a matrix in its parameter's view.
 
     Attributes:
         part: Number of the view's part.
-        index: Its index in the part's leading dimensions.
-        flat: The same as one number.
-        block: Its entries.
+        index: Index of the matrix in the part's leading dimensions.
+        flat: The same index as one number.
+        block: Entries of the matrix.
     """
 
     part: int
@@ -135,32 +142,32 @@ class Place:
     block: Block
 
 
-def matrices(view: MatrixView, shape: Sequence[int]) -> list[Place]:
-    """Every matrix that the view makes of a parameter of this shape, in the view's order.
+def split_view(view: MatrixView, shape: Sequence[int]) -> list[MatrixPosition]:
+    """Return every matrix of a parameter of this shape under a view, in the view's order.
 
     Raises:
-        ValueError: If the entries of a matrix are no product of progressions (columns of a kernel
-            that take turns).
+        ValueError: If the entries of a matrix are no product of arithmetic progressions
+            (interleaved columns of a kernel).
     """
-    places = []
-    for part, seen in enumerate(view.split(torch.empty(tuple(shape), device="meta"))):
-        *batch, m, n = seen.shape
-        *jumps, down, right = seen.stride()
+    positions = []
+    for part, matrices in enumerate(view.split(torch.empty(tuple(shape), device="meta"))):
+        *batch, m, n = matrices.shape
+        *jumps, down, right = matrices.stride()
         for flat, index in enumerate(product(*map(range, batch))):
-            offset = int(seen.storage_offset()) + sum(
+            offset = int(matrices.storage_offset()) + sum(
                 i * j for i, j in zip(index, jumps, strict=True)
             )
-            block = _block(offset, (m, n), (down, right), tuple(shape))
+            block = _strided_block(offset, (m, n), (down, right), tuple(shape))
             if not block.fits(shape):
                 raise ValueError(f"{view} of a parameter of shape {tuple(shape)} cannot be sharded")
-            places.append(Place(part, index, flat, block))
-    return places
+            positions.append(MatrixPosition(part, index, flat, block))
+    return positions
 
 
-def _block(
+def _strided_block(
     offset: int, size: tuple[int, int], strides: tuple[int, int], shape: tuple[int, ...]
 ) -> Block:
-    """The block of a matrix with these strides in a contiguous tensor of this shape."""
+    """Return the block of a strided matrix in a contiguous tensor of this shape."""
     jumps = [prod(shape[dim + 1 :]) for dim in range(len(shape))]
     starts = tuple(offset // jump % length for jump, length in zip(jumps, shape, strict=True))
     steps, lengths, ends = [1] * len(shape), [1] * len(shape), []
@@ -180,13 +187,13 @@ def _block(
     return Block(starts, tuple(steps), tuple(lengths), size, (down, right))
 
 
-def vector(index: tuple[int, ...], start: int, length: int) -> Block:
-    """Consecutive entries of one of the vectors in a tensor [*batch, n]."""
+def vector_block(index: tuple[int, ...], start: int, length: int) -> Block:
+    """Return the block of consecutive entries of one vector in a tensor [*batch, n]."""
     ones = (1,) * len(index)
     return Block((*index, start), (*ones, 1), (*ones, length), (1, length), (length, 1))
 
 
-def at(index: tuple[int, ...], size: tuple[int, int]) -> Block:
-    """One matrix of a batch [*batch, p, q]."""
+def batch_block(index: tuple[int, ...], size: tuple[int, int]) -> Block:
+    """Return the block of one matrix of a batch [*batch, p, q]."""
     ones = (1,) * len(index)
     return Block((*index, 0, 0), (*ones, 1, 1), (*ones, *size), size, (size[1], 1))

@@ -1,26 +1,25 @@
-"""Which matrices stay where their rows lie, because sums over rows cost less than moving them.
+"""Choice of the parameters that are computed row-wise: on their shards of rows, without an owner.
 
-Row norms need a few numbers of the other rows, polar factors of tall matrices their n x n Gram
-matrix: an embedding of 128,256 x 4,096 has 1 GB in bfloat16, one of its Gram matrices 36 MB. Pure
-integers, the same on every process.
+A rule that needs sums over rows alone (row norms, or the n x n Gram matrix of a tall one) can run
+on each shard and all-reduce the sums. An embedding of 128,256 x 4,096 has 1 GB in bfloat16, one of
+its Gram matrices 36 MB. Integers alone, equal on every process.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from math import prod
 
-from polarlight.execution.cost import OnRows, cost_on_rows
-from polarlight.execution.sharded.units import MOMENTUM, Item
+from polarlight.execution.cost import RowwiseCost, rowwise_cost
+from polarlight.execution.sharded.specs import MATRIX, ParamSpec
 from polarlight.view import Whole
 
 
 @dataclass(frozen=True, slots=True)
-class Stay:
-    """A parameter that stays.
+class Rowwise:
+    """Reductions of a parameter that is computed on its shards of rows.
 
     Attributes:
-        axes: Dimensions of the mesh that cut its rows; sums go along them.
+        axes: Mesh dimensions that cut its rows; sums are reduced along them.
         sent: Bytes that a process sends, and receives, for its sums in a step.
     """
 
@@ -28,100 +27,109 @@ class Stay:
     sent: int
 
 
-def staying(items: Sequence[Item], row_bytes: int, sum_weight: float) -> dict[int, Stay]:
-    """Parameters that stay where their rows lie, by number.
-
-    One that moves fewer bytes so, over all processes, stays. Others stay, those with most bytes per
-    byte of sums first, as long as the busiest process moves less for it: on many processes a single
-    large matrix makes its owner the busiest, and everybody takes part in sums.
-    """
-    travelling = [_travelling(item) for item in items]
-    possible = {}
-    for number, item in enumerate(items):
-        stay = _possible(item, row_bytes)
-        if stay is not None:
-            possible[number] = stay
-    weighed = {number: sum_weight * 2 * stay.sent for number, stay in possible.items()}
-    chosen = {n for n, sums in weighed.items() if sums < travelling[n].share}
-    rest = sorted(possible.keys() - chosen, key=lambda n: (-_worth(travelling[n], weighed[n]), n))
-    moved = [t for n, t in enumerate(travelling) if n not in possible]
-    chosen |= set(rest[: _best([travelling[n] for n in rest], [weighed[n] for n in rest], moved)])
-    return {number: possible[number] for number in sorted(chosen)}
-
-
 @dataclass(frozen=True, slots=True)
-class _Travelling:
-    """Bytes sent and received for a parameter whose matrices travel.
+class _GatherBytes:
+    """Bytes sent and received for a parameter whose matrices are gathered on owners.
 
     Attributes:
-        share: By a process, were all owners equally busy.
-        owner: By the owner of one of its matrices.
+        share: Bytes per process, were all owners equally busy.
+        owner: Bytes of the owner of one of its matrices.
     """
 
     share: float
     owner: float
 
 
-def _travelling(item: Item) -> _Travelling:
-    """Shards to the owners, directions to all who keep them."""
-    layout = item.layouts[MOMENTUM]
-    size = sum(prod(lay.shape) * item.dtypes[name].itemsize for name, lay in item.layouts.items())
+def choose_rowwise(
+    params: Sequence[ParamSpec], row_bytes: int, sum_weight: float
+) -> dict[int, Rowwise]:
+    """Return the parameters that are computed row-wise, by number.
+
+    1. A parameter is, if that moves fewer bytes, summed over all processes.
+    2. Of the others, those with the most gathered bytes per byte of sums are, as long as the
+       busiest process moves fewer bytes for it. On many processes one large matrix makes its owner
+       the busiest one, while every process takes part in sums.
+    """
+    gather = [_gather_bytes(spec) for spec in params]
+    possible = {
+        number: rowwise
+        for number, spec in enumerate(params)
+        if (rowwise := _possible_rowwise(spec, row_bytes)) is not None
+    }
+    sums = {number: sum_weight * 2 * rowwise.sent for number, rowwise in possible.items()}
+    chosen = {n for n, weighed in sums.items() if weighed < gather[n].share}
+
+    def gathered_per_sum(number: int) -> tuple[float, int]:
+        """Sort key: gathered bytes per byte of sums, largest first."""
+        return -(gather[number].share / sums[number] if sums[number] else float("inf")), number
+
+    others = sorted(possible.keys() - chosen, key=gathered_per_sum)
+    always = [bytes_ for n, bytes_ in enumerate(gather) if n not in possible]
+    count = _best_count([gather[n] for n in others], [sums[n] for n in others], always)
+    chosen |= set(others[:count])
+    return {number: possible[number] for number in sorted(chosen)}
+
+
+def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
+    """Return the bytes of gathering a parameter on owners and scattering its directions."""
+    layout = spec.layouts[MATRIX]
+    size = sum(prod(lay.shape) * spec.dtypes[name].itemsize for name, lay in spec.layouts.items())
     processes = prod(layout.mesh)
     shards = processes // layout.copies
-    all_sent = size * (1 - 1 / shards) + size * (layout.copies - 1 / shards)
-    return _Travelling(2 * all_sent / processes, all_sent / max(1, prod(layout.shape[:-2])))
+    # An owner holds 1 / shards itself; it receives the rest once and sends it to every copy.
+    total = size * (1 - 1 / shards) + size * (layout.copies - 1 / shards)
+    return _GatherBytes(2 * total / processes, total / max(1, prod(layout.shape[:-2])))
 
 
-def _possible(item: Item, row_bytes: int) -> Stay | None:
-    """What staying would take; None where it cannot be."""
-    layout = item.layouts[MOMENTUM]
+def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
+    """Return the reductions of a row-wise parameter; None if it is too small or cannot be one."""
+    layout = spec.layouts[MATRIX]
     axes = layout.cut_by_rows
-    large = prod(layout.shape) * item.dtypes[MOMENTUM].itemsize >= row_bytes
-    if not axes or not large or item.view != Whole() or not _buffers_lie_with_rows(item):
+    large = prod(layout.shape) * spec.dtypes[MATRIX].itemsize >= row_bytes
+    if not axes or not large or spec.view != Whole():
         return None
-    found = on_rows(item, max(1, layout.shape[-2] // prod(layout.mesh[a] for a in axes)))
-    if found is None:
-        return None
-    once = found.summed * prod(layout.shape[:-2])
-    return Stay(axes, sum(int(2 * once * (1 - 1 / layout.mesh[axis])) for axis in axes))
-
-
-def _buffers_lie_with_rows(item: Item) -> bool:
-    """Return whether every buffer is cut as the rows are, or is everybody's."""
-    layout = item.layouts[MOMENTUM]
-    return all(
+    # Every buffer has to be cut as the rows are, or replicated.
+    if not all(
         not any(other.splits)
         or (other.splits == layout.splits and other.shape[-2] == layout.shape[-2])
-        for other in item.layouts.values()
-    )
+        for other in spec.layouts.values()
+    ):
+        return None
+    local_rows = max(1, layout.shape[-2] // prod(layout.mesh[a] for a in axes))
+    found = param_rowwise_cost(spec, local_rows)
+    if found is None:
+        return None
+    summed = found.summed * prod(layout.shape[:-2])
+    # A ring all-reduce sends 2 (1 - 1/p) times its bytes, along each mesh dimension.
+    return Rowwise(axes, sum(int(2 * summed * (1 - 1 / layout.mesh[axis])) for axis in axes))
 
 
-def on_rows(item: Item, here: int) -> OnRows | None:
-    """What one matrix of a parameter costs a process that has `here` of its rows."""
-    return cost_on_rows(item.rule, *item.layouts[MOMENTUM].shape[-2:], here)
+def param_rowwise_cost(spec: ParamSpec, local_rows: int) -> RowwiseCost | None:
+    """Return the cost of one matrix of a parameter for a process with `local_rows` of its rows."""
+    return rowwise_cost(spec.rule, *spec.layouts[MATRIX].shape[-2:], local_rows)
 
 
-def _worth(travelling: _Travelling, sums: float) -> float:
-    return travelling.share / sums if sums else float("inf")
+def _best_count(
+    others: Sequence[_GatherBytes], sums: Sequence[float], always: Sequence[_GatherBytes]
+) -> int:
+    """Return how many of the others to compute row-wise for the busiest process to move least.
 
+    The busiest process moves all sums, and the larger of: the gather of its own largest matrix, the
+    mean over processes.
 
-def _best(rest: Sequence[_Travelling], sums: Sequence[float], moved: Iterable[_Travelling]) -> int:
-    """How many of the rest stay for the busiest process to move least.
-
-    It moves what its own largest matrix needs or the mean, whichever is more, and all sums.
+    Args:
+        others: Parameters that could be row-wise, in the order in which they become so.
+        sums: Bytes of their sums.
+        always: Parameters that are gathered in any case.
     """
-    paid = list(accumulate(sums, initial=0.0))
-    busiest = list(_busiest([*rest], moved))
-    return min(range(len(rest) + 1), key=lambda count: paid[count] + busiest[count])
-
-
-def _busiest(rest: Sequence[_Travelling], moved: Iterable[_Travelling]) -> Iterator[float]:
-    """What the busiest process moves for matrices that travel, were the first 0, 1, ... to stay."""
-    largest, mean = 0.0, 0.0
-    for t in moved:
-        largest, mean = max(largest, t.owner), mean + t.share
-    found = [max(largest, mean)]
-    for t in reversed(rest):
-        largest, mean = max(largest, t.owner), mean + t.share
-        found.append(max(largest, mean))
-    return reversed(found)
+    largest = max((g.owner for g in always), default=0.0)
+    mean = sum((g.share for g in always), 0.0)
+    paid = [0.0]  # paid[k]: sums of the first k
+    for amount in sums:
+        paid.append(paid[-1] + amount)
+    busiest = [max(largest, mean)]  # built from the last: all are row-wise, then one fewer, ...
+    for g in reversed(others):
+        largest, mean = max(largest, g.owner), mean + g.share
+        busiest.append(max(largest, mean))
+    busiest.reverse()  # busiest[k]: the first k are row-wise
+    return min(range(len(others) + 1), key=lambda k: paid[k] + busiest[k])

@@ -1,4 +1,4 @@
-"""A plan as one process carries it out: which pieces it sends, receives and keeps, per bucket."""
+"""Schedule of one process: the fragments that it sends, receives and keeps, per bucket."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,57 +8,57 @@ import torch
 from polarlight.execution.sharded.layouts import Intervals
 from polarlight.execution.sharded.plan import Plan
 from polarlight.execution.sharded.regions import Segment, segments
-from polarlight.execution.sharded.units import Unit
+from polarlight.execution.sharded.specs import MatrixSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What a shard and a matrix, or its buffer, share.
+class Fragment:
+    """Part of a matrix, or of one of its buffers, that one shard holds.
 
     Attributes:
-        unit: Number of the matrix.
-        name: Which of its tensors.
-        segment: Where it lies in both.
+        matrix: Number of the matrix in the plan.
+        name: `MATRIX`, or the name of the buffer.
+        segment: Slices of the shard and of the matrix's block.
     """
 
-    unit: int
+    matrix: int
     name: str
     segment: Segment
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One all-to-all: pieces by process, in an order that both sides know."""
+    """One all-to-all: fragments by process, in an order that both sides know."""
 
-    outgoing: list[list[Piece]]
-    incoming: list[list[Piece]]
+    outgoing: list[list[Fragment]]
+    incoming: list[list[Fragment]]
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """What a process does with one bucket.
+    """Work of one process on one bucket of matrices.
 
     Attributes:
-        units: Matrices that it computes.
-        here: Those of them that lie here with all their buffers: they are computed in place.
-        kept: Pieces of the others that lie here already.
-        gather: What comes in, by dtype: matrices and buffers.
-        scatter: What goes back: directions and buffers.
+        matrices: Numbers of the matrices that it computes.
+        local: Those of them that it holds in full with all buffers: they are computed in place.
+        own_fragments: Fragments of the others that it holds itself.
+        gather: Exchanges of momenta and buffers to the owners, by dtype.
+        scatter: Exchanges of directions and buffers back to the shards, by dtype.
     """
 
-    units: list[int]
-    here: set[int]
-    kept: list[Piece] = field(default_factory=list)
+    matrices: list[int]
+    local: set[int]
+    own_fragments: list[Fragment] = field(default_factory=list)
     gather: dict[torch.dtype, Exchange] = field(default_factory=dict)
     scatter: dict[torch.dtype, Exchange] = field(default_factory=dict)
 
 
-class Schedule:
-    """The buckets of one process.
+class ProcessSchedule:
+    """Buckets of one process.
 
     Args:
-        plan: What all processes agreed on.
-        rank: This one.
+        plan: The plan that all processes agreed on.
+        rank: Rank of the process in the plan's group.
     """
 
     def __init__(self, plan: Plan, rank: int) -> None:
@@ -67,6 +67,7 @@ class Schedule:
         self.buckets = [self._bucket(numbers) for numbers in plan.buckets]
 
     def _bucket(self, numbers: Sequence[int]) -> Bucket:
+        """Return the work of this process on the bucket with these matrices."""
         plan, rank = self.plan, self.rank
         own = [n for n in numbers if plan.owners[n] == rank]
         bucket = Bucket(own, {n for n in own if not plan.gathered[n]})
@@ -78,54 +79,65 @@ class Schedule:
         return bucket
 
     def _add_gather(self, bucket: Bucket, number: int) -> None:
-        unit, owner = self.plan.units[number], self.plan.owners[number]
-        for name in unit.blocks:
-            exchange = self._exchange(bucket.gather, unit, name)
-            for peer in self._peers(unit, owner, name, same_copy=True):
-                pieces = self._pieces(number, name, peer)
+        """Add the fragments of a matrix and its buffers that are sent to the owner."""
+        matrix, owner = self.plan.matrices[number], self.plan.owners[number]
+        for name in matrix.blocks:
+            exchange = self._exchange(bucket.gather, matrix, name)
+            for peer in self._exchange_partners(matrix, owner, name, same_copy=True):
+                fragments = self._fragments(number, name, peer)
                 if peer == owner:
-                    bucket.kept.extend(pieces if owner == self.rank else ())
+                    bucket.own_fragments.extend(fragments if owner == self.rank else ())
                 elif owner == self.rank:
-                    exchange.incoming[peer].extend(pieces)
+                    exchange.incoming[peer].extend(fragments)
                 else:
-                    exchange.outgoing[owner].extend(pieces)
+                    exchange.outgoing[owner].extend(fragments)
 
     def _add_scatter(self, bucket: Bucket, number: int) -> None:
-        unit, owner = self.plan.units[number], self.plan.owners[number]
-        for name in unit.blocks:
-            exchange = self._exchange(bucket.scatter, unit, name)
-            for peer in self._peers(unit, owner, name, same_copy=False):
+        """Add the fragments of a direction and its buffers that the owner sends back."""
+        matrix, owner = self.plan.matrices[number], self.plan.owners[number]
+        for name in matrix.blocks:
+            exchange = self._exchange(bucket.scatter, matrix, name)
+            for peer in self._exchange_partners(matrix, owner, name, same_copy=False):
                 if peer == owner:
                     continue
-                pieces = self._pieces(number, name, peer)
+                fragments = self._fragments(number, name, peer)
                 if owner == self.rank:
-                    exchange.outgoing[peer].extend(pieces)
+                    exchange.outgoing[peer].extend(fragments)
                 else:
-                    exchange.incoming[owner].extend(pieces)
+                    exchange.incoming[owner].extend(fragments)
 
-    def _exchange(self, exchanges: dict[torch.dtype, Exchange], unit: Unit, name: str) -> Exchange:
-        """The exchange of a dtype; every process has it, also those that move nothing."""
-        dtype = self.plan.items[unit.item].dtypes[name]
+    def _exchange(
+        self, exchanges: dict[torch.dtype, Exchange], matrix: MatrixSpec, name: str
+    ) -> Exchange:
+        """Return the exchange of a tensor's dtype; every process has it, also with no fragment."""
+        dtype = self.plan.params[matrix.param].dtypes[name]
         if dtype not in exchanges:
             size = self.plan.size
             exchanges[dtype] = Exchange([[] for _ in range(size)], [[] for _ in range(size)])
         return exchanges[dtype]
 
-    def _peers(self, unit: Unit, owner: int, name: str, *, same_copy: bool) -> Iterator[int]:
-        """Who has some of a tensor: everyone, seen from its owner; seen from others, they."""
-        layout = self.plan.items[unit.item].layouts[name]
-        where = self.plan.coordinates
-        peers = self.plan.meeting(layout, unit.blocks[name]) if owner == self.rank else [self.rank]
-        for peer in peers:
-            if not same_copy or layout.copy(where[peer]) == layout.copy(where[owner]):
-                yield peer
+    def _exchange_partners(
+        self, matrix: MatrixSpec, owner: int, name: str, *, same_copy: bool
+    ) -> Iterator[int]:
+        """Yield ranks that exchange fragments of a tensor with its owner, seen from this process.
 
-    def _pieces(self, number: int, name: str, peer: int) -> Iterator[Piece]:
-        """What a process has of a tensor."""
-        unit = self.plan.units[number]
-        key = unit.item, name, peer
+        On the owner: all that hold a fragment. On another process: itself. With `same_copy`, only
+        those in the owner's copy of a replicated tensor, so that each entry is sent once.
+        """
+        layout = self.plan.params[matrix.param].layouts[name]
+        where = self.plan.coordinates
+        block = matrix.blocks[name]
+        holders = self.plan.holders_of(layout, block) if owner == self.rank else [self.rank]
+        for rank in holders:
+            if not same_copy or layout.copy_index(where[rank]) == layout.copy_index(where[owner]):
+                yield rank
+
+    def _fragments(self, number: int, name: str, rank: int) -> Iterator[Fragment]:
+        """Yield the fragments of one tensor that a process holds."""
+        matrix = self.plan.matrices[number]
+        key = matrix.param, name, rank
         if key not in self._held:
-            layout = self.plan.items[unit.item].layouts[name]
-            self._held[key] = layout.held(self.plan.coordinates[peer])
-        for segment in segments(unit.blocks[name], self._held[key]):
-            yield Piece(number, name, segment)
+            layout = self.plan.params[matrix.param].layouts[name]
+            self._held[key] = layout.held(self.plan.coordinates[rank])
+        for segment in segments(matrix.blocks[name], self._held[key]):
+            yield Fragment(number, name, segment)

@@ -1,238 +1,259 @@
-"""One step of a plan, as one process carries it out."""
+"""`ShardedStep`: one step of a plan on one process, with communication hidden behind computation.
 
-from collections.abc import Iterable, Sequence
+For each bucket: gather shards of momenta and buffers to the owners of their matrices, compute
+directions there, scatter directions and buffers back to the shards.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from polarlight.execution.job import Executor, Job
-from polarlight.execution.sharded.collectives import Arena, Pending, rows_of, start_exchange
-from polarlight.execution.sharded.regions import Block, segments
-from polarlight.execution.sharded.schedule import Bucket, Exchange, Piece, Schedule
-from polarlight.execution.sharded.units import MOMENTUM, Unit
-from polarlight.execution.work import Work, local
+from polarlight.execution.param_task import ParamTask, to_local
+from polarlight.execution.sharded.collectives import (
+    Pending,
+    ProcessMesh,
+    shared_rows,
+    start_exchange,
+)
+from polarlight.execution.sharded.regions import segments
+from polarlight.execution.sharded.schedule import Bucket, Exchange, Fragment, ProcessSchedule
+from polarlight.execution.sharded.specs import MATRIX
 from polarlight.linalg import foreach
-from polarlight.linalg.slot import Buffers
 from polarlight.rule import HOST_COUNTER
 
-AHEAD = 1
-"""Buckets that come in while another one is computed."""
+PREFETCH = 1
+"""Number of buckets that are received while another one is computed."""
 
-Travelling = dict[torch.dtype, Pending]
-
-
-def travelling(work: Work) -> dict[str, Tensor]:
-    """The buffers of a work that belong to its matrices and are not on the host."""
-    parts = work.view.shapes(work.parameter.shape)
-    names = dict.fromkeys(name for shape in parts for name in work.rule.buffer_shapes(shape))
-    return {name: work.state[name] for name in names if name != HOST_COUNTER}
+InFlight = dict[torch.dtype, Pending]
+"""Exchanges of one bucket that have been started, by dtype."""
 
 
-class Step:
-    """Carries a plan out once.
+def device_buffers(task: ParamTask) -> dict[str, Tensor]:
+    """Return the buffers of a task that are sent with its matrices: all but the host counter."""
+    parts = task.view.shapes(task.parameter.shape)
+    names = dict.fromkeys(name for shape in parts for name in task.rule.buffer_shapes(shape))
+    return {name: task.state[name] for name in names if name != HOST_COUNTER}
+
+
+class ShardedStep:
+    """One execution of a plan on this process.
 
     Args:
-        arena: The processes.
-        schedule: What this one does.
-        works: The parameters that the plan was made for.
-        inner: What computes matrices.
+        mesh: Processes that share the work.
+        schedule: Part of the plan that this process carries out.
+        tasks: Parameters that the plan was made for.
+        inner: Executor for the matrices that this process owns.
     """
 
     def __init__(
-        self, arena: Arena, schedule: Schedule, works: Sequence[Work], inner: Executor
+        self,
+        mesh: ProcessMesh,
+        schedule: ProcessSchedule,
+        tasks: Sequence[ParamTask],
+        inner: Executor,
     ) -> None:
-        self.arena, self.schedule, self.works, self.inner = arena, schedule, works, inner
-        self.units = schedule.plan.units
-        self.directions = [torch.empty_like(w.momentum) for w in works]
+        self.mesh, self.schedule, self.tasks, self.inner = mesh, schedule, tasks, inner
+        self.matrices = schedule.plan.matrices
+        # Results, in the shape of each local shard.
+        self.directions = [torch.empty_like(t.momentum) for t in tasks]
+        # Inputs of each parameter by name: the shard of its momentum, the shards of its buffers.
         self.shards = [
-            {MOMENTUM: w.momentum, **{name: local(t) for name, t in travelling(w).items()}}
-            for w in works
+            {MATRIX: t.momentum, **{name: to_local(x) for name, x in device_buffers(t).items()}}
+            for t in tasks
         ]
+        # Whole tensors of matrices that this process owns, in the bucket at work: by (matrix
+        # number, name), in the shape of the matrix's block of the parameter.
         self.blocks: dict[tuple[int, str], Tensor] = {}
 
     def run(self) -> list[Tensor]:
-        """The directions, as far as they lie here; buffers are updated in place."""
+        """Return the local part of all directions; update the buffers in place."""
         buckets = self.schedule.buckets
-        coming = [self._gather(bucket) for bucket in buckets[: AHEAD + 1]]
-        for number, stay in self.schedule.plan.rowwise.items():
-            self._stay(number, stay.axes)
-        going: list[Travelling] = []
+        gathers = [self._start_gather(bucket) for bucket in buckets[: PREFETCH + 1]]
+        # Row-wise parameters need no gather: they are computed while the first bucket is received.
+        for number, rowwise in self.schedule.plan.rowwise.items():
+            self._compute_rowwise(number, rowwise.axes)
+        scatters: list[InFlight] = []
         for number, bucket in enumerate(buckets):
-            self._arrive(bucket, coming[number])
+            self._finish_gather(bucket, gathers[number])
             self._compute(bucket)
-            going.append(self._scatter(bucket))
-            if number + AHEAD + 1 < len(buckets):
-                coming.append(self._gather(buckets[number + AHEAD + 1]))
-            if number:
-                self._settle(buckets[number - 1], going[number - 1])
+            scatters.append(self._start_scatter(bucket))
+            if number + PREFETCH + 1 < len(buckets):
+                gathers.append(self._start_gather(buckets[number + PREFETCH + 1]))
+            if number:  # one bucket late, so that its scatter overlaps with this computation
+                self._finish_scatter(buckets[number - 1], scatters[number - 1])
         if buckets:
-            self._settle(buckets[-1], going[-1])
-        self._count()
+            self._finish_scatter(buckets[-1], scatters[-1])
+        # One more call for every matrix, owned by this process or not.
+        for task in self.tasks:
+            if HOST_COUNTER in task.state:
+                task.state[HOST_COUNTER].add_(1)
         return self.directions
 
-    def _stay(self, number: int, axes: Sequence[int]) -> None:
-        """A parameter whose rows are computed where they lie."""
-        work, home = self.works[number], self.shards[number]
-        here = {name: x.to(self.arena.device, non_blocking=True) for name, x in home.items()}
-        matrix = here.pop(MOMENTUM)
-        rows = rows_of(work.parameter, axes)
-        self.directions[number].copy_(work.rule.direction_on_rows(matrix, rows, here))
-        for name, x in here.items():
-            if x is not home[name]:
-                home[name].copy_(x)
+    def _compute_rowwise(self, number: int, axes: Sequence[int]) -> None:
+        """Compute one parameter on the rows of this process, with sums over the other rows."""
+        task, shards = self.tasks[number], self.shards[number]
+        inputs = {name: x.to(self.mesh.device, non_blocking=True) for name, x in shards.items()}
+        M = inputs.pop(MATRIX)  # [..., rows of this process, n]
+        rows = shared_rows(task.parameter, axes)
+        self.directions[number].copy_(task.rule.direction_on_rows(M, rows, inputs))
+        for name, x in inputs.items():
+            if x is not shards[name]:  # a copy, on the mesh's device
+                shards[name].copy_(x)
 
-    def _gather(self, bucket: Bucket) -> Travelling:
-        """Sends shards to the owners of their matrices."""
+    def _start_gather(self, bucket: Bucket) -> InFlight:
+        """Start to send shards to the owners of their matrices."""
         return {
-            dtype: self._start(exchange, dtype, [self._shard(p) for p in _all(exchange.outgoing)])
+            dtype: self._start_exchange(
+                exchange, dtype, [self._shard_view(f) for f in _flat(exchange.outgoing)]
+            )
             for dtype, exchange in bucket.gather.items()
         }
 
-    def _scatter(self, bucket: Bucket) -> Travelling:
-        """Sends directions and buffers to where they are kept."""
+    def _start_scatter(self, bucket: Bucket) -> InFlight:
+        """Start to send directions and buffers from the owners back to the shards."""
         return {
-            dtype: self._start(exchange, dtype, [self._block(p) for p in _all(exchange.outgoing)])
+            dtype: self._start_exchange(
+                exchange, dtype, [self._block_view(f) for f in _flat(exchange.outgoing)]
+            )
             for dtype, exchange in bucket.scatter.items()
         }
 
-    def _start(self, exchange: Exchange, dtype: torch.dtype, pieces: list[Tensor]) -> Pending:
-        device = self.arena.device
-        vectors = [piece.reshape(-1).to(device, non_blocking=True) for piece in pieces]
+    def _start_exchange(
+        self, exchange: Exchange, dtype: torch.dtype, outgoing: list[Tensor]
+    ) -> Pending:
+        """Start one all-to-all of fragments, concatenated into a vector per destination."""
+        device = self.mesh.device
+        vectors = [x.reshape(-1).to(device, non_blocking=True) for x in outgoing]
         sent = torch.cat(vectors) if vectors else torch.empty(0, dtype=dtype, device=device)
-        return start_exchange(
-            sent, _sizes(exchange.outgoing), _sizes(exchange.incoming), self.arena
-        )
+        counts = _entry_counts(exchange.outgoing), _entry_counts(exchange.incoming)
+        return start_exchange(sent, *counts, self.mesh)
 
-    def _arrive(self, bucket: Bucket, coming: Travelling) -> None:
-        """Puts matrices and buffers together."""
-        for number in bucket.units:
-            if number in bucket.here:
+    def _finish_gather(self, bucket: Bucket, gather: InFlight) -> None:
+        """Assemble the matrices and buffers that this process owns from their fragments."""
+        for number in bucket.matrices:
+            if number in bucket.local:  # read in place, without assembly
                 continue
-            unit = self.units[number]
-            for name, block in unit.blocks.items():
-                dtype = self.schedule.plan.items[unit.item].dtypes[name]
-                empty = torch.empty(block.lengths, dtype=dtype, device=self.arena.device)
-                self.blocks[number, name] = empty
-        for piece in bucket.kept:
-            self._block(piece).copy_(self._shard(piece))
+            matrix = self.matrices[number]
+            dtypes = self.schedule.plan.params[matrix.param].dtypes
+            for name, block in matrix.blocks.items():
+                self.blocks[number, name] = torch.empty(
+                    block.lengths, dtype=dtypes[name], device=self.mesh.device
+                )
+        for fragment in bucket.own_fragments:
+            self._block_view(fragment).copy_(self._shard_view(fragment))
         for dtype, exchange in bucket.gather.items():
-            pieces = list(_all(exchange.incoming))
-            _unpack(coming.pop(dtype), pieces, [self._block(piece) for piece in pieces])
+            fragments = list(_flat(exchange.incoming))
+            _unpack(gather.pop(dtype), fragments, [self._block_view(f) for f in fragments])
 
     def _compute(self, bucket: Bucket) -> None:
-        """The directions of this process's own matrices."""
+        """Compute the directions of the matrices that this process owns."""
         jobs = []
-        for number in bucket.units:
-            if number in bucket.here:
-                self._take_up(number)
+        for number in bucket.matrices:
+            if number in bucket.local:
+                self._load_local(number)
             jobs.append(self._job(number))
-        for number, D in zip(bucket.units, self.inner.directions(jobs), strict=True):
-            block = self.units[number].blocks[MOMENTUM]
-            dtype = self.blocks[number, MOMENTUM].dtype
-            self.blocks[number, MOMENTUM] = _as_block(D.to(dtype), block)
-            if number in bucket.here:
-                self._put_down(number)
-        for piece in bucket.kept:
-            self._home(piece).copy_(self._block(piece))
+        for number, D in zip(bucket.matrices, self.inner.directions(jobs), strict=True):
+            block = self.matrices[number].blocks[MATRIX]
+            # The direction [m, n] replaces the momentum, in the layout of the block.
+            D = D.to(self.blocks[number, MATRIX].dtype)
+            self.blocks[number, MATRIX] = (D.mT if block.transposed else D).reshape(block.lengths)
+            if number in bucket.local:
+                self._store_local(number)
+        for fragment in bucket.own_fragments:
+            self._output_view(fragment).copy_(self._block_view(fragment))
 
-    def _take_up(self, number: int) -> None:
-        """Matrix and buffers of a unit that lies here, as views; copies if on another device."""
-        for piece in self._whole(number):
-            shard = self._shard(piece).to(self.arena.device, non_blocking=True)
-            self.blocks[number, piece.name] = shard
+    def _load_local(self, number: int) -> None:
+        """View momentum and buffers of a matrix that this process holds in full as its blocks.
 
-    def _put_down(self, number: int) -> None:
-        """The direction of such a unit, and buffers that were copied."""
-        for piece in self._whole(number):
-            home = self._home(piece)
-            if piece.name == MOMENTUM or home.device != self.blocks[number, piece.name].device:
-                home.copy_(self._block(piece))
+        They are copied only if the mesh computes on another device.
+        """
+        for fragment in self._local_fragments(number):
+            shard = self._shard_view(fragment).to(self.mesh.device, non_blocking=True)
+            self.blocks[number, fragment.name] = shard
 
-    def _whole(self, number: int) -> Iterable[Piece]:
-        """Each tensor of a unit that lies here: one piece, as its indices are neighbours."""
-        plan, unit = self.schedule.plan, self.units[number]
-        where = plan.coordinates[self.arena.rank]
-        for name, block in unit.blocks.items():
-            held = plan.items[unit.item].layouts[name].held(where)
+    def _store_local(self, number: int) -> None:
+        """Copy the direction of such a matrix into the results, and copied buffers back."""
+        for fragment in self._local_fragments(number):
+            output = self._output_view(fragment)
+            copied = output.device != self.blocks[number, fragment.name].device
+            if fragment.name == MATRIX or copied:
+                output.copy_(self._block_view(fragment))
+
+    def _local_fragments(self, number: int) -> Iterator[Fragment]:
+        """Yield each tensor of a local matrix: one fragment, as its indices are contiguous."""
+        plan, matrix = self.schedule.plan, self.matrices[number]
+        coordinate = plan.coordinates[self.mesh.rank]
+        for name, block in matrix.blocks.items():
+            held = plan.params[matrix.param].layouts[name].held(coordinate)
             for segment in segments(block, held):
-                yield Piece(number, name, segment)
+                yield Fragment(number, name, segment)
 
     def _job(self, number: int) -> Job:
-        unit = self.units[number]
-        work = self.works[unit.item]
-        matrix = _as_matrix(self.blocks[number, MOMENTUM], unit.blocks[MOMENTUM])
-        return Job(work.rule, matrix, self._buffers(number, unit, work))
-
-    def _buffers(self, number: int, unit: Unit, work: Work) -> Buffers:
-        """As the rule sees them; of the counter a copy, since every process counts for itself."""
+        """Return the job of one matrix: momentum and buffers in the shapes that its rule takes."""
+        matrix = self.matrices[number]
+        task, block = self.tasks[matrix.param], matrix.blocks[MATRIX]
+        m, n = block.size
+        M = self.blocks[number, MATRIX]
+        M = M.reshape(n, m).mT if block.transposed else M.reshape(m, n)  # [m, n]
         buffers = {
-            name: self.blocks[number, name].view(shape)
-            for name, shape in unit.shapes.items()
-            if name not in (MOMENTUM, HOST_COUNTER)
+            name: self.blocks[number, name].view(shape)  # [p, q], as the rule's stages ask
+            for name, shape in matrix.shapes.items()
+            if name not in (MATRIX, HOST_COUNTER)
         }
-        if unit.counter is not None:
-            place = tuple(map(slice, unit.counter.starts, _ends(unit.counter)))
-            counter = work.state[HOST_COUNTER][place]
-            buffers[HOST_COUNTER] = counter.reshape(unit.shapes[HOST_COUNTER]).clone()
-        return buffers
+        if matrix.counter is not None:
+            # A copy: every process advances the counter itself, at the end of the step.
+            index = tuple(
+                slice(start, start + length)
+                for start, length in zip(matrix.counter.starts, matrix.counter.lengths, strict=True)
+            )
+            counter = task.state[HOST_COUNTER][index]
+            buffers[HOST_COUNTER] = counter.reshape(matrix.shapes[HOST_COUNTER]).clone()
+        return Job(task.rule, M, buffers)
 
-    def _settle(self, bucket: Bucket, going: Travelling) -> None:
-        """Puts directions and buffers where they are kept, and forgets the matrices."""
+    def _finish_scatter(self, bucket: Bucket, scatter: InFlight) -> None:
+        """Copy received directions and buffers into the shards; free the bucket's matrices."""
         for dtype, exchange in bucket.scatter.items():
-            pieces = list(_all(exchange.incoming))
-            _unpack(going.pop(dtype), pieces, [self._home(piece) for piece in pieces])
-        for number in bucket.units:
-            for name in self.units[number].blocks:
+            fragments = list(_flat(exchange.incoming))
+            _unpack(scatter.pop(dtype), fragments, [self._output_view(f) for f in fragments])
+        for number in bucket.matrices:
+            for name in self.matrices[number].blocks:
                 del self.blocks[number, name]
 
-    def _count(self) -> None:
-        """One more call for every matrix, owned here or not."""
-        for work in self.works:
-            if HOST_COUNTER in work.state:
-                work.state[HOST_COUNTER].add_(1)
+    def _shard_view(self, fragment: Fragment) -> Tensor:
+        """Return a fragment as a view of the local shard of its momentum or buffer."""
+        shards = self.shards[self.matrices[fragment.matrix].param]
+        return shards[fragment.name][fragment.segment.of_shard]
 
-    def _shard(self, piece: Piece) -> Tensor:
-        return self.shards[self.units[piece.unit].item][piece.name][piece.segment.of_shard]
+    def _output_view(self, fragment: Fragment) -> Tensor:
+        """Return a fragment as a view of its result: the local direction, or the buffer itself."""
+        param = self.matrices[fragment.matrix].param
+        is_direction = fragment.name == MATRIX
+        kept = self.directions[param] if is_direction else self.shards[param][fragment.name]
+        return kept[fragment.segment.of_shard]
 
-    def _home(self, piece: Piece) -> Tensor:
-        """Where a piece of the result is kept: a direction's place, or the buffer itself."""
-        item = self.units[piece.unit].item
-        kept = self.directions[item] if piece.name == MOMENTUM else self.shards[item][piece.name]
-        return kept[piece.segment.of_shard]
-
-    def _block(self, piece: Piece) -> Tensor:
-        return self.blocks[piece.unit, piece.name][piece.segment.of_block]
+    def _block_view(self, fragment: Fragment) -> Tensor:
+        """Return a fragment as a view of the whole tensor on the matrix's owner."""
+        return self.blocks[fragment.matrix, fragment.name][fragment.segment.of_block]
 
 
-def _unpack(pending: Pending, pieces: Sequence[Piece], targets: list[Tensor]) -> None:
-    """Copies what arrived to where it belongs."""
-    received = pending.wait()
-    if not pieces:
+def _unpack(pending: Pending, fragments: Sequence[Fragment], targets: list[Tensor]) -> None:
+    """Wait for an exchange and copy the received fragments into their targets."""
+    received = pending.wait()  # one vector, fragment after fragment
+    if not fragments:
         return
-    sizes = [piece.segment.numel for piece in pieces]
-    shapes = [piece.segment.shape for piece in pieces]
-    parts = [p.view(shape) for p, shape in zip(received.split(sizes), shapes, strict=True)]
+    sizes = [f.segment.numel for f in fragments]
+    shapes = [f.segment.shape for f in fragments]
+    parts = [x.view(shape) for x, shape in zip(received.split(sizes), shapes, strict=True)]
     foreach.copy_(targets, parts)
 
 
-def _as_matrix(block: Tensor, shape: Block) -> Tensor:
-    """A block, seen as [m, n]."""
-    m, n = shape.size
-    return block.reshape(n, m).mT if shape.turned else block.reshape(m, n)
+def _entry_counts(by_rank: Sequence[Sequence[Fragment]]) -> list[int]:
+    """Return the number of entries of each rank's fragments."""
+    return [sum(f.segment.numel for f in fragments) for fragments in by_rank]
 
 
-def _as_block(matrix: Tensor, shape: Block) -> Tensor:
-    """A matrix, seen as the block that it came from."""
-    return (matrix.mT if shape.turned else matrix).reshape(shape.lengths)
-
-
-def _all(pieces: Iterable[Iterable[Piece]]) -> Iterable[Piece]:
-    return (piece for one in pieces for piece in one)
-
-
-def _sizes(pieces: Sequence[Sequence[Piece]]) -> list[int]:
-    return [sum(piece.segment.numel for piece in one) for one in pieces]
-
-
-def _ends(block: Block) -> tuple[int, ...]:
-    return tuple(start + n for start, n in zip(block.starts, block.lengths, strict=True))
+def _flat(by_rank: Iterable[Iterable[Fragment]]) -> Iterator[Fragment]:
+    """Yield the fragments of all ranks, in the order of ranks."""
+    return (fragment for fragments in by_rank for fragment in fragments)

@@ -14,7 +14,7 @@ import torch
 from polarlight.lab.train.model_config import Architecture, Mlp
 from polarlight.lab.train.recipes import recipe_of
 from polarlight.lab.train.settings import PRESETS, Plan, with_changes
-from polarlight.lookup import unknown
+from polarlight.lookup import look_up, option_named, unknown
 
 
 def optimizers(text: str) -> list[str]:
@@ -33,9 +33,7 @@ def architecture(text: str | None) -> Architecture | None:
     """`moe` as an architecture; None stays None and leaves it to the preset."""
     if text is None:
         return None
-    if text not in set(Architecture):
-        raise ValueError(f"unknown model {text!r}; choose from {', '.join(Architecture)}")
-    return Architecture(text)
+    return option_named(text, Architecture, "model")
 
 
 def sweep(texts: Sequence[str]) -> dict[str, list[float]]:
@@ -52,9 +50,7 @@ def sweep(texts: Sequence[str]) -> dict[str, list[float]]:
 
 def plan(preset: str, settings: Sequence[str], changes: Mapping[str, Any]) -> Plan:
     """The preset with `--set NAME=VALUE` applied, then `changes` that are not None."""
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; choose from {', '.join(PRESETS)}")
-    base = PRESETS[preset]
+    base = look_up(preset, PRESETS, "preset")
     given = {name: value for name, value in changes.items() if value is not None}
     return with_changes(base, dict(_setting(text, base) for text in settings) | given)
 

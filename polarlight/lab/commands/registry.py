@@ -74,9 +74,9 @@ def engines() -> dict[str, Engine]:
     found["polar-express (Schatten-4) bf16"] = NewtonSchulz(polar_express(5), _HALF, Schatten4())
     for dtype in (_HALF, torch.float16, _SINGLE):
         found[f"auto {_short(dtype)}"] = AutoPolar(dtype=dtype)
-        found[f"auto (Gram) {_short(dtype)}"] = GramNewtonSchulz(QUICK, dtype, Schatten8(), tile=0)
+        found[f"auto (Gram) {_short(dtype)}"] = GramNewtonSchulz(QUICK, dtype, Schatten8())
     for dtype in (torch.float16, _SINGLE):
-        found[f"gram polar-express {_short(dtype)}"] = GramNewtonSchulz(dtype=dtype, tile=0)
+        found[f"gram polar-express {_short(dtype)}"] = GramNewtonSchulz(dtype=dtype)
     for schedule in (KAON, MAXIMAL_SLOPE):
         found[f"{schedule.name.rsplit(maxsplit=1)[0]} fp32"] = Chaotic(schedule)
     return found

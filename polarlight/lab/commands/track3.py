@@ -21,6 +21,7 @@ from polarlight.lab.train.track3.settings import (
     Track3,
     check,
 )
+from polarlight.lookup import look_up, unknown
 from polarlight.rule import Rule
 
 
@@ -69,20 +70,19 @@ def track3(
 def _setting(
     preset: str, seed: int, lr: float | None, weight_decay: float | None, steps: int | None
 ) -> Track3:
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; choose from {', '.join(PRESETS)}")
+    base = look_up(preset, PRESETS, "preset")
     given = {"lr": lr, "weight_decay": weight_decay, "steps": steps}
     numbers: dict[str, float | None] = {k: x for k, x in given.items() if x is not None}
     if steps is not None:
         numbers["horizon"] = None  # another length has a schedule of its own
-    return replace(PRESETS[preset], seed=seed, **numbers)  # type: ignore[arg-type]
+    return replace(base, seed=seed, **numbers)  # type: ignore[arg-type]
 
 
 def _rule(name: str) -> Rule:
     if name in RULES:
         return RULES[name]
     if name not in recipes():
-        raise ValueError(f"unknown rule {name!r}; choose from {', '.join([*RULES, *recipes()])}")
+        raise unknown(name, [*RULES, *recipes()], "unknown rule")
     recipe = recipe_of(name)
     if recipe.groups is not None:
         raise ValueError(f"{name} is a recipe for whole models; choose from {', '.join(RULES)}")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polarlight.execution.heap import raise_mmap_threshold
 from polarlight.lab.train import checkpoint, durable, history
 from polarlight.lab.train.checkpoint import CheckpointError
 from polarlight.lab.train.clock import Clock
@@ -112,6 +113,8 @@ class Run:
         self.spec, self.plan, self.corpus, self.folder = spec, plan, corpus, folder
         self.team = team
         self.device = device_of(plan.device)
+        if self.device.type == "cpu":
+            raise_mmap_threshold()
         self.model = GPT(plan.model(corpus.vocab_size), seed=spec.seed).to(self.device)
         self._laid_out = lay_out(self.model, team.kind)
         self.optimizer = share_work(build(self.model, spec, recipe), team.kind)

@@ -20,9 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from polarlight.execution.param_task import full_tensor
 from polarlight.execution.sharded.executor import Sharded
-from polarlight.execution.work import whole
 from polarlight.lab.train.model import GPT
+from polarlight.lookup import option_named
 from polarlight.optimizer.spectral import SpectralOptimizer
 
 
@@ -102,9 +103,7 @@ def kind_of(text: str) -> Parallel:
     Raises:
         ValueError: If there is none.
     """
-    if text not in set(Parallel):
-        raise ValueError(f"unknown --parallel {text!r}; choose from {', '.join(Parallel)}")
-    return Parallel(text)
+    return option_named(text, Parallel, "--parallel")
 
 
 @contextmanager
@@ -264,7 +263,7 @@ def _summed(gradient: Tensor) -> Tensor:
 def whole_state(state: Any) -> Any:
     """A state dict in which every DTensor is a tensor; every process must ask at once."""
     if isinstance(state, Tensor):
-        return whole(state)
+        return full_tensor(state)
     if isinstance(state, dict):
         return {key: whole_state(value) for key, value in state.items()}
     return [whole_state(value) for value in state] if isinstance(state, list) else state

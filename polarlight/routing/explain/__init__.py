@@ -1,4 +1,4 @@
-"""Which parameter gets which rule, at which effective learning rate, and why: as data and as text.
+"""`explain`: rule, effective learning rate and reason of each parameter, as data and as text.
 
 print(explain(optimizer))                          repeated layers in one entry
 print(explain(optimizer).table(every=True))        every parameter
@@ -13,8 +13,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from polarlight.execution.sharded.forecast import Summary, as_they_lie, forecast, summary
-from polarlight.routing.explain.rows import Group, Piece, Row, rows_of
+from polarlight.execution.sharded.forecast import Summary, dtensor_layout, forecast, summary
+from polarlight.routing.explain.rows import Piece, Row, rows_of
 from polarlight.routing.explain.table import aligned, table_of
 
 __all__ = ["Explanation", "Piece", "Row", "explain"]
@@ -22,7 +22,7 @@ __all__ = ["Explanation", "Piece", "Row", "explain"]
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What happens to every parameter; `str` makes the table.
+    """Rule, view, learning rate and reason of every parameter; `str` returns the table.
 
     Attributes:
         rows: One per parameter, in the order of the groups.
@@ -37,7 +37,7 @@ class Explanation:
         return self.table()
 
     def table(self, *, every: bool = False, width: int = 120) -> str:
-        """The rows and the totals per role.
+        """Return the rows and the totals per role as text.
 
         Args:
             every: One entry per parameter; else equal ones of repeated layers share an entry,
@@ -48,7 +48,7 @@ class Explanation:
         return "\n\n".join(sections + [fill(str(shared), width) for shared in self.sharing])
 
     def totals(self) -> dict[str, dict[str, int]]:
-        """Tensors, parameters and frozen parameters per role."""
+        """Return numbers of tensors, parameters and frozen parameters per role."""
         totals: dict[str, dict[str, int]] = {}
         for row in self.rows:
             entry = totals.setdefault(row.role, {"tensors": 0, "parameters": 0, "frozen": 0})
@@ -58,7 +58,7 @@ class Explanation:
         return totals
 
     def to_json(self) -> str:
-        """`{"parameters": [...], "totals": {...}}`, with every parameter for itself.
+        """Return `{"parameters": [...], "totals": {...}}` as text, one entry per parameter.
 
         Where work is shared, `"sharing"` has an entry per mesh.
         """
@@ -68,6 +68,7 @@ class Explanation:
         return json.dumps(record | {"totals": self.totals()}, indent=1)
 
     def _totals(self) -> str:
+        """Return the totals per role as aligned text."""
         totals = self.totals()
         whole = {key: sum(entry[key] for entry in totals.values()) for key in _COUNTED}
         rows = [
@@ -77,21 +78,22 @@ class Explanation:
         return aligned([["role", *_COUNTED, "share"], *rows])
 
 
-def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The optimizer inside of wrappers that keep it as `optimizer`, as accelerate's does."""
+def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer inside wrappers that store it as `optimizer`, as accelerate's does."""
     inner = getattr(optimizer, "optimizer", None)
-    return unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
+    return unwrap_optimizer(inner) if isinstance(inner, Optimizer) else optimizer
 
 
 _COUNTED = ("tensors", "parameters", "frozen")
 
 
 def _share(entry: Mapping[str, int], whole: Mapping[str, int]) -> str:
+    """Format the parameters of a role as a percentage of all parameters."""
     return f"{100 * entry['parameters'] / max(whole['parameters'], 1):.1f} %"
 
 
-def explain(source: Optimizer | Sequence[Group]) -> Explanation:
-    """A table of every parameter: shape, role, rule, view, engine, learning rates, and the reason.
+def explain(source: Optimizer | Sequence[Mapping[str, Any]]) -> Explanation:
+    """Return a table of all parameters: shape, role, rule, view, engine, learning rates, reason.
 
     Of sharded parameters also the plan in numbers: matrices, balance, flops, bytes per step.
 
@@ -100,12 +102,14 @@ def explain(source: Optimizer | Sequence[Group]) -> Explanation:
             them.
     """
     if isinstance(source, Optimizer):
-        source = unwrapped(source)
-        groups: Sequence[Group] = [source.defaults | group for group in source.param_groups]
+        source = unwrap_optimizer(source)
+        groups: Sequence[Mapping[str, Any]] = [
+            source.defaults | group for group in source.param_groups
+        ]
         reasons: Mapping[str, str] = dict(getattr(source, "reasons", {}))
     else:
         groups = list(source)
         reasons = {k: v for g in groups for k, v in g.get("reasons", {}).items()}
-    lay = getattr(getattr(source, "executor", None), "layout", as_they_lie)
-    sharing = tuple(map(summary, forecast(groups, lay)))
+    layout_of_param = getattr(getattr(source, "executor", None), "layout", dtensor_layout)
+    sharing = tuple(map(summary, forecast(groups, layout_of_param)))
     return Explanation(tuple(rows_of(groups, reasons)), sharing)

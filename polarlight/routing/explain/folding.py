@@ -9,7 +9,7 @@ _Cells = tuple[str, ...]
 
 
 def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Patterns and the names that each stands for, in the order of the first of these.
+    """Fold names of repeated layers into patterns; return each pattern with its names.
 
     Names that differ in numbers between dots are folded, and only if the pattern covers exactly
     them: with two numbers, every value of one occurs with every value of the other.
@@ -24,7 +24,7 @@ def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
 
 
 def _fold(names: Sequence[_Cells]) -> list[tuple[_Cells, list[str]]]:
-    """The same for names with numbers in the same places."""
+    """Fold names that differ in numbers alone, and have them at the same positions."""
     blocks = [(cells, [".".join(cells)]) for cells in names]
     for place in reversed(range(len(names[0]))):
         merged: dict[_Cells, list[tuple[_Cells, list[str]]]] = {}
@@ -39,7 +39,7 @@ def _fold(names: Sequence[_Cells]) -> list[tuple[_Cells, list[str]]]:
 
 
 def _with_range(place: int, same: Sequence[_Cells]) -> _Cells:
-    """Cells that differ in one place, as one."""
+    """Merge names that differ in the number at one position into one with a range."""
     first = same[0]
     if len(same) == 1:
         return first
@@ -48,7 +48,7 @@ def _with_range(place: int, same: Sequence[_Cells]) -> _Cells:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """`0-3,7` for 0, 1, 2, 3, 7; with many runs the first two and the last."""
+    """Format numbers as ranges: `0-3,7` for 0, 1, 2, 3, 7; long lists are shortened."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:

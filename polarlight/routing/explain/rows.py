@@ -1,4 +1,4 @@
-"""What happens to each parameter of an optimizer, one row per parameter."""
+"""Rows of the table of `explain`, one per parameter."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,10 @@ from polarlight.routing.view_text import view_call
 from polarlight.rule import UpdateRule
 from polarlight.view import MatrixView, Whole
 
-Group = Mapping[str, Any]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """One of the matrices, or batches of equal matrices, that a parameter is treated as.
+    """One matrix, or batch of equal matrices, into which the view splits a parameter.
 
     Attributes:
         shape: [..., fan_out, fan_in]; the parameter's own where its rule is elementwise.
@@ -35,7 +33,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What happens to one parameter.
+    """Row of the table: rule, view, learning rate and reason of one parameter.
 
     Attributes:
         name: Its name, or `-`.
@@ -65,8 +63,8 @@ class Row:
         return prod(self.shape)
 
 
-def rows_of(groups: Sequence[Group], reasons: Mapping[str, str]) -> Iterator[Row]:
-    """The rows of all groups, in order."""
+def rows_of(groups: Sequence[Mapping[str, Any]], reasons: Mapping[str, str]) -> Iterator[Row]:
+    """Yield a row for every parameter of the param groups, in order."""
     for group in groups:
         names = group.get("param_names") or ["-"] * len(group["params"])
         lr = None if group.get("lr") is None else float(group["lr"])
@@ -86,6 +84,7 @@ def rows_of(groups: Sequence[Group], reasons: Mapping[str, str]) -> Iterator[Row
 
 
 def _pieces(p: Tensor, rule: object, view: MatrixView, lr: float | None) -> Iterator[Piece]:
+    """Yield the matrices of a parameter with engine, scaled learning rate and update size."""
     if not isinstance(rule, UpdateRule):
         engine = "-" if rule is None else "elementwise"
         yield Piece(shape=tuple(p.shape), engine=engine, lr=lr, rms=None)

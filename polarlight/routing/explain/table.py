@@ -10,11 +10,11 @@ _HEADER = ["parameter", "n", "shape", "role", "rule", "lr x scale", "rms/step"]
 _INDENT = 4
 
 Entry = tuple[list[str], str]
-"""The cells of a line, and what is said below it."""
+"""Cells of a line, and the text below it."""
 
 
 def table_of(rows: Sequence[Row], *, every: bool, width: int) -> str:
-    """A line per entry, and below it the reason, the view and the engine."""
+    """Return the rows as text: a line per entry, and below it reason, view and engine."""
     named = [(row.name, [row]) for row in rows] if every else folded(rows)
     entries = [(_cells(name, same), _words(same[0])) for name, same in named]
     widths = [max(len(cell) for cell in column) for column in _columns(entries)]
@@ -34,13 +34,13 @@ def table_of(rows: Sequence[Row], *, every: bool, width: int) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width; numbers end together."""
+    """Return rows as text in columns of equal width."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(_line(row, widths) for row in rows)
 
 
 def folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Rows that differ in their names alone, under one name."""
+    """Group rows that differ in their names alone, under one name pattern."""
     alike: dict[object, list[Row]] = {}
     for row in rows:
         key = (row.shape, row.role, row.rule, row.view, row.pieces, row.frozen, row.reason)
@@ -57,10 +57,12 @@ def folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _columns(entries: Iterable[Entry]) -> Iterable[tuple[str, ...]]:
+    """Return the cells of each column, its header first."""
     return zip(_HEADER, *(cells for cells, _ in entries), strict=True)
 
 
 def _cells(name: str, same: Sequence[Row]) -> list[str]:
+    """Return the cells of one line of the table."""
     row = same[0]
     shape = " x ".join(str(size) for size in row.shape) or "scalar"
     lr = "default" if row.lr is None else _numbers(row.pieces, lambda piece: piece.lr)
@@ -69,7 +71,7 @@ def _cells(name: str, same: Sequence[Row]) -> list[str]:
 
 
 def _numbers(pieces: Sequence[Piece], number: Callable[[Piece], float | None]) -> str:
-    """The values that occur among the pieces: one, two, or their range; `-` for none."""
+    """Format the distinct values of the pieces: one, two, or their range; `-` for none."""
     found = sorted({value for piece in pieces if (value := number(piece)) is not None})
     if not found:
         return "-"
@@ -78,14 +80,14 @@ def _numbers(pieces: Sequence[Piece], number: Callable[[Piece], float | None]) -
 
 
 def _words(row: Row) -> str:
-    """Why -> which matrices -> how."""
+    """Return the text below a line: reason -> view -> engines."""
     engines = ", ".join(dict.fromkeys(piece.engine for piece in row.pieces))
     view = [row.view] if row.view != "Whole()" and engines not in ("elementwise", "-") else []
     return " -> ".join([row.reason, *view, engines])
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Names to the left, everything else too; a name that is too long has a line of its own."""
+    """Return one line of padded cells; a name that is too long gets a line of its own."""
     first, *rest = cells
     texts = [cell.ljust(width) for cell, width in zip(rest, widths[1:], strict=True)]
     head = first.ljust(widths[0])

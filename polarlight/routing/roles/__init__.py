@@ -1,4 +1,4 @@
-"""What each parameter of a model is for, with the reason.
+"""Roles of the parameters of a model, with reasons.
 
 Types of modules and their place in the model decide first, the numbers and words of their configs
 next, names last. No library of models is imported: what is known of one is known of its kind.
@@ -11,14 +11,14 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from polarlight.routing.roles import seams
-from polarlight.routing.roles.attention import attention, in_attention, packed
-from polarlight.routing.roles.ends import ends, heads_of, positions
+from polarlight.routing.roles.attention import attention, in_attention, multihead_attention_weight
+from polarlight.routing.roles.ends import embedding_or_head, heads_of, position_embedding
 from polarlight.routing.roles.mixture import in_experts, router
-from polarlight.routing.roles.mlp import as_map, block_of, expert, mlp, sliced
+from polarlight.routing.roles.mlp import as_stored, block_of, expert, gate_up_slices, mlp
 from polarlight.routing.roles.modulation import modulation
 from polarlight.routing.roles.names import NO_MATRICES
 from polarlight.routing.roles.site import Site, sites_by_name, sites_of, unknown
-from polarlight.routing.roles.vocabulary import MATRIX_ROLES, Assignment, Part, Role, Verdict
+from polarlight.routing.roles.vocabulary import MATRIX_ROLES, Assignment, Decision, Part, Role
 from polarlight.view import Flattened, Heads, MatrixView, RowBlocks, Transposed, Whole
 
 __all__ = ["MATRIX_ROLES", "Assignment", "Part", "Role", "infer_roles"]
@@ -28,7 +28,7 @@ Named = Iterable[tuple[str, Tensor]]
 
 
 def infer_roles(source: nn.Module | Named) -> list[Assignment]:
-    """The role of every parameter, in the order of `named_parameters()`.
+    """Infer the role of every parameter, in the order of `named_parameters()`.
 
     A module tells more than names do: with `model.named_parameters()` alone, types, positions,
     numbers of heads and ties are unknown and names and shapes decide. Frozen parameters are
@@ -41,109 +41,121 @@ def infer_roles(source: nn.Module | Named) -> list[Assignment]:
 
 
 def _assign(uses: Sequence[Site], heads: Mapping[int, str]) -> Assignment:
+    """Return the assignment of one parameter from all its uses in the model."""
     site = uses[0]
-    found = next(_verdicts(uses, heads))
+    found = next(_decisions(uses, heads))
     reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
     changed = {"reason": reason, "block": block_of(site, found)}
-    return Assignment(site.name, site.parameter, **(_fields(found) | changed))
+    return Assignment(site.name, site.parameter, **(_decision_fields(found) | changed))
 
 
-def _fields(verdict: Verdict) -> dict[str, Any]:
-    return {field.name: getattr(verdict, field.name) for field in fields(verdict)}
+def _decision_fields(decision: Decision) -> dict[str, Any]:
+    """Return the fields of a decision by name."""
+    return {field.name: getattr(decision, field.name) for field in fields(decision)}
 
 
-def _verdicts(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Verdict]:
-    """Applicable verdicts, the most certain first; always at least one."""
+def _decisions(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Decision]:
+    """Yield applicable decisions, the most certain first; at least one."""
     site = uses[0]
     if site.parameter.ndim < 2:
         shape = "one dimension" if site.parameter.ndim else "a single number"
-        yield Verdict(Role.VECTOR, f"{shape}: {_leaf(site)} of {_owner(site)}")
+        yield Decision(Role.VECTOR, f"{shape}: {_leaf(site)} of {_owner_class(site)}")
     if not site.parameter.numel():
-        yield Verdict(Role.VECTOR, f"no entries, shape {tuple(site.parameter.shape)}")
+        yield Decision(Role.VECTOR, f"no entries, shape {tuple(site.parameter.shape)}")
     if site.is_magnitude:
-        yield Verdict(Role.VECTOR, f"{_leaf(site)}: a magnitude per row, of weight norm")
-    by_name = site.word if site.module is None else site.leaf
+        yield Decision(Role.VECTOR, f"{_leaf(site)}: a magnitude per row, of weight norm")
+    by_name = site.module_name if site.module is None else site.leaf
     if "bias" in by_name or _is_norm(site):
-        yield Verdict(Role.VECTOR, f"{_leaf(site)} of {_owner(site)} is not a matrix")
+        yield Decision(Role.VECTOR, f"{_leaf(site)} of {_owner_class(site)} is not a matrix")
     yield from router(site)
-    yield from ends(uses, heads)
+    yield from embedding_or_head(uses, heads)
     experts = in_experts(site)
     if not isinstance(site.module, nn.modules.conv._ConvNd) and (
-        found := sliced(site, experts=experts)
+        found := gate_up_slices(site, experts=experts)
     ):
         yield found
     if experts and site.parameter.ndim in (2, 3):
-        yield expert(site, turned=site.parameter.ndim == 2 and bool(_is_turned(site)))
+        yield expert(site, transposed=site.parameter.ndim == 2 and bool(_is_transposed(site)))
     yield from _by_type(site)
-    yield from positions(site)
+    yield from position_embedding(site)
     if any(word in site.leaf for word in NO_MATRICES):
-        yield Verdict(Role.VECTOR, f"{_leaf(site)} of {_owner(site)} is not a matrix, by its name")
-    yield unknown(site, f"raw parameter {_leaf(site)} of {_owner(site)}: no known matrix")
+        yield Decision(
+            Role.VECTOR, f"{_leaf(site)} of {_owner_class(site)} is not a matrix, by its name"
+        )
+    yield unknown(site, f"raw parameter {_leaf(site)} of {_owner_class(site)}: no known matrix")
 
 
 def _leaf(site: Site) -> str:
+    """Return the last word of a parameter's name."""
     return site.name.rpartition(".")[2]
 
 
-def _owner(site: Site) -> str:
+def _owner_class(site: Site) -> str:
+    """Return the class name of the module that owns a parameter."""
     return type(site.module).__name__ if site.module is not None else "an unknown module"
 
 
 def _is_norm(site: Site) -> bool:
+    """Return whether the owning module is a normalization layer."""
     norms = nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | nn.modules.batchnorm._NormBase
     return isinstance(site.module, norms)
 
 
-def _by_type(site: Site) -> Iterator[Verdict]:
-    """Verdicts on layers of a known type."""
+def _by_type(site: Site) -> Iterator[Decision]:
+    """Yield decisions on layers of a known type: convolutions, attention, RNNs, linear layers."""
     if isinstance(site.module, nn.modules.conv._ConvNd):
         yield _convolution(site, site.module)
     if site.module is None and _is_kernel_by_name(site):
         part = Part.PATCH if any("patch" in word for word in site.path) else Part.NONE
         view = Flattened(tuple(site.parameter.shape[2:]))
-        yield Verdict(Role.CONV, "kernel by its name", view, part)
-    if isinstance(site.module, nn.MultiheadAttention | None) and (found := packed(site)):
+        yield Decision(Role.CONV, "kernel by its name", view, part)
+    if isinstance(site.module, nn.MultiheadAttention | None) and (
+        found := multihead_attention_weight(site)
+    ):
         yield found
     if isinstance(site.module, nn.RNNBase) and site.leaf.startswith("weight"):
         yield _recurrent(site, site.module)
-    if site.parameter.ndim == 2 and (turned := _is_turned(site)) is not None:
-        yield as_map(_linear(site, turned=turned), turned=turned)
+    if site.parameter.ndim == 2 and (transposed := _is_transposed(site)) is not None:
+        yield as_stored(_linear(site, transposed=transposed), transposed=transposed)
 
 
 def _is_kernel_by_name(site: Site) -> bool:
+    """Return whether a parameter without module is a convolution kernel, by name and shape."""
     called = site.parameter.ndim > 2 and any("conv" in word for word in site.path)
     return called or (site.parameter.ndim > 3 and site.leaf == "weight")
 
 
-def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Verdict:
+def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Decision:
+    """Return the decision on a convolution kernel."""
     kind = type(module).__name__
     inner: MatrixView = Transposed() if module.transposed else Whole()
     if module.groups > 1:
         inner = Heads(module.groups, inner=inner)
     view = Flattened(tuple(site.parameter.shape[2:]), inner)
     if module.groups > 1 and module.groups == module.in_channels:
-        return Verdict(Role.CONV, f"{kind} kernel, one per channel", view, Part.DEPTHWISE)
+        return Decision(Role.CONV, f"{kind} kernel, one per channel", view, Part.DEPTHWISE)
     patches = module.stride == module.kernel_size and max(module.stride) > 1
     if patches and not module.transposed:
-        return Verdict(Role.CONV, f"{kind} kernel, embeds patches", view, Part.PATCH)
-    return Verdict(Role.CONV, f"{kind} kernel", view)
+        return Decision(Role.CONV, f"{kind} kernel, embeds patches", view, Part.PATCH)
+    return Decision(Role.CONV, f"{kind} kernel", view)
 
 
-def _recurrent(site: Site, module: nn.RNNBase) -> Verdict:
+def _recurrent(site: Site, module: nn.RNNBase) -> Decision:
+    """Return the decision on a weight of an RNN, LSTM or GRU, with a matrix per gate."""
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     if gates == 1 or site.parameter.shape[0] != gates * module.hidden_size:
-        return Verdict(Role.HIDDEN, f"{site.leaf} of {module.mode}")
+        return Decision(Role.HIDDEN, f"{site.leaf} of {module.mode}")
     view = RowBlocks((module.hidden_size,) * gates)
-    return Verdict(Role.HIDDEN, f"{gates} gates of {module.mode}, one after another", view)
+    return Decision(Role.HIDDEN, f"{gates} gates of {module.mode}, one after another", view)
 
 
-def _is_turned(site: Site) -> bool | None:
-    """Whether a linear layer is stored (fan_in, fan_out); None if this is no linear layer."""
+def _is_transposed(site: Site) -> bool | None:
+    """Return whether a linear layer is stored (fan_in, fan_out); None if it is not linear."""
     module, shape = site.module, tuple(site.parameter.shape)
     if site.leaf != "weight":
         return None
     if module is None:
-        return _is_turned_by_width(site)
+        return _is_transposed_by_width(site)
     if isinstance(module, nn.Linear):
         return False
     if any(kind.__name__ == "Conv1D" for kind in type(module).__mro__):
@@ -152,30 +164,30 @@ def _is_turned(site: Site) -> bool | None:
     return None if shape not in (sizes, sizes[::-1]) else shape != sizes
 
 
-def _is_turned_by_width(site: Site) -> bool:
-    """Names alone: what reads the residual stream has its width as fan_in, what writes it not."""
+def _is_transposed_by_width(site: Site) -> bool:
+    """Return whether a matrix is stored (fan_in, fan_out), from its name and the model's width."""
     width, (a, b) = site.width(), site.parameter.shape
     if a == b or width not in (a, b):
         return False
-    verdict = _linear(site, turned=False)
-    writes = verdict.role is Role.DOWN or verdict.part is Part.OUTPUT
-    reads = verdict.role is Role.GATE_UP or verdict.part in (Part.QUERY, Part.KEY, Part.VALUE)
-    reads = reads or verdict.part is Part.QKV
+    decision = _linear(site, transposed=False)
+    writes = decision.role is Role.DOWN or decision.part is Part.OUTPUT
+    reads = decision.role is Role.GATE_UP or decision.part in (Part.QUERY, Part.KEY, Part.VALUE)
+    reads = reads or decision.part is Part.QKV
     return (writes and width == b) or (reads and width == a)
 
 
-def _linear(site: Site, *, turned: bool) -> Verdict:
-    """The verdict on a linear layer, by the block in which it stands."""
-    m, n = site.parameter.shape[::-1] if turned else site.parameter.shape
+def _linear(site: Site, *, transposed: bool) -> Decision:
+    """Return the decision on a linear layer, by the block around it."""
+    m, n = site.parameter.shape[::-1] if transposed else site.parameter.shape
     if min(m, n) == 1:
-        return Verdict(Role.VECTOR, f"linear layer {site.word} of a single row or column")
+        return Decision(Role.VECTOR, f"linear layer {site.module_name} of a single row or column")
     if (found := modulation(site, m, n)) is not None:
         return found
     if in_attention(site):
         return attention(site, m, n)
-    if (found := mlp(site, m, n, turned=turned)) is not None:
+    if (found := mlp(site, m, n, transposed=transposed)) is not None:
         return found
-    fused = seams.seams_of(site, seams.STATE_SPACE.get(site.word, ()), m, n)
+    fused = seams.first_fitting(site, seams.STATE_SPACE.get(site.module_name, ()), m, n)
     if fused is not None:
-        return Verdict(Role.HIDDEN, f"{site.word} in {site.home}; {fused.words}", fused.view)
-    return Verdict(Role.HIDDEN, f"linear layer {site.word} in {site.home}")
+        return Decision(Role.HIDDEN, f"{site.place}; {fused.words}", fused.view)
+    return Decision(Role.HIDDEN, f"linear layer {site.place}")

@@ -1,12 +1,12 @@
-"""Projections of attention: which they are, where fused ones part, and where the heads are."""
+"""Projections of attention: their part, the splits of fused ones, and the heads."""
 
 from torch import nn
 
 from polarlight.routing.roles import seams
 from polarlight.routing.roles.names import ALONE_ATTENTION, ATTENTION, MLP_BLOCKS, part_of
-from polarlight.routing.roles.seams import HEAD_COUNT, HEAD_SIZE, KEY_COUNT, Seams
+from polarlight.routing.roles.seams import HEAD_COUNT, HEAD_SIZE, KEY_COUNT, FusedSplit
 from polarlight.routing.roles.site import Site
-from polarlight.routing.roles.vocabulary import Part, Role, Verdict
+from polarlight.routing.roles.vocabulary import Decision, Part, Role
 from polarlight.view import Heads, RowBlocks, Whole
 
 _QUERY_SIZE = ("qk_head_dim", "head_k_dim", *HEAD_SIZE)
@@ -14,52 +14,53 @@ _VALUE_SIZE = ("v_head_dim", "head_v_dim", *HEAD_SIZE)
 
 
 def in_attention(site: Site) -> bool:
-    """Whether the nearest block around the parameter is attention, by its name or its class."""
+    """Return whether the nearest known block around a parameter is attention."""
     for words in site.blocks():
         if any(word in MLP_BLOCKS or "mlp" in word for word in words):
             return False
         if any(_says_attention(word) for word in words):
             return True
-    return site.word in ALONE_ATTENTION
+    return site.module_name in ALONE_ATTENTION
 
 
 def _says_attention(word: str) -> bool:
+    """Return whether a module's name or class means attention."""
     return ("attention" in word or "attn" in word) and "norm" not in word
 
 
-def attention(site: Site, m: int, n: int) -> Verdict:
-    """The verdict on a projection of attention, [m, n] as a map."""
-    part = part_of(site.word, ATTENTION)
+def attention(site: Site, m: int, n: int) -> Decision:
+    """Return the decision on an attention projection, a map [m, n]."""
+    part = part_of(site.module_name, ATTENTION)
     if part in (Part.QKV, Part.LATENT):
-        layouts = seams.ATTENTION.get(site.word, (seams.concatenated, seams.thirds))
-        found = seams.seams_of(site, layouts, m, n)
-        found = found or Seams(Whole(), "fused, seams unknown: one matrix")
+        layouts = seams.ATTENTION.get(site.module_name, (seams.concatenated, seams.equal_qkv))
+        found = seams.first_fitting(site, layouts, m, n)
+        found = found or FusedSplit(Whole(), "fused, seams unknown: one matrix")
     else:
-        found = _single(site, part, m, n)
-    said = f"{part or 'projection'} of attention: {site.word} in {site.home}"
-    reason = f"{said}; {found.words}" if found.words else said
-    return Verdict(Role.ATTENTION, reason, found.view, part, found.heads)
+        found = _unfused_split(site, part, m, n)
+    reason = f"{part or 'projection'} of attention: {site.place}"
+    reason += f"; {found.words}" if found.words else ""
+    return Decision(Role.ATTENTION, reason, found.view, part, found.heads)
 
 
-def _single(site: Site, part: Part, m: int, n: int) -> Seams:
-    """One projection: heads along its rows, or along its columns where it reads heads."""
+def _unfused_split(site: Site, part: Part, m: int, n: int) -> FusedSplit:
+    """Return the view of one unfused projection: heads along rows, or columns for the output."""
     if part is Part.NONE:
-        return Seams(Whole(), "")
+        return FusedSplit(Whole(), "")
     extent, dim = (n, -1) if part is Part.OUTPUT else (m, -2)
     size = site.number(*(_QUERY_SIZE if part in (Part.QUERY, Part.KEY) else _VALUE_SIZE))
-    count = _count(site, part)
+    count = _head_count(site, part)
     if part is Part.QUERY and size and count and extent == 2 * count * size:
         gated = Heads(count, inner=RowBlocks((size, size)))
-        return Seams(gated, f"query and output gate of each of {count} heads in turn", gated)
+        return FusedSplit(gated, f"query and output gate of each of {count} heads in turn", gated)
     if count is None and size and extent % size == 0:
         count = extent // size
     if count is None or extent % count or (size and extent != count * size):
-        return Seams(Whole(), "")
-    return Seams(Whole(), f"{count} head{'s' * (count > 1)}", Heads(count, dim))
+        return FusedSplit(Whole(), "")
+    return FusedSplit(Whole(), f"{count} head{'s' * (count > 1)}", Heads(count, dim))
 
 
-def _count(site: Site, part: Part) -> int | None:
-    """The number of heads that the projection makes or reads."""
+def _head_count(site: Site, part: Part) -> int | None:
+    """Return the number of heads that a projection writes or reads; None if unknown."""
     if part is Part.QUERY:
         return site.number(*HEAD_COUNT)
     if part is Part.OUTPUT:
@@ -67,8 +68,8 @@ def _count(site: Site, part: Part) -> int | None:
     return site.number(*KEY_COUNT) or site.number(*HEAD_COUNT)
 
 
-def packed(site: Site) -> Verdict | None:
-    """The verdict on the raw weights of `nn.MultiheadAttention`, known by their names there."""
+def multihead_attention_weight(site: Site) -> Decision | None:
+    """Return the decision on a raw weight of `nn.MultiheadAttention`; None for others."""
     module = site.module
     heads = Heads(module.num_heads) if isinstance(module, nn.MultiheadAttention) else None
     words = f"of MultiheadAttention; {heads.count} heads" if heads else "of attention, by its name"
@@ -76,8 +77,8 @@ def packed(site: Site) -> Verdict | None:
         rows = (site.parameter.shape[0] // 3,) * 3
         by_head = RowBlocks(rows, (heads,) * 3) if heads else None
         reason = f"packed query, key, value {words}"
-        return Verdict(Role.ATTENTION, reason, RowBlocks(rows), Part.QKV, by_head)
+        return Decision(Role.ATTENTION, reason, RowBlocks(rows), Part.QKV, by_head)
     if site.leaf in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
         part = part_of(site.leaf[0], ATTENTION)
-        return Verdict(Role.ATTENTION, f"{part} {words}", part=part, heads=heads)
+        return Decision(Role.ATTENTION, f"{part} {words}", part=part, heads=heads)
     return None

@@ -1,4 +1,4 @@
-"""The two ends of a model: what reads tokens and positions, and what writes the output."""
+"""Embeddings of tokens and positions, and output layers."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -8,7 +8,7 @@ from torch import nn
 from polarlight.routing.roles.modulation import is_modulation, names_modulation
 from polarlight.routing.roles.names import EMBEDDINGS, HEADS, MLP_BLOCKS, ONLY_HEADS
 from polarlight.routing.roles.site import Site
-from polarlight.routing.roles.vocabulary import Part, Role, Verdict
+from polarlight.routing.roles.vocabulary import Decision, Part, Role
 from polarlight.view import Flattened, Whole
 
 _POSITIONS = ("position", "pos_emb", "pos_embed", "wpe", "posemb")
@@ -17,7 +17,7 @@ _NO_TOKENS = (*_POSITIONS, "bias", "type")
 
 
 def heads_of(model: nn.Module | None, sites: Iterable[Sequence[Site]]) -> dict[int, str]:
-    """Map the output layers of the model and of every model inside it to how they are known.
+    """Return the reason for each output layer of a model and of the models inside it.
 
     Args:
         model: None where only names are known.
@@ -27,7 +27,7 @@ def heads_of(model: nn.Module | None, sites: Iterable[Sequence[Site]]) -> dict[i
         The reason by the id of the parameter. Layers that are heads by name alone are not listed.
     """
     inside = () if model is None else model.modules()
-    declared = {id(head) for m in inside if (head := _declared(m, "get_output_embeddings"))}
+    declared = {id(head) for m in inside if (head := _declared_module(m, "get_output_embeddings"))}
     found: dict[int, str] = {}
     for uses in sites:
         if any(id(site.module) in declared for site in uses):
@@ -37,47 +37,52 @@ def heads_of(model: nn.Module | None, sites: Iterable[Sequence[Site]]) -> dict[i
     return found
 
 
-def ends(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Verdict]:
-    """Verdicts on embeddings and heads; `heads` as `heads_of` found them."""
+def embedding_or_head(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Decision]:
+    """Yield decisions on embeddings and output layers."""
     tables = [site for site in uses if site.is_table]
     if tables and len(tables) < len(uses):
         names = " = ".join(site.name for site in uses)
-        yield Verdict(Role.TIED, f"embedding and output layer in one: {names}", part=Part.TOKEN)
+        yield Decision(Role.TIED, f"embedding and output layer in one: {names}", part=Part.TOKEN)
     if tables:
-        yield _table(tables)
+        yield _table_decision(tables)
     site = uses[0]
     if reason := heads.get(id(site.parameter)):
-        yield Verdict(Role.HEAD, reason)
-    if _is_called_head(site, others=bool(heads)):
+        yield Decision(Role.HEAD, reason)
+    if _is_head_by_name(site, others=bool(heads)):
         view = Flattened(tuple(site.parameter.shape[2:])) if site.parameter.ndim > 2 else Whole()
-        yield Verdict(Role.HEAD, f"output layer by its name, {'.'.join(site.path)}", view)
+        yield Decision(Role.HEAD, f"output layer by its name, {'.'.join(site.path)}", view)
 
 
-def positions(site: Site) -> Iterator[Verdict]:
-    """Verdicts on positions that are learned as a raw parameter."""
+def position_embedding(site: Site) -> Iterator[Decision]:
+    """Yield decisions on position embeddings that are raw parameters."""
     if site.parameter.ndim >= 2 and any(word in site.leaf for word in _POSITIONS):
-        yield Verdict(Role.EMBEDDING, f"learned positions of {site.home}", part=Part.POSITION)
+        yield Decision(
+            Role.EMBEDDING, f"learned positions of {site.block_name}", part=Part.POSITION
+        )
 
 
-def _table(tables: Sequence[Site]) -> Verdict:
+def _table_decision(tables: Sequence[Site]) -> Decision:
+    """Return the decision on an embedding table, from all modules that use it."""
     site = tables[0]
-    if "bias" in site.word:
-        return Verdict(Role.VECTOR, f"table of biases, {site.word} in {site.home}")
+    if "bias" in site.module_name:
+        return Decision(Role.VECTOR, f"table of biases, {site.place}")
     if any(word in part for part in site.words for word in _POSITIONS):
-        return Verdict(Role.EMBEDDING, f"table of positions, {site.word}", part=Part.POSITION)
+        return Decision(
+            Role.EMBEDDING, f"table of positions, {site.module_name}", part=Part.POSITION
+        )
     shared = f", shared by {len(tables)} modules" if len(tables) > 1 else ""
     part = Part.TOKEN if _reads_tokens(site) else Part.NONE
-    return Verdict(Role.EMBEDDING, f"embedding table, {site.word}{shared}", part=part)
+    return Decision(Role.EMBEDDING, f"embedding table, {site.module_name}{shared}", part=part)
 
 
 def _reads_tokens(site: Site) -> bool:
-    """Whether the table is the input embedding of the model, as far as the model says."""
-    declared = _declared(site.modules[-1], "get_input_embeddings") if site.modules else None
-    return site.word in EMBEDDINGS if declared is None else site.module is declared
+    """Return whether a table is the model's input embedding, as declared or by its name."""
+    declared = _declared_module(site.modules[-1], "get_input_embeddings") if site.modules else None
+    return site.module_name in EMBEDDINGS if declared is None else site.module is declared
 
 
-def _declared(model: nn.Module, getter: str) -> nn.Module | None:
-    """What the model itself calls its input or output embeddings; None if it does not say."""
+def _declared_module(model: nn.Module, getter: str) -> nn.Module | None:
+    """Return the module from a model's `get_input_embeddings` or the like; None if absent."""
     get = getattr(model, getter, None)
     try:
         found = get() if callable(get) else None
@@ -87,7 +92,7 @@ def _declared(model: nn.Module, getter: str) -> nn.Module | None:
 
 
 def _writes_vocabulary(site: Site) -> str | None:
-    """Say how a linear layer is known to have a row per token; None if it is not.
+    """Return the reason why a linear layer has a row per token; None if it has not.
 
     Its rows are the vocabulary of a config around it, or of an embedding in the same model, which
     may be a part of a larger one.
@@ -96,11 +101,11 @@ def _writes_vocabulary(site: Site) -> str | None:
     linear = site.leaf == "weight" and site.parameter.ndim == 2 and not site.is_table
     if not linear or not isinstance(module, nn.Linear | None):
         return None
-    said = f"linear layer {site.word} onto the vocabulary"
+    reason = f"linear layer {site.module_name} onto the vocabulary"
     m, n = site.parameter.shape
-    vocabulary, depth = site.outermost("vocab_size")
+    vocabulary, depth = site.outermost_number("vocab_size")
     if m != n and m == vocabulary and not _in_layers(site.path[depth:]):
-        return said
+        return reason
     inside, table = _shared_with_table(site)
     if table is None:
         return None
@@ -108,15 +113,15 @@ def _writes_vocabulary(site: Site) -> str | None:
     last = _is_last_matrix(site, prefix)
     if last and (table[1] == n or not inside):
         return "output layer of the model"
-    read = any(shape[-1] == m for _, shape in site.neighbours.matrices(prefix))
+    read = any(shape[-1] == m for _, shape in site.model_index.matrices(prefix))
     alone = m != n and table[1] == n and not read and not _in_layers(site.path[len(inside) :])
-    return said if alone else None
+    return reason if alone else None
 
 
 def _shared_with_table(site: Site) -> tuple[tuple[str, ...], torch.Size | None]:
-    """Find the nearest token table with as many rows: the path that both share, and its shape."""
+    """Return shared path and shape of the nearest token table with as many rows."""
     best, found = -1, None
-    for name, shape in site.neighbours.tables.items():
+    for name, shape in site.model_index.tables.items():
         words = name.split(".")
         if shape[0] != site.parameter.shape[0] or any(w in name for w in _NO_TOKENS):
             continue
@@ -128,11 +133,12 @@ def _shared_with_table(site: Site) -> tuple[tuple[str, ...], torch.Size | None]:
 
 
 def _in_layers(words: Iterable[str]) -> bool:
+    """Return whether a path has a number, as those of repeated layers."""
     return any(word.isdigit() for word in words)
 
 
-def _is_called_head(site: Site, *, others: bool) -> bool:
-    """Tell a head by its name, at any depth: the last matrix of what has that name.
+def _is_head_by_name(site: Site, *, others: bool) -> bool:
+    """Return whether a matrix is an output layer by its name, at any depth.
 
     Where the model has `others` that are known otherwise, a square matrix is one only if it has a
     name that means nothing else.
@@ -154,7 +160,7 @@ def _is_called_head(site: Site, *, others: bool) -> bool:
 
 
 def _names_head(site: Site, place: int) -> bool:
-    """Tell whether the word at this place of the path means a head there.
+    """Return whether the word at one position of the path means an output layer there.
 
     Words that also occur inside of layers do so only where no layer, MLP or attention is around.
     """
@@ -171,19 +177,20 @@ def _names_head(site: Site, place: int) -> bool:
 
 
 def _is_kernel(site: Site) -> bool:
+    """Return whether a parameter is a convolution kernel, or might be."""
     return isinstance(site.module, nn.modules.conv._ConvNd | None) and site.leaf == "weight"
 
 
 def _is_last_layer(site: Site) -> bool:
-    """Tell if a layer is the last of a model, or of a part of one, that has other layers."""
+    """Return whether a layer is the last one of a model, or of a part with other layers."""
     prefix = "".join(f"{word}." for word in site.path[:-1])
-    others = [name for name, _ in site.neighbours.matrices(prefix)]
+    others = [name for name, _ in site.model_index.matrices(prefix)]
     alone = len(others) < 2 and bool(prefix)
     in_mlp = any(word in MLP_BLOCKS for word in site.path)
     return not alone and not in_mlp and _is_last_matrix(site, prefix)
 
 
 def _is_last_matrix(site: Site, prefix: str) -> bool:
-    """Tell if this is the last matrix or kernel under the prefix; modulations do not count."""
-    inside = [name for name, _ in site.neighbours.matrices(prefix) if not names_modulation(name)]
+    """Return whether a parameter is the last matrix or kernel under a prefix of names."""
+    inside = [name for name, _ in site.model_index.matrices(prefix) if not names_modulation(name)]
     return inside[-1:] == [".".join(site.words)]

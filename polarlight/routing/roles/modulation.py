@@ -2,7 +2,7 @@
 
 from polarlight.routing.roles.names import MODULATIONS
 from polarlight.routing.roles.site import Site
-from polarlight.routing.roles.vocabulary import Role, Verdict
+from polarlight.routing.roles.vocabulary import Decision, Role
 from polarlight.view import RowBlocks
 
 _MOST = 12
@@ -10,13 +10,13 @@ _MOST = 12
 
 
 def is_modulation(site: Site) -> bool:
-    """Tell if a layer modulates a norm, by its name or the class around it."""
+    """Return whether a layer modulates a norm, by its name or the class around it."""
     kinds = (type(module).__name__.lower() for module in site.modules[1:3])
     return names_modulation(".".join(site.words)) or any(_says_modulation(kind) for kind in kinds)
 
 
 def names_modulation(name: str) -> bool:
-    """Tell if a parameter is the matrix of a modulation, by its name in lower case."""
+    """Return whether a parameter's lower-case name is that of a modulation's matrix."""
     *path, leaf = name.split(".")
     if leaf != "weight":
         return False
@@ -25,13 +25,14 @@ def names_modulation(name: str) -> bool:
 
 
 def _says_modulation(word: str) -> bool:
+    """Return whether a module's name or class means modulation."""
     return any(word.startswith(known) for known in MODULATIONS) or word.startswith("adalayernorm")
 
 
-def modulation(site: Site, m: int, n: int) -> Verdict | None:
-    """The verdict on the layer of an adaptive norm, [m, n] as a map; None if it is none."""
+def modulation(site: Site, m: int, n: int) -> Decision | None:
+    """Return the decision on the layer of an adaptive norm, a map [m, n]; None if it is none."""
     count = m // n
     if not is_modulation(site) or m % n or not 2 <= count <= _MOST:
         return None
-    reason = f"{count} modulations (shift, scale, gate): {site.word} in {site.home}"
-    return Verdict(Role.HIDDEN, reason, RowBlocks((n,) * count))
+    reason = f"{count} modulations (shift, scale, gate): {site.place}"
+    return Decision(Role.HIDDEN, reason, RowBlocks((n,) * count))

@@ -6,6 +6,7 @@ from polarlight.routing.roles.vocabulary import Part
 
 
 def _words(text: str) -> tuple[str, ...]:
+    """Split a text into words."""
     return tuple(text.split())
 
 
@@ -51,7 +52,7 @@ ATTENTION = {
 ALONE_ATTENTION = _words(
     "q_proj k_proj v_proj o_proj qkv qkv_proj c_attn wqkv query_key_value wq wk wv query key value"
 )
-"""Those that mean attention wherever they stand."""
+"""Words that mean attention outside of an attention block too."""
 
 MLP = {
     Part.GATE: _words("gate_proj w1 gate wi_0"),
@@ -71,5 +72,5 @@ MLP_BLOCKS = _words(
 
 
 def part_of(word: str, table: Mapping[Part, tuple[str, ...]]) -> Part:
-    """The part whose words contain this one; NONE if no part does."""
+    """Return the part whose words contain the given one; `Part.NONE` if no part does."""
     return next((part for part, words in table.items() if word in words), Part.NONE)

@@ -1,4 +1,4 @@
-"""Where parameters that fuse several projections come apart.
+"""Layouts of fused parameters, such as q, k and v in one matrix, and their splits.
 
 A layout is accepted only if its sizes, taken from the numbers of the module or its config, add up
 to the rows of the parameter.
@@ -16,12 +16,12 @@ KEY_COUNT = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "k
 
 
 @dataclass(frozen=True, slots=True)
-class Seams:
-    """How a fused parameter, seen as a map, is taken apart.
+class FusedSplit:
+    """Split of a fused parameter, a map (fan_out, fan_in), into projections.
 
     Attributes:
         view: One matrix per projection.
-        words: The layout in words.
+        words: The layout as text, for reasons.
         heads: One matrix per projection and head; None where unknown.
     """
 
@@ -30,12 +30,12 @@ class Seams:
     heads: MatrixView | None = None
 
 
-Layout = Callable[[Site, int, int], Seams | None]
-"""(site, fan_out, fan_in) -> the seams, or None where the layout does not fit."""
+FusedLayout = Callable[[Site, int, int], FusedSplit | None]
+"""(site, fan_out, fan_in) -> the split, or None where the layout does not fit."""
 
 
-def concatenated(site: Site, m: int, n: int) -> Seams | None:
-    """q, then k, then v; or k, then v where queries come from elsewhere."""
+def concatenated(site: Site, m: int, n: int) -> FusedSplit | None:
+    """Split rows into q, k, v, or into k, v where queries come from elsewhere."""
     q = site.number(*HEAD_COUNT)
     kv = site.number(*KEY_COUNT) or q
     if not q or not kv:
@@ -45,44 +45,45 @@ def concatenated(site: Site, m: int, n: int) -> Seams | None:
         if sum(counts) * size == m:
             rows = tuple(count * size for count in counts)
             by_head = RowBlocks(rows, tuple(Heads(count) for count in counts))
-            return Seams(RowBlocks(rows), f"{words} one after another", by_head)
+            return FusedSplit(RowBlocks(rows), f"{words} one after another", by_head)
     return None
 
 
-def thirds(site: Site, m: int, n: int) -> Seams | None:
-    """Equal q, k and v, told by the shape where no number of heads is known."""
-    fused = "qkv" in site.word or site.word == "c_attn"
+def equal_qkv(site: Site, m: int, n: int) -> FusedSplit | None:
+    """Split rows into equal q, k, v, by the shape where the number of heads is unknown."""
+    fused = "qkv" in site.module_name or site.module_name == "c_attn"
     if not fused or site.number(*HEAD_COUNT) or m != 3 * n:
         return None
-    return Seams(RowBlocks((n, n, n)), "q, k, v one after another, by shape")
+    return FusedSplit(RowBlocks((n, n, n)), "q, k, v one after another, by shape")
 
 
-def grouped(site: Site, m: int, n: int) -> Seams | None:
-    """Per key head: its queries, the key, the value (GPT-NeoX, BLOOM, Falcon)."""
+def by_key_head(site: Site, m: int, n: int) -> FusedSplit | None:
+    """Split rows per key head into its queries, key, value (GPT-NeoX, BLOOM, Falcon)."""
     q = site.number(*HEAD_COUNT)
     kv = site.number(*KEY_COUNT) or q
     if not q or not kv or q % kv:
         return None
     size = site.number(*HEAD_SIZE) or m // (q + 2 * kv)
-    return _by_key_head(kv, q // kv, size) if (q + 2 * kv) * size == m else None
+    return _key_head_split(kv, q // kv, size) if (q + 2 * kv) * size == m else None
 
 
-def grouped_where_told(site: Site, m: int, n: int) -> Seams | None:
-    """The same under a name that means it only where the module counts so (torchtitan)."""
+def by_key_head_if_declared(site: Site, m: int, n: int) -> FusedSplit | None:
+    """Split rows per key head if the module has `heads_per_kv` (torchtitan)."""
     queries, size = site.number("heads_per_kv"), site.number(*HEAD_SIZE)
     if not queries or not size or m % ((queries + 2) * size):
         return None
-    return _by_key_head(m // ((queries + 2) * size), queries, size)
+    return _key_head_split(m // ((queries + 2) * size), queries, size)
 
 
-def _by_key_head(kv: int, queries: int, size: int) -> Seams:
+def _key_head_split(kv: int, queries: int, size: int) -> FusedSplit:
+    """Return the split of `kv` key heads, each with its queries, key and value."""
     rows = (queries * size, size, size)
     by_head = Heads(kv, inner=RowBlocks(rows, (Heads(queries), Whole(), Whole())))
-    return Seams(Heads(kv, inner=RowBlocks(rows)), "q, k, v of each key head in turn", by_head)
+    return FusedSplit(Heads(kv, inner=RowBlocks(rows)), "q, k, v of each key head in turn", by_head)
 
 
-def delta_net(site: Site, m: int, n: int) -> Seams | None:
-    """Per key head: q, k, then its value heads, then their gates (the gated delta rule)."""
+def delta_net(site: Site, m: int, n: int) -> FusedSplit | None:
+    """Split rows per key head into q, k, its value heads, their gates (gated delta rule)."""
     q, kv = site.number("num_k_heads"), site.number("num_v_heads")
     k_size, v_size = site.number("head_k_dim"), site.number("head_v_dim")
     if not (q and kv and k_size and v_size) or kv % q:
@@ -93,38 +94,40 @@ def delta_net(site: Site, m: int, n: int) -> Seams | None:
         return None
     inner = RowBlocks(rows, (Whole(), Whole(), Heads(per_key), Heads(per_key)))
     words = "q, k, v, gate of each key head in turn"
-    return Seams(Heads(q, inner=RowBlocks(rows)), words, Heads(q, inner=inner))
+    return FusedSplit(Heads(q, inner=RowBlocks(rows)), words, Heads(q, inner=inner))
 
 
-def per_head(*sizes: str, words: str) -> Layout:
-    """In each head one block per named size."""
+def per_head(*sizes: str, words: str) -> FusedLayout:
+    """Return a layout that splits each head into one block per named size."""
 
-    def layout(site: Site, m: int, n: int) -> Seams | None:
+    def layout(site: Site, m: int, n: int) -> FusedSplit | None:
+        """Split each head into blocks; None if the sizes are unknown or do not add up."""
         heads, rows = site.number(*HEAD_COUNT), site.numbers(*sizes)
         if not heads or not rows or heads * sum(rows) != m:
             return None
         view = Heads(heads, inner=RowBlocks(rows))
-        return Seams(view, f"{words} of each head in turn", view)
+        return FusedSplit(view, f"{words} of each head in turn", view)
 
     return layout
 
 
-def in_order(*sizes: str, words: str) -> Layout:
-    """One block per named size."""
+def in_order(*sizes: str, words: str) -> FusedLayout:
+    """Return a layout that splits rows into one block per named size."""
 
-    def layout(site: Site, m: int, n: int) -> Seams | None:
+    def layout(site: Site, m: int, n: int) -> FusedSplit | None:
+        """Split rows into blocks; None if the sizes are unknown or do not add up."""
         rows = site.numbers(*sizes)
         if not rows or sum(rows) != m:
             return None
         view = RowBlocks(rows) if len(rows) > 1 else Whole()
-        return Seams(view, words, view)
+        return FusedSplit(view, words, view)
 
     return layout
 
 
-ATTENTION: dict[str, tuple[Layout, ...]] = {
-    "query_key_value": (grouped,),
-    "wqkv": (grouped_where_told, concatenated, thirds),
+ATTENTION: dict[str, tuple[FusedLayout, ...]] = {
+    "query_key_value": (by_key_head,),
+    "wqkv": (by_key_head_if_declared, concatenated, equal_qkv),
     "in_proj_qkvz": (delta_net,),
     "in_proj_qkv": (
         in_order("key_dim", "key_dim", "value_dim", words="q, k, v one after another"),
@@ -135,9 +138,9 @@ ATTENTION: dict[str, tuple[Layout, ...]] = {
     ),
     "q_a_proj": (in_order("q_lora_rank", words=""),),
 }
-"""Layouts that a name stands for; any other fused name means q, k, v one after another."""
+"""Layouts by module name; any other fused name means q, k, v one after another."""
 
-STATE_SPACE: dict[str, tuple[Layout, ...]] = {
+STATE_SPACE: dict[str, tuple[FusedLayout, ...]] = {
     "in_proj": (
         in_order("intermediate_size", "intermediate_size", words="input, then gate"),
         in_order(
@@ -153,7 +156,9 @@ STATE_SPACE: dict[str, tuple[Layout, ...]] = {
 """Mamba's fused projections."""
 
 
-def seams_of(site: Site, layouts: tuple[Layout, ...], m: int, n: int) -> Seams | None:
-    """Those of the first layout that fits."""
+def first_fitting(
+    site: Site, layouts: tuple[FusedLayout, ...], m: int, n: int
+) -> FusedSplit | None:
+    """Return the split by the first layout that fits; None if none does."""
     found = (layout(site, m, n) for layout in layouts)
-    return next((seams for seams in found if seams is not None), None)
+    return next((split for split in found if split is not None), None)

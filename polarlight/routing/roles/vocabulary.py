@@ -1,4 +1,4 @@
-"""What a parameter can be: its role, its part in that role, and the record of the decision."""
+"""`Role`, `Part`, and the decision on a parameter."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +9,7 @@ from polarlight.view import MatrixView, Whole
 
 
 class Role(StrEnum):
-    """What a parameter does in its network."""
+    """Function of a parameter in its network."""
 
     HIDDEN = "hidden"
     GATE_UP = "gate_up"
@@ -29,7 +29,7 @@ MATRIX_ROLES = frozenset({Role.HIDDEN, Role.GATE_UP, Role.DOWN, Role.ATTENTION, 
 
 
 class Part(StrEnum):
-    """Which of several a parameter is within its role; NONE where that is unknown or moot.
+    """Kind of a parameter within its role; NONE if unknown or if there is one kind only.
 
     QKV stands for several of query, key and value in one parameter, LATENT for the low-rank inner
     projections of multi-head latent attention. A router is SOFTMAX or SIGMOID by how it scores;
@@ -57,7 +57,7 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One parameter, what it is for, which part of it is a matrix, and why.
+    """Role of one parameter, its view as matrices, and the reason.
 
     Attributes:
         name: The parameter's first name in the model.
@@ -84,8 +84,8 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """An assignment without the parameter; views are those of the map (fan_out, fan_in)."""
+class Decision:
+    """Decision on a role, before it is assigned; views are those of the map (fan_out, fan_in)."""
 
     role: Role
     reason: str

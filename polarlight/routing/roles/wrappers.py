@@ -16,7 +16,7 @@ WRAPPERS: tuple[tuple[str, ...], ...] = (
     ("base_layer",),  # an adapted layer of peft
     ("base_model", "model"),  # an adapted model of peft
     ("modules_to_save", "*"),  # the trained copy of a module, by the adapter's name
-    ("original_module",),  # the frozen one beside it
+    ("original_module",),  # the frozen original
 )
 """Words in a row under which a wrapper holds the real module; `*` stands for any word."""
 
@@ -27,7 +27,7 @@ MAGNITUDE = "_g"
 
 
 def skipped(path: Sequence[str]) -> set[int]:
-    """Return the places of the words in a module's path that belong to wrappers."""
+    """Return the positions of the words in a module's path that belong to wrappers."""
     found: set[int] = set()
     for place, first in enumerate(path):
         words = _BY_FIRST.get(first, ())
@@ -43,7 +43,7 @@ def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str
 
     Args:
         words: The parameter's name, cut at the dots.
-        names: All names of the model: a direction is known by the magnitude beside it.
+        names: All names of the model: a direction is known by the magnitude of the same layer.
     """
     *path, leaf = words
     if path[-2:-1] == ["parametrizations"]:
@@ -55,7 +55,7 @@ def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str
 
 
 def _parametrized(own: str, path: str, leaf: str, names: Collection[str]) -> str:
-    """The tensor `own` of a layer under torch.nn.utils.parametrizations.
+    """Return the name of a tensor under torch.nn.utils.parametrizations.
 
     Weight norm keeps two tensors: a magnitude, and the direction.
     """

@@ -14,8 +14,8 @@ from polarlight.execution.cost import flops
 from polarlight.execution.sharded.forecast import forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
 from polarlight.execution.sharded.plan import Options, traffic
-from polarlight.execution.sharded.schedule import Schedule
-from polarlight.execution.sharded.units import MOMENTUM
+from polarlight.execution.sharded.schedule import ProcessSchedule
+from polarlight.execution.sharded.specs import MATRIX
 
 
 def small(mesh, splits, shapes, **options):
@@ -52,9 +52,9 @@ SHAPES = [(10, 4), (8, 12, 4), (1, 6), (4, 12), (12, 4)]
 
 
 @meshes
-def test_what_one_sends_another_expects(mesh, splits):
+def test_fragments_that_one_process_sends_are_those_that_another_expects(mesh, splits):
     plan = small(mesh, splits, SHAPES, bucket_bytes=200)
-    schedules = [Schedule(plan, rank) for rank in range(plan.size)]
+    schedules = [ProcessSchedule(plan, rank) for rank in range(plan.size)]
     assert len(plan.buckets) > 1
     sent = [0] * plan.size
     for here in schedules:
@@ -75,18 +75,22 @@ def test_what_one_sends_another_expects(mesh, splits):
 @meshes
 def test_every_matrix_is_computed_once(mesh, splits):
     plan = small(mesh, splits, SHAPES, bucket_bytes=200)
-    buckets = [bucket for rank in range(plan.size) for bucket in Schedule(plan, rank).buckets]
-    assert sorted(n for bucket in buckets for n in bucket.units) == list(range(len(plan.units)))
-    assert len(plan.units) == 4 + 8
+    buckets = [
+        bucket for rank in range(plan.size) for bucket in ProcessSchedule(plan, rank).buckets
+    ]
+    assert sorted(n for bucket in buckets for n in bucket.matrices) == list(
+        range(len(plan.matrices))
+    )
+    assert len(plan.matrices) == 4 + 8
 
 
-def test_whole_experts_stay_and_nothing_moves():
+def test_experts_held_in_full_are_not_gathered_and_nothing_is_sent():
     plan = small((4,), (Split(0),), [(8, 12, 4), (8, 4, 12)])
     assert not any(plan.gathered)
     assert {t.sent for t in traffic(plan)} == {0}
 
 
-def test_plans_differ_where_anything_does():
+def test_fingerprints_of_plans_differ_where_shapes_layouts_order_or_options_do():
     plans = [
         small((4,), (Split(0),), SHAPES),
         small((4,), (Split(1),), SHAPES[:1]),
@@ -98,7 +102,7 @@ def test_plans_differ_where_anything_does():
     assert small((4,), (Split(0),), SHAPES).fingerprint == plans[0].fingerprint
 
 
-def test_flops_are_counted_and_decompositions_estimated():
+def test_flops_of_products_and_decompositions_are_counted():
     steps, m, n = 5, 64, 32
     assert flops(
         polarlight.rules.muon(
@@ -108,9 +112,8 @@ def test_flops_are_counted_and_decompositions_estimated():
         n,
     ) == steps * (2 * m * n * n * 2 + 2 * n**3)
     assert flops(polarlight.rules.row_norm(), m, n) == 0
-    assert (
-        flops(polarlight.rules.muon(polar=polarlight.linalg.ExactPolar()), m, n) == 20 * m * n * n
-    )
+    exact = polarlight.rules.muon(polar=polarlight.linalg.ExactPolar())
+    assert flops(exact, m, n) == 8 * m * n * n + 20 * n**3
 
 
 def test_the_forecast_is_what_the_executor_would_plan():
@@ -123,7 +126,7 @@ def test_the_forecast_is_what_the_executor_would_plan():
         optimizer = polarlight.Muon(model.parameters(), lr=0.1)
         (plan,) = forecast(optimizer.param_groups)
         local = model[0].weight.to_local().shape
-        layout = plan.items[0].layouts[MOMENTUM]
+        layout = plan.params[0].layouts[MATRIX]
         assert layout == Layout((100, 48), (64,), (Split(0),))
         assert tuple(local) == layout.local_shape((5,))
         text = str(polarlight.explain(optimizer))

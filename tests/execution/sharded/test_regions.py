@@ -1,11 +1,11 @@
-"""Where matrices and shards lie: against the views themselves and against `torch.chunk`."""
+"""Blocks and layouts, against the views themselves and against `torch.chunk`."""
 
 import pytest
 import torch
 
 import polarlight as pl
 from polarlight.execution.sharded.layouts import Layout, Split
-from polarlight.execution.sharded.regions import matrices, overlap, segments
+from polarlight.execution.sharded.regions import overlap, segments, split_view
 
 VIEWS = [
     (pl.view.Whole(), (5, 4)),
@@ -42,7 +42,7 @@ def cut(block):
 def test_every_matrix_of_a_view_is_a_block(view, shape):
     x = torch.arange(torch.Size(shape).numel()).reshape(shape)
     parts = view.split(x)
-    places = matrices(view, shape)
+    places = split_view(view, shape)
     for place in places:
         block = x[cut(place.block)].contiguous()
         assert block.shape == place.block.lengths
@@ -54,7 +54,7 @@ def test_every_matrix_of_a_view_is_a_block(view, shape):
 def test_matrices_that_are_no_products_are_refused():
     view = pl.view.Flattened((2, 3), pl.view.Transposed(pl.view.Interleaved(2)))
     with pytest.raises(ValueError, match=r"Interleaved.*\(6, 4, 2, 3\) cannot be sharded"):
-        matrices(view, (6, 4, 2, 3))
+        split_view(view, (6, 4, 2, 3))
 
 
 LAYOUTS = {
@@ -91,7 +91,7 @@ def coordinates(mesh):
 def covers(layout, block, coordinate, whole):
     return any(
         all(p is None or p == c for p, c in zip(places, coordinate, strict=True))
-        for places in layout.where(block.ranges, whole=whole)
+        for places in layout.coordinates_of(block.ranges, whole=whole)
     )
 
 
@@ -101,7 +101,7 @@ def test_segments_carry_a_block_from_the_shards(view, shape, mesh, splits):
     layout = Layout(shape, mesh, splits)
     x = torch.arange(1, torch.Size(shape).numel() + 1).reshape(shape)
     copies = 2 if None in splits else 1
-    for place in matrices(view, shape):
+    for place in split_view(view, shape):
         block, found = torch.zeros(place.block.lengths, dtype=x.dtype), 0
         for coordinate in coordinates(mesh):
             mine = shard(x, layout, coordinate)
@@ -119,13 +119,13 @@ def test_segments_carry_a_block_from_the_shards(view, shape, mesh, splits):
         assert found == copies * place.block.numel
 
 
-def test_buffers_lie_beside_their_matrices():
+def test_buffers_are_cut_where_their_matrices_are():
     rows = Layout((8, 6), (4,), (Split(0),))
-    assert rows.beside((8, 1)).splits == (Split(0),)
-    assert rows.beside((1, 6)).splits == (Split(1),)
-    assert rows.beside((4, 2, 1)).splits == (Split(0),)  # four heads
+    assert rows.for_buffer((8, 1)).splits == (Split(0),)
+    assert rows.for_buffer((1, 6)).splits == (Split(1),)
+    assert rows.for_buffer((4, 2, 1)).splits == (Split(0),)  # four heads
     strided = Layout((8, 6), (2, 2), (Split(0, 2), Split(0)))
-    assert strided.beside((8, 1)) == Layout((8, 1), (2, 2), strided.splits)
-    assert strided.beside((1, 1)).splits == (Split(0), Split(0))
+    assert strided.for_buffer((8, 1)) == Layout((8, 1), (2, 2), strided.splits)
+    assert strided.for_buffer((1, 1)).splits == (Split(0), Split(0))
     copies = Layout((8, 6), (2, 2), (None, Split(0)))
-    assert copies.beside((48,)).splits == (None, Split(0))
+    assert copies.for_buffer((48,)).splits == (None, Split(0))

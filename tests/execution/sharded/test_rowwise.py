@@ -1,4 +1,4 @@
-"""Matrices that stay where their rows lie: which, why, and that each part is the whole's."""
+"""Row-wise parameters: which ones are chosen, and that shards of rows give the whole result."""
 
 from threading import Barrier, Thread
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import polarlight as pl
-from polarlight.execution.cost import cost_on_rows
+from polarlight.execution.cost import rowwise_cost
 from polarlight.execution.sharded.forecast import forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
 from polarlight.execution.sharded.plan import Options
@@ -108,7 +108,7 @@ def gradients(shape, dtype, steps=3):
 def suitable(shape):
     """Shipped rules whose rows can stay at this shape."""
     m, n = shape[-2:]
-    return [name for name, rule in SHIPPED.items() if cost_on_rows(rule, m, n, m // 2)]
+    return [name for name, rule in SHIPPED.items() if rowwise_cost(rule, m, n, m // 2)]
 
 
 RULES = {name: SHIPPED[name] for name in suitable((40, 3))} | {
@@ -123,7 +123,7 @@ RULES = {name: SHIPPED[name] for name in suitable((40, 3))} | {
     "muon, Schatten-4": pl.rules.muon(
         polar=pl.linalg.NewtonSchulz(normalisation=pl.linalg.Schatten4())
     ),
-    "muon, Gram": pl.rules.muon(polar=pl.linalg.GramNewtonSchulz(tile=1)),
+    "muon, Gram": pl.rules.muon(polar=pl.linalg.GramNewtonSchulz()),
     "muon, regularised": pl.rules.muon(polar=pl.linalg.RegularisedPolar()),
 }
 SIZES = [(14, 14, 12), (20, 20, 0), (1, 0, 39), (40,)]
@@ -153,7 +153,7 @@ def test_wide_gram_matrices_are_summed_by_panels():
         expected, _ = alone(rule, M, 1)
         found, _ = spread(rule, M, (200, 300), 1)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    half = cost_on_rows(pl.rules.muon(polar=EIGEN), 10**6, 4096, 10**4).summed / (8 * 4096**2)
+    half = rowwise_cost(pl.rules.muon(polar=EIGEN), 10**6, 4096, 10**4).summed / (8 * 4096**2)
     assert 0.5 < half < 0.55
 
 
@@ -206,7 +206,7 @@ HEAD = (128256, 4096)
 ROWS = ((8,), (Split(0),))
 
 
-def test_a_head_stays_where_sums_are_fewer_bytes_than_rows():
+def test_a_head_is_computed_row_wise_where_sums_are_fewer_bytes_than_rows():
     for mesh, splits in (ROWS, ((2, 8), (None, Split(0))), ((2, 4), (Split(0, 4), Split(0)))):
         for rule in (pl.rules.muon(), pl.rules.aurora(), pl.rules.normuon()):
             plan = embedding(HEAD, mesh, splits, rule)
@@ -222,7 +222,7 @@ def test_a_head_stays_where_sums_are_fewer_bytes_than_rows():
             assert "1 parameter stays where the rows lie (head), for" in str(ours)
 
 
-def test_what_is_not_tall_enough_or_cannot_travels():
+def test_matrices_that_are_not_tall_enough_or_not_row_wise_are_gathered():
     assert not embedding((14336, 4096), *ROWS, others=[(4096, 4096)] * 20).rowwise
     assert not embedding(HEAD[::-1], *ROWS).rowwise
     assert not embedding(HEAD, (8,), (Split(1),)).rowwise

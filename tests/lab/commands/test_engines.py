@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from polarlight.lab.commands.app import app
 from polarlight.lab.commands.registry import SCHEDULES, choose, engines
+from polarlight.linalg.cost import flops
 
 
 def run(*arguments):
@@ -57,7 +58,7 @@ def test_names_choose_in_their_order():
     assert choose("", SCHEDULES, "schedule").keys() == SCHEDULES.keys()
 
 
-def test_every_engine_says_what_it_costs():
+def test_the_cost_of_every_engine_is_counted():
     for name, engine in engines().items():
-        assert engine.flops(64, 16) > 0, name
+        assert flops(engine, 64, 16) > 0, name
         assert str(engine)

@@ -159,7 +159,7 @@ def test_quantised_and_foreign_fields_of_published_configs_do_no_harm(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"model_type": "qwen33"}', "got 'qwen33'; near: qwen3"),
+        ('{"model_type": "qwen33"}', "got 'qwen33'. Did you mean 'qwen3'?"),
         ("{}", "model_type must be one that transformers .* knows, got None"),
         ("[]", "got None"),
         ("{", "is not JSON"),

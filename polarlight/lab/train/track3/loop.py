@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polarlight import SpectralOptimizer
+from polarlight.execution.heap import raise_mmap_threshold
 from polarlight.lab.train import checkpoint, history
 from polarlight.lab.train.data import Corpus, validation_batches
 from polarlight.lab.train.folder import claim
@@ -71,6 +72,8 @@ class Track3Run:
         corpus.require(setting.context)
         self.setting, self.corpus, self.folder, self.device = setting, corpus, folder, device
         gpu = device.type == "cuda"
+        if device.type == "cpu":
+            raise_mmap_threshold()
         dtype = torch.bfloat16 if gpu else torch.float32
         self.model = Model(setting, corpus.vocab_size, dtype).to(device)
         self.optimizer = build(self.model, setting, rule)

@@ -1,4 +1,4 @@
-"""Which gradients are finite: sums and squares that overflow, and what other processes have."""
+"""Tests of gradients for NaN and Inf: overflowing sums and squares, other processes."""
 
 import math
 
@@ -7,16 +7,25 @@ import torch
 
 import polarlight
 from polarlight.execution.sharded import collectives
-from polarlight.optimizer import finiteness
+from polarlight.optimizer.gradient_guard import (
+    NonFiniteGuard,
+    finite_flags,
+    finite_on_host,
+    gradients_by_device,
+    is_host_readable,
+    nonfinite_indices,
+    nonfinite_on_any_process,
+)
 from polarlight.rules import AdamWRule
 
+GUARD = "polarlight.optimizer.gradient_guard"
 HUGE = torch.full((4,), 3e38)
 CASES = [torch.ones(3), HUGE, torch.tensor([1.0, math.nan]), torch.tensor([-math.inf])]
 
 
 def test_entries_count_or_the_sum_of_their_squares():
-    assert finiteness.are_finite(CASES, squares=False).tolist() == [True, True, False, False]
-    assert finiteness.are_finite(CASES, squares=True).tolist() == [True, False, False, False]
+    assert finite_flags(CASES, squares=False).tolist() == [True, True, False, False]
+    assert finite_flags(CASES, squares=True).tolist() == [True, False, False, False]
 
 
 def test_half_precision_and_double_are_squared_in_a_dtype_that_holds_it():
@@ -26,38 +35,38 @@ def test_half_precision_and_double_are_squared_in_a_dtype_that_holds_it():
     ]
     wide.append(torch.full((4,), 1e18, dtype=torch.bfloat16))
     for g in wide:
-        assert finiteness.are_finite([g.clone()], squares=True).tolist() == [True]
+        assert finite_flags([g.clone()], squares=True).tolist() == [True]
 
 
 @pytest.mark.parametrize("squares", [False, True])
 def test_a_shard_without_entries_is_finite(squares):
-    assert finiteness.are_finite([torch.ones(0, 3)], squares).tolist() == [True]
+    assert finite_flags([torch.ones(0, 3)], squares).tolist() == [True]
 
 
 @pytest.mark.parametrize("squares", [False, True])
 def test_the_host_is_told_the_same(squares):
-    assert finiteness.known_finite(CASES, squares) == finiteness.are_finite(CASES, squares).tolist()
-    assert finiteness.known_finite(CASES[:1] * 2, squares) == [True, True]
+    assert finite_on_host(CASES, squares) == finite_flags(CASES, squares).tolist()
+    assert finite_on_host(CASES[:1] * 2, squares) == [True, True]
 
 
 def test_a_finite_sum_is_all_that_the_host_needs(monkeypatch):
     asked = []
-    monkeypatch.setattr(finiteness, "are_finite", lambda *_: asked.append(1) or torch.tensor([]))
-    assert finiteness.known_finite([torch.ones(3)] * 2, squares=False) == [True, True]
+    monkeypatch.setattr(f"{GUARD}.finite_flags", lambda *_: asked.append(1) or torch.tensor([]))
+    assert finite_on_host([torch.ones(3)] * 2, squares=False) == [True, True]
     assert not asked
-    finiteness.known_finite([torch.ones(3)], squares=True)
-    finiteness.known_finite([HUGE], squares=False)
-    monkeypatch.setattr(finiteness, "in_memory", lambda device: False)
-    finiteness.known_finite([torch.ones(3)], squares=False)
+    finite_on_host([torch.ones(3)], squares=True)
+    finite_on_host([HUGE], squares=False)
+    monkeypatch.setattr(f"{GUARD}.is_host_readable", lambda device: False)
+    finite_on_host([torch.ones(3)], squares=False)
     assert len(asked) == 3
 
 
 def test_the_host_reads_its_own_memory_and_not_while_compiling(monkeypatch):
-    assert finiteness.in_memory(torch.device("cpu"))
-    assert not finiteness.in_memory(torch.device("cuda", 0))
+    assert is_host_readable(torch.device("cpu"))
+    assert not is_host_readable(torch.device("cuda", 0))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert not finiteness.in_memory(torch.device("cpu"))
-    assert not finiteness.in_memory(torch.device("cuda", 0))
+    assert not is_host_readable(torch.device("cpu"))
+    assert not is_host_readable(torch.device("cuda", 0))
 
 
 def test_gradients_are_gathered_by_device_and_missing_ones_left_out():
@@ -65,7 +74,7 @@ def test_gradients_are_gathered_by_device_and_missing_ones_left_out():
     params = [torch.nn.Parameter(torch.ones(2, device=d)) for d in devices]
     for p in (params[0], params[1], params[3]):
         p.grad = torch.ones_like(p)
-    found = {str(d): (here, len(gs)) for d, here, gs in finiteness.by_device(params, [0, 1, 2, 3])}
+    found = {str(d): (here, len(gs)) for d, here, gs in gradients_by_device(params, [0, 1, 2, 3])}
     assert found == {"cpu": ([0, 3], 2), "meta": ([1], 1)}
 
 
@@ -74,7 +83,7 @@ def test_elementwise_rules_square_their_gradients(rule, bad):
     params = [torch.nn.Parameter(torch.ones(4)) for _ in range(3)]
     for p, g in zip(params, (3e38, math.inf, 1.0), strict=True):
         p.grad = torch.full((4,), g)
-    assert finiteness.known_bad({"params": params, "rule": rule}, [0, 1, 2]) == bad
+    assert nonfinite_indices({"params": params, "rule": rule}, [0, 1, 2], ()) == bad
 
 
 class Processes:
@@ -82,11 +91,10 @@ class Processes:
 
     def __init__(self, monkeypatch, theirs):
         self.exchanged, self._theirs = [], theirs
-        monkeypatch.setattr(finiteness, "is_sharded", lambda p: hasattr(p, "device_mesh"))
-        monkeypatch.setattr(finiteness, "gradient_of", lambda p: p.grad)
-        monkeypatch.setattr(collectives, "largest", self.largest)
+        monkeypatch.setattr(f"{GUARD}.local_gradient", lambda p: p.grad)
+        monkeypatch.setattr(collectives, "elementwise_max", self.elementwise_max)
 
-    def largest(self, flags, mesh):
+    def elementwise_max(self, flags, mesh):
         self.exchanged.append((mesh, flags.numel()))
         theirs = torch.tensor(self._theirs[mesh], dtype=flags.dtype)
         return torch.maximum(flags, theirs.max() if flags.ndim == 0 else theirs)
@@ -106,8 +114,11 @@ def test_what_any_process_finds_bad_all_know_after_one_number_per_mesh(monkeypat
         {"params": [sharded("a", 1.0), plain, sharded("b", 1.0)], "rule": polarlight.rules.muon()},
         {"params": [sharded("a", 1.0), sharded("a", math.nan)], "rule": AdamWRule()},
     ]
-    members = {0: [0, 1, 2], 1: [0, 1]}
-    assert finiteness.bad_everywhere(groups, members) == {(1, 0), (1, 1)}
+    active = {0: [0, 1, 2], 1: [0, 1]}
+    assert nonfinite_on_any_process(groups, active, [{0, 2}, {0, 1}]) == {
+        (1, 0),
+        (1, 1),
+    }
     assert processes.exchanged == [("a", 1), ("a", 3), ("b", 1)]
 
 
@@ -116,5 +127,7 @@ def test_nothing_is_exchanged_where_nothing_is_sharded(monkeypatch):
     p = torch.nn.Parameter(torch.ones(2))
     p.grad = torch.full((2,), math.nan)
     group = {"params": [p], "rule": polarlight.rules.muon()}
-    assert finiteness.bad_everywhere([group], {0: [0]}) == set()
+    guard = NonFiniteGuard(polarlight.NonFinite.SKIP)
+    guard.flag_nonfinite([group], {0: [0]}, {p: {}}, sharded=[set()], wait=False)
+    assert nonfinite_on_any_process([group], {0: [0]}, [set()]) == set()
     assert processes.exchanged == []

@@ -10,7 +10,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def remembered(function: Callable[P, R]) -> Callable[P, R]:
+def lru_cache_eager(function: Callable[P, R]) -> Callable[P, R]:
     """`function` with a cache of 4096 results; arguments must be hashable.
 
     While torch compiles, the function itself is traced: once per graph, with a result that the
@@ -27,7 +27,7 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def constant(function: Callable[P, R]) -> Callable[P, R]:
+def assume_constant(function: Callable[P, R]) -> Callable[P, R]:
     """`function`, called while torch compiles instead of being traced; its result is a constant.
 
     What `torch.compiler.assume_constant_result` does, which imports the compiler to do it: seconds

@@ -1,0 +1,129 @@
+"""Request for one parameter's direction, and the local part of tensors that may be DTensors.
+
+Elementwise work runs on the local part: the tensor itself on one device, the shard of a DTensor.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from polarlight.execution.job import BufferShapes, Executor, jobs_of, new_buffers
+from polarlight.execution.sharded import collectives
+from polarlight.linalg import foreach
+from polarlight.rule import MOMENTUM, UpdateRule
+from polarlight.view import MatrixView
+
+
+@dataclass(frozen=True, slots=True)
+class ParamTask:
+    """Request for the direction of one parameter.
+
+    Attributes:
+        name: The parameter's name, for messages.
+        rule: The update rule of its matrices.
+        view: The view that splits the parameter into matrices.
+        parameter: The parameter; a DTensor carries mesh and placements.
+        momentum: Local part of what the rule maps.
+        state: Buffers by name; DTensors if the parameter is one.
+    """
+
+    name: str
+    rule: UpdateRule
+    view: MatrixView
+    parameter: Tensor
+    momentum: Tensor
+    state: dict[str, Tensor]
+
+
+@runtime_checkable
+class ParamExecutor(Protocol):
+    """Executor that takes whole parameters instead of matrices, all of a step in one call."""
+
+    def directions_of(self, tasks: Sequence[ParamTask]) -> list[Tensor]:
+        """Return the local part of one direction per task; update the buffers in place."""
+
+
+def directions_of(executor: Executor | ParamExecutor, tasks: Sequence[ParamTask]) -> list[Tensor]:
+    """Return one direction per task, in the shape of the task's momentum."""
+    if isinstance(executor, ParamExecutor):
+        return executor.directions_of(tasks)
+    known: BufferShapes = {}
+    jobs = [jobs_of(t.rule, t.view, foreach.as_plain(t.momentum), t.state, known) for t in tasks]
+    results = iter(executor.directions([job for of_param in jobs for job in of_param]))
+    return [
+        t.view.join([next(results) for _ in of_param])
+        for t, of_param in zip(tasks, jobs, strict=True)
+    ]
+
+
+_PLAIN = (Tensor, Parameter)
+"""Types that are no DTensor, tested first: the question comes many times per step."""
+
+
+def is_sharded(x: Tensor) -> bool:
+    """Return whether x is a DTensor, without importing `torch.distributed.tensor`."""
+    if type(x) in _PLAIN:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def sharded_indices(param_lists: Sequence[Sequence[Tensor]]) -> list[set[int]]:
+    """Return the indices of the DTensors in each list of parameters."""
+    return [{k for k, p in enumerate(params) if is_sharded(p)} for params in param_lists]
+
+
+def to_local(x: Tensor) -> Tensor:
+    """Return the shard of a DTensor, which shares its memory; any other tensor as it is."""
+    return x.to_local() if is_sharded(x) else x  # type: ignore[attr-defined]
+
+
+def full_tensor(x: Tensor, parameter: Tensor | None = None) -> Tensor:
+    """Return the full tensor of a DTensor, or of a shard x placed like a DTensor parameter.
+
+    A collective: every process of the mesh must call it.
+    """
+    if parameter is not None and is_sharded(parameter):
+        x = collectives.as_dtensor_like(x, parameter)
+    return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
+
+
+def local_gradient(parameter: Tensor) -> Tensor:
+    """Return the local part of a gradient, redistributed to the parameter's placements."""
+    gradient = parameter.grad
+    assert gradient is not None
+    return collectives.redistributed_gradient(parameter) if is_sharded(parameter) else gradient
+
+
+def local_tensors(
+    params: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], *, maximize: bool
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return the local parts of weights, gradients and momentum buffers.
+
+    Gradients are negated under `maximize`. Parameters without a momentum buffer give none.
+    """
+    gradients = [local_gradient(p) for p in params]
+    return (
+        [to_local(p) for p in params],
+        foreach.neg(gradients) if maximize else gradients,
+        [to_local(state[MOMENTUM]) for state in states if MOMENTUM in state],
+    )
+
+
+def new_param_buffers(
+    rule: UpdateRule, view: MatrixView, parameter: Tensor, name: str
+) -> dict[str, Tensor]:
+    """Return zero buffers for one parameter; DTensors if the parameter is one.
+
+    Raises:
+        ValueError: If a placement of the parameter is neither `Shard` nor `Replicate`.
+    """
+    if not is_sharded(parameter):
+        return new_buffers(rule, view, parameter)
+    collectives.layout_of(parameter, name)  # refuses a placement before anything is allocated
+    return new_buffers(rule, view, parameter, partial(collectives.zeros_beside, parameter, name))

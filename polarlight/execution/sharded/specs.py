@@ -1,0 +1,91 @@
+"""Specification of parameters and of their matrices, as plans see them: shapes, layouts, dtypes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from polarlight.execution.job import shared_batch
+from polarlight.execution.sharded.layouts import Layout
+from polarlight.execution.sharded.regions import Block, batch_block, split_view, vector_block
+from polarlight.rule import HOST_COUNTER, UpdateRule
+from polarlight.view import MatrixView
+
+MATRIX = ""
+"""Key of the matrix itself beside its buffers: momentum when gathered, direction when scattered."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSpec:
+    """Specification of one parameter.
+
+    Attributes:
+        name: The parameter's name, for messages.
+        rule: The update rule of its matrices.
+        view: The view that splits the parameter into matrices.
+        layouts: Layout of the momentum (`MATRIX`) and of every buffer that is not on the host.
+        dtypes: Dtype of each of these.
+    """
+
+    name: str
+    rule: UpdateRule
+    view: MatrixView
+    layouts: Mapping[str, Layout]
+    dtypes: Mapping[str, torch.dtype]
+
+    def __str__(self) -> str:
+        layout, dtype = self.layouts[MATRIX], self.dtypes[MATRIX]
+        return f"{self.name} {layout} {dtype} {self.view!r} {self.rule!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixSpec:
+    """Specification of one matrix.
+
+    Attributes:
+        param: Number of its parameter in the plan.
+        blocks: Its entries in the momentum and in every buffer that travels with it.
+        shapes: Shapes of the matrix and its buffers, as the rule sees them.
+        counter: Its entry in the counter on the host; None if the rule has none.
+    """
+
+    param: int
+    blocks: Mapping[str, Block]
+    shapes: Mapping[str, tuple[int, int]]
+    counter: Block | None
+
+
+def matrix_specs(number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
+    """Yield the matrices of the parameter with this number, in the order of its view."""
+    shape = torch.Size(spec.layouts[MATRIX].shape)
+    if not prod(shape):
+        return
+    try:
+        positions = split_view(spec.view, shape)
+    except ValueError as error:
+        raise ValueError(f"{spec.name}: {error}; only one process can hold it") from None
+    parts = spec.view.shapes(shape)
+    batch_dims = len(shared_batch(spec.view, shape))
+    # With several parts, the buffers of a name are concatenated in one vector: `offsets` has the
+    # first entry of each part in it.
+    offsets: list[dict[str, int]] = []
+    taken: dict[str, int] = {}
+    for part in parts:
+        offsets.append(dict(taken))
+        for name, buffer in spec.rule.buffer_shapes(part).items():
+            taken[name] = taken.get(name, 0) + buffer[batch_dims:].numel()
+    for position in positions:
+        blocks, shapes = {MATRIX: position.block}, {MATRIX: position.block.size}
+        buffer_shapes = spec.rule.buffer_shapes(torch.Size(position.block.size))
+        for name, (p, q) in buffer_shapes.items():
+            shapes[name] = (p, q)
+            if len(parts) == 1:  # a buffer [*batch, p, q]
+                blocks[name] = batch_block(position.index, (p, q))
+            else:  # a vector [*batch, n] per expert, or one vector [n] for all matrices
+                batch_index = position.index if batch_dims else ()
+                first = 0 if batch_index else position.flat
+                start = offsets[position.part].get(name, 0) + first * p * q
+                blocks[name] = vector_block(batch_index, start, p * q)
+        counter = blocks.pop(HOST_COUNTER, None)
+        yield MatrixSpec(number, blocks, shapes, counter)
