@@ -12,7 +12,7 @@ the gradient the factor can express. It does not depend on how the product is wr
 invertible R, (B R, R^-1 A) has the same dB A.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -45,6 +45,49 @@ def steepest_in_right(
 ) -> Tensor:
     """The step dA of a product B A in A; as `steepest_in_left` for the transposed product."""
     return steepest_in_left(M.mT, left.mT, polar, damping).mT
+
+
+def steepest_in_both(
+    momenta: Sequence[Tensor],
+    factors: tuple[Tensor, Tensor],
+    polar: Callable[[Tensor], Tensor],
+    damping: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the steps (dA, dB) of a product B A, each as if the other factor stayed.
+
+    Args:
+        momenta: What A [..., r, n] and B [..., m, r] shall move along.
+        factors: A and B.
+        polar: The polar method.
+        damping: As for `steepest_in_left`.
+    """
+    (M_A, M_B), (A, B) = momenta, factors
+    dA = steepest_in_right(M_A, B, polar, damping)
+    return dA, steepest_in_left(M_B, A, polar, damping)
+
+
+def check_whole(factor: Tensor) -> None:
+    """Raise ValueError if a factor is sharded: its step needs the whole pair."""
+    if hasattr(factor, "placements"):
+        raise ValueError(
+            "LoraProduct needs whole factors on every process, this one is a DTensor: leave "
+            "the adapters out of fully_shard (ignored_params=...), or use lora_groups"
+        )
+
+
+def pair_of(pair: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return A [r, n] and B [m, r].
+
+    Raises:
+        ValueError: If these are others.
+    """
+    shapes = [tuple(p.shape) for p in pair]
+    if len(pair) != 2 or any(p.ndim != 2 for p in pair) or shapes[0][0] != shapes[1][1]:
+        raise ValueError(
+            f"a group of LoraProduct holds one pair, A [r, n] and B [m, r], got {shapes}; "
+            "polarlight.integrations.lora.lora_product_groups makes such groups"
+        )
+    return pair[0], pair[1]
 
 
 def _inverse_root(A: Tensor, damping: float) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,11 @@ half the products; gradients are not written.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
-from polarlight.linalg.properties import ROWS, Invariants, Symmetries, Symmetry, rescaled_invariants
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.linalg.rows import (
     check_exponent,
@@ -30,11 +28,12 @@ from polarlight.linalg.rows import (
 from polarlight.linalg.slot import MatrixMap, PolarMap
 from polarlight.registry import registered
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
+from polarlight.stages.row_scale import RowsRescaled
 
 
 @registered("BalancedPolar")
 @dataclass(frozen=True, slots=True)
-class BalancedPolar(PolarMap):
+class BalancedPolar(RowsRescaled, PolarMap):
     """The release's iteration: polar(D M), D the positive diagonal that levels the row leverages.
 
     Shapes: tall [..., m, n] -> [..., m, n].
@@ -49,7 +48,7 @@ class BalancedPolar(PolarMap):
             row.
 
     Accuracy: standard deviation over mean of |U_i|^2 on momentum-like 4:1 matrices, exact polar, is
-    in `tests/rules/test_aurora.py`. A zero row stays zero and the others share n / (m - zeros).
+    in `tests/rules/test_aurora_release.py`. A zero row stays zero; others share n / (m - zeros).
 
     Raises:
         ValueError: If an argument is outside the range above.
@@ -80,20 +79,6 @@ class BalancedPolar(PolarMap):
             D = D * leverage_correction(U, weight, self.exponent, rows)
             U = self.polar.on_rows(D * X, rows)
         return U.to(M.dtype)
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the polar method's on rows as units; row sizes are balanced away."""
-        return (self.polar.symmetries(m, n) & ROWS) | {Symmetry.ROW_RESCALING}
-
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the polar method."""
-        return self.polar.iteration_dtype(m, n, dtype, device)
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return equal rows, and singular values as equal as the polar method leaves them."""
-        return rescaled_invariants(self.polar.invariants(m, n))
 
     def __str__(self) -> str:
         return f"rows balanced, {self.rounds} x {self.polar}"

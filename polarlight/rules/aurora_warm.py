@@ -19,27 +19,26 @@ from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.matrices import nonzero, unit_scale_in
-from polarlight.linalg.properties import ROWS, Invariants, Symmetries, Symmetry, rescaled_invariants
 from polarlight.linalg.row_sums import ALL_ROWS, ORDINARY, Rows
 from polarlight.linalg.rows import (
     check_exponent,
     check_floor,
-    inverse,
     leverage_correction,
     rms_row_norm,
     row_norms,
     significance,
 )
-from polarlight.linalg.slot import Buffers, MatrixMap, Stage, polar_rms
+from polarlight.linalg.slot import Buffers, MatrixMap
 from polarlight.registry import registered
 from polarlight.stages.equilibrate import RELATIVE_FLOOR
+from polarlight.stages.row_scale import KeptRowScale, keep_scale, moved_scale
 
 
 @registered(
     "WarmPolar", stateful=True, may_differ=("polar", "exponent", "follow", "reach", "floor")
 )
 @dataclass(frozen=True, slots=True)
-class WarmPolar(Stage):
+class WarmPolar(KeptRowScale):
     """Balanced polar factor with a remembered row scale. For `Aurora(solver=WarmPolar())`.
 
     Shapes: tall [..., m, n] -> [..., m, n]. State, [..., m, 1] each, for M of unit rms row norm:
@@ -72,11 +71,6 @@ class WarmPolar(Stage):
         if not self.reach > 1:
             raise ValueError(f"reach must be > 1, got {self.reach}")
 
-    def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """One scale and one size per row."""
-        column = torch.Size((*shape[:-1], 1))
-        return {"row_scale": column, "row_size": column}
-
     def __call__(self, M: Tensor, buffers: Buffers) -> Tensor:
         """The balanced polar factor of M; keeps scale and sizes for the next step."""
         return self._on_rows(M, ALL_ROWS, buffers)
@@ -89,52 +83,14 @@ class WarmPolar(Stage):
         rms = nonzero(rms_row_norm(norms, rows))
         size = norms / rms
         weight = significance(size, self.floor, rows).square()
-        D = self._scale(size, buffers, rows)
+        limits = {"follow": self.follow, "reach": self.reach, "floor": self.floor}
+        D = moved_scale(size, buffers, rows, **limits)
         bounded = self.reach <= max(ORDINARY)  # the largest row norm of D M
         polar = self.polar.call_prescaled if bounded else self.polar.on_rows
         U = polar(X.mul_((D / rms).to(X.dtype)), rows)
-        self._keep(D * leverage_correction(U, weight, self.exponent, rows), size, buffers, rows)
+        D = D * leverage_correction(U, weight, self.exponent, rows)
+        keep_scale(D, size, buffers, rows)
         return U.to(M.dtype)
-
-    def _scale(self, size: Tensor, buffers: Buffers, rows: Rows) -> Tensor:
-        """The kept scale, moved with the row norms; their inverse where nothing was kept."""
-        kept, before = buffers["row_scale"], buffers["row_size"]
-        fresh = inverse(size, self.floor, rows)
-        change = torch.where((before == 0) | (size == 0), 1.0, before / nonzero(size))
-        moved = kept * change**self.follow
-        return torch.where(kept == 0, fresh, moved.clamp(fresh / self.reach, fresh * self.reach))
-
-    def _keep(self, D: Tensor, size: Tensor, buffers: Buffers, rows: Rows) -> None:
-        """Writes the scale for M of unit rms row norm; a zero M changes nothing."""
-        rms = rms_row_norm(D * size, rows)
-        for name, value in (("row_scale", D / nonzero(rms)), ("row_size", size)):
-            buffers[name].copy_(torch.where(rms == 0, buffers[name], value))
-
-    def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-        """As the polar method."""
-        return self.polar.input_dtype(dtype, device)
-
-    def describe(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
-        """How, and by which engine."""
-        return f"rows balanced, scale kept, {self.polar.describe(m, n, dtype, device)}"
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the polar method's on rows as units; row sizes are balanced away."""
-        return (self.polar.symmetries(m, n) & ROWS) | {Symmetry.ROW_RESCALING}
-
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the polar method."""
-        return self.polar.iteration_dtype(m, n, dtype, device)
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return equal rows, and singular values as equal as the polar method leaves them."""
-        return rescaled_invariants(self.polar.invariants(m, n))
-
-    def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
-        """Return the root mean square entry; see `Slot`."""
-        return polar_rms(m, n)
 
     def __str__(self) -> str:
         return f"rows balanced, scale kept, {self.polar}"

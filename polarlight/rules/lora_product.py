@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
-from polarlight.linalg.factored import steepest_in_left, steepest_in_right
+from polarlight.linalg.factored import check_whole, pair_of, steepest_in_both
 from polarlight.linalg.slot import MatrixMap
 from polarlight.registry import registered
 from polarlight.rule import MOMENTUM, ElementwiseRule, Scale
@@ -52,9 +52,6 @@ class LoraProduct(ElementwiseRule):
         polar: The polar method, for [m, r] and [r, n].
         damping: Of the Gram matrices, relative to their mean eigenvalue, > 0.
         scale: Factor from the product's (fan_out, fan_in).
-
-    Raises:
-        ValueError: If damping is not positive.
     """
 
     nesterov: bool = True
@@ -68,20 +65,10 @@ class LoraProduct(ElementwiseRule):
             raise ValueError(f"damping must be > 0, got {self.damping}")
 
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """`momentum_buffer` and `direction`, what the last step multiplied by -lr.
-
-        Raises:
-            ValueError: If the parameter is sharded: a factor's step needs the whole pair.
-        """
-        if hasattr(parameter, "placements"):
-            raise ValueError(
-                "LoraProduct needs whole factors on every process, this one is a DTensor: leave "
-                "the adapters out of fully_shard (ignored_params=...), or use lora_groups"
-            )
-        return {
-            name: torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            for name in (MOMENTUM, DIRECTION)
-        }
+        """`momentum_buffer` and `direction`, what the last step multiplied by -lr."""
+        check_whole(parameter)
+        zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return {MOMENTUM: zeros, DIRECTION: zeros.clone()}
 
     def step(
         self,
@@ -93,23 +80,15 @@ class LoraProduct(ElementwiseRule):
         weight_decay: float,
         momentum: float | Tensor,
     ) -> None:
-        """One step of a pair [A, B].
-
-        Raises:
-            ValueError: If the group holds anything else.
-        """
+        """One step of a pair [A, B]; a ValueError if the group holds anything else."""
         if len(parameters) == 1:
             return
-        _check(parameters)
-        A, B = parameters
-        buffers = [state[MOMENTUM] for state in states]
-        M_A, M_B = EMA(self.nesterov)(gradients, buffers, momentum)
+        A, B = pair_of(parameters)
+        momenta = EMA(self.nesterov)(gradients, [s[MOMENTUM] for s in states], momentum)
         factor = self.scale(B.shape[0], A.shape[1]) / 2
-        directions = (
-            factor * steepest_in_right(M_A, B, self.polar, self.damping),
-            factor * steepest_in_left(M_B, A, self.polar, self.damping),
-        )
-        for p, state, direction in zip(parameters, states, directions, strict=True):
+        steps = steepest_in_both(momenta, (A, B), self.polar, self.damping)
+        for p, state, step in zip(parameters, states, steps, strict=True):
+            direction = factor * step
             state[DIRECTION].copy_(direction)
             p.mul_(1 - lr * weight_decay)
             p.sub_(lr * direction)
@@ -119,13 +98,3 @@ class LoraProduct(ElementwiseRule):
     ) -> tuple[Tensor, Tensor]:
         """The momentum, and the direction of the last step."""
         return state[MOMENTUM], state[DIRECTION]
-
-
-def _check(pair: list[Tensor]) -> None:
-    """Raises ValueError unless the two are A [r, n] and B [m, r]."""
-    shapes = [tuple(p.shape) for p in pair]
-    if len(pair) != 2 or any(p.ndim != 2 for p in pair) or shapes[0][0] != shapes[1][1]:
-        raise ValueError(
-            f"a group of LoraProduct holds one pair, A [r, n] and B [m, r], got {shapes}; "
-            "polarlight.integrations.lora.lora_product_groups makes such groups"
-        )

@@ -34,13 +34,8 @@ def normuon(
     scale: Scale = Original(),
 ) -> UpdateRule:
     """NorMuon as in the official code: rows evened out, Frobenius norm kept, Muon's scale."""
-    return UpdateRule(
-        name="normuon",
-        momentum=EMA(nesterov),
-        map=polar,
-        post=(KeepNorm(RowSecondMoment(beta2)),),
-        scale=scale,
-    )
+    post = (KeepNorm(RowSecondMoment(beta2)),)
+    return UpdateRule(name="normuon", momentum=EMA(nesterov), map=polar, post=post, scale=scale)
 
 
 @registered_rule(lr=0.02, about="NorMuon at a fixed RMS, as in its paper")

@@ -9,6 +9,7 @@ import torch
 
 from polarlight import SpectralOptimizer
 from polarlight.linalg import MatrixMap
+from polarlight.rules import REGISTERED
 from tests.architecture.test_structure import NAMESPACES
 
 WITHOUT_EXAMPLE = {
@@ -37,6 +38,15 @@ def examples(value):
     """The doctests of an object of the package and of what is defined in it."""
     tests = doctest.DocTestFinder().find(value, getattr(value, "__name__", None), globs={})
     return [test for test in tests if test.examples]
+
+
+@pytest.fixture(autouse=True)
+def registered_rules():
+    """Forget the rules that an example registers."""
+    before = dict(REGISTERED)
+    yield
+    REGISTERED.clear()
+    REGISTERED.update(before)
 
 
 @pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if examples(value)])

@@ -1,6 +1,5 @@
 """AdamW: the float64 reference, and what the diagnostics read from its state."""
 
-import sys
 from functools import partial
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 import polarlight
 from polarlight import Role
 from polarlight.rules import AdamWRule
+from polarlight.stages import torch_adamw
 from tests.matrices import SHAPES, gaussian
 from tests.reference import adamw
 from tests.rules.trajectory import NUMBERS, ROUNDING, distance
@@ -61,7 +61,7 @@ def test_zero_gradients_from_the_start_move_nothing():
     assert torch.equal(parameter.detach(), before)
 
 
-module = sys.modules[AdamWRule.__module__]
+module = torch_adamw
 
 LAYOUTS = {
     "rows": lambda x: x.clone(),
