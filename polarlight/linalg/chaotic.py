@@ -80,6 +80,13 @@ class Chaotic(MatrixMap):
     Raises:
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import Chaotic
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> bool(torch.linalg.matrix_norm(Chaotic()(M), 2) < 1.01)
+        True
     """
 
     schedule: Schedule = KAON

@@ -107,6 +107,13 @@ class GramNewtonSchulz(PolarMap):
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, the schedule needs another normalisation,
             or restarts do not increase between 1 and the number of steps less 1.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import GramNewtonSchulz, polar_express
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> torch.linalg.svdvals(GramNewtonSchulz(polar_express(8))(M)).round(decimals=2)
+        tensor([1., 1.])
     """
 
     schedule: Schedule = HALF_SAFE

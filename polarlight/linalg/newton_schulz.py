@@ -57,6 +57,13 @@ class NewtonSchulz(PolarMap):
         ValueError: If M has fewer than two dimensions, or the schedule needs another normalisation.
 
     Source: Jordan et al., "Muon" (2024), kellerjordan.github.io/posts/muon.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import NewtonSchulz, polar_express
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> torch.linalg.svdvals(NewtonSchulz(polar_express(8))(M)).round(decimals=2)
+        tensor([1., 1.])
     """
 
     schedule: Schedule = polar_express(5)

@@ -54,6 +54,14 @@ class OneSidedPolar(PolarMap):
 
     Accuracy: that of the engine. A Gram matrix that is singular, as on the long side or after
     centring, is no special case: its null directions fall below the cut-off or are damped.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import GramSide, OneSidedPolar
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> left = OneSidedPolar(GramSide.LEFT)
+        >>> torch.linalg.svdvals(left(M)).round(decimals=3)
+        tensor([1., 1.])
     """
 
     side: GramSide = GramSide.RIGHT

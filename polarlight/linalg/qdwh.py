@@ -57,6 +57,13 @@ class QDWH(PolarMap):
     Raises:
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, or an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import QDWH
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> torch.linalg.svdvals(QDWH()(M)).round(decimals=4)
+        tensor([1., 1.])
     """
 
     lower: float | None = None

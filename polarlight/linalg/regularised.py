@@ -58,6 +58,14 @@ class RegularisedPolar(PolarMap):
     Raises:
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, or an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import RegularisedPolar
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> small = RegularisedPolar(delta=1.0)(M)[1, 1]  # 0.5 beside an rms of 2.15
+        >>> round(small.item(), 3)
+        0.226
     """
 
     delta: float = 1e-3

@@ -67,6 +67,14 @@ class ExactPower(MatrixMap):
     Raises:
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions or an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import ExactPower
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> U = ExactPower(0.5)(M)
+        >>> round((U[0, 0] / U[1, 1]).item(), 3)  # the root of 3 / 0.5
+        2.449
     """
 
     exponent: float
@@ -137,6 +145,15 @@ class RationalPower(MatrixMap):
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, an argument is out of range, or `lower` is
             below 1e-4 and the iteration runs in float32.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import RationalPower
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> root = RationalPower(b=4, a=1)  # exponent 1 - 2 / 4
+        >>> U = root(M)
+        >>> round((U[0, 0] / U[1, 1]).item(), 2)
+        2.45
     """
 
     b: int

@@ -55,6 +55,13 @@ class ZoloPD(PolarMap):
     Raises:
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, or an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import ZoloPD
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> torch.linalg.svdvals(ZoloPD()(M)).round(decimals=4)
+        tensor([1., 1.])
     """
 
     lower: float | None = None
