@@ -29,7 +29,7 @@ from polarlight.linalg.slot import MatrixMap
 from polarlight.registry import registered
 
 SAFETY = 1.021
-"""How far the norm is enlarged; also absorbs a norm above 1 by rounding."""
+"""Factor that enlarges the norm; also absorbs a norm above 1 by rounding."""
 
 
 def squared_bump(slope: float, z: float) -> Quintic:
@@ -92,7 +92,7 @@ class Chaotic(MatrixMap):
     schedule: Schedule = KAON
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the image of M; see the class."""
+        """Return the image of M; see the class."""
         check_matrix(M)
         dtype = at_least_float32(M[..., :1, :1]).dtype
         # Explicit: torch.compile traces the making of an object, but not one that is a default.

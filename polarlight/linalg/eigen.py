@@ -73,11 +73,11 @@ class EigenPolar(PolarMap):
         check_dtype(self.dtype)
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the polar factor of M; see the class."""
+        """Return the polar factor of M; see the class."""
         return by_decomposition(M, self.dtype, self._polar)
 
     def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
-        """The same on a part of the rows of tall matrices, from a sum of Gram matrices."""
+        """Return those rows of the factor of tall matrices, from a sum of Gram matrices."""
         return by_gram(X, rows, self.dtype, self._polar)
 
     def _polar(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
@@ -107,5 +107,5 @@ class EigenPolar(PolarMap):
 
 
 def _gram(X: Tensor, rows: Rows) -> Tensor:
-    """X'X of a tall or square X, [..., k, k]."""
+    """Return X'X of a tall or square X, [..., k, k]."""
     return X.mT @ X if rows is ALL_ROWS else gram(X, rows)

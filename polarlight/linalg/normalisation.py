@@ -1,4 +1,4 @@
-"""What a matrix is divided by before a polynomial iteration, so that no singular value exceeds 1.
+"""Norms that divide a matrix before a polynomial iteration: no singular value exceeds 1.
 
     Frobenius   |X|_F = (sum s^2)^(1/2)
     Schatten4   |X'X|_F^(1/2) = (sum s^4)^(1/4): tighter by up to k^(1/4) on a flat spectrum
@@ -44,7 +44,7 @@ class Normalisation(Protocol):
     scalar: ClassVar[bool]
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
-        """The divisor of X [..., m, n], or of what it has `rows` of, to iterate in `dtype`."""
+        """Return the divisor of X [..., m, n], or of the matrix of `rows`, to iterate in `dtype`."""
 
 
 @registered("Frobenius")
@@ -65,7 +65,7 @@ class Frobenius:
     scalar: ClassVar[bool] = True
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
-        """[..., m, n] -> [..., 1, 1], in the dtype of X."""
+        """Return the norm, [..., m, n] -> [..., 1, 1], in the dtype of X."""
         return frobenius_norm(X, rows)
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ class Schatten4:
     scalar: ClassVar[bool] = True
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
-        """[..., m, n] -> [..., 1, 1], in float32 or float64."""
+        """Return the norm, [..., m, n] -> [..., 1, 1], in float32 or float64."""
         return frobenius_norm(_gram(X, dtype, rows)).sqrt()
 
     def __str__(self) -> str:
@@ -122,7 +122,7 @@ class Schatten8:
     scalar: ClassVar[bool] = True
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
-        """[..., m, n] -> [..., 1, 1], in float32 or float64."""
+        """Return the norm, [..., m, n] -> [..., 1, 1], in float32 or float64."""
         return schatten8(gram(_gram(X, dtype, rows)))
 
     def __str__(self) -> str:
@@ -148,7 +148,7 @@ class AOL:
     scalar: ClassVar[bool] = False
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
-        """[..., m, n] -> [..., 1, n] for a tall X, [..., m, 1] for any other."""
+        """Return the divisor: [..., 1, n] for a tall X [..., m, n], [..., m, 1] for any other."""
         sizes = at_least_float32(_gram(X, dtype, rows)).abs()
         tall = rows is not ALL_ROWS or is_tall(X)
         return sizes.sum(dim=-2 if tall else -1, keepdim=True).sqrt()
@@ -158,7 +158,7 @@ class AOL:
 
 
 class Start(NamedTuple):
-    """What an iteration starts from, X'X standing for XX' where the rows are the short side.
+    """Start of an iteration, X'X standing for XX' where the rows are the short side.
 
     Attributes:
         X: The matrix, in the iteration's dtype.
@@ -173,7 +173,7 @@ class Start(NamedTuple):
     factor: Tensor | None = None
 
     def first_gram(self, rows: Rows = ALL_ROWS) -> Tensor:
-        """X'X, [..., k, k], without the factor."""
+        """Return X'X, [..., k, k], without the factor."""
         return gram(self.X, rows) if self.gram is None else self.gram
 
     def first_polynomial(self, R: Tensor, b: float, c: float) -> Tensor:
@@ -185,7 +185,7 @@ class Start(NamedTuple):
         return Z.to(R.dtype)
 
     def times_factor(self, Y: Tensor, power: int = 1) -> Tensor:
-        """f^power Y, written to Y."""
+        """Write f^power Y to Y and return it."""
         return Y if self.factor is None else Y.mul_(self.factor**power)
 
 
@@ -197,7 +197,7 @@ def started(
     rows: Rows = ALL_ROWS,
     scaled: bool = False,
 ) -> Start:
-    """M, its products and 1 / (safety |M|), or M / (safety |M|) where that takes no products.
+    """Return M, its products and 1 / (safety |M|); M / (safety |M|) for norms without them.
 
     Products of a matrix that is divided afterwards disagree with those of the rounded quotient by
     an epsilon, which a steep first step multiplies: its terms cancel thirtyfold. X and its products
@@ -210,19 +210,19 @@ def started(
         X = _within_float16(M, rows)
     else:
         X = M.to(dtype) if scaled else unit_scale_in(M, dtype, rows)
-    R = gram(X, rows)
-    square = gram(R)
+    R = gram(X, rows)  # [..., k, k]
+    square = gram(R)  # [..., k, k], R^2, of the first step too
     return Start(X, R, square, 1 / nonzero(safety * schatten8(square)))
 
 
 def _within_float16(M: Tensor, rows: Rows) -> Tensor:
-    """M at Frobenius norm 8: fourth powers of its singular values neither overflow nor vanish."""
+    """Return M at Frobenius norm 8, where fourth powers of singular values stay in range."""
     X = unit_scale(M, rows)
     return (X * (8 / nonzero(frobenius_norm(X, rows)))).half()
 
 
 def schatten8(square: Tensor) -> Tensor:
-    """The norm of X from (X'X)^2, [..., k, k] -> [..., 1, 1], in float32 or float64."""
+    """Return the norm of X from (X'X)^2, [..., k, k] -> [..., 1, 1], in float32 or float64."""
     return frobenius_norm(square).sqrt().sqrt()
 
 
@@ -233,13 +233,13 @@ def normalised(
     dtype: torch.dtype,
     rows: Rows = ALL_ROWS,
 ) -> Tensor:
-    """M over `safety` times its norm, in `dtype`: singular values up to 1 / safety."""
+    """Return M over `safety` times its norm, in `dtype`: singular values up to 1 / safety."""
     X = unit_scale(M, rows)
     return (X / nonzero(safety * normalisation(X, dtype, rows))).to(dtype)
 
 
 def _gram(X: Tensor, dtype: torch.dtype, rows: Rows) -> Tensor:
-    """The Gram matrix at the speed of `dtype`: its own rounding stays below a safety of 1.01.
+    """Return the Gram matrix at the speed of `dtype`: rounding stays below a safety of 1.01.
 
     In bfloat16 for half precision: squares of small entries would vanish in float16.
     """

@@ -68,14 +68,14 @@ class OneSidedPolar(PolarMap):
     engine: GramPolar = SHORT_SIDE
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the polar factor of M; see the class."""
+        """Return the polar factor of M; see the class."""
         check_matrix(M)
         if self.side is GramSide.LEFT:
             return self._right(M.mT).mT
         return self._right(M)
 
     def _right(self, X: Tensor) -> Tensor:
-        """From X'X: the engines take the short side, so a wide X gets zero rows below."""
+        """Return the factor from X'X; engines take the short side: a wide X gets zero rows below."""
         m, n = X.shape[-2:]
         return self.engine(pad(X, (0, 0, 0, max(n - m, 0))))[..., :m, :]
 

@@ -77,11 +77,11 @@ class QDWH(PolarMap):
             raise ValueError(f"steps must be >= 1, got {self.steps}")
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the polar factor of M; see the class."""
+        """Return the polar factor of M; see the class."""
         return by_decomposition(M, self.dtype, lambda X: iterate(X, self.plan(X.dtype)))
 
     def plan(self, dtype: torch.dtype) -> tuple[RationalStep, ...]:
-        """The steps of a computation in float32 or float64."""
+        """Return the steps of a computation in float32 or float64."""
         eps = torch.finfo(dtype).eps
         return halley(max(self.lower or eps, eps), self.steps, eps)
 

@@ -77,11 +77,11 @@ class RegularisedPolar(PolarMap):
         check_dtype(self.dtype)
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the damped polar factor of M; see the class."""
+        """Return the damped polar factor of M; see the class."""
         return by_decomposition(M, self.dtype, self._map)
 
     def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
-        """The same on a part of the rows of tall matrices, from a sum of Gram matrices."""
+        """Return those rows of the factor of tall matrices, from a sum of Gram matrices."""
         return by_gram(X, rows, self.dtype, self._map)
 
     def lipschitz(self, m: int, n: int) -> float:

@@ -52,7 +52,7 @@ class ExactPolar(PolarMap):
         check_dtype(self.dtype)
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the polar factor of M; see the class."""
+        """Return the polar factor of M; see the class."""
         return by_decomposition(M, self.dtype, self._polar)
 
     def _polar(self, X: Tensor) -> Tensor:

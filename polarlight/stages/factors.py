@@ -121,7 +121,7 @@ class KLFactors:
 
 
 def check_beta(beta: float) -> None:
-    """Raises ValueError unless the decay rate lies in [0, 1)."""
+    """Raise ValueError unless the decay rate lies in [0, 1)."""
     if not 0 <= beta < 1:
         raise ValueError(f"beta must lie in [0, 1), got {beta}")
 
