@@ -44,7 +44,7 @@ class Normalisation(Protocol):
     scalar: ClassVar[bool]
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
-        """Return the divisor of X [..., m, n], or of the matrix of `rows`, to iterate in `dtype`."""
+        """Return the divisor of X [..., m, n], or of the matrix of `rows`, for this `dtype`."""
 
 
 @registered("Frobenius")

@@ -75,7 +75,7 @@ class OneSidedPolar(PolarMap):
         return self._right(M)
 
     def _right(self, X: Tensor) -> Tensor:
-        """Return the factor from X'X; engines take the short side: a wide X gets zero rows below."""
+        """Return the factor from X'X; a wide X is padded, since engines take the short side."""
         m, n = X.shape[-2:]
         return self.engine(pad(X, (0, 0, 0, max(n - m, 0))))[..., :m, :]
 

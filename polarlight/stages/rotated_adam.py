@@ -180,7 +180,7 @@ def rotate(X: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
 
 
 def bias_correction(step: Tensor, betas: tuple[float, float]) -> Tensor:
-    """Return sqrt(1 - beta2^t) / (1 - beta1^t), on the host and in float64; 1 stands in for t = 0."""
+    """Return sqrt(1 - beta2^t) / (1 - beta1^t), on the host in float64; 0 counts as t = 1."""
     t = step.double().clamp_min(1)
     return (1 - betas[1] ** t).sqrt() / (1 - betas[0] ** t)
 
