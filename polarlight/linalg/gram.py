@@ -71,7 +71,7 @@ NOISE = 0.016
 """Bound on the growth of an error of R in a segment, from `tests/linalg/test_bands.py`."""
 
 LAST_NOISE = 0.0625
-"""The same bound for the last segment, whose output no other step amplifies."""
+"""Bound of this growth in the last segment, whose output no other step amplifies."""
 
 HALF_SAFE = polar_express(5, safety=1.02)
 """Twice the usual safety: with 1.01 a search drives three float16 segments from 1.13 to 1.7."""

@@ -62,7 +62,7 @@ class GramFactors:
 @registered("KLFactors", stateful=True, may_differ=("beta", "initial", "most"))
 @dataclass(frozen=True, slots=True)
 class KLFactors:
-    """Those of least Kullback-Leibler divergence: each side is whitened by the other one.
+    """Factors of least Kullback-Leibler divergence: each side is whitened by the other one.
 
         L <- beta L + (1 - beta) / n  G R^-1 G',    R <- beta R + (1 - beta) / m  G' L^-1 G
 
