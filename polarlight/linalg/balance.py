@@ -27,7 +27,7 @@ _LARGEST_STEP = 1.0
 
 
 def balanced_polar(Y: Tensor, shares: Tensor, rounds: int) -> Tensor:
-    """polar(D Y) with leverages near `shares`, [..., m, n] and [..., m, 1] -> [..., m, n].
+    """Return polar(D Y) with leverages near `shares`, [..., m, n] and [..., m, 1] -> [..., m, n].
 
     Args:
         Y: Full column rank, or a zero column space beyond its rank.
@@ -35,10 +35,11 @@ def balanced_polar(Y: Tensor, shares: Tensor, rounds: int) -> Tensor:
         rounds: Newton steps. Near balance each squares the error; where no such D exists, D stays
             within e^(rounds / 2).
     """
-    t = torch.zeros_like(shares)
+    t = torch.zeros_like(shares)  # [..., m, 1], D = e^(t/2)
     Y = Y * (shares > 0)
     for _ in range(rounds):
-        U = ORTHONORMAL((t / 2).exp() * Y)
+        U = ORTHONORMAL((t / 2).exp() * Y)  # [..., m, n]
+        # Newton's step on f(t): Laplacian times step = shares - leverages.
         step = solved(laplacian_factor(U), shares - leverage(U), U)
         longest = step.abs().amax(dim=-2, keepdim=True)
         t = t + step * (_LARGEST_STEP / longest.clamp(min=_LARGEST_STEP))
@@ -46,7 +47,7 @@ def balanced_polar(Y: Tensor, shares: Tensor, rounds: int) -> Tensor:
 
 
 def scaled_towards(Y: Tensor, shares: Tensor, rounds: int) -> Tensor:
-    """polar(D Y) after some rounds of D_i <- D_i (s_i / h_i)^(1/2): slow but safe from afar."""
+    """Return polar(D Y) after rounds of D_i <- D_i (s_i / h_i)^(1/2): slow but safe from afar."""
     D = torch.ones_like(shares)
     for _ in range(rounds):
         D = D * (shares / nonzero(leverage(ORTHONORMAL(D * Y)))).sqrt()
@@ -54,17 +55,20 @@ def scaled_towards(Y: Tensor, shares: Tensor, rounds: int) -> Tensor:
 
 
 def laplacian_factor(U: Tensor) -> Tensor:
-    """Cholesky factor of diag(h) - P o P, made definite on its kernel; [..., m, n] -> [..., m, m].
+    """Return the Cholesky factor of diag(h) - P o P, made definite on its kernel.
+
+    [..., m, n] -> [..., m, m].
 
     The kernel holds the constants, rows of zeros, and more where rows fall into groups that are
     orthogonal to each other.
     """
-    P = U @ U.mT
-    h = leverage(U)
+    P = U @ U.mT  # [..., m, m]
+    h = leverage(U)  # [..., m, 1]
     live = (h > 0).to(U.dtype)
     size = h.amax(dim=-2, keepdim=True)
     ridge = 100 * torch.finfo(U.dtype).eps * nonzero(size)
-    diagonal = (h + ridge + (1 - live)).squeeze(-1)
+    diagonal = (h + ridge + (1 - live)).squeeze(-1)  # 1 for rows of zeros
+    # The constants on the live rows, at the size of the other eigenvalues.
     constants = size * live @ live.mT / nonzero(live.sum(dim=-2, keepdim=True))
     matrix = torch.diag_embed(diagonal) - P.square() + constants
     factor: Tensor = torch.linalg.cholesky_ex(matrix).L
@@ -72,7 +76,7 @@ def laplacian_factor(U: Tensor) -> Tensor:
 
 
 def solved(factor: Tensor, q: Tensor, U: Tensor) -> Tensor:
-    """The l of mean zero with (diag(h) - P o P) l = q, for q [..., m, 1] of mean zero."""
+    """Return the l of mean zero with (diag(h) - P o P) l = q, for q [..., m, 1] of mean zero."""
     live = (leverage(U) > 0).to(U.dtype)
     mean = (q * live).sum(dim=-2, keepdim=True) / nonzero(live.sum(dim=-2, keepdim=True))
     return torch.cholesky_solve((q - mean) * live, factor) * live
@@ -87,18 +91,19 @@ class TangentSpace:
 
     @classmethod
     def at(cls, U: Tensor) -> "TangentSpace":
-        """The space at U, whose columns are orthonormal; the leverages may be any."""
+        """Return the space at U, whose columns are orthonormal; the leverages may be any."""
         return cls(U, laplacian_factor(U))
 
     def multipliers(self, A: Tensor) -> tuple[Tensor, Tensor]:
-        """S [..., n, n] and l [..., m, 1] with A - U S - diag(l) U tangent."""
+        """Return S [..., n, n] and l [..., m, 1] with A - U S - diag(l) U tangent."""
         B = self.U.mT @ A
-        B = (B + B.mT) / 2
+        B = (B + B.mT) / 2  # [..., n, n]
+        # Row by row: what is left of A along U_i after the symmetric part.
         q = ((A - self.U @ B) * self.U).sum(dim=-1, keepdim=True)
         rows = solved(self.factor, q, self.U)
         return B - self.U.mT @ (rows * self.U), rows
 
     def project(self, A: Tensor) -> Tensor:
-        """The tangent nearest to A, [..., m, n] -> [..., m, n]."""
+        """Return the tangent nearest to A, [..., m, n] -> [..., m, n]."""
         S, rows = self.multipliers(A)
         return A - self.U @ S - rows * self.U

@@ -29,7 +29,7 @@ from polarlight.linalg.slot import MatrixMap
 from polarlight.registry import registered
 
 SAFETY = 1.021
-"""How far the norm is enlarged; also absorbs a norm above 1 by rounding."""
+"""Factor that enlarges the norm; also absorbs a norm above 1 by rounding."""
 
 
 def squared_bump(slope: float, z: float) -> Quintic:
@@ -80,12 +80,19 @@ class Chaotic(MatrixMap):
     Raises:
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import Chaotic
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> bool(torch.linalg.matrix_norm(Chaotic()(M), 2) < 1.01)
+        True
     """
 
     schedule: Schedule = KAON
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the image of M; see the class."""
+        """Return the image of M; see the class."""
         check_matrix(M)
         dtype = at_least_float32(M[..., :1, :1]).dtype
         # Explicit: torch.compile traces the making of an object, but not one that is a default.

@@ -66,7 +66,7 @@ class Schedule:
         return math.prod(a for a, _, _ in self.steps) / self.safety
 
     def check(self, normalisation: Normalisation) -> None:
-        """Raises ValueError if the schedule needs another normalisation than the one given."""
+        """Raise ValueError if the schedule needs another normalisation than the one given."""
         if not self.normalisation.scalar and normalisation != self.normalisation:
             raise ValueError(
                 f"schedule {self.name!r} needs the normalisation {self.normalisation}, "
@@ -75,7 +75,7 @@ class Schedule:
 
 
 def constant(name: str, step: Quintic, steps: int, *, source: str) -> Schedule:
-    """The same polynomial, `steps` times."""
+    """Return a schedule of one polynomial, `steps` times."""
     return Schedule(name=f"{name} x{steps}", steps=(step,) * steps, source=source)
 
 

@@ -36,14 +36,13 @@ class Count:
     symmetric: float = 0.0
 
 
-@lru_cache_eager
 def flops(
     function: Callable[[Tensor], Tensor], m: int, n: int, dtype: torch.dtype = torch.float32
 ) -> int:
     """Return the flops of `function` for one m x n matrix of `dtype`.
 
     Args:
-        function: A matrix map, or any pure function [..., m, n] -> [..., m, n]; hashable.
+        function: A matrix map, or any pure function [..., m, n] -> [..., m, n].
         m: Rows.
         n: Columns.
         dtype: Dtype of the matrix.
@@ -99,7 +98,8 @@ def counted(computation: Callable[[], object], m: int, n: int) -> Count:
     estimate = FLOPS_OF_A_DECOMPOSITION * m * n * min(m, n)
     operations = _Operations()
     try:
-        with _innermost(operations), operations:
+        # Inference mode would hand over `matmul` whole, which has no count.
+        with torch.inference_mode(False), _innermost(operations), operations:
             computation()
     except (RuntimeError, NotImplementedError):  # no value can be read on the meta device
         return Count(estimate)

@@ -1,4 +1,4 @@
-"""What engines built on factorisations share: a clean, tall, scaled matrix in, its zeros out."""
+"""Preparation of matrices for factorisations: finite, tall, scaled; zero rows come out zero."""
 
 from collections.abc import Callable
 
@@ -76,6 +76,6 @@ def decomposition_dtype(M: Tensor) -> torch.dtype:
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
-    """Raises ValueError unless factorisations exist in this dtype; None means that of the input."""
+    """Raise ValueError unless factorisations exist in this dtype; None means that of the input."""
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be float32, float64 or None, got {dtype}")

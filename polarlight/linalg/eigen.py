@@ -55,6 +55,13 @@ class EigenPolar(PolarMap):
     Raises:
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, or an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import EigenPolar
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> torch.linalg.svdvals(EigenPolar()(M)).round(decimals=4)
+        tensor([1., 1.])
     """
 
     cutoff: float | None = None
@@ -66,11 +73,11 @@ class EigenPolar(PolarMap):
         check_dtype(self.dtype)
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the polar factor of M; see the class."""
+        """Return the polar factor of M; see the class."""
         return by_decomposition(M, self.dtype, self._polar)
 
     def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
-        """The same on a part of the rows of tall matrices, from a sum of Gram matrices."""
+        """Return those rows of the factor of tall matrices, from a sum of Gram matrices."""
         return by_gram(X, rows, self.dtype, self._polar)
 
     def _polar(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
@@ -100,5 +107,5 @@ class EigenPolar(PolarMap):
 
 
 def _gram(X: Tensor, rows: Rows) -> Tensor:
-    """X'X of a tall or square X, [..., k, k]."""
+    """Return X'X of a tall or square X, [..., k, k]."""
     return X.mT @ X if rows is ALL_ROWS else gram(X, rows)

@@ -62,16 +62,16 @@ CONDITION = 200.0
 """Largest condition of an accumulated factor in float16 (0.2 / eps) and wider."""
 
 GROWTH = 512.0
-"""How much more than zero a perturbed eigenvalue may be amplified, in epsilons; half at most."""
+"""Bound on the amplification of a perturbed eigenvalue over that of 0, in epsilons; below 0.5."""
 
 PERTURBATION = 0.41
 """The least eigenvalue of a rounded Gram matrix, in negative machine epsilons: -4e-4 in float16."""
 
 NOISE = 0.016
-"""How far an error of R may grow in a segment, from the search of `tests/linalg/test_bands.py`."""
+"""Bound on the growth of an error of R in a segment, from `tests/linalg/test_bands.py`."""
 
 LAST_NOISE = 0.0625
-"""How far it may grow in the last one, whose output no other step amplifies."""
+"""Bound of this growth in the last segment, whose output no other step amplifies."""
 
 HALF_SAFE = polar_express(5, safety=1.02)
 """Twice the usual safety: with 1.01 a search drives three float16 segments from 1.13 to 1.7."""
@@ -107,6 +107,13 @@ class GramNewtonSchulz(PolarMap):
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, the schedule needs another normalisation,
             or restarts do not increase between 1 and the number of steps less 1.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import GramNewtonSchulz, polar_express
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> torch.linalg.svdvals(GramNewtonSchulz(polar_express(8))(M)).round(decimals=2)
+        tensor([1., 1.])
     """
 
     schedule: Schedule = HALF_SAFE
@@ -124,19 +131,19 @@ class GramNewtonSchulz(PolarMap):
             )
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the polar factor of M; see the class."""
+        """Return the polar factor of M; see the class."""
         check_matrix(M)
         if M.numel() == 0:
             return M.clone()
         return self._polar(M, ALL_ROWS)
 
     def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
-        """The same on a part of the rows of tall matrices: a sum of Gram matrices per segment."""
+        """Return those rows of the factor of tall matrices: a sum of Gram matrices per segment."""
         check_tall(X, rows)
         return self._polar(X, rows)
 
     def call_prescaled(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
-        """The same of an X of ordinary size that may be written to; see `MatrixMap`."""
+        """Return the factor of an X of ordinary size that may be overwritten; see `MatrixMap`."""
         if rows is not ALL_ROWS:
             check_tall(X, rows)
         return self._polar(X, rows, scaled=True)
@@ -150,7 +157,7 @@ class GramNewtonSchulz(PolarMap):
         return start.X.to(M.dtype)
 
     def segments(self, dtype: torch.dtype) -> tuple[tuple[Quintic, ...], ...]:
-        """The schedule cut at its restarts."""
+        """Return the schedule cut at its restarts."""
         steps = self.schedule.steps
         restarts = self.restarts
         if restarts is None:
@@ -178,24 +185,27 @@ class GramNewtonSchulz(PolarMap):
 
 
 def _segment(start: Start, steps: Sequence[Quintic], rows: Rows) -> Tensor:
-    """X times the polynomials of one segment, gathered on the short side.
+    """Return X times the polynomials of one segment, gathered on the short side.
 
     The steps must meet X in their order, X P1 P2 or P2 P1 X. Q = P1 P2 is symmetric but for
     rounding, and Q' puts it right for a wide X: the other order multiplies the rounding of the
     later steps by what the first one makes of small singular values.
     """
     (a, b, c), *rest = steps
-    R = start.first_gram(rows)
-    Z = start.first_polynomial(R, b, c)
+    R = start.first_gram(rows)  # [..., k, k], X'X
+    Z = start.first_polynomial(R, b, c)  # [..., k, k], bR + cR^2
     if not rest:
-        return start.times_factor(times_short(start.X, Z, a, rows))
+        return start.times_factor(times_short(start.X, Z, a, rows))  # X P
+    # Q = P of the first step, the only place where the identity is added.
     Q = Z.clone()
     Q.diagonal(dim1=-2, dim2=-1).add_(a)
     start.times_factor(Q)  # on the short side, which is the smaller one
     start.times_factor(R, 2)
     for following in rest:
+        # R <- P R P of the step before, in two products of commuting matrices.
         RZ = symmetric_multiply_add(R, R, Z, a)
         R = symmetric_multiply_add(RZ, Z, RZ, a)
+        # Q <- Q P of this step.
         a, b, c = following
         Z = gram_polynomial(R, b, c)
         Q = symmetric_multiply_add(Q, Q, Z, a)
@@ -206,7 +216,7 @@ def _segment(start: Start, steps: Sequence[Quintic], rows: Rows) -> Tensor:
 @assume_constant
 @lru_cache_eager
 def restart_positions(schedule: Schedule, dtype: torch.dtype) -> tuple[int, ...]:
-    """After how many steps the Gram matrix is to be taken anew in an iteration in `dtype`.
+    """Return after how many steps the Gram matrix is taken anew in an iteration in `dtype`.
 
     The fewest restarts for which every segment keeps to CONDITION, GROWTH and NOISE, and among
     those the ones with the least growth. Runs on the host, once per schedule.
@@ -227,17 +237,17 @@ def restart_positions(schedule: Schedule, dtype: torch.dtype) -> tuple[int, ...]
 
 
 def condition_limit(dtype: torch.dtype) -> float:
-    """CONDITION, and less in bfloat16, so that rounding a factor cannot reach what it shrinks."""
+    """Return CONDITION, less in bfloat16: rounding a factor must not reach what it shrinks."""
     return min(CONDITION, 0.2 / torch.finfo(dtype).eps)
 
 
 def growth_limit(dtype: torch.dtype) -> float:
-    """GROWTH epsilons, at most a half."""
+    """Return GROWTH epsilons, at most a half."""
     return min(0.5, GROWTH * torch.finfo(dtype).eps)
 
 
 def segment_growth(steps: Sequence[Quintic], dtype: torch.dtype, points: int = 400) -> float:
-    """How much more a Gram eigenvalue rounded in `dtype` to below 0 is amplified than 0 itself.
+    """Return the amplification of a Gram eigenvalue rounded below 0 over that of 0, less 1.
 
     About the relative error of small singular values after the segment. Infinite where the
     condition of the accumulated factor, over all Gram eigenvalues up to 1, exceeds CONDITION; 0 for
@@ -252,7 +262,7 @@ def segment_growth(steps: Sequence[Quintic], dtype: torch.dtype, points: int = 4
 
 
 def segment_noise(steps: Sequence[Quintic], dtype: torch.dtype) -> float:
-    """What an error of an epsilon in R grows to where R is largest in the segment's last step.
+    """Return the size to which an epsilon in R grows up to the segment's last step.
 
     0 for a single step, for which R is taken from X itself.
     """
@@ -262,7 +272,7 @@ def segment_noise(steps: Sequence[Quintic], dtype: torch.dtype) -> float:
 
 
 def _factor(steps: Sequence[Quintic], r: float) -> float:
-    """|q(r)|: the product of the polynomials P on the way of a Gram eigenvalue r."""
+    """Return |q(r)|: the product of the polynomials P on the way of a Gram eigenvalue r."""
     q = 1.0
     for a, b, c in steps:
         p = a + r * (b + r * c)

@@ -1,4 +1,4 @@
-"""What every map of this package asks of its input, and the scale-free form it works on."""
+"""Checks of the input of spectral maps, and scaling to a largest entry of 1."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from polarlight.linalg.row_sums import ALL_ROWS, Rows
 
 
 def check_matrix(M: Tensor) -> None:
-    """Refuses what no spectral map is defined for.
+    """Refuse what no spectral map is defined for.
 
     Raises:
         TypeError: If M is complex, integer or boolean.
@@ -27,7 +27,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def at_least_float32(M: Tensor) -> Tensor:
-    """M itself in float32 or float64, a float32 copy of anything narrower."""
+    """Return M itself in float32 or float64, a float32 copy of anything narrower."""
     return M.to(wide(M.dtype))
 
 
@@ -75,7 +75,7 @@ def largest_entry(M: Tensor) -> Tensor:
 
 
 def _power_of_two_over(x: Tensor) -> Tensor:
-    """1 over the power of two just below x >= 0, in bfloat16: its exponent; 1 for zero."""
+    """Return 1 over the power of two just below x >= 0, in bfloat16; 1 for zero."""
     exponent = x.view(torch.int16).bitwise_and(0x7F80).view(torch.bfloat16)
     return nonzero(exponent).reciprocal()
 

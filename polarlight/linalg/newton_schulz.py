@@ -57,6 +57,13 @@ class NewtonSchulz(PolarMap):
         ValueError: If M has fewer than two dimensions, or the schedule needs another normalisation.
 
     Source: Jordan et al., "Muon" (2024), kellerjordan.github.io/posts/muon.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import NewtonSchulz, polar_express
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> torch.linalg.svdvals(NewtonSchulz(polar_express(8))(M)).round(decimals=2)
+        tensor([1., 1.])
     """
 
     schedule: Schedule = polar_express(5)
@@ -68,19 +75,19 @@ class NewtonSchulz(PolarMap):
         self.schedule.check(self.normalisation)
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the polar factor of M; see the class."""
+        """Return the polar factor of M; see the class."""
         check_matrix(M)
         if M.numel() == 0:
             return M.clone()
         return self._polar(M, ALL_ROWS)
 
     def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
-        """The same on a part of the rows of tall matrices: a sum of Gram matrices per step."""
+        """Return those rows of the factor of tall matrices: a sum of Gram matrices per step."""
         check_tall(X, rows)
         return self._polar(X, rows)
 
     def call_prescaled(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
-        """The same of an X of ordinary size that may be written to; see `MatrixMap`."""
+        """Return the factor of an X of ordinary size that may be overwritten; see `MatrixMap`."""
         if rows is not ALL_ROWS:
             check_tall(X, rows)
         return self._polar(X, rows, scaled=True)
@@ -92,7 +99,7 @@ class NewtonSchulz(PolarMap):
         return iterate(start, self.schedule.steps, rows).to(M.dtype)
 
     def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-        """Bfloat16 where it iterates in that and scales in it: other norms divide in float32."""
+        """Return bfloat16 where it iterates and scales in that: other norms divide in float32."""
         if not isinstance(self.normalisation, Schatten8):
             return dtype
         return read_as(dtype, self.dtype or iteration_dtype(dtype, device))

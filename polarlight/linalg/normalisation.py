@@ -1,4 +1,4 @@
-"""What a matrix is divided by before a polynomial iteration, so that no singular value exceeds 1.
+"""Norms that divide a matrix before a polynomial iteration: no singular value exceeds 1.
 
     Frobenius   |X|_F = (sum s^2)^(1/2)
     Schatten4   |X'X|_F^(1/2) = (sum s^4)^(1/4): tighter by up to k^(1/4) on a flat spectrum
@@ -44,7 +44,7 @@ class Normalisation(Protocol):
     scalar: ClassVar[bool]
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
-        """The divisor of X [..., m, n], or of what it has `rows` of, to iterate in `dtype`."""
+        """Return the divisor of X [..., m, n], or of the matrix of `rows`, for this `dtype`."""
 
 
 @registered("Frobenius")
@@ -53,12 +53,19 @@ class Frobenius:
     """Division by the Frobenius norm, the root of the sum of squared singular values.
 
     Cost: 2 m n flops.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import Frobenius
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> round(Frobenius()(M, M.dtype).item(), 3)
+        3.041
     """
 
     scalar: ClassVar[bool] = True
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
-        """[..., m, n] -> [..., 1, 1], in the dtype of X."""
+        """Return the norm, [..., m, n] -> [..., 1, 1], in the dtype of X."""
         return frobenius_norm(X, rows)
 
     def __str__(self) -> str:
@@ -76,12 +83,19 @@ class Schatten4:
 
     Exact for rank 1; on k equal singular values they come out as k^(-1/4) instead of the k^(-1/2)
     of the Frobenius norm, which saves about one step. Cost: 2 m n k flops, k the short side.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import Schatten4
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> round(Schatten4()(M, M.dtype).item(), 3)
+        3.001
     """
 
     scalar: ClassVar[bool] = True
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
-        """[..., m, n] -> [..., 1, 1], in float32 or float64."""
+        """Return the norm, [..., m, n] -> [..., 1, 1], in float32 or float64."""
         return frobenius_norm(_gram(X, dtype, rows)).sqrt()
 
     def __str__(self) -> str:
@@ -96,12 +110,19 @@ class Schatten8:
     A quintic step starts with these two products, so that an iteration gets the norm for nothing:
     `started` hands both on. On k equal singular values they come out as k^(-1/8), a quarter to a
     half, and on a spectrum that falls off at almost s / s_max.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import Schatten8
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> round(Schatten8()(M, M.dtype).item(), 3)
+        3.0
     """
 
     scalar: ClassVar[bool] = True
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
-        """[..., m, n] -> [..., 1, 1], in float32 or float64."""
+        """Return the norm, [..., m, n] -> [..., 1, 1], in float32 or float64."""
         return schatten8(gram(_gram(X, dtype, rows)))
 
     def __str__(self) -> str:
@@ -115,12 +136,19 @@ class AOL:
 
     Singular values end at most at 1, and at exactly 1 for rank 1 and for orthogonal columns. Cost:
     2 m n k flops, k the short side.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import AOL
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> AOL()(M, M.dtype)
+        tensor([[3.0000, 0.5000]])
     """
 
     scalar: ClassVar[bool] = False
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
-        """[..., m, n] -> [..., 1, n] for a tall X, [..., m, 1] for any other."""
+        """Return the divisor: [..., 1, n] for a tall X [..., m, n], [..., m, 1] for any other."""
         sizes = at_least_float32(_gram(X, dtype, rows)).abs()
         tall = rows is not ALL_ROWS or is_tall(X)
         return sizes.sum(dim=-2 if tall else -1, keepdim=True).sqrt()
@@ -130,7 +158,7 @@ class AOL:
 
 
 class Start(NamedTuple):
-    """What an iteration starts from, X'X standing for XX' where the rows are the short side.
+    """Start of an iteration, X'X standing for XX' where the rows are the short side.
 
     Attributes:
         X: The matrix, in the iteration's dtype.
@@ -145,7 +173,7 @@ class Start(NamedTuple):
     factor: Tensor | None = None
 
     def first_gram(self, rows: Rows = ALL_ROWS) -> Tensor:
-        """X'X, [..., k, k], without the factor."""
+        """Return X'X, [..., k, k], without the factor."""
         return gram(self.X, rows) if self.gram is None else self.gram
 
     def first_polynomial(self, R: Tensor, b: float, c: float) -> Tensor:
@@ -157,7 +185,7 @@ class Start(NamedTuple):
         return Z.to(R.dtype)
 
     def times_factor(self, Y: Tensor, power: int = 1) -> Tensor:
-        """f^power Y, written to Y."""
+        """Write f^power Y to Y and return it."""
         return Y if self.factor is None else Y.mul_(self.factor**power)
 
 
@@ -169,7 +197,7 @@ def started(
     rows: Rows = ALL_ROWS,
     scaled: bool = False,
 ) -> Start:
-    """M, its products and 1 / (safety |M|), or M / (safety |M|) where that takes no products.
+    """Return M, its products and 1 / (safety |M|); M / (safety |M|) for norms without them.
 
     Products of a matrix that is divided afterwards disagree with those of the rounded quotient by
     an epsilon, which a steep first step multiplies: its terms cancel thirtyfold. X and its products
@@ -182,19 +210,19 @@ def started(
         X = _within_float16(M, rows)
     else:
         X = M.to(dtype) if scaled else unit_scale_in(M, dtype, rows)
-    R = gram(X, rows)
-    square = gram(R)
+    R = gram(X, rows)  # [..., k, k]
+    square = gram(R)  # [..., k, k], R^2, of the first step too
     return Start(X, R, square, 1 / nonzero(safety * schatten8(square)))
 
 
 def _within_float16(M: Tensor, rows: Rows) -> Tensor:
-    """M at Frobenius norm 8: fourth powers of its singular values neither overflow nor vanish."""
+    """Return M at Frobenius norm 8, where fourth powers of singular values stay in range."""
     X = unit_scale(M, rows)
     return (X * (8 / nonzero(frobenius_norm(X, rows)))).half()
 
 
 def schatten8(square: Tensor) -> Tensor:
-    """The norm of X from (X'X)^2, [..., k, k] -> [..., 1, 1], in float32 or float64."""
+    """Return the norm of X from (X'X)^2, [..., k, k] -> [..., 1, 1], in float32 or float64."""
     return frobenius_norm(square).sqrt().sqrt()
 
 
@@ -205,13 +233,13 @@ def normalised(
     dtype: torch.dtype,
     rows: Rows = ALL_ROWS,
 ) -> Tensor:
-    """M over `safety` times its norm, in `dtype`: singular values up to 1 / safety."""
+    """Return M over `safety` times its norm, in `dtype`: singular values up to 1 / safety."""
     X = unit_scale(M, rows)
     return (X / nonzero(safety * normalisation(X, dtype, rows))).to(dtype)
 
 
 def _gram(X: Tensor, dtype: torch.dtype, rows: Rows) -> Tensor:
-    """The Gram matrix at the speed of `dtype`: its own rounding stays below a safety of 1.01.
+    """Return the Gram matrix at the speed of `dtype`: rounding stays below a safety of 1.01.
 
     In bfloat16 for half precision: squares of small entries would vanish in float16.
     """

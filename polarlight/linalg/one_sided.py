@@ -54,20 +54,28 @@ class OneSidedPolar(PolarMap):
 
     Accuracy: that of the engine. A Gram matrix that is singular, as on the long side or after
     centring, is no special case: its null directions fall below the cut-off or are damped.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import GramSide, OneSidedPolar
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> left = OneSidedPolar(GramSide.LEFT)
+        >>> torch.linalg.svdvals(left(M)).round(decimals=3)
+        tensor([1., 1.])
     """
 
     side: GramSide = GramSide.RIGHT
     engine: GramPolar = SHORT_SIDE
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the polar factor of M; see the class."""
+        """Return the polar factor of M; see the class."""
         check_matrix(M)
         if self.side is GramSide.LEFT:
             return self._right(M.mT).mT
         return self._right(M)
 
     def _right(self, X: Tensor) -> Tensor:
-        """From X'X: the engines take the short side, so a wide X gets zero rows below."""
+        """Return the factor from X'X; a wide X is padded, since engines take the short side."""
         m, n = X.shape[-2:]
         return self.engine(pad(X, (0, 0, 0, max(n - m, 0))))[..., :m, :]
 

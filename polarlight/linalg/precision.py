@@ -1,4 +1,4 @@
-"""Which dtype a device multiplies matrices in at full speed."""
+"""Dtype in which a device multiplies matrices at full speed."""
 
 import torch
 
@@ -6,7 +6,7 @@ from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
 
 
 def iteration_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype in which an iteration that tolerates bfloat16 should run.
+    """Return the dtype in which an iteration that tolerates bfloat16 should run.
 
     Float64 input asks for exactness and stays float64. Everything else runs in bfloat16 where the
     device has bfloat16 matrix units, in float32 elsewhere (emulated bfloat16 is slower than
@@ -18,7 +18,7 @@ def iteration_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def read_as(dtype: torch.dtype, iteration: torch.dtype) -> torch.dtype:
-    """The dtype in which an engine may be given a matrix of this one, if it iterates in that one.
+    """Return the dtype in which an engine that iterates in `iteration` may be given a matrix.
 
     Bfloat16 holds every float32 magnitude; float16 does not, and has to be scaled first.
     """
@@ -26,7 +26,7 @@ def read_as(dtype: torch.dtype, iteration: torch.dtype) -> torch.dtype:
 
 
 def gram_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype in which an iteration on a normalised Gram matrix should run.
+    """Return the dtype in which an iteration on a normalised Gram matrix should run.
 
     Its values span a known range but are squares, so that digits count: float16 where a GPU has
     half precision units, float32 elsewhere, never bfloat16. Float64 input stays float64.
@@ -40,7 +40,7 @@ def gram_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 @assume_constant
 @lru_cache_eager
 def has_fast_bfloat16(device_type: str, index: int | None = None) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware."""
+    """Return True if the device multiplies bfloat16 matrices in hardware."""
     if device_type == "cuda":
         return torch.cuda.get_device_capability(index) >= (8, 0)
     if device_type == "cpu":

@@ -27,12 +27,12 @@ PANELS_FROM = 512
 
 
 def is_tall(X: Tensor) -> bool:
-    """Whether the columns are the short side; a square matrix works on its rows."""
+    """Return True if the columns are the short side; a square matrix works on its rows."""
     return X.shape[-2] > X.shape[-1]
 
 
 def gram(X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
-    """X'X for a tall X, XX' for any other: [..., m, n] -> [..., k, k] with k = min(m, n).
+    """Return X'X for a tall X, XX' for any other: [..., m, n] -> [..., k, k] with k = min(m, n).
 
     Where X has some of the `rows` of a tall matrix: that matrix's X'X, [..., n, n].
     """
@@ -51,7 +51,7 @@ def gram(X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
 
 
 def multiply_add(C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float = 1.0) -> Tensor:
-    """`beta C + alpha A B`, fused, for any number of leading dimensions."""
+    """Return `beta C + alpha A B`, fused, for any number of leading dimensions."""
     if C.ndim == 2:
         return torch.addmm(C, A, B, beta=beta, alpha=alpha)
     flat = [x.reshape(-1, *x.shape[-2:]) for x in (C, A, B)]
@@ -61,7 +61,7 @@ def multiply_add(C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float = 1.
 def symmetric_multiply_add(
     C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float = 1.0
 ) -> Tensor:
-    """`beta C + alpha A B` for symmetric C, A and B that commute, so that the result is symmetric.
+    """Return `beta C + alpha A B`, symmetric, for symmetric C, A and B of which A and B commute.
 
     Shapes: [..., k, k] each. Where rounding makes the product of a commuting pair a little
     unsymmetric, the entries right of the diagonal count.
@@ -82,7 +82,7 @@ def symmetric_multiply_add(
 
 
 def times_short(X: Tensor, A: Tensor, beta: float = 0.0, rows: Rows = ALL_ROWS) -> Tensor:
-    """`beta X + X A` for a tall X and `beta X + A X` for any other, A on the short side.
+    """Return `beta X + X A` for a tall X and `beta X + A X` for any other, A on the short side.
 
     Where X has some of the `rows` of a matrix, that one is tall. The addend stays out of A: on its
     diagonal, bfloat16 would round it (`docs/log.md`).
@@ -94,19 +94,19 @@ def times_short(X: Tensor, A: Tensor, beta: float = 0.0, rows: Rows = ALL_ROWS) 
 
 
 def gram_polynomial(R: Tensor, b: float, c: float) -> Tensor:
-    """`b R + c R^2` for a Gram matrix R."""
+    """Return `b R + c R^2` for a Gram matrix R."""
     if c == 0:
         return b * R
     return symmetric_multiply_add(R, R, R, b, c)
 
 
 def _in_panels(X: Tensor) -> bool:
-    """Whether a symmetric product of this many rows is cheaper in panels."""
+    """Return True if a symmetric product of this many rows is cheaper in panels."""
     return X.device.type == "cpu" and X.shape[-2] >= PANELS_FROM
 
 
 def _summed_gram(X: Tensor, rows: Rows) -> Tensor:
-    """X'X over all rows: panels from the diagonal on are summed, in at least float32."""
+    """Return X'X over all rows: panels from the diagonal on are summed, in at least float32."""
     n = X.shape[-1]
     starts = range(0, n, PANEL)
     parts = [X[..., i : i + PANEL].mT @ X[..., i:] for i in starts]
@@ -121,7 +121,7 @@ def _summed_gram(X: Tensor, rows: Rows) -> Tensor:
 
 
 def _mirrored(like: Tensor, panel: Panel) -> Tensor:
-    """The symmetric matrix [..., k, k] whose panels of rows, from the diagonal on, are given."""
+    """Return the symmetric matrix [..., k, k] of these panels of rows, from the diagonal on."""
     k = like.shape[-2]
     result = torch.empty(*like.shape[:-2], k, k, dtype=like.dtype, device=like.device)
     for start in range(0, k, PANEL):

@@ -96,7 +96,7 @@ POWERS = 0.2
 """For singular vectors after a power of singular values, in which small ones may be the largest."""
 
 SLACK = 1.1
-"""What rounding to bfloat16 may add to the spread that a schedule leaves in exact arithmetic."""
+"""Addition of rounding to bfloat16 to the spread that a schedule leaves in exact arithmetic."""
 
 REACH = 1e-2
 """The least singular value, over the norm, that a schedule is held to."""

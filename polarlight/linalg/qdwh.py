@@ -57,6 +57,13 @@ class QDWH(PolarMap):
     Raises:
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, or an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import QDWH
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> torch.linalg.svdvals(QDWH()(M)).round(decimals=4)
+        tensor([1., 1.])
     """
 
     lower: float | None = None
@@ -70,11 +77,11 @@ class QDWH(PolarMap):
             raise ValueError(f"steps must be >= 1, got {self.steps}")
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the polar factor of M; see the class."""
+        """Return the polar factor of M; see the class."""
         return by_decomposition(M, self.dtype, lambda X: iterate(X, self.plan(X.dtype)))
 
     def plan(self, dtype: torch.dtype) -> tuple[RationalStep, ...]:
-        """The steps of a computation in float32 or float64."""
+        """Return the steps of a computation in float32 or float64."""
         eps = torch.finfo(dtype).eps
         return halley(max(self.lower or eps, eps), self.steps, eps)
 

@@ -21,7 +21,7 @@ _ALIGNED = 8  # entries in the sixteen bytes that the kernels load at once
 
 
 def takes(*matrices: Tensor) -> bool:
-    """Whether the kernels compute a symmetric product of these, [..., m, n] each."""
+    """Return True if the kernels compute a symmetric product of these, [..., m, n] each."""
     first = matrices[0]
     return (
         first.device.type == "cuda"
@@ -53,7 +53,7 @@ def symmetric_product(
 
 
 def _aligned(X: Tensor) -> bool:
-    """Whether rows or columns lie together and start at multiples of sixteen bytes."""
+    """Return True if rows or columns lie together and start at multiples of sixteen bytes."""
     *others, row, column = X.stride()
     return (
         X.numel() > 0
@@ -68,7 +68,7 @@ def _aligned(X: Tensor) -> bool:
 @assume_constant
 @lru_cache_eager
 def _installed(index: int | None) -> bool:
-    """Whether the device can run the kernels and the package is there."""
+    """Return True if the device can run the kernels and the package is installed."""
     if torch.cuda.get_device_capability(index) < (9, 0) or find_spec("quack") is None:
         return False
     return find_spec("quack.gemm_interface") is not None

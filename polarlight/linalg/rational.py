@@ -50,17 +50,17 @@ class RationalStep:
     terms: tuple[tuple[float, float], ...]
 
     def __call__(self, x: float) -> float:
-        """The value at a singular value x."""
+        """Return the value at a singular value x."""
         return x * (self.linear + sum(weight / (x * x + shift) for weight, shift in self.terms))
 
 
 def polished(x: float) -> float:
-    """The cubic Newton-Schulz step, which squares an error that is left."""
+    """Apply the cubic Newton-Schulz step, which squares an error that is left."""
     return x * (1.5 - 0.5 * x * x)
 
 
 def check_lower(lower: float | None) -> None:
-    """Raises ValueError unless a design bound is None or can be designed for in float64."""
+    """Raise ValueError unless a design bound is None or can be designed for in float64."""
     if lower is not None and not 1e-20 <= lower < 1:
         raise ValueError(f"lower must lie in [1e-20, 1), got {lower}")
 
@@ -71,7 +71,7 @@ def cut_off(m: int, n: int, dtype: torch.dtype) -> float:
 
 
 def noise_shift(step: RationalStep, cutoff: float, dtype: torch.dtype) -> float | None:
-    """The shift whose QR shows what lies below the cut-off.
+    """Return the shift whose QR shows what lies below the cut-off.
 
     It is the least one above the cut-off. None if E at the cut-off is lost in rounding, which means
     that the step is not steep either and lifts little noise.
@@ -132,7 +132,7 @@ def _step(X: Tensor, step: RationalStep, cutoff: float = 0.0) -> Tensor:
 
 
 def _cut(X: Tensor, Q2: Tensor, threshold: float) -> Tensor:
-    """X P^2 with P = (1 + t) (I - t (E + t I)^-1) and E = I - Q2 Q2', [..., m, n]."""
+    """Return X P^2 with P = (1 + t) (I - t (E + t I)^-1) and E = I - Q2 Q2', [..., m, n]."""
     E = -(Q2 @ Q2.mT)
     E.diagonal(dim1=-2, dim2=-1).add_(1.0)
     for _ in range(2):
@@ -141,7 +141,7 @@ def _cut(X: Tensor, Q2: Tensor, threshold: float) -> Tensor:
 
 
 def _stacked_qr(X: Tensor, shift: float) -> tuple[Tensor, Tensor]:
-    """Both blocks of the orthonormal factor of [X; sqrt(shift) I]."""
+    """Return both blocks of the orthonormal factor of [X; sqrt(shift) I]."""
     m, n = X.shape[-2:]
     unit = torch.eye(n, dtype=X.dtype, device=X.device).expand(*X.shape[:-2], n, n)
     Q = torch.linalg.qr(torch.cat([X, shift**0.5 * unit], dim=-2)).Q
@@ -149,7 +149,7 @@ def _stacked_qr(X: Tensor, shift: float) -> tuple[Tensor, Tensor]:
 
 
 def resolvent(X: Tensor, R: Tensor, shift: float) -> Tensor:
-    """X (R + shift I)^-1 for R = X'X; NaN for the matrices whose factorisation fails."""
+    """Return X (R + shift I)^-1 for R = X'X; NaN for the matrices whose factorisation fails."""
     shifted = R.clone()
     shifted.diagonal(dim1=-2, dim2=-1).add_(shift)
     L, info = torch.linalg.cholesky_ex(shifted)

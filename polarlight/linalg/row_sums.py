@@ -38,7 +38,7 @@ ORDINARY = (0.01, 100.0)
 
 
 def check_tall(X: Tensor, rows: Rows) -> None:
-    """Refuses what has no small Gram matrix that is a sum over rows.
+    """Refuse what has no small Gram matrix that is a sum over rows.
 
     Raises:
         NeedsAllRowsError: Unless the whole matrix has more rows than columns.

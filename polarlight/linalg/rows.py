@@ -43,12 +43,12 @@ def inverse(norms: Tensor, floor: float, rows: Rows = ALL_ROWS) -> Tensor:
 
 
 def row_significance(M: Tensor, floor: float, rows: Rows = ALL_ROWS) -> Tensor:
-    """How far each row stands above the noise, [..., m, n] -> [..., m, 1]; see `significance`."""
+    """Return the `significance` of each row over the noise, [..., m, n] -> [..., m, 1]."""
     return significance(row_norms(M), floor, rows)
 
 
 def significance(norms: Tensor, floor: float, rows: Rows = ALL_ROWS) -> Tensor:
-    """How far each norm stands above the noise, [..., m, 1] -> [..., m, 1]: 0 to 1.
+    """Return the significance of each norm over the noise, [..., m, 1] -> [..., m, 1]: 0 to 1.
 
     With x the norm over `floor` times the rms of all: 1 / sqrt(1 + x^-4), which is 1 far above the
     floor, x squared far below it, and 0 for zero.
@@ -72,7 +72,7 @@ def leverage_correction(
 
 
 def check_exponent(exponent: float | None) -> None:
-    """Raises ValueError unless the exponent lies in (0, 1] or is None."""
+    """Raise ValueError unless the exponent lies in (0, 1] or is None."""
     if exponent is not None and not 0 < exponent <= 1:
         raise ValueError(f"exponent must lie in (0, 1] or be None, got {exponent}")
 
@@ -83,6 +83,6 @@ def shape_exponent(m: int, n: int) -> float:
 
 
 def check_floor(floor: float) -> None:
-    """Raises ValueError unless the floor can separate rows from noise."""
+    """Raise ValueError unless the floor can separate rows from noise."""
     if not 0 < floor < 1:
         raise ValueError(f"floor must lie in (0, 1), got {floor}")

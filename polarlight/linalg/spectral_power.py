@@ -67,6 +67,14 @@ class ExactPower(MatrixMap):
     Raises:
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions or an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import ExactPower
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> U = ExactPower(0.5)(M)
+        >>> round((U[0, 0] / U[1, 1]).item(), 3)  # the root of 3 / 0.5
+        2.449
     """
 
     exponent: float
@@ -81,7 +89,7 @@ class ExactPower(MatrixMap):
         check_dtype(self.dtype)
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the power of M; see the class."""
+        """Return the power of M; see the class."""
         return by_decomposition(M, self.dtype, self._power)
 
     def _power(self, X: Tensor) -> Tensor:
@@ -137,6 +145,15 @@ class RationalPower(MatrixMap):
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, an argument is out of range, or `lower` is
             below 1e-4 and the iteration runs in float32.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import RationalPower
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> root = RationalPower(b=4, a=1)  # exponent 1 - 2 / 4
+        >>> U = root(M)
+        >>> round((U[0, 0] / U[1, 1]).item(), 2)
+        2.45
     """
 
     b: int
@@ -152,11 +169,11 @@ class RationalPower(MatrixMap):
 
     @property
     def exponent(self) -> float:
-        """The power 1 - 2 a/b."""
+        """Return the power 1 - 2 a/b."""
         return 1 - 2 * self.a / self.b
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the power of M; see the class."""
+        """Return the power of M; see the class."""
         return by_decomposition(M, self.dtype, self._power)
 
     def _power(self, X: Tensor) -> Tensor:
@@ -168,12 +185,14 @@ class RationalPower(MatrixMap):
         X = X / nonzero(frobenius_norm(X))
         first, *rest = rational_steps(self.b, self.lower)
         half = self.b // 2
-        C = _step_matrix(X.mT @ X, *first)
-        Y = X @ torch.linalg.matrix_power(C, half)
-        A = Y.mT @ Y
+        # First step on X itself, so that small singular values are squared only afterwards.
+        C = _step_matrix(X.mT @ X, *first)  # [..., n, n], W of the first step
+        Y = X @ torch.linalg.matrix_power(C, half)  # [..., m, n]
+        A = Y.mT @ Y  # [..., n, n], towards I
         for step in rest:
-            W = _step_matrix(A, *step)
+            W = _step_matrix(A, *step)  # [..., n, n]
             root = torch.linalg.matrix_power(W, half)
+            # A <- W^(b/2) A W^(b/2),  C <- W C, towards (X'X)^(-1/b).
             A, C = _symmetric(root @ A @ root), _symmetric(W @ C)
         power: Tensor = X @ torch.linalg.matrix_power(C, self.a)
         return power
@@ -192,7 +211,7 @@ class RationalPower(MatrixMap):
 
 
 def _step_matrix(A: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
-    """(alpha I + beta A) (I + gamma A)^-1 of a Gram matrix A, as beta/gamma I + (...) inverse."""
+    """Return (alpha I + beta A) (I + gamma A)^-1 of a Gram matrix A, by one inverse."""
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     factor, info = torch.linalg.cholesky_ex(identity + gamma * A)
     inverse = torch.cholesky_inverse(torch.where((info == 0)[..., None, None], factor, torch.nan))
@@ -205,7 +224,7 @@ def _symmetric(A: Tensor) -> Tensor:
 
 @lru_cache_eager
 def rational_steps(b: int, lower: float) -> tuple[RationalStep, ...]:
-    """The best [1/1] steps for (X'X)^(-1/b) when the singular values of X lie in [lower, 1].
+    """Return the best [1/1] steps for (X'X)^(-1/b) when the singular values of X lie in [lower, 1].
 
     Each step is the best one for the interval that the steps before it have left.
 
@@ -226,7 +245,7 @@ def rational_steps(b: int, lower: float) -> tuple[RationalStep, ...]:
 
 
 def best_step(b: int, low: float) -> RationalStep:
-    """The step whose g(x) = x W(x)^b comes closest to a constant on [low, 1], with W(1) = 1.
+    """Return the step whose g(x) = x W(x)^b comes closest to a constant on [low, 1], with W(1) = 1.
 
     The optimum alternates and is symmetric under x -> low / x, which leaves one unknown t, with
     beta/alpha = 1 / (r t), gamma = t / r, r = sqrt(low); bisection makes g's inner maximum g(1).

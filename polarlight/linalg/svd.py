@@ -32,6 +32,15 @@ class ExactPolar(PolarMap):
     Raises:
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, or an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import ExactPolar
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> ExactPolar()(M).round(decimals=4).abs()
+        tensor([[1., 0.],
+                [0., 1.],
+                [0., 0.]])
     """
 
     cutoff: float | None = None
@@ -43,7 +52,7 @@ class ExactPolar(PolarMap):
         check_dtype(self.dtype)
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the polar factor of M; see the class."""
+        """Return the polar factor of M; see the class."""
         return by_decomposition(M, self.dtype, self._polar)
 
     def _polar(self, X: Tensor) -> Tensor:

@@ -55,6 +55,13 @@ class ZoloPD(PolarMap):
     Raises:
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, or an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from polarlight.linalg import ZoloPD
+        >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+        >>> torch.linalg.svdvals(ZoloPD()(M)).round(decimals=4)
+        tensor([1., 1.])
     """
 
     lower: float | None = None
@@ -94,11 +101,11 @@ class ZoloPD(PolarMap):
         return cls(max(power, eps), dtype=dtype)
 
     def __call__(self, M: Tensor) -> Tensor:
-        """Returns the polar factor of M; see the class."""
+        """Return the polar factor of M; see the class."""
         return by_decomposition(M, self.dtype, lambda X: iterate(X, self.plan(X.dtype)))
 
     def plan(self, dtype: torch.dtype) -> tuple[RationalStep, RationalStep]:
-        """The two steps of a computation in float32 or float64."""
+        """Return the two steps of a computation in float32 or float64."""
         eps = torch.finfo(dtype).eps
         return two_zolotarev_steps(max(self.lower or eps, eps), self.terms, eps)
 
@@ -116,7 +123,7 @@ class ZoloPD(PolarMap):
 
 
 def least_ratio(M: Tensor) -> Tensor:
-    """A lower bound of sigma_min / |M|_F for each matrix, [..., m, n] -> [...], in float64.
+    """Return a lower bound of sigma_min / |M|_F for each matrix, [..., m, n] -> [...], in float64.
 
     1 / (|R^-1|_F |R|_F) for the triangular factor R: at most a factor sqrt(k) too small. 0 for a
     singular matrix, NaN where M holds NaN or Inf.

@@ -34,13 +34,13 @@ def adam_direction(
 
 
 def check_betas(betas: tuple[float, float]) -> None:
-    """Raises ValueError unless both decay rates lie in [0, 1)."""
+    """Raise ValueError unless both decay rates lie in [0, 1)."""
     if not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas must lie in [0, 1), got {betas}")
 
 
 def check_eps(eps: float) -> None:
-    """Raises ValueError unless the relative floor is not negative."""
+    """Raise ValueError unless the relative floor is not negative."""
     if not eps >= 0:
         raise ValueError(f"eps must be >= 0, got {eps}")
 

@@ -34,7 +34,7 @@ from polarlight.stages.orientation import each_slot
 
 
 def without_mean_row(X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
-    """X with the mean of its rows subtracted from each, [..., m, n] -> [..., m, n]."""
+    """Return X with the mean of its rows subtracted from each, [..., m, n] -> [..., m, n]."""
     wide = at_least_float32(X)
     if rows is ALL_ROWS:
         return (wide - wide.mean(dim=-2, keepdim=True)).to(X.dtype)
@@ -53,11 +53,11 @@ class Centred(Stage):
     inner: Slot
 
     def select(self, m: int, n: int) -> Slot:
-        """What the inner slot comes to at this shape."""
+        """Return the inner slot for this shape."""
         return self.inner.select(m, n)
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """Those of the inner slot."""
+        """Return those of the inner slot."""
         return self.inner.buffer_shapes(shape)
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
@@ -65,7 +65,7 @@ class Centred(Stage):
         return self._on_rows(X, ALL_ROWS, buffers)
 
     def _on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
-        """The same for a part of the rows, if the inner slot can."""
+        """Return those rows of the image, if the inner slot can."""
         mapped = self.inner.apply_on_rows(without_mean_row(X, rows), rows, buffers)
         return without_mean_row(mapped, rows)
 

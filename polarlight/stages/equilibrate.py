@@ -40,7 +40,7 @@ class EquilibrateRows(MatrixMap):
         return self._on_rows(M, ALL_ROWS)
 
     def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
-        """The same for a part of the rows."""
+        """Return those rows of the image."""
         scaled = unit_scale(X, rows)
         return (scaled * inverse_row_norms(scaled, self.floor, rows)).to(X.dtype)
 

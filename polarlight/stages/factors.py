@@ -62,7 +62,7 @@ class GramFactors:
 @registered("KLFactors", stateful=True, may_differ=("beta", "initial", "most"))
 @dataclass(frozen=True, slots=True)
 class KLFactors:
-    """Those of least Kullback-Leibler divergence: each side is whitened by the other one.
+    """Factors of least Kullback-Leibler divergence: each side is whitened by the other one.
 
         L <- beta L + (1 - beta) / n  G R^-1 G',    R <- beta R + (1 - beta) / m  G' L^-1 G
 
@@ -121,7 +121,7 @@ class KLFactors:
 
 
 def check_beta(beta: float) -> None:
-    """Raises ValueError unless the decay rate lies in [0, 1)."""
+    """Raise ValueError unless the decay rate lies in [0, 1)."""
     if not 0 <= beta < 1:
         raise ValueError(f"beta must lie in [0, 1), got {beta}")
 

@@ -1,4 +1,4 @@
-"""How gradients become the matrix that a rule maps.
+"""Momentum: the matrix that a rule maps, from gradients.
 
 The two conventions have the same polar factor and a nuclear norm that differs by 1 / (1 - beta), so
 the convention belongs to the rule. Gradients are read; only the buffers are written.
@@ -153,7 +153,7 @@ class InBfloat16(Momentum):
 
     @property
     def is_ema(self) -> bool:
-        """As the momentum that is kept."""
+        """Return that of the momentum that is kept."""
         return self.average.is_ema
 
     @property

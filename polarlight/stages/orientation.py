@@ -1,4 +1,4 @@
-"""Which lines of a matrix are its units: rows, columns, or pairs of rows.
+"""Orientation: the units of a matrix are rows, columns, or pairs of rows.
 
 A rule that treats rows alike serves columns and pairs as well once the matrix is laid out for it: a
 down projection has a neuron per column, a fused gate and up projection one per pair of rows. An
@@ -118,12 +118,12 @@ class Oriented(Stage):
     inner: Slot
 
     def select(self, m: int, n: int) -> Slot:
-        """What the inner slot comes to at the layout's shape."""
+        """Return the inner slot for the layout's shape."""
         p, q = self.orientation.shape(torch.Size((m, n)))
         return self.inner.select(p, q)
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """Those of the inner slot for the layout."""
+        """Return those of the inner slot for the layout."""
         return self.inner.buffer_shapes(self.orientation.shape(shape))
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:

@@ -28,7 +28,7 @@ class KeepNorm(Stage):
     inner: Slot
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """Those of the inner slot."""
+        """Return those of the inner slot."""
         return self.inner.buffer_shapes(shape)
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
@@ -36,7 +36,7 @@ class KeepNorm(Stage):
         return self._on_rows(X, ALL_ROWS, buffers)
 
     def _on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
-        """The same for a part of the rows."""
+        """Return those rows of the image."""
         Y = self.inner.apply_on_rows(X, rows, buffers)
         norm = frobenius_norm(X, rows)
         return (Y * (norm / nonzero(frobenius_norm(Y, rows)))).to(X.dtype)
@@ -95,7 +95,7 @@ class MatchRms(MatrixMap):
         return self._on_rows(X, ALL_ROWS)
 
     def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
-        """The same for a part of the rows."""
+        """Return those rows of the image."""
         m, n = rows.count(X), X.shape[-1]
         norm = nonzero(frobenius_norm(X, rows))
         return (X * (self.rms * sqrt(m * n) / norm)).to(X.dtype)
@@ -141,7 +141,7 @@ class PolarNorm(MatrixMap):
         return self._on_rows(X, ALL_ROWS)
 
     def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
-        """The same for a part of the rows."""
+        """Return those rows of the image."""
         norm = nonzero(frobenius_norm(X, rows))
         rank = min(rows.count(X), X.shape[-1])
         return (X * (sqrt(rank) / norm).clamp_max(self.most)).to(X.dtype)

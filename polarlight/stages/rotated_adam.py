@@ -83,7 +83,7 @@ class RotatedAdam(Stage):
             raise ValueError(f"max_side must be >= 0, got {self.max_side}")
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """Moments and the sizes of the first, factors, bases, unit and counter."""
+        """Return moments and the sizes of the first, factors, bases, unit and counter."""
         *batch, m, n = shape
         sizes = {HOST_COUNTER: (1, 1), "unit": (1, 1), SIZES: PER_MATRIX}
         sizes |= {"first_moment": (m, n), "second_moment": (m, n)}
@@ -94,10 +94,11 @@ class RotatedAdam(Stage):
 
     @isolated
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
-        """The direction; updates all buffers."""
+        """Return the direction; update all buffers."""
         members = {name: as_batch(buffer) for name, buffer in buffers.items()}
         step = members.pop(HOST_COUNTER)
-        G = in_units(X.reshape(-1, *X.shape[-2:]), members["unit"])
+        G = in_units(X.reshape(-1, *X.shape[-2:]), members["unit"])  # [b, m, n]
+        # Factors first, then a direction in the old bases, then new bases for the next step.
         self.factors.update(G, members)
         direction = self._direction(G, members, step)
         members["gradient"] = G
@@ -107,9 +108,9 @@ class RotatedAdam(Stage):
         return direction.reshape(X.shape).to(X.dtype)
 
     def _direction(self, G: Tensor, members: Members, step: Tensor) -> Tensor:
-        """Adam in the bases, seen from outside; zero for members that have none yet."""
+        """Return Adam's direction in the bases, rotated back; zero for members without bases."""
         left, right = (members.get(f"{side}_basis") for side in SIDES)
-        rotated = rotate(G, left, right) * on_device(step > 0, G)
+        rotated = rotate(G, left, right) * on_device(step > 0, G)  # [b, m, n], Left' G Right
         moments = members["first_moment"], members["second_moment"]
         D = adam_direction(rotated, *moments, self.betas, self.eps)
         D = D * moving(norm_of_any_size(moments[0]), members[SIZES])  # which no basis changes
@@ -119,7 +120,7 @@ class RotatedAdam(Stage):
         return turned_back * live_entries(G, members)
 
     def _start(self, members: Members) -> None:
-        """Bases and factors from the first gradient."""
+        """Set bases and factors from the first gradient."""
         G = members["gradient"]
         for side, X in zip(SIDES, (G, G.mT), strict=True):
             if f"{side}_basis" in members:
@@ -127,17 +128,18 @@ class RotatedAdam(Stage):
         self.factors.start(G, members)
 
     def _follow(self, members: Members) -> None:
-        """New bases; the first moment is rotated with them, the second one only reordered."""
+        """Refresh the bases; rotate the first moment with them, only reorder the second one."""
         for side in SIDES:
             if f"{side}_basis" not in members:
                 continue
             old = members[f"{side}_basis"]
             new, order = self.refresh(members[f"{side}_factor"], old)
-            order = order.unsqueeze(-1)
+            order = order.unsqueeze(-1)  # [b, side, 1], of the old vectors
             first, second = (
                 members[name] if side == "left" else members[name].mT
                 for name in ("first_moment", "second_moment")
             )
+            # First moment: out of the old basis, into the new one. Second: no rotation exists.
             first.copy_(new.mT @ (old @ first))
             second.copy_(second.take_along_dim(order, dim=-2))
             eigenvalues = members.get(f"{side}_eigenvalues")
@@ -172,29 +174,29 @@ class RotatedAdam(Stage):
 
 
 def rotate(X: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """Left' X right, with None for the identity."""
+    """Return Left' X Right, with None for the identity."""
     X = X if left is None else left.mT @ X
     return X if right is None else X @ right
 
 
 def bias_correction(step: Tensor, betas: tuple[float, float]) -> Tensor:
-    """sqrt(1 - beta2^t) / (1 - beta1^t), on the host and in float64; 1 stands in for t = 0."""
+    """Return sqrt(1 - beta2^t) / (1 - beta1^t), on the host in float64; 0 counts as t = 1."""
     t = step.double().clamp_min(1)
     return (1 - betas[1] ** t).sqrt() / (1 - betas[0] ** t)
 
 
 def on_device(x: Tensor, like: Tensor) -> Tensor:
-    """A few numbers from the host beside `like`, without waiting for the device."""
+    """Return a few host numbers on the device of `like`, without waiting for it."""
     return x.to(like.device, like.dtype, non_blocking=True)
 
 
 def as_batch(buffer: Tensor) -> Tensor:
-    """[..., p, q] as [b, p, q], a view that writes through."""
+    """Return [..., p, q] as [b, p, q], a view that writes through."""
     return buffer.view(-1, *buffer.shape[-2:])
 
 
 def for_some(mask: Tensor, change: Callable[[Members], None], members: Members) -> None:
-    """`change` in place on the members [b, ...] that `mask` [b, 1, 1], on the host, names."""
+    """Apply `change` in place to the members [b, ...] that `mask` [b, 1, 1], on the host, names."""
     if mask.all():
         change(members)
     elif mask.any():

@@ -18,7 +18,7 @@ _ON_CPU, _ELSEWHERE = 2**18, 2**24
 
 
 def round_stochastically(X: Tensor, counter: Tensor) -> Tensor:
-    """X, float32 of any shape, as bfloat16: up or down at random, right on average.
+    """Return X, float32 of any shape, as bfloat16: up or down at random, right on average.
 
     Args:
         X: What is rounded. What bfloat16 can represent stays as it is, zeros, NaN and Inf included;
@@ -37,7 +37,7 @@ def round_stochastically(X: Tensor, counter: Tensor) -> Tensor:
 
 
 def _rounded(X: Tensor, start: int, key: Tensor) -> Tensor:
-    """X rounded, still float32; `start` entries lie before it."""
+    """Return X rounded, still float32; `start` entries lie before it."""
     bits = X.view(torch.int32)
     carried = _sixteen_bits(bits, start, key).add_(bits).bitwise_and_(_CUT)
     return torch.where(X.abs() <= _LARGEST, carried.view(torch.float32), X)
@@ -51,7 +51,7 @@ def _sixteen_bits(bits: Tensor, start: int, key: Tensor) -> Tensor:
 
 
 def _key(counter: Tensor) -> Tensor:
-    """A number of which every bit depends on the counter, so that close ones have nothing alike."""
+    """Return a number of which every bit depends on the counter."""
     return _mixed(_mixed(_mixed(counter + 1, 16).mul_(_FIRST), 15).mul_(_SECOND), 16)
 
 

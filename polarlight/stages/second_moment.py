@@ -51,7 +51,7 @@ class RowSecondMoment(Stage):
         return (X / nonzero(v.sqrt())).to(X.dtype)
 
     def _on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
-        """The same: a row needs nothing of the others."""
+        """Return those rows of the image: a row needs nothing of the others."""
         return self(X, buffers)
 
     def symmetries(self, m: int, n: int) -> Symmetries:

@@ -1,4 +1,4 @@
-"""Which shapes a row method is for, and how wide matrices are turned to meet it."""
+"""Shapes that a row method takes; wide matrices are transposed for it where asked."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -21,7 +21,7 @@ from polarlight.registry import registered
 
 
 class Side(Enum):
-    """Which matrices a row method touches; the others keep the plain map.
+    """Matrices that a row method touches; the others keep the plain map.
 
     TALL:      rows of tall matrices (gate and up projections): the paper and its author.
     WIDE:      columns of wide matrices (down projections): track 3's records.
@@ -33,7 +33,7 @@ class Side(Enum):
     LONG_AXIS = "long_axis"
 
     def touches(self, m: int, n: int) -> bool:
-        """Whether a matrix of m rows and n columns is treated."""
+        """Return True if a matrix of m rows and n columns is treated."""
         if self is Side.TALL:
             return m > n
         return m < n if self is Side.WIDE else m != n
@@ -48,11 +48,11 @@ class Identity(MatrixMap):
     """The map that changes nothing."""
 
     def __call__(self, X: Tensor) -> Tensor:
-        """X itself."""
+        """Return X itself."""
         return X
 
     def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
-        """X itself."""
+        """Return X itself."""
         return X
 
     def symmetries(self, m: int, n: int) -> Symmetries:
@@ -97,12 +97,12 @@ class OnSide(Stage):
         return self.then if self.side.touches(m, n) else self.otherwise
 
     def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-        """As both, if they agree."""
+        """Return that of both, if they agree."""
         then, otherwise = (x.input_dtype(dtype, device) for x in (self.then, self.otherwise))
         return then if then == otherwise else dtype
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """Those of `then`, where it is used."""
+        """Return those of `then`, where it is used."""
         m, n = shape[-2:]
         if not self.side.touches(m, n):
             return {}
@@ -121,7 +121,7 @@ class OnSide(Stage):
         return self.then.apply(X.mT, {name: buffer.mT for name, buffer in buffers.items()}).mT
 
     def _on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
-        """The same on a part of the rows; not where the long axis are columns."""
+        """Return those rows of the image; not where the long axis are columns."""
         m, n = rows.count(X), X.shape[-1]
         if not self.side.touches(m, n):
             return self.otherwise.on_rows(X, rows)

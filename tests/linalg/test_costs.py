@@ -18,6 +18,7 @@ from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import AOL, Schatten4, Schatten8
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.qdwh import QDWH
+from polarlight.linalg.rates import Rates
 from polarlight.linalg.rational import RationalStep, iterate
 from polarlight.linalg.regularised import RegularisedPolar
 from polarlight.linalg.spectral_power import ExactPower, RationalPower
@@ -140,6 +141,19 @@ def test_a_count_inside_a_count_adds_nothing_to_it():
         return X @ X.mT
 
     assert flops(chooses, 9, 5) == 2 * 9 * 9 * 5
+
+
+def test_a_count_in_inference_mode_is_the_same():
+    engine = NewtonSchulz(polar_express(4, lower=0.0123))
+    with torch.inference_mode():
+        inside = iteration_count(engine, 300, 100)
+        whole = flops(engine, 300, 100)
+    assert inside.flops == whole == 4 * (4 * 300 + 2 * 100) * 100**2
+
+
+def test_rates_of_an_engine_decide_its_count():
+    never = AutoPolar(rates=Rates(gram_from=10**6))
+    assert flops(never, 4000, 1000) > flops(AutoPolar(), 4000, 1000)
 
 
 def test_choosing_a_form_imports_nothing_of_the_compiler():
