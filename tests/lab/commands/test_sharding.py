@@ -17,9 +17,18 @@ from torch.distributed.fsdp import fully_shard
 import polarlight
 
 
+class Mlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up_proj, self.down_proj = nn.Linear(6, 9), nn.Linear(9, 6)
+
+    def forward(self, x):
+        return self.down_proj(self.up_proj(x))
+
+
 def model():
     torch.manual_seed(0)
-    return nn.ModuleDict({"up_proj": nn.Linear(6, 9), "down_proj": nn.Linear(9, 6)})
+    return Mlp()
 
 
 def same():
