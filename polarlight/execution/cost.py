@@ -79,7 +79,10 @@ class _CountingRows(Rows):
 def _meta_inputs(
     rule: UpdateRule, m: int, n: int, local_rows: int | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return a matrix and its buffers on the meta device; with `local_rows`, that many rows."""
+    """Return a matrix [m, n] and its buffers on the meta device; `local_rows` replaces m.
+
+    A counter on the host stays on the CPU.
+    """
     rows = m if local_rows is None else local_rows
     buffers = {
         name: torch.zeros(

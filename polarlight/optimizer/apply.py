@@ -126,7 +126,7 @@ def step_elementwise_group(
 
 
 def _steps_in_float32(group: Group, p: Tensor) -> bool:
-    """Return whether a parameter is stepped in a float32 copy.
+    """Return whether a float32 copy is stepped: stochastic rounding, or float16 by AdamW.
 
     Stochastic rounding needs the unrounded weight; elementwise rules overflow in float16.
     """

@@ -207,7 +207,7 @@ def _is_elementwise(entry: Route) -> bool:
 
 
 def _parse_key(key: Key) -> Key:
-    """Return a table's key with strings that name a role or part converted."""
+    """Convert names of roles and parts in a key; keep other strings as patterns."""
     if isinstance(key, tuple):
         role, part = key
         is_pattern = part not in set(Part) and any(letter in part for letter in "*?[.")
@@ -221,7 +221,7 @@ def _first_match(assignment: Assignment, keys: Iterable[Key]) -> Key | None:
 
 
 def _matches_key(assignment: Assignment, key: Key) -> bool:
-    """Return whether a table's key matches a parameter."""
+    """Return whether a parameter has the key's role, role and part, or a matching name."""
     if isinstance(key, Role):
         return assignment.role is key
     if isinstance(key, tuple):
@@ -288,7 +288,7 @@ def _suggestion(pattern: str, names: Sequence[str]) -> str:
 
 
 def _views_of(assignments: Sequence[Assignment], entries: Sequence[Route]) -> list[MatrixView]:
-    """Return the view of every parameter.
+    """Return the view of every parameter under its route, or raise for all that do not fit.
 
     Raises:
         ValueError: If some do not fit; they are listed.

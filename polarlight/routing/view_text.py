@@ -80,7 +80,7 @@ def _type_name(kind: Any) -> str:
 
 
 def view_call(view: object) -> str:
-    """Return the constructor call of a view without defaults: `Heads(4, dim=-1)`."""
+    """Return the constructor call of a view, defaults left out: `Heads(4, dim=-1)`."""
     if not is_dataclass(view) or isinstance(view, type):
         return repr(view)
     arguments = []

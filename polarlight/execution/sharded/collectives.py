@@ -191,7 +191,7 @@ class SharedRows(Rows):
         return self._all_reduce(x, dist.ReduceOp.MAX)
 
     def _all_reduce(self, x: Tensor, operation: Any) -> Tensor:
-        """Return a tensor reduced over one group after another."""
+        """Return a copy of a tensor, all-reduced over one process group after another."""
         shared = x.clone() if x.device.type == self.device else x.to(self.device)
         for group in self.groups:
             dist.all_reduce(shared, operation, group=group)

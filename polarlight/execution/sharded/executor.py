@@ -167,7 +167,7 @@ def check_executor(executor: Executor | ParamExecutor) -> Executor | ParamExecut
 
 
 def _param_spec(task: ParamTask, mesh: ProcessMesh) -> ParamSpec:
-    """Return layouts and dtypes of a task's momentum and buffers, for a plan."""
+    """Return layouts and dtypes of a task's momentum and buffers, without the host counter."""
     p, tensors = task.parameter, {MATRIX: task.parameter, **device_buffers(task)}
     layouts = {
         name: collectives.layout_of(t, task.name)

@@ -133,7 +133,13 @@ class Layout:
 
 @lru_cache(maxsize=65536)
 def _cut(size: int, cuts: tuple[tuple[int, int], ...], places: Coordinate) -> Intervals:
-    """Return the indices of `size` that remain at a coordinate after each (factor, count) cut."""
+    """Return the indices in [0, size) that one coordinate holds.
+
+    Args:
+        size: Length of the dimension.
+        cuts: (split factor, chunks) per cut: each piece of a strided split is cut into chunks.
+        places: Number of the chunk that is held, per cut.
+    """
     held: Intervals = ((0, size),) if size else ()
     for (factor, count), place in zip(cuts, places, strict=True):
         pieces = (_chunk(held, factor, i) for i in range(factor))

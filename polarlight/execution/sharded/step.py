@@ -68,7 +68,7 @@ class ShardedStep:
         self.blocks: dict[tuple[int, str], Tensor] = {}
 
     def run(self) -> list[Tensor]:
-        """Return the local part of all directions; update the buffers in place."""
+        """Return the local part of every direction, exchanged or row-wise; update buffers."""
         buckets = self.schedule.buckets
         gathers = [self._start_gather(bucket) for bucket in buckets[: PREFETCH + 1]]
         # Row-wise parameters need no gather: they are computed while the first bucket is received.

@@ -14,7 +14,10 @@ Entry = tuple[list[str], str]
 
 
 def table_of(rows: Sequence[Row], *, every: bool, width: int) -> str:
-    """Return the rows as text: a line per entry, and below it reason, view and engine."""
+    """Return an aligned table; reason, view and engine stand below each entry.
+
+    Repeated layers share an entry unless `every`.
+    """
     named = [(row.name, [row]) for row in rows] if every else folded(rows)
     entries = [(_cells(name, same), _words(same[0])) for name, same in named]
     widths = [max(len(cell) for cell in column) for column in _columns(entries)]

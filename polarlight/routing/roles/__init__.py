@@ -102,7 +102,10 @@ def _is_norm(site: Site) -> bool:
 
 
 def _by_type(site: Site) -> Iterator[Decision]:
-    """Yield decisions on layers of a known type: convolutions, attention, RNNs, linear layers."""
+    """Yield decisions by the module's type, or by name without one.
+
+    Convolutions, attention, RNNs and 2-D layers.
+    """
     if isinstance(site.module, nn.modules.conv._ConvNd):
         yield _convolution(site, site.module)
     if site.module is None and _is_kernel_by_name(site):

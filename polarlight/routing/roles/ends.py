@@ -62,7 +62,7 @@ def position_embedding(site: Site) -> Iterator[Decision]:
 
 
 def _table_decision(tables: Sequence[Site]) -> Decision:
-    """Return the decision on an embedding table, from all modules that use it."""
+    """Return EMBEDDING for a table, with its kind and users; VECTOR for a table of biases."""
     site = tables[0]
     if "bias" in site.module_name:
         return Decision(Role.VECTOR, f"table of biases, {site.place}")

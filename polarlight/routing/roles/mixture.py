@@ -45,7 +45,7 @@ def _router_reason(site: Site) -> str | None:
 
 
 def _scoring(site: Site) -> tuple[Part, str]:
-    """Return the score function of a router and the reason, by config or by the code."""
+    """Return a router's score function, from its config or the names in its code; else none."""
     declared = site.text(*_SCORING)
     if declared in _SCORES:
         return _SCORES[declared], f"{declared} scores, by the config"

@@ -36,7 +36,7 @@ def mlp(site: Site, m: int, n: int, *, transposed: bool = False) -> Decision | N
 
 
 def expert(site: Site, *, transposed: bool) -> Decision:
-    """Return the decision on a stack of experts [E, ...], or on a parameter of one expert.
+    """Return the decision on experts [E, ...] or one expert's matrix; VECTOR for one row.
 
     `transposed` says that the parameter of a single expert is stored (fan_in, fan_out).
     """

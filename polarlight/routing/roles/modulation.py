@@ -25,7 +25,7 @@ def names_modulation(name: str) -> bool:
 
 
 def _says_modulation(word: str) -> bool:
-    """Return whether a module's name or class means modulation."""
+    """Return whether a lower-case name or class starts with a word for modulation."""
     return any(word.startswith(known) for known in MODULATIONS) or word.startswith("adalayernorm")
 
 

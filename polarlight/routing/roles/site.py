@@ -92,7 +92,7 @@ class Site:
 
     @property
     def path(self) -> tuple[str, ...]:
-        """Words of the name before the last one."""
+        """Lower-case words of the name before the last one, without those of wrappers."""
         return self.words[:-1]
 
     @property

@@ -77,5 +77,5 @@ def without_wrappers(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return the name that a parameter has without wrappers and parametrizations."""
+    """Return a name without the words of wrappers, `parametrizations` and `_orig`."""
     return without_wrappers(".".join(weight_words(name.split("."))))
