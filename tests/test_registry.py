@@ -19,7 +19,7 @@ MODULES = [
         importlib.import_module(f"polarlight.{package}").__path__, f"polarlight.{package}."
     )
 ] + [view]
-NO_SLOTS = {"Count", "Rates", "RationalStep", "TangentSpace", "Quadratic"}
+NO_SLOTS = {"RuleEntry", "Count", "Rates", "RationalStep", "TangentSpace", "Quadratic"}
 """What a computation and a product cost, one rational step, and an ascent's intermediate values."""
 
 
@@ -46,7 +46,8 @@ def test_slots_that_keep_buffers_say_so(cls):
     if cls.__name__ in ("GramFactors", "KLFactors"):
         return  # RotatedAdam keeps the buffers, and these say what they mean
     wrappers = {"OnSide", "KeepNorm", "Centred", "Oriented"}  # buffers of the slot inside
-    own = {"buffer_shapes", "new_state"} & set(vars(cls))
+    kin = (c for c in cls.__mro__ if c.__module__.startswith(("polarlight.rules", "polarlight.st")))
+    own = {"buffer_shapes", "new_state"} & {name for c in kin for name in vars(c)}
     keeps = bool(own) or (issubclass(cls, Momentum) and cls().buffered)
     assert registry._BY_CLASS[cls].stateful == (keeps and cls.__name__ not in wrappers)
 
