@@ -44,7 +44,7 @@ def text():
 
 
 class Classifier(nn.Module):
-    """Which byte follows the last four, by an MLP with one matrix that is tall and one wide."""
+    """Predict the byte after the last four, by an MLP with one matrix that is tall and one wide."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where commands print, and how an error that the user can mend is shown.
+"""Console of the commands, and one-line errors that the user can mend.
 
 `OneLineErrors` is the class of the whole command line: whatever a command raises passes through
 it. Thus no command catches errors by itself.
@@ -20,7 +20,7 @@ _PIPED = 160
 """Columns where output is not a terminal, so that tables stay whole."""
 
 _MENDABLE = (ValueError, ImportError, OSError, MemoryError, torch.OutOfMemoryError)
-"""What code raises for arguments, files and sizes. Any other error is ours, with its traceback."""
+"""Errors of arguments, files and sizes. Any other error is ours and keeps its traceback."""
 
 _ALLOCATOR = "DefaultCPUAllocator: "
 """Marks the RuntimeError that torch raises where the host has no memory left."""
@@ -82,7 +82,7 @@ def is_mendable(error: Exception) -> bool:
 
 
 def in_one_line(error: Exception) -> str:
-    """What is wrong and what to do, without line breaks."""
+    """Return the error's message and the way out, without line breaks."""
     if isinstance(error, OSError) and error.errno is not None:
         said = _WAYS_OUT.get(error.errno) or error.strerror or str(error)
         text = f"{error.filename}: {said}" if error.filename else said

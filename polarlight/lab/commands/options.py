@@ -1,4 +1,4 @@
-"""What people type, turned into values; every refusal names the value and what would be right."""
+"""Command-line text turned into values; a refusal names the value and the legal ones."""
 
 import json
 import sys
@@ -134,7 +134,7 @@ def module_named(name: str) -> ModuleType:
 
 
 def json_in(path: Path, option: str) -> Any:
-    """What a JSON file of the user's holds.
+    """Read a JSON file of the user's.
 
     Raises:
         ValueError: If it is none.

@@ -62,7 +62,7 @@ def load_mapped(path: Path) -> Mapping[str, Any]:
 
 
 def not_of_torch(path: Path) -> str:
-    """What is wrong with a file that torch.save cannot have written; empty if nothing is seen."""
+    """Say why torch.save cannot have written a file; empty if nothing is seen."""
     if path.is_dir():
         return f"{path} is a folder"
     with path.open("rb") as file:

@@ -13,7 +13,7 @@ from pathlib import Path
 NAME = "lock"
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems without locks answer."""
+"""Error numbers of file systems without locks."""
 
 
 class FolderInUseError(ValueError):
