@@ -3,8 +3,8 @@
     python -m benchmarks.finetune --out runs/finetune           # all runs, resumable
     python -m benchmarks.finetune --out runs/finetune --report  # the tables and the picture again
 
-A byte model of width 96 learns Python (the standard library) under AdamW, Muon or Aurora and is then
-fine-tuned on C++ (headers that torch installs): all weights by AdamW, Muon or Aurora, or LoRA of
+A byte model of width 96 learns Python (the standard library) under AdamW, Muon or Aurora. Then it
+is fine-tuned on C++ (headers that torch installs): all weights by AdamW, Muon or Aurora, or LoRA of
 rank 8 by AdamW or as one product. Losses in nats per byte on held-out text of both domains.
 
 Seed 0 chooses the learning rates: five in ratios of 2, and more while an end is best. Seeds 1 to
@@ -162,11 +162,14 @@ def main():
     parser.add_argument("--seeds", type=int, default=5, help="judged seeds beside the tuning seed")
     parser.add_argument("--pretrain", type=int, default=400, help="pretraining steps")
     parser.add_argument("--steps", type=int, default=100, help="fine-tuning steps")
+    parser.add_argument("--bases", default=",".join(PRETRAIN), help="pretraining optimizers")
+    parser.add_argument("--methods", default=";".join(FINETUNE), help="separated by semicolons")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune"))
     parser.add_argument("--report", action="store_true", help="report what is there; train nothing")
     options = parser.parse_args()
     runs, console = Runs(options), Console(width=120)
-    cells = [(base, method) for base in PRETRAIN for method in FINETUNE]
+    bases, methods = options.bases.split(","), options.methods.split(";")
+    cells = [(base, method) for base in bases for method in methods]
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("fine-tuning", total=len(cells) * (1 + options.seeds))
         for base, method in cells:

@@ -84,6 +84,15 @@ class Momentum(ABC):
         """Return the momentum with its extra state, one mapping per parameter."""
         return self
 
+    def shard_error(self, shape: torch.Size, shard: torch.Size) -> str:
+        """Return why this momentum cannot be kept for such a shard; empty if it can."""
+        return ""
+
+    def store(self, state: Mapping[str, Tensor], M: Tensor) -> tuple[str, ...]:
+        """Write a floating-point momentum into one parameter's state; return the keys written."""
+        state[MOMENTUM].copy_(M)
+        return (MOMENTUM,)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRule:
