@@ -95,7 +95,7 @@ def test_a_step_may_be_looked_at_in_any_case():
     monitor = ActivationMonitor(model(), every=4)
     monitor.resume(5)
     assert not monitor.begin()
-    monitor.resume(6, look=True)
+    monitor.resume(6, full=True)
     assert monitor.begin()
     assert monitor.step == 7
 

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
 import polarlight
-from polarlight.diagnostics.sharding import full, gradient, lying_like
+from polarlight.diagnostics.sharding import full, gradient, shard_like
 from tests.distributed.layouts import Parameters
 from tests.distributed.processes import run
 from tests.integrations.running import EXAMPLES, example
@@ -40,7 +40,7 @@ def train(run_, workers, steps):
         for worker, model, optimizer in zip(workers, models, inner, strict=True):
             for i, p in enumerate(model.parameters()):
                 whole = torch.empty(p.shape, dtype=p.dtype)
-                p.grad = lying_like(gradient(whole, seed=1000 * worker + 10 * step + i), p)
+                p.grad = shard_like(gradient(whole, seed=1000 * worker + 10 * step + i), p)
             optimizer.step()
         rounds.step()
 

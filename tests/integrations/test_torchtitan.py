@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import polarlight
-from polarlight.diagnostics.sharding import full, lying_like
+from polarlight.diagnostics.sharding import full, shard_like
 from polarlight.execution.sharded.forecast import forecast
 from tests.distributed.processes import run
 from tests.integrations.running import EXAMPLES, assert_equal_weights, example
@@ -198,7 +198,7 @@ def sharded(world):
     filled(model)
     with torch.no_grad():
         for p, q in zip(model.parameters(), whole.parameters(), strict=True):
-            p.copy_(lying_like(q, p))
+            p.copy_(shard_like(q, p))
     return model, container(model, AURORA)
 
 

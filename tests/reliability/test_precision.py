@@ -233,7 +233,7 @@ def test_clipping_of_rules_free_of_scale_is_explained_once():
     check = ClippingCheck(optimizer, every=2)
     optimizer.observe(check)
     with pytest.warns(
-        ClippingWarning, match=r"was 0\.01 in 8 of 8 looks.*muon \(2 parameters\)"
+        ClippingWarning, match=r"was 0\.01 in 8 of 8 samples.*muon \(2 parameters\)"
     ) as w:
         clipped_training(optimizer, model, 0.01)
     assert len(w) == 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from polarlight.diagnostics.adversarial import largest, search
+from polarlight.lab.accuracy.adversarial import largest, search
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express

@@ -1,4 +1,4 @@
-"""`polarlight convert`: a checkpoint's optimizer state, in a form that we load."""
+"""Command `polarlight convert`: a checkpoint's optimizer state as carried state."""
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +50,7 @@ def convert(
         str | None, typer.Option("--from", help="Format; see below. Default: found out.")
     ] = None,
 ) -> None:
-    """Carry the optimizer state of a checkpoint over: momentum, second moments, steps.
+    """Convert the optimizer state of a checkpoint: momentum, second moments, steps.
 
     Units are converted: a heavy ball's momentum is 1 / (1 - beta) times an average's. Names come
     from the checkpoint where the optimizer was built from named parameters, or where the model lies
@@ -94,7 +94,7 @@ def _load(path: Path) -> Any:
 
 
 def _names_in(path: Path) -> Any:
-    """A list of names, or an object from key to list."""
+    """Read a list of names, or an object from key to list."""
     orders = options.json_in(path, "--names")
     lists = list(orders.values()) if isinstance(orders, dict) else [orders]
     names = [name for some in lists if isinstance(some, list) for name in some]
@@ -110,7 +110,7 @@ def _is_optimizer(value: object) -> bool:
 
 
 def _walk(value: object, where: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
-    """Every part of nested dicts and lists, and where it lies."""
+    """Yield every part of nested dicts and lists, with its path."""
     yield where, value
     if depth == 0 or _is_optimizer(value):
         return
@@ -145,7 +145,7 @@ def _at(content: Any, where: str) -> Any:
 def _order(
     content: object, state_dict: Mapping[str, Any], where: str, orders: Any
 ) -> Sequence[str] | None:
-    """Names given by the user, or the model's where it has as many tensors."""
+    """Return the names given by the user, or the model's if their number fits."""
     given = orders if isinstance(orders, list) else orders.get(where)
     if given is not None:
         return [str(name) for name in given]
@@ -181,7 +181,7 @@ def _bare(content: object, where: str, orders: Any) -> dict[str, Carried]:
 
 
 def _summary(state_dict: Mapping[str, Any], source: str | None) -> str:
-    """Every group's format, and what its learning rate is called here."""
+    """Return every group's format and the name of its learning rate's convention."""
     said = []
     for group in state_dict["param_groups"]:
         states = [state_dict["state"].get(place) for place in group["params"]]

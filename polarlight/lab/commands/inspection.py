@@ -1,4 +1,4 @@
-"""`polarlight inspect` and `polarlight watched`: pages on a checkpoint, and on a run."""
+"""Commands `polarlight inspect` and `polarlight watched`: pages on a checkpoint or run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +51,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, out: Out = Path("inspection")) ->
 
 
 def _read(source: Source) -> Inspection:
-    """All tensors, with a bar that counts bytes."""
+    """Yield all tensors, with a progress bar that counts bytes."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
     result = Inspection()
     with Progress(*columns, console=console, transient=True) as progress:
@@ -67,7 +67,7 @@ def watched(
     records: Annotated[Path, typer.Argument(help="What `sinks.JsonLines` wrote.")],
     out: Out = Path("watched"),
 ) -> None:
-    """Draw what a probe wrote while a run of yours trained: who starved, and when.
+    """Draw the records that a probe wrote during your own training run.
 
     ```
     polarlight watched neurons.jsonl --out report

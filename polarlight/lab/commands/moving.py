@@ -1,4 +1,4 @@
-"""`polarlight translate-lr`: what a learning rate is called elsewhere."""
+"""Command `polarlight translate-lr`: the equivalent learning rate in other libraries."""
 
 import json
 from collections.abc import Sequence
@@ -112,7 +112,7 @@ def _table(source: Convention, lr: float, shape: Shape, rows: Sequence[Row]) -> 
 
 
 def _advice(source: Convention, target: Convention, rows: Sequence[Row]) -> str:
-    """Whether one learning rate serves all shapes, and what to do otherwise."""
+    """Return a sentence: one learning rate for all shapes, or a way without one."""
     rates = [row["lr"] for row in rows]
     if max(rates) - min(rates) <= 1e-9 * max(rates):
         return f"lr={rates[0]:.4g} under {target.name} moves these shapes as before"

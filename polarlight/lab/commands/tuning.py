@@ -1,4 +1,4 @@
-"""`polarlight find-lr` and `polarlight transfer-lr`: a learning rate here, and at another width."""
+"""Commands `polarlight find-lr` and `polarlight transfer-lr`."""
 
 import json
 import shlex
@@ -99,7 +99,7 @@ def find(
 
 
 class _Follower:
-    """Shows one search on a bar: results as lines, steps as progress."""
+    """Progress bar of one search: results as lines, steps as progress."""
 
     def __init__(self, bar: Progress, search: LrSearch) -> None:
         self._bar, self._title = bar, f"{search.optimizer}, width {search.plan.width}"
@@ -109,14 +109,14 @@ class _Follower:
         self._task = bar.add_task(self._title, total=None)
 
     def result(self, lr: float, loss: float, done: int, planned: int) -> None:
-        """A rate is done."""
+        """Print the loss of a finished rate."""
         say(f"{self._title}: lr {lr:.4g}, loss {loss:.4f} ({done} of {planned})")
         self._done, self._last = done * self._runs * self._run, 0
         total = planned * self._runs * self._run
         self._bar.update(self._task, completed=self._done, total=total)
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """A run has written a record."""
+        """Advance the bar by a record of a run."""
         step = int(record["step"])
         if step < self._last:  # the next seed
             self._done += self._run
@@ -127,7 +127,7 @@ class _Follower:
 def _searched(
     searches: Sequence[LrSearch], grids: Mapping[str, list[float]], extend: int
 ) -> list[Searched]:
-    """All searches, one after another; leaves with status 130 if the user stops them."""
+    """Run all searches in order; exit with status 130 if the user stops them."""
     found = []
     try:
         with first_interrupt() as stop, _bar() as bar:
@@ -147,7 +147,7 @@ def _searched(
 
 
 def _report(found: Sequence[Searched], out: Path, corpus: Corpus, device: str) -> None:
-    """The table, the picture and the numbers."""
+    """Write the table, the picture and the numbers."""
     out.mkdir(parents=True, exist_ok=True)
     canvas: Any = FigureCanvasAgg(draw(found))
     canvas.figure.set_dpi(110)
@@ -196,7 +196,7 @@ def _command() -> str:
 
 
 def _short(plan: Plan) -> Plan:
-    """Validated at the start and the end alone, neurons not looked at, never warmed up longer."""
+    """Return the plan with validation at start and end only, no probes, and a short warmup."""
     return replace(
         plan,
         validate_every=plan.steps,
@@ -223,7 +223,7 @@ def _widths(text: str | None) -> list[int]:
 
 
 def _grid(optimizer: str, rates: str | None) -> list[float]:
-    """Where the search for an optimizer starts."""
+    """Return the first grid of rates of a search."""
     if rates is not None:
         return _numbers(rates, "--rates")
     return [recipe_of(optimizer).lr * factor for factor in SPREAD]
@@ -244,7 +244,7 @@ def transfer(
     weight_decay: Annotated[float, typer.Option(help="Weight decay beside it.")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Carry a learning rate and weight decay to a wider or narrower model, or back.
+    """Transfer a learning rate and weight decay to a wider or narrower model.
 
     What stays equal is the RMS-to-RMS norm of a step, lr * scale(out, in) * sqrt(in / out): how far
     it moves the layer's output. lr * weight decay stays equal too.

@@ -1,4 +1,4 @@
-"""The report of a run that was watched: what a probe wrote as JSON lines, drawn over steps."""
+"""Page on a run: the JSON lines of a probe, drawn over steps."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from polarlight.diagnostics import glossary
 from polarlight.diagnostics.sinks import flat
 from polarlight.lab.inspection.natural import natural
 from polarlight.lab.report import (
@@ -22,6 +21,7 @@ from polarlight.lab.report import (
     Text,
     count,
     figure,
+    glossary,
     picture,
     plain,
     render,
@@ -36,7 +36,7 @@ _PREFIX = "x"
 
 
 def write_watched(title: str, records: Iterable[tuple[int, Mapping[str, Any]]], out: Path) -> Path:
-    """Writes `index.html` and a picture per quantity; see `KNOWN`.
+    """Write `index.html` and a picture per quantity; see `KNOWN`.
 
     Args:
         title: Of the page.
@@ -117,7 +117,7 @@ def _curve(steps: list[int], at: list[list[float]]) -> Figure:
 
 
 def _last(names: list[str], numbers: Numbers) -> Table:
-    """The last number of every matrix for each quantity that is told."""
+    """Return the last number of every matrix for each recorded quantity."""
     keys = [key for key in KNOWN if any(k == key for _, k in numbers)]
     columns = [Column("matrix", left=True)]
     columns += [Column(KNOWN[key][0], hint=KNOWN[key][1]) for key in keys]

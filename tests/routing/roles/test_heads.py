@@ -9,8 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import polarlight
 from polarlight import Role
-from polarlight.diagnostics.pairs import block_and_half
 from polarlight.routing import infer_roles
+from polarlight.routing.roles.names import block_and_half
 from polarlight.routing.roles.wrappers import plain_name
 from tests.routing.roles.blocks import block, found, linear
 

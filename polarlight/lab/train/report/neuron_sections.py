@@ -1,4 +1,4 @@
-"""Sections of the report on neurons: who starves, who is silent, and how updates are shaped."""
+"""Sections of the report on neurons: starved rows, silent neurons, update shape."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ _LATEST = "Measured of a few matrices per look, in turn; of each the latest numb
 
 
 def of(key: str) -> Extract:
-    """Takes a reading from a run."""
+    """Return a function that reads one number from a run."""
 
     def extract(run: History) -> Series:
         return reading(run, key)
@@ -33,7 +33,7 @@ def of(key: str) -> Extract:
 
 
 def starved(groups: Sequence[Group], folder: Path) -> Section:
-    """Starved rows over time by both readings, whole neurons, and whether they recover."""
+    """Return the section on starved rows: both readings, whole neurons, recovery."""
     album, more = Album(folder), Album(folder)
     for name, words in OF.items():
         panels = [
@@ -99,7 +99,7 @@ def _unevenness(name: str) -> list[Panel]:
 
 
 def rows(groups: Sequence[Group], folder: Path) -> Section:
-    """Histograms of the rows' shares at the end."""
+    """Return the section with histograms of row shares at the end."""
     album = Album(folder)
     for name in READINGS:
         album.add(
@@ -115,7 +115,7 @@ def rows(groups: Sequence[Group], folder: Path) -> Section:
 
 
 def silent(groups: Sequence[Group], folder: Path) -> Section | None:
-    """Dead neurons and saturated gates, by activations; None where none were recorded."""
+    """Return the section on dead neurons and saturated gates; None without records."""
     album = Album(folder)
     album.add(
         over_steps(groups, _SILENT),
@@ -152,7 +152,7 @@ _GATES = [
 
 
 def shape(groups: Sequence[Group], folder: Path) -> Section:
-    """Row norms, singular values, and how close the update is to a polar factor."""
+    """Return the section on row norms, singular values and distance to a polar factor."""
     album = Album(folder)
     album.add(
         over_steps(groups, _ROW_NORMS),
@@ -198,7 +198,7 @@ _POLAR = [
 
 
 def size(groups: Sequence[Group], folder: Path) -> Section:
-    """How far a step goes, how large weights are, and how many directions count in both."""
+    """Return the section on step length, weight size and stable ranks."""
     album = Album(folder)
     album.add(
         over_steps(groups, _SIZES),
@@ -228,6 +228,6 @@ _RANKS = [
 
 
 def _missing(groups: Sequence[Group]) -> str:
-    """A sentence for what is recorded in the last step alone."""
+    """Return a sentence on what only the last step recorded."""
     cut_short = any(not group.finished for group in groups)
     return " Optimizers without a finished run have not recorded this." if cut_short else ""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight.diagnostics.accuracy import SPECTRA, Case, measure
+from polarlight.lab.accuracy.spectra import SPECTRA, Case, measure
 
 
 @dataclass(frozen=True)
