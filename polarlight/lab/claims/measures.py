@@ -62,7 +62,7 @@ def _pairs(threshold: str) -> Callable[[Path], float]:
 def _of_those_ever_starved(part: str, reading: str, threshold: str) -> Callable[[Path], float]:
     """Return a measure: fraction of the ever starved rows that are in `part`; 0 if none.
 
-    `stayed`: those that starved at every look since. `starved`: those that do then.
+    `stayed`: those that starved in every sample since. `starved`: those that starve at the end.
     """
 
     def found(folder: Path) -> float:
@@ -109,7 +109,7 @@ def _mean(key: str) -> Callable[[Path], float]:
 MEASURES: Mapping[str, Callable[[Path], float]] = {
     "loss": loss,
     "starved": _starved("update", "0.1"),
-    "starved rows below .25": _starved("update", "0.25"),
+    "starved rows below 0.25": _starved("update", "0.25"),
     "starved by the momentum": _starved("momentum", "0.1"),
     "starved neurons": _pairs("0.1"),
     "never recovered": _of_those_ever_starved("stayed", "update", "0.1"),

@@ -63,7 +63,7 @@ def _section(claim: Claim, result: Result | None) -> Iterator[str]:
         yield f"{claim.notes}\n"
     if result is None:
         yield f"**{Verdict.NOT_RUN.capitalize()}.** `polarlight reproduce {claim.name}`:"
-        yield f"{claim.runs()} runs, {estimate(claim)}. It will be held against:\n"
+        yield f"{claim.runs()} runs, {estimate(claim)}. Its checks:\n"
         yield from (f"- {check.says}" for check in claim.checks)
         return
     yield f"**{verdict(claim, result).capitalize()}**, {_setting(result)}.\n"

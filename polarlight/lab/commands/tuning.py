@@ -166,7 +166,7 @@ def _report(found: Sequence[Searched], out: Path, corpus: Corpus, device: str) -
 
 def _table(found: Sequence[Searched]) -> Table:
     table = Table(
-        "optimizer", "width", "best lr", "equal steps", "within .01 nats", "loss", "at an end"
+        "optimizer", "width", "best lr", "equal steps", "within 0.01 nats", "loss", "at an end"
     )
     for name in dict.fromkeys(one.optimizer for one in found):
         some = [one for one in found if one.optimizer == name]

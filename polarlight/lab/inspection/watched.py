@@ -56,14 +56,14 @@ def write_watched(title: str, records: Iterable[tuple[int, Mapping[str, Any]]], 
     names = sorted({name for name, _ in numbers}, key=natural)
     opening: list[Block] = [
         Text(
-            f"{count(len(steps), 'look')} from step {steps[0]} to {steps[-1]} at "
+            f"{count(len(steps), 'sample')} from step {steps[0]} to {steps[-1]} at "
             f"{len(names)} matrices or layers.",
             "lead",
         )
     ]
     sections = [
         Section("Over steps", [Text(_READING), Grid(pictures)]),
-        Section("At the last look", [_last(names, numbers)]),
+        Section("In the last sample", [_last(names, numbers)]),
     ]
     path = out / "index.html"
     path.write_text(render(Page(title, opening, sections)), encoding="utf-8")

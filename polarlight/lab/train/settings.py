@@ -35,7 +35,7 @@ class Plan:
         validate_every: Steps between validations; the last step is always validated.
         validation_tokens: Tokens per validation, at most.
         log_every: Steps between records of the training loss.
-        neurons_every: Steps between looks at the neurons.
+        neurons_every: Steps between samples of the neurons.
         checkpoint_every: Steps between checkpoints.
         precision: auto, bf16 or fp32: the dtype of products under autocast.
         compile: Whether the model goes through `torch.compile`.

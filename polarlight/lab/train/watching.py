@@ -19,7 +19,7 @@ class Watch:
 
     Args:
         model: Hooked where activations are watched; before it is compiled.
-        every: Steps between looks.
+        every: Steps between samples.
         steps: Of the run.
         activations: Whether this process has whole layers of neurons.
     """

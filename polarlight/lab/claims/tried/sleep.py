@@ -88,8 +88,8 @@ _STEPS = {"steps": 500, "validate_every": 500, "checkpoint_every": 500}
 
 CLAIM = Claim(
     name="sleep",
-    says="Starved neurons are asleep and not dead: a Muon run that goes over to Aurora half-way "
-    "wakes them, with a lower loss; and pruning the starved ones costs nothing.",
+    says="Starved neurons can recover: in a Muon run that switches to Aurora half-way they do, with "
+    "a lower loss; and pruning the starved neurons of Muon costs nothing.",
     source="ours",
     arms={
         "muon": replace(FINE_MUON, changes=_STEPS, finish=_pruned),
@@ -106,7 +106,7 @@ CLAIM = Claim(
         "muon": ("cost of pruning others", "never recovered by the momentum"),
         "muon, then aurora": ("never recovered by the momentum",),
     },
-    notes="Pruned are neurons whose gate and up rows both have less than .1 of an equal share of "
+    notes="Pruned are neurons whose gate and up rows both have less than 0.1 of an equal share of "
     "the momentum's leverage, which is what counts as starved in the first check. A run of the "
     "switching arm that is interrupted starts again.",
 )

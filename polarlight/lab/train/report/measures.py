@@ -68,18 +68,18 @@ def number_at(layer: Record, key: str) -> float | None:
     return float(found)
 
 
-def looks_of(run: History, key: str) -> list[Record]:
-    """The records that tell a reading of the glossary: those of neurons, or of activations."""
+def records_with(run: History, key: str) -> list[Record]:
+    """Return the neuron records, or the activation records if the key is one of theirs."""
     return run.activations if key in ACTIVATIONS else run.neurons
 
 
-def latest(looks: Iterable[Record], key: str) -> Iterator[tuple[int, float]]:
+def latest(records: Iterable[Record], key: str) -> Iterator[tuple[int, float]]:
     """Return step and mean over layers of each record that has the reading.
 
-    Some are measured of a few layers per look, in turn: of each layer the latest number counts.
+    Some are measured of a few layers per sample, in turn: the latest number of each layer counts.
     """
     known: dict[str, float] = {}
-    for record in looks:
+    for record in records:
         new = {name: number_at(layer, key) for name, layer in record["layers"].items()}
         told = {name: value for name, value in new.items() if value is not None}
         known |= told
@@ -89,14 +89,14 @@ def latest(looks: Iterable[Record], key: str) -> Iterator[tuple[int, float]]:
 
 def at_end(run: History, key: str) -> float | None:
     """Return a reading in the last record, mean over layers; None without it."""
-    values = [value for _, value in latest(looks_of(run, key), key)]
+    values = [value for _, value in latest(records_with(run, key), key)]
     return values[-1] if values else None
 
 
-def never_recovered(looks: Iterable[Record]) -> Iterator[tuple[int, float]]:
+def never_recovered(records: Iterable[Record]) -> Iterator[tuple[int, float]]:
     """Return the fraction of ever starved rows that starved in every record since."""
-    ever = dict(latest(looks, "update/ever/0.1"))
-    for step, stayed in latest(looks, "update/stayed/0.1"):
+    ever = dict(latest(records, "update/ever/0.1"))
+    for step, stayed in latest(records, "update/stayed/0.1"):
         if ever.get(step):
             yield step, stayed / ever[step]
 

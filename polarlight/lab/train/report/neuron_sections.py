@@ -18,9 +18,9 @@ from polarlight.lab.train.report.neuron_figures import (
 )
 from polarlight.lab.train.report.series import Series, reading, unrecovered
 
-NO_NEURONS = "No neuron was looked at: the model has no tall matrix, or the runs ended too early."
+NO_NEURONS = "No neuron was observed: the model has no tall matrix, or the runs ended too early."
 OF = {"update": "the update", "momentum": "the momentum"}
-_LATEST = "Measured of a few matrices per look, in turn; of each the latest number counts."
+_LATEST = "Measured of a few matrices per sample, in turn; the latest number of each counts."
 
 
 def of(key: str) -> Extract:
@@ -65,8 +65,8 @@ def starved(groups: Sequence[Group], folder: Path) -> Section:
         over_steps(groups, _PERSISTENCE),
         "persistence",
         "Do starved rows recover?",
-        "Rows below 0.1 of an equal share of the update at some look so far; and of these, the "
-        "fraction that was there at every look since. A line begins when the first row starves.",
+        "Rows below 0.1 of an equal share of the update in some sample so far; and of these, the "
+        "fraction that was there in every sample since. A line begins when the first row starves.",
     )
     if not album.pictures:
         return Section("Starved neurons", album.blocks(NO_NEURONS))
@@ -85,7 +85,7 @@ _WHOLE_NEURONS = [
     Panel(of(f"pair/{name}/0.1"), "neurons", f"by {words}", share) for name, words in OF.items()
 ]
 _PERSISTENCE = [
-    Panel(of("update/ever/0.1"), "rows", "starved at some look", share),
+    Panel(of("update/ever/0.1"), "rows", "ever starved", share),
     Panel(unrecovered, "of these", "starved ever since", share),
 ]
 
@@ -135,9 +135,9 @@ def silent(groups: Sequence[Group], folder: Path) -> Section | None:
 
 
 _SAID = (
-    "The other side: what comes out of the neurons in the forward passes of the steps that are "
-    "looked at, before the down projection, mean over layers. A starved neuron is one that "
-    "training passes over; a silent one has no part in what the model says."
+    "Activations before the down projection in the forward passes of observed steps, mean over "
+    "layers. A starved neuron receives almost no update; a silent neuron contributes almost nothing "
+    "to the output."
 )
 _SILENT = [
     Panel(of("dead/0.1"), "neurons", "below 0.1 of the layer's mean", share),

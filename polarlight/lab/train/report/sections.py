@@ -76,4 +76,4 @@ def layers(groups: Sequence[Group]) -> Section:
         for reading in READINGS
         if (table := per_layer(groups, reading, 0.1)) is not None
     ]
-    return Section("At the last look", blocks or [Text(NO_NEURONS)])
+    return Section("In the last sample", blocks or [Text(NO_NEURONS)])

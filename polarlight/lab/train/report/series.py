@@ -11,10 +11,10 @@ from polarlight.lab.train.history import History, Record
 from polarlight.lab.train.report.measures import (
     Measure,
     latest,
-    looks_of,
     mean_load,
     mean_starved,
     never_recovered,
+    records_with,
 )
 
 Array = NDArray[np.float64]
@@ -57,7 +57,7 @@ def starved(run: History, reading: str, threshold: float) -> Series:
 
 def reading(run: History, key: str) -> Series:
     """Return a reading of the glossary in each record, mean over layers."""
-    return _series(run, latest(looks_of(run, key), key))
+    return _series(run, latest(records_with(run, key), key))
 
 
 def unrecovered(run: History) -> Series:

@@ -91,7 +91,7 @@ STARVED = (*(("update", t) for t in THRESHOLDS), ("momentum", 0.1))
 
 
 def _starved_columns() -> list[Column]:
-    hint = "share of rows below {} of an equal share in the last look, mean over matrices"
+    hint = "share of rows below {} of an equal share in the last sample, mean over matrices"
     groups = {"update": "Starved, by update", "momentum": "By momentum"}
     return [
         Column(f"< {t:g}", groups[reading], hint=hint.format(f"{t:g}")) for reading, t in STARVED
