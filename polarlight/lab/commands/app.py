@@ -37,7 +37,7 @@ def about(
         list[str] | None,
         typer.Option(
             metavar="MODULE",
-            help="Import this module first; the rules that it registers are optimizers then.",
+            help="Module to import first; the rules that it registers become optimizers.",
         ),
     ] = None,
 ) -> None:

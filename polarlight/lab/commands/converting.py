@@ -31,13 +31,13 @@ def convert(
     key: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where an optimizer's state dict lies, such as optimizer or optimizers.0. "
+            help="Path of an optimizer's state dict, such as optimizer or optimizers.0. "
             "May be repeated. Default: all that are found."
         ),
     ] = None,
     momenta: Annotated[
         str | None,
-        typer.Option(help="Where a bare loop's list of momenta lies, as the Aurora release's."),
+        typer.Option(help="Path of a bare loop's list of momenta, as in the Aurora release."),
     ] = None,
     names: Annotated[
         Path | None,
@@ -47,14 +47,14 @@ def convert(
         ),
     ] = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="Format; see below. Default: found out.")
+        str | None, typer.Option("--from", help="Format; see below. Default: detected.")
     ] = None,
 ) -> None:
     """Convert the optimizer state of a checkpoint: momentum, second moments, steps.
 
-    Units are converted: a heavy ball's momentum is 1 / (1 - beta) times an average's. Names come
-    from the checkpoint where the optimizer was built from named parameters, or where the model lies
-    beside it and has as many tensors; otherwise write them in your training script:
+    Units are converted: a heavy ball's momentum is 1 / (1 - beta) times an EMA. Names come from the
+    checkpoint if the optimizer was built from named parameters, or if the checkpoint holds a model
+    with as many tensors; otherwise write them in your training script:
 
     ```
     json.dump([n for group in my_groups for n in group_names], open("names.json", "w"))

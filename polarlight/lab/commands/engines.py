@@ -70,7 +70,7 @@ def accuracy(
 
     Spectra from flat to condition 1e7, rank deficient, one zero row; shapes square, 4:1, 1:4, 30:1.
     For each: the band of output singular values, orthogonality, direction error, flops. Then search
-    small matrices of thirteen families for the largest singular value that comes out.
+    small matrices of thirteen families for the largest output singular value.
     """
     if size < 4:
         raise ValueError(f"--size must be >= 4, got {size}")

@@ -33,8 +33,8 @@ def explore(
 ) -> None:
     """Write a page on which a matrix goes through Muon, Aurora and others, round by round.
 
-    Singular values, row shares, alignment; and what a schedule makes of any singular value. One
-    file, plain JavaScript, nothing loaded from elsewhere.
+    It shows singular values, row shares, alignment, and a schedule's output for any singular value.
+    The page is one file with plain JavaScript and loads nothing.
 
     ```
     polarlight explore --open

@@ -28,9 +28,9 @@ Out = Annotated[Path, typer.Option(help="Folder of the report.", callback=option
 def inspect_checkpoint(checkpoint: Checkpoint, out: Out = Path("inspection")) -> None:
     """Find dead, doubled and uneven neurons in a checkpoint, layer by layer; nothing is trained.
 
-    Roles of tensors come from their names. Where there is optimizer state (`optimizer.pt` in the
-    folder, or a checkpoint that holds it), its momentum tells which neurons starve. One tensor is
-    read at a time: memory is that of the largest.
+    Roles of tensors come from their names. With optimizer state (`optimizer.pt` in the folder, or
+    in the checkpoint) the momentum shows which neurons starve. One tensor is read at a time, so
+    memory is that of the largest.
 
     ```
     polarlight inspect model.safetensors
@@ -64,7 +64,7 @@ def _read(source: Source) -> Inspection:
 
 
 def watched(
-    records: Annotated[Path, typer.Argument(help="What `sinks.JsonLines` wrote.")],
+    records: Annotated[Path, typer.Argument(help="File of `sinks.JsonLines`.")],
     out: Out = Path("watched"),
 ) -> None:
     """Draw the records that a probe wrote during your own training run.

@@ -29,7 +29,7 @@ def check(
         str | None,
         typer.Argument(
             metavar="MODULE:FUNCTION",
-            help="Your own: called on every process, it returns the whole model, the same one "
+            help="Your own: called on every process, it returns the unsharded model, the same one "
             "sharded, and a function from a model to its optimizer. Default: the trainer's model.",
         ),
     ] = None,
@@ -42,13 +42,13 @@ def check(
     model: Annotated[str, typer.Option(help="dense or moe.")] = "dense",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 5,
     processes: Annotated[
-        int, typer.Option(help="How many to start here; under torchrun its own are taken.")
+        int, typer.Option(help="Processes to start here; torchrun's own take precedence.")
     ] = 2,
 ) -> None:
     """Train a model sharded and unsharded with equal gradients; compare every parameter.
 
-    Reports the largest difference per parameter and ends with status 1 if one is more than
-    rounding. Without a GPU it runs over gloo.
+    Prints the largest difference per parameter; exits with status 1 if one exceeds rounding.
+    Without a GPU it runs over gloo.
 
     ```
     polarlight check-sharding

@@ -83,8 +83,8 @@ def compare(
 ) -> None:
     """Train one language model under several optimizers and write a report on the runs.
 
-    Every run has the same data order and, per seed, the same initial weights. Ctrl-C saves and says
-    how to go on; the same command resumes, and skips what is finished.
+    Every run has the same data order and, per seed, the same initial weights. Stop with Ctrl-C; run
+    the same command again to resume. Finished runs are skipped.
 
     ```
     polarlight compare

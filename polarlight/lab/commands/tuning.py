@@ -37,9 +37,9 @@ def find(
     optimizers: Annotated[str, typer.Option(help="Names, by commas; see `compare`.")] = "aurora",
     rates: Annotated[
         str | None,
-        typer.Option(help="Where to start, by commas. Default: 1/4 to 4 times the recipe's rate."),
+        typer.Option(help="First rates, by commas. Default: 1/4 to 4 times the recipe's rate."),
     ] = None,
-    extend: Annotated[int, typer.Option(help="Rates beyond an end that is best, at most.")] = 3,
+    extend: Annotated[int, typer.Option(help="Most rates to add beyond an end.")] = 3,
     widths: Annotated[
         str | None,
         typer.Option(help="Search at each of these widths, by commas. Default: the preset's."),
@@ -59,10 +59,10 @@ def find(
 ) -> None:
     r"""Find the best learning rate of an optimizer by short runs, at one width or several.
 
-    Each rate trains from the same start on the same data. While the best one is the last on its
-    side the search goes on beyond it; the optimum lies between rates, from a parabola in log lr.
-    Ctrl-C saves; the same command goes on. With `--widths` the picture shows the optimum against
-    width, and what equal steps predict (`transfer-lr`).
+    Each rate trains from the same start on the same data. The search extends while the best rate is
+    at an end of the range; the optimum lies between rates, from a parabola in log lr. Stop with
+    Ctrl-C; run the same command again to resume. With `--widths` the figure shows the optimum over
+    width, and the prediction of equal operator norms (`transfer-lr`).
 
     ```
     polarlight find-lr
@@ -70,8 +70,8 @@ def find(
     polarlight find-lr --optimizers muon-rms-to-rms,muon-rms --widths 64,128,256
     ```
 
-    Short runs favour high rates and no weight decay: search with the length you can afford, and
-    take the lower end of what is within 0.01 for a long run. In your own loop:
+    Short runs favour high rates and no weight decay: search with the longest runs you can afford,
+    and take the lower end of the rates within 0.01 nats for a long run. In your own loop:
     `polarlight.lab.tuning.find_lr(train, rates)` takes any function from a rate to a loss.
     """
     kind = options.architecture(model)
@@ -239,15 +239,15 @@ def transfer(
         str, typer.Option("--to", metavar="OUTxIN", help="The same weight of the other model.")
     ],
     convention: Annotated[
-        str, typer.Option(help="What the rate means; the list is that of `translate-lr`.")
+        str, typer.Option(help="Convention of the rate; `translate-lr` lists them.")
     ] = "polarlight",
     weight_decay: Annotated[float, typer.Option(help="Weight decay beside it.")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Transfer a learning rate and weight decay to a wider or narrower model.
 
-    What stays equal is the RMS-to-RMS norm of a step, lr * scale(out, in) * sqrt(in / out): how far
-    it moves the layer's output. lr * weight decay stays equal too.
+    Keeps the RMS-to-RMS norm of a step, lr * scale(out, in) * sqrt(in / out), the change of the
+    layer's output, and lr * weight decay.
 
     ```
     polarlight transfer-lr --lr 4e-3 --convention moonlight --shape 256x256 --to 1024x1024

@@ -88,8 +88,8 @@ _STEPS = {"steps": 500, "validate_every": 500, "checkpoint_every": 500}
 
 CLAIM = Claim(
     name="sleep",
-    says="Starved neurons can recover: in a Muon run that switches to Aurora half-way they do, with "
-    "a lower loss; and pruning the starved neurons of Muon costs nothing.",
+    says="Starved neurons can recover: in a Muon run that switches to Aurora half-way they do, "
+    "with a lower loss; and pruning the starved neurons of Muon costs nothing.",
     source="ours",
     arms={
         "muon": replace(FINE_MUON, changes=_STEPS, finish=_pruned),

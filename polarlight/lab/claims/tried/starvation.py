@@ -28,8 +28,8 @@ CLAIM = Claim(
         ("muon", "aurora", "unormuon"),
         ("starved", "starved rows below 0.25", "starved by the momentum"),
     ),
-    notes="By leverage a neuron is starved if both of its rows, gate's and up's, have less than 0.1 "
-    "of an equal share of the update; `starved` counts rows. By activation it is silent if its "
+    notes="By leverage a neuron is starved if both of its rows, gate's and up's, have less than "
+    "0.1 of an equal share of the update; `starved` counts rows. By activation it is silent if its "
     "mean magnitude before the down projection is less than 0.1 of the layer's. Published at 340 "
     "million parameters; starvation is said to grow with size.",
 )

@@ -136,8 +136,8 @@ def silent(groups: Sequence[Group], folder: Path) -> Section | None:
 
 _SAID = (
     "Activations before the down projection in the forward passes of observed steps, mean over "
-    "layers. A starved neuron receives almost no update; a silent neuron contributes almost nothing "
-    "to the output."
+    "layers. A starved neuron receives almost no update; a silent neuron contributes almost "
+    "nothing to the output."
 )
 _SILENT = [
     Panel(of("dead/0.1"), "neurons", "below 0.1 of the layer's mean", share),

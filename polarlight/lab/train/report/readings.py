@@ -45,8 +45,8 @@ def readings_at_end(groups: Sequence[Group]) -> list[Block]:
 
 
 _HOW = (
-    "Every reading in the last sample of a run: the mean over matrices or layers, and over seeds; of "
-    "readings of a few matrices per sample, the latest number of each."
+    "Every reading in the last sample of a run: the mean over matrices or layers, and over seeds; "
+    "of readings of a few matrices per sample, the latest number of each."
 )
 
 
