@@ -25,7 +25,7 @@ def exact():
     )
 
 
-def test_an_exact_polar_factor_is_told_to_be_one(exact):
+def test_an_exact_polar_factor_has_no_orthogonality_error(exact):
     record = measure_matrix(exact, spectra=True).record
     # float32: singular values from Gram matrices are good to about its root, 3e-4.
     assert record["orthogonality"] < 1e-5

@@ -48,7 +48,7 @@ def test_muon_starves_what_the_momentum_starves_and_aurora_does_not():
     assert records["aurora"]["row_norm_spread"] < 0.1 < records["muon"]["row_norm_spread"]
 
 
-def test_it_looks_every_so_many_steps_and_in_full_when_asked():
+def test_the_monitor_observes_every_n_steps_and_in_full_on_request():
     optimizer, p, monitor, seen = monitored(polarlight.rules.muon(), every=2)
     for i in range(5):
         monitor.full = i == 3
@@ -123,7 +123,7 @@ def test_a_gated_neuron_is_starved_only_if_both_its_rows_are():
         assert record["pair"]["update"]["0.1"] == pytest.approx(2 / 16)
 
 
-def test_a_fused_gate_and_up_projection_is_a_pair_too_and_a_lone_one_is_none():
+def test_a_fused_gate_and_up_projection_is_a_pair_and_a_single_one_is_not():
     view = polarlight.view.RowBlocks((8, 8))
     optimizer, p, _, seen = monitored(polarlight.rules.muon(), view=view)
     step(optimizer, p, quarter_starved())
@@ -133,7 +133,7 @@ def test_a_fused_gate_and_up_projection_is_a_pair_too_and_a_lone_one_is_none():
     assert "pair" not in seen[1]["up"]
 
 
-def test_persistence_tells_the_recovered_from_those_who_stayed():
+def test_persistence_separates_recovered_rows_from_starved_ones():
     monitor = NeuronMonitor(every=1)
     optimizer, (gate, up) = gated(EXACT, monitor)
     for rows in ([0, 1, 2, 3], [2, 3], [2, 3, 4]):
@@ -163,7 +163,7 @@ def test_persistence_and_turns_survive_a_checkpoint():
     assert second.history[-1] == whole.history[-1]
 
 
-def test_singular_values_are_asked_of_the_matrices_in_turn():
+def test_singular_values_are_computed_for_a_few_matrices_in_turn():
     monitor = NeuronMonitor(every=1, spectra=1)
     optimizer, params = gated(EXACT, monitor)
     for _ in range(4):
@@ -200,7 +200,7 @@ def test_held_steps_are_transferred_together_and_in_order():
     assert [s for s, _ in monitor.history] == [1, 2, 3, 4]
 
 
-def test_it_waits_for_the_device_once_per_look(monkeypatch):
+def test_the_monitor_waits_for_the_device_once_per_observed_step(monkeypatch):
     """`.tolist()` and `.item()` are the transfers; a look of two matrices needs one."""
     transfers = []
     for name in ("tolist", "item"):

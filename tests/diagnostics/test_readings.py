@@ -61,7 +61,7 @@ def test_every_number_of_a_matrix_is_that_of_the_reference(dtype, rel, scale):
     assert found == pytest.approx(expected, rel=rel, abs=0.0)
 
 
-def test_a_batch_tells_means_but_for_the_least_share_and_the_sizes():
+def test_a_batch_has_means_except_for_the_least_share_and_the_sizes():
     seen = sample(torch.float64)
     stack = [torch.stack([X, 3 * X.flip(0), X.sign()]) for X in
              (seen.weight, seen.direction, seen.momentum)]  # fmt: skip
@@ -116,7 +116,7 @@ def test_every_number_of_a_layer_is_that_of_the_reference():
     )
 
 
-def test_the_glossary_knows_what_is_told_and_the_guide_names_it():
+def test_the_glossary_has_recorded_keys_that_the_guide_names():
     told = dict(leaves(measure_matrix(sample(torch.float32), spectra=True).record))
     extra = {"update/ever/0.1", "update/stayed/0.1", "pair/update/0.1"}
     assert set(glossary.NEURONS) <= told.keys() | extra

@@ -130,6 +130,6 @@ def every(rank):
         check(rank)
 
 
-def test_faults_are_heard_of_and_the_others_fail_when_a_process_dies():
+def test_faults_raise_on_all_processes_also_when_one_dies():
     with pytest.raises(ProcessExitedException, match=f"exit code {NOTICED}"):
         run(2, every)

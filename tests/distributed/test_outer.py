@@ -114,7 +114,7 @@ def test_four_processes_are_four_clients_or_two_sharded_ones(tmp_path):
     run(4, everything, tmp_path)
 
 
-def test_the_example_says_the_same_alone_and_under_torchrun(capsys):
+def test_the_example_prints_equal_losses_alone_and_under_torchrun(capsys):
     _, losses = example("muloco").main()
     assert losses[-1] < 0.5 * losses[0]
     assert "after 6 averages" in capsys.readouterr().out

@@ -97,5 +97,5 @@ def every(rank):
     check_keys(rank)
 
 
-def test_what_a_step_sends_on_four_processes():
+def test_a_step_on_four_processes_sends_the_planned_bytes():
     run(4, every)

@@ -12,7 +12,7 @@ from tests.integrations.running import EXAMPLES, example
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda f: f.stem)
-def test_examples_are_under_sixty_lines_and_say_how_to_run(file):
+def test_examples_have_under_sixty_lines_and_a_command_to_run(file):
     text = file.read_text()
     assert len(text.splitlines()) < 60
     assert f"python examples/{file.name}" in text

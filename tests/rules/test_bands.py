@@ -86,7 +86,7 @@ def test_an_exact_power_ends_at_its_floor(exponent):
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP64], ids=str)
-def test_bases_are_orthonormal_whatever_the_factor(dtype):
+def test_bases_are_orthonormal_for_any_factor(dtype):
     """SOAP's: at the start, and after three steps of the power iteration."""
 
     def defect(M):
