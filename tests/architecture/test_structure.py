@@ -70,11 +70,15 @@ MAY_IMPORT = {
 INSIDE_LAB = {
     "explore": set(),
     "report": {"report"},
+    "statistics": {"statistics"},
     "tuning": {"tuning"},
     "inspection": {"inspection", "report"},
-    "train": {"inspection", "report", "train", "tuning"},
-    "claims": {"claims", "inspection", "report", "train", "tuning"},
-    "commands": {"claims", "commands", "explore", "inspection", "report", "train", "tuning"},
+    "train": {"inspection", "report", "statistics", "train", "tuning"},
+    "claims": {"claims", "inspection", "report", "statistics", "train", "tuning"},
+    "commands": {
+        *("claims", "commands", "explore", "inspection", "report", "statistics", "train"),
+        "tuning",
+    },
 }
 """Folder of `lab` -> folders of `lab` it may import."""
 
