@@ -4,18 +4,17 @@ A check looks at a weighted sum of the means of some arms, sum_i w_i mean_i. Its
 
     s sqrt(sum_i w_i^2 / n_i)
 
-with s the standard deviation between seeds, pooled over these arms; for two arms that is the
-statistic of `train.report.significance`. Two errors make a difference.
+with s the standard deviation between seeds, pooled over these arms. Two errors make a difference.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from statistics import fmean
+from statistics import fmean, variance
 from typing import Protocol
 
-from polarlight.lab.train.report.significance import LIMIT, pooled_deviation
+LIMIT = 2.0
 
 Samples = Mapping[str, Mapping[str, Sequence[float]]]
 """By arm and measure: one number per seed."""
@@ -142,8 +141,10 @@ def _estimate(
 ) -> tuple[float, float | None]:
     found = {arm: samples[arm][measure] for arm in weights}
     estimate = math.fsum(w * fmean(found[arm]) for arm, w in weights.items())
-    scatter = pooled_deviation(list(found.values()))
-    if scatter is None:
+    several = [x for x in found.values() if len(x) > 1]
+    if not several:
         return estimate, None
+    freedom = sum(len(x) - 1 for x in several)
+    deviation = math.sqrt(math.fsum((len(x) - 1) * variance(x) for x in several) / freedom)
     noise = math.sqrt(math.fsum(w**2 / len(found[arm]) for arm, w in weights.items()))
-    return estimate, scatter.deviation * noise
+    return estimate, deviation * noise

@@ -2,7 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from polarlight.lab.report import NOTHING, Cell, Column, LineStyle, Table, fixed, percent, shorten, signed
+from polarlight.lab.report import (
+    NOTHING,
+    Cell,
+    Column,
+    LineStyle,
+    Table,
+    fixed,
+    percent,
+    shorten,
+    signed,
+)
 from polarlight.lab.statistics import Compared
 from polarlight.lab.train.history import History, Record
 from polarlight.lab.train.report.groups import Group, best
