@@ -59,7 +59,7 @@ def with_seeds(command: str, seeds: int) -> str:
         'polarlight compare --steps 9 --seeds 4'
     """
     words = shlex.split(command or "polarlight compare")
-    kept = []
+    kept: list[str] = []
     for word in words:
         if kept and kept[-1] == "--seeds":
             kept.pop()
