@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "linalg": {"linalg", "lookup", "registry"},
     "lookup": {"registry"},
     "view": {"registry"},
-    "rule": {"linalg", "lookup"},
+    "rule": {"linalg", "lookup", "registry"},
     "stages": {"linalg", "lookup", "registry", "rule", "stages"},
     "execution": {"execution", "linalg", "rule", "view"},
     "optimizer": {
