@@ -1,4 +1,4 @@
-"""What a momentum kept in bfloat16 does to the polar factor, on the gradients of a real run.
+"""Effect of a bfloat16 momentum on the polar factor, on the gradients of a real run.
 
     python -m benchmarks.bf16_momentum
 

@@ -133,9 +133,7 @@ def test_a_local_run_of_trackio(tmp_path, monkeypatch):
         ("trackio", lambda folder: sinks.trackio(project="x")),
     ],
 )
-def test_a_missing_client_raises_with_the_extra_to_install(
-    monkeypatch, tmp_path, module, make
-):
+def test_a_missing_client_raises_with_the_extra_to_install(monkeypatch, tmp_path, module, make):
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(ImportError, match=r"pip install 'polarlight\["):
         make(tmp_path)

@@ -18,7 +18,7 @@ def test_a_clear_difference_is_reproduced_and_its_opposite_not():
     finding = lower("a", "b")(CLEAR)
     assert finding.verdict is Verdict.REPRODUCED
     assert finding.estimate == pytest.approx(0.1)
-    # Pooled deviation .01, three seeds each: .01 sqrt(2 / 3).
+    # Pooled deviation 0.01, three seeds each: 0.01 sqrt(2 / 3).
     assert finding.error == pytest.approx(0.01 * math.sqrt(2 / 3))
     assert lower("b", "a")(CLEAR).verdict is Verdict.NOT_REPRODUCED
     assert lower("a", "b", by=0.2)(CLEAR).verdict is Verdict.NOT_REPRODUCED
