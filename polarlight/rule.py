@@ -22,6 +22,7 @@ from polarlight.linalg.rest import SIZES, sizes_shape, zero_at_rest
 from polarlight.linalg.row_sums import Rows
 from polarlight.linalg.slot import Buffers, Slot
 from polarlight.lookup import check_objects_in
+from polarlight.registry import stable_text
 
 Numbers = tuple[float, float]
 """A number as it was and as it is."""
@@ -84,6 +85,15 @@ class Momentum(ABC):
         """Return the momentum with its extra state, one mapping per parameter."""
         return self
 
+    def shard_error(self, shape: torch.Size, shard: torch.Size) -> str:
+        """Return why this momentum cannot be kept for such a shard; empty if it can."""
+        return ""
+
+    def store(self, state: Mapping[str, Tensor], M: Tensor) -> tuple[str, ...]:
+        """Write a floating-point momentum into one parameter's state; return the keys written."""
+        state[MOMENTUM].copy_(M)
+        return (MOMENTUM,)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRule:
@@ -117,6 +127,7 @@ class UpdateRule:
             names = [name for slot in self.slots for name in slot.buffer_shapes(shape)]
             if len(names) != len(set(names)):
                 raise ValueError(f"rule {self.name!r} has two stages with equal buffers: {names}")
+        stable_text(self)  # refuses what other processes could not compare with theirs
 
     @property
     def slots(self) -> tuple[Slot, ...]:

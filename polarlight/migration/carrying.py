@@ -166,8 +166,12 @@ def _fill_one(name: str, group: Mapping[str, Any], state: dict[str, Tensor], one
         for key, value in values.items()
         if key in state and value is not None and state[key].shape == value.shape
     ]
-    for key in filled:
-        state[key].copy_(values[key])
+    for key in [*filled]:
+        if key == MOMENTUM:
+            written = group["rule"].momentum.store(state, values[key])
+            filled += [other for other in written if other not in filled]
+        else:
+            state[key].copy_(values[key])
     if "exp_avg_sq" in filled and one.beta2 is not None:
         numbers = one.beta1, float(group["momentum"])
         state.update(group["rule"].adapted_state(state, {"beta2": one.beta2}, numbers))

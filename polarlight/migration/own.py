@@ -27,6 +27,7 @@ from polarlight.optimizer.fingerprint import (
 )
 from polarlight.registry import fields_of, registration_named, registration_of
 from polarlight.rule import MOMENTUM, UpdateRule
+from polarlight.stages.int8_momentum import SCALES, InInt8
 
 ADAMW = "adamw"
 _COUNTERS = ("momentum_draws", "weight_draws")
@@ -66,6 +67,11 @@ def read_own(group: Mapping[str, Any], state: Mapping[str, Any]) -> Carried:
     if "slots" not in rule:
         return replace(one, buffers=buffers)
     M = buffers.pop(MOMENTUM, None)
+    kept_as = rule["slots"].get("momentum")
+    if M is not None and isinstance(kept_as, dict) and kept_as["method"] == "InInt8":
+        fields = completed(kept_as)
+        codes = InInt8(block=fields["block"], power=fields["power"])
+        M = codes.dequantize(M, buffers.pop(SCALES))
     if M is not None and keeps_a_sum(rule["slots"].get("momentum")):
         M = at_least_float32(M) * (1 - group["momentum"])
     return replace(one, momentum=M, buffers=buffers)

@@ -39,6 +39,10 @@ def state_of(optimizer: Any, weights: Mapping[str, Entry]) -> State:
     moments = _tensors(state, MOMENTA)
     names = names or _by_order({i: moments.get(i) for i in state}, weights)
     momenta, scales = (_named(x, names, weights) for x in (moments, _tensors(state, SCALES)))
+    coded = {name for name, entry in momenta.items() if not entry.read().is_floating_point()}
+    if coded:  # values depend on the rule that wrote them
+        momenta = {name: entry for name, entry in momenta.items() if name not in coded}
+        return State(momenta, scales, (f"{len(coded)} momenta are kept as integers: not read",))
     lost = "there is optimizer state, but it names no parameters and its order does not fit"
     return State(momenta, scales, (lost,) if state and not momenta else ())
 
