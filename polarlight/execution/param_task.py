@@ -24,19 +24,19 @@ class Member(Protocol):
 
     @property
     def name(self) -> str:
-        """The parameter's name, for messages."""
+        """Name of the parameter, for messages."""
 
     @property
     def rule(self) -> Rule:
-        """Its rule."""
+        """Rule of the parameter."""
 
     @property
     def view(self) -> MatrixView:
-        """The view that splits it into matrices."""
+        """View that splits the parameter into matrices."""
 
     @property
     def parameter(self) -> Tensor:
-        """The parameter; a DTensor carries mesh and placements."""
+        """Parameter; a DTensor carries mesh and placements."""
 
     @property
     def state(self) -> dict[str, Tensor]:

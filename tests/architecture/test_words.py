@@ -41,7 +41,7 @@ RENAMED = {
 
 PRIVATE_WORDS = re.compile(
     r"\b(asleep|goes together|go together|goes around it|what lies|gone over|way out"
-    r"|at some look|every look|last look|the same command goes on)\b"
+    r"|the same command goes on)\b"
 )
 """Metaphors and riddles that a plain word replaces."""
 

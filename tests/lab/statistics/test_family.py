@@ -43,7 +43,7 @@ def experiments(arms, seeds, common, generator):
 
 
 def decides(losses):
-    """Whether any verdict of one experiment, [arms, seeds], is not "undecided"."""
+    """Tell whether any verdict of one experiment, [arms, seeds], is not "undecided"."""
     arms = {str(i): dict(enumerate(x)) for i, x in enumerate(losses.tolist())}
     return any(c.standing is not Standing.UNDECIDED for c in against_reference(arms, "0"))
 
