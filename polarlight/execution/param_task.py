@@ -20,7 +20,7 @@ from polarlight.view import MatrixView
 
 
 class Member(Protocol):
-    """One parameter of an optimizer, as processes compare it and plans see it."""
+    """Interface of one parameter, for comparison between processes and for plans."""
 
     @property
     def name(self) -> str:
@@ -111,7 +111,7 @@ def is_sharded(x: Tensor) -> bool:
 def shared_indices(
     param_lists: Sequence[Sequence[Tensor]], executor: Executor | ParamExecutor
 ) -> list[set[int]]:
-    """Return the indices of parameters that processes hold together, in each list.
+    """Return the indices, per list, of parameters that several processes hold together.
 
     These are DTensors, and every parameter if the executor has a `group` of processes with equal
     plain parameters.
