@@ -45,7 +45,7 @@ class NonFinite(StrEnum):
 
 
 class NonFiniteGuard:
-    """Finds non-finite gradients, leaves their parameters out of a step, and counts them.
+    """Guard that finds non-finite gradients, skips their parameters, and counts skips.
 
     Attributes:
         policy: What to do about a non-finite gradient; may be changed at any time.
@@ -169,7 +169,7 @@ class NonFiniteGuard:
         return mask or None
 
     def _drop(self, i: int, param_indices: list[int], nonfinite: Sequence[int]) -> None:
-        """Remove parameters from a group's list of active ones, and count them on the host."""
+        """Remove the `nonfinite` param indices from the active ones, and count them on the host."""
         for k in nonfinite:
             self._skipped_on_host[i, k] += 1
             param_indices.remove(k)
@@ -216,7 +216,7 @@ def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
 
 
 def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
-    """Return a bool [n]: whether each of n gradients on one device is finite.
+    """Return bool [n], True where a gradient on the common device is finite.
 
     With `squares`, the sum of squares has to be finite as well.
     """
@@ -244,7 +244,7 @@ def nonfinite_indices(group: Group, param_indices: Sequence[int]) -> list[int]:
 
 
 def finite_of(groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Return a bool [n]: whether the local gradient of each parameter is finite.
+    """Return bool [n], True where the local gradient of (group, param) index pairs is finite.
 
     Stays on the device of the gradients; the host waits for its own memory alone.
 

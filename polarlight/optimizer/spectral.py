@@ -224,7 +224,7 @@ class SpectralOptimizer(Optimizer):
         sharded: list[set[int]],
         nonfinite: set[tuple[int, int]],
     ) -> None:
-        """Step parameters with a gradient; `nonfinite` are those that other processes know of."""
+        """Step active parameters but those in `nonfinite`, found so on another process."""
         observing = [probe for probe in self._probes.values() if probe.begin()]
         masks = self._guard.flag_nonfinite(
             groups,

@@ -19,7 +19,7 @@ from polarlight.linalg import foreach
 from polarlight.linalg.matrices import at_least_float32
 from polarlight.registry import registered
 from polarlight.rule import MOMENTUM, Averaging, Momentum
-from polarlight.stages.momentum import DRAWS, EMA
+from polarlight.stages.momentum import EMA, ROUNDING_COUNTER
 from polarlight.stages.rounding import uniform_bits
 
 SCALES = "momentum_scales"
@@ -98,7 +98,7 @@ class InInt8(Momentum):
     @property
     def extra_state(self) -> tuple[str, ...]:
         """The scales, and the counter where rounding needs it."""
-        return (SCALES, DRAWS) if self.stochastic else (SCALES,)
+        return (SCALES, ROUNDING_COUNTER) if self.stochastic else (SCALES,)
 
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """Return zero codes and scales, and the counter where rounding needs it."""
@@ -107,12 +107,16 @@ class InInt8(Momentum):
         scales = torch.zeros(self._scales_shape(parameter.shape), device=device)
         counter = torch.zeros((), dtype=torch.int32, device=device)
         state = {MOMENTUM: codes, SCALES: scales}
-        return state | ({DRAWS: counter} if self.stochastic else {})
+        return state | ({ROUNDING_COUNTER: counter} if self.stochastic else {})
 
     def bind_state(self, states: Sequence[Mapping[str, Tensor]]) -> Averaging:
         """Return the momentum with scales and counters of these parameters."""
         scales = [state[SCALES] for state in states]
-        draws = [state[DRAWS] for state in states] if self.stochastic else [None] * len(scales)
+        draws = (
+            [state[ROUNDING_COUNTER] for state in states]
+            if self.stochastic
+            else [None] * len(scales)
+        )
         return partial(self, scales=scales, draws=draws)
 
     def __call__(

@@ -86,7 +86,7 @@ def test_watching_another_optimizer_is_refused():
 
 
 def test_an_optimizer_class_without_names_raises_with_the_fix():
-    """What Trainer does with an Optimizer subclass: two groups, no names."""
+    """Trainer passes an Optimizer subclass two groups without names."""
     groups = [{"params": list(mlp().parameters()), "weight_decay": 0.0}]
     with pytest.raises(ValueError, match="Pass the model"):
         polarlight.Aurora(groups, lr=0.01)

@@ -218,7 +218,7 @@ def test_another_block_or_power_is_another_rule(other):
         ({"power": 0.5}, r"power must be at least 1, got 0\.5"),
     ],
 )
-def test_what_cannot_be_kept_in_int8_is_refused_with_the_value(options, message):
+def test_invalid_int8_settings_raise_with_the_value(options, message):
     with pytest.raises(ValueError, match=message):
         InInt8(**options)
 

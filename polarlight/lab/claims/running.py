@@ -176,7 +176,7 @@ def _worked(claim: Claim, tasks: list[Task], setting: Setting) -> Iterator[tuple
 
 
 def work(task: Task, setting: Setting, claim: Claim | None = None) -> RunRecord:
-    """Trains one run to its end, or goes on where it stopped; returns its record."""
+    """Train one run to its end, or continue it; return its record."""
     claim = claim or setting.of(find(task.claim))
     arm, plan = claim.arms[task.arm], claim.plan_of(task.arm)
     spec = spec_for(arm, task.lr, task.seed)
@@ -237,7 +237,7 @@ def _corpus(data: Path | None) -> Corpus:
 
 
 def _add_seconds(folder: Path, seconds: float) -> float:
-    """Adds to the processor time of a run and returns all of it."""
+    """Add to the processor time of a run and return the sum."""
     path = folder / CPU
     known = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else 0.0
     path.write_text(json.dumps({"seconds": known + seconds}), encoding="utf-8")

@@ -68,7 +68,7 @@ class RunRecord:
 
     @property
     def diverged(self) -> bool:
-        """Whether the run ended without a finite loss."""
+        """Tell whether the run ended without a finite loss."""
         return not math.isfinite(self.measures["loss"])
 
     def line(self) -> str:

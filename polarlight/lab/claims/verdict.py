@@ -72,7 +72,7 @@ class Finding:
 
     @property
     def is_blind(self) -> bool:
-        """Whether the published effect, if one is known, is too small for these seeds."""
+        """Tell whether a known published effect is too small for these seeds."""
         published = self.check.published
         return published is not None and self.detectable > published
 

@@ -200,7 +200,7 @@ def test_the_schedule_is_flat_and_then_falls():
 
 
 def test_record_12_stops_before_its_rates_reach_zero():
-    """Its log: rates fall over 3350 steps, the last one taken is 3325."""
+    """In its log rates fall over 3350 steps; the last step is 3325."""
     setting = PRESETS["record-12"]
     assert (setting.steps, setting.schedule_steps) == (3325, 3350)
     assert [setting.lr_factor(s) for s in (0, 1005)] == [1, 1]
