@@ -37,7 +37,7 @@ CLAIM = Claim(
     checks=(
         lower("muoneq", "muon", published=0.016),
         Within(
-            "Aurora with and without even rows first agree to .01",
+            "Aurora with and without even rows first agree to 0.01",
             {"aurora": 1.0, "aurora, rows first": -1.0},
             0.01,
         ),

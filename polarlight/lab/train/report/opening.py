@@ -1,4 +1,4 @@
-"""The first screen of the report: what was run, the results, and what they can tell."""
+"""First screen of the report: the runs, the results, and their uncertainty."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from polarlight.lab.train.report.tables import comparisons, results
 
 
 def opening(groups: Sequence[Group], about: Mapping[str, Any]) -> list[Block]:
-    """The statement, the table of results, and how far its differences can be trusted."""
+    """Return the statement, the table of results, and the uncertainty of differences."""
     if not groups:
         return [Text("No run has been recorded yet.", "lead")]
     said = statements(groups, about)
@@ -37,7 +37,7 @@ def statements(groups: Sequence[Group], about: Mapping[str, Any]) -> list[str]:
 
 
 def statement(groups: Sequence[Group], about: Mapping[str, Any]) -> str:
-    """What was run, in one sentence, and a second one if runs are missing."""
+    """Return one sentence on the runs, and a second one if runs are missing."""
     runs = [run for group in groups for run in group.runs]
     parts = ["The same language model", *_model(about), "was trained", *_data(about)]
     parts += [*_length(runs), "with", count(len(groups), "optimizer"), "and", _seeds(groups)]
@@ -83,16 +83,23 @@ def _seeds(groups: Sequence[Group]) -> str:
 
 
 def _get(about: Mapping[str, Any], *path: str) -> Any:
-    """A nested entry, or None."""
+    """Return a nested entry, or None."""
     value: Any = about
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
 
 
+<<<<<<< HEAD
+def trust(groups: Sequence[Group]) -> list[Block]:
+    """Return the conclusions that the spread between seeds allows."""
+    winner, scatter = best(groups), pooled(groups)
+    if winner is None:
+=======
 def trust(groups: Sequence[Group], about: Mapping[str, Any]) -> list[Block]:
     """Return what the seeds allow to say: a note, and a table where there are intervals."""
     if best(groups) is None:
+>>>>>>> h23
         return [Text("No run has finished with a validation loss, so nothing is compared.", "note")]
     found = compared(groups)
     if not found:
