@@ -68,13 +68,25 @@ MAY_IMPORT = {
 """Room of the package -> rooms it may import; `lab` stands on everything."""
 
 INSIDE_LAB = {
+    "accuracy": set(),
     "explore": set(),
     "report": {"report"},
+    "statistics": {"statistics"},
     "tuning": {"tuning"},
     "inspection": {"inspection", "report"},
+<<<<<<< HEAD
     "train": {"inspection", "report", "train", "tuning"},
     "claims": {"claims", "inspection", "report", "train", "tuning"},
-    "commands": {"claims", "commands", "explore", "inspection", "report", "train", "tuning"},
+    "commands": {
+        *("accuracy", "claims", "commands", "explore", "inspection", "report", "train", "tuning"),
+=======
+    "train": {"inspection", "report", "statistics", "train", "tuning"},
+    "claims": {"claims", "inspection", "report", "statistics", "train", "tuning"},
+    "commands": {
+        *("claims", "commands", "explore", "inspection", "report", "statistics", "train"),
+        "tuning",
+>>>>>>> h23
+    },
 }
 """Folder of `lab` -> folders of `lab` it may import."""
 
