@@ -48,6 +48,7 @@ from polarlight.optimizer.param_groups import (
     StateDict,
     check_disjoint,
     check_group,
+    check_not_flattened,
     name_of,
     partition_for_step,
     with_gradients,
@@ -134,6 +135,7 @@ class SpectralOptimizer(Optimizer):
             "role": "",
         }
         super().__init__(params, defaults)
+        check_not_flattened(self.param_groups)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; entries it lacks come from the constructor's arguments.
