@@ -10,7 +10,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 import polarlight
 from polarlight.integrations.trainer import clip_gradients, factory
-from polarlight.stages import MatchRmsAdamW
 
 
 def pretrained():
@@ -26,7 +25,7 @@ def text(pieces):
 
 def main(folder, steps=12, resume=False):
     model = pretrained()
-    model.model.embed_tokens.weight.requires_grad_(False)  # frozen: no step, no weight decay
+    model.model.embed_tokens.weight.requires_grad_(False)  # frozen: no step, no decay
     arguments = TrainingArguments(
         folder,
         max_steps=steps,
@@ -40,7 +39,7 @@ def main(folder, steps=12, resume=False):
     options = {
         "lr": arguments.learning_rate,  # with MatchRmsAdamW() AdamW gets the same two numbers
         "weight_decay": arguments.weight_decay,
-        "scale": MatchRmsAdamW(),
+        "scale": polarlight.stages.MatchRmsAdamW(),
         "overrides": {"model.layers.0.*": polarlight.Route(lr=1e-4)},
     }
     trainer = Trainer(

@@ -51,9 +51,10 @@ class InInt8(Momentum):
     memory during the step: a few float32 copies of the batch's momenta.
 
     The defaults of `power` and `stochastic` disturbed the polar factor least of those measured
-    (`python -m benchmarks.narrow_momentum`). Accuracy: an entry x in a block of scale s is off by at most
-    power (|x| / s)^(1 - 1/power) s / 127, and by s / 127^power where that is larger. Effect on the
-    polar factor and on the loss: `docs/log.md`.
+    (`python -m benchmarks.narrow_momentum`, `docs/log.md`).
+
+    Accuracy: an entry x in a block of scale s is off by at most power r^(power - 1) s / 127, where
+    r = (|x| / s)^(1 / power) + 1 / 127. The effect on the loss was not measured.
 
     Shards: a block lies on one process. Columns may be sharded if every process holds a multiple of
     `block`; a shard that cuts a block is refused when the state is made.
