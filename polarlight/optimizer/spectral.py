@@ -22,15 +22,16 @@ from polarlight.execution.param_task import (
     ParamTask,
     directions_of,
     full_tensor,
+    is_sharded,
     local_tensors,
-    sharded_indices,
+    shared_indices,
     to_local,
 )
 from polarlight.execution.sharded.executor import Sharded, check_executor
 from polarlight.linalg.isolation import run_isolated, run_isolated_around_graph
 from polarlight.optimizer.apply import apply_update, step_elementwise_group
 from polarlight.optimizer.buffers import RuleBuffers
-from polarlight.optimizer.compiled import DecidedRules, MomentumTensors, check_lr
+from polarlight.optimizer.compiled import GraphInputs, check_lr
 from polarlight.optimizer.fingerprint import fingerprint
 from polarlight.optimizer.gradient_guard import NonFinite, NonFiniteGuard
 from polarlight.optimizer.masked import (
@@ -53,6 +54,7 @@ from polarlight.optimizer.param_groups import (
     without_frozen_integers,
 )
 from polarlight.optimizer.probe import Observation, Probe, count_updates
+from polarlight.optimizer.shared_gradients import SharedGradients
 from polarlight.optimizer.state_dict import restoring
 from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
@@ -78,11 +80,12 @@ class SpectralOptimizer(Optimizer):
             step (default), raise, or use it. Also settable later, as `optimizer.nonfinite`.
 
     State per parameter: `momentum_buffer` in the parameter's shape and dtype, unless the momentum
-    keeps it otherwise (`InBfloat16`), and the rule's own buffers in float32 (float64 for float64
-    parameters), all present from the first step, `state_dict` or load on; DTensors for DTensors.
-    A parameter without a gradient is left untouched, its state too, and by default one whose
-    gradient is not finite as well; `skipped()` tells which ones these were. Momenta and directions
-    are made for at most 256 MiB of parameters at a time (8 on a CPU), unless work is shared.
+    keeps it otherwise (`InBfloat16`, `InInt8`), and the rule's own buffers in float32 (float64 for
+    float64 parameters), all present from the first step, `state_dict` or load on; DTensors for
+    DTensors. A parameter without a gradient is left untouched, its state too, and by default one
+    whose gradient is not finite as well; `skipped()` tells which ones these were. Momenta and
+    directions are made for at most 256 MiB of parameters at a time (8 on a CPU), unless work is
+    shared.
 
     Raises:
         ValueError: If a number is out of range or a parameter does not fit its rule; the message
@@ -113,10 +116,9 @@ class SpectralOptimizer(Optimizer):
         nonfinite: NonFinite = NonFinite.SKIP,
     ) -> None:
         self._guard = NonFiniteGuard(NonFinite(nonfinite))
+        self._shared = SharedGradients()
         self._buffers = RuleBuffers()
-        self._momenta = MomentumTensors()
-        self._decided = DecidedRules()
-        self._traced_groups: list[Group] = []
+        self._graph = GraphInputs()
         self.executor = check_executor(Batched() if executor is None else executor)
         self.reasons: dict[str, str] = {}
         self._probes: OrderedDict[int, Probe] = OrderedDict()
@@ -179,14 +181,9 @@ class SpectralOptimizer(Optimizer):
 
     @_disable_dynamo
     def _prepare_graph(self) -> set[str]:
-        """Make what a graph is given from outside: state, momenta as tensors, decided rules.
-
-        Returns:
-            The device types of the parameters.
-        """
+        """Make what a graph is given from outside; return the device types of the parameters."""
         self._complete_state()
-        self._traced_groups = self._momenta.traced_groups(self.param_groups)
-        self._decided.decide(self.param_groups, self._buffers.by_param)
+        self._graph.prepare(self.param_groups, self._buffers.by_param)
         return self._device_types()
 
     def _device_types(self) -> set[str]:
@@ -199,15 +196,38 @@ class SpectralOptimizer(Optimizer):
         if torch.compiler.is_compiling():
             check_lr([group["lr"] for group in groups])
         active = {i: with_gradients(group, i) for i, group in enumerate(groups)}
-        sharded = sharded_indices([group["params"] for group in groups])
-        observing = [probe for probe in self._probes.values() if probe.begin()]
-        masks = self._guard.flag_nonfinite(
-            groups, active, self._buffers.by_param, sharded=sharded, wait=bool(observing)
-        )
         matrices = [i for i, group in enumerate(groups) if isinstance(group["rule"], UpdateRule)]
-        has_shards = any(k in sharded[i] for i in matrices for k in active[i])
+        has_shards = any(is_sharded(p) for i in matrices for p in groups[i]["params"])
         if has_shards and not isinstance(self.executor, ParamExecutor):
             self.executor = Sharded(self.executor)
+        sharded = shared_indices([group["params"] for group in groups], self.executor)
+        if not any(sharded):
+            self._step_active(groups, active, sharded, set())
+            return
+        states, policy = self._buffers.by_param, self._guard.policy
+        with self._shared.prepared(
+            groups, active, states, sharded, self.executor, policy
+        ) as nonfinite:
+            self._step_active(groups, active, sharded, nonfinite)
+
+    def _step_active(
+        self,
+        groups: list[Group],
+        active: dict[int, list[int]],
+        sharded: list[set[int]],
+        nonfinite: set[tuple[int, int]],
+    ) -> None:
+        """Step parameters with a gradient; `nonfinite` are those that other processes know of."""
+        observing = [probe for probe in self._probes.values() if probe.begin()]
+        masks = self._guard.flag_nonfinite(
+            groups,
+            active,
+            self._buffers.by_param,
+            sharded=sharded,
+            elsewhere=nonfinite,
+            wait=bool(observing),
+        )
+        matrices = [i for i, group in enumerate(groups) if isinstance(group["rule"], UpdateRule)]
         shared = isinstance(self.executor, ParamExecutor)
         updated: dict[int, set[int]] = {i: set() for i in active}
         for batch in partition_for_step(groups, active, shared=shared):
@@ -282,8 +302,8 @@ class SpectralOptimizer(Optimizer):
         """Restore what `__getstate__` returned; torch's `load_state_dict` calls this too."""
         self.__dict__.setdefault("_probes", OrderedDict())
         self.__dict__.setdefault("_buffers", RuleBuffers())
-        self.__dict__.setdefault("_momenta", MomentumTensors())
-        self.__dict__.setdefault("_decided", DecidedRules())
+        self.__dict__.setdefault("_graph", GraphInputs())
+        self.__dict__.setdefault("_shared", SharedGradients())
         policy = state.pop("nonfinite", NonFinite.SKIP)
         self.__dict__.setdefault("_guard", NonFiniteGuard(policy))
         super().__setstate__(state)
@@ -304,7 +324,7 @@ class SpectralOptimizer(Optimizer):
 
         The compiler takes every number in an optimizer's `param_groups` for a constant.
         """
-        return self._traced_groups if torch.compiler.is_compiling() else self.param_groups
+        return self._graph.groups if torch.compiler.is_compiling() else self.param_groups
 
     def _step_matrices(
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
@@ -341,14 +361,14 @@ class SpectralOptimizer(Optimizer):
         params = [group["params"][k] for k in param_indices]
         states = [self._buffers.by_param[p] for p in params]
         weights, gradients, buffers = local_tensors(params, states, maximize=group["maximize"])
-        momenta = update_momenta(
-            rule.momentum, states, gradients, buffers, group["momentum"], finite
-        )
+        extra = rule.momentum.extra_state
+        held = [{name: to_local(state[name]) for name in extra} for state in states]
+        momenta = update_momenta(rule.momentum, held, gradients, buffers, group["momentum"], finite)
         # A rule writes to clones where flags decide afterwards which of them are kept.
         written = states if finite is None else clone_buffers(states)
         rules = [rule] * len(params)
         if torch.compiler.is_compiling():
-            rules = [self._decided.rule_of(p, rule) for p in params]
+            rules = [self._graph.rule_of(p, rule) for p in params]
         return weights, [
             ParamTask(name_of(group, i, k), r, view, p, M, state)
             for k, r, p, M, state in zip(
