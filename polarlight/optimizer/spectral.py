@@ -31,7 +31,7 @@ from polarlight.execution.sharded.executor import Sharded, check_executor
 from polarlight.linalg.isolation import run_isolated, run_isolated_around_graph
 from polarlight.optimizer.apply import apply_update, step_elementwise_group
 from polarlight.optimizer.buffers import RuleBuffers
-from polarlight.optimizer.compiled import DecidedRules, MomentumTensors, check_lr
+from polarlight.optimizer.compiled import GraphInputs, check_lr
 from polarlight.optimizer.fingerprint import fingerprint
 from polarlight.optimizer.gradient_guard import NonFinite, NonFiniteGuard
 from polarlight.optimizer.masked import (
@@ -119,9 +119,7 @@ class SpectralOptimizer(Optimizer):
         self._guard = NonFiniteGuard(NonFinite(nonfinite))
         self._shared = SharedGradients()
         self._buffers = RuleBuffers()
-        self._momenta = MomentumTensors()
-        self._decided = DecidedRules()
-        self._traced_groups: list[Group] = []
+        self._graph = GraphInputs()
         self.executor = check_executor(Batched() if executor is None else executor)
         self.reasons: dict[str, str] = {}
         self._probes: OrderedDict[int, Probe] = OrderedDict()
@@ -185,14 +183,9 @@ class SpectralOptimizer(Optimizer):
 
     @_disable_dynamo
     def _prepare_graph(self) -> set[str]:
-        """Make what a graph is given from outside: state, momenta as tensors, decided rules.
-
-        Returns:
-            The device types of the parameters.
-        """
+        """Make what a graph is given from outside; return the device types of the parameters."""
         self._complete_state()
-        self._traced_groups = self._momenta.traced_groups(self.param_groups)
-        self._decided.decide(self.param_groups, self._buffers.by_param)
+        self._graph.prepare(self.param_groups, self._buffers.by_param)
         return self._device_types()
 
     def _device_types(self) -> set[str]:
@@ -311,9 +304,8 @@ class SpectralOptimizer(Optimizer):
         """Restore what `__getstate__` returned; torch's `load_state_dict` calls this too."""
         self.__dict__.setdefault("_probes", OrderedDict())
         self.__dict__.setdefault("_buffers", RuleBuffers())
-        self.__dict__.setdefault("_momenta", MomentumTensors())
+        self.__dict__.setdefault("_graph", GraphInputs())
         self.__dict__.setdefault("_shared", SharedGradients())
-        self.__dict__.setdefault("_decided", DecidedRules())
         policy = state.pop("nonfinite", NonFinite.SKIP)
         self.__dict__.setdefault("_guard", NonFiniteGuard(policy))
         super().__setstate__(state)
@@ -334,7 +326,7 @@ class SpectralOptimizer(Optimizer):
 
         The compiler takes every number in an optimizer's `param_groups` for a constant.
         """
-        return self._traced_groups if torch.compiler.is_compiling() else self.param_groups
+        return self._graph.groups if torch.compiler.is_compiling() else self.param_groups
 
     def _step_matrices(
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
@@ -378,7 +370,7 @@ class SpectralOptimizer(Optimizer):
         written = states if finite is None else clone_buffers(states)
         rules = [rule] * len(params)
         if torch.compiler.is_compiling():
-            rules = [self._decided.rule_of(p, rule) for p in params]
+            rules = [self._graph.rule_of(p, rule) for p in params]
         return weights, [
             ParamTask(name_of(group, i, k), r, view, p, M, state)
             for k, r, p, M, state in zip(
