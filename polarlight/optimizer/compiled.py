@@ -1,18 +1,23 @@
-"""Param groups for a compiled step, with each momentum as a tensor.
+"""Inputs of a compiled step from outside of its graph: momenta as tensors, decided rules.
 
 `torch.compile` takes a Python number for a constant and compiles anew when a scheduler changes it.
 A tensor is an input of the graph. This module makes momenta tensors, outside of the graph. A
 learning rate belongs to the caller: it is a tensor only if the optimizer was given one.
+
+A tensor cannot decide a branch in a graph. What a rule does by its counter on the host (SOAP:
+start, refresh, neither) is decided here: each kind of step is one graph, found by the rule's value.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from polarlight.linalg.lru_cache_eager import assume_constant
+from polarlight.optimizer.masked import State
 from polarlight.optimizer.param_groups import Group
+from polarlight.rule import HOST_COUNTER, UpdateRule
 
 
 class MomentumTensors:
@@ -42,6 +47,42 @@ class MomentumTensors:
                 self._values[i] = momentum
             group["momentum"] = tensor
         return traced
+
+
+class DecidedRules:
+    """Rules of parameters with a counter on the host, as they act in the coming step.
+
+    Parameters are mapped to text, and text to rules: the compiler checks each text before it runs a
+    graph again, but of one object under several parameters only the first.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[UpdateRule, tuple[str, UpdateRule]] = {}
+        self._by_param: dict[Tensor, str] = {}
+        self._rules: dict[str, UpdateRule] = {}
+
+    def rule_of(self, p: Tensor, otherwise: UpdateRule) -> UpdateRule:
+        """Return the decided rule of a parameter, as of the last `decide`."""
+        return self._rules[self._by_param[p]] if p in self._by_param else otherwise
+
+    def decide(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> None:
+        """Decide the rules by the counters in the states; call it outside of the graph.
+
+        A parameter whose matrices have different counts is left out: its step breaks the graph.
+        """
+        self._by_param.clear()
+        self._rules.clear()
+        for group in groups:
+            for p in group["params"]:
+                counter = states.get(p, {}).get(HOST_COUNTER)
+                if counter is None or not isinstance(group["rule"], UpdateRule):
+                    continue
+                counts = set(counter.flatten().tolist())
+                if len(counts) == 1:
+                    rule = group["rule"].at_step(int(counts.pop()))
+                    # The same object whenever it is the same rule: the graph asks for its identity.
+                    kind, rule = self._known.setdefault(rule, (str(len(self._known)), rule))
+                    self._by_param[p], self._rules[kind] = kind, rule
 
 
 def check_lr(lrs: Sequence[float | Tensor]) -> None:

@@ -10,7 +10,8 @@ By default such a parameter is left out of the step, weight and state, as if it 
   (`shared_gradients.py`).
 
 The host waits for a device, one transfer per group, only where it has to: under `RAISE`, for rules
-with a counter on the host (`HOST_COUNTER`: SOAP and its kin), and in steps that a probe observes.
+with a counter on the host (`HOST_COUNTER`: SOAP and its kin), outside of a graph, and in steps that
+a probe observes.
 
 AdamW squares its gradients. For elementwise rules a gradient whose sum of squares overflows (norm
 beyond 1.8e19 in float32) counts as non-finite too: it would leave an infinite second moment, and a
@@ -96,9 +97,11 @@ class NonFiniteGuard:
         masks: dict[int, FiniteMask] = {}
         for i, param_indices in active.items():
             group = groups[i]
-            # A rule that branches on a counter on the host has to know before it runs.
+            # A rule that branches on a counter on the host has to know before it runs. In a graph
+            # its branches are decided already, and the counter is put back like other buffers.
             waits = wait or (
-                isinstance(group["rule"], UpdateRule)
+                not torch.compiler.is_compiling()
+                and isinstance(group["rule"], UpdateRule)
                 and any(HOST_COUNTER in states[group["params"][k]] for k in param_indices)
             )
             masks[i] = self._flag_group(i, group, param_indices, sharded[i], waits)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from polarlight.execution.batched import step_stacks
+from polarlight.execution.sharded.foreign import refuse_flattened, refuse_tensor_parallel
 from polarlight.lookup import check_object
 from polarlight.rule import ElementwiseRule, UpdateRule
 from polarlight.view import Whole
@@ -149,6 +150,7 @@ def _check_parameters(group: Group, index: int) -> None:
         raise ValueError(f"{', '.join(others)}; only real floating-point parameters are supported")
     if not isinstance(rule, UpdateRule):
         return
+    refuse_tensor_parallel(named)
     if named and all(p.ndim < 2 for _, p in named):
         check_is_matrix(group, index, 0)
     odd = [f"{name} has shape {tuple(p.shape)}" for name, p in named if p.ndim != 2]
@@ -167,6 +169,15 @@ def _check_parameters(group: Group, index: int) -> None:
             misfits.append(f"{name}: {error}")
     if misfits:
         raise ValueError("\n".join(misfits))
+
+
+def check_not_flattened(groups: Sequence[Group]) -> None:
+    """Raise ValueError if FSDP1 left no parameter of any group in its own shape."""
+    refuse_flattened(
+        (name_of(group, i, k), p)
+        for i, group in enumerate(groups)
+        for k, p in enumerate(group["params"])
+    )
 
 
 def check_is_matrix(group: Group, index: int, param_index: int) -> None:

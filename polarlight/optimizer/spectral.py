@@ -6,6 +6,7 @@ A param group has a rule and a view besides torch's scheduled numbers (`lr`, `we
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -27,10 +28,10 @@ from polarlight.execution.param_task import (
     to_local,
 )
 from polarlight.execution.sharded.executor import Sharded, check_executor
-from polarlight.linalg.isolation import run_isolated
+from polarlight.linalg.isolation import run_isolated, run_isolated_around_graph
 from polarlight.optimizer.apply import apply_update, step_elementwise_group
 from polarlight.optimizer.buffers import RuleBuffers
-from polarlight.optimizer.compiled import MomentumTensors, check_lr
+from polarlight.optimizer.compiled import DecidedRules, MomentumTensors, check_lr
 from polarlight.optimizer.fingerprint import fingerprint
 from polarlight.optimizer.gradient_guard import NonFinite, NonFiniteGuard
 from polarlight.optimizer.masked import (
@@ -47,6 +48,7 @@ from polarlight.optimizer.param_groups import (
     StateDict,
     check_disjoint,
     check_group,
+    check_not_flattened,
     name_of,
     partition_for_step,
     with_gradients,
@@ -118,6 +120,7 @@ class SpectralOptimizer(Optimizer):
         self._shared = SharedGradients()
         self._buffers = RuleBuffers()
         self._momenta = MomentumTensors()
+        self._decided = DecidedRules()
         self._traced_groups: list[Group] = []
         self.executor = check_executor(Batched() if executor is None else executor)
         self.reasons: dict[str, str] = {}
@@ -132,6 +135,7 @@ class SpectralOptimizer(Optimizer):
             "role": "",
         }
         super().__init__(params, defaults)
+        check_not_flattened(self.param_groups)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; entries it lacks come from the constructor's arguments.
@@ -167,10 +171,33 @@ class SpectralOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._complete_state()
-        devices = {p.device.type for group in self._groups for p in group["params"]}
-        run_isolated(self._step, devices)
+        if torch.compiler.is_compiling():
+            self._step_in_graph()
+        else:
+            self._complete_state()
+            run_isolated(self._step, self._device_types())
         return loss
+
+    @partial(_disable_dynamo, recursive=False)
+    def _step_in_graph(self) -> None:
+        """Run a compiled step: this function stays on the host, `_step` is a graph of its own."""
+        run_isolated_around_graph(self._step, self._prepare_graph())
+
+    @_disable_dynamo
+    def _prepare_graph(self) -> set[str]:
+        """Make what a graph is given from outside: state, momenta as tensors, decided rules.
+
+        Returns:
+            The device types of the parameters.
+        """
+        self._complete_state()
+        self._traced_groups = self._momenta.traced_groups(self.param_groups)
+        self._decided.decide(self.param_groups, self._buffers.by_param)
+        return self._device_types()
+
+    def _device_types(self) -> set[str]:
+        """Return the types of the devices that parameters are on."""
+        return {p.device.type for group in self.param_groups for p in group["params"]}
 
     def _step(self) -> None:
         """Step every parameter that has a gradient."""
@@ -286,6 +313,7 @@ class SpectralOptimizer(Optimizer):
         self.__dict__.setdefault("_buffers", RuleBuffers())
         self.__dict__.setdefault("_momenta", MomentumTensors())
         self.__dict__.setdefault("_shared", SharedGradients())
+        self.__dict__.setdefault("_decided", DecidedRules())
         policy = state.pop("nonfinite", NonFinite.SKIP)
         self.__dict__.setdefault("_guard", NonFiniteGuard(policy))
         super().__setstate__(state)
@@ -293,13 +321,12 @@ class SpectralOptimizer(Optimizer):
     @_disable_dynamo  # as torch.compiler.disable, without importing the compiler
     @torch.inference_mode(False)  # a state made while evaluating is trained later
     def _complete_state(self) -> None:
-        """Allocate missing state of trainable parameters, skip counts and momentum tensors.
+        """Allocate missing state of trainable parameters, and skip counts.
 
         Not part of a graph: tensors that a graph writes have to exist before it runs.
         """
         self._guard.allocate_counts(self.param_groups)
         self._buffers.complete(self.param_groups, self.state)
-        self._traced_groups = self._momenta.traced_groups(self.param_groups)
 
     @property
     def _groups(self) -> list[Group]:
@@ -349,9 +376,14 @@ class SpectralOptimizer(Optimizer):
         momenta = update_momenta(rule.momentum, held, gradients, buffers, group["momentum"], finite)
         # A rule writes to clones where flags decide afterwards which of them are kept.
         written = states if finite is None else clone_buffers(states)
+        rules = [rule] * len(params)
+        if torch.compiler.is_compiling():
+            rules = [self._decided.rule_of(p, rule) for p in params]
         return weights, [
-            ParamTask(name_of(group, i, k), rule, view, p, M, state)
-            for k, p, M, state in zip(param_indices, params, momenta, written, strict=True)
+            ParamTask(name_of(group, i, k), r, view, p, M, state)
+            for k, r, p, M, state in zip(
+                param_indices, rules, params, momenta, written, strict=True
+            )
         ]
 
     def _step_elementwise(

@@ -7,7 +7,8 @@ members that are due are taken out and worked on. Nothing of the gradients decid
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -102,8 +103,7 @@ class RotatedAdam(Stage):
         self.factors.update(G, members)
         direction = self._direction(G, members, step)
         members["gradient"] = G
-        for_some(step == 0, self._start, members)
-        for_some((step > 0) & (step % self.every == 0), self._follow, members)
+        self._move_bases(step, members)
         step.add_(1)
         return direction.reshape(X.shape).to(X.dtype)
 
@@ -118,6 +118,17 @@ class RotatedAdam(Stage):
             D = D * on_device(bias_correction(step, self.betas), G)
         turned_back = rotate(D, *(None if Q is None else Q.mT for Q in (left, right)))
         return turned_back * live_entries(G, members)
+
+    def _move_bases(self, step: Tensor, members: BatchBuffers) -> None:
+        """Set the bases of members at their first call; refresh those of members that are due."""
+        for_some(step == 0, self._start, members)
+        for_some((step > 0) & (step % self.every == 0), self._follow, members)
+
+    def at_step(self, t: int) -> "RotatedAdam":
+        """Return the stage that starts, refreshes or keeps its bases, as it does at count t."""
+        due = Due.START if t == 0 else Due.REFRESH if t % self.every == 0 else Due.NOTHING
+        own = {f.name: getattr(self, f.name) for f in fields(RotatedAdam)}
+        return _DecidedRotatedAdam(**own, due=due)
 
     def _start(self, members: BatchBuffers) -> None:
         """Set bases and factors from the first gradient."""
@@ -171,6 +182,28 @@ class RotatedAdam(Stage):
 
     def __str__(self) -> str:
         return f"Adam in eigenbases that follow every {self.every} steps"
+
+
+class Due(Enum):
+    """What the bases of a matrix need in a call."""
+
+    START = "start"
+    REFRESH = "refresh"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class _DecidedRotatedAdam(RotatedAdam):
+    """`RotatedAdam` in one call, for members that all need the same; reads no counter to branch."""
+
+    due: Due = Due.NOTHING
+
+    def _move_bases(self, step: Tensor, members: BatchBuffers) -> None:
+        """Do what is due, for all members."""
+        if self.due is Due.START:
+            self._start(members)
+        elif self.due is Due.REFRESH:
+            self._follow(members)
 
 
 def rotate(X: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "view": {"registry"},
     "rule": {"linalg", "lookup", "registry"},
     "stages": {"linalg", "lookup", "registry", "rule", "stages"},
-    "execution": {"execution", "linalg", "rule", "view"},
+    "execution": {"execution", "linalg", "registry", "rule", "view"},
     "optimizer": {
         "execution",
         "linalg",

@@ -1,6 +1,6 @@
 """Agreement of processes on the parameters and gradients of a step, before anything moves.
 
-On every mesh of parameters the processes reduce one vector of eight integers: hashes of the
+On every mesh of parameters the processes reduce one vector of nine integers: hashes of the
 parameters and of the set of gradients, with their minimum and maximum, and whether a gradient is
 not finite. A process without gradients takes part. Where they differ, all processes raise an error
 with the first parameter that differs; it is found by reducing one hash per parameter.
@@ -9,6 +9,7 @@ with the first parameter that differs; it is found by reducing one hash per para
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 from weakref import ref
@@ -24,6 +25,7 @@ from polarlight.execution.sharded.collectives import (
     ProcessMesh,
     layout_of,
 )
+from polarlight.execution.sharded.copies import check_copies
 from polarlight.execution.sharded.plan import Plan
 from polarlight.execution.sharded.specs import param_spec
 from polarlight.registry import stable_text
@@ -32,9 +34,10 @@ from polarlight.rule import UpdateRule
 ABSENT, PRESENT, PENDING = 0, 1, 2
 """States of a gradient; a pending one has to be reduced to its parameter's placements."""
 
-PARAMS, GRADIENTS, COUNT, NONFINITE, TROUBLE, CHAINED = 0, 2, 4, 5, 6, 7
+PARAMS, GRADIENTS, COUNT, NONFINITE, TROUBLE, CHAINED, FRESH = 0, 2, 4, 5, 6, 7, 8
 """Entries of the reduced vector: two hashes, each with its negative behind it; the number of
-parameters; flags. `TROUBLE` is 1 + the lowest rank of a mesh whose processes disagree."""
+parameters; flags. `FRESH` asks to compare copies, `TROUBLE` is 1 + the lowest rank of a mesh whose
+processes disagree."""
 
 Finite = Callable[[Sequence[int]], Tensor]
 """Members -> bool [n], whether the local part of each one's gradient is finite."""
@@ -51,6 +54,7 @@ class Roster:
         refs: The parameters, weakly.
         texts: One text for the library and its options, then one per parameter.
         digest: Hash of the texts.
+        fresh: Whether no step was agreed on with these parameters.
     """
 
     mesh: ProcessMesh
@@ -59,6 +63,7 @@ class Roster:
     refs: list[ref[Tensor]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     digest: int = 0
+    fresh: bool = True
 
     def is_of(self, params: Sequence[Tensor]) -> bool:
         """Return whether these are the parameters, in their order."""
@@ -117,6 +122,9 @@ class Agreement:
         states = [_gradient_state(m.parameter) for m in members]
         rows = self._reduce_all(rosters, members, states, finite, missing_is_zero)
         _raise_if_trouble(rosters, rows, members, states, missing_is_zero)
+        for roster, row in zip(rosters, rows, strict=True):
+            if row[FRESH]:
+                check_copies([members[n] for n in roster.members], roster.mesh)
         missing: list[int] = []
         for roster, row in zip(rosters, rows, strict=True):
             if _differs(row, GRADIENTS):
@@ -154,7 +162,7 @@ class Agreement:
                 roster.digest = hash_of("\n".join(roster.texts))
                 self._known[key] = roster
             else:
-                roster.texts, roster.digest = known.texts, known.digest
+                roster.texts, roster.digest, roster.fresh = known.texts, known.digest, False
         return [by_key[key] for key in sorted(by_key)]
 
     def _reduce_all(
@@ -167,16 +175,17 @@ class Agreement:
     ) -> list[list[int]]:
         """All-reduce (max) each mesh's vector of hashes and states; wait once; return the rows.
 
-        Trouble on one mesh is carried to the next ones, and back where one process is on a later
-        mesh that others of this mesh are not on: they must not wait for it there.
+        Trouble on one mesh is carried to the next ones, and back where no last mesh has all
+        processes: none of them must wait on another mesh for one that raised.
         """
         vectors: list[Tensor] = []
+        covered = _last_covers_all(tuple(roster.mesh.ranks for roster in rosters))
         for place, roster in enumerate(rosters):
-            ranks = set(roster.mesh.ranks)
-            chained = any(not ranks <= set(later.mesh.ranks) for later in rosters[place + 1 :])
+            chained = place < len(rosters) - 1 and not covered
             marks = ";".join(_gradient_mark(members[n], states[n]) for n in roster.members)
             both = roster.digest, hash_of(marks)
-            numbers = [both[0], -both[0], both[1], -both[1], len(roster.texts), 0, 0, int(chained)]
+            numbers = [both[0], -both[0], both[1], -both[1], len(roster.texts), 0, 0]
+            numbers += [int(chained), int(roster.fresh)]
             vector = torch.tensor(numbers, dtype=torch.int64).to(roster.mesh.device)
             active = [n for n in roster.members if states[n] == PRESENT]
             if active:
@@ -192,6 +201,12 @@ class Agreement:
             vectors.append(vector)
         rows = torch.stack([v.to(vectors[0].device) for v in vectors]).tolist() if vectors else []
         return _carry_back(rosters, rows)
+
+
+@lru_cache(maxsize=64)
+def _last_covers_all(ranks: tuple[tuple[int, ...], ...]) -> bool:
+    """Return whether the last of several meshes has the ranks of all of them."""
+    return not ranks or set().union(*ranks) <= set(ranks[-1])
 
 
 def _carry_back(rosters: Sequence[Roster], rows: list[list[int]]) -> list[list[int]]:

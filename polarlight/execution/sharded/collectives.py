@@ -64,6 +64,11 @@ class ProcessMesh:
         return f"mesh {' x '.join(map(str, self.shape))} of ranks {mesh_ranks(self.ranks)}"
 
 
+def world_size() -> int:
+    """Return the number of processes; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def mesh_ranks(ranks: Sequence[int]) -> str:
     """Format ranks as text: `first-last` if they are consecutive, else a list of at most eight."""
     low, high = min(ranks), max(ranks)

@@ -101,11 +101,11 @@ class Check(Protocol):
 
     @property
     def says(self) -> str:
-        """Text of the part of the claim."""
+        """The part, in words."""
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Weight of each arm that the check uses."""
+        """The arms that it looks at."""
 
     @property
     def measure(self) -> str:

@@ -33,6 +33,10 @@ def reproduce(
             callback=options.new_file,
         ),
     ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(help="Folder in which finished runs are recorded. Default: OUT."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Runs at a time, one core each. Default: all cores.")
     ] = None,
@@ -48,7 +52,8 @@ def reproduce(
     """Test claims about these optimizers, with seeds, sweeps and a decision rule.
 
     A claim is reproduced, not reproduced, or undecided at the size that was run. Learning rates are
-    swept per arm first. Finished runs are kept, and claims share them: the same command resumes.
+    swept per arm first. Finished runs are kept, and claims share them: the same command resumes,
+    and runs that polarlight ships are not trained again.
 
     ```
     polarlight reproduce --list
@@ -63,7 +68,8 @@ def reproduce(
     chosen = list(CLAIMS.values()) if everything else [find(name) for name in names or []]
     if not chosen and page is None:
         raise ValueError("name a claim, or use --all, --list or --page")
-    setting = Setting(out, data, jobs or os.cpu_count() or 1, _changes(settings or []), seeds)
+    changes = _changes(settings or [])
+    setting = Setting(out, data, jobs or os.cpu_count() or 1, changes, seeds, records)
     out.mkdir(parents=True, exist_ok=True)
     try:
         for claim in chosen:
