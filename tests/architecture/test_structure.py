@@ -74,18 +74,11 @@ INSIDE_LAB = {
     "statistics": {"statistics"},
     "tuning": {"tuning"},
     "inspection": {"inspection", "report"},
-<<<<<<< HEAD
-    "train": {"inspection", "report", "train", "tuning"},
-    "claims": {"claims", "inspection", "report", "train", "tuning"},
-    "commands": {
-        *("accuracy", "claims", "commands", "explore", "inspection", "report", "train", "tuning"),
-=======
     "train": {"inspection", "report", "statistics", "train", "tuning"},
     "claims": {"claims", "inspection", "report", "statistics", "train", "tuning"},
     "commands": {
-        *("claims", "commands", "explore", "inspection", "report", "statistics", "train"),
-        "tuning",
->>>>>>> h23
+        *("accuracy", "claims", "commands", "explore", "inspection", "report", "statistics"),
+        *("train", "tuning"),
     },
 }
 """Folder of `lab` -> folders of `lab` it may import."""

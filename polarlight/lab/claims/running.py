@@ -1,12 +1,8 @@
-<<<<<<< HEAD
-"""Runs of a claim: learning rates first, then seeds; each run resumes where it stopped."""
-=======
 """Running a claim: learning rates first, then seeds, each run resumed where it stopped.
 
 A run that is recorded (`store.py`) is not trained again; one that is new is recorded as soon as it
 is finished.
 """
->>>>>>> h23
 
 import json
 import math
@@ -102,20 +98,6 @@ def run_claim(
     return result
 
 
-<<<<<<< HEAD
-def _about(claim: Claim, setting: Setting) -> dict[str, Any]:
-    """Return the circumstances of a result; `cpu_seconds` is that of all its runs."""
-    folders = {path.parent for path in (setting.out / "runs").glob(f"*/{CPU}")}
-    spent = sum(_seconds(f) for f in folders if claim.name in _users(f))
-    return {
-        "claim": claim.name,
-        "seeds": claim.seeds,
-        "steps": claim.plan.steps,
-        "changes": dict(setting.changes),
-        "cpu_seconds": round(spent, 1),
-        "versions": versions(),
-        "hardware": hardware(device_of(claim.plan.device)),
-=======
 def _searched(
     claim: Claim, setting: Setting, store: RunStore, tell: Callable[[str], None]
 ) -> tuple[dict[str, Search], list[RunRecord]]:
@@ -124,7 +106,6 @@ def _searched(
         label: Search(arm.lrs, extend=FURTHER)
         for label, arm in claim.arms.items()
         if label not in claim.lr_of and len(arm.lrs) > 1
->>>>>>> h23
     }
     records = []
     while due := [(label, lr) for label, search in searches.items() for lr in search.due()]:
@@ -151,14 +132,6 @@ def _told(search: Search) -> dict[str, float]:
     return {f"{lr:g}": loss for lr, loss in sorted(search.found.items())}
 
 
-<<<<<<< HEAD
-def beyond(losses: Mapping[float, float]) -> tuple[float, ...]:
-    """Return the next learning rates of a sweep whose best is at its end; else none."""
-    best = _best(losses)
-    if best == min(losses):
-        return (best / 2,)
-    return (best * 2,) if best == max(losses) else ()
-=======
 def _recorded(
     claim: Claim,
     tasks: Iterable[Task],
@@ -181,7 +154,6 @@ def _recorded(
         store.add(claim.name, record)
         tell(f"{claim.name}: {_words(task)}")
         yield task, record
->>>>>>> h23
 
 
 def _words(task: Task) -> str:
@@ -203,13 +175,8 @@ def _worked(claim: Claim, tasks: list[Task], setting: Setting) -> Iterator[tuple
                 yield waiting.pop(future), future.result()
 
 
-<<<<<<< HEAD
-def work(task: Task, setting: Setting, claim: Claim | None = None) -> Path:
-    """Train one run to its end, or continue it; return its folder."""
-=======
 def work(task: Task, setting: Setting, claim: Claim | None = None) -> RunRecord:
     """Trains one run to its end, or goes on where it stopped; returns its record."""
->>>>>>> h23
     claim = claim or setting.of(find(task.claim))
     arm, plan = claim.arms[task.arm], claim.plan_of(task.arm)
     spec = spec_for(arm, task.lr, task.seed)

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Decision of a claim from samples: a difference of means against the spread of seeds.
-=======
 """Decisions on claims by samples: effects against a threshold, equality within a margin.
->>>>>>> h23
 
 A check looks at a weighted sum of arms, taken per seed (`lab.statistics.contrast`). Levels:
 
@@ -113,12 +109,6 @@ class Check(Protocol):
 
     @property
     def measure(self) -> str:
-<<<<<<< HEAD
-        """Name of the measure that the check uses."""
-
-    def __call__(self, samples: Samples) -> Finding:
-        """Return the finding on the samples."""
-=======
         """The measure of these arms."""
 
     @property
@@ -127,7 +117,6 @@ class Check(Protocol):
 
     def __call__(self, samples: Samples) -> Finding:
         """Return the outcome, before the number of parts is corrected for."""
->>>>>>> h23
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +172,6 @@ class Within:
         return Finding(self, found, p, p_against, min(equal, differs), margin)
 
 
-<<<<<<< HEAD
-def lower(better: str, worse: str, says: str = "", measure: str = "loss", by: float = 0.0) -> Above:
-    """Claim that one arm's measure is lower than another's, by more than a number."""
-    words = says or f"{measure} of {worse} minus that of {better} above {by:g}"
-    return Above(words, {worse: 1.0, better: -1.0}, measure, by)
-=======
 def lower(
     better: str,
     worse: str,
@@ -200,16 +183,11 @@ def lower(
     """Claim that one arm's measure is lower than another's, by more than a number."""
     words = says or f"{measure}: {better} below {worse}" + (f" by {by:g}" if by else "")
     return Above(words, {worse: 1.0, better: -1.0}, measure, by, published)
->>>>>>> h23
 
 
 def most(arm: str, measure: str, value: float) -> Above:
     """Claim that an arm's measure is below a number."""
-<<<<<<< HEAD
-    return Above(f"minus {measure} of {arm} above {-value:g}", {arm: -1.0}, measure, -value)
-=======
     return Above(f"{measure} of {arm} below {value:g}", {arm: -1.0}, measure, -value)
->>>>>>> h23
 
 
 def least(arm: str, measure: str, value: float) -> Above:

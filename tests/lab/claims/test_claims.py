@@ -112,15 +112,8 @@ def test_runs_are_resumed_and_shared_and_learning_rates_swept(tmp_path, setting,
     assert not any(r.spec.label == "Muon" for r in trained)
 
 
-<<<<<<< HEAD
-def test_a_sweep_extends_beyond_its_edge_and_ends():
-    assert running.beyond({0.01: 1.0, 0.02: 2.0}) == (0.005,)
-    assert running.beyond({0.01: 2.0, 0.02: 1.0}) == (0.04,)
-    assert running.beyond({0.01: 2.0, 0.02: 1.0, 0.04: math.inf}) == ()
-=======
 def record(task, loss):
     return SimpleNamespace(arm=task.arm, lr=task.lr, measures={"loss": loss})
->>>>>>> h23
 
 
 def searched(claim, setting, monkeypatch, loss):

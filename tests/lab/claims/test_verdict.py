@@ -46,10 +46,6 @@ def test_a_difference_within_the_noise_or_with_one_seed_is_undecided():
     assert "one seed" in str(finding)
 
 
-<<<<<<< HEAD
-def test_measures_are_compared_with_thresholds():
-    starved = samples(a=[0.30, 0.31, 0.29])
-=======
 def test_an_interval_that_just_leaves_out_zero_does_not_decide_at_one_of_four_looks():
     values = samples(a=[0.0] * 4, b=[0.012, 0.028, 0.016, 0.030])
     finding = lower("a", "b")(values)
@@ -63,7 +59,6 @@ def test_an_interval_that_just_leaves_out_zero_does_not_decide_at_one_of_four_lo
 
 def test_thresholds():
     starved = samples(a=[0.30, 0.31, 0.29, 0.30])
->>>>>>> h23
     assert least("a", "loss", 0.25)(starved).verdict is Verdict.REPRODUCED
     finding = most("a", "loss", 0.01)(starved)
     assert finding.verdict is Verdict.NOT_REPRODUCED

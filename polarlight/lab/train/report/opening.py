@@ -90,16 +90,9 @@ def _get(about: Mapping[str, Any], *path: str) -> Any:
     return value
 
 
-<<<<<<< HEAD
-def trust(groups: Sequence[Group]) -> list[Block]:
-    """Return the conclusions that the spread between seeds allows."""
-    winner, scatter = best(groups), pooled(groups)
-    if winner is None:
-=======
 def trust(groups: Sequence[Group], about: Mapping[str, Any]) -> list[Block]:
     """Return what the seeds allow to say: a note, and a table where there are intervals."""
     if best(groups) is None:
->>>>>>> h23
         return [Text("No run has finished with a validation loss, so nothing is compared.", "note")]
     found = compared(groups)
     if not found:

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Significance of differences: differences of means against the spread of seeds.
-=======
 """Final losses of several optimizers against one of them, and the result in sentences.
->>>>>>> h23
 
 The reference is AdamW where it was run, else the first optimizer: a choice that the losses do not
 enter. Comparisons are paired by seed (`lab.statistics`).
@@ -19,48 +15,6 @@ REFERENCE = "adamw"
 TOKENS = "nats/token"
 
 
-<<<<<<< HEAD
-@dataclass(frozen=True, slots=True)
-class Scatter:
-    """Pooled standard deviation between seeds, and its degrees of freedom."""
-
-    deviation: float
-    freedom: int
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One group against the best: difference of means and the statistic."""
-
-    group: Group
-    difference: float
-    statistic: float
-
-    def stands_out(self, scatter: Scatter) -> bool:
-        """Tell whether the statistic exceeds two pooled standard deviations."""
-        return self.statistic > LIMIT * scatter.deviation
-
-
-def pooled(groups: Sequence[Group]) -> Scatter | None:
-    """Return the spread between seeds over all groups; None without two losses in a group."""
-    return pooled_deviation([group.losses for group in groups])
-
-
-def pooled_deviation(samples: Sequence[Sequence[float]]) -> Scatter | None:
-    """Return the spread within samples, pooled; None without two numbers in one."""
-    several = [(stdev(sample), len(sample) - 1) for sample in samples if len(sample) > 1]
-    freedom = sum(n for _, n in several)
-    if not freedom:
-        return None
-    variance = sum(n * deviation**2 for deviation, n in several) / freedom
-    return Scatter(math.sqrt(variance), freedom)
-
-
-def against_best(groups: Sequence[Group]) -> list[Comparison]:
-    """Compare every group with a final loss with the best one."""
-    winner = best(groups)
-    if winner is None or winner.loss is None:
-=======
 def reference_of(groups: Sequence[Group]) -> Group | None:
     """Return AdamW's group, else the first one, of those with a final loss."""
     known = [group for group in groups if group.losses]
@@ -72,7 +26,6 @@ def compared(groups: Sequence[Group]) -> list[Compared]:
     """Return every group with a final loss against the reference, the lowest loss first."""
     reference = reference_of(groups)
     if reference is None:
->>>>>>> h23
         return []
     found = against_reference({g.label: g.by_seed for g in groups}, reference.label)
     return sorted(found, key=lambda one: one.difference.estimate)

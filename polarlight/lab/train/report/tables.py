@@ -174,13 +174,8 @@ def _caption(groups: Sequence[Group]) -> str:
     return text + "Starved: share of the rows of tall matrices; see Starved neurons."
 
 
-<<<<<<< HEAD
-def comparisons(found: Sequence[Comparison], scatter: Scatter) -> Table:
-    """Return the statistic of every group against the best, and whether it is significant."""
-=======
 def comparisons(found: Sequence[Compared], groups: Sequence[Group]) -> Table:
     """Return every optimizer against the reference: difference, interval, verdict."""
->>>>>>> h23
     columns = [
         Column(f"against {found[0].reference}", left=True, wraps=True),
         Column("difference", hint="mean over seeds"),
