@@ -149,16 +149,12 @@ class _Relay:
     """
 
     def __init__(self, plan: Plan, axes: Axes, rank: int, gather: bool) -> None:
-        topology = plan.topology
-        self._rank, self._gather = rank, gather
-        self._node_of = lambda other: topology.node(axes, other)
-        self._column_of = lambda other: topology.column(axes, other)
+        self._topology, self._axes, self._rank, self._gather = plan.topology, axes, rank, gather
 
     def via(self, source: int, destination: int) -> int:
-        """Return the process that passes a message on: in the node of the one that is no owner."""
+        """Return the process that passes a message on."""
         peer, owner = (source, destination) if self._gather else (destination, source)
-        (found,) = set(self._node_of(peer)) & set(self._column_of(owner))
-        return found
+        return self._topology.via(self._axes, peer, owner)
 
     def first_hop(
         self, own: Sizes, relayed: Sizes, messages: Mapping[int, Tensor]
@@ -185,8 +181,11 @@ class _Relay:
         """Return sizes and contents of the messages to their destinations."""
         rank, sizes = self._rank, dict[tuple[int, int], int]()
         parts: dict[int, dict[int, Tensor]] = {}
+        destinations: dict[int, list[int]] = {}
+        for by, to in sorted(relayed):
+            destinations.setdefault(by, []).append(to)
         for by, message in arrived.items():
-            toward = sorted(to for source, to in relayed if source == by)
+            toward = destinations[by]
             counts = [relayed[by, to] for to in toward]
             for to, part in zip(toward, message.split(counts), strict=True):
                 parts.setdefault(to, {})[by] = part
@@ -260,7 +259,9 @@ def _finish_round(
 def pack(tensors: Sequence[Tensor], device: str) -> Tensor:
     """Return the bytes of tensors, one after the other, filled to a multiple of `ALIGNMENT`."""
     parts = [
-        x.reshape(-1).to(device, non_blocking=True).view(torch.uint8) for x in tensors if x.numel()
+        x.to(device, non_blocking=True).reshape(-1).contiguous().view(torch.uint8)
+        for x in tensors
+        if x.numel()
     ]
     if fill := -sum(map(len, parts)) % ALIGNMENT:
         parts.append(torch.zeros(fill, dtype=torch.uint8, device=device))

@@ -74,11 +74,14 @@ class ShardedStep:
             scatter = started
         if buckets:
             self._finish_scatter(buckets[-1], scatter)
-        # One more call for every matrix, owned by this process or not.
+        self._count_calls()
+        return self.directions
+
+    def _count_calls(self) -> None:
+        """Add one call to the counter of every matrix, owned by this process or not."""
         for task in self.tasks.values():
             if HOST_COUNTER in task.state:
                 task.state[HOST_COUNTER].add_(1)
-        return self.directions
 
     def _compute_rowwise(self, number: int, axes: Sequence[int]) -> None:
         """Compute one parameter on the rows of this process, with sums over the other rows."""

@@ -45,6 +45,7 @@ class Topology:
         self.coordinates, self.peers = coordinates, peers
         self._order = sorted(range(len(coordinates)), key=ranks.__getitem__)
         self._groups: dict[tuple[Axes, bool], dict[Coordinate, tuple[int, ...]]] = {}
+        self._known_places: dict[Axes, dict[int, tuple[int, int]]] = {}
 
     def cut_group(self, axes: Axes, rank: int) -> tuple[int, ...]:
         """Return the processes of one copy of a tensor that is replicated along `axes`."""
@@ -70,6 +71,27 @@ class Topology:
         """Return the processes at the same place of all nodes; this one alone in a small group."""
         group, shape = self.cut_group(axes, rank), self.grid_of(axes)
         return (rank,) if shape is None else group[group.index(rank) % shape[0] :: shape[0]]
+
+    def via(self, axes: Axes, peer: int, owner: int) -> int:
+        """Return who passes messages on between a process and an owner of its large cut group.
+
+        It is in the node of the process, at the owner's place.
+        """
+        node, _ = self._places(axes)[peer]
+        _, place = self._places(axes)[owner]
+        return self.cut_group(axes, peer)[node + place]
+
+    def _places(self, axes: Axes) -> dict[int, tuple[int, int]]:
+        """Return the position of each process's node in its cut group, and its place there."""
+        if axes not in self._known_places:
+            local, _ = self.grid_of(axes) or (1, 1)
+            self.cut_group(axes, 0)
+            self._known_places[axes] = {
+                rank: (k // local * local, k % local)
+                for group in self._groups[axes, False].values()
+                for k, rank in enumerate(group)
+            }
+        return self._known_places[axes]
 
     def _group(self, axes: Axes, rank: int, *, across: bool) -> tuple[int, ...]:
         """Return the processes that share the coordinates along `axes`, or all others."""
