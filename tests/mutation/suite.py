@@ -20,7 +20,7 @@ from tests.distributed import processes
 from tests.mutation.changes import PACKAGE, ROOT
 
 FOLDERS = [
-    *("tests/linalg", "tests/rules", "tests/contracts", "tests/torch_contract"),
+    *("tests/linalg", "tests/rules", "tests/stages", "tests/contracts", "tests/torch_contract"),
     "tests/optimizer",
     *("tests/test_recipes.py", "tests/test_diloco.py"),
     *("tests/test_view.py", "tests/reliability", "tests/fuzz"),
