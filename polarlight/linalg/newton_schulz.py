@@ -46,7 +46,7 @@ class NewtonSchulz(IteratedPolar):
 
     Source: Jordan et al., "Muon" (2024), kellerjordan.github.io/posts/muon.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import NewtonSchulz, polar_express
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])

@@ -87,7 +87,7 @@ def least_value(steps: tuple[RationalStep, ...], lowest: float, points: int = 20
 
 
 def noise_shift(step: RationalStep, cutoff: float, dtype: torch.dtype) -> float | None:
-    """Return the shift whose QR shows what lies below the cut-off.
+    """Return the shift whose QR gives the directions below the cut-off.
 
     It is the least one above the cut-off. None if E at the cut-off is lost in rounding, which means
     that the step is not steep either and lifts little noise.

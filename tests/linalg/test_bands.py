@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight.diagnostics.adversarial import (
+from polarlight.lab.accuracy.adversarial import (
     FAMILIES,
     LARGE,
     SHAPES,
@@ -195,7 +195,7 @@ def test_a_matrix_that_was_stretched_elevenfold():
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 70_000), (256, 1024), (64, 64)], ids=str)
 def test_a_matrix_of_ones_overflows_no_product(dtype, shape):
-    """Its Gram matrix holds the long side, and the square of that the cube of a side."""
+    """The Gram matrix holds the long side; its square the cube of a side."""
     assert largest(AutoPolar(dtype=dtype)(torch.ones(shape))) < 1.08
 
 

@@ -12,6 +12,7 @@ from polarlight.linalg import (
     ZoloPD,
 )
 from tests.matrices import gaussian
+from tests.releases import needs_compiled_steps
 
 ENGINES = [
     AutoPolar(dtype=torch.float32),
@@ -23,6 +24,7 @@ ENGINES = [
 ]
 
 
+@needs_compiled_steps
 @pytest.mark.parametrize("engine", ENGINES, ids=str)
 @pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "static"])
 def test_an_engine_compiles_to_one_graph(engine, dynamic):
