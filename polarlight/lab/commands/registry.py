@@ -82,6 +82,16 @@ def engines() -> dict[str, Engine]:
     return found
 
 
+def unbounded() -> dict[str, Engine]:
+    """Return Gram forms with fewer restarts than they need, of which no band is promised."""
+    return {
+        "gram polar-express, one restart fp16": GramNewtonSchulz(
+            polar_express(5), torch.float16, restarts=(2,)
+        ),
+        "auto (Gram), one restart bf16": GramNewtonSchulz(QUICK, _HALF, Schatten8(), (2,)),
+    }
+
+
 def choose(names: str, known: Mapping[str, "T"], what: str) -> dict[str, "T"]:
     """Return the entries of `known` for names separated by commas; empty text takes all.
 
