@@ -1,4 +1,4 @@
-"""The model's shape, loss, initial weights and refusals; `test_model_qwen3.py` compares its logits."""
+"""Shape, loss, initial weights and errors of the model; `test_model_qwen3.py` compares logits."""
 
 import math
 
