@@ -186,7 +186,9 @@ class Start(NamedTuple):
 
     def times_factor(self, Y: Tensor, power: int = 1) -> Tensor:
         """Write f^power Y to Y and return it."""
-        return Y if self.factor is None else Y.mul_(self.factor**power)
+        if self.factor is None:
+            return Y
+        return Y.mul_(self.factor if power == 1 else self.factor**power)
 
 
 def started(
@@ -212,7 +214,7 @@ def started(
         X = M.to(dtype) if scaled else unit_scale_in(M, dtype, rows)
     R = gram(X, rows)  # [..., k, k]
     square = gram(R)  # [..., k, k], R^2, of the first step too
-    return Start(X, R, square, 1 / nonzero(safety * schatten8(square)))
+    return Start(X, R, square, nonzero(safety * schatten8(square)).reciprocal())
 
 
 def _within_float16(M: Tensor, rows: Rows) -> Tensor:

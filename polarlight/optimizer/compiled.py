@@ -20,69 +20,68 @@ from polarlight.optimizer.param_groups import Group
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
 
-class MomentumTensors:
-    """Tensors [] that hold the momentum of each param group, filled when it changes.
+class GraphInputs:
+    """What a graph of `torch.compile` is given from outside, made before it runs.
 
-    In float64, as Python's own numbers are, so that 1 - momentum has the bits of an eager step.
+    Attributes:
+        groups: Copies of the param groups, each with its momentum as a tensor [].
     """
 
     def __init__(self) -> None:
-        self._values: dict[int, float] = {}
-        self._tensors: dict[int, Tensor] = {}
-
-    def traced_groups(self, groups: Sequence[Group]) -> list[Group]:
-        """Return copies of the groups with momentum tensors; call it outside of the graph."""
-        traced = [dict(group) for group in groups]
-        for i, group in enumerate(traced):
-            momentum, params = group["momentum"], group["params"]
-            if isinstance(momentum, Tensor) or not params:
-                continue
-            device, tensor = params[0].device, self._tensors.get(i)
-            if tensor is None or tensor.device != device:
-                dtype = torch.float32 if device.type == "mps" else torch.float64
-                tensor = torch.tensor(momentum, dtype=dtype, device=device)
-                self._tensors[i], self._values[i] = tensor, momentum
-            elif self._values[i] != momentum:
-                tensor.fill_(momentum)
-                self._values[i] = momentum
-            group["momentum"] = tensor
-        return traced
-
-
-class DecidedRules:
-    """Rules of parameters with a counter on the host, as they act in the coming step.
-
-    Parameters are mapped to text, and text to rules: the compiler checks each text before it runs a
-    graph again, but of one object under several parameters only the first.
-    """
-
-    def __init__(self) -> None:
+        self.groups: list[Group] = []
+        self._momenta: dict[int, tuple[float, Tensor]] = {}
         self._known: dict[UpdateRule, tuple[str, UpdateRule]] = {}
-        self._by_param: dict[Tensor, str] = {}
+        # Parameters are mapped to text, and text to rules. The compiler checks each text before it
+        # runs a graph again, but of one object under several parameters only the first.
+        self._kinds: dict[Tensor, str] = {}
         self._rules: dict[str, UpdateRule] = {}
 
-    def rule_of(self, p: Tensor, otherwise: UpdateRule) -> UpdateRule:
-        """Return the decided rule of a parameter, as of the last `decide`."""
-        return self._rules[self._by_param[p]] if p in self._by_param else otherwise
-
-    def decide(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> None:
-        """Decide the rules by the counters in the states; call it outside of the graph.
-
-        A parameter whose matrices have different counts is left out: its step breaks the graph.
-        """
-        self._by_param.clear()
+    def prepare(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> None:
+        """Make momenta tensors, and decide rules by the counters in the states."""
+        self.groups = [dict(group) for group in groups]
+        self._kinds.clear()
         self._rules.clear()
-        for group in groups:
+        for i, group in enumerate(self.groups):
+            self._make_momentum_tensor(i, group)
             for p in group["params"]:
-                counter = states.get(p, {}).get(HOST_COUNTER)
-                if counter is None or not isinstance(group["rule"], UpdateRule):
-                    continue
-                counts = set(counter.flatten().tolist())
-                if len(counts) == 1:
-                    rule = group["rule"].at_step(int(counts.pop()))
-                    # The same object whenever it is the same rule: the graph asks for its identity.
-                    kind, rule = self._known.setdefault(rule, (str(len(self._known)), rule))
-                    self._by_param[p], self._rules[kind] = kind, rule
+                self._decide(p, group["rule"], states.get(p, {}))
+
+    def rule_of(self, p: Tensor, rule: UpdateRule) -> UpdateRule:
+        """Return a parameter's rule as it acts in the coming step."""
+        return self._rules[self._kinds[p]] if p in self._kinds else rule
+
+    def _make_momentum_tensor(self, i: int, group: Group) -> None:
+        """Replace the momentum of group i by a tensor [], filled when the number changes.
+
+        In float64, as Python's own numbers are, so that 1 - momentum has the bits of an eager step.
+        """
+        momentum, params = group["momentum"], group["params"]
+        if isinstance(momentum, Tensor) or not params:
+            return
+        device = params[0].device
+        before, tensor = self._momenta.get(i, (None, None))
+        if tensor is None or tensor.device != device:
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            tensor = torch.tensor(momentum, dtype=dtype, device=device)
+        elif before != momentum:
+            tensor.fill_(momentum)
+        self._momenta[i] = momentum, tensor
+        group["momentum"] = tensor
+
+    def _decide(self, p: Tensor, rule: object, state: State) -> None:
+        """Decide the branches of a parameter's rule if it has a counter on the host.
+
+        Matrices of one parameter with different counts are left out: their step breaks the graph.
+        """
+        counter = state.get(HOST_COUNTER)
+        if counter is None or not isinstance(rule, UpdateRule):
+            return
+        counts = set(counter.flatten().tolist())
+        if len(counts) == 1:
+            decided = rule.at_step(int(counts.pop()))
+            # The same object whenever it is the same rule: the graph asks for its identity.
+            kind, decided = self._known.setdefault(decided, (str(len(self._known)), decided))
+            self._kinds[p], self._rules[kind] = kind, decided
 
 
 def check_lr(lrs: Sequence[float | Tensor]) -> None:

@@ -10,6 +10,7 @@ import io
 import sys
 import tokenize
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def room_changes_of_a_step():
         finally:
             sys.setprofile(None)
     outside = [name for name in visited if name not in MATHEMATICS]
-    return sum(a != b for a, b in zip(outside, outside[1:], strict=False))
+    return sum(a != b for a, b in pairwise(outside))
 
 
 def lines_of(file):

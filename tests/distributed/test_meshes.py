@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import polarlight
-from polarlight.diagnostics.sharding import gradient, lying_like
+from polarlight.diagnostics.sharding import gradient, shard_like
 from polarlight.execution.sharded import agreement
 from polarlight.execution.sharded.collectives import ProcessMesh
 from tests.distributed.processes import run
@@ -79,11 +79,11 @@ def followed(whole, model, case=""):
     for step in range(2):
         for place, (p, q) in enumerate(zip(whole.parameters(), model.parameters(), strict=True)):
             p.grad = gradient(p, seed=100 * step + place)
-            q.grad = lying_like(p.grad, q)
+            q.grad = shard_like(p.grad, q)
         for optimizer in optimizers:
             optimizer.step()
     for (name, p), q in zip(whole.named_parameters(), model.parameters(), strict=True):
-        expected = lying_like(p.detach(), q).to_local()
+        expected = shard_like(p.detach(), q).to_local()
         torch.testing.assert_close(
             q.detach().to_local(), expected, rtol=0, atol=1e-10, msg=f"{name}, {case}"
         )

@@ -7,7 +7,7 @@ is finished.
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -195,19 +195,28 @@ def work(task: Task, setting: Setting, claim: Claim | None = None) -> RunRecord:
         text = json.dumps(dict(arm.finish(run)))
         (folder / measures.FINISHED).write_text(text, encoding="utf-8")
     names = [] if diverged else claim.measures(task.arm)
+    found = {"loss": math.nan} | {name: measures.measured(folder, name) for name in names}
+    return record_of(task.arm, arm, run, found, time.process_time() - start)
+
+
+def record_of(
+    label: str, arm: Arm, run: Run, found: Mapping[str, float], seconds: float
+) -> RunRecord:
+    """Return the record of a finished run; its processor time adds up over interruptions."""
+    spec = run.spec
     return RunRecord(
-        setting=run_setting(arm, plan)(spec),
-        arm=task.arm,
+        setting=run_setting(arm, run.plan)(spec),
+        arm=label,
         lr=spec.lr,
         weight_decay=spec.weight_decay,
         aux_lr=spec.aux_lr,
         seed=spec.seed,
-        measures={"loss": math.nan} | {name: measures.measured(folder, name) for name in names},
-        cpu_seconds=round(_add_seconds(folder, time.process_time() - start), 1),
+        measures=found,
+        cpu_seconds=round(_add_seconds(run.folder, seconds), 1),
         date=datetime.now(UTC).date().isoformat(),
-        data=corpus.fingerprint,
+        data=run.corpus.fingerprint,
         versions=versions(),
-        hardware=hardware(device_of(plan.device)),
+        hardware=hardware(device_of(run.plan.device)),
     )
 
 

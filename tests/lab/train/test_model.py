@@ -1,4 +1,4 @@
-"""Shape, loss, initial weights and errors of the model; `test_model_qwen3.py` compares logits."""
+"""The model's shape, loss, initial weights and refusals; logits: `test_model_qwen3.py`."""
 
 import math
 
