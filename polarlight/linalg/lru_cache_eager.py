@@ -24,6 +24,7 @@ def lru_cache_eager(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         return cached(*args, **kwargs)  # type: ignore[arg-type]
 
+    call.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
     return call
 
 

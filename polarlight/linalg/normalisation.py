@@ -54,7 +54,7 @@ class Frobenius:
 
     Cost: 2 m n flops.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import Frobenius
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -84,7 +84,7 @@ class Schatten4:
     Exact for rank 1; on k equal singular values they come out as k^(-1/4) instead of the k^(-1/2)
     of the Frobenius norm, which saves about one step. Cost: 2 m n k flops, k the short side.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import Schatten4
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -111,7 +111,7 @@ class Schatten8:
     `started` hands both on. On k equal singular values they come out as k^(-1/8), a quarter to a
     half, and on a spectrum that falls off at almost s / s_max.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import Schatten8
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -137,7 +137,7 @@ class AOL:
     Singular values end at most at 1, and at exactly 1 for rank 1 and for orthogonal columns. Cost:
     2 m n k flops, k the short side.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import AOL
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -186,7 +186,9 @@ class Start(NamedTuple):
 
     def times_factor(self, Y: Tensor, power: int = 1) -> Tensor:
         """Write f^power Y to Y and return it."""
-        return Y if self.factor is None else Y.mul_(self.factor**power)
+        if self.factor is None:
+            return Y
+        return Y.mul_(self.factor if power == 1 else self.factor**power)
 
 
 def started(
@@ -212,7 +214,7 @@ def started(
         X = M.to(dtype) if scaled else unit_scale_in(M, dtype, rows)
     R = gram(X, rows)  # [..., k, k]
     square = gram(R)  # [..., k, k], R^2, of the first step too
-    return Start(X, R, square, 1 / nonzero(safety * schatten8(square)))
+    return Start(X, R, square, nonzero(safety * schatten8(square)).reciprocal())
 
 
 def _within_float16(M: Tensor, rows: Rows) -> Tensor:

@@ -216,7 +216,7 @@ class Function(MatrixMap):
         declared_invariants: What holds of every image, by measure and limit.
         declared_degree: The d with f(c M) = c^d f(M); 0 where the scale of M cancels.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import Function
         >>> Function(torch.sign)(torch.tensor([[-2.0, 3.0]]))

@@ -5,9 +5,9 @@ A param group has a rule and a view besides torch's scheduled numbers (`lr`, `we
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from polarlight.optimizer.masked import (
     FiniteFlags,
     clone_buffers,
     commit_where_finite,
+    join_flags,
     mask_for,
     update_momenta,
 )
@@ -46,8 +47,10 @@ from polarlight.optimizer.param_groups import (
     ActiveParams,
     Group,
     StateDict,
+    alike_groups,
     check_disjoint,
     check_group,
+    check_not_flattened,
     name_of,
     partition_for_step,
     with_gradients,
@@ -132,6 +135,7 @@ class SpectralOptimizer(Optimizer):
             "role": "",
         }
         super().__init__(params, defaults)
+        check_not_flattened(self.param_groups)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; entries it lacks come from the constructor's arguments.
@@ -217,7 +221,7 @@ class SpectralOptimizer(Optimizer):
         sharded: list[set[int]],
         nonfinite: set[tuple[int, int]],
     ) -> None:
-        """Step parameters with a gradient; `nonfinite` are those that other processes know of."""
+        """Step active parameters but those in `nonfinite`, found so on another process."""
         observing = [probe for probe in self._probes.values() if probe.begin()]
         masks = self._guard.flag_nonfinite(
             groups,
@@ -233,7 +237,7 @@ class SpectralOptimizer(Optimizer):
         for batch in partition_for_step(groups, active, shared=shared):
             self._guard.drop_nonfinite_on_host(groups, batch, sharded)
             finite = {
-                i: None if masks[i] is None else mask_for(masks[i], param_indices)
+                i: mask_for(masks[i], param_indices, groups[i]["params"])
                 for i, param_indices in batch.items()
                 if param_indices
             }
@@ -330,51 +334,57 @@ class SpectralOptimizer(Optimizer):
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
     ) -> None:
         """Step one batch of parameters whose rules map matrices."""
-        weights: dict[int, list[Tensor]] = {}
-        tasks: dict[int, list[ParamTask]] = {}
-        for i in finite:  # momentum, elementwise on the local shards
-            weights[i], tasks[i] = self._update_momenta(i, batch[i], finite[i])
+        parts = [
+            self._update_momenta([(i, k) for i in alike for k in batch[i]], finite)
+            for alike in alike_groups(self._groups, finite)
+        ]
         # Directions of whole matrices, of all groups at once: the executor batches or shares them.
         directions = iter(
-            directions_of(self.executor, [task for of_group in tasks.values() for task in of_group])
+            directions_of(self.executor, [task for part in parts for task in part.tasks])
         )
-        for i, of_group in tasks.items():  # weights, elementwise on the local shards
-            group, flags = self._groups[i], finite[i]
-            D = [next(directions) for _ in of_group]
-            states = [self._buffers.by_param[task.parameter] for task in of_group]
-            if flags is not None:
-                commit_where_finite(D, states, [task.state for task in of_group], flags)
+        for part in parts:  # weights, elementwise on the local shards
+            D = [next(directions) for _ in part.tasks]
+            states = [self._buffers.by_param[task.parameter] for task in part.tasks]
+            if part.finite is not None:
+                written = [task.state for task in part.tasks]
+                commit_where_finite(D, states, written, part.finite)
             for probe in observing:
-                for task, direction in zip(of_group, D, strict=True):
+                for (i, _), task, direction in zip(part.places, part.tasks, D, strict=True):
                     p = task.parameter
                     W, M = full_tensor(p), full_tensor(task.momentum, p)
                     U = full_tensor(direction.to(p.dtype), p)
-                    probe.observe(Observation(task.name, W, M, U, group))
-            apply_update(group, weights[i], states, D, flags)
+                    probe.observe(Observation(task.name, W, M, U, self._groups[i]))
+            apply_update(self._groups[part.places[0][0]], part.weights, states, D, part.finite)
 
     def _update_momenta(
-        self, i: int, param_indices: list[int], finite: FiniteFlags
-    ) -> tuple[list[Tensor], list[ParamTask]]:
-        """Update momenta of one group's parameters; return local weights and their tasks."""
-        group = self._groups[i]
+        self, places: Sequence[tuple[int, int]], finite: Mapping[int, FiniteFlags]
+    ) -> "_Part":
+        """Update momenta of parameters of groups that are alike; return what follows needs.
+
+        Args:
+            places: Group index and param index of each parameter, group by group.
+            finite: Flags of the parameters of each group, by group index.
+        """
+        groups = self._groups
+        group = groups[places[0][0]]
         rule, view = group["rule"], group["view"] or Whole()
-        params = [group["params"][k] for k in param_indices]
+        params = [groups[i]["params"][k] for i, k in places]
+        flags = join_flags([i for i, _ in places], finite, params)
         states = [self._buffers.by_param[p] for p in params]
         weights, gradients, buffers = local_tensors(params, states, maximize=group["maximize"])
         extra = rule.momentum.extra_state
         held = [{name: to_local(state[name]) for name in extra} for state in states]
-        momenta = update_momenta(rule.momentum, held, gradients, buffers, group["momentum"], finite)
+        momenta = update_momenta(rule.momentum, held, gradients, buffers, group["momentum"], flags)
         # A rule writes to clones where flags decide afterwards which of them are kept.
-        written = states if finite is None else clone_buffers(states)
+        written = states if flags is None else clone_buffers(states)
         rules = [rule] * len(params)
         if torch.compiler.is_compiling():
             rules = [self._graph.rule_of(p, rule) for p in params]
-        return weights, [
-            ParamTask(name_of(group, i, k), r, view, p, M, state)
-            for k, r, p, M, state in zip(
-                param_indices, rules, params, momenta, written, strict=True
-            )
+        tasks = [
+            ParamTask(name_of(groups[i], i, k), r, view, p, M, state)
+            for (i, k), r, p, M, state in zip(places, rules, params, momenta, written, strict=True)
         ]
+        return _Part(places, weights, tasks, flags)
 
     def _step_elementwise(
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
@@ -393,3 +403,19 @@ class SpectralOptimizer(Optimizer):
                     M, U = group["rule"].momentum_and_direction(local, group["momentum"])
                     M, U = full_tensor(M, p), full_tensor(U, p)
                     probe.observe(Observation(name_of(group, i, k), W, M, U, group))
+
+
+class _Part(NamedTuple):
+    """Parameters of one batch whose groups are alike.
+
+    Attributes:
+        places: Group index and param index of each.
+        weights: Their local parts.
+        tasks: Their tasks.
+        finite: Their flags.
+    """
+
+    places: Sequence[tuple[int, int]]
+    weights: list[Tensor]
+    tasks: list[ParamTask]
+    finite: FiniteFlags

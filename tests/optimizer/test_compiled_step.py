@@ -235,7 +235,7 @@ def test_neither_an_eager_step_nor_tensors_are_warned_about(not_warned_yet):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:a compiled step takes a float")
 def test_a_float_lr_is_traced_anew_once():
-    """It is taken for a constant until it changes; then for any number."""
+    """A float lr is a constant until it changes; then dynamic."""
     graphs_made, distance = compiled_steps(polarlight.Muon, tensor_lr=False, backend="eager")
     assert graphs_made == [1, 0, 1, 0]
     assert distance < 1e-6
@@ -246,7 +246,7 @@ def test_a_float_lr_is_traced_anew_once():
 def test_generated_code_has_eagers_values(make):
     graphs_made, distance = compiled_steps(make, tensor_lr=True, backend="inductor")
     assert graphs_made == [1, 0, 0, 0]
-    # Fused kernels keep bfloat16 intermediates in float32: five steps of at most .02 per entry.
+    # Fused kernels keep bfloat16 intermediates in float32: five steps of at most 0.02 per entry.
     assert distance < 5e-3
 
 
