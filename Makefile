@@ -26,7 +26,7 @@ test-gpu: $(VENV)/.dev
 test-titan: $(TITAN)/.installed  ## torchtitan's container, recipe and FSDP2, which want older packages
 	OMP_NUM_THREADS=1 $(TITAN)/bin/pytest tests/integrations/test_torchtitan.py
 
-CORE := tests/contracts tests/rules tests/linalg tests/torch_contract tests/distributed tests/optimizer
+CORE := tests/contracts tests/rules tests/stages tests/linalg tests/torch_contract tests/distributed tests/optimizer
 CORE += tests/execution tests/reliability tests/lab/train/test_loop.py $(wildcard tests/test_*.py)
 
 test-isa: $(VENV)/.dev  ## margins of numeric bounds under several instruction sets, half an hour

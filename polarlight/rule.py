@@ -9,7 +9,7 @@ memory (`linalg/slot.py`).
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import frexp
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from polarlight.linalg.rest import SIZES, sizes_shape, zero_at_rest
 from polarlight.linalg.row_sums import Rows
 from polarlight.linalg.slot import Buffers, Slot
 from polarlight.lookup import check_objects_in
+from polarlight.registry import stable_text
 
 Numbers = tuple[float, float]
 """A number as it was and as it is."""
@@ -33,7 +34,10 @@ MOMENTUM = "momentum_buffer"
 """The state of a parameter that belongs to the momentum slot."""
 
 HOST_COUNTER = "step"
-"""A buffer of this name lies on the host and counts calls: a stage may branch on it there."""
+"""A buffer of this name lies on the host and counts calls: a stage may branch on it there.
+
+A stage that does overrides `at_step`, so that a compiled step needs no branch.
+"""
 
 
 class Averaging(Protocol):
@@ -49,19 +53,19 @@ class Averaging(Protocol):
 
 
 class Momentum(ABC):
-    """How gradients become the matrix that a rule maps: elementwise, and on shards."""
+    """Elementwise accumulation of gradients into the matrix that a rule maps, on shards."""
 
     __slots__ = ()
 
     @property
     def buffered(self) -> bool:
-        """Whether each parameter needs a `momentum_buffer`."""
+        """True if each parameter needs a `momentum_buffer`."""
         return True
 
     @property
     @abstractmethod
     def is_ema(self) -> bool:
-        """Whether a gradient equal to the buffer leaves the buffer unchanged, to the bit."""
+        """True if a gradient equal to the buffer leaves the buffer unchanged, to the bit."""
 
     @property
     def extra_state(self) -> tuple[str, ...]:
@@ -83,6 +87,15 @@ class Momentum(ABC):
     def bind_state(self, states: Sequence[Mapping[str, Tensor]]) -> Averaging:
         """Return the momentum with its extra state, one mapping per parameter."""
         return self
+
+    def shard_error(self, shape: torch.Size, shard: torch.Size) -> str:
+        """Return why this momentum cannot be kept for such a shard; empty if it can."""
+        return ""
+
+    def store(self, state: Mapping[str, Tensor], M: Tensor) -> tuple[str, ...]:
+        """Write a floating-point momentum into one parameter's state; return the keys written."""
+        state[MOMENTUM].copy_(M)
+        return (MOMENTUM,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +130,7 @@ class UpdateRule:
             names = [name for slot in self.slots for name in slot.buffer_shapes(shape)]
             if len(names) != len(set(names)):
                 raise ValueError(f"rule {self.name!r} has two stages with equal buffers: {names}")
+        stable_text(self)  # refuses what other processes could not compare with theirs
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -137,6 +151,17 @@ class UpdateRule:
         """
         first, *others = self.slots
         return dtype if others else first.input_dtype(dtype, device)
+
+    def at_step(self, t: int) -> "UpdateRule":
+        """Return the rule with every branch on a host counter decided for the count t.
+
+        The rule itself if it has none; see `Slot.at_step`.
+        """
+        decided = [slot.at_step(t) for slot in self.slots]
+        if all(x is slot for x, slot in zip(decided, self.slots, strict=True)):
+            return self
+        balance = None if self.balance is None else decided.pop(0)
+        return replace(self, balance=balance, map=decided[0], post=tuple(decided[1:]))
 
     def engine(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
         """Return in words what computes the map of an m x n matrix."""
@@ -193,7 +218,7 @@ class ElementwiseRule(ABC):
 
     @property
     def has_step_finite(self) -> bool:
-        """Whether `step_finite` leaves parameters out without a host sync."""
+        """True if `step_finite` skips parameters without a host sync."""
         return False
 
     @abstractmethod

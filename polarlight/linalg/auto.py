@@ -73,7 +73,7 @@ class AutoPolar(PolarMap):
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import AutoPolar
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])

@@ -108,7 +108,7 @@ class GramNewtonSchulz(PolarMap):
         ValueError: If M has fewer than two dimensions, the schedule needs another normalisation,
             or restarts do not increase between 1 and the number of steps less 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import GramNewtonSchulz, polar_express
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])

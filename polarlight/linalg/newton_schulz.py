@@ -58,7 +58,7 @@ class NewtonSchulz(PolarMap):
 
     Source: Jordan et al., "Muon" (2024), kellerjordan.github.io/posts/muon.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import NewtonSchulz, polar_express
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])

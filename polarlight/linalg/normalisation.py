@@ -54,7 +54,7 @@ class Frobenius:
 
     Cost: 2 m n flops.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import Frobenius
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -84,7 +84,7 @@ class Schatten4:
     Exact for rank 1; on k equal singular values they come out as k^(-1/4) instead of the k^(-1/2)
     of the Frobenius norm, which saves about one step. Cost: 2 m n k flops, k the short side.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import Schatten4
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -111,7 +111,7 @@ class Schatten8:
     `started` hands both on. On k equal singular values they come out as k^(-1/8), a quarter to a
     half, and on a spectrum that falls off at almost s / s_max.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import Schatten8
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -137,7 +137,7 @@ class AOL:
     Singular values end at most at 1, and at exactly 1 for rank 1 and for orthogonal columns. Cost:
     2 m n k flops, k the short side.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import AOL
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])

@@ -55,7 +55,7 @@ class OneSidedPolar(PolarMap):
     Accuracy: that of the engine. A Gram matrix that is singular, as on the long side or after
     centring, is no special case: its null directions fall below the cut-off or are damped.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import GramSide, OneSidedPolar
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])

@@ -71,7 +71,7 @@ def cut_off(m: int, n: int, dtype: torch.dtype) -> float:
 
 
 def noise_shift(step: RationalStep, cutoff: float, dtype: torch.dtype) -> float | None:
-    """Return the shift whose QR shows what lies below the cut-off.
+    """Return the shift whose QR gives the directions below the cut-off.
 
     It is the least one above the cut-off. None if E at the cut-off is lost in rounding, which means
     that the step is not steep either and lifts little noise.

@@ -33,7 +33,7 @@ class ExactPolar(PolarMap):
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, or an argument is outside its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import ExactPolar
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])

@@ -5,8 +5,10 @@ from math import inf
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from polarlight.execution.batched import step_stacks
+from polarlight.execution.sharded.foreign import refuse_flattened, refuse_tensor_parallel
 from polarlight.lookup import check_object
 from polarlight.rule import ElementwiseRule, UpdateRule
 from polarlight.view import Whole
@@ -27,6 +29,15 @@ def name_of(group: Mapping[str, Any], group_index: int, param_index: int) -> str
     if names and len(names) == len(group["params"]):  # else a wrapper replaced them, as FSDP1 does
         return str(names[param_index])
     return f"param_groups[{group_index}]['params'][{param_index}]"
+
+
+def named_params(optimizer: Optimizer) -> list[tuple[str, Tensor, Group]]:
+    """Return name, parameter and group of every parameter of any torch optimizer."""
+    return [
+        (name_of(group, i, k), p, group)
+        for i, group in enumerate(optimizer.param_groups)
+        for k, p in enumerate(group["params"])
+    ]
 
 
 def check_numbers(group: Group) -> None:
@@ -139,6 +150,7 @@ def _check_parameters(group: Group, index: int) -> None:
         raise ValueError(f"{', '.join(others)}; only real floating-point parameters are supported")
     if not isinstance(rule, UpdateRule):
         return
+    refuse_tensor_parallel(named)
     if named and all(p.ndim < 2 for _, p in named):
         check_is_matrix(group, index, 0)
     odd = [f"{name} has shape {tuple(p.shape)}" for name, p in named if p.ndim != 2]
@@ -157,6 +169,15 @@ def _check_parameters(group: Group, index: int) -> None:
             misfits.append(f"{name}: {error}")
     if misfits:
         raise ValueError("\n".join(misfits))
+
+
+def check_not_flattened(groups: Sequence[Group]) -> None:
+    """Raise ValueError if FSDP1 left no parameter of any group in its own shape."""
+    refuse_flattened(
+        (name_of(group, i, k), p)
+        for i, group in enumerate(groups)
+        for k, p in enumerate(group["params"])
+    )
 
 
 def check_is_matrix(group: Group, index: int, param_index: int) -> None:

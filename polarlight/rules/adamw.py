@@ -82,7 +82,7 @@ class AdamWRule(ElementwiseRule):
         weight_decay: float,
         momentum: float | Tensor,
     ) -> None:
-        """As `step`; parameters whose flag, bool [], is False keep weight, moments and step."""
+        """Step like `step`; parameters whose flag, bool [], is False keep all state."""
         betas = momentum, self.beta2
         rows = list(zip(parameters, gradients, states, finite, strict=True))
         for kind in by_kind(finite):

@@ -3,6 +3,7 @@
 from polarlight.stages.centre import centred
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.equilibrate import EquilibrateBoth, EquilibrateColumns, EquilibrateRows
+from polarlight.stages.int8_momentum import InInt8
 from polarlight.stages.momentum import EMA, HeavyBall, InBfloat16, RawGradient
 from polarlight.stages.orientation import Columns, Pairs, oriented
 from polarlight.stages.renormalise import KeepNorm, MatchRms, PolarNorm
@@ -18,6 +19,7 @@ __all__ = [
     "HeavyBall",
     "Identity",
     "InBfloat16",
+    "InInt8",
     "KeepNorm",
     "MatchRms",
     "MatchRmsAdamW",

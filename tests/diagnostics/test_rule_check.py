@@ -80,7 +80,7 @@ def test_a_rule_that_did_not_run_is_caught(rule):
 
 @pytest.mark.parametrize("shape", [(32, 8), (3, 3), (64, 64)], ids=str)
 def test_jordans_spread_of_singular_values_breaks_no_promise(shape):
-    """Its five steps leave .68 to 1.2; the plain limit was crossed by one matrix in ten."""
+    """Five steps leave 0.68 to 1.2; one matrix in ten crossed the plain limit."""
     limit = invariants(
         polarlight.rules.muon(
             polar=polarlight.linalg.NewtonSchulz(polarlight.linalg.schedules.JORDAN)
@@ -156,7 +156,7 @@ def test_soap_may_skip_its_first_step():
     assert set(invariants(polarlight.rules.soap(), 8, 4)) == {Invariant.FINITE}
 
 
-def test_measures_tell_matrices_apart():
+def test_measures_separate_exact_updates_from_wrong_ones():
     M = gaussian(24, 6, seed=1) * torch.logspace(-1, 1, 6)
     U, S, Vh = torch.linalg.svd(M, full_matrices=False)
     polar, rows = U @ Vh, M / M.norm(dim=1, keepdim=True)

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 
 import polarlight
-from polarlight.diagnostics.sharding import full, gradient, lying_like
+from polarlight.diagnostics.sharding import full, gradient, shard_like
 from tests.contracts.catalogue import SHIPPED
 from tests.distributed.layouts import LAYOUTS, Parameters
 from tests.distributed.processes import run
@@ -40,7 +40,7 @@ def train(model, optimizer, steps):
     for step in steps:
         for i, p in enumerate(model.parameters()):
             whole = torch.empty(p.shape, dtype=p.dtype)
-            p.grad = lying_like(gradient(whole, seed=100 * step + i), p)
+            p.grad = shard_like(gradient(whole, seed=100 * step + i), p)
         optimizer.step()
 
 
@@ -53,7 +53,7 @@ def save(rank, folder, world, name):
 
 
 def resume(rank, folder, layouts):
-    """Loads into each layout, goes on, and compares with a run that never stopped."""
+    """Load into each layout, continue, and compare with a run that never stopped."""
     for rule in RULES:
         straight = build(rule)
         train(*straight, range(5))
@@ -71,7 +71,7 @@ def resume(rank, folder, layouts):
 
 
 def pass_on(rank, folder, target, layout):
-    """Loads into a layout and saves again, without a step."""
+    """Load into a layout and save again, without a step."""
     for rule in RULES:
         model, optimizer = build(rule, layout)
         saved, states = get_state_dict(model, optimizer)

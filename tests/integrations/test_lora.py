@@ -60,7 +60,7 @@ def test_the_first_step_moves_b_and_not_a():
     net["score"](net["up_proj"](torch.randn(4, 8))).square().sum().backward()
     optimizer.step()
     assert torch.equal(A, before)
-    # 0.01 * 0.2 as AdamW's; Jordan's iteration gives .68 to 1.14 of the exact factor
+    # 0.01 * 0.2 as AdamW's; Jordan's iteration gives 0.68 to 1.14 of the exact factor
     assert 0.6 * 0.002 < B.detach().square().mean().sqrt() < 1.2 * 0.002
 
 
@@ -76,7 +76,7 @@ def test_pairs_are_groups_and_lr_is_that_of_the_weight():
     assert "base_layer" not in table
 
 
-def test_the_weight_moves_as_far_whatever_the_scaling():
+def test_the_adapters_scaling_does_not_change_the_weights_step():
     """The same step of W in the first step, where only B moves: up to rounding in float32."""
     moved = []
     for scaling in (1.0, 8.0):
@@ -105,7 +105,7 @@ def half_trainable():
         (lambda: lora_product_groups(half_trainable(), lr=0.1), "only one factor of a pair"),
     ],
 )
-def test_mistakes_are_named(call, said):
+def test_models_without_trainable_pairs_raise(call, said):
     with pytest.raises(ValueError, match=said):
         call()
 

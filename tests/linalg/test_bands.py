@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight.diagnostics.adversarial import FAMILIES, LARGE, SHAPES, largest, search
+from polarlight.lab.accuracy.adversarial import FAMILIES, LARGE, SHAPES, largest, search
 from polarlight.linalg.auto import QUICK, AutoPolar
 from polarlight.linalg.chaotic import KAON, MAXIMAL_SLOPE, Chaotic
 from polarlight.linalg.eigen import EigenPolar
@@ -75,6 +75,10 @@ def name(engine):
     return f"{type(engine).__name__}-{engine.schedule.name}-{norm}-{dtype}"
 
 
+def identifier(value):
+    return f"{value:.3f}" if isinstance(value, float) else name(value)
+
+
 def worst(engine, shape, **kind):
     return search(lambda M: largest(engine(M)), shape, **kind)
 
@@ -88,7 +92,7 @@ def test_no_iteration_leaves_its_band(shape):
         assert found.score < bound, (name(engine), found)
 
 
-@pytest.mark.parametrize(("engine", "bound"), DEFAULTS, ids=lambda x: "")
+@pytest.mark.parametrize(("engine", "bound"), DEFAULTS, ids=identifier)
 def test_the_default_engine_keeps_its_band(engine, bound):
     for shape in ((1, 7), (2, 2), (3, 9), (4, 16), (16, 4), (33, 20)):
         found = worst(engine, shape, count=32, rounds=3)
@@ -106,7 +110,7 @@ def test_no_exact_engine_stretches_anything(kind, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "bound"), ITERATIONS + DEFAULTS, ids=lambda x: "")
+@pytest.mark.parametrize(("engine", "bound"), ITERATIONS + DEFAULTS, ids=identifier)
 def test_no_iteration_leaves_its_band_in_a_long_search(engine, bound):
     """Thirteen families of 512, eight shapes, 60 rounds of a climb: 80,000 matrices or more."""
     for shape in SHAPES:
@@ -149,7 +153,7 @@ def test_a_matrix_that_was_stretched_elevenfold():
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 70_000), (256, 1024), (64, 64)], ids=str)
 def test_a_matrix_of_ones_overflows_no_product(dtype, shape):
-    """Its Gram matrix holds the long side, and the square of that the cube of a side."""
+    """The Gram matrix holds the long side; its square the cube of a side."""
     assert largest(AutoPolar(dtype=dtype)(torch.ones(shape))) < 1.08
 
 

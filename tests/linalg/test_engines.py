@@ -1,4 +1,4 @@
-"""What every engine promises, whatever it computes."""
+"""Contracts of every engine, independent of its iteration."""
 
 import inspect
 import math
@@ -178,14 +178,14 @@ def test_empty_matrices_come_back(engine):
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_what_is_no_real_matrix_is_refused(engine, M, wrong, said):
+def test_complex_integer_and_vector_inputs_raise(engine, M, wrong, said):
     with pytest.raises(wrong, match=said):
         engine(M)
 
 
 @engines
 @pytest.mark.parametrize("shape", [(300, 280), (280, 900), (2, 6, 4)], ids=str)
-def test_no_engine_looks_at_values(engine, shape):
+def test_no_engine_reads_values_on_the_host(engine, shape):
     """A meta tensor has none: `.item()`, a branch on a tensor or a copy to the host would raise."""
     M = torch.empty(shape, device="meta", dtype=torch.bfloat16)
     assert engine(M).shape == shape
@@ -230,7 +230,7 @@ def _fields(engine):
     ids=lambda x: getattr(x, "name", str(x)),
 )
 def test_rank_one_in_bfloat16_keeps_its_sign_and_size(schedule, normalisation):
-    """Its one singular value is the norm itself, up to 0.4 percent above 1 after rounding."""
+    """The singular value is the norm, up to 0.4 percent above 1 after rounding."""
     engine = NewtonSchulz(schedule, torch.bfloat16, normalisation)
     for seed, (m, n) in enumerate([(16, 4), (4, 16), (64, 64), (1, 7), (7, 1), (200, 100)]):
         u, v = gaussian(m, 1, seed=seed), gaussian(n, 1, seed=seed + 50)

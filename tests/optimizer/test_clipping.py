@@ -106,7 +106,7 @@ def test_a_bound_that_is_not_positive_is_refused_with_its_value(bound):
         clip_grad_norm_(polarlight.Muon(with_gradients(model())), bound)
 
 
-def test_an_optimizer_without_rules_is_refused_with_the_way_out():
+def test_an_optimizer_without_rules_raises_with_the_fix():
     optimizer = torch.optim.AdamW(with_gradients(model()).parameters())
     with pytest.raises(TypeError, match=r"torch\.nn\.utils\.clip_grad_norm_"):
         clip_grad_norm_(optimizer, 1.0)

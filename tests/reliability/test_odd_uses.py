@@ -92,7 +92,7 @@ def test_a_first_step_or_save_without_autograd_leaves_a_state_that_trains(rule, 
 
 
 @pytest.mark.parametrize("where", ["host", "device"])
-def test_skipped_steps_are_still_told_when_groups_were_taken_apart(where, monkeypatch):
+def test_skip_counts_survive_a_split_of_groups(where, monkeypatch):
     if where == "device":
         monkeypatch.setattr(gradient_guard, "is_host_readable", lambda device: False)
     named = [("a", nn.Parameter(torch.ones(3, 2))), ("b", nn.Parameter(torch.ones(3, 2)))]
@@ -131,7 +131,7 @@ COUNTING = {name: rule for name, rule in RULES.items() if counts(rule)}
 @pytest.mark.parametrize("rule", COUNTING.values(), ids=COUNTING)
 @pytest.mark.parametrize("count", [2**24, 2**40], ids=["2^24", "2^40"])
 def test_any_number_of_steps_may_have_been_made(rule, count):
-    """Where a float32 counts no further: nothing divides by what is left of it."""
+    """Beyond 2^24 a float32 counter stops; nothing divides by its remainder."""
     optimizer = trained(rule, count=1)
     (p,) = parameters_of(optimizer)
     optimizer.state[p]["step"].fill_(count)

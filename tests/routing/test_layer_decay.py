@@ -82,7 +82,7 @@ def test_groups_without_names_or_rates_are_refused():
         layerwise_lr_decay([{"params": [], "param_names": [], "lr": None}], 0.9)
 
 
-def test_names_without_a_block_number_are_refused_with_the_way_out():
+def test_names_without_a_block_number_raise_with_the_fix():
     net = nn.ModuleDict({"first": nn.Linear(4, 4), "second": nn.Linear(4, 4)})
     with pytest.raises(ValueError, match="overrides="):
         layerwise_lr_decay(polarlight.Muon(net).param_groups, 0.9)

@@ -1,9 +1,10 @@
-"""What a claim consists of: words, arms that are trained, and checks that decide."""
+"""Claims: text, arms that are trained, and checks that decide."""
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ SEEDS = 4
 SWEEP_SEED = 1000
 LRS = (0.01, 0.02, 0.04)
 """Learning rates that are swept; recipes of AdamW's size bring their own."""
+
+
+class Area(StrEnum):
+    """Subject of a claim, for the summary of the page."""
+
+    STARVATION = "Starvation of neurons"
+    AURORA = "Aurora"
+    ROWS = "Row normalization"
+    POLAR = "The polar factor"
+    SYMMETRY = "Rules by layer"
+
 
 Finish = Callable[[Run], Mapping[str, float]]
 """Measures a trained run once it is finished; the numbers are kept beside its records."""
@@ -68,6 +80,9 @@ class Claim:
         source: Who says so, and where.
         arms: What is trained, by label.
         checks: Its parts; all of them have to be reproduced.
+        area: Where it stands on the page.
+        dated: Day on which thresholds and margins were written, before the runs they judge.
+        effect: Published size of the effect, in words; empty where none is known.
         notes: What the reduced setting cannot tell, or leaves out.
         plan: The reduced setting.
         seeds: Runs per arm, with the chosen learning rate.
@@ -80,6 +95,9 @@ class Claim:
     source: str
     arms: Mapping[str, Arm]
     checks: Sequence[Check]
+    area: Area
+    dated: str
+    effect: str = ""
     notes: str = ""
     plan: Plan = SMALL
     seeds: int = SEEDS
@@ -91,14 +109,14 @@ class Claim:
         return replace(self.plan, **self.arms[label].changes)
 
     def measures(self, label: str | None = None) -> list[str]:
-        """What the checks look at, in all arms or in one; the loss and the update's size always."""
+        """Return the names of the measures in use, in all arms or in one; loss and RMS always."""
         asked = [c.measure for c in self.checks if label is None or label in c.weights]
         for arm, told in self.reported.items():
             asked += told if label in (None, arm) else ()
         return list(dict.fromkeys([*asked, "loss", "update rms"]))
 
     def runs(self) -> int:
-        """How many runs it takes, sweeps included that do not go beyond their edges."""
+        """Return the number of runs, with sweeps that do not extend beyond their ends."""
         swept = [arm.lrs for label, arm in self.arms.items() if label not in self.lr_of]
         sweeps = sum(len(lrs) for lrs in swept if len(lrs) > 1)
         return sweeps + self.seeds * len(self.arms)
@@ -133,7 +151,7 @@ def spec_for(arm: Arm, lr: float, seed: int) -> Spec:
 
 
 def run_folder(out: Path, arm: Arm, plan: Plan, spec: Spec) -> Path:
-    """Where a run lives: claims with equal arms share it.
+    """Return the folder of a run; claims with equal arms share it.
 
     The hash is over the setting, the rule, and the names of what is done beside training.
     """

@@ -1,7 +1,7 @@
-"""Pictures of a search for a learning rate: losses over rates, and the optimum against width."""
+"""Figures of a search for a learning rate: losses over rates, optima over width."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, isfinite, log
 from typing import Any
 
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from polarlight.lab.report.style import FAINT, LineStyle, legend, styles, tidy
+from polarlight.lab.statistics import BySeed, Standing, against_reference
 from polarlight.lab.tuning import Sweep
 
 SLACK = 0.01
@@ -17,42 +18,62 @@ SLACK = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """What was found for one optimizer and width.
+    """Result of a search for one optimizer and width.
 
     Attributes:
         optimizer: Name of the recipe.
         width: Of the residual stream.
         sweep: Losses over rates.
         step: RMS-to-RMS norm of a square hidden weight's step at lr 1, see `LrSearch.step`.
+        losses: By rate and seed.
     """
 
     optimizer: str
     width: int
     sweep: Sweep
     step: float
+    losses: Mapping[float, BySeed] = field(default_factory=dict)
+
+    @property
+    def alike(self) -> list[float] | None:
+        """Rates that the seeds cannot tell from the best one, the best included.
+
+        Paired by seed, all rates together at 95 %. The best is chosen by the same seeds, so that
+        this is a guide and no test. None with one seed.
+        """
+        best = self.sweep.rates[self.sweep.best]
+        arms = {f"{lr:g}": found for lr, found in self.losses.items()}
+        found = against_reference(arms, f"{best:g}") if arms.get(f"{best:g}") else []
+        known = [one for one in found if one.difference.error is not None]
+        if not known:
+            return None
+        open_ = [float(one.arm) for one in known if one.standing is not Standing.WORSE]
+        return sorted([best, *open_])
 
     def record(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Return the result as JSON types."""
         best, near = self.sweep.optimum, self.sweep.within(SLACK)
         return {
             "optimizer": self.optimizer,
             "width": self.width,
             "rates": list(self.sweep.rates),
             "losses": [loss if isfinite(loss) else None for loss in self.sweep.losses],
+            "by_seed": {f"{lr:g}": dict(found) for lr, found in sorted(self.losses.items())},
+            "alike": self.alike,
             "optimum": {"lr": best.lr, "loss": best.loss, "edge": best.edge},
             "within": {"slack": SLACK, "low": near[0], "high": near[1]},
         }
 
 
 def predictions(found: Sequence[Searched]) -> list[float]:
-    """Rates of equal steps for every width, through the middle of the optima that lie inside."""
+    """Return rates of equal operator norm per width, through the middle inner optimum."""
     inside = [one for one in found if one.sweep.edge is None] or list(found)
     level = sum(log(one.sweep.optimum.lr * one.step) for one in inside) / len(inside)
     return [exp(level) / one.step for one in found]
 
 
 def draw(found: Sequence[Searched]) -> Figure:
-    """A row per optimizer: losses over rates and, if there are several widths, their optima."""
+    """Draw a row per optimizer: losses over rates, and optima over width for several."""
     names = list(dict.fromkeys(one.optimizer for one in found))
     widths = list(dict.fromkeys(one.width for one in found))
     looks = styles(f"width {width}" for width in widths)
@@ -68,7 +89,7 @@ def draw(found: Sequence[Searched]) -> Figure:
 
 
 def _losses(ax: Axes, found: Sequence[Searched], looks: Mapping[str, LineStyle]) -> None:
-    """Above the least loss of each width, as wider models reach lower ones; no infinite ones."""
+    """Draw finite losses above the least of each width, as wider models have lower losses."""
     for one in found:
         look, best = looks[f"width {one.width}"], one.sweep.optimum
         above = [loss - best.loss for loss in one.sweep.losses]
@@ -91,4 +112,4 @@ def _optima(ax: Axes, found: Sequence[Searched], looks: Mapping[str, LineStyle])
     ax.set(xscale="log", yscale="log", ylim=(min(expected) / 6, max(expected) * 6))
     ax.set_xticks(widths, [str(width) for width in widths])
     ax.minorticks_off()
-    tidy(ax, "dashed: equal steps; bar: loss within .01", "width", "best learning rate")
+    tidy(ax, "dashed: equal steps; bar: loss within 0.01", "width", "best learning rate")

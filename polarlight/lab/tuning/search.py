@@ -32,7 +32,7 @@ def find_lr(
     record: Path | None = None,
     follow: Follow = announce,
 ) -> Sweep:
-    """Trains with each rate and, while the best is at an end of the sweep, with rates beyond it.
+    """Train with each rate and, while the best is at an end of the sweep, with rates beyond it.
 
     Args:
         train: Takes a learning rate, trains from the same start each time, returns the loss at the
@@ -51,27 +51,71 @@ def find_lr(
         ValueError: If a rate is not positive, there are fewer than two, extend is negative, or
             every run diverged.
 
-    Example:
+    Examples:
         >>> found = find_lr(lambda lr: (lr - 0.03) ** 2, [0.01, 0.02, 0.04], follow=lambda *_: None)
         >>> round(found.optimum.lr, 3)
         0.028
     """
-    planned = sorted(set(rates))
-    if len(planned) < 2 or not planned[0] > 0 or not isfinite(planned[-1]):
-        raise ValueError(f"find_lr takes two rates or more, all > 0, got {planned}")
-    if extend < 0:
-        raise ValueError(f"extend must be >= 0, got {extend}")
+    search = Search(rates, extend=extend)
     known = {} if record is None else _read(record)
-    found: dict[float, float] = {}
-    while True:
-        for lr in planned:
-            if lr not in found:
-                found[lr] = known[lr] if lr in known else _measured(train, lr, record)
-                follow(lr, found[lr], len(found), len(planned))
-        beyond = _beyond(found) if extend else None
+    while due := search.due():
+        for lr in due:
+            search.tell(lr, known[lr] if lr in known else _measured(train, lr, record))
+            follow(lr, search.found[lr], len(search.found), len(search.planned))
+    return search.sweep
+
+
+class Search:
+    """A sweep that is asked which rates to train next, for runs that train side by side.
+
+    Args:
+        rates: Where to start, best in equal ratios; any order.
+        extend: Rates beyond the ends at most, in the ratio of the last two; 0 tries `rates` alone.
+
+    Attributes:
+        planned: Rates that are measured or due, ascending.
+        found: Losses that were told, by rate.
+
+    Raises:
+        ValueError: If a rate is not positive, there are fewer than two, or extend is negative.
+
+    Examples:
+        >>> search = Search([0.01, 0.02], extend=1)
+        >>> while due := search.due():
+        ...     for lr in due:
+        ...         search.tell(lr, abs(lr - 0.04))
+        >>> search.sweep.rates
+        (0.01, 0.02, 0.04)
+    """
+
+    def __init__(self, rates: Iterable[float], *, extend: int = 3) -> None:
+        self.planned = sorted(set(rates))
+        if len(self.planned) < 2 or not self.planned[0] > 0 or not isfinite(self.planned[-1]):
+            raise ValueError(f"find_lr takes two rates or more, all > 0, got {self.planned}")
+        if extend < 0:
+            raise ValueError(f"extend must be >= 0, got {extend}")
+        self.found: dict[float, float] = {}
+        self._extend = extend
+
+    def due(self) -> list[float]:
+        """Return the rates to train next; once all are told the one beyond an end that is best."""
+        missing = [lr for lr in self.planned if lr not in self.found]
+        if missing or not self._extend:
+            return missing
+        beyond = _beyond(self.found)
         if beyond is None:
-            return Sweep.of(found)
-        planned, extend = sorted([*planned, beyond]), extend - 1
+            return []
+        self.planned, self._extend = sorted([*self.planned, beyond]), self._extend - 1
+        return [beyond]
+
+    def tell(self, lr: float, loss: float) -> None:
+        """Keep the loss of a rate; one that is not finite counts as infinite."""
+        self.found[lr] = loss if isfinite(loss) else inf
+
+    @property
+    def sweep(self) -> Sweep:
+        """All losses that were told; raises ValueError if every run diverged."""
+        return Sweep.of(self.found)
 
 
 def _measured(train: Train, lr: float, record: Path | None) -> float:
@@ -96,7 +140,7 @@ def _beyond(found: dict[float, float]) -> float | None:
 
 
 def _read(record: Path) -> dict[float, float]:
-    """What an earlier search measured; a last line without its end was cut off and is dropped.
+    """Read losses of an earlier search; drop a last line that is incomplete.
 
     Raises:
         ValueError: If a line before it is no result.

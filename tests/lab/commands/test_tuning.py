@@ -1,12 +1,15 @@
 """`polarlight find-lr` and `transfer-lr`, as they are typed."""
 
 import json
+from statistics import fmean
 
 import pytest
 from typer.testing import CliRunner
 
 from polarlight.lab.commands.app import app
+from polarlight.lab.train.lr_figure import Searched
 from polarlight.lab.train.lr_search import LrSearch, SearchStoppedError, at_width
+from polarlight.lab.tuning import Sweep
 from tests.lab.train.tiny import PLAN, corpus
 
 TINY = [
@@ -25,7 +28,7 @@ def find(tmp_path, *more):
     return run("find-lr", "--data", data, "--out", out, "--steps", 4, *TINY, *more)
 
 
-def test_it_finds_draws_and_says_what_it_did(tmp_path):
+def test_find_lr_writes_results_a_figure_and_a_summary(tmp_path):
     result = find(tmp_path, "--optimizers", "muon", "--rates", "0.01,0.04", "--extend", 1)
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "out" / "find-lr.json").read_text())
@@ -34,6 +37,8 @@ def test_it_finds_draws_and_says_what_it_did(tmp_path):
     assert len(found["rates"]) == len(found["losses"]) == 3  # of two, one is always at an end
     assert (tmp_path / "out" / "find-lr.png").stat().st_size > 5000
     assert "best lr" in result.output
+    assert "one seed cannot tell rates apart. For intervals, run:" in result.output
+    assert found["alike"] is None
     assert not list((tmp_path / "out").rglob("checkpoint.pt"))
 
 
@@ -52,12 +57,38 @@ def test_widths_transfer_the_head_and_keep_the_size_of_heads(tmp_path):
     assert json.loads((folder / "settings.json").read_text())["plan"]["heads"] == 4
 
 
+def test_several_seeds_tell_which_rates_are_worse(tmp_path):
+    more = ["--optimizers", "muon", "--rates", "1e-9,0.02", "--extend", 0, "--seeds", 3]
+    result = find(tmp_path, *more)
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads((tmp_path / "out" / "find-lr.json").read_text())["found"]
+    assert set(found["by_seed"]["0.02"]) == {"0", "1", "2"}
+    assert "95 %, n = 3, paired, 1 comparisons" in result.output
+
+
+def searched(losses):
+    rates = tuple(sorted(losses))
+    sweep = Sweep(rates, tuple(fmean(losses[lr].values()) for lr in rates))
+    return Searched("muon", 64, sweep, 1.0, losses)
+
+
+def test_rates_are_compared_with_the_best_seed_by_seed():
+    luck, own = (0.3, 0.0, 0.1, 0.2), {0.01: 0.0, 0.02: 0.001, 0.04: 0.002}
+    means = {0.01: 1.0, 0.02: 1.0001, 0.04: 1.1}
+    at = {
+        lr: {seed: mean + luck[seed] + own[lr] * (-1) ** seed for seed in range(4)}
+        for lr, mean in means.items()
+    }
+    assert searched(at).alike == [0.01, 0.02]
+    assert searched({lr: {0: found[0]} for lr, found in at.items()}).alike is None
+
+
 def search(tmp_path, **changes):
     numbers = {"optimizer": "muon", "plan": PLAN, "seeds": 1, "numbers": {}} | changes
     return LrSearch(corpus=corpus(tmp_path), out=tmp_path / "out", **numbers)
 
 
-def test_a_search_that_was_stopped_goes_on_to_the_same_loss(tmp_path):
+def test_a_stopped_search_resumes_to_equal_losses(tmp_path):
     records = []
     stopped = search(tmp_path, stop=lambda: len(records) >= 3, watch=records.append)
     with pytest.raises(SearchStoppedError):
@@ -78,7 +109,7 @@ def test_the_head_of_a_wider_model_is_slower_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(("optimizer", "step"), [("muon", 1), ("muon-rms", 0.2 * 4), ("adamw", 16)])
-def test_how_far_a_step_reaches(tmp_path, optimizer, step):
+def test_the_step_of_a_search_is_the_operator_norm(tmp_path, optimizer, step):
     assert search(tmp_path, optimizer=optimizer).step() == pytest.approx(step)
 
 
@@ -97,13 +128,13 @@ def test_heads_must_fit_the_width():
         (["--optimizers", "auorra"], "Did you mean 'aurora'?"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, more, said):
+def test_invalid_arguments_are_one_line_on_stderr(tmp_path, more, said):
     result = find(tmp_path, *more)
     assert result.exit_code == 2, result.output
     assert said in result.stderr
 
 
-def test_transfer_there_and_back():
+def test_transfer_back_returns_the_first_rate():
     there = "transfer-lr --lr 4e-3 --convention moonlight --shape 256x256 --to 1024x1024 --json"
     found = json.loads(run(*there.split(), "--weight-decay", 0.1).stdout)
     assert found["lr"] == pytest.approx(2e-3)

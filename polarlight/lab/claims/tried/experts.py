@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polarlight.diagnostics.pairs import block_and_half
 from polarlight.diagnostics.spectra import row_shares, starved
 from polarlight.lab.claims.arms import MUON
-from polarlight.lab.claims.claim import Claim
+from polarlight.lab.claims.claim import Area, Claim
 from polarlight.lab.claims.verdict import lower
 from polarlight.lab.train.loop import Run
 from polarlight.linalg import ExactPolar
+from polarlight.routing.roles.names import block_and_half
 
 STARVED = 0.1
 
@@ -47,6 +47,8 @@ CLAIM = Claim(
     "matrices are no longer tall, starve fewer neurons than one wide MLP.",
     source="ours; by the mathematics of polar factors, whose rows are even where there are no more "
     "rows than columns",
+    area=Area.STARVATION,
+    dated="2026-11-24",
     arms={
         "dense": replace(_MUON, changes={"expansion": 8.0}),
         "4 experts, tall": replace(

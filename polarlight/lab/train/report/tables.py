@@ -2,7 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from polarlight.lab.report import Cell, Column, Table, fixed, percent, shorten, signed
+from polarlight.lab.report import (
+    NOTHING,
+    Cell,
+    Column,
+    LineStyle,
+    Table,
+    fixed,
+    percent,
+    shorten,
+    signed,
+)
+from polarlight.lab.statistics import Compared
 from polarlight.lab.train.history import History, Record
 from polarlight.lab.train.report.groups import Group, best
 from polarlight.lab.train.report.measures import (
@@ -19,7 +30,6 @@ from polarlight.lab.train.report.measures import (
     step_time,
     token_rate,
 )
-from polarlight.lab.train.report.significance import Comparison, Scatter
 
 DIGITS = 4
 """Digits of a loss."""
@@ -29,7 +39,7 @@ _SPEED = "Speed"
 
 
 def results(groups: Sequence[Group]) -> Table:
-    """One row per group: loss, starved rows, load of experts, speed and how the runs ended."""
+    """Return one row per group: loss, starved rows, experts, speed, end of the runs."""
     winner = best(groups)
     differences = _differences(groups, winner)
     several = any(group.deviation is not None for group in groups)
@@ -62,7 +72,7 @@ def results(groups: Sequence[Group]) -> Table:
 
 
 def _differences(groups: Sequence[Group], winner: Group | None) -> list[tuple[str, Group]]:
-    """What the others are compared with: the best group and, where it is another, the first."""
+    """Return differences from the best group and, if it is another, the first."""
     if winner is None or len(groups) < 2:
         return []
     first = groups[0]
@@ -91,7 +101,7 @@ STARVED = (*(("update", t) for t in THRESHOLDS), ("momentum", 0.1))
 
 
 def _starved_columns() -> list[Column]:
-    hint = "share of rows below {} of an equal share in the last look, mean over matrices"
+    hint = "share of rows below {} of an equal share in the last sample, mean over matrices"
     groups = {"update": "Starved, by update", "momentum": "By momentum"}
     return [
         Column(f"< {t:g}", groups[reading], hint=hint.format(f"{t:g}")) for reading, t in STARVED
@@ -117,7 +127,7 @@ _LOAD_COLUMNS = (
 
 
 def two_digits(value: float | None) -> str:
-    """A spread in a table."""
+    """Format a spread in a table."""
     return fixed(value, 2)
 
 
@@ -137,7 +147,7 @@ def _speed_cells(group: Group) -> list[Cell]:
 
 
 def runs_in_words(runs: Sequence[History]) -> str:
-    """How the runs of one label ended: `3 finished`, or `2 finished; seed 1 stopped at ...`."""
+    """Return the ends of a label's runs: `2 finished; seed 1 stopped at ...`."""
     if len(runs) == 1:
         return status(runs[0])
     ends: dict[str, list[int]] = {}
@@ -164,31 +174,35 @@ def _caption(groups: Sequence[Group]) -> str:
     return text + "Starved: share of the rows of tall matrices; see Starved neurons."
 
 
-def comparisons(found: Sequence[Comparison], scatter: Scatter) -> Table:
-    """The statistic of every group against the best, and whether it exceeds the limit."""
+def comparisons(found: Sequence[Compared], groups: Sequence[Group]) -> Table:
+    """Return every optimizer against the reference: difference, interval, verdict."""
     columns = [
-        Column("against the best", left=True),
-        Column("difference"),
-        Column("statistic", hint="difference / sqrt(1/n1 + 1/n2)"),
-        Column("in seed deviations", hint="statistic / pooled standard deviation"),
-        Column("exceeds 2?", left=True),
+        Column(f"against {found[0].reference}", left=True, wraps=True),
+        Column("difference", hint="mean over seeds"),
+        Column("95 % interval", hint="all intervals of this table hold together"),
+        Column("n", hint="seeds that both have"),
+        Column("detectable", hint="smallest difference found with 80 % power"),
+        Column("verdict", left=True),
     ]
-    return Table(columns, [_comparison(one, scatter) for one in found])
+    look = {group.label: group.style for group in groups}
+    return Table(columns, [_comparison(one, look[one.arm]) for one in found])
 
 
-def _comparison(one: Comparison, scatter: Scatter) -> list[Cell]:
-    ratio = one.statistic / scatter.deviation if scatter.deviation > 0 else None
+def _comparison(one: Compared, style: LineStyle) -> list[Cell]:
+    low, high = one.interval
+    known = one.difference.error is not None
     return [
-        Cell(one.group.label, style=one.group.style),
-        Cell(signed(one.difference, DIGITS)),
-        Cell(fixed(one.statistic, DIGITS)),
-        Cell(fixed(ratio, 1)),
-        Cell("yes" if one.stands_out(scatter) else "no"),
+        Cell(one.arm, style=style),
+        Cell(signed(one.difference.estimate, DIGITS)),
+        Cell(f"{signed(low, DIGITS)} to {signed(high, DIGITS)}" if known else NOTHING),
+        Cell(str(one.difference.n)),
+        Cell(fixed(one.detectable, DIGITS) if known else NOTHING),
+        Cell(str(one.standing) if known else "one seed"),
     ]
 
 
 def per_layer(groups: Sequence[Group], reading: str, threshold: float) -> Table | None:
-    """The share of starved rows of every matrix at the end; None without neuron records."""
+    """Return the share of starved rows per matrix at the end; None without neuron records."""
     found = [
         _at_end(group, last_neurons, lambda matrix: starved_in(matrix, reading, threshold))
         for group in groups
@@ -199,7 +213,7 @@ def per_layer(groups: Sequence[Group], reading: str, threshold: float) -> Table 
 def load_per_layer(
     groups: Sequence[Group], key: str, text: Callable[[float | None], str]
 ) -> Table | None:
-    """A number about the load of every router's experts; None without routing records."""
+    """Return a number of every router's load; None without routing records."""
     found = [_at_end(group, last_routing, lambda layer: float(layer[key])) for group in groups]
     return _by_layer("router", groups, found, text)
 
@@ -210,7 +224,7 @@ def _by_layer(
     found: Sequence[Mapping[str, float | None]],
     text: Callable[[float | None], str],
 ) -> Table | None:
-    """One row per layer and one column per group that has any; the larger, the darker."""
+    """Return a table, one row per layer and one column per group, shaded by value."""
     known = [(group, layers) for group, layers in zip(groups, found, strict=True) if layers]
     names = dict.fromkeys(name for _, layers in known for name in layers)
     if not names:
@@ -226,7 +240,7 @@ def _by_layer(
 def _at_end(
     group: Group, last: Callable[[History], Record | None], measure: Callable[[Record], float]
 ) -> Mapping[str, float | None]:
-    """A number about every layer of the last record, mean over the counted runs."""
+    """Return a number about every layer of the last record, mean over the counted runs."""
     records = [record["layers"] for run in group.counted if (record := last(run))]
     names = dict.fromkeys(name for layers in records for name in layers)
     return {
