@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import polarlight
+from tests.architecture import measures
 
 ROOT = Path(polarlight.__file__).parent
 REPOSITORY = ROOT.parent
@@ -137,6 +138,11 @@ def test_the_package_has_few_rooms():
     rooms = {layer(file) for file in FILES}
     assert len(rooms) <= MOST_ROOMS
     assert rooms == {*MAY_IMPORT, "lab"}
+
+
+def test_a_step_changes_rooms_at_most_half_as_often_as_before():
+    assert measures.circle() == []
+    assert measures.room_changes_of_a_step() <= measures.CHANGES_BEFORE / 2
 
 
 def test_files_stay_below_400_lines():

@@ -1,4 +1,4 @@
-"""The model: shape, loss, initial weights and refusals; `test_model_qwen3.py` has its logits."""
+"""The model's shape, loss, initial weights and refusals; logits: `test_model_qwen3.py`."""
 
 import math
 
