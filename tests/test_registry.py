@@ -95,7 +95,13 @@ def test_equal_rules_have_equal_texts_and_other_ones_do_not():
     assert not any("0x" in text for text in texts)
 
 
-VIEWS = (view.Whole(), view.RowBlocks((4, 2)), view.Heads(4), view.Slices(2), view.Flattened((2, 2)))
+VIEWS = (
+    view.Whole(),
+    view.RowBlocks((4, 2)),
+    view.Heads(4),
+    view.Slices(2),
+    view.Flattened((2, 2)),
+)
 
 
 @pytest.mark.parametrize("value", [*SHIPPED.values(), *VIEWS, rules.AdamWRule()], ids=str)
