@@ -11,7 +11,7 @@ from polarlight.execution.sharded.topology import Axes
 
 @dataclass(slots=True)
 class Traffic:
-    """What one process sends and receives in a step; data that stays on it is not counted.
+    """Bytes that one process sends and receives in a step; local data is not counted.
 
     Attributes:
         sent: Bytes sent, those passed on for others included.
