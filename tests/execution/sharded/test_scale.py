@@ -27,8 +27,9 @@ def total(plans):
 @pytest.mark.parametrize("layout", ["1024", "4096", "copies 16 x 64", "copies 128 x 8"])
 def test_a_process_has_at_most_128_partners_and_a_bucket_at_most_twice_its_bytes(layout):
     (plan,) = plans_of(llama_of_two_layers(), layout)
-    assert max(len(t.peers) for t in traffic(plan)) <= 128
-    ends = {0, plan.owners[0], max(range(plan.size), key=lambda r: traffic(plan)[r].received)}
+    moved = traffic(plan)
+    assert max(len(t.peers) for t in moved) <= 128
+    ends = {0, plan.owners[0], max(range(plan.size), key=lambda r: moved[r].received)}
     for rank in ends:
         schedule = ProcessSchedule(plan, rank)
         assert largest_bucket(schedule) <= 2 * plan.options.bucket_bytes
