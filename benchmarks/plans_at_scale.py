@@ -1,4 +1,4 @@
-"""Plans of published models on 512 to 4,096 processes: balance, traffic, memory.
+"""Owners, bytes and memory of a step on 512 to 4,096 processes, planned from shapes.
 
     python -m benchmarks.plans_at_scale
     python -m benchmarks.plans_at_scale --models deepseek-v3 --layouts 4096 "copies 16 x 64"

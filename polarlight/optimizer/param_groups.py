@@ -1,6 +1,6 @@
 """Param groups: checks, the parameters active in a step, and their partition into batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -218,15 +218,40 @@ def partition_for_step(
     """Partition active parameters into batches: matrices first, then each elementwise group.
 
     Matrices of all groups are one batch if processes share the work, to balance it over them.
-    Otherwise a batch has matrices of one group, equal shapes together, in bounded memory.
+    Otherwise a batch has matrices of groups that are alike, in bounded memory, by shape.
     """
     matrices = [i for i in active if isinstance(groups[i]["rule"], UpdateRule)]
     elementwise = [{i: param_indices} for i, param_indices in active.items() if i not in matrices]
     if shared:
         return [{i: active[i] for i in matrices}, *elementwise]
-    batches = [
-        {i: [active[i][position] for position in stack]}
-        for i in matrices
-        for stack in step_stacks([groups[i]["params"][k] for k in active[i]])
-    ]
+    batches: list[ActiveParams] = []
+    for alike in alike_groups(groups, matrices):
+        places = [(i, k) for i in alike for k in active[i]]
+        for stack in step_stacks([groups[i]["params"][k] for i, k in places]):
+            batch: dict[int, list[int]] = {}
+            for position in stack:
+                i, k = places[position]
+                batch.setdefault(i, []).append(k)
+            batches.append(batch)
     return [*batches, *elementwise]
+
+
+def alike_groups(groups: Sequence[Group], indices: Iterable[int]) -> list[list[int]]:
+    """Return indices of groups that are stepped as one: equal rule, view and numbers.
+
+    On a CPU each group stays alone: merging saves launches, and changes what is multiplied as one
+    batch. So it does where numbers are tensors of their own, as in a graph of `torch.compile`.
+    """
+    found: dict[Hashable, list[int]] = {}
+    for i in indices:
+        group = groups[i]
+        numbers = [group[key] for key in ("lr", "weight_decay", "momentum", "maximize")]
+        key: Hashable = (
+            id(group["rule"]),
+            id(view) if (view := group["view"]).__hash__ is None else view,
+            bool(group.get("stochastic_rounding")),
+            *(id(x) if isinstance(x, Tensor) else x for x in numbers),
+        )
+        on_cpu = any(p.device.type == "cpu" for p in group["params"])
+        found.setdefault(i if on_cpu else key, []).append(i)
+    return list(found.values())

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polarlight.linalg.stacks import by_kind, stacked
 from polarlight.registry import registered
 from polarlight.rule import ElementwiseRule, Numbers
 from polarlight.stages.torch_adamw import last_direction, rescaled_moments, torch_adamw
@@ -83,8 +84,12 @@ class AdamWRule(ElementwiseRule):
     ) -> None:
         """Step like `step`; parameters whose flag, bool [], is False keep all state."""
         betas = momentum, self.beta2
-        for p, g, state, ok in zip(parameters, gradients, states, finite, strict=True):
-            torch_adamw([p], [g], [state], (~ok).float(), lr, weight_decay, betas, self.eps)
+        rows = list(zip(parameters, gradients, states, finite, strict=True))
+        for kind in by_kind(finite):
+            found_inf = stacked([finite[i] for i in kind]).logical_not().float()
+            for i, bad in zip(kind, found_inf.unbind(), strict=True):
+                p, g, state, _ = rows[i]
+                torch_adamw([p], [g], [state], bad, lr, weight_decay, betas, self.eps)
 
     def adapted_state(
         self, state: Mapping[str, Tensor], fields: Mapping[str, Any], momenta: Numbers

@@ -1,4 +1,4 @@
-"""What a step sends: in buckets, only what the plan says, and nothing gathered to all."""
+"""Traffic of a step: buckets, the planned bytes, nothing gathered to all."""
 
 from collections import Counter
 from dataclasses import replace

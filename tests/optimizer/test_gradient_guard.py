@@ -158,7 +158,7 @@ def test_finite_gradients_have_no_mask_under_any_policy():
 def test_skip_counts_are_allocated_ahead_and_again_for_a_group_that_grew():
     guard, groups = NonFiniteGuard(NonFinite.SKIP), [group(1.0), group(1.0, 1.0)]
     guard.allocate_counts(groups)
-    assert [len(counts) for counts in guard._skipped_on_device.values()] == [1, 2]
+    assert [len(counts.places) for counts in guard._skipped_on_device.values()] == [3]
     groups[0]["params"] += parameters(torch.nan)
     for _ in range(3):
         guard.allocate_counts(groups)
@@ -170,12 +170,15 @@ def test_an_optimizer_allocates_skip_counts_with_its_state():
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = polarlight.Muon([p])
     optimizer.state_dict()
-    assert [counts.tolist() for counts in optimizer._guard._skipped_on_device.values()] == [[0]]
+    counts = optimizer._guard._skipped_on_device
+    assert {str(device): some.places for device, some in counts.items()} == {"cpu": [(0, 0)]}
 
 
 def test_mask_for_returns_flags_by_param_index_and_true_for_absent_ones():
-    assert masked.mask_for(None, [0, 1]) is None
-    assert [bool(x) for x in masked.mask_for({2: BAD}, [1, 2])] == [True, False]
+    params = [torch.ones(2, device=device) for device in ("cpu", "meta", "cpu")]
+    assert masked.mask_for(None, [0, 1], params) is None
+    assert [bool(x) for x in masked.mask_for({2: BAD}, [0, 2], params)] == [True, False]
+    assert masked.mask_for({2: BAD}, [1], params)[0].device.type == "meta"
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ class Roster:
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """Result of an agreement.
+    """Members with non-finite, missing or pending gradients, as all processes found them.
 
     Attributes:
         nonfinite: Members whose gradient is not finite on some process.
@@ -90,7 +90,7 @@ class Agreed:
 
 
 class Agreement:
-    """Compares what the processes of each mesh bring to a step."""
+    """Comparison of parameters and gradients over the processes of each mesh."""
 
     def __init__(self) -> None:
         self.meshes = MeshTable()
@@ -173,7 +173,7 @@ class Agreement:
         finite: Finite,
         missing_is_zero: bool,
     ) -> list[list[int]]:
-        """Return the reduced vector of every mesh; the host waits for all of them at once.
+        """All-reduce (max) each mesh's vector of hashes and states; wait once; return the rows.
 
         Trouble on one mesh is carried to the next ones, and back where no last mesh has all
         processes: none of them must wait on another mesh for one that raised.
@@ -210,7 +210,7 @@ def _last_covers_all(ranks: tuple[tuple[int, ...], ...]) -> bool:
 
 
 def _carry_back(rosters: Sequence[Roster], rows: list[list[int]]) -> list[list[int]]:
-    """Tell the processes of earlier meshes of trouble on later ones, where meshes form a chain."""
+    """Copy trouble on later meshes back to earlier ones that share processes with them."""
     trouble = rows[-1][TROUBLE] if rows else 0
     for roster, row in reversed(list(zip(rosters, rows, strict=True))):
         if row[CHAINED]:
@@ -362,19 +362,19 @@ def hash_of(text: str) -> int:
 
 
 def _key(member: Member) -> tuple[Any, ...]:
-    """Return what a member's text is made of; compared in every step."""
+    """Return the properties that a member's text is made of, to detect changes cheaply."""
     p = member.parameter
     placed = (p.placements, p.device_mesh) if is_sharded(p) else ()  # type: ignore[attr-defined]
     return member.name, member.rule, member.view, p.dtype, p.shape, *placed
 
 
 def _differs(row: Sequence[int], entry: int) -> bool:
-    """Return whether a hash of the reduced vector was not the same on all processes."""
+    """Return True if the hash at this entry of the reduced vector differs between processes."""
     return row[entry] != -row[entry + 1]
 
 
 def _gradient_state(parameter: Any) -> int:
-    """Return whether a parameter has a gradient, and whether that has to be reduced first."""
+    """Return ABSENT, PRESENT, or PENDING if the gradient must still be reduced."""
     if parameter.grad is None or not parameter.numel():
         return ABSENT
     pending = is_sharded(parameter) and parameter.grad.placements != parameter.placements
@@ -395,5 +395,5 @@ def _gradient_text(member: Member, state: int) -> str:
 
 
 def _version() -> str:
-    """Return the version of the library, from the package that is being run."""
+    """Return polarlight's version."""
     return str(getattr(sys.modules[__name__.partition(".")[0]], "__version__", "unknown"))

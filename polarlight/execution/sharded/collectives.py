@@ -70,7 +70,7 @@ def world_size() -> int:
 
 
 def mesh_ranks(ranks: Sequence[int]) -> str:
-    """Return ranks as text: the first and the last if no other number is between."""
+    """Format ranks as text: `first-last` if they are consecutive, else a list of at most eight."""
     low, high = min(ranks), max(ranks)
     if high - low + 1 == len(ranks):
         return f"{low}-{high}"
@@ -103,7 +103,7 @@ def mesh_of_dtensor(x: Any) -> ProcessMesh | None:
 
 
 class MeshTable:
-    """Process meshes of parameters, made once per device mesh."""
+    """Cache of process meshes, by device mesh or process group."""
 
     def __init__(self) -> None:
         self._known: dict[Any, ProcessMesh | None] = {}
@@ -116,7 +116,7 @@ class MeshTable:
         return self._known[mesh]
 
     def of_plain(self, x: Tensor, group: ProcessGroup | None) -> ProcessMesh | None:
-        """Return the mesh of a plain tensor that is equal on all processes of a group."""
+        """Return the mesh of a plain tensor with copies on a group; None without a group."""
         if group is None:
             return None
         key = (group, x.device.type)
@@ -204,7 +204,7 @@ def replicated_layout(shape: Sequence[int], mesh: ProcessMesh) -> Layout:
 def zeros_beside(
     x: Any, name: str, shape: torch.Size, *, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
-    """Return a DTensor of zeros for a buffer of the DTensor `x`, sharded by `Layout.for_buffer`."""
+    """Return a DTensor of zeros for a buffer of the DTensor `x`, laid out by its layout."""
     from torch.distributed.tensor import DTensor
 
     layout = layout_of(x, name).for_buffer(shape)

@@ -124,7 +124,7 @@ class Sharded:
             )
 
     def announce(self, trainable: Sequence[Member]) -> None:
-        """Take note of all parameters that steps may bring, of which plans are made."""
+        """Store all trainable parameters; later plans are made of them, not of one step's."""
         self._trainable = trainable
 
     def directions_of(self, tasks: Sequence[ParamTask]) -> list[Tensor]:
@@ -151,7 +151,7 @@ class Sharded:
         return directions
 
     def layout(self, name: str, parameter: Tensor) -> Layout | None:
-        """Return the layout of a parameter on the processes that share its work; None if alone.
+        """Return a parameter's layout on its mesh; None if this process works on it alone.
 
         Raises:
             ValueError: If its placement is a pending sum.
@@ -162,7 +162,7 @@ class Sharded:
         return None if mesh is None else collectives.replicated_layout(parameter.shape, mesh)
 
     def plans(self) -> list[Plan]:
-        """Return the plans that are kept, of all trainable parameters of a mesh each."""
+        """Return the cached plans, each of all trainable parameters of one mesh."""
         return [cached.plan for cached in self._cached]
 
     def _mesh_of(self, parameter: Tensor) -> ProcessMesh | None:
@@ -234,7 +234,7 @@ class Sharded:
 
 
 def _kind(member: Member) -> tuple[int, torch.dtype]:
-    """Return what decides about the dtype of a parameter's momentum."""
+    """Return the properties that decide the dtype of a parameter's momentum."""
     return id(member.rule), member.parameter.dtype
 
 

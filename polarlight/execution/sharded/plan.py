@@ -248,7 +248,7 @@ class Plan:
         return [rank for rank in dict.fromkeys(found) if self.in_one_copy(axes, rank, owner)]
 
     def has_all(self, matrix: MatrixSpec, rank: int) -> bool:
-        """Return whether a process holds all entries of a matrix and of its buffers."""
+        """Return whether a process holds every entry of a matrix and of its buffers locally."""
         layouts = self.params[matrix.param].layouts
         where = self.coordinates[rank]
         return all(block.whole_in(layouts[n].held(where)) for n, block in matrix.blocks.items())

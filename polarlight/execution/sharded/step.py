@@ -55,7 +55,7 @@ class ShardedStep:
         self.blocks: dict[tuple[int, str], Tensor] = {}
 
     def run(self) -> dict[int, Tensor]:
-        """Return the local part of every direction by number; update buffers."""
+        """Compute all directions; return the local part of each by parameter number."""
         buckets = self.schedule.buckets
         gathers = [self._start_gather(bucket) for bucket in buckets[: PREFETCH + 1]]
         # Row-wise parameters need no gather: they are computed while the first bucket is received.
@@ -167,7 +167,7 @@ class ShardedStep:
             self._output_view(fragment).copy_(self._block_view(fragment))
 
     def _load_local(self, number: int) -> None:
-        """View momentum and buffers of a matrix that this process holds in full as its blocks.
+        """Take views of momentum and buffers of a matrix that this process holds in full.
 
         They are copied only if the mesh computes on another device.
         """
@@ -176,7 +176,7 @@ class ShardedStep:
             self.blocks[number, fragment.name] = shard
 
     def _store_local(self, number: int) -> None:
-        """Copy the direction of such a matrix into the results, and copied buffers back."""
+        """Copy a locally held matrix's direction to the results, and copied buffers back."""
         for fragment in self._local_fragments(number):
             output = self._output_view(fragment)
             copied = output.device != self.blocks[number, fragment.name].device
