@@ -1,14 +1,11 @@
-"""AdamW: the rule for vectors, embeddings and heads, and the baseline for everything.
+"""AdamW: rule for vectors, embeddings and heads, and the baseline.
 
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
     w <- (1 - lr wd) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
 Entries that rarely agree in sign move less; the scale of the gradient cancels.
-
-Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), arXiv 1711.05101,
-    alg. 2.
-Deviations: none; the arithmetic is torch's own fused kernel. b1 is the group's `momentum`, so that
-schedulers drive it like every other rule's.
+Source: Loshchilov and Hutter (2019), arXiv 1711.05101, alg. 2.
+Deviations: none; torch's fused kernel. b1 is the group's `momentum`, which schedulers may drive.
 """
 
 from collections.abc import Mapping
@@ -54,8 +51,7 @@ class AdamWRule(ElementwiseRule):
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """`step` (a float32 scalar), `exp_avg` and `exp_avg_sq`, named as in torch."""
         step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+        return {"step": step} | {x: torch.zeros_like(parameter) for x in ("exp_avg", "exp_avg_sq")}
 
     def step(
         self,
@@ -67,9 +63,9 @@ class AdamWRule(ElementwiseRule):
         weight_decay: float,
         momentum: float | Tensor,
     ) -> None:
-        """One step of torch's; see `stages/torch_adamw.py`."""
-        betas = momentum, self.beta2
-        torch_adamw(parameters, gradients, states, None, lr, weight_decay, betas, self.eps)
+        """Step by torch's kernel; see `stages/torch_adamw.py`."""
+        numbers = lr, weight_decay, (momentum, self.beta2), self.eps
+        torch_adamw(parameters, gradients, states, None, *numbers)
 
     def step_finite(
         self,
@@ -83,12 +79,11 @@ class AdamWRule(ElementwiseRule):
         momentum: float | Tensor,
     ) -> None:
         """Step like `step`; parameters whose flag, bool [], is False keep all state."""
-        betas = momentum, self.beta2
-        rows = list(zip(parameters, gradients, states, finite, strict=True))
+        betas, rows = (momentum, self.beta2), list(zip(parameters, gradients, states, strict=True))
         for kind in by_kind(finite):
-            found_inf = stacked([finite[i] for i in kind]).logical_not().float()
-            for i, bad in zip(kind, found_inf.unbind(), strict=True):
-                p, g, state, _ = rows[i]
+            found_inf = stacked([finite[i] for i in kind]).logical_not().float().unbind()
+            for i, bad in zip(kind, found_inf, strict=True):
+                p, g, state = rows[i]
                 torch_adamw([p], [g], [state], bad, lr, weight_decay, betas, self.eps)
 
     def adapted_state(

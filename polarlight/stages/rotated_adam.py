@@ -185,7 +185,7 @@ class RotatedAdam(Stage):
 
 
 class Due(Enum):
-    """What the bases of a matrix need in a call."""
+    """Work that the bases of a matrix need in a call."""
 
     START = "start"
     REFRESH = "refresh"
