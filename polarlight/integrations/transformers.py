@@ -146,7 +146,8 @@ def _build(transformers: Any, config: Any) -> Any:
     for name in config.architectures or ():
         named: Any = getattr(transformers, name, None)
         if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
-            return named._from_config(config)
+            made: Any = named
+            return made._from_config(config)
     for name in _AUTO_CLASSES:
         auto = getattr(transformers, name)
         if type(config) in auto._model_mapping:

@@ -165,7 +165,8 @@ def _checked_buffer_forms(
 ) -> dict[Any, dict[str, BufferForm]]:
     """Check saved states, turn their step into a tensor; return forms of a new state's buffers.
 
-    The forms are dtype and device, by saved parameter and buffer. One new state at a time is in memory.
+    The forms are dtype and device, by saved parameter and buffer. One new state at a time is in
+    memory.
 
     Raises:
         ValueError: If a state lacks a buffer, or one is of another shape; names the parameters.
