@@ -8,6 +8,7 @@ from torch import Tensor
 
 from polarlight.execution.job import Job
 from polarlight.linalg import foreach
+from polarlight.linalg.slot import GRADIENT
 from polarlight.rule import UpdateRule
 
 MOST_BYTES = 256 * 2**20
@@ -94,6 +95,8 @@ def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
     stacked = {name: _stack(some, some[0].dtype) for name, some in buffers.items()}
     directions = rule.direction(_stack(matrices, dtype), stacked)  # [b, m, n]
     for name, stack in stacked.items():
+        if name == GRADIENT:
+            continue
         foreach.copy_(buffers[name], _unstack(stack, buffers[name]))
     return _unstack(_to_step_dtype(directions, first), matrices)
 

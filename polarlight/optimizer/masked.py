@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polarlight.execution.param_task import placed_like
 from polarlight.linalg import foreach
-from polarlight.rule import MOMENTUM, ElementwiseRule, Momentum
+from polarlight.linalg.slot import GRADIENT
+from polarlight.rule import MOMENTUM, ElementwiseRule, Momentum, UpdateRule
+from polarlight.view import MatrixView
 
 FiniteFlags = list[Tensor] | None
 """One bool [] per parameter of a list, True where its gradient is finite; None if all are."""
@@ -64,6 +67,29 @@ def update_momenta(
     return [M.clone() if M is b else M for M, b in zip(result, buffers, strict=True)]
 
 
+def with_gradients_read(
+    rule: UpdateRule,
+    view: MatrixView,
+    params: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    states: Sequence[State],
+    finite: FiniteFlags,
+) -> Sequence[State]:
+    """Return the states with the local gradients beside the buffers, if the rule reads them.
+
+    Zero takes the place of a gradient that is not finite.
+    """
+    if not rule.reads_gradient(shape for p in params for shape in view.shapes(p.shape)):
+        return states
+    if finite is not None:
+        pairs = zip(finite, gradients, strict=True)
+        gradients = [torch.where(ok, g, torch.zeros((), dtype=g.dtype)) for ok, g in pairs]
+    return [
+        {**state, GRADIENT: placed_like(g, p)}
+        for state, g, p in zip(states, gradients, params, strict=True)
+    ]
+
+
 def clone_buffers(states: Sequence[State]) -> list[State]:
     """Return clones of all buffers but the momentum, for a rule to write to."""
     return [
@@ -81,6 +107,8 @@ def commit_where_finite(
     """Copy written buffers into the states, and zero directions of non-finite gradients."""
     for ok, state, clones in zip(finite, states, written, strict=True):
         for name, value in clones.items():
+            if name == GRADIENT:
+                continue
             state[name].copy_(torch.where(ok.to(value.device), value, state[name]))
     for ok, direction in zip(finite, directions, strict=True):
         direction.mul_(ok)

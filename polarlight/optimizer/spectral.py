@@ -38,6 +38,7 @@ from polarlight.optimizer.masked import (
     commit_where_finite,
     mask_for,
     update_momenta,
+    with_gradients_read,
 )
 from polarlight.optimizer.param_groups import (
     STRUCTURE,
@@ -320,7 +321,8 @@ class SpectralOptimizer(Optimizer):
             rule.momentum, states, gradients, buffers, group["momentum"], finite
         )
         # A rule writes to clones where flags decide afterwards which of them are kept.
-        written = states if finite is None else clone_buffers(states)
+        clones = states if finite is None else clone_buffers(states)
+        written = with_gradients_read(rule, view, params, gradients, clones, finite)
         return weights, [
             ParamTask(name_of(group, i, k), rule, view, p, M, state)
             for k, p, M, state in zip(param_indices, params, momenta, written, strict=True)

@@ -16,6 +16,7 @@ from polarlight.execution.sharded.layouts import Coordinate, CoordinatePattern, 
 from polarlight.execution.sharded.regions import Block, overlap
 from polarlight.execution.sharded.rowwise import Rowwise, choose_rowwise, param_rowwise_cost
 from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec, matrix_specs
+from polarlight.linalg.slot import GRADIENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,8 +227,9 @@ def traffic(plan: Plan) -> list[Traffic]:
                 if rank == owner:
                     continue
                 amount = entries * itemsize
-                sent[owner] += amount  # scatter, to every copy
-                received[rank] += amount
+                if name != GRADIENT:
+                    sent[owner] += amount  # scatter, to every copy
+                    received[rank] += amount
                 if copy == owner_copy:  # gather, from the owner's copy alone
                     sent[rank] += amount
                     received[owner] += amount

@@ -9,6 +9,7 @@ from polarlight.execution.sharded.layouts import Intervals
 from polarlight.execution.sharded.plan import Plan
 from polarlight.execution.sharded.regions import Segment, segments
 from polarlight.execution.sharded.specs import MatrixSpec
+from polarlight.linalg.slot import GRADIENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ class ProcessSchedule:
         """Add the fragments of a direction and its buffers that the owner sends back."""
         matrix, owner = self.plan.matrices[number], self.plan.owners[number]
         for name in matrix.blocks:
+            if name == GRADIENT:  # read, never changed
+                continue
             exchange = self._exchange(bucket.scatter, matrix, name)
             for peer in self._exchange_partners(matrix, owner, name, same_copy=False):
                 if peer == owner:
