@@ -108,7 +108,7 @@ def hook_time(model: GPT, monitor: ActivationMonitor, batch: list, device: torch
     for _ in range(9):
         seconds = []
         for look in (False, True):
-            monitor.resume(1, look=look)
+            monitor.resume(1, full=look)
             seconds.append(timed(lambda: model(*batch), device))
         differences.append(seconds[1] - seconds[0])
     return max(0.0, median(differences))

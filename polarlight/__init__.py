@@ -15,7 +15,7 @@ from polarlight import linalg, optimizer, recipes, routing, rules, stages, view
 from polarlight.execution.batched import Batched
 from polarlight.execution.one_by_one import OneByOne
 from polarlight.execution.sharded.executor import Sharded
-from polarlight.optimizer import NonFinite, SpectralOptimizer
+from polarlight.optimizer import NonFinite, SpectralOptimizer, clip_grad_norm_
 from polarlight.routing import Part, Role, Route, explain, route
 from polarlight.rule import UpdateRule
 from polarlight.rules.aurora import Aurora
@@ -59,6 +59,7 @@ __all__ = [
     "SpectralOptimizer",
     "UNorMuon",
     "UpdateRule",
+    "clip_grad_norm_",
     "diagnostics",
     "diloco",
     "explain",

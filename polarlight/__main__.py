@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line, or says what to install.
+    """Run the command line, or says what to install.
 
     Under torchrun the interpreter is left at once when all is done: gloo's threads may abort its
     usual exit (pytorch/pytorch#179291), and a run that has finished would count as failed.

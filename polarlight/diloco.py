@@ -1,7 +1,7 @@
-"""Training in rounds: workers go some steps apart, then the average of their ways is one step.
+"""DiLoCo: workers train apart for a round, then one outer step on their average.
 
-    D = sum_k w_k (W - W_k)                     W_k: where worker k has got to from W
-    u <- b u + e D,   W <- W - b u - e D        outer Nesterov; every worker goes on from W
+    D = sum_k w_k (W - W_k)                     W_k: worker k's weights, which began at W
+    u <- b u + e D,   W <- W - b u - e D        outer Nesterov; every worker continues from W
 
 A worker is any model under any optimizer. With AdamW inside this is DiLoCo, with Muon or another
 spectral rule MuLoCo; their state stays with them. Workers are processes that exchange one average
@@ -11,8 +11,9 @@ per round (`group`), or models in one process (simulated clients), or both.
     for batch in data:                          backward, inner.step(), inner.zero_grad(), then
         outer.step()                            every 30th call ends a round
 
-Client-sampled orthogonalised momentum is the same round with gradients in place of ways and a
-polar factor as the outer step. Its stability argument needs a Lipschitz map, no exact polar factor:
+Client-sampled orthogonalised momentum is the same round with gradients in place of displacements
+and a polar factor as the outer step. Its stability argument needs a Lipschitz map, not an exact
+polar factor:
 
     rule = muon(nesterov=False, polar=RegularisedPolar(1e-2), scale=Unscaled())
     outer = Outer(*clients, every=1, contribution=client_gradient,
@@ -20,7 +21,7 @@ polar factor as the outer step. Its stability argument needs a Lipschitz map, no
     outer.step(sample_clients(shares, 10, generator))
 
 Source: DiLoCo: Douillard et al. (2023), arXiv 2311.08105. MuLoCo: (2025), arXiv 2505.23725. Client
-sampling: (2026), arXiv 2606.01720, whose algorithm we know at second hand.
+sampling: (2026), arXiv 2606.01720, of which only summaries were read.
 Deviations: u is kept divided by e, as in torch, which is the same as long as e does not change.
 Clients are drawn uniformly. The damping of `RegularisedPolar` is relative, so that an average of
 gradients and their sum have the same direction.
@@ -43,13 +44,13 @@ __all__ = ["Outer", "OuterNesterov", "client_gradient", "displacement", "sample_
 
 Named = list[tuple[str, nn.Parameter]]
 Contribution = Callable[[Tensor, Tensor], Tensor]
-"""(anchor, a worker's parameter) -> what the worker says should be subtracted, as it lies here."""
+"""(anchor, worker's parameter) -> local tensor to subtract from the anchor."""
 
 
 def displacement(anchor: Tensor, parameter: Tensor) -> Tensor:
-    """How far a worker has gone from where the round began, with the opposite sign.
+    """Return anchor minus parameter: a worker's movement in the round, negated.
 
-    It began at the anchor in the parameter's own dtype: a bfloat16 worker that stays there
+    The worker began at the anchor in its own dtype: a bfloat16 worker that does not move
     contributes zero.
     """
     start, p = to_local(anchor), to_local(parameter)
@@ -57,7 +58,7 @@ def displacement(anchor: Tensor, parameter: Tensor) -> Tensor:
 
 
 def client_gradient(anchor: Tensor, parameter: Tensor) -> Tensor:
-    """A client's gradient; zero where it has none."""
+    """Return a copy of a client's local gradient; zeros where it has none."""
     start = to_local(anchor)
     if parameter.grad is None:
         return torch.zeros_like(start)
@@ -66,10 +67,10 @@ def client_gradient(anchor: Tensor, parameter: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class OuterNesterov:
-    """Makes the outer optimizer of DiLoCo: torch's SGD with Nesterov momentum.
+    """Factory of DiLoCo's outer optimizer: torch's SGD with Nesterov momentum.
 
     Args:
-        lr: The outer learning rate e, >= 0; 1 without momentum takes the workers' mean as it is.
+        lr: The outer learning rate e, >= 0; 1 without momentum is the workers' mean.
         momentum: The outer momentum b, in [0, 1). DiLoCo's usual value is the default; the
             modded-nanogpt record with one worker and rounds of 30 steps had 0.5.
     """
@@ -84,7 +85,7 @@ class OuterNesterov:
             raise ValueError(f"the outer momentum must lie in [0, 1), got {self.momentum}")
 
     def __call__(self, named: Named) -> Optimizer:
-        """SGD on these parameters, its buffers in place, so that checkpoints always have them."""
+        """Return SGD on these parameters, with its momentum buffers allocated."""
         momentum = self.momentum
         optimizer = torch.optim.SGD(named, self.lr, momentum, nesterov=momentum > 0)
         if momentum > 0:
@@ -96,16 +97,17 @@ class OuterNesterov:
 def sample_clients(
     shares: Sequence[float], count: int, generator: torch.Generator | None = None
 ) -> list[float]:
-    """Weights for `Outer.step` when only some clients are asked, equal to `shares` on average.
+    """Draw clients and return weights for `Outer.step`, equal to `shares` on average.
 
-    `count` clients are drawn uniformly without replacement; a drawn one weighs its share times
-    len(shares) / count, the others 0. Equal shares add up to the same sum in every round, others
-    on average only. Processes that seed their generators alike draw alike; each passes on its own.
+    `count` clients are drawn uniformly without replacement; a drawn one has its share times
+    len(shares) / count, the others 0. The weights of equal shares have the same sum in every round,
+    others on average only. Processes with equally seeded generators draw the same clients; each
+    passes on the weights of its own.
 
     Args:
-        shares: What each client counts, >= 0: its part of the data, for example.
-        count: Clients to draw, from 1 to len(shares).
-        generator: Where chance comes from, on the CPU; None takes torch's own.
+        shares: Weight of each client, >= 0: its part of the data, for example.
+        count: Number of clients to draw, from 1 to len(shares).
+        generator: Random generator on the CPU; None takes torch's default.
     """
     clients = len(shares)
     if not 1 <= count <= clients:
@@ -116,27 +118,27 @@ def sample_clients(
 
 
 class Outer:
-    """Ends a round every so many steps: workers' contributions summed, one outer step, all reset.
+    """End a round every `every` steps: sum contributions, step the anchor, reset all workers.
 
     Args:
         workers: Models (or their named parameters) with equal weights: one per process, or several
             simulated clients. Only trainable parameters take part; buffers of modules do not.
         every: Steps of a round, H in the papers; at least 1.
-        optimizer: Makes the outer optimizer from named parameters: `OuterNesterov(lr, momentum)`,
-            or any constructor that takes them.
-        contribution: What a worker brings: `displacement` (DiLoCo) or `client_gradient`.
-        group: The process group over which workers are spread; None for one process. Of sharded
-            workers (DTensors) that is the mesh's other dimension: `mesh["workers"].get_group()`.
+        optimizer: Constructor of the outer optimizer from named parameters, such as
+            `OuterNesterov(lr, momentum)`.
+        contribution: A worker's contribution: `displacement` (DiLoCo) or `client_gradient`.
+        group: The process group of the workers; None for one process. For sharded workers
+            (DTensors) the mesh's other dimension: `mesh["workers"].get_group()`.
 
-    Make it when the weights are in place and sharded, before the first inner step. It keeps a copy
-    of them in at least float32, the anchor, the outer optimizer's state beside it, and during the
-    outer step one sum more; nothing is sent but one all-reduce of that sum per round. Inner
-    optimizers are not touched: they keep their momenta.
+    Create it when the weights are loaded and sharded, before the first inner step. Memory: a copy
+    of the weights in at least float32 (the anchor), the outer optimizer's state, and one sum during
+    the outer step. Traffic: one all-reduce of that sum per round. Inner optimizers keep their
+    momenta.
 
     Attributes:
         optimizer: The outer optimizer; its groups take schedules.
-        rounds: Rounds that have ended.
-        taken: Steps of the present round.
+        rounds: Number of finished rounds.
+        taken: Steps taken in the present round.
 
     Raises:
         ValueError: If no worker is given, workers differ, or an argument is outside its range.
@@ -169,12 +171,12 @@ class Outer:
         self.optimizer = optimizer(list(zip(self.names, self._anchors, strict=True)))
 
     def step(self, weights: Sequence[float] | None = None) -> bool:
-        """Counts one step of the workers; returns whether it ended the round.
+        """Count one step of the workers; return True if it ended the round.
 
         Args:
-            weights: What each worker of this process counts at the round's end, >= 0 and as they
-                are: they need not add up to 1. A worker of weight 0 is not looked at. None counts
-                all workers of all processes alike.
+            weights: Weight of each worker of this process at the round's end, >= 0; they need not
+                add up to 1. A worker of weight 0 is not read. None weights all workers of all
+                processes equally.
         """
         self.taken += 1
         if self.taken < self.every:
@@ -184,7 +186,7 @@ class Outer:
 
     @torch.no_grad()
     def end_round(self, weights: Sequence[float] | None = None) -> None:
-        """The outer step, now; for a last round that is shorter. Arguments as for `step`."""
+        """End the round now, for a shorter last round; arguments as for `step`."""
         if not self._total:
             self._total = self._compare_processes()
         weights = self._weights(weights)
@@ -204,10 +206,9 @@ class Outer:
         self.taken = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Anchors by name, the outer optimizer's state, and where in the round this is.
+        """Return anchors by name, the outer optimizer's state and the round's step count.
 
-        The workers' own weights and optimizers are saved as ever, each worker's for itself if it
-        is saved within a round.
+        Save the workers' own weights and optimizers beside it; within a round each worker's.
         """
         anchors = {n: a.detach() for n, a in zip(self.names, self._anchors, strict=True)}
         counts = {"rounds": self.rounds, "taken": self.taken}
@@ -215,10 +216,10 @@ class Outer:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned; does not write to the workers' weights.
+        """Restore what `state_dict` returned; leave the workers' weights as they are.
 
         Raises:
-            ValueError: If it is another model's.
+            ValueError: If names or shapes differ.
         """
         saved = state_dict["anchors"]
         shapes = {n: tuple(a.shape) for n, a in zip(self.names, self._anchors, strict=True)}
@@ -231,6 +232,7 @@ class Outer:
         self.rounds, self.taken = state_dict["rounds"], state_dict["taken"]
 
     def _weights(self, weights: Sequence[float] | None) -> Sequence[float]:
+        """Return one weight per worker of this process, 1 / total by default."""
         here = len(self._workers)
         if weights is None:
             return [1 / self._total] * here
@@ -240,7 +242,7 @@ class Outer:
         return weights
 
     def _sum(self, index: int, weights: Sequence[float]) -> Tensor:
-        """The weighted contributions of this process to one parameter."""
+        """Sum this process's weighted contributions to one parameter."""
         anchor = self._anchors[index]
         total = torch.zeros_like(to_local(anchor))
         for worker, weight in zip(self._workers, weights, strict=True):
@@ -249,7 +251,7 @@ class Outer:
         return total
 
     def _compare_processes(self) -> int:
-        """The number of workers, after all processes have said that they mean the same."""
+        """Return the number of workers; raise unless all processes agree at the start."""
         here = {"every": self.every, "outer optimizer": repr(self.optimizer)}
         sums = [to_local(a).sum(dtype=torch.float64) for a in self._anchors]
         starts = {
@@ -269,12 +271,13 @@ class Outer:
 
 
 def _trainable(worker: nn.Module | Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """Return the named parameters that require a gradient."""
     named = worker.named_parameters() if isinstance(worker, nn.Module) else worker
     return [(name, p) for name, p in named if p.requires_grad]
 
 
 def _common_names(workers: Sequence[Sequence[tuple[str, Tensor]]]) -> list[str]:
-    """The names of the parameters, once it is clear that all workers have the same.
+    """Return the parameter names; raise unless all workers have equal parameters.
 
     Raises:
         ValueError: If there are none or they differ in names, shapes or values.
@@ -294,5 +297,6 @@ def _common_names(workers: Sequence[Sequence[tuple[str, Tensor]]]) -> list[str]:
 
 
 def _check_weights(what: str, weights: Sequence[float]) -> None:
+    """Raise ValueError unless all weights are >= 0 and finite."""
     if not all(0 <= weight < math.inf for weight in weights):
         raise ValueError(f"{what} must be >= 0 and finite, got {list(weights)}")

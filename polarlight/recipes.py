@@ -59,7 +59,7 @@ LearningRate = float | Tensor
 
 
 class MlpRule(StrEnum):
-    """What `symmetric_stack` does to MLPs and experts: all three commute with neuron swaps."""
+    """Rule of `symmetric_stack` for MLPs and experts; all three commute with neuron swaps."""
 
     HYBRID = "hybrid"
     MUON = "muon"
@@ -67,7 +67,7 @@ class MlpRule(StrEnum):
 
 
 class RouterRule(StrEnum):
-    """What `symmetric_stack` does to softmax routers; both are centred."""
+    """Rule of `symmetric_stack` for softmax routers; both are centred."""
 
     ROW_NORM = "row_norm"
     LEFT_POLAR = "left_polar"

@@ -49,19 +49,19 @@ class Averaging(Protocol):
 
 
 class Momentum(ABC):
-    """How gradients become the matrix that a rule maps: elementwise, and on shards."""
+    """Elementwise accumulation of gradients into the matrix that a rule maps, on shards."""
 
     __slots__ = ()
 
     @property
     def buffered(self) -> bool:
-        """Whether each parameter needs a `momentum_buffer`."""
+        """True if each parameter needs a `momentum_buffer`."""
         return True
 
     @property
     @abstractmethod
     def is_ema(self) -> bool:
-        """Whether a gradient equal to the buffer leaves the buffer unchanged, to the bit."""
+        """True if a gradient equal to the buffer leaves the buffer unchanged, to the bit."""
 
     @property
     def extra_state(self) -> tuple[str, ...]:
@@ -83,6 +83,15 @@ class Momentum(ABC):
     def bind_state(self, states: Sequence[Mapping[str, Tensor]]) -> Averaging:
         """Return the momentum with its extra state, one mapping per parameter."""
         return self
+
+    def shard_error(self, shape: torch.Size, shard: torch.Size) -> str:
+        """Return why this momentum cannot be kept for such a shard; empty if it can."""
+        return ""
+
+    def store(self, state: Mapping[str, Tensor], M: Tensor) -> tuple[str, ...]:
+        """Write a floating-point momentum into one parameter's state; return the keys written."""
+        state[MOMENTUM].copy_(M)
+        return (MOMENTUM,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +210,7 @@ class ElementwiseRule(ABC):
 
     @property
     def has_step_finite(self) -> bool:
-        """Whether `step_finite` leaves parameters out without a host sync."""
+        """True if `step_finite` skips parameters without a host sync."""
         return False
 
     @abstractmethod

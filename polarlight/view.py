@@ -1,4 +1,4 @@
-"""Which part of a parameter is a matrix.
+"""Matrix views: which part of a parameter is a matrix, stated as a split and its inverse.
 
 A view splits a parameter into matrices [..., m, n] (fan_out, fan_in), all of them views of its
 storage, and joins the results again. It is a value: it prints, compares, pickles, and goes into the
@@ -96,7 +96,7 @@ class RowBlocks:
         return sum(map(len, self.inner)) or len(self.sizes)
 
     def shapes(self, shape: torch.Size) -> list[torch.Size]:
-        """Those of each block's view, block after block."""
+        """Return the shapes of each block's view, block after block."""
         *batch, m, n = _matrix(shape, self)
         if sum(self.sizes) != m:
             raise ValueError(f"{self} covers {sum(self.sizes)} rows, the parameter has {m}")
@@ -145,7 +145,7 @@ class Heads:
         return len(self.inner)
 
     def shapes(self, shape: torch.Size) -> list[torch.Size]:
-        """Those of the inner view on a batch [..., heads, m, n]."""
+        """Return the shapes of the inner view on a batch [..., heads, m, n]."""
         *batch, m, n = _matrix(shape, self)
         if shape[self.dim] % self.count:
             raise ValueError(
@@ -251,7 +251,7 @@ class Transposed:
         return len(self.inner)
 
     def shapes(self, shape: torch.Size) -> list[torch.Size]:
-        """Those of the inner view on the transposed shape."""
+        """Return the shapes of the inner view on the transposed shape."""
         *batch, m, n = _matrix(shape, self)
         return self.inner.shapes(torch.Size((*batch, n, m)))
 
@@ -288,7 +288,7 @@ class Flattened:
         return len(self.inner)
 
     def shapes(self, shape: torch.Size) -> list[torch.Size]:
-        """Those of the inner view on [out, in * window]."""
+        """Return the shapes of the inner view on [out, in * window]."""
         if tuple(_kernel(shape, self)[2:]) != self.window:
             raise ValueError(f"{self} does not fit a kernel of shape {tuple(shape)}")
         return self.inner.shapes(torch.Size((shape[0], shape[1:].numel())))
@@ -320,7 +320,7 @@ class Taps:
         return len(self.inner)
 
     def shapes(self, shape: torch.Size) -> list[torch.Size]:
-        """Those of the inner view on a batch [*window, out, in]."""
+        """Return the shapes of the inner view on a batch [*window, out, in]."""
         fan_out, fan_in, *window = _kernel(shape, self)
         return self.inner.shapes(torch.Size((*window, fan_out, fan_in)))
 

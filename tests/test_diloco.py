@@ -125,7 +125,7 @@ def test_clients_that_do_the_same_are_one():
     assert_close(models, alone, 1e-12)
 
 
-def test_a_client_that_weighs_nothing_is_not_looked_at():
+def test_a_client_of_weight_zero_is_not_read():
     asked, other = clients(2, (4, 3))
     rounds = Outer(asked, other, every=1, optimizer=PLAIN)
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_one_client_more_or_less_moves_the_step_no_further_than_the_bound(delta)
 
 @pytest.mark.filterwarnings("ignore:no parameter gets the optimizer's rule")  # a ParameterList
 @pytest.mark.parametrize("make", [OuterNesterov(0.7, 0.9), polarlight.Muon])
-def test_a_run_resumed_within_a_round_goes_on_bit_for_bit(make, tmp_path):
+def test_a_run_resumed_within_a_round_continues_bit_for_bit(make, tmp_path):
     def go(models, optimizers, rounds, steps):
         for step in steps:
             for client, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
@@ -279,7 +279,7 @@ def test_frozen_parameters_take_no_part():
     assert Outer(model, every=1).names == ["weights.0"]
 
 
-def test_errors_say_what_is_wrong():
+def test_invalid_arguments_raise_with_their_value():
     model, other = clients(2, (4, 3))
     with pytest.raises(ValueError, match="every must be >= 1, got 0"):
         Outer(model, every=0)

@@ -55,7 +55,7 @@ def test_a_schedule_is_an_object(engine):
 
 
 @pytest.mark.parametrize("name", LEGAL)
-def test_every_legal_object_exists_where_the_message_says(name):
+def test_every_legal_object_exists_under_its_stated_name(name):
     namespace, _, objects = LEGAL[name].partition(": ")
     for text in re.split(r", (?=[A-Za-z])| or ", objects):
         assert eval(text, vars(importlib.import_module(namespace)).copy()) is not None

@@ -42,7 +42,7 @@ def test_every_slot_and_view_of_the_package_is_registered(cls):
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_slots_that_keep_buffers_say_so(cls):
+def test_slots_with_buffers_are_registered_as_stateful(cls):
     if cls.__name__ in ("GramFactors", "KLFactors"):
         return  # RotatedAdam keeps the buffers, and these say what they mean
     wrappers = {"OnSide", "KeepNorm", "Centred", "Oriented"}  # buffers of the slot inside

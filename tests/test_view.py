@@ -90,7 +90,7 @@ def test_heads_are_the_rows_or_columns_of_each_head():
     assert torch.equal(Heads(2, dim=-1).split(x)[0][1], x[:, 2:])
 
 
-def test_interleaved_rows_are_told_apart():
+def test_interleaved_rows_are_separated():
     x = torch.arange(24.0).reshape(6, 4)
     even, odd = Interleaved(2).split(x)
     assert torch.equal(even, x[::2])

@@ -1,11 +1,10 @@
-"""Probes that record what an optimizer does to a network, and the statistics they are made of."""
+"""Probes that record what an optimizer does to a network, and the statistics they compute."""
 
-from polarlight.diagnostics.accuracy import Case
 from polarlight.diagnostics.activations import ActivationMonitor
 from polarlight.diagnostics.clipping import ClippingCheck, ClippingWarning
 from polarlight.diagnostics.descent import DescentPotential, descent
 from polarlight.diagnostics.neurons import NeuronMonitor
-from polarlight.diagnostics.rule_check import RuleCheck, Verdict
+from polarlight.diagnostics.rule_check import ParameterCheck, RuleCheck
 from polarlight.diagnostics.sharding import Difference, assert_same_sharded, check_sharding
 from polarlight.diagnostics.spectra import (
     gram_leverages,
@@ -20,14 +19,13 @@ from polarlight.diagnostics.spectra import (
 
 __all__ = [
     "ActivationMonitor",
-    "Case",
     "ClippingCheck",
     "ClippingWarning",
     "DescentPotential",
     "Difference",
     "NeuronMonitor",
+    "ParameterCheck",
     "RuleCheck",
-    "Verdict",
     "assert_same_sharded",
     "check_sharding",
     "descent",

@@ -1,4 +1,4 @@
-"""A probe that tells which neurons say nothing: activations before the down projection.
+"""Probe of silent neurons: mean activations before the down projection of every MLP.
 
 Hooks record only in the forward passes of an observed step, on the device; other steps pay for one
 Python call per hook. `torch.compile` traces the hooks into two versions of the model, one for each
@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polarlight.diagnostics.eager import outside_graphs
-from polarlight.diagnostics.sink import History, Record, Sink, hand_over, new_history
+from polarlight.diagnostics.sinks.records import History, Record, Sink, new_history, send_records
 from polarlight.diagnostics.transfer import to_host
-from polarlight.optimizer.probe import Observation
+from polarlight.optimizer.probe import Observation, outside_graphs
 from polarlight.routing.roles import Part, Role, infer_roles
 from polarlight.routing.roles.names import MLP
 from polarlight.routing.roles.wrappers import owner_name
@@ -32,7 +31,7 @@ LEVELS = (0.1, 0.5, 0.9)
 
 
 class _Sums(nn.Module):
-    """What one layer's hooks add up, in place: buffers, so that a compiled graph writes to them."""
+    """Running sums of one layer's hooks, in buffers, which a compiled graph can write in place."""
 
     def __init__(self, neurons: int, device: torch.device) -> None:
         super().__init__()
@@ -41,42 +40,42 @@ class _Sums(nn.Module):
             self.register_buffer(name, torch.zeros(size, device=device), persistent=False)
 
     def clear(self) -> None:
-        """Back to zero."""
+        """Set all sums to zero."""
         for buffer in self.buffers():
             buffer.zero_()
 
 
 @dataclass(slots=True)
 class _Switch:
-    """Whether hooks record; an object of its own, so that hooks hold no more than they need."""
+    """Flag that turns hooks on and off; hooks refer to it, not to the monitor."""
 
     on: bool = True
 
     @property
     def recording(self) -> bool:
-        """Whether this forward pass counts: it is watched, and one that trains."""
+        """True if the flag is on and gradients are enabled, so not in a validation."""
         return self.on and torch.is_grad_enabled()
 
 
 class ActivationMonitor:
-    """Records, every so many steps, how loud every neuron is, from the model's own forward passes.
+    """Record the mean activation of every neuron each `every` steps, by forward hooks.
 
-    A record per down projection: `mean`, the mean absolute input of the down projection;
-    `magnitude`, quantiles over neurons of their own means, over it; `dead`, fraction of neurons
-    below each of `DEAD` times it. Gated layers also have `gate`: `closed` and `open`, the fraction
+    One record per down projection: `mean`, the mean absolute input of the down projection;
+    `magnitude`, quantiles of the neurons' own means over `mean`; `dead`, fraction of neurons below
+    each of `DEAD` times `mean`. Gated layers also have `gate`: `closed` and `open`, the fraction
     of (token, neuron) pairs whose gate lies below -4 or above 4, and `always_closed`, the fraction
     of neurons with a closed gate at every token. All micro batches between two steps count;
     forward passes under `torch.no_grad`, those of a validation, do not.
 
     Args:
-        model: Whose linear down projections are watched, found by role. `watched` names them;
-            experts in stacked parameters and fused gates have no module of their own to hook.
+        model: Model whose linear down projections get hooks, found by role. Experts in stacked
+            parameters and fused gates have no module to hook.
         sink: Called with (step, records); None keeps the last thousand in `history`.
         every: Observe steps 1, 1 + every, ...; at least 1.
 
     Attributes:
         step: Steps counted so far.
-        seconds: Time spent handing over, waiting for the device included.
+        seconds: Time spent in `end`, waiting for the device included.
 
     Raises:
         ValueError: If every is below 1, or the model has no linear down projection.
@@ -120,46 +119,47 @@ class ActivationMonitor:
 
     @property
     def watched(self) -> tuple[str, ...]:
-        """Names of the down projections."""
+        """Names of the down projections that have a hook."""
         return tuple(self._sums)
 
-    def resume(self, step: int, *, look: bool = False) -> None:
-        """Goes on after so many steps, as if they had been counted.
+    def resume(self, step: int, *, full: bool = False) -> None:
+        """Continue counting from a step of an earlier run.
 
         Args:
-            step: How many.
-            look: Observe the next step in any case.
+            step: Steps of the earlier run.
+            full: Observe the next step in any case.
         """
         self.step = step
-        self._switch.on = look or step % self.every == 0
+        self._switch.on = full or step % self.every == 0
 
     def close(self) -> None:
-        """Removes the hooks."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
     @outside_graphs
     def begin(self) -> bool:
-        """Counts the step; says whether its forward passes were recorded."""
+        """Count the step; return True if the hooks recorded its forward passes."""
         self.step += 1
         recorded = self._switch.on
         self._switch.on = self.step % self.every == 0
         return recorded
 
     def observe(self, observation: Observation) -> None:
-        """Nothing: activations are no business of single parameters."""
+        """Do nothing: activations are recorded by forward hooks."""
 
     @outside_graphs
     def end(self) -> None:
-        """Hands over what the forward passes of this step added up."""
+        """Send the sums of this step's forward passes to the sink and clear them."""
         start = time.perf_counter()
         records = to_host({name: self._record(name, sums) for name, sums in self._sums.items()})
         for sums in self._sums.values():
             sums.clear()
         self.seconds += time.perf_counter() - start
-        hand_over(self.sink, self.history, self.step, records)
+        send_records(self.sink, self.history, self.step, records)
 
     def _watch(self, name: str, modules: Mapping[str, nn.Module]) -> None:
+        """Hook one down projection, and its gate projection if there is one."""
         down = modules[name]
         assert isinstance(down, nn.Linear)
         sums = self._sums[name] = _Sums(down.in_features, down.weight.device)
@@ -172,6 +172,7 @@ class ActivationMonitor:
             self._handles.append(gate.register_forward_hook(_gates(self._switch, sums)))
 
     def _record(self, name: str, sums: _Sums) -> Record:
+        """Return one layer's record from its sums."""
         tokens = sums.get_buffer("tokens").clamp_min(1)
         magnitude = sums.get_buffer("magnitude") / tokens
         mean = magnitude.mean()
@@ -194,7 +195,7 @@ class ActivationMonitor:
 
 
 def _down_projections(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
-    """Names of the linear modules that write neurons back into the residual stream."""
+    """Return the names of the linear down projections of dense and expert MLPs."""
     names = (
         owner_name(a.name)
         for a in infer_roles(model)
@@ -204,6 +205,7 @@ def _down_projections(model: nn.Module, modules: Mapping[str, nn.Module]) -> lis
 
 
 def _magnitudes(switch: _Switch, sums: _Sums) -> Callable[..., None]:
+    """Return a pre-hook that adds |input| per neuron and the count of tokens to the sums."""
     total, tokens = sums.get_buffer("magnitude"), sums.get_buffer("tokens")
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -216,6 +218,7 @@ def _magnitudes(switch: _Switch, sums: _Sums) -> Callable[..., None]:
 
 
 def _gates(switch: _Switch, sums: _Sums) -> Callable[..., None]:
+    """Return a hook that counts gate outputs below -4 and above 4 per neuron in the sums."""
     closed, opened = sums.get_buffer("closed"), sums.get_buffer("open")
 
     def hook(module: nn.Module, inputs: object, output: Tensor) -> None:

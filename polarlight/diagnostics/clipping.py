@@ -1,8 +1,7 @@
-"""A probe that notices clipped gradients where clipping does not do what it is meant to.
+"""Probe that warns about clipped gradients where clipping does not limit the step.
 
-Clipping multiplies all gradients of a step by one factor. A rule that is free of scale gives the
-same update whatever the factor: no step becomes smaller. What is left is that a clipped gradient
-weighs less in the momentum.
+Clipping multiplies all gradients of a step by one factor. A scale-free rule gives the same update
+for every factor, so no step becomes smaller; a clipped gradient only weighs less in the momentum.
 """
 
 import math
@@ -23,23 +22,22 @@ SAME = 1e-4
 
 
 class ClippingWarning(UserWarning):
-    """Gradients are clipped, and for these rules that does not limit the step."""
+    """Warning: gradients are clipped, but the scale of a gradient cancels in these rules."""
 
 
 @dataclass(slots=True)
 class ClippingCheck:
-    """Warns once if the gradients of rules that are free of scale arrive clipped to a norm.
+    """Probe that warns once if the gradients of scale-free rules arrive clipped to a norm.
 
-    The sign of clipping is that the norm of all gradients is the same number again and again: the
-    largest of `looks` norms has to come up at least `needed` times. Norms that vary by a few
-    percent do so less than once in a million runs. Seen is clipping by the norm over all parameters
-    of this optimizer, of float32 gradients; not seen is clipping by value, by parameter, over the
-    parameters of several optimizers, and of bfloat16 gradients on accelerators, where the factor
-    itself is rounded.
+    Clipped gradients have the same norm again and again: the largest of `samples` norms has to come
+    up at least `needed` times. Norms that vary by a few percent do so less than once in a million
+    runs. The probe detects clipping by the norm over all parameters of this optimizer, of float32
+    gradients. It does not detect clipping by value, by parameter, over the parameters of several
+    optimizers, or of bfloat16 gradients on accelerators, where the factor itself is rounded.
 
     Attributes:
         optimizer: The optimizer that is observed.
-        every: Look at steps 1, 1 + every, ...; at least 1.
+        every: MatrixSample at steps 1, 1 + every, ...; at least 1.
         looks: Norms to compare; they stay on the device until the last, which waits for it. After
             that nothing is looked at any more.
         needed: How often the largest one must come up, in [2, looks].
@@ -59,7 +57,7 @@ class ClippingCheck:
 
     optimizer: Optimizer
     every: int = 10
-    looks: int = 8
+    samples: int = 8
     needed: int = 4
     clipped_to: float | None = None
     _step: int = 0
@@ -68,26 +66,26 @@ class ClippingCheck:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"every must be >= 1, got {self.every}")
-        if not 2 <= self.needed <= self.looks:
-            raise ValueError(f"needed must lie in [2, looks = {self.looks}], got {self.needed}")
+        if not 2 <= self.needed <= self.samples:
+            raise ValueError(f"needed must lie in [2, samples = {self.samples}], got {self.needed}")
 
     def begin(self) -> bool:
-        """Takes the norm of this step's gradients if it is looked at; observes nothing else."""
+        """Count the step; keep the gradient norm of a sampled step; always return False."""
         self._step += 1
-        if len(self._norms) < self.looks and (self._step - 1) % self.every == 0:
+        if len(self._norms) < self.samples and (self._step - 1) % self.every == 0:
             self._norms += self._norm()
-            if len(self._norms) == self.looks:
+            if len(self._norms) == self.samples:
                 self._compare(torch.stack(self._norms).tolist())
         return False
 
     def observe(self, observation: Observation) -> None:
-        """Is not called."""
+        """Do nothing: `begin` reads the gradients."""
 
     def end(self) -> None:
-        """Is not called."""
+        """Do nothing: `begin` returns False in every step."""
 
     def _norm(self) -> list[Tensor]:
-        """The norm of all gradients as a float64 tensor [], in a list that is empty without any."""
+        """Return [norm of all gradients], float64 on the device; [] without gradients."""
         gradients = [
             p.grad for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None
         ]
@@ -97,6 +95,7 @@ class ClippingCheck:
         return [torch.stack([norm.to(norms[0].device) for norm in norms]).norm()]
 
     def _compare(self, norms: list[float]) -> None:
+        """Warn if the largest norm came up at least `needed` times and a rule is scale-free."""
         largest = max(norms)
         times = sum(largest - norm <= SAME * largest for norm in norms)
         free = self._free_of_scale()
@@ -105,17 +104,17 @@ class ClippingCheck:
         self.clipped_to = largest
         rules = ", ".join(f"{name} ({count} parameters)" for name, count in free.items())
         warnings.warn(
-            f"the norm of all gradients was {largest:.4g} in {times} of {self.looks} looks: they "
-            f"are clipped to it. The scale of a gradient cancels in {rules}: clipping limits no "
-            "step there, it only lets the clipped gradients weigh less in the momentum. Smaller "
-            "steps come from lr, gradients that are not finite are left out anyway, and AdamW's "
-            "parameters can be clipped by themselves.",
+            f"the norm of all gradients was {largest:.4g} in {times} of {self.samples} samples: "
+            f"they are clipped to it. The gradient's scale cancels in {rules}: clipping limits no "
+            "step there, it only lowers the weight of clipped gradients in the momentum. For "
+            "smaller steps lower lr; non-finite gradients are skipped without clipping; to clip "
+            "AdamW's parameters, clip them by themselves.",
             ClippingWarning,
             stacklevel=2,
         )
 
     def _free_of_scale(self) -> Counter[str]:
-        """How many parameters have a rule in which the scale of gradients cancels, by rule."""
+        """Count the parameters of each rule whose update ignores the gradient's scale."""
         found: Counter[str] = Counter()
         for group in self.optimizer.param_groups:
             rule = group["rule"]

@@ -1,4 +1,4 @@
-"""How much a direction could lower the loss: first and second derivatives along it.
+"""First and second derivatives of the loss along an update.
 
     potential = <g, D>^2 / <D, H D>,     best step = <g, D> / <D, H D>
 
@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from polarlight.diagnostics.eager import outside_graphs
 from polarlight.diagnostics.neurons import is_hidden
-from polarlight.diagnostics.sink import History, Record, Sink, hand_over, new_history
+from polarlight.diagnostics.sinks.records import History, Record, Sink, new_history, send_records
 from polarlight.diagnostics.transfer import to_host
-from polarlight.optimizer.probe import Observation
+from polarlight.optimizer.probe import Observation, outside_graphs
 
 
 def descent(
     loss: Callable[[], Tensor], directions: Mapping[str, tuple[Tensor, Tensor]]
 ) -> dict[str, Record]:
-    """Derivatives of the loss along each direction, and along all of them together.
+    """Compute the loss's derivatives along each direction, and along all of them together.
 
     Args:
         loss: Computes the loss from the parameters as they are, twice differentiable: an eager
@@ -55,7 +54,7 @@ def descent(
 
 
 def _record(slope: Tensor, along: list[tuple[Tensor, Tensor]]) -> Record:
-    """One direction's numbers; its second derivative is that of its slope along itself."""
+    """Return slope, curvature, potential and best step along the given directions."""
     found = torch.autograd.grad(
         slope, [p for p, _ in along], retain_graph=True, allow_unused=True, materialize_grads=True
     )
@@ -73,7 +72,7 @@ def _record(slope: Tensor, along: list[tuple[Tensor, Tensor]]) -> Record:
 
 @dataclass(slots=True)
 class DescentPotential:
-    """Records, every so many steps, how much each matrix's update could have lowered the loss.
+    """Record how much each matrix's update could lower the loss, every `every` steps.
 
     An observed step costs a forward and a backward pass and one more backward pass per matrix, and
     keeps a copy of the matrices until it ends.
@@ -82,8 +81,8 @@ class DescentPotential:
         loss: See `descent`; called at the weights before the step.
         sink: Called with (step, records); None keeps the last thousand in `history`.
         every: Observe steps 1, 1 + every, ...; at least 1.
-        step: Steps seen so far.
-        history: What was recorded, where there is no sink.
+        step: Steps counted so far.
+        history: Records, where there is no sink.
 
     Examples:
         >>> import torch, polarlight
@@ -111,13 +110,13 @@ class DescentPotential:
 
     @outside_graphs
     def begin(self) -> bool:
-        """Counts the step and says whether it is observed."""
+        """Count the step; return True if it is observed."""
         self.step += 1
         return (self.step - 1) % self.every == 0
 
     @outside_graphs
     def observe(self, observation: Observation) -> None:
-        """Keeps a parameter as it was, and where it went if it is a hidden matrix."""
+        """Keep a copy of a parameter before the step, and a hidden matrix's direction."""
         p = live_parameter(observation)
         if p is not None:
             before = observation.parameter.detach()
@@ -127,7 +126,7 @@ class DescentPotential:
 
     @outside_graphs
     def end(self) -> None:
-        """Goes back to the weights before the step, measures, and comes back."""
+        """Set all weights to those before the step, measure, and set them back."""
         after = {name: p.detach().clone() for name, (p, _) in self._before.items()}
         try:
             _put({name: before for name, (_, before) in self._before.items()}, self._before)
@@ -135,11 +134,11 @@ class DescentPotential:
         finally:
             _put(after, self._before)
             self._before, self._directions = {}, {}
-        hand_over(self.sink, self.history, self.step, records)
+        send_records(self.sink, self.history, self.step, records)
 
 
 def live_parameter(observation: Observation) -> Tensor | None:
-    """The parameter itself; None if the group does not tell which it is.
+    """Return the optimizer's own parameter; None if the group does not name it.
 
     Rules that work on entries have moved it by the time that it is observed: their observation
     holds a copy from before.
@@ -155,5 +154,6 @@ def live_parameter(observation: Observation) -> Tensor | None:
 
 @torch.no_grad()
 def _put(values: Mapping[str, Tensor], places: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Copy values into parameters, by name."""
     for name, value in values.items():
         places[name][0].copy_(value)

@@ -1,4 +1,4 @@
-"""What is told of one matrix: its momentum, its update and its weight, as device scalars."""
+"""Statistics of one matrix: its momentum, its update and its weight, as device scalars."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from polarlight.diagnostics.spectra import (
     spectrum,
     spread,
 )
-from polarlight.diagnostics.starvation import summary
+from polarlight.diagnostics.starvation import share_summary
 from polarlight.linalg.matrices import nonzero, unit_scale
 from polarlight.linalg.rows import row_norms
 
@@ -25,13 +25,13 @@ QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One matrix at one step, tall: its rows are neurons; leading dimensions are a batch.
+class MatrixSample:
+    """One tall matrix at one step: its rows are neurons; leading dimensions are a batch.
 
     Attributes:
-        weight: Before the step, [..., m, n].
-        direction: What is multiplied by -lr, in the same shape.
-        momentum: What the rule mapped.
+        weight: The weight before the step, [..., m, n].
+        direction: The tensor that is multiplied by -lr, [..., m, n].
+        momentum: The rule's input, [..., m, n].
         lr: The learning rate, a float or a tensor of one element.
     """
 
@@ -40,14 +40,14 @@ class Look:
     momentum: Tensor
     lr: float | Tensor
 
-    def turned(self) -> "Look":
-        """The transposed matrices: columns become rows."""
-        return Look(self.weight.mT, self.direction.mT, self.momentum.mT, self.lr)
+    def transposed(self) -> "MatrixSample":
+        """Return a sample of the transposed matrices: columns become rows."""
+        return MatrixSample(self.weight.mT, self.direction.mT, self.momentum.mT, self.lr)
 
 
 @dataclass(slots=True)
 class Readings:
-    """A look's numbers.
+    """Record of one sample, and the row shares that it was computed from.
 
     Attributes:
         record: For a sink; scalars on the device.
@@ -60,40 +60,40 @@ class Readings:
     momentum: Tensor
 
 
-def read(look: Look, *, spectra: bool) -> Readings:
-    """The numbers of one look.
+def measure_matrix(sample: MatrixSample, *, spectra: bool) -> Readings:
+    """Compute the record of one sample on its device.
 
-    `update`, `momentum`: see `starvation.summary`. `row_norm_spread`: deviation over mean of the
-    update's row norms. `weight`: the same of the weight, and its root mean square. `rms`: root mean
-    square of the direction's entries. `ratio`: norm of lr times direction over that of the weight,
-    0 where that is zero. `cosine`: of direction and momentum, mean over leading dimensions. With
-    `spectra` also what `_add_spectra` tells.
+    `update`, `momentum`: see `starvation.share_summary`. `row_norm_spread`: deviation over mean of
+    the update's row norms. `weight`: the same of the weight, and its root mean square. `rms`: root
+    mean square of the direction's entries. `ratio`: norm of lr times direction over that of the
+    weight, 0 where that is zero. `cosine`: of direction and momentum, mean over leading dimensions.
+    With `spectra` also the numbers of `_add_spectra`.
     """
-    D, M = (unit_scale(X).nan_to_num(0.0) for X in (look.direction, look.momentum))
+    D, M = (unit_scale(X).nan_to_num(0.0) for X in (sample.direction, sample.momentum))
     gram = precise_gram(M)
     m, n = M.shape[-2:]
     update, momentum = row_shares(D), gram_leverages(M, gram) * (m / n)
-    weight_norms = row_norms(look.weight).squeeze(-1)
-    weight, moved = (torch.linalg.vector_norm(X.float()) for X in (weight_norms, look.direction))
+    weight_norms = row_norms(sample.weight).squeeze(-1)
+    weight, moved = (torch.linalg.vector_norm(X.float()) for X in (weight_norms, sample.direction))
     record = {
-        "update": summary(update),
-        "momentum": summary(momentum),
+        "update": share_summary(update),
+        "momentum": share_summary(momentum),
         "row_norm_spread": spread(update.sqrt()).mean(),
         "weight": {
             "row_norm_spread": spread(weight_norms).mean(),
-            "rms": weight / look.weight.numel() ** 0.5,
+            "rms": weight / sample.weight.numel() ** 0.5,
         },
-        "rms": moved / look.direction.numel() ** 0.5,
-        "ratio": torch.where(weight == 0, 0.0, look.lr * moved / nonzero(weight)),
+        "rms": moved / sample.direction.numel() ** 0.5,
+        "ratio": torch.where(weight == 0, 0.0, sample.lr * moved / nonzero(weight)),
         "cosine": _cosine(D, M).mean(),
     }
     if spectra:
-        _add_spectra(record, look, D, M, gram)
+        _add_spectra(record, sample, D, M, gram)
     return Readings(record, update, momentum)
 
 
-def _add_spectra(record: Record, look: Look, D: Tensor, M: Tensor, gram: Tensor) -> None:
-    """Numbers that need singular values, means over leading dimensions.
+def _add_spectra(record: Record, sample: MatrixSample, D: Tensor, M: Tensor, gram: Tensor) -> None:
+    """Add to the record what needs singular values, means over leading dimensions.
 
     `orthogonality`: see `spectra.orthogonality_error`. `alignment`: <D, M> / (c |M|_*), with c the
     root mean square of D's singular values; 1 for the exact polar factor, which no matrix with
@@ -101,7 +101,7 @@ def _add_spectra(record: Record, look: Look, D: Tensor, M: Tensor, gram: Tensor)
     `quantiles`: of D's singular values over their root mean square.
     """
     own = D.mT @ D
-    W = unit_scale(look.weight)
+    W = unit_scale(sample.weight)
     sigma, rows = spectrum(own), spectrum(W.mT @ W)
     nuclear = spectrum(gram).sum(dim=-1).to(D.dtype)
     rms = sigma.square().mean(dim=-1).sqrt()
@@ -117,10 +117,11 @@ def _add_spectra(record: Record, look: Look, D: Tensor, M: Tensor, gram: Tensor)
 
 
 def _cosine(X: Tensor, Y: Tensor) -> Tensor:
-    """The cosine between matrices as long vectors, [..., m, n] -> [...]."""
+    """Return the cosine between matrices as long vectors, [..., m, n] -> [...]."""
     product = (X * Y).sum(dim=(-2, -1))
     return product / nonzero(torch.linalg.matrix_norm(X) * torch.linalg.matrix_norm(Y))
 
 
 def _stable_rank(sigma: Tensor) -> Tensor:
+    """Return the stable rank from descending singular values, [..., k] -> [...]."""
     return sigma.square().sum(dim=-1) / nonzero(sigma[..., 0].square())

@@ -1,8 +1,8 @@
-"""A probe that tells how an optimizer treats the neurons of a network: whom it starves, and how.
+"""Probe of starved neurons: how much of each update every row of a tall matrix receives.
 
-Everything is measured on the device and handed over in one transfer. Leverages come from a Cholesky
-factor of the momentum's Gram matrix, singular values from Gram matrices and in turn; what that
-costs is measured by `python -m benchmarks.monitor_cost`.
+Statistics are computed on the device and copied once per observed step. Leverages come from a
+Cholesky factor of the momentum's Gram matrix, singular values from Gram matrices of a few matrices
+in turn. `python -m benchmarks.monitor_cost` measures the cost.
 """
 
 import time
@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polarlight.diagnostics.eager import outside_graphs
-from polarlight.diagnostics.matrix_record import Look, Readings, read
-from polarlight.diagnostics.pairs import block_and_half
-from polarlight.diagnostics.sink import History, Record, Sink, hand_over, new_history
+from polarlight.diagnostics.matrix_record import MatrixSample, Readings, measure_matrix
+from polarlight.diagnostics.sinks.records import History, Record, Sink, new_history, send_records
 from polarlight.diagnostics.spectra import singular_values
 from polarlight.diagnostics.starvation import (
     THRESHOLDS,
@@ -25,8 +23,9 @@ from polarlight.diagnostics.starvation import (
     starved_rows,
 )
 from polarlight.diagnostics.transfer import to_host
-from polarlight.optimizer.probe import Observation
+from polarlight.optimizer.probe import Observation, outside_graphs
 from polarlight.routing.roles import MATRIX_ROLES
+from polarlight.routing.roles.names import block_and_half
 from polarlight.rule import UpdateRule
 from polarlight.view import Whole
 
@@ -38,13 +37,13 @@ READINGS = ("update", "momentum")
 
 @dataclass(slots=True)
 class NeuronMonitor:
-    """Records, every so many steps, how the neurons of tall matrices are moved.
+    """Record row shares, sizes and spectra of tall matrices every `every` steps.
 
-    Two readings of the same question, per matrix [m, n], m > n: `update` is the row's share of the
-    update itself, whatever the rule; `momentum` is the row's leverage in the momentum, times m/n:
-    the share that plain Muon would give it. Beside the numbers of `matrix_record.read` each reading
-    tells which rows ever starved and which stayed so (`starvation.Persistence`), and the matrices
-    of a gated MLP have `pair`: the share of neurons whose gate and up rows are both starved.
+    Two readings of a row's share, per matrix [m, n], m > n: `update` is the row's share of the
+    update itself; `momentum` is the row's leverage in the momentum, times m/n: its share of plain
+    Muon's update. Beside the numbers of `measure_matrix`, each reading has the fractions of rows
+    that ever starved and that starved ever since (`starvation.Persistence`). The matrices of a
+    gated MLP have `pair`: the share of neurons whose gate and up rows are both starved.
 
     Under `torch.compile` of the step the probe breaks the graph and runs as it is.
 
@@ -52,16 +51,14 @@ class NeuronMonitor:
         sink: Called with (step, records) after each observed step; records by parameter name. None
             keeps the last thousand in `history`.
         every: Observe steps 1, 1 + every, ...; at least 1.
-        step: Steps seen so far; set it when a run is resumed.
+        step: Steps counted so far; set it when a run is resumed.
         full: Observe the next step in any case, with the shares and singular values themselves.
         seconds: Time spent so far, waiting for the device included.
-        spectra: How many matrices per observed step are asked for their singular values, in turn;
-            at least 0. The first observed step asks all of them.
-        columns: Whether wide matrices are observed by their columns, where the neurons of a down
-            projection lie.
-        hold: Observed steps that are transferred together; with more than 1, call `flush()` in the
-            end.
-        history: What was recorded, where there is no sink.
+        spectra: Number of matrices per observed step whose singular values are computed, in turn;
+            at least 0. The first observed step computes all of them.
+        columns: Also observe wide matrices by their columns, the neurons of a down projection.
+        hold: Observed steps that are copied together; with more than 1, call `flush()` at the end.
+        history: Records, where there is no sink.
 
     Examples:
         >>> import torch, polarlight
@@ -100,29 +97,29 @@ class NeuronMonitor:
 
     @outside_graphs
     def begin(self) -> bool:
-        """Counts the step and says whether it is observed."""
+        """Count the step; return True if it is observed."""
         self.step += 1
         return self.full or (self.step - 1) % self.every == 0
 
     @outside_graphs
     def observe(self, observation: Observation) -> None:
-        """Adds one record per hidden matrix that is observed; parts of a view are numbered."""
+        """Add one record per matrix of a hidden parameter; several are numbered."""
         if not is_hidden(observation.group):
             return
         start = time.perf_counter()
-        looks = _looks(observation)
-        for i, look in enumerate(looks):
-            m, n = look.weight.shape[-2:]
+        samples = _samples(observation)
+        for i, sample in enumerate(samples):
+            m, n = sample.weight.shape[-2:]
             if m > n or (m < n and self.columns):
                 name = observation.name
-                key = name if len(looks) == 1 else f"{name}[{i}]"
-                readings = self._record(key, look if m > n else look.turned())
-                self._remember(block_and_half(name, i, len(looks)), key, readings)
+                key = name if len(samples) == 1 else f"{name}[{i}]"
+                readings = self._record(key, sample if m > n else sample.transposed())
+                self._remember(block_and_half(name, i, len(samples)), key, readings)
         self.seconds += time.perf_counter() - start
 
     @outside_graphs
     def end(self) -> None:
-        """Closes the step; its records go to the sink, or wait for others."""
+        """Finish the step: pair gate and up rows, and flush once `hold` steps are kept."""
         start = time.perf_counter()
         for block in self._halves.values():
             if len(block) == 2:
@@ -138,64 +135,67 @@ class NeuronMonitor:
             self.flush()
 
     def flush(self) -> None:
-        """Transfers what is held and hands it to the sink."""
+        """Copy all kept records to the host in one transfer and send them to the sink."""
         start = time.perf_counter()
         held, self._held = self._held, []
         numbers = to_host({str(i): records for i, (_, records) in enumerate(held)})
         self.seconds += time.perf_counter() - start
         for (step, _), records in zip(held, numbers.values(), strict=True):
-            hand_over(self.sink, self.history, step, records)
+            send_records(self.sink, self.history, step, records)
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes on when a run is resumed: steps, whose turn it is, who has starved so far."""
+        """Return the step count, whose spectra come next, and which rows ever starved."""
         persistence = {reading: p.state() for reading, p in self._persistence.items()}
         return {"step": self.step, "turn": self._turn, "persistence": persistence}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore what `state_dict` returned."""
         self.step, self._turn = state["step"], state["turn"]
         for reading, saved in state["persistence"].items():
             self._persistence[reading].restore(saved)
 
-    def _record(self, key: str, look: Look) -> Readings:
+    def _record(self, key: str, sample: MatrixSample) -> Readings:
+        """Measure one sample, add its record under `key`, and return the readings."""
         turn = (len(self._records) - self._turn) % max(1, self._matrices())
-        readings = read(look, spectra=self.full or turn < self.spectra)
+        readings = measure_matrix(sample, spectra=self.full or turn < self.spectra)
         record = readings.record
         for reading, shares in _both(readings):
             record[reading] |= self._persistence[reading](key, starved_rows(shares))
             if self.full:
                 record[reading]["shares"] = shares.flatten()
         if self.full:
-            record["singular_values"] = singular_values(look.direction).flatten()
+            record["singular_values"] = singular_values(sample.direction).flatten()
         self._records[key] = record
         return readings
 
     def _matrices(self) -> int:
-        """How many matrices are observed, once it is known."""
+        """Return the number of matrices seen so far."""
         return len(self._persistence[READINGS[0]].names)
 
     def _remember(self, place: tuple[str, str] | None, key: str, readings: Readings) -> None:
-        """Keeps the starved rows of a gate or up projection until its other half is seen."""
+        """Keep the starved rows of a gate or up projection until the step ends."""
         if place is not None:
             masks = torch.stack([starved_rows(shares) for _, shares in _both(readings)])
             self._halves.setdefault(place[0], {})[place[1]] = key, masks
 
 
 def _both(readings: Readings) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and row shares of both readings."""
     return ((reading, getattr(readings, reading)) for reading in READINGS)
 
 
 def is_hidden(group: Mapping[str, Any]) -> bool:
-    """Whether a group holds hidden matrices; without a role, what has a matrix rule is one."""
+    """Tell whether a group holds hidden matrices: by role, without one by the rule's type."""
     role = group.get("role")
     return role in MATRIX_ROLES or (not role and isinstance(group["rule"], UpdateRule))
 
 
-def _looks(observation: Observation) -> list[Look]:
+def _samples(observation: Observation) -> list[MatrixSample]:
+    """Return one sample per matrix of the parameter's view."""
     view = observation.group.get("view") or Whole()
     lr = observation.group["lr"]
     weights, directions, momenta = (
         view.split(X)
         for X in (observation.parameter.detach(), observation.direction, observation.momentum)
     )
-    return [Look(W, D, M, lr) for W, D, M in zip(weights, directions, momenta, strict=True)]
+    return [MatrixSample(W, D, M, lr) for W, D, M in zip(weights, directions, momenta, strict=True)]

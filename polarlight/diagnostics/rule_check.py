@@ -1,4 +1,4 @@
-"""A probe that proves the rules ran: every update counted, and some held to what is promised."""
+"""Probe that counts updates by rule and checks sampled updates against the rule's promises."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,15 +16,15 @@ from polarlight.view import Whole
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What is known of one parameter.
+class ParameterCheck:
+    """Counts and measurements of one parameter.
 
     Attributes:
         name: The parameter.
-        rules: How many steps each rule gave it.
-        measures: The worst value of each promise's measure over the sampled steps, by promise.
-        limits: Up to which value each of them counts as kept.
-        frozen: Whether it asked for no gradient when it was last seen.
+        rules: Number of updates by each rule.
+        measures: Worst value of each promise's measure over the sampled steps.
+        limits: Largest value of each measure that keeps the promise.
+        frozen: True if the parameter took no gradient in the last step.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Verdict:
 
     @property
     def broken(self) -> dict[Invariant, float]:
-        """Measures beyond their limits; a NaN is beyond any."""
+        """Measure above their limits, by promise; a NaN is above any limit."""
         return {key: x for key, x in self.measures.items() if not x <= self.limits[key]}
 
     @property
     def verdict(self) -> str:
-        """One word or a list of broken promises."""
+        """`kept`, `not sampled`, `frozen`, `NEVER UPDATED`, or the broken promises."""
         if self.broken:
             return "BROKEN: " + ", ".join(
                 f"{key} ({x:.3g}, at most {self.limits[key]:.3g})" for key, x in self.broken.items()
@@ -52,11 +52,11 @@ class Verdict:
 
 @dataclass(slots=True)
 class RuleCheck:
-    """Counts every parameter's updates by rule, and samples whether updates keep their promises.
+    """Count every parameter's updates by rule; check sampled updates against their promises.
 
-    Counts are host integers and samples stay on the device, where the worst is kept: a step waits
-    for nothing. `verdicts` and `report` transfer once per device. A sampled step costs up to four
-    steps of a rule: it computes weights and, where a rule has no memory, the direction again.
+    Counts are host integers and measurements stay on the device, so a step waits for nothing.
+    `verdicts` and `report` copy once per device. A sampled step costs up to four steps of a rule:
+    it computes dual weights and, where a rule has no buffers, the direction again.
 
     Attributes:
         every: Sample steps 1, 1 + every, ...; at least 1.
@@ -88,19 +88,19 @@ class RuleCheck:
             raise ValueError(f"every must be >= 1, got {self.every}")
 
     def begin(self) -> bool:
-        """Counts the step and says whether it is sampled."""
+        """Count the step; return True if it is sampled."""
         self._step += 1
         return (self._step - 1) % self.every == 0
 
     def count(self, name: str, rule: Rule | None, *, frozen: bool = False) -> None:
-        """One parameter got one update by `rule`, or None."""
+        """Count one update of a parameter by `rule`; None counts no update."""
         counter = self._counts.setdefault(name, Counter())
         if rule is not None:
             counter[rule.name] += 1
         (self._frozen.add if frozen else self._frozen.discard)(name)
 
     def observe(self, observation: Observation) -> None:
-        """Measures one update on the device."""
+        """Measure one update on the device and keep the worst value of each promise."""
         rule, view = observation.group["rule"], observation.group.get("view")
         if observation.parameter.ndim < 2:  # a vector, whatever view its group was given
             pairs = [(observation.momentum.reshape(1, -1), observation.direction.reshape(1, -1))]
@@ -121,19 +121,19 @@ class RuleCheck:
                 limits[promise] = max(limit, limits.get(promise, 0.0))
 
     def end(self) -> None:
-        """Nothing is due."""
+        """Do nothing: measurements stay on the device until `verdicts` reads them."""
 
     def missing(self) -> list[str]:
-        """Parameters that ask for gradients and were never updated."""
+        """Return the names of trainable parameters that were never updated."""
         return [
             name for name, count in self._counts.items() if not count and name not in self._frozen
         ]
 
-    def verdicts(self) -> list[Verdict]:
-        """One verdict per parameter of the optimizer, in the order of its groups."""
+    def verdicts(self) -> list[ParameterCheck]:
+        """Return one result per parameter of the optimizer, in the order of its groups."""
         measures = to_host(self._worst)
         return [
-            Verdict(
+            ParameterCheck(
                 name,
                 dict(count),
                 measures.get(name, {}),
@@ -143,12 +143,12 @@ class RuleCheck:
             for name, count in self._counts.items()
         ]
 
-    def broken(self) -> list[Verdict]:
-        """Those whose updates were sampled and found to be something else."""
+    def broken(self) -> list[ParameterCheck]:
+        """Return the results of parameters whose sampled updates broke a promise."""
         return [verdict for verdict in self.verdicts() if verdict.broken]
 
     def report(self) -> str:
-        """A table: parameter, updates by rule, verdict; troubles first."""
+        """Return a table of parameter, updates by rule and verdict; faults first."""
         verdicts = sorted(self.verdicts(), key=lambda v: not (v.broken or not v.rules))
         if not verdicts:
             return "no step seen: call optimizer.observe(check) before training"

@@ -1,4 +1,4 @@
-"""Sharded means the same: a sharded and a whole model trained side by side, and how they differ."""
+"""Comparison of sharded and unsharded training: both models side by side, entry by entry."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2, to
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far a parameter of the sharded model is from the whole one's after some steps.
+    """Distance of one sharded parameter from the unsharded one after some steps.
 
     Attributes:
         name: The parameter.
-        layout: Its placements.
+        layout: The sharded parameter's placements.
         largest: Largest difference of an entry, relative to the largest change of an entry since
             the start, or to 1 where that is more.
-        allowed: What rounding explains, by the dtype.
+        allowed: Largest difference due to rounding, by the dtype.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Difference:
 
     @property
     def same(self) -> bool:
-        """Whether rounding explains it; NaN is never the same."""
+        """True if the difference is at most that of rounding; False for NaN."""
         return self.largest <= self.allowed
 
 
@@ -43,14 +43,14 @@ def check_sharding(
     steps: int = 5,
     seed: int = 0,
 ) -> list[Difference]:
-    """Trains both models with equal random gradients and compares their parameters.
+    """Train both models with equal random gradients and compare their parameters.
 
-    Every process calls this at once, in an initialised process group. Forward and backward are not
-    used: what is compared is the optimizer alone.
+    Every process calls this, in an initialised process group. Forward and backward are not used:
+    the comparison is of the optimizer alone.
 
     Args:
-        whole: The model as one process has it.
-        sharded: The same one, with equal weights, as `fully_shard`, `parallelize_module` or
+        whole: The unsharded model.
+        sharded: The same model with equal weights, as `fully_shard`, `parallelize_module` or
             `distribute_tensor` made it; or plain, with an optimizer that shares the work.
         make_optimizer: Makes the optimizer of either.
         steps: Optimizer steps.
@@ -71,7 +71,7 @@ def check_sharding(
     for step in range(steps):
         for place, (name, p) in enumerate(theirs.items()):
             p.grad = gradient(p, seed=seed + 1000 * step + place)
-            ours[name].grad = lying_like(p.grad, ours[name])
+            ours[name].grad = shard_like(p.grad, ours[name])
         for optimizer in optimizers:
             optimizer.step()
     return [_difference(name, p, theirs[name], start[name]) for name, p in ours.items()]
@@ -85,7 +85,7 @@ def assert_same_sharded(
     steps: int = 5,
     seed: int = 0,
 ) -> None:
-    """For tests: raises AssertionError, with a table, unless `check_sharding` finds them the same.
+    """Raise AssertionError with a table if `check_sharding` finds a difference.
 
     Raises:
         AssertionError: If a parameter differs by more than rounding.
@@ -97,7 +97,7 @@ def assert_same_sharded(
 
 
 def table(differences: Sequence[Difference]) -> str:
-    """A line per parameter, the worst first."""
+    """Format one line per parameter, the largest difference first."""
     worst = sorted(differences, key=lambda d: -(d.largest / d.allowed))
     width = max((len(d.name) for d in worst), default=0)
     return "\n".join(
@@ -108,15 +108,15 @@ def table(differences: Sequence[Difference]) -> str:
 
 
 def gradient(p: Tensor, seed: int) -> Tensor:
-    """Normal entries, equal on every process; rows of unequal size, as gradients have them."""
+    """Draw a gradient for p, equal on every process, with rows of unequal size."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
     sizes = torch.rand(*p.shape[:-1], 1, generator=generator, dtype=torch.float64) if p.ndim else 1
     return (noise * sizes).to(p.device, p.dtype)
 
 
-def lying_like(x: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor as it lies beside a parameter; nothing is sent."""
+def shard_like(x: Tensor, parameter: Tensor) -> Tensor:
+    """Return x sharded like the parameter, or a clone for a plain one; sends nothing."""
     if not hasattr(parameter, "device_mesh"):
         return x.clone()
     from torch.distributed.tensor import distribute_tensor
@@ -127,12 +127,13 @@ def lying_like(x: Tensor, parameter: Tensor) -> Tensor:
 
 
 def full(p: Tensor) -> Tensor:
-    """All of a parameter, whether it is sharded or not."""
+    """Return the detached parameter as a plain tensor, all-gathered if it is sharded."""
     p = p.detach()
     return p.full_tensor() if hasattr(p, "full_tensor") else p
 
 
 def _difference(name: str, ours: Tensor, theirs: Tensor, start: Tensor) -> Difference:
+    """Compare a sharded parameter with the unsharded one, relative to the latter's change."""
     moved = max((theirs.detach() - start).abs().max().item(), 1.0) if start.numel() else 1.0
     far = (full(ours) - theirs.detach()).abs()
     largest = far.max().item() / moved if far.numel() else 0.0

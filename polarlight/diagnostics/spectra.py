@@ -1,4 +1,4 @@
-"""Numbers about one matrix: leverages, row shares, singular values."""
+"""Statistics of one matrix: leverages, row shares, singular values."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from polarlight.linalg.rows import row_norms
 
 
 def leverages(M: Tensor) -> Tensor:
-    """Squared row norms of the polar factor of tall M, [..., m, n] -> [..., m].
+    """Return squared row norms of the polar factor of tall M, [..., m, n] -> [..., m].
 
     They sum to the rank, depend on the column space alone, and come from a thin singular value
     decomposition. Directions below max(m, n) machine epsilons of the largest singular value do not
@@ -23,7 +23,7 @@ def leverages(M: Tensor) -> Tensor:
 
 
 def gram_leverages(M: Tensor, gram: Tensor) -> Tensor:
-    """`leverages` of tall M from its Gram matrix, several times as fast: [..., m, n] -> [..., m].
+    """Return leverages of tall M from its Gram matrix, [..., m, n] -> [..., m]; faster.
 
     A Cholesky factor of M'M + ridge replaces the singular value decomposition. Directions count by
     sigma^2 / (sigma^2 + ridge), where sqrt(ridge) is about 1e-4 of the largest singular value for
@@ -44,13 +44,13 @@ def gram_leverages(M: Tensor, gram: Tensor) -> Tensor:
 
 
 def precise_gram(M: Tensor) -> Tensor:
-    """M'M, [..., m, n] -> [..., n, n], in float64 where the device has it."""
+    """Return M'M, [..., m, n] -> [..., n, n], in float64 where the device has it."""
     X = M if M.device.type == "mps" else M.double()
     return X.mT @ X
 
 
 def spectrum(gram: Tensor) -> Tensor:
-    """Singular values of a matrix from its Gram matrix, [..., n, n] -> [..., n], descending.
+    """Return singular values from a Gram matrix, [..., n, n] -> [..., n], descending.
 
     Exact to about the root of the dtype's epsilon, relative to the largest.
     """
@@ -59,7 +59,7 @@ def spectrum(gram: Tensor) -> Tensor:
 
 
 def orthogonality_error(gram: Tensor) -> Tensor:
-    """|c D'D - I|_F / sqrt(n) with tr(c D'D) = n, from D'D, [..., n, n] -> [...].
+    """Return |c D'D - I|_F / sqrt(n) with tr(c D'D) = n from D'D, [..., n, n] -> [...].
 
     Zero for a multiple of an orthonormal factor, 1 for a zero matrix.
     """
@@ -72,7 +72,7 @@ def orthogonality_error(gram: Tensor) -> Tensor:
 
 
 def row_shares(D: Tensor) -> Tensor:
-    """Each row's share of the squared update, in units of an equal share, [..., m, n] -> [..., m].
+    """Return each row's squared norm over the mean of all rows, [..., m, n] -> [..., m].
 
     The mean is 1; for an orthonormal factor the share is the leverage divided by n/m. A zero matrix
     gives zeros.
@@ -83,18 +83,18 @@ def row_shares(D: Tensor) -> Tensor:
 
 
 def starved(shares: Tensor, threshold: float) -> Tensor:
-    """Fraction of rows whose share lies below `threshold`, [..., m] -> [...]."""
+    """Return the fraction of rows whose share lies below `threshold`, [..., m] -> [...]."""
     return (shares < threshold).float().mean(dim=-1)
 
 
 def spread(x: Tensor) -> Tensor:
-    """Standard deviation over mean along the last dimension; zero where the mean is zero."""
+    """Return deviation over mean along the last dimension; zero where the mean is zero."""
     mean = x.mean(dim=-1)
     return x.std(dim=-1, unbiased=False) / torch.where(mean == 0, 1.0, mean)
 
 
 def singular_values(D: Tensor) -> Tensor:
-    """Singular values over their root mean square, descending, [..., m, n] -> [..., min(m, n)]."""
+    """Return singular values over their RMS, descending, [..., m, n] -> [..., min(m, n)]."""
     S = torch.linalg.svdvals(unit_scale(D).nan_to_num(0.0))
     rms = S.square().mean(dim=-1, keepdim=True).sqrt()
     result: Tensor = S / torch.where(rms == 0, 1.0, rms)

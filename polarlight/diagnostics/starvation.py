@@ -1,4 +1,4 @@
-"""Which rows starve, and whether they recover: readings of row shares, kept on the device."""
+"""Starved rows and whether they recover: statistics of row shares, kept on the device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +14,11 @@ THRESHOLDS = (0.01, 0.1, 0.25)
 Record = dict[str, Any]
 
 
-def summary(shares: Tensor) -> Record:
-    """How uneven row shares [..., m] are, as device scalars; the mean over leading dimensions.
+def share_summary(shares: Tensor) -> Record:
+    """Summarize row shares [..., m] as device scalars, mean over leading dimensions.
 
     `starved`: fraction of rows below each threshold. `spread`: deviation over mean. `min`: the
-    least of all. `effective`: how many equal rows would be as uneven, as a fraction of m:
+    least share. `effective`: number of equal rows that would be as uneven, as a fraction of m:
     (sum s)^2 / (m sum s^2) = 1 / (1 + spread^2).
     """
     masks = starved_rows(shares)
@@ -32,20 +32,20 @@ def summary(shares: Tensor) -> Record:
 
 
 def starved_rows(shares: Tensor) -> Tensor:
-    """Which rows lie below each threshold, [..., m] -> bool [thresholds, ..., m]."""
+    """Return masks of the rows below each threshold, [..., m] -> bool [thresholds, ..., m]."""
     return torch.stack([shares < t for t in THRESHOLDS])
 
 
 def by_threshold(masks: Tensor) -> Record:
-    """The fraction of rows in each mask of [thresholds, ..., m], by the threshold's name."""
+    """Return the fraction of True per mask of [thresholds, ..., m], by the threshold's name."""
     fractions = masks.flatten(1).float().mean(dim=1)
     return {f"{t:g}": x for t, x in zip(THRESHOLDS, fractions, strict=True)}
 
 
 class Persistence:
-    """Which rows have starved at some look so far, and which of them at every look since.
+    """Masks of the rows that ever starved, and of those that starved in every sample since.
 
-    Its memory are two masks per name; `state` and `restore` carry them over a checkpoint.
+    Two masks per name; `state` and `restore` save and load them.
     """
 
     def __init__(self) -> None:
@@ -53,11 +53,11 @@ class Persistence:
         self._recovered: dict[str, Tensor] = {}
 
     def __call__(self, name: str, masks: Tensor) -> Record:
-        """Adds a look, bool [thresholds, ..., m], and tells of all looks so far.
+        """Add a sample of masks, bool [thresholds, ..., m]; summarize all samples so far.
 
         Returns:
-            `ever`: fraction of rows that starved at some look. `stayed`: fraction of rows that
-            starved at some look and at every one since; `stayed / ever` is the share of starved
+            `ever`: fraction of rows that starved in some sample. `stayed`: fraction of rows that
+            starved in some sample and in every one since; `stayed / ever` is the share of starved
             rows that never recovered.
         """
         ever = self._ever.get(name)
@@ -71,13 +71,13 @@ class Persistence:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Whom it remembers."""
+        """Names of the matrices seen so far."""
         return tuple(self._ever)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint needs."""
+        """Return the masks for a checkpoint."""
         return {"ever": dict(self._ever), "recovered": dict(self._recovered)}
 
     def restore(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """The inverse of `state`."""
+        """Restore what `state` returned."""
         self._ever, self._recovered = dict(state["ever"]), dict(state["recovered"])

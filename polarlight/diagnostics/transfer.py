@@ -1,4 +1,4 @@
-"""Numbers from the device to the host, all at once."""
+"""Transfer of nested tensors to the host in one copy per device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def to_host(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The same nested dict with a float for every tensor of one element, a list for every other.
+    """Replace each one-element tensor in a nested dict by a float, each other tensor by a list.
 
-    One transfer per device, however many tensors there are; what is no tensor stays as it is.
-    Booleans and integers come back as floats.
+    One copy per device, for any number of tensors; other values stay as they are. Booleans and
+    integers come back as floats.
     """
     found = list(_tensors(tree))
     values: dict[int, float | list[float]] = {}
@@ -21,6 +21,7 @@ def to_host(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tensors(tree: Any) -> "list[Tensor]":
+    """Return all tensors of a nested dict."""
     if isinstance(tree, Tensor):
         return [tree]
     children = tree.values() if isinstance(tree, Mapping) else ()
@@ -28,7 +29,7 @@ def _tensors(tree: Any) -> "list[Tensor]":
 
 
 def _moved(tensors: list[Tensor]) -> dict[int, float | list[float]]:
-    """The values of tensors of one device, by id."""
+    """Copy tensors of one device to the host at once; return their values by id."""
     wide = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
     joined = torch.cat([x.detach().reshape(-1).to(wide) for x in tensors]).tolist()
     values: dict[int, float | list[float]] = {}
@@ -41,6 +42,7 @@ def _moved(tensors: list[Tensor]) -> dict[int, float | list[float]]:
 
 
 def _with_values(tree: Any, values: Mapping[int, float | list[float]]) -> Any:
+    """Rebuild a nested dict with host values in place of tensors."""
     if isinstance(tree, Tensor):
         return values[id(tree)]
     if isinstance(tree, Mapping):

@@ -1,12 +1,11 @@
-"""Weight hooks: called after each step with a weight as it was and as it is.
+"""Weight hooks: called after each step with a weight before and after the step.
 
-A rule says where a matrix goes; a hook says what else holds for it: its norm, its decay, the size
-of a step against it. Hooks use torch's own step hooks, so that they work with every optimizer that
-has param groups, keep the optimizer's state and checkpoints as they are, and cost a copy of the
-weights that they look after, for the time of a step.
+A hook constrains a weight after the step: its norm, its decay, the size of a step against it. Hooks
+use torch's step hooks, so they work with every optimizer that has param groups, leave its state and
+checkpoints as they are, and cost a copy of their weights during the step.
 
 A step with lr 0 changes no weight, with any hook: `torch.distributed.checkpoint` makes such a step
-to bring state into being. A parameter without a gradient is not touched either.
+to allocate state. A parameter without a gradient does not change either.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from polarlight.optimizer.param_groups import name_of
+from polarlight.optimizer.param_groups import named_params
 from polarlight.rule import UpdateRule
 
 Group = Mapping[str, Any]
@@ -25,26 +24,26 @@ Group = Mapping[str, Any]
 
 @runtime_checkable
 class WeightHook(Protocol):
-    """Looks after one weight."""
+    """Callable that replaces one weight after a step."""
 
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
-        """The weight that shall hold after the step, in the shape of `weight`; writes nothing.
+        """Return the weight to keep, in the shape of `weight`; write to no argument.
 
         Args:
-            weight: After the optimizer's step.
-            before: Before it.
+            weight: The weight after the optimizer's step.
+            before: The weight before it.
             group: The param group, with `lr` and `weight_decay` of this step.
         """
 
 
 class _Handle:
-    """Removes both of torch's hooks."""
+    """Handle of a pre-hook and a post-hook."""
 
     def __init__(self, *handles: Any) -> None:
         self._handles = handles
 
     def remove(self) -> None:
-        """The optimizer steps as before from now on."""
+        """Remove both hooks from the optimizer."""
         for handle in self._handles:
             handle.remove()
 
@@ -55,20 +54,20 @@ def attach(
     *,
     where: str | Callable[[str, Tensor], bool] | None = None,
 ) -> _Handle:
-    """Calls `hook` for some of the optimizer's weights after every step.
+    """Call `hook` on selected weights of the optimizer after every step.
 
     Args:
         optimizer: Any torch optimizer. Several hooks act in the order in which they are attached,
-            each on what the one before left.
-        hook: What to do; see `WeightHook`.
+            each on the result of the one before.
+        hook: Callable on a weight; see `WeightHook`.
         where: A glob pattern on names, or a function of (name, parameter); None takes the weights
             that have a matrix rule, or in other libraries' optimizers those with two dimensions.
 
     Returns:
-        A handle whose `remove()` detaches it.
+        A handle whose `remove()` detaches the hook.
 
     Raises:
-        ValueError: If nothing is chosen.
+        ValueError: If `where` selects no parameter.
 
     Examples:
         >>> import torch, polarlight
@@ -81,22 +80,24 @@ def attach(
         >>> handle.remove()
     """
     chosen = _selection(where)
-    if not any(chosen(name, p, group) for name, p, group in _places(optimizer)):
+    if not any(chosen(name, p, group) for name, p, group in named_params(optimizer)):
         raise ValueError(
-            f"no parameter of the optimizer is chosen by where={where!r}; patterns match names "
-            f"such as {next(_names(optimizer), 'none: the groups have no param_names')!r}"
+            f"where={where!r} selects no parameter of the optimizer; patterns match names such as "
+            f"{next((name for name, _, _ in named_params(optimizer)), 'none')!r}"
         )
     kept: dict[int, Tensor] = {}
 
     def remember(*_: Any) -> None:
+        """Clone the selected weights before the step."""
         kept.clear()
-        for name, p, group in _places(optimizer):
+        for name, p, group in named_params(optimizer):
             if p.requires_grad and chosen(name, p, group):
                 kept[id(p)] = p.detach().clone()
 
     @torch.no_grad()
     def correct(*_: Any) -> None:
-        for _name, p, group in _places(optimizer):
+        """Replace the selected weights that had a gradient by the hook's result."""
+        for _name, p, group in named_params(optimizer):
             if id(p) in kept and p.grad is not None and _moves(group):
                 p.copy_(hook(p.detach(), kept[id(p)], group))
         kept.clear()
@@ -107,6 +108,7 @@ def attach(
 
 
 def _selection(where: Any) -> Callable[[str, Tensor, Group], bool]:
+    """Return a predicate of (name, parameter, group) from the argument `where`."""
     if where is None:
         return _is_matrix
     if isinstance(where, str):
@@ -115,23 +117,12 @@ def _selection(where: Any) -> Callable[[str, Tensor, Group], bool]:
 
 
 def _is_matrix(name: str, p: Tensor, group: Group) -> bool:
+    """Tell whether a parameter has a matrix rule, or without rules two dimensions."""
     rule = group.get("rule")
     return p.ndim == 2 if rule is None else isinstance(rule, UpdateRule)
 
 
-def _places(optimizer: Optimizer) -> list[tuple[str, Tensor, Group]]:
-    return [
-        (name_of(group, index, place), p, group)
-        for index, group in enumerate(optimizer.param_groups)
-        for place, p in enumerate(group["params"])
-    ]
-
-
-def _names(optimizer: Optimizer) -> Any:
-    return (name for group in optimizer.param_groups for name in group.get("param_names", ()))
-
-
 def _moves(group: Group) -> bool:
-    """Whether the step may move weights; a tensor lr is not looked at, that would wait."""
+    """Tell whether lr may be nonzero; a tensor lr counts as nonzero, to avoid a host sync."""
     lr = group["lr"]
     return isinstance(lr, Tensor) or lr != 0

@@ -1,4 +1,4 @@
-"""Weight decay that looks where the step goes, and decay that follows the schedule twice.
+"""Weight decay only where the step shrinks an entry, and decay coupled to the schedule.
 
     cautious:    W <- W - lr wd W   only where the step shrinks the entry already
     coupled:     wd_t = wd lr_t / lr_max
@@ -20,9 +20,9 @@ from polarlight.hooks.attach import Group
 
 @dataclass(frozen=True, slots=True)
 class CautiousDecay:
-    """Decoupled weight decay on the entries that the step makes smaller, and on no others.
+    """Decoupled weight decay on the entries whose magnitude the step reduces.
 
-    Set the optimizer's own weight decay to 0, or it comes on top.
+    Set the optimizer's own weight decay to 0: the hook adds to it.
 
     Attributes:
         weight_decay: Entries are multiplied by 1 - lr * weight_decay; at least 0.
@@ -43,7 +43,7 @@ class CautiousDecay:
             raise ValueError(f"weight_decay must be >= 0, got {self.weight_decay}")
 
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
-        """The weight, decayed where step and decay agree."""
+        """Return the weight with lr * weight_decay * before subtracted where it shrinks."""
         shrinks = (weight - before) * before < 0
         return weight - torch.where(shrinks, group["lr"] * self.weight_decay * before, 0)
 
@@ -51,21 +51,21 @@ class CautiousDecay:
 def couple_decay_to_schedule(
     optimizer: Optimizer, full: float | Sequence[float] | None = None
 ) -> Any:
-    """Multiplies every group's weight decay by lr / lr_max, so that decay ends with the schedule.
+    """Multiply every group's weight decay by lr / lr_max before each step.
 
     The decay per step is lr * weight_decay, hence falls as lr squared.
 
     Args:
-        optimizer: Any torch optimizer; its `weight_decay` entries are those of the full rate, and
-            are written in each step.
+        optimizer: Any torch optimizer; its `weight_decay` entries are those at the full rate, and
+            each step writes them.
         full: Full learning rate, or one per group; None takes each group's `initial_lr`, which
-            torch's schedulers write, or where there is none its `lr` now.
+            torch's schedulers write, or without it the present `lr`.
 
     Returns:
-        A handle whose `remove()` leaves the decay where it is then.
+        A handle whose `remove()` leaves the present decay.
 
     Raises:
-        ValueError: If a full learning rate is not positive, or there is not one per group.
+        ValueError: If a full learning rate is not positive, or there are not as many as groups.
 
     Examples:
         >>> import torch, polarlight
@@ -88,6 +88,7 @@ def couple_decay_to_schedule(
     decays = [float(group["weight_decay"]) for group in groups]
 
     def couple(*_: Any) -> None:
+        """Set every group's weight decay for the coming step."""
         for group, rate, decay in zip(optimizer.param_groups, rates, decays, strict=True):
             group["weight_decay"] = decay * group["lr"] / rate
 

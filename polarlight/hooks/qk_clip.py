@@ -1,11 +1,11 @@
-"""QK-clip: queries and keys drawn back where attention logits have grown too large.
+"""QK-clip: scale query and key weights down when attention logits exceed a threshold.
 
     gamma_h = min(1, threshold / S_h),    W_q,h <- sqrt(gamma_h) W_q,h,    W_k,h likewise
 
-S_h is the largest logit that head h had in the step's batch: its logits become gamma_h times what
-they were, those of other heads stay. A key head that several query heads share takes the smallest
-gamma of its group, and the queries the rest. Only for attention without norms on queries and keys,
-which undo it.
+S_h is the largest logit of head h in the step's batch: its logits are multiplied by gamma_h, those
+of other heads stay. A key head that several query heads share takes the smallest gamma of its
+group, and the queries the rest. Only for attention without norms on queries and keys, which cancel
+the factors.
 
 Source: Kimi Team, "Kimi K2" (2025), arXiv 2507.20534, section 2.1; threshold 100 there.
 Deviations: for shared key heads (the paper's are not); power 1/2 for both, as published.
@@ -23,13 +23,13 @@ from torch.optim import Optimizer
 def clip_queries_and_keys(
     query: Tensor, key: Tensor, largest: Tensor, *, threshold: float = 100.0
 ) -> None:
-    """Rescales both weights in place.
+    """Rescale query and key weights in place so that logits stay below a threshold.
 
     Args:
         query: [heads * size, width].
         key: [key_heads * size, width]; key_heads divides heads, neighbours share a key head.
         largest: Largest attention logit of each head, after the softmax scale, [heads].
-        threshold: What no head shall exceed, > 0.
+        threshold: Largest logit allowed, > 0.
 
     Raises:
         ValueError: If the threshold is not positive or the sizes do not divide.
@@ -57,12 +57,12 @@ def clip_queries_and_keys(
 
 @dataclass(slots=True, eq=False)
 class QKClip:
-    """Clips one attention layer after every step, from the logits that were reported since.
+    """Clip one attention layer after every step, from the reported largest logits.
 
     Attributes:
         query: Projection whose weight is [heads * size, width].
         key: The same for keys.
-        threshold: What no head shall exceed, > 0.
+        threshold: Largest logit allowed, > 0.
 
     Examples:
         >>> import torch, polarlight
@@ -81,17 +81,17 @@ class QKClip:
     _largest: Tensor | None = field(default=None, repr=False)
 
     def report(self, largest: Tensor) -> None:
-        """Notes the largest logit of each head, [heads]; micro batches add up to their maximum."""
+        """Record the largest logit of each head, [heads]; keep the maximum over calls."""
         largest = largest.detach()
         known = self._largest
         self._largest = largest if known is None else torch.maximum(known, largest)
 
     def attach(self, optimizer: Optimizer) -> Any:
-        """Clips after each of the optimizer's steps; returns a handle with `remove()`."""
+        """Clip after each of the optimizer's steps; return a handle with `remove()`."""
         return optimizer.register_step_post_hook(lambda *_: self.clip())
 
     def clip(self) -> None:
-        """Clips now, and forgets what was reported."""
+        """Clip now by the recorded logits and clear the record."""
         if self._largest is not None:
             weights = self.query.weight, self.key.weight
             clip_queries_and_keys(*weights, self._largest, threshold=self.threshold)

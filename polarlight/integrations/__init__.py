@@ -1,1 +1,1 @@
-"""Thin bridges to other libraries; each imports its library only when it is used."""
+"""Bridges to other libraries; each imports its library on use."""

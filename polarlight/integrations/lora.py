@@ -1,18 +1,18 @@
-"""LoRA with peft: the factors A and B as one product, or as two matrices.
+"""LoRA with peft: param groups that treat A and B as one product, or as two matrices.
 
     W = W0 + s B A,     A [r, in],   B [out, r],   B = 0 at first
 
     model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
     optimizer = SpectralOptimizer(lora_product_groups(model, lr=0.05))
 
-The choice: the weight is what is trained, so that a step is measured by what it does to B A. Each
-factor takes the steepest step under a bound on its part of d(B A) (`rules/lora_product.py`), and
-lr is the size of the weight's own step, whatever the rank, alpha and the factors' sizes: the same
-lr as that of Muon in the scale `RmsToRms` on the whole weight. `lora_groups` gives each factor a
-polar factor of its own instead: simpler, shardable, and dependent on how the product is written,
-(B R, R^-1 A). How they train, beside AdamW: `docs/log.md`, by `benchmarks/lora.py`.
+`lora_product_groups` measures a step by the change of B A. Each factor takes the steepest step
+under a bound on its part of d(B A) (`rules/lora_product.py`), and lr is the size of the weight's
+step for every rank, alpha and size of the factors: the lr of Muon with the scale `RmsToRms` on the
+whole weight. `lora_groups` maps each factor to its own polar factor: simpler, shardable, and
+dependent on the factorization (B R, R^-1 A). `benchmarks/lora.py` compares both with AdamW
+(`docs/log.md`).
 
-Roles are not used: in an adapted layer a name such as `lora_A` says more.
+Names such as `lora_A` decide, not roles.
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,19 +40,19 @@ def lora_groups(
     weight_decay: float = 0.0,
     rule: Rule | None = None,
 ) -> list[ParamGroup]:
-    """Groups in which factors are matrices of their own; frozen parameters are left out.
+    """Return param groups in which each trainable factor is a matrix of its own.
 
     Args:
-        model: What `peft.get_peft_model` returned.
+        model: Result of `peft.get_peft_model`.
         lr: Learning rate of the factors; an entry of an update is about 0.2 lr.
-        b_ratio: How much larger the one of B is, > 0 (LoRA+ takes 16 with AdamW).
-        aux_lr: AdamW's, for other trainable parameters: heads that are saved, adapted embeddings,
-            magnitudes of DoRA. None takes lr.
-        weight_decay: Of the factors.
+        b_ratio: Learning rate of B over that of A, > 0 (LoRA+ takes 16 with AdamW).
+        aux_lr: AdamW's learning rate for other trainable parameters: saved heads, adapted
+            embeddings, magnitudes of DoRA. None takes lr.
+        weight_decay: Weight decay of the factors.
         rule: Rule of the factors; None takes Muon, scaled like AdamW.
 
     Raises:
-        ValueError: If no trainable factor is there, or b_ratio is not positive.
+        ValueError: If there is no trainable factor, or b_ratio is not positive.
     """
     if not b_ratio > 0:
         raise ValueError(f"b_ratio must be > 0, got {b_ratio}")
@@ -86,22 +86,22 @@ def lora_product_groups(
     weight_decay: float = 0.0,
     rule: LoraProduct | None = None,
 ) -> list[ParamGroup]:
-    """Groups of a peft model in which every pair of factors is one product; frozen ones left out.
+    """Return param groups in which each pair of factors is one product B A.
 
     Args:
-        model: What `peft.get_peft_model` returned.
-        lr: How far a step moves a weight, as a map from RMS to RMS. Divided by the adapter's
-            scaling s, as W moves by s d(B A).
-        aux_lr: AdamW's, for other trainable parameters: heads that are saved, adapted embeddings
-            and convolutions, magnitudes of DoRA. None takes lr / 20.
-        weight_decay: Of each factor.
+        model: Result of `peft.get_peft_model`.
+        lr: RMS-to-RMS norm of a weight's step. Divided by the adapter's scaling s, as W moves by
+            s d(B A).
+        aux_lr: AdamW's learning rate for other trainable parameters: saved heads, adapted
+            embeddings and convolutions, magnitudes of DoRA. None takes lr / 20.
+        weight_decay: Weight decay of each factor.
         rule: None takes `LoraProduct()`.
 
     Returns:
-        A group per pair, A before B, and one for the rest.
+        One group per pair, A before B, and one for the rest.
 
     Raises:
-        ValueError: If there is no pair, or of one only one factor is trainable.
+        ValueError: If there is no pair, or a pair has only one trainable factor.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     pairs = _pairs({name: p for name, p in named.items() if p.ndim == 2})
@@ -124,7 +124,7 @@ def lora_product_groups(
 
 
 def _pairs(matrices: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    """Names of A and B of every pair."""
+    """Return the names of A and B of every pair; raise ValueError for a factor alone."""
     pairs = [(name, name.replace(_A, _B)) for name in matrices if _A in name]
     alone = [name for name in matrices if _B in name and name.replace(_B, _A) not in matrices]
     alone += [a for a, b in pairs if b not in matrices]
@@ -139,13 +139,14 @@ def _pairs(matrices: Mapping[str, Tensor]) -> list[tuple[str, str]]:
 
 
 def _scaling(model: nn.Module, name: str) -> float:
-    """The adapter's factor on B A, where its module says it."""
+    """Return the adapter's factor on B A, 1 if its module has none."""
     module, _, adapter = name.partition(_A)
     known = getattr(model.get_submodule(module), "scaling", {})
     return float(known.get(adapter.partition(".")[0], 1.0))
 
 
 def _group(role: str, named: Iterable[tuple[str, Tensor]], **entries: object) -> ParamGroup:
+    """Build one param group from named parameters."""
     names, params = zip(*named, strict=True)
     reasons = dict.fromkeys(names, f"{role} of an adapted layer")
     return {

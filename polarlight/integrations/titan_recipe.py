@@ -1,4 +1,4 @@
-"""A dense model of 1.1 billion hidden parameters under Aurora and FSDP2, for torchtitan.
+"""torchtitan recipe: 1.1 billion hidden parameters under Aurora and FSDP2.
 
 On every node, with the first one's address in HEAD:
 
@@ -54,7 +54,7 @@ from polarlight.routing.explain import explain
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of a dense decoder; every head has a key and a value of its own."""
+    """Sizes of a dense decoder; every head has its own key and value."""
 
     dim: int = 2048
     layers: int = 16
@@ -69,12 +69,13 @@ TOY = Sizes(dim=64, layers=2, heads=4, neurons=256, vocabulary=256, length=64)
 
 
 def decoder(sizes: Sizes, inner_attention: Any = None) -> Any:
-    """The configuration of the model; `inner_attention` None takes torchtitan's default, flex."""
+    """Return the model's configuration; `inner_attention` None takes torchtitan's flex."""
     linear = {"weight": partial(nn.init.trunc_normal_, std=0.02)}
     ones = {"weight": nn.init.ones_}
     dim, vocabulary = sizes.dim, sizes.vocabulary
 
     def layer(index: int) -> Any:
+        """Return the configuration of one transformer block."""
         by_depth = {"weight": partial(nn.init.trunc_normal_, std=depth_scaled_std(0.02, index))}
         return Llama3TransformerBlock.Config(
             attention_norm=RMSNorm.Config(normalized_shape=dim, param_init=ones),
@@ -112,14 +113,14 @@ def decoder(sizes: Sizes, inner_attention: Any = None) -> Any:
 
 
 def aurora(lr: float = 0.02, weight_decay: float = 0.01, aux_lr: float = 1e-3) -> Any:
-    """Aurora's entry for a container: hidden matrices at `lr`, AdamW on the rest at `aux_lr`."""
+    """Return a container entry: hidden matrices under Aurora, AdamW on the rest."""
     arguments = {"lr": lr, "weight_decay": weight_decay, "aux_lr": aux_lr}
     entry = ParamGroupConfig(pattern=r".*", optimizer_name="Aurora", optimizer_kwargs=arguments)
     return PolarlightOptimizers.Config(param_groups=[entry])
 
 
 def aurora_1b() -> Any:
-    """The configuration, by `--config aurora_1b`."""
+    """Return the trainer's configuration, for `--config aurora_1b`."""
     sizes = Sizes()
     return Trainer.Config(
         hf_assets_path="./tokenizer",
@@ -158,7 +159,7 @@ def aurora_1b() -> Any:
 
 
 def built(config: Any) -> tuple[nn.Module, SpectralOptimizer]:
-    """Model and optimizer of a configuration on the meta device: no memory, no processes."""
+    """Build model and optimizer of a configuration on the meta device."""
     with torch.device("meta"):
         model: nn.Module = config.model_spec.model.build()
     (optimizer,) = config.optimizer.build(model_parts=[model])
@@ -166,7 +167,7 @@ def built(config: Any) -> tuple[nn.Module, SpectralOptimizer]:
 
 
 def held(layout: Layout, x: Tensor) -> int:
-    """Bytes of x on the process that holds most of it, the first."""
+    """Return the bytes of x on the first process, which holds the most."""
     if not x.ndim:
         return x.element_size()
     shape = layout.for_buffer(x.shape).local_shape((0,) * len(layout.mesh))
@@ -174,12 +175,12 @@ def held(layout: Layout, x: Tensor) -> int:
 
 
 def rows(name: str, p: Tensor, ranks: int) -> Layout:
-    """FSDP2: rows cut among all processes."""
+    """Return FSDP2's layout: rows sharded among all processes."""
     return Layout(tuple(p.shape), (ranks,), (Split(0),))
 
 
 def report(optimizer: SpectralOptimizer, ranks: int) -> Iterator[str]:
-    """What one process of so many holds, and what a step sends: lines."""
+    """Yield lines on memory per process, and on the plan and bytes of a step."""
     states = list(optimizer.state_dict()["state"].values())
     params = [p for group in optimizer.param_groups for p in group["params"]]
     layouts = [rows("", p, ranks) for p in params]
@@ -197,7 +198,7 @@ def report(optimizer: SpectralOptimizer, ranks: int) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints parameters by role, and per number of processes memory, plan and bytes."""
+    """Print parameters by role, then memory and plan per number of processes."""
     parser = argparse.ArgumentParser(
         description="What a step of aurora_1b needs on each of N processes under FSDP2 (float32 "
         "weights, gradients and state, as torchtitan keeps them; activations come on top).",

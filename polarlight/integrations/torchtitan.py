@@ -1,4 +1,4 @@
-"""torchtitan: an optimizers container whose entries may name polarlight's optimizers and recipes.
+"""torchtitan: an optimizers container whose entries may name polarlight's optimizers.
 
     optimizer=PolarlightOptimizers.Config(
         param_groups=[
@@ -12,11 +12,12 @@
 
 A name is a class (`Aurora`, `Muon`, `NorMuon`, ...) or a recipe (`aurora_mlp`, `muon_with_adamw`,
 `symmetric_stack`); its arguments are those of the class or recipe. Among the parameters that an
-entry takes (its pattern finds them and no earlier entry did) roles decide, as everywhere here, from
-the modules of the whole model part: hidden matrices get the method, the rest AdamW. `Adam`, `AdamW`
+entry takes (its pattern matches and no earlier one did) roles decide, from the modules of the whole
+model part: hidden matrices get the method, the rest AdamW. `Adam`, `AdamW`
 and `DistMuon` stay torchtitan's own. Per model part and name there is one optimizer, so that its
-work is shared evenly over all of its matrices; what concerns it as a whole (`nonfinite`) is given
-once, in `optimizer_factory_kwargs_by_name`. `implementation` concerns torchtitan's optimizers only.
+work is shared evenly over all of its matrices; arguments of the whole optimizer (`nonfinite`) are
+given once, in `optimizer_factory_kwargs_by_name`. `implementation` concerns torchtitan's optimizers
+only.
 
 Everything else is torchtitan's: schedules, flat checkpoints by name, hooks. Written for 0.3.0.
 """
@@ -56,11 +57,11 @@ MAKERS: Mapping[str, Callable[..., Made]] = {
         recipes.symmetric_stack,
     )
 }
-"""What `optimizer_name` may say beside torchtitan's own names."""
+"""Values of `optimizer_name` beside torchtitan's own names."""
 
 
 class PolarlightOptimizers(OptimizersContainer):
-    """The container with polarlight's names in it; see the module.
+    """torchtitan's `OptimizersContainer`, extended by polarlight's names.
 
     Raises:
         NotImplementedError: If a name is unknown.
@@ -69,10 +70,11 @@ class PolarlightOptimizers(OptimizersContainer):
 
     @dataclass(kw_only=True, slots=True)
     class Config(OptimizersContainer.Config):
-        """As the container's own."""
+        """Configuration of the container, with torchtitan's fields."""
 
     @staticmethod
     def _resolve_optimizer_factory(name: str) -> Callable[..., Optimizer]:
+        """Return the class of an optimizer's name."""
         if name in MAKERS:
             return SpectralOptimizer
         try:
@@ -87,7 +89,7 @@ class PolarlightOptimizers(OptimizersContainer):
         param_group_configs: list[ParamGroupConfig],
         impl_kwargs: dict[str, Any],
     ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[str]]]:
-        """The container's groups; those of entries with our names are taken apart by roles."""
+        """Build torchtitan's groups; split those with our names by role."""
         groups, patterns = OptimizersContainer._build_param_groups(
             model, param_group_configs, impl_kwargs
         )
@@ -109,7 +111,7 @@ def routed(
     arguments: Mapping[str, Any],
     taken: Iterable[Tensor],
 ) -> list[ParamGroup]:
-    """The param groups that `make(model, **arguments)` has, of the taken parameters only."""
+    """Return the groups of `make(model, **arguments)`, restricted to the taken parameters."""
     made = make(model, **arguments)
     wanted = {id(p) for p in taken}
     groups = made.param_groups if isinstance(made, SpectralOptimizer) else made
@@ -119,7 +121,7 @@ def routed(
 
 
 def _restricted(group: ParamGroup, wanted: set[int], reasons: Mapping[str, str]) -> ParamGroup:
-    """The group without what is not wanted, its names without those of wrappers."""
+    """Return the group with its wanted parameters only, under torchtitan's names."""
     named = zip(group["param_names"], group["params"], strict=True)
     kept = [(name, p) for name, p in named if id(p) in wanted]
     said = group.get("reasons") or reasons
@@ -131,4 +133,5 @@ def _restricted(group: ParamGroup, wanted: set[int], reasons: Mapping[str, str])
 
 
 def _called(group: ParamGroup) -> str:
+    """Return a group's role and rule name as text."""
     return f"{group['role']}, {group['rule'].name}"

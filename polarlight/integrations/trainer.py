@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: the whole model routed, one optimizer, its neurons in the logs.
+"""Hugging Face Trainer: one optimizer for the whole model, and neuron statistics in its logs.
 
     trainer = Trainer(
         model=model,
@@ -42,18 +42,18 @@ Make = Callable[..., Any]
 
 
 def factory(make: Make, arguments: Any = None) -> Callable[[], Callable[..., Optimizer]]:
-    """For `optimizer_cls_and_kwargs=(factory(make), kwargs)`: Trainer calls it with the model.
+    """Return the entry for `optimizer_cls_and_kwargs`, which Trainer calls with the model.
 
     The param groups of matrices come first. A state dict with another order of groups loads too.
 
     Args:
         make: An optimizer's class (`polarlight.Aurora`), or a recipe that returns param groups
             (`polarlight.recipes.symmetric_stack`); called with (model, **kwargs).
-        arguments: The `TrainingArguments`; if given, numbers in it that nobody reads are warned
-            about.
+        arguments: The `TrainingArguments`; if given, warns of values in it that are not read.
     """
 
     def build(model: nn.Module, **kwargs: Any) -> Optimizer:
+        """Build the optimizer on a model, matrix groups first."""
         made = make(model, **kwargs)
         optimizer: Optimizer = made if isinstance(made, Optimizer) else SpectralOptimizer(made)
         optimizer.param_groups.sort(key=lambda group: not _is_of_matrices(group))  # stable
@@ -65,11 +65,12 @@ def factory(make: Make, arguments: Any = None) -> Callable[[], Callable[..., Opt
 
 
 def _is_of_matrices(group: Mapping[str, Any]) -> bool:
+    """Tell whether a group has a matrix rule."""
     return isinstance(group.get("rule"), UpdateRule)
 
 
 def _in_order_of(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
-    """The state dict with its groups in the optimizer's order, None if they do not correspond."""
+    """Reorder a state dict's groups like the optimizer's; None if they do not correspond."""
     order = {_names(group): place for place, group in enumerate(optimizer.param_groups)}
     groups = state_dict.get("param_groups", [])
     if sorted(map(_names, groups)) != sorted(order):
@@ -78,13 +79,14 @@ def _in_order_of(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, 
 
 
 def _names(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a group's parameter names."""
     return tuple(group.get("param_names", ()))
 
 
 def _warn_of_ignored(arguments: Any, optimizer: Optimizer) -> None:
-    """Warns once per optimizer of numbers in TrainingArguments that are set and that nobody reads.
+    """Warn once per optimizer of values in TrainingArguments that it does not read.
 
-    A number is set where it is not the class's default, and of no concern where a group has it.
+    A value counts as set if it is not the class's default, and as read if a group has it.
     """
     defaults = {f.name: f.default for f in fields(arguments)} if is_dataclass(arguments) else {}
     ignored = []
@@ -110,10 +112,10 @@ _WARNED: WeakSet[Optimizer] = WeakSet()
 
 
 def watch(trainer: Any, *, every: int = 100) -> "NeuronCallback":
-    """Logs, every so many steps, how many rows of tall matrices starve, through the trainer.
+    """Log the fraction of starved rows of tall matrices through the trainer.
 
-    The values go where the trainer's own do: its history, the console, every tracker.
-    `print(watch(...).check.report())` after training says which rule moved which parameter.
+    Values appear in the trainer's history, console and trackers. After training,
+    `print(watch(...).check.report())` shows which rule updated which parameter.
 
     Args:
         trainer: A `transformers.Trainer`.
@@ -128,7 +130,7 @@ def watch(trainer: Any, *, every: int = 100) -> "NeuronCallback":
 
 
 class NeuronCallback:
-    """The callback that `watch` adds; it follows the optimizer while the trainer trains.
+    """Trainer callback that `watch` adds; it observes the optimizer during training.
 
     Attributes:
         check: Counts every parameter's updates by rule.
@@ -144,7 +146,7 @@ class NeuronCallback:
         self._rate: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Starts watching; a resumed run goes on counting where it stopped."""
+        """Attach the probes; a resumed run continues its step count."""
         inner = unwrap_optimizer(more["optimizer"])
         if not isinstance(inner, SpectralOptimizer):
             raise ValueError(f"watch follows polarlight's optimizers, got {type(inner).__name__}")
@@ -154,35 +156,35 @@ class NeuronCallback:
         self._handles = [inner.observe(self._monitor), inner.observe(self.check)]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Hands new records to the trainer."""
+        """Log new records through the trainer."""
         if self._latest:
             latest, self._latest = self._latest, {}
             self._trainer.log(latest)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Notes the rate of this step, before the scheduler makes the next one."""
+        """Keep this step's lr before the scheduler changes it."""
         if self._groups:
             self._rate = float(self._groups[0]["lr"])
 
     def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Makes the logged learning rate that of the matrices, not of the first group."""
+        """Replace the logged learning rate of the first group by that of the matrices."""
         for logged in (more["logs"], state.log_history[-1]):
             if self._rate is not None and "learning_rate" in logged:
                 logged["learning_rate"] = self._rate
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Stops watching."""
+        """Detach the probes."""
         for handle in self._handles:
             handle.remove()
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        """Trainer calls a method for every event; those not listed above do nothing."""
+        """Return a no-op for Trainer events without a method here."""
         if not name.startswith("on_"):
             raise AttributeError(name)
         return _nothing
 
     def _keep(self, step: int, records: Mapping[str, Mapping[str, Any]]) -> None:
-        """Averages over the tall matrices of the model."""
+        """Keep means over the tall matrices for the next log."""
         updates = [record["update"] for record in records.values()]
         if updates:
             starved = (update["starved"]["0.1"] for update in updates)
@@ -193,4 +195,5 @@ class NeuronCallback:
 
 
 def _nothing(*arguments: Any, **more: Any) -> None:
-    return None
+    """Ignore all arguments."""
+    return

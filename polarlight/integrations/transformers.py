@@ -1,4 +1,4 @@
-"""Hugging Face transformers: what an optimizer would do to a model, from its config alone."""
+"""Hugging Face transformers: explain an optimizer on a model from its config alone."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -27,19 +27,19 @@ _AUTO_CLASSES = (
 
 _COUNTS = ("layer", "layers", "labels", "experts", "blocks", "stages", "heads")
 _LARGEST_COUNT, _LARGEST, _MOST_TENSORS = 100_000, 2**40, 300_000
-"""What a config may ask for at most. The largest models of today have some 100,000 tensors."""
+"""Limits on a config. The largest models of today have some 100,000 tensors."""
 
 _MISFITS = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
     *(RuntimeError, TypeError, ValueError),
 )
-"""What transformers raises where the values of a config do not fit each other or the model."""
+"""Errors that transformers raises where values of a config do not fit each other or the model."""
 
 
 def explain_hf(config_json: Path, make_optimizer: Callable[[nn.Module], Optimizer]) -> Explanation:
-    """What an optimizer would do to the model of a `config.json`, whatever the model's size.
+    """Explain an optimizer's routes on the model of a `config.json`, of any size.
 
-    The model is built on the meta device: no weights, no download, no code from elsewhere.
+    The model is built on the meta device: no weights, no download, no remote code.
 
     Args:
         config_json: A model's `config.json`, or the folder that holds it.
@@ -53,7 +53,7 @@ def explain_hf(config_json: Path, make_optimizer: Callable[[nn.Module], Optimize
 
 
 def meta_model(config_json: Path) -> nn.Module:
-    """The model of a `config.json` on the meta device.
+    """Build the model of a `config.json` on the meta device.
 
     The class is the first of the config's `architectures`, else the first auto class (causal,
     sequence to sequence, masked, ...) that has a model for the config.
@@ -79,6 +79,7 @@ def meta_model(config_json: Path) -> nn.Module:
 
 
 def _transformers() -> Any:
+    """Import transformers; raise ImportError with the command to install it."""
     try:
         return import_module("transformers")
     except ModuleNotFoundError as error:
@@ -86,7 +87,7 @@ def _transformers() -> Any:
 
 
 def _read(transformers: Any, path: Path) -> tuple[Any, dict[str, Any]]:
-    """The class of the config, and what the file says."""
+    """Return the config's class and the file's content."""
     if path.is_dir():
         path = path / "config.json"
     if not path.exists():
@@ -108,7 +109,7 @@ def _read(transformers: Any, path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _refuse_endless(value: Any, name: str = "") -> None:
-    """Numbers that transformers would count up to for hours."""
+    """Raise ValueError for sizes with which transformers would build for hours."""
     if isinstance(value, dict):
         for key, inner in value.items():
             _refuse_endless(inner, key)
@@ -118,15 +119,16 @@ def _refuse_endless(value: Any, name: str = "") -> None:
     elif isinstance(value, int):
         most = _LARGEST_COUNT if name.endswith(_COUNTS) else _LARGEST
         if abs(value) > most:
-            raise ValueError(f"{name} is {str(value)[:40]}; at most {most:,} is possible")
+            raise ValueError(f"{name} is {str(value)[:40]}; at most {most:,} is allowed")
 
 
 @contextmanager
 def _few_tensors() -> Iterator[None]:
-    """Stops a model that would be built for hours."""
+    """Raise ValueError once a model under construction has too many tensors."""
     made = 0
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        """Count one registered parameter."""
         nonlocal made
         made += 1
         if made > _MOST_TENSORS:
@@ -140,10 +142,12 @@ def _few_tensors() -> Iterator[None]:
 
 
 def _is_model(transformers: Any, named: Any) -> bool:
+    """Tell whether an attribute of transformers is a model class."""
     return isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
 
 
 def _build(transformers: Any, config: Any) -> Any:
+    """Build the model by the config's architectures, else by the first fitting auto class."""
     for name in config.architectures or ():
         named: Any = getattr(transformers, name, None)
         if _is_model(transformers, named):

@@ -1,12 +1,11 @@
-"""torch's `ZeroRedundancyOptimizer`, with state dicts that any of polarlight's optimizers loads.
+"""torch's `ZeroRedundancyOptimizer` with state dicts that any polarlight optimizer loads.
 
     groups = polarlight.recipes.muon_with_adamw(model, lr=0.02)
     optimizer = ZeroRedundancy(groups, optimizer_class=polarlight.SpectralOptimizer)
 
-torch's class divides whole parameters among processes that hold copies of a model, each with its
-state. It saves its own param groups, rules and views as the objects that they are. This one saves
-them as text, as `SpectralOptimizer` does, so that `torch.load(..., weights_only=True)` reads them,
-and puts its own objects in their place on load.
+torch's class divides whole parameters among processes that hold copies of a model. It saves param
+groups with rules and views as objects. This one saves them as text, as `SpectralOptimizer` does, so
+that `torch.load(..., weights_only=True)` reads them, and restores its own objects on load.
 """
 
 from typing import Any

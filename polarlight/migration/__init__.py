@@ -1,4 +1,4 @@
-"""Moving over from another library: learning rates and optimizer state, with their units."""
+"""Migration from another library: learning rates and optimizer state, with their units."""
 
 from polarlight.migration.carried import Carried, from_file, to_file
 from polarlight.migration.carrying import Line, Report, carry_over, load_carried

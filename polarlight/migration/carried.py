@@ -1,8 +1,8 @@
-"""State that one parameter takes along from another optimizer, in one unit.
+"""Carried state: one parameter's momentum and moments from another optimizer, in one unit.
 
-Momentum is kept as an average of gradients (EMA), so that a heavy ball's sum arrives multiplied by
-1 - beta. AdamW's first moment starts from zero like any EMA and is kept as it is; where a spectral
-rule takes it over, it is divided by 1 - beta1^step, as AdamW does itself.
+Momentum is kept as an EMA of gradients; a heavy ball's sum is multiplied by 1 - beta when read.
+AdamW's first moment is kept as it is; a spectral rule that takes it divides it by 1 - beta1^step,
+as AdamW does.
 """
 
 from collections.abc import Mapping
@@ -21,19 +21,20 @@ _PLAIN = ("step", "beta1", "beta2", "rule", "view", "reason")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carried:
-    """The state of one parameter, or why there is none.
+    """State of one parameter from another optimizer, or the reason why there is none.
 
     Attributes:
-        momentum: Average of gradients, in the parameter's shape; None if there is none to take.
+        momentum: EMA of gradients, in the parameter's shape; None if there is none.
         second_moment: AdamW's, in the parameter's shape.
         row_second_moment: NorMuon's, [..., m, 1].
         step: AdamW's count of steps.
         beta1: AdamW's first decay rate; 0 where the momentum is not AdamW's.
-        beta2: AdamW's second decay rate; None where it is not known, and moments stay as they are.
+        beta2: AdamW's second decay rate; None where it is not known: moments are copied as they
+            are.
         buffers: Other buffers of a polarlight rule, by name.
-        rule: Fingerprint of the polarlight rule that it was kept under; empty for other libraries.
+        rule: Fingerprint of the polarlight rule that wrote it; empty for other libraries.
         view: Fingerprint of the view.
-        reason: Why nothing is carried; empty if something is.
+        reason: Reason why nothing is carried; empty if something is.
     """
 
     momentum: Tensor | None = None
@@ -48,13 +49,13 @@ class Carried:
     reason: str = ""
 
     def mean(self) -> Tensor | None:
-        """The momentum without the bias towards zero of AdamW's first steps."""
+        """Return the momentum, divided by 1 - beta1^step if it is AdamW's first moment."""
         if self.momentum is None or not self.step or not self.beta1:
             return self.momentum
         return self.momentum / (1 - self.beta1**self.step)
 
     def to_record(self) -> dict[str, Any]:
-        """Tensors, numbers and text alone, which `weights_only=True` loads."""
+        """Return tensors, numbers and text alone, which `weights_only=True` loads."""
         tensors = {key: getattr(self, key) for key in _TENSORS}
         plain = {key: getattr(self, key) for key in _PLAIN}
         kept = {key: value for key, value in tensors.items() if value is not None}
@@ -62,19 +63,19 @@ class Carried:
 
 
 def to_file(carried: Mapping[str, Carried]) -> dict[str, Any]:
-    """What `polarlight convert` saves: a name's state each."""
+    """Return the content of a file of `polarlight convert`: one record per parameter name."""
     records = {name: one.to_record() for name, one in carried.items()}
     return {"format": FORMAT, "version": VERSION, "parameters": records}
 
 
 def from_file(content: object) -> dict[str, Carried]:
-    """The inverse of `to_file`.
+    """Read the content that `to_file` returned.
 
     Raises:
-        ValueError: If `polarlight convert` did not write it, or in another version.
+        ValueError: If it is not of `polarlight convert`, or of another version.
     """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError("this is no file of `polarlight convert`; convert the checkpoint first")
+        raise ValueError("not a file of `polarlight convert`; convert the checkpoint first")
     if content["version"] not in _READ:
         raise ValueError(
             f"the file has format version {content['version']}, this polarlight reads {_READ}"

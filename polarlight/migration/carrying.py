@@ -1,9 +1,10 @@
-"""Carrying state into an optimizer of ours: in the same process, or from a file.
+"""Fill an optimizer's state from another optimizer, in the same process or from a file.
 
     carry_over([their_muon, their_adamw], ours)            # parameters are the same objects
     load_carried(ours, from_file(torch.load("converted.pt")))    # parameters have the same names
 
-Nothing is copied that the new rule does not keep, and what starts anew is listed with its reason.
+Only buffers that the new rule keeps are copied. The report lists buffers that start from zero, with
+the reason.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from polarlight.migration.conventions import momentum_factor
 from polarlight.migration.own import fitting_buffers
 from polarlight.migration.sources import read_entry
 from polarlight.optimizer.fingerprint import config_of
-from polarlight.optimizer.param_groups import name_of
+from polarlight.optimizer.param_groups import named_params
 from polarlight.optimizer.spectral import SpectralOptimizer
 from polarlight.rule import MOMENTUM, UpdateRule
 from polarlight.stages.momentum import EMA
@@ -28,13 +29,13 @@ from polarlight.stages.momentum import EMA
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What one parameter got.
+    """Outcome of carrying state over to one parameter.
 
     Attributes:
         name: The parameter.
         carried: Names of the buffers that were filled.
-        fresh: Names of those that start from zero.
-        reason: Why, if anything starts from zero; empty otherwise.
+        fresh: Names of the buffers that start from zero.
+        reason: Reason for these; empty if there are none.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was carried over; prints as a summary.
+    """Outcome of carrying state over to all parameters; `str` gives a summary.
 
     Attributes:
         lines: One per parameter of the new optimizer.
@@ -60,26 +61,26 @@ class Report:
         kinds: dict[tuple[tuple[str, ...], tuple[str, ...], str], list[str]] = {}
         for line in self.lines:
             kinds.setdefault((line.carried, line.fresh, line.reason), []).append(line.name)
-        said = [f"{full} of {len(self.lines)} parameters take all of their state along"]
+        said = [f"{full} of {len(self.lines)} parameters keep all of their state"]
         for (carried, fresh, reason), names in kinds.items():
             what = [f"{', '.join(carried)} carried"] if carried else []
             what += [f"{', '.join(fresh)} from zero ({reason})"] if fresh else []
             said.append(f"  {len(names):4} x {'; '.join(what)}: {names[0]}{_more(names)}")
         if self.left_behind:
             first = f"{self.left_behind[0]}{_more(self.left_behind)}"
-            said.append(f"  {len(self.left_behind):4} x left behind, the new one has none: {first}")
+            said.append(f"  {len(self.left_behind):4} x dropped, not in the new optimizer: {first}")
         return "\n".join(said)
 
 
 def carry_over(old: Optimizer | Iterable[Optimizer], new: SpectralOptimizer) -> Report:
-    """Fills the state of `new` from optimizers that hold the same parameters, in mid-training.
+    """Fill the state of `new` from optimizers that hold the same parameter objects.
 
-    Build `new` on the same model, call this once, and go on with `new`. Learning rates are not
-    touched: `translate_lr` says what they are.
+    Build `new` on the same model, call this once in mid-training, and continue with `new`. Learning
+    rates do not change: `translate_lr` gives equivalent ones.
 
     Args:
-        old: One optimizer or several, such as a Muon and an AdamW; their state is copied. One of
-            polarlight as well: after a replaced head, or for another rule, other betas or views.
+        old: One optimizer or several, such as a Muon and an AdamW; their state is copied. A
+            polarlight optimizer too: after a replaced head, or for another rule, betas or view.
         new: The optimizer to fill.
 
     Raises:
@@ -88,31 +89,31 @@ def carry_over(old: Optimizer | Iterable[Optimizer], new: SpectralOptimizer) -> 
     entries: dict[int, Carried] = {}
     places: list[tuple[str, Tensor]] = []
     for optimizer in [old] if isinstance(old, Optimizer) else old:
-        for name, p, group in _places(optimizer):
+        for name, p, group in named_params(optimizer):
             entries[id(p)] = read_entry(group, optimizer.state.get(p, {}))
             places.append((name, p))
-    found = {name: entries[id(p)] for name, p, _ in _places(new) if id(p) in entries}
+    found = {name: entries[id(p)] for name, p, _ in named_params(new) if id(p) in entries}
     if not found:
         raise ValueError(
             "the optimizers have no parameter in common: build the new one on the same model "
             "object, or load by name with load_carried"
         )
-    here = {id(p) for _, p, _ in _places(new)}
+    here = {id(p) for _, p, _ in named_params(new)}
     left_behind = tuple(name for name, p in places if id(p) not in here)
-    return _fill(new, found, "the old optimizers do not have it", left_behind)
+    return _fill(new, found, "not in the old optimizers", left_behind)
 
 
 def load_carried(new: SpectralOptimizer, carried: Mapping[str, Carried]) -> Report:
-    """Fills the state of `new` by the names of its parameters.
+    """Fill the state of `new` by parameter name.
 
     Args:
         new: An optimizer built from a module or from named parameters.
-        carried: What `read_state_dict` or `from_file` returned; several are merged by `|`.
+        carried: Result of `read_state_dict` or `from_file`; merge several by `|`.
 
     Raises:
         ValueError: If no name is known to `new`, or a shape differs; the message lists them.
     """
-    names = {name for name, _, _ in _places(new)}
+    names = {name for name, _, _ in named_params(new)}
     if not names & carried.keys():
         theirs, ours = (", ".join(sorted(keys)[:3]) for keys in (carried.keys(), names))
         raise ValueError(f"no name in common. Carried: {theirs}, ...; the optimizer's: {ours}, ...")
@@ -120,17 +121,9 @@ def load_carried(new: SpectralOptimizer, carried: Mapping[str, Carried]) -> Repo
     if unknown and not all(carried[name].rule for name in unknown):
         raise ValueError(
             f"the optimizer has no parameter {', '.join(unknown[:5])}{_more(unknown[4:])}; "
-            "leave these out if that is meant"
+            "leave these out to load the rest"
         )
-    return _fill(new, carried, "the file does not have it", tuple(unknown))
-
-
-def _places(optimizer: Optimizer) -> list[tuple[str, Tensor, Mapping[str, Any]]]:
-    return [
-        (name_of(group, index, place), p, group)
-        for index, group in enumerate(optimizer.param_groups)
-        for place, p in enumerate(group["params"])
-    ]
+    return _fill(new, carried, "not in the file", tuple(unknown))
 
 
 @torch.no_grad()
@@ -140,7 +133,8 @@ def _fill(
     missing: str,
     left_behind: tuple[str, ...],
 ) -> Report:
-    places = _places(new)
+    """Fill every parameter's state; raise ValueError if shapes differ in a foreign optimizer."""
+    places = named_params(new)
     carried = dict(carried)
     wrong = []
     for name, p, _ in places:
@@ -162,6 +156,7 @@ def _fill(
 
 
 def _fill_one(name: str, group: Mapping[str, Any], state: dict[str, Tensor], one: Carried) -> Line:
+    """Fill one parameter's state in place and return what was filled."""
     spectral = isinstance(group["rule"], UpdateRule)
     values = _spectral(group, one) if spectral else _elementwise(group, one)
     fitting, why = fitting_buffers(one, group) if one.rule else ({}, "")
@@ -171,8 +166,12 @@ def _fill_one(name: str, group: Mapping[str, Any], state: dict[str, Tensor], one
         for key, value in values.items()
         if key in state and value is not None and state[key].shape == value.shape
     ]
-    for key in filled:
-        state[key].copy_(values[key])
+    for key in [*filled]:
+        if key == MOMENTUM:
+            written = group["rule"].momentum.store(state, values[key])
+            filled += [other for other in written if other not in filled]
+        else:
+            state[key].copy_(values[key])
     if "exp_avg_sq" in filled and one.beta2 is not None:
         numbers = one.beta1, float(group["momentum"])
         state.update(group["rule"].adapted_state(state, {"beta2": one.beta2}, numbers))
@@ -182,7 +181,7 @@ def _fill_one(name: str, group: Mapping[str, Any], state: dict[str, Tensor], one
 
 
 def _spectral(group: Mapping[str, Any], one: Carried) -> dict[str, Any]:
-    """Momentum in the rule's own unit, and NorMuon's rows."""
+    """Return buffers of a matrix rule: the momentum in the rule's unit, and NorMuon's rows."""
     mean = one.mean()
     if mean is not None:
         factor = momentum_factor(EMA(), group["rule"].momentum, group["momentum"])
@@ -191,7 +190,7 @@ def _spectral(group: Mapping[str, Any], one: Carried) -> dict[str, Any]:
 
 
 def _elementwise(group: Mapping[str, Any], one: Carried) -> dict[str, Any]:
-    """AdamW's state, whole or not at all: a first moment without its second is a wild step."""
+    """Return AdamW's buffers, or none unless both moments are there."""
     adamw = config_of(group["rule"])["method"] == "adamw"
     if not adamw or one.second_moment is None or one.momentum is None:
         return {}
@@ -200,4 +199,5 @@ def _elementwise(group: Mapping[str, Any], one: Carried) -> dict[str, Any]:
 
 
 def _more(names: Sequence[str]) -> str:
+    """Return ` and N more` for all names but the first."""
     return f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -1,4 +1,4 @@
-"""What one learning rate means in each library, in one place and in both directions.
+"""Meaning of a learning rate in each library, with translation in both directions.
 
     update = lr * scale(fan_out, fan_in) * (polar factor),    rms = lr * scale / sqrt(max(m, n))
 
@@ -8,8 +8,8 @@ square of an entry's change per step, *the update RMS*, is the same, and the dec
 per step too: a learning rate that is multiplied needs a weight decay that is divided.
 
 Momentum is an average of gradients (EMA) or their decaying sum (heavy ball), 1 / (1 - beta) times
-as large. A polar factor does not see that. It matters where magnitude survives (PolarGrad, plain
-SGD), and to the momentum buffer of a checkpoint.
+as large. A polar factor does not depend on it. It matters where magnitude survives (PolarGrad,
+plain SGD), and for the momentum buffer of a checkpoint.
 
 Newton-Schulz with few steps returns singular values near 1, not 1: Jordan's five steps give 0.68 to
 1.14, the same in every library that runs them. The formulas here are those of the exact factor.
@@ -26,6 +26,7 @@ from math import sqrt
 
 from polarlight.lookup import look_up
 from polarlight.rule import Momentum, Scale
+from polarlight.stages.int8_momentum import InInt8
 from polarlight.stages.momentum import EMA, HeavyBall, InBfloat16
 from polarlight.stages.scales import MatchRmsAdamW, Original, RmsToRms, Unscaled
 
@@ -34,11 +35,11 @@ ADAMW_RMS = 0.2
 
 
 ADAMW = "adamw"
-"""The convention whose updates are no polar factors, only as large."""
+"""Convention of AdamW, whose updates are not polar factors but have a matched RMS."""
 
 
 class Size(StrEnum):
-    """What the size of an update follows, before the scale."""
+    """Quantity that sets the size of an update before the scale."""
 
     POLAR = "polar"
     NUCLEAR = "nuclear"
@@ -47,14 +48,14 @@ class Size(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Convention:
-    """How one library turns a learning rate into an update.
+    """Rule by which one library turns a learning rate into an update.
 
     Attributes:
-        name: What `--from` and `--to` take.
-        where: The class and the option that choose it.
+        name: Name for `--from` and `--to`.
+        where: The class and the option that select it.
         scale: Factor from (fan_out, fan_in) on the polar factor.
-        momentum: How gradients are accumulated.
-        size: What the update's size follows. Only conventions of one size translate.
+        momentum: Accumulation of gradients.
+        size: Quantity that sets the update's size. Only conventions of equal size translate.
         method: The class of polarlight that has the same rule.
     """
 
@@ -67,7 +68,7 @@ class Convention:
 
     @property
     def here(self) -> str:
-        """The call that builds the same rule with the same meaning of lr."""
+        """Call of the polarlight class with the same rule and the same meaning of lr."""
         default = "scale=Original()" if self.size is Size.POLAR else "scale=Unscaled()"
         scale = f"scale={self.scale!r}"
         return f"{self.method}({'' if scale == default else scale})"
@@ -85,6 +86,7 @@ def _named(
     size: Size = Size.POLAR,
     method: str = "Muon",
 ) -> Convention:
+    """Build a convention from positional arguments."""
     return Convention(
         name=name, where=where, scale=scale, momentum=momentum, size=size, method=method
     )
@@ -133,7 +135,7 @@ _ALL = (
     ),
     _named("emerging-unit-rms", "Emerging-Optimizers, 'unit_rms_norm'", RmsToRms(), _EMA),
     _named("normuon", "NorMuon's code", Original(), _EMA_AHEAD, method="NorMuon"),
-    _named("normuon-paper", "its paper: rms .2 whatever the shape", MatchRmsAdamW(), _EMA),
+    _named("normuon-paper", "its paper: rms 0.2 for every shape", MatchRmsAdamW(), _EMA),
     _named("optax", "optax.contrib.muon; kernels are [in, out]", Original(), _EMA_AHEAD),
     _named(
         "optax-consistent-rms",
@@ -142,7 +144,7 @@ _ALL = (
         _EMA_AHEAD,
     ),
     _named("aurora-release", "the Aurora release's eta", Original(), _EMA_AHEAD, method="Aurora"),
-    _named(ADAMW, "AdamW, its direction taken to have rms .2", MatchRmsAdamW(ADAMW_RMS), _EMA),
+    _named(ADAMW, "AdamW, its direction taken to have rms 0.2", MatchRmsAdamW(ADAMW_RMS), _EMA),
     _named("polargrad", "polarlight.PolarGrad", Unscaled(), _EMA, Size.NUCLEAR, "PolarGrad"),
     _named(
         "polargrad-heavy-ball",
@@ -161,7 +163,7 @@ CONVENTIONS: Mapping[str, Convention] = {convention.name: convention for convent
 
 
 def convention_of(name: str | Convention) -> Convention:
-    """The convention of this name; a `Convention` is returned as it is.
+    """Look up a convention by name; return a `Convention` as it is.
 
     Raises:
         ValueError: If there is none; the message lists the known ones and the nearest.
@@ -172,11 +174,11 @@ def convention_of(name: str | Convention) -> Convention:
 
 
 def update_rms(lr: float, convention: str | Convention, shape: tuple[int, int]) -> float:
-    """Root mean square change of an entry per step, weight decay aside.
+    """Return the RMS of an entry's change per step, without weight decay.
 
     Args:
         lr: Learning rate, at least 0.
-        convention: What it means.
+        convention: Convention of lr, or its name.
         shape: (fan_out, fan_in) of the matrix; a full-rank momentum is assumed.
 
     Raises:
@@ -194,7 +196,7 @@ def update_rms(lr: float, convention: str | Convention, shape: tuple[int, int]) 
 
 
 def lr_for_rms(rms: float, convention: str | Convention, shape: tuple[int, int]) -> float:
-    """The learning rate at which an entry changes by `rms` per step; inverse of `update_rms`."""
+    """Return the learning rate for an update RMS of `rms`; inverse of `update_rms`."""
     return rms / update_rms(1.0, convention, shape)
 
 
@@ -206,15 +208,14 @@ def translate_lr(
     shape: tuple[int, int],
     beta: float = 0.95,
 ) -> float:
-    """The learning rate that makes `target` move this matrix as `source` does.
+    """Return the lr under `target` with the update size that `lr` has under `source`.
 
-    The decay lr * weight_decay stays the same if the weight decay is divided by what the learning
-    rate is multiplied by.
+    Divide the weight decay by the factor on lr to keep lr * weight_decay.
 
     Args:
         lr: Learning rate under `source`, at least 0.
-        source: Convention, or its name, that `lr` belongs to.
-        target: The one to translate into.
+        source: Convention of `lr`, or its name.
+        target: Convention of the result, or its name.
         shape: (fan_out, fan_in) of the matrix. Where the ratio depends on it, matrices of different
             shapes need different learning rates: then keep the source's scale instead.
         beta: Decay of the momentum; used only between EMA and heavy ball where magnitude survives.
@@ -237,7 +238,7 @@ def translate_lr(
 
 
 def momentum_factor(source: Momentum, target: Momentum, beta: float) -> float:
-    """What a momentum buffer is multiplied by when it moves from `source` to `target`.
+    """Return the factor that turns a momentum buffer of `source` into one of `target`.
 
     Heavy ball to EMA is 1 - beta, the other way 1 / (1 - beta), equal kinds 1.
 
@@ -257,13 +258,14 @@ _FOLLOWS = {
 
 
 def _length(momentum: object, beta: float) -> float:
-    """Size of the momentum of a constant gradient of size 1."""
-    if isinstance(momentum, InBfloat16):
+    """Return the limit of the momentum under a constant gradient of 1."""
+    if isinstance(momentum, InBfloat16 | InInt8):
         return _length(momentum.average, beta)
     return 1 / (1 - beta) if isinstance(momentum, HeavyBall) else 1.0
 
 
 def _check(lr: float, shape: tuple[int, int]) -> None:
+    """Raise ValueError if lr is negative or shape is not (fan_out, fan_in)."""
     if not lr >= 0:
         raise ValueError(f"lr must be >= 0, got {lr}")
     if len(shape) != 2 or min(shape) < 1:

@@ -1,8 +1,8 @@
-"""State of polarlight itself: what of it another rule, view or set of betas can use.
+"""State of polarlight's own optimizers: buffers that another rule, view or betas can use.
 
-Momentum has the parameter's shape under every view and goes to every rule that keeps one. A buffer
-goes over where the slot that keeps it is in the new rule too, with nothing changed that alters what
-the buffer means. AdamW's moments go over with their bias corrections kept.
+Momentum has the parameter's shape under every view and is carried to every rule that has one. A
+buffer is carried if the new rule has the slot that keeps it, with equal fields as far as they
+change the buffer's meaning. AdamW's moments keep their bias corrections.
 """
 
 import json
@@ -27,13 +27,14 @@ from polarlight.optimizer.fingerprint import (
 )
 from polarlight.registry import fields_of, registration_named, registration_of
 from polarlight.rule import MOMENTUM, UpdateRule
+from polarlight.stages.int8_momentum import SCALES, InInt8
 
 ADAMW = "adamw"
 _COUNTERS = ("momentum_draws", "weight_draws")
-"""Steps that stochastic rounding has drawn bits for; any number goes on."""
+"""Counters of stochastic rounding; any value is valid."""
 
 _PROBES = tuple(map(torch.Size, ((3, 2), (2, 3), (2, 2))))
-"""A tall, a wide and a square matrix: which buffers there are may depend on that."""
+"""A tall, a wide and a square shape: a slot's buffers may depend on it."""
 
 _SCALES = {
     "Original": "polarlight",
@@ -66,6 +67,11 @@ def read_own(group: Mapping[str, Any], state: Mapping[str, Any]) -> Carried:
     if "slots" not in rule:
         return replace(one, buffers=buffers)
     M = buffers.pop(MOMENTUM, None)
+    kept_as = rule["slots"].get("momentum")
+    if M is not None and isinstance(kept_as, dict) and kept_as["method"] == "InInt8":
+        fields = completed(kept_as)
+        codes = InInt8(block=fields["block"], power=fields["power"])
+        M = codes.dequantize(M, buffers.pop(SCALES))
     if M is not None and keeps_a_sum(rule["slots"].get("momentum")):
         M = at_least_float32(M) * (1 - group["momentum"])
     return replace(one, momentum=M, buffers=buffers)
@@ -104,7 +110,7 @@ def fitting_buffers(one: Carried, group: Mapping[str, Any]) -> tuple[dict[str, T
 
 
 def _names_that_fit(saved: Config, rule: UpdateRule) -> Iterator[str]:
-    """Return the buffers of the stages that a saved rule has as well."""
+    """Yield the buffer names of the stages that both the saved and the new rule have."""
     theirs = list(_stages_of(saved, ()))
     for slot in (rule.balance, rule.map, *rule.post):
         for stage, layout in _stages_in(slot, ()):
@@ -117,7 +123,7 @@ def _names_that_fit(saved: Config, rule: UpdateRule) -> Iterator[str]:
 
 
 def _stages_in(slot: Any, layout: tuple[str, ...]) -> Iterator[tuple[Stage, tuple[str, ...]]]:
-    """Return the stages in a slot that keep buffers, and how the matrix is laid out for them."""
+    """Yield a slot's stages that keep buffers, with the views that lay the matrix out."""
     known = registration_of(type(slot), stateful=isinstance(slot, Stage))
     if known.stateful and isinstance(slot, Stage):
         yield slot, layout
@@ -128,7 +134,7 @@ def _stages_in(slot: Any, layout: tuple[str, ...]) -> Iterator[tuple[Stage, tupl
 
 
 def _stages_of(config: object, layout: tuple[str, ...]) -> Iterator[tuple[Config, tuple[str, ...]]]:
-    """Return the same of a configuration."""
+    """Yield the same from a saved configuration."""
     parts = config if isinstance(config, list) else []
     if isinstance(config, dict):
         known = None if "slots" in config else registration_named(config["method"])

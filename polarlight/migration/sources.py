@@ -1,4 +1,4 @@
-"""How each library keeps its optimizer's state, and how to read it.
+"""Formats of each library's optimizer state, and functions that read them.
 
     polarlight     groups carry rule and view; momentum_buffer in the rule's own unit
     torch-muon     momentum_buffer, an average
@@ -13,7 +13,7 @@
 Each was read from its library's code in 2026; the tests build it anew, or run the real one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,14 +31,14 @@ Entry = tuple[Group, State]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One library's format.
+    """Format of one library's optimizer state.
 
     Attributes:
-        name: What `--from` takes.
-        about: The class that writes it.
-        fits: Whether a group and a state of one of its parameters are of this format.
-        read: What they carry.
-        convention: Name of what the group's learning rate means, as in `conventions.py`.
+        name: Name for `--from`.
+        about: Class that writes the format.
+        fits: Predicate of a group and the state of one of its parameters.
+        read: Function from these to the carried state.
+        convention: Function from a group to the convention of its learning rate.
     """
 
     name: str
@@ -52,6 +52,7 @@ _NORMALISED = 0.02
 
 
 def _torch_muon(group: Group, state: State) -> Carried:
+    """Read the state of torch.optim.Muon or NorMuon's matrices."""
     M = state["momentum_buffer"]
     # torch 2.13 writes the normalised matrix into such a buffer: pytorch issue 190597.
     exposed = not group.get("nesterov", True) and M.dtype is torch.bfloat16
@@ -61,6 +62,7 @@ def _torch_muon(group: Group, state: State) -> Carried:
 
 
 def _adamw(group: Group, state: State) -> Carried:
+    """Read the state of torch.optim.AdamW."""
     return Carried(
         momentum=state["exp_avg"],
         second_moment=state["exp_avg_sq"],
@@ -71,10 +73,12 @@ def _adamw(group: Group, state: State) -> Carried:
 
 
 def _keller(group: Group, state: State) -> Carried:
+    """Read the state of KellerJordan/Muon: Muon or AdamW by the group's `use_muon`."""
     return _torch_muon(group, state) if group.get("use_muon", True) else _adamw(group, state)
 
 
 def _moonlight(group: Group, state: State) -> Carried:
+    """Read the state of Moonlight's Muon or of the AdamW inside it."""
     if state.get("use_muon", "momentum_buffer" in state):
         return Carried(momentum=state["momentum_buffer"] * (1 - group["momentum"]))
     return Carried(
@@ -87,6 +91,7 @@ def _moonlight(group: Group, state: State) -> Carried:
 
 
 def _dion(group: Group, state: State) -> Carried:
+    """Read the state of dion's Muon, NorMuon or AdamW; other algorithms carry nothing."""
     kind = group["algorithm"]
     if kind == "adamw":
         return Carried(
@@ -115,6 +120,7 @@ _DION_ELEMENTWISE = {"adamw": "adamw"}
 
 
 def _by_option(group: Group, option: str, names: Mapping[Any, str]) -> str:
+    """Return the convention's name for the value of a group's option; empty if unknown."""
     return names.get(group.get(option), "")
 
 
@@ -178,7 +184,7 @@ SOURCES: Mapping[str, Source] = {source.name: source for source in _ALL}
 
 
 def source_of(name: str) -> Source:
-    """The format of this name.
+    """Look up a format by name.
 
     Raises:
         ValueError: If there is none; the message lists the known ones and the nearest.
@@ -187,18 +193,18 @@ def source_of(name: str) -> Source:
 
 
 def read_entry(group: Group, state: State, source: str | None = None) -> Carried:
-    """What one parameter carries.
+    """Read the state of one parameter.
 
     Raises:
         ValueError: If the format is not known, or not the one that `source` names.
     """
     if not any(isinstance(value, Tensor) for value in state.values()):
-        return Carried(reason="it had no state: it never had a gradient")
+        return Carried(reason="no state: it never had a gradient")
     return fitting_source(group, state, source).read(group, state)
 
 
 def fitting_source(group: Group, state: State, source: str | None = None) -> Source:
-    """The format of a group and of the state of one of its parameters.
+    """Return the first format that fits a group and the state of one of its parameters.
 
     Raises:
         ValueError: If the format is not known, or not the one that `source` names.
@@ -220,14 +226,14 @@ def read_state_dict(
     *,
     source: str | None = None,
 ) -> dict[str, Carried]:
-    """What every parameter of a saved optimizer carries, by name.
+    """Read the state of every parameter of a saved optimizer, by name.
 
     Args:
-        state_dict: What the other optimizer's `state_dict()` returned.
+        state_dict: Result of the other optimizer's `state_dict()`.
         names: Names of its parameters, in the order in which the optimizer was given them, group
             after group. None takes `param_names` of the groups, which torch writes where the
             optimizer was built from `named_parameters()`.
-        source: Name of the format; None finds out.
+        source: Name of the format; None detects it.
 
     Raises:
         ValueError: If names are missing, too few or too many, or the format is not known.
@@ -245,7 +251,7 @@ def read_state_dict(
 def read_momenta(
     momenta: Sequence[Tensor], names: Sequence[str], *, beta: float | None = None
 ) -> dict[str, Carried]:
-    """What a bare loop carries that keeps its momenta in a list, as the Aurora release's does.
+    """Read momenta that a bare loop keeps in a list, as the Aurora release does.
 
     Args:
         momenta: The buffers, in the order of `names`.
@@ -262,26 +268,23 @@ def read_momenta(
 
 
 def _names(groups: Sequence[Group], names: Sequence[str] | None) -> Sequence[str]:
+    """Return the given names, or the groups' `param_names`; raise ValueError without either."""
     count = sum(len(group["params"]) for group in groups)
     if names is not None:
         _check_count(names, count)
         return names
     if not all("param_names" in group for group in groups):
         raise ValueError(
-            "the state dict does not say what its parameters are called. Give their names in the "
-            "order in which the optimizer was given them, group after group; or, in a script that "
+            "the state dict has no param_names. Give the names of its parameters in the order in "
+            "which the optimizer was given them, group after group; or, in a script that "
             "has both optimizers, use polarlight.migration.carry_over, which needs no names"
         )
-    return list(_flat(groups))
-
-
-def _flat(groups: Sequence[Group]) -> Iterator[str]:
-    for group in groups:
-        yield from group["param_names"]
+    return [name for group in groups for name in group["param_names"]]
 
 
 def _check_count(names: Sequence[str], count: int) -> None:
+    """Raise ValueError unless there are `count` names, all different."""
     if len(names) != count:
         raise ValueError(f"there are {count} parameters and {len(names)} names")
     if len(set(names)) != len(names):
-        raise ValueError("a name occurs twice")
+        raise ValueError("names must differ, one occurs twice")

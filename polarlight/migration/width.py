@@ -1,18 +1,17 @@
-"""Learning rates across widths: what must stay equal is how far a layer's output can move.
+"""Transfer of learning rates across widths: keep the operator norm of a step.
 
     step = lr * scale(m, n) * sqrt(n / m)
 
 The polar factor has spectral norm 1; as a map between vectors measured by their root mean square,
-a step of an m x n weight has norm lr * scale * sqrt(n/m). Kept equal, activations move equally at
-every width. Under `RmsToRms` that is lr itself, whatever the width; under `Original` lr for square
-and tall weights; under `MatchRmsAdamW` lr must fall as 1 / sqrt(width).
+a step of an m x n weight has norm lr * scale * sqrt(n/m). With an equal norm, activations move
+equally at every width. Under `RmsToRms` that is lr itself, whatever the width; under `Original` lr
+for square and tall weights; under `MatchRmsAdamW` lr must fall as 1 / sqrt(width).
 
 AdamW's step has entries of one size whose signs are aligned with what the layer reads: its norm is
 up to lr * 0.2 * n, n times an entry, and its lr falls as 1 / fan_in (Yang et al., "Tensor Programs
-V" (2022), arXiv 2203.03466). That goes for a head too. Embeddings read one row, and keep theirs.
+V" (2022), arXiv 2203.03466). The same holds for a head. Embeddings read one row: their lr stays.
 
-Decay is kept per step: where lr changes, weight decay changes the other way, so that weights forget
-in as many steps as before.
+The decay per step lr * weight_decay stays: where lr rises, weight decay falls by the same factor.
 
 Source: Yang, Simon and Bernstein, "A spectral condition for feature learning" (2023), arXiv
 2310.17813; Bernstein and Newhouse (2024), arXiv 2410.21265.
@@ -26,9 +25,9 @@ Shape = tuple[int, int]
 
 
 def operator_step(lr: float, convention: str | Convention, shape: Shape) -> float:
-    """RMS-to-RMS operator norm of one step of a weight of this shape, (fan_out, fan_in).
+    """Return the RMS-to-RMS operator norm of one step of a weight, (fan_out, fan_in).
 
-    Of AdamW the most that it can be.
+    For AdamW an upper bound.
 
     Raises:
         ValueError: If a number is out of range, or the convention's updates are as large as the
@@ -53,11 +52,11 @@ def transfer_lr(
     to: Shape,
     weight_decay: float = 0.0,
 ) -> tuple[float, float]:
-    """Learning rate and weight decay for the same weight of a wider or narrower model.
+    """Return lr and weight decay for the same weight of a wider or narrower model.
 
     Args:
         lr: Learning rate that was tuned for `shape`.
-        convention: What it means.
+        convention: Convention of lr, or its name.
         shape: (fan_out, fan_in) of a hidden weight in the model that was tuned.
         to: The same weight's shape in the other model.
         weight_decay: Weight decay beside it.

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from polarlight.execution.param_task import local_tensors, new_param_buffers, to_local
+from polarlight.execution.param_task import (
+    is_sharded,
+    local_tensors,
+    new_param_buffers,
+    to_local,
+)
+from polarlight.execution.sharded import collectives
 from polarlight.linalg import foreach
 from polarlight.optimizer.masked import (
     FiniteFlags,
@@ -23,7 +29,7 @@ from polarlight.optimizer.masked import (
     step_where_finite,
 )
 from polarlight.optimizer.param_groups import Group
-from polarlight.rule import UpdateRule
+from polarlight.rule import Momentum, UpdateRule
 from polarlight.stages.rounding import round_stochastically
 from polarlight.view import Whole
 
@@ -75,9 +81,27 @@ def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
         more = {ROUNDING_STEP: torch.zeros((), dtype=torch.int32, device=p.device)}
     if isinstance(rule, UpdateRule):
         buffers = new_param_buffers(rule, group["view"] or Whole(), p, name)
-        return buffers | rule.momentum.new_state(p) | more
+        return buffers | _new_momentum(rule.momentum, p, name) | more
     wide = torch.empty_like(p, dtype=torch.float32) if _steps_in_float32(group, p) else p
     return dict(rule.new_state(wide)) | more
+
+
+def _new_momentum(momentum: Momentum, p: Tensor, name: str) -> dict[str, Tensor]:
+    """Return the momentum's zero state; what has another shape than a DTensor is sharded like it.
+
+    Raises:
+        ValueError: If the momentum cannot be kept for a shard of this shape.
+    """
+    state = momentum.new_state(p)
+    if is_sharded(p):
+        if error := momentum.shard_error(p.shape, to_local(p).shape):
+            raise ValueError(f"{name}: {error}")
+        for key, x in state.items():
+            if x.ndim and not is_sharded(x):
+                state[key] = collectives.zeros_beside(
+                    p, name, x.shape, dtype=x.dtype, device=x.device
+                )
+    return state
 
 
 def apply_update(

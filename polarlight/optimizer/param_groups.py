@@ -5,6 +5,7 @@ from math import inf
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from polarlight.execution.batched import step_stacks
 from polarlight.lookup import check_object
@@ -27,6 +28,15 @@ def name_of(group: Mapping[str, Any], group_index: int, param_index: int) -> str
     if names and len(names) == len(group["params"]):  # else a wrapper replaced them, as FSDP1 does
         return str(names[param_index])
     return f"param_groups[{group_index}]['params'][{param_index}]"
+
+
+def named_params(optimizer: Optimizer) -> list[tuple[str, Tensor, Group]]:
+    """Return name, parameter and group of every parameter of any torch optimizer."""
+    return [
+        (name_of(group, i, k), p, group)
+        for i, group in enumerate(optimizer.param_groups)
+        for k, p in enumerate(group["params"])
+    ]
 
 
 def check_numbers(group: Group) -> None:

@@ -1,13 +1,17 @@
 """Probes: callbacks that receive the updates of a step, and the counts of updates."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from polarlight.optimizer.param_groups import Group, name_of
 from polarlight.rule import Rule
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +71,12 @@ def count_updates(
             for k, p in enumerate(groups[i]["params"]):
                 rule = groups[i]["rule"] if k in param_indices else None
                 probe.count(name_of(groups[i], i, k), rule, frozen=not p.requires_grad)
+
+
+def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a function so that `torch.compile` breaks its graph there and runs the function as is.
+
+    Same as `torch.compiler.disable`, which loads the whole compiler when it decorates; torch's own
+    optimizers use this one.
+    """
+    return cast(Callable[P, R], _disable_dynamo(function))

@@ -78,11 +78,12 @@ class SpectralOptimizer(Optimizer):
             step (default), raise, or use it. Also settable later, as `optimizer.nonfinite`.
 
     State per parameter: `momentum_buffer` in the parameter's shape and dtype, unless the momentum
-    keeps it otherwise (`InBfloat16`), and the rule's own buffers in float32 (float64 for float64
-    parameters), all present from the first step, `state_dict` or load on; DTensors for DTensors.
-    A parameter without a gradient is left untouched, its state too, and by default one whose
-    gradient is not finite as well; `skipped()` tells which ones these were. Momenta and directions
-    are made for at most 256 MiB of parameters at a time (8 on a CPU), unless work is shared.
+    keeps it otherwise (`InBfloat16`, `InInt8`), and the rule's own buffers in float32 (float64 for
+    float64 parameters), all present from the first step, `state_dict` or load on; DTensors for
+    DTensors. A parameter without a gradient is left untouched, its state too, and by default one
+    whose gradient is not finite as well; `skipped()` tells which ones these were. Momenta and
+    directions are made for at most 256 MiB of parameters at a time (8 on a CPU), unless work is
+    shared.
 
     Raises:
         ValueError: If a number is out of range or a parameter does not fit its rule; the message
@@ -317,9 +318,9 @@ class SpectralOptimizer(Optimizer):
         params = [group["params"][k] for k in param_indices]
         states = [self._buffers.by_param[p] for p in params]
         weights, gradients, buffers = local_tensors(params, states, maximize=group["maximize"])
-        momenta = update_momenta(
-            rule.momentum, states, gradients, buffers, group["momentum"], finite
-        )
+        extra = rule.momentum.extra_state
+        held = [{name: to_local(state[name]) for name in extra} for state in states]
+        momenta = update_momenta(rule.momentum, held, gradients, buffers, group["momentum"], finite)
         # A rule writes to clones where flags decide afterwards which of them are kept.
         clones = states if finite is None else clone_buffers(states)
         written = with_gradients_read(rule, view, params, gradients, clones, finite)

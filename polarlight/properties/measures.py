@@ -102,7 +102,7 @@ class Update:
 
     @cached_property
     def again(self) -> Reference:
-        """What the rule makes of the momentum."""
+        """Return the rule's direction for the momentum, computed again."""
         assert isinstance(self.rule, UpdateRule)
         return reference(self.rule, self.momentum)
 
@@ -178,7 +178,7 @@ def _size(u: Update) -> Tensor:
 
 
 def _spectral(u: Update) -> Tensor:
-    """How far W'D and WD' are from symmetric and W'D from positive semidefinite.
+    """Return the distance of W'D and WD' from symmetric, and of W'D from positive semidefinite.
 
     One product is not enough: a polar factor of each half of a tall matrix has a symmetric W'D.
     """

@@ -1,4 +1,4 @@
-"""What a rule makes of a momentum, as far as that does not depend on its memory."""
+"""Direction of a rule for a momentum, as far as it does not depend on buffers."""
 
 from dataclasses import dataclass
 

@@ -81,7 +81,7 @@ class AdamWRule(ElementwiseRule):
         weight_decay: float,
         momentum: float | Tensor,
     ) -> None:
-        """As `step`; parameters whose flag, bool [], is False keep weight, moments and step."""
+        """Step like `step`; parameters whose flag, bool [], is False keep all state."""
         betas = momentum, self.beta2
         for p, g, state, ok in zip(parameters, gradients, states, finite, strict=True):
             torch_adamw([p], [g], [state], (~ok).float(), lr, weight_decay, betas, self.eps)

@@ -6,6 +6,7 @@ from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.equilibrate import EquilibrateBoth, EquilibrateColumns, EquilibrateRows
 from polarlight.stages.gradient_moment import GradientSecondMoment
 from polarlight.stages.grafted_shampoo import GraftedShampoo
+from polarlight.stages.int8_momentum import InInt8
 from polarlight.stages.interpolated import Contra, Interpolated, Normalised, PowerIterationNorm
 from polarlight.stages.momentum import EMA, HeavyBall, InBfloat16, RawGradient
 from polarlight.stages.momentum_power import MomentumPower
@@ -32,6 +33,7 @@ __all__ = [
     "HeavyBall",
     "Identity",
     "InBfloat16",
+    "InInt8",
     "Interpolated",
     "KeepNorm",
     "Logistic",

@@ -76,7 +76,7 @@ class AdamDirection(Stage):
         }
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
-        """Updates the moments; returns their quotient."""
+        """Update the moments; returns their quotient."""
         G = in_units(X, buffers["unit"])
         moments = buffers["first_moment"], buffers["second_moment"]
         D = adam_direction(G, *moments, self.betas, self.eps)

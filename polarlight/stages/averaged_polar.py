@@ -33,7 +33,7 @@ class AveragedPolar(Stage):
         return {"polar_momentum": shape}
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
-        """Updates the average; returns it at its length."""
+        """Update the average; returns it at its length."""
         U, P = self.polar(at_least_float32(X)), buffers["polar_momentum"]
         P.lerp_(U, 1 - self.beta)
         return (nuclear_norm(X, U) * P).to(X.dtype)

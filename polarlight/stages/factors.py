@@ -29,10 +29,10 @@ class Factors(Protocol):
         """Trailing sizes of the buffers for a preconditioned side of this length."""
 
     def start(self, G: Tensor, state: State) -> None:
-        """Takes the first gradient, after the bases have been set; `update` has seen it too."""
+        """Take the first gradient, after the bases have been set; `update` has seen it too."""
 
     def update(self, G: Tensor, state: State) -> None:
-        """Takes one more gradient [..., m, n]."""
+        """Take one more gradient [..., m, n]."""
 
 
 @registered("GramFactors", stateful=True, may_differ=("beta",))
@@ -53,7 +53,7 @@ class GramFactors:
         """Nothing is left to do after `update`."""
 
     def update(self, G: Tensor, state: State) -> None:
-        """Adds the two Gram matrices."""
+        """Add the two Gram matrices."""
         for side, X in zip(SIDES, (G, G.mT), strict=True):
             if f"{side}_factor" in state:
                 state[f"{side}_factor"].lerp_(X @ X.mT, 1 - self.beta)
@@ -105,7 +105,7 @@ class KLFactors:
         return max(LEAST_CAP, min(length, self.most)) ** -2
 
     def update(self, G: Tensor, state: State) -> None:
-        """Adds the whitened Gram matrices; both sides see the other's last eigenvalues."""
+        """Add the whitened Gram matrices; both sides see the other's last eigenvalues."""
         seen = {}
         for side, other, X in zip(SIDES, SIDES[::-1], (G, G.mT), strict=True):
             if f"{side}_factor" not in state:

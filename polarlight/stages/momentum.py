@@ -38,7 +38,7 @@ class EMA(Momentum):
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float | Tensor
     ) -> list[Tensor]:
-        """Updates the buffers in place and returns what the rule maps."""
+        """Update the buffers in place and returns what the rule maps."""
         gradients, buffers = _in_dtype_of(buffers, gradients), list(buffers)
         if isinstance(beta, Tensor):
             return self._with_tensor(gradients, buffers, beta)
@@ -75,7 +75,7 @@ class HeavyBall(Momentum):
     def __call__(
         self, gradients: Sequence[Tensor], buffers: Sequence[Tensor], beta: float | Tensor
     ) -> list[Tensor]:
-        """Updates the buffers in place and returns what the rule maps."""
+        """Update the buffers in place and returns what the rule maps."""
         gradients, buffers = _in_dtype_of(buffers, gradients), list(buffers)
         if isinstance(beta, Tensor):
             return self._with_tensor(gradients, buffers, beta)

@@ -39,7 +39,7 @@ class KeepNorm(Stage):
         return self.inner.buffer_shapes(shape)
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
-        """Applies the inner slot and restores the norm."""
+        """Apply the inner slot and restores the norm."""
         return self._on_rows(X, ALL_ROWS, buffers)
 
     def _on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:

@@ -36,6 +36,14 @@ def round_stochastically(X: Tensor, counter: Tensor) -> Tensor:
     return rounded
 
 
+def uniform_bits(X: Tensor, counter: Tensor) -> Tensor:
+    """Return uniform integers from 0 to 2^16 - 1, int32 in the shape of X, float32.
+
+    A hash of the counter, the entry's place and its bits, as in `round_stochastically`.
+    """
+    return _sixteen_bits(X.contiguous().view(torch.int32), 0, _key(counter))
+
+
 def _rounded(X: Tensor, start: int, key: Tensor) -> Tensor:
     """Return X rounded, still float32; `start` entries lie before it."""
     bits = X.view(torch.int32)

@@ -46,7 +46,7 @@ class KeptRowScale(RowsRescaled, Stage):
         return {SCALE: column, SIZE: column}
 
     def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-        """As the polar method."""
+        """Return the polar method's input dtype."""
         return self.polar.input_dtype(dtype, device)
 
     def describe(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:

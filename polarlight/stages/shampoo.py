@@ -54,7 +54,7 @@ class Shampoo(Stage):
 
     @isolated
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
-        """Updates the averages; returns the preconditioned mean."""
+        """Update the averages; returns the preconditioned mean."""
         G, M = in_units(X, buffers["unit"]), buffers["first_moment"]
         M.lerp_(G, 1 - self.betas[0])
         GramFactors(self.betas[1]).update(G, buffers)

@@ -14,7 +14,7 @@ from polarlight.stages.renormalise import PolarNorm
 
 
 class Size(Protocol):
-    """How large a power is made."""
+    """Norm to which a power is scaled."""
 
     def __call__(self, M: Tensor, U: Tensor, p: float) -> Tensor:
         """U, the power p of M / |M|_F, rescaled as a whole."""
@@ -33,7 +33,7 @@ class SumNorm:
 @registered("MeanNorm")
 @dataclass(frozen=True, slots=True)
 class MeanNorm:
-    """As `SumNorm` with the mean over the min(m, n) singular values: the same for all shapes."""
+    """Mean of the min(m, n) singular values: `SumNorm` over their number."""
 
     def __call__(self, M: Tensor, U: Tensor, p: float) -> Tensor:
         """U times (mean sigma^q)^(-p/q)."""

@@ -65,7 +65,7 @@ def test_an_optimizer_takes_five_files_and_110_lines():
 
 
 @pytest.mark.slow
-def test_its_tests_pass_and_the_suite_finds_it(copy):
+def test_the_added_optimizers_tests_and_the_contract_suite_pass(copy):
     """Its own tests, contracts, symmetries, invariants and what the architecture asks of a rule."""
     named = ["tests/contracts/test_rules.py", "tests/properties/test_rules.py"]
     named += ["tests/architecture/test_structure.py", "tests/rules", "tests/lab/train/test_loop.py"]

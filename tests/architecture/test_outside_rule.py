@@ -144,7 +144,7 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 @pytest.mark.usefixtures("clean")
-def test_what_is_no_rule_is_refused_at_registration(case):
+def test_registering_anything_but_a_rule_raises(case):
     make, said, error = WRONG[case]
     make.__name__, make.__doc__ = "wrong", "A rule."
     with pytest.raises(error, match=said):

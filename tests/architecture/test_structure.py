@@ -68,13 +68,16 @@ MAY_IMPORT = {
 """Room of the package -> rooms it may import; `lab` stands on everything."""
 
 INSIDE_LAB = {
+    "accuracy": set(),
     "explore": set(),
     "report": {"report"},
     "tuning": {"tuning"},
     "inspection": {"inspection", "report"},
     "train": {"inspection", "report", "train", "tuning"},
     "claims": {"claims", "inspection", "report", "train", "tuning"},
-    "commands": {"claims", "commands", "explore", "inspection", "report", "train", "tuning"},
+    "commands": {
+        *("accuracy", "claims", "commands", "explore", "inspection", "report", "train", "tuning"),
+    },
 }
 """Folder of `lab` -> folders of `lab` it may import."""
 

@@ -93,7 +93,7 @@ def test_private_names_of_torch_are_listed():
     assert used == set(PRIVATE)
 
 
-def test_those_of_tests_benchmarks_and_examples_are_listed():
+def test_private_names_of_torch_in_tests_benchmarks_and_examples_are_listed():
     used = {name for tree in AROUND.values() for name in private_names(tree)}
     assert used == set(ELSEWHERE)
 
@@ -113,7 +113,7 @@ def calls(tree):
     return [(dotted(n.func), n) for n in ast.walk(tree) if isinstance(n, ast.Call)]
 
 
-def test_torch_load_is_told_weights_only():
+def test_torch_load_is_called_with_weights_only():
     trees = [*TREES.values(), *AROUND.values()]
     found = [call for tree in trees for name, call in calls(tree) if name == "torch.load"]
     assert found

@@ -33,7 +33,7 @@ def test_no_docstring_starts_with_a_question_word_or_a_pronoun(words):
     assert wrong == []
 
 
-def test_no_function_starts_with_the_thing_instead_of_a_verb():
+def test_no_function_docstring_starts_with_an_article():
     """ "The state of ..." leaves open whether a function returns, makes or changes it."""
     wrong = [
         f"{name}: {line}"

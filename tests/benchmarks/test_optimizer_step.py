@@ -55,12 +55,12 @@ def test_some_of_them_can_be_asked_for():
         ("polarlight.Muon", "ratios are to torch.optim.Muon or .*, got polarlight.Muon"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(only, said):
+def test_algorithms_that_cannot_be_compared_raise(only, said):
     with pytest.raises(ValueError, match=said):
         chosen(only, fast_bfloat16=False)
 
 
-def test_nobody_waits_for_hours_who_did_not_ask_for_it():
+def test_slow_bfloat16_optimizers_run_only_on_request():
     assert chosen("", fast_bfloat16=True) == [label for label in OPTIMIZERS if label != INSTEAD]
     here = chosen("", fast_bfloat16=False)
     assert {"polarlight.Aurora", "release's Aurora", INSTEAD} <= {*here}

@@ -30,7 +30,7 @@ def test_a_fault_is_reported_for_every_parameter_that_it_touches(rule, fault, da
     assert found["unreported"] == found["false"] == []
 
 
-def test_there_are_at_least_twenty_runs_and_eight_faults():
+def test_the_benchmark_has_at_least_twenty_runs_and_eight_faults():
     assert len(rule_check.runs()) >= 20
     assert len(FAULTS) == 8
     assert set(FEW) <= set(RULES)

@@ -63,6 +63,8 @@ def _variants():
     # To nearest: at random, parts of a parameter draw other bits than parameters of their own.
     kept = polarlight.stages.InBfloat16(polarlight.stages.EMA(), stochastic=False)
     yield "muon-bfloat16-momentum", replace(polarlight.rules.muon(polar=EXACT), momentum=kept)
+    coded = polarlight.stages.InInt8(polarlight.stages.EMA(), stochastic=False)
+    yield "muon-int8-momentum", replace(polarlight.rules.muon(polar=EXACT), momentum=coded)
     yield from _spectral_variants()
     yield from _rotated_variants()
     yield from _oriented_variants()

@@ -48,7 +48,7 @@ def train(rule, parameters, steps=4, view=None, start=0, optimizer=None, **optio
 
 
 @rules
-def test_executors_agree(rule):
+def test_executors_give_equal_directions(rule):
     parameters = [random(*shape, seed=i) for i, shape in enumerate(SHAPES * 2)]
     alone, _ = train(rule, parameters, executor=polarlight.OneByOne())
     together, _ = train(rule, parameters, executor=polarlight.Batched())
@@ -144,7 +144,7 @@ def test_the_scale_of_the_gradients_does_not_matter(rule, factor):
 
 @scale_free
 @pytest.mark.parametrize("factor", [2.0**-100, 2.0**40])
-def test_where_bfloat16_is_read_a_power_of_two_changes_no_bit(rule, factor):
+def test_a_power_of_two_changes_no_bit_of_bfloat16_input(rule, factor):
     if not reads_bfloat16(rule):
         pytest.skip("is given its matrix as it is")
     results = []
@@ -217,7 +217,7 @@ def test_resuming_from_a_saved_state_is_exact(rule):
 
 
 @rules
-def test_copies_and_pickles_go_on_alike(rule):
+def test_copies_and_pickles_take_equal_steps(rule):
     _, optimizer = train(rule, [random(12, 4)], steps=2)
     twin = copy.deepcopy(optimizer)
     ours, _ = train(rule, [], steps=2, start=2, optimizer=optimizer)
@@ -239,7 +239,7 @@ def test_half_precision_parameters_keep_their_dtype(rule):
 
 
 @shipped
-def test_it_descends(rule):
+def test_every_rule_lowers_a_quadratic_loss(rule):
     """Least squares with a tall matrix: the loss falls to a tenth."""
     target, x = random(12, 4, dtype=torch.float32), random(32, 4, seed=1, dtype=torch.float32)
     p = torch.nn.Parameter(torch.zeros(12, 4))

@@ -77,7 +77,7 @@ def test_a_step_reads_nothing_back(rule):
 
 
 @shipped
-def test_a_step_runs_where_there_is_nothing_to_read(rule):
+def test_a_step_runs_on_tensors_without_data(rule):
     """On the meta device reading a value is an error; the learning rate is a tensor there too."""
     parameters = [torch.nn.Parameter(torch.empty(s, device="meta")) for s in [(12, 4), (4, 12)]]
     optimizer = SpectralOptimizer(parameters, rule=rule, weight_decay=0.1, nonfinite=PROPAGATE)
@@ -114,7 +114,7 @@ def test_adamw_reads_nothing_back(lr):
         assert watch.waits == watch.copies == []
 
 
-def test_the_watch_sees_what_it_looks_for():
+def test_the_detector_of_host_reads_detects_them():
     x = torch.full((3,), 0.5)
     with Watch() as watch:
         x.sum().item()

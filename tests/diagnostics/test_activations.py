@@ -91,11 +91,11 @@ def test_forward_passes_without_gradients_do_not_count():
     assert monitor.seconds > 0
 
 
-def test_a_step_may_be_looked_at_in_any_case():
+def test_resume_can_force_an_observed_step():
     monitor = ActivationMonitor(model(), every=4)
     monitor.resume(5)
     assert not monitor.begin()
-    monitor.resume(6, look=True)
+    monitor.resume(6, full=True)
     assert monitor.begin()
     assert monitor.step == 7
 

@@ -1,4 +1,4 @@
-"""Every reading against a float64 reference; every reading is named where people look it up."""
+"""Every reading against a float64 reference; every reading is named where people sample it up."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from polarlight.diagnostics import glossary
 from polarlight.diagnostics.activations import ActivationMonitor
-from polarlight.diagnostics.matrix_record import Look, read
+from polarlight.diagnostics.matrix_record import MatrixSample, measure_matrix
 from polarlight.diagnostics.starvation import THRESHOLDS, Persistence
+from polarlight.lab.report import glossary
 from polarlight.lab.train.model import GPT
 from polarlight.lab.train.model_config import ModelConfig
 from tests.reference import diagnostics as reference
@@ -23,12 +23,14 @@ def normal(*shape, seed):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def look(dtype, scale=1.0):
+def sample(dtype, scale=1.0):
     """Rows from .1 to 10, a spectrum with condition 30 or so; an update that is no polar factor."""
     rows = torch.logspace(-1, 1, 40, dtype=torch.float64)[:, None]
     M = rows * normal(40, 8, seed=1)
     D = M.sign() * normal(40, 8, seed=2).abs() * rows
-    return Look(*(X.to(dtype) for X in (normal(40, 8, seed=3), scale * D, scale * M)), lr=0.3)
+    return MatrixSample(
+        *(X.to(dtype) for X in (normal(40, 8, seed=3), scale * D, scale * M)), lr=0.3
+    )
 
 
 def leaves(tree, path=""):
@@ -51,19 +53,19 @@ def leaves(tree, path=""):
     ],
 )
 def test_every_number_of_a_matrix_is_that_of_the_reference(dtype, rel, scale):
-    seen = look(dtype, scale)
-    found = dict(leaves(read(seen, spectra=True).record))
+    seen = sample(dtype, scale)
+    found = dict(leaves(measure_matrix(seen, spectra=True).record))
     arrays = (X.double().numpy() for X in (seen.weight, seen.direction, seen.momentum))
     expected = dict(leaves(reference.matrix(*arrays, lr=0.3)))
     assert found.keys() == expected.keys()
     assert found == pytest.approx(expected, rel=rel, abs=0.0)
 
 
-def test_a_batch_tells_means_but_for_the_least_share_and_the_sizes():
-    seen = look(torch.float64)
+def test_a_batch_has_means_except_for_the_least_share_and_the_sizes():
+    seen = sample(torch.float64)
     stack = [torch.stack([X, 3 * X.flip(0), X.sign()]) for X in
              (seen.weight, seen.direction, seen.momentum)]  # fmt: skip
-    found = dict(leaves(read(Look(*stack, lr=0.3), spectra=True).record))
+    found = dict(leaves(measure_matrix(MatrixSample(*stack, lr=0.3), spectra=True).record))
     single = [dict(leaves(reference.matrix(*(X[i].numpy() for X in stack), lr=0.3)))
               for i in range(3)]  # fmt: skip
     for key, value in found.items():
@@ -77,12 +79,12 @@ def test_a_batch_tells_means_but_for_the_least_share_and_the_sizes():
 
 
 def test_persistence_is_counted_row_by_row():
-    looks = torch.from_numpy(np.random.default_rng(0).random((6, len(THRESHOLDS), 50)) < 0.4)
+    samples = torch.from_numpy(np.random.default_rng(0).random((6, len(THRESHOLDS), 50)) < 0.4)
     tell = Persistence()
     for i in range(6):
-        found = tell("up", looks[i])
+        found = tell("up", samples[i])
         for j, threshold in enumerate(THRESHOLDS):
-            ever, stayed = reference.persistence(looks[: i + 1, j].numpy())
+            ever, stayed = reference.persistence(samples[: i + 1, j].numpy())
             assert found["ever"][f"{threshold:g}"] == pytest.approx(ever)
             assert found["stayed"][f"{threshold:g}"] == pytest.approx(stayed)
 
@@ -114,8 +116,8 @@ def test_every_number_of_a_layer_is_that_of_the_reference():
     )
 
 
-def test_the_glossary_knows_what_is_told_and_the_guide_names_it():
-    told = dict(leaves(read(look(torch.float32), spectra=True).record))
+def test_the_glossary_has_recorded_keys_that_the_guide_names():
+    told = dict(leaves(measure_matrix(sample(torch.float32), spectra=True).record))
     extra = {"update/ever/0.1", "update/stayed/0.1", "pair/update/0.1"}
     assert set(glossary.NEURONS) <= told.keys() | extra
     guide = GUIDE.read_text(encoding="utf-8")

@@ -156,7 +156,7 @@ def test_soap_may_skip_its_first_step():
     assert set(invariants(polarlight.rules.soap(), 8, 4)) == {Invariant.FINITE}
 
 
-def test_measures_tell_matrices_apart():
+def test_measures_separate_exact_updates_from_wrong_ones():
     M = gaussian(24, 6, seed=1) * torch.logspace(-1, 1, 6)
     U, S, Vh = torch.linalg.svd(M, full_matrices=False)
     polar, rows = U @ Vh, M / M.norm(dim=1, keepdim=True)

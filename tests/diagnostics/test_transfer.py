@@ -11,14 +11,14 @@ def test_every_number_comes_back_in_its_place():
     assert to_host(tree) == {"a": {"b": 1.5, "c": [1.5, 2.5]}, "d": 1.0, "e": 3, "f": 1.5}
 
 
-def test_float64_keeps_its_digits_and_nothing_is_nothing():
+def test_float64_keeps_its_digits_and_an_empty_tree_stays_empty():
     third = torch.tensor(1 / 3, dtype=torch.float64)
     assert to_host({"x": third, "y": torch.tensor(1.0)}) == {"x": 1 / 3, "y": 1.0}
     assert to_host({}) == {}
     assert to_host({"a": {}}) == {"a": {}}
 
 
-def test_it_moves_once_however_many_there_are(monkeypatch):
+def test_any_number_of_tensors_is_copied_once(monkeypatch):
     calls = []
     original = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda x: calls.append(x) or original(x))

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 
 import polarlight
-from polarlight.diagnostics.sharding import full, gradient, lying_like
+from polarlight.diagnostics.sharding import full, gradient, shard_like
 from tests.contracts.catalogue import SHIPPED
 from tests.distributed.layouts import LAYOUTS, Parameters
 from tests.distributed.processes import run
@@ -40,7 +40,7 @@ def train(model, optimizer, steps):
     for step in steps:
         for i, p in enumerate(model.parameters()):
             whole = torch.empty(p.shape, dtype=p.dtype)
-            p.grad = lying_like(gradient(whole, seed=100 * step + i), p)
+            p.grad = shard_like(gradient(whole, seed=100 * step + i), p)
         optimizer.step()
 
 

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.multiprocessing.spawn import ProcessExitedException
 
 import polarlight
-from polarlight.diagnostics.sharding import full, lying_like
+from polarlight.diagnostics.sharding import full, shard_like
 from tests.distributed.layouts import LAYOUTS, models
 from tests.distributed.processes import run
 
@@ -68,7 +68,7 @@ def check_nan(rank):
         gradient = torch.ones_like(p)
         if name == "p1":
             gradient[0, 0] = float("nan")  # in the shard of rank 0
-        sharded.get_parameter(name).grad = lying_like(gradient, sharded.get_parameter(name))
+        sharded.get_parameter(name).grad = shard_like(gradient, sharded.get_parameter(name))
     before = {name: full(p) for name, p in sharded.named_parameters()}
     optimizer.step()
     moved = {name: not torch.equal(full(p), before[name]) for name, p in sharded.named_parameters()}
@@ -130,6 +130,6 @@ def every(rank):
         check(rank)
 
 
-def test_faults_are_heard_of_and_the_others_fail_when_a_process_dies():
+def test_faults_raise_on_all_processes_also_when_one_dies():
     with pytest.raises(ProcessExitedException, match=f"exit code {NOTICED}"):
         run(2, every)

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
 import polarlight
-from polarlight.diagnostics.sharding import full, gradient, lying_like
+from polarlight.diagnostics.sharding import full, gradient, shard_like
 from tests.distributed.layouts import Parameters
 from tests.distributed.processes import run
 from tests.integrations.running import EXAMPLES, example
@@ -40,7 +40,7 @@ def train(run_, workers, steps):
         for worker, model, optimizer in zip(workers, models, inner, strict=True):
             for i, p in enumerate(model.parameters()):
                 whole = torch.empty(p.shape, dtype=p.dtype)
-                p.grad = lying_like(gradient(whole, seed=1000 * worker + 10 * step + i), p)
+                p.grad = shard_like(gradient(whole, seed=1000 * worker + 10 * step + i), p)
             optimizer.step()
         rounds.step()
 
@@ -114,7 +114,7 @@ def test_four_processes_are_four_clients_or_two_sharded_ones(tmp_path):
     run(4, everything, tmp_path)
 
 
-def test_the_example_says_the_same_alone_and_under_torchrun(capsys):
+def test_the_example_prints_equal_losses_alone_and_under_torchrun(capsys):
     _, losses = example("muloco").main()
     assert losses[-1] < 0.5 * losses[0]
     assert "after 6 averages" in capsys.readouterr().out

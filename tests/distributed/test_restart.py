@@ -54,13 +54,13 @@ def lost(folder, world, name):
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_one_of_two_is_killed_and_the_other_goes_on_alone(tmp_path):
+def test_a_run_of_two_resumes_on_one_after_a_kill(tmp_path):
     lost(tmp_path, 2, "rows")
     resume(0, tmp_path, [None])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({"rows", "HSDP", "FSDP x TP, rows"} & set(LAYOUTS[4])))
-def test_one_of_four_is_killed_and_two_go_on(tmp_path, name):
+def test_a_run_of_four_resumes_on_two_after_a_kill(tmp_path, name):
     lost(tmp_path, 4, name)
     run(2, resume, tmp_path, [LAYOUTS[2]["rows"], LAYOUTS[2]["copies"]])

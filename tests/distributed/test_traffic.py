@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import polarlight
-from polarlight.diagnostics.sharding import check_sharding, gradient, lying_like, table
+from polarlight.diagnostics.sharding import check_sharding, gradient, shard_like, table
 from polarlight.execution.sharded.plan import Options, traffic
 from tests.distributed.layouts import LAYOUTS, models
 from tests.distributed.processes import run
@@ -42,7 +42,7 @@ def check_buckets(rank, layout):
 
 def with_gradients(model):
     for i, p in enumerate(model.parameters()):
-        p.grad = lying_like(gradient(torch.empty(p.shape, dtype=p.dtype), seed=i), p)
+        p.grad = shard_like(gradient(torch.empty(p.shape, dtype=p.dtype), seed=i), p)
 
 
 def check_bytes(rank, layout):
@@ -97,5 +97,5 @@ def every(rank):
     check_keys(rank)
 
 
-def test_what_a_step_sends_on_four_processes():
+def test_a_step_on_four_processes_sends_the_planned_bytes():
     run(4, every)

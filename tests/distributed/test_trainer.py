@@ -77,7 +77,7 @@ def test_fsdp_on_cpus_is_refused_where_gloo_adds_gradients(monkeypatch, kind):
         lay_out(nn.Linear(2, 2), kind)
 
 
-def test_what_cannot_be_is_said(monkeypatch):
+def test_impossible_layouts_raise(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match=r"unknown --parallel 'pp'.*Known: ddp, fsdp, hsdp"):
         team("pp").__enter__()

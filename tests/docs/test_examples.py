@@ -50,7 +50,7 @@ def registered_rules():
 
 
 @pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if examples(value)])
-def test_examples_print_what_they_say(name, tmp_path, monkeypatch):
+def test_examples_in_docstrings_print_their_output(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     for test in examples(PUBLIC[name]):
@@ -73,7 +73,7 @@ def needs_example(value):
     return issubclass(value, SpectralOptimizer) or engine or monitor
 
 
-def test_what_people_construct_has_an_example():
+def test_classes_monitors_engines_and_hooks_have_examples():
     missing = {
         value.__name__
         for value in PUBLIC.values()

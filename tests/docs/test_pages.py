@@ -41,7 +41,7 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", having("console"))
-def test_commands_run(page, tmp_path, monkeypatch):
+def test_console_blocks_exit_with_zero(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [line for text in blocks(page, "console") for line in text.splitlines() if line]
     assert all(line.startswith("$ polarlight ") for line in lines)
@@ -50,7 +50,7 @@ def test_commands_run(page, tmp_path, monkeypatch):
         assert result.exit_code == 0, result.output
 
 
-def test_what_the_troubleshooting_page_says_is_printed(tmp_path, monkeypatch, capsys):
+def test_errors_of_the_troubleshooting_page_are_printed(tmp_path, monkeypatch, capsys):
     page = DOCS / "troubleshooting.md"
     test_python_blocks_run_in_order(page, tmp_path, monkeypatch)
     said = capsys.readouterr().out
@@ -66,7 +66,7 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_inside_lead_somewhere(page):
+def test_internal_links_have_a_target(page):
     text = re.sub(BLOCK, "", page.read_text())
     for link in LINK.findall(text):
         if re.match(r"https?://|mailto:", link):
@@ -122,7 +122,7 @@ def test_the_reference_shows_signatures_arguments_and_examples(site):
         assert text in page
 
 
-def test_every_link_of_the_built_site_leads_somewhere(site):
+def test_every_link_of_the_built_site_has_a_target(site):
     """Pages, anchors, pictures, style sheets: as the theme wrote them."""
     pages = {file: Page(file) for file in site.rglob("*.html") if file.name != "404.html"}
     broken = []

@@ -70,7 +70,7 @@ def saved(folder, seal):
 
 @FAST
 @given(data=st.data(), seal=st.booleans())
-def test_checkpoints(folder, data, seal):
+def test_random_checkpoints_load_or_raise_checkpoint_errors(folder, data, seal):
     whole = saved(folder, seal)
     path = folder / "checkpoint.pt"
     found = data.draw(damaged(whole))
@@ -93,7 +93,7 @@ def torch_file(folder):
 
 @FAST
 @given(data=st.data(), suffix=st.sampled_from([".pt", ".bin"]))
-def test_files_of_torch_save(folder, data, suffix):
+def test_random_files_of_torch_save_load_or_are_named(folder, data, suffix):
     """As `polarlight inspect` and `convert` read them; the pickle inside is hit often enough."""
     whole = torch_file(folder)
     start = whole.index(b"data.pkl") + len(b"data.pkl")
@@ -135,7 +135,7 @@ state_dicts = st.fixed_dictionaries(
 
 @FAST
 @given(optimizer=state_dicts | parts, weights=st.dictionaries(places, parts, max_size=2))
-def test_optimizer_states_of_any_form(folder, optimizer, weights):
+def test_optimizer_states_of_any_form_are_read(folder, optimizer, weights):
     """Whole files that say strange things."""
     path = folder / "strange.pt"
     torch.save({"model": {"w": torch.ones(2), **weights}, "optimizer": optimizer}, path)
@@ -150,7 +150,7 @@ SHARD = HEADER + torch.arange(100).to(torch.uint16).numpy().tobytes()
 
 @FAST
 @given(data=damaged(SHARD))
-def test_token_shards(folder, data):
+def test_random_token_shards_load_or_raise_data_errors(folder, data):
     path = folder / "tokens.bin"
     path.write_bytes(data)
     tokens, said = outcome(DataError, lambda: map_shard(path))
@@ -163,7 +163,7 @@ def test_token_shards(folder, data):
 
 @FAST
 @given(data=damaged(SHARD), suffix=st.sampled_from([".bin", ".txt"]))
-def test_corpora(folder, data, suffix):
+def test_random_corpora_load_or_raise_data_errors(folder, data, suffix):
     path = folder / f"corpus{suffix}"
     path.write_bytes(data)
     corpus, said = outcome(DataError, lambda: load_corpus(path))
@@ -181,7 +181,7 @@ RECORDS = b"".join(
 
 @FAST
 @given(data=damaged(RECORDS))
-def test_records(folder, data):
+def test_random_records_load_or_raise_history_errors(folder, data):
     path = folder / "metrics.jsonl"
     path.write_bytes(data)
     records, said = outcome(HistoryError, lambda: history.read_records(path))
@@ -216,7 +216,7 @@ FIELDS = ["view", "heads", "count", "dim", "sizes", "rows", "inner", "parts", "k
     data=st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=6), json_values, max_size=4),
     name=st.sampled_from(VIEW_NAMES) | json_values,
 )
-def test_views(data, name):
+def test_random_views_parse_or_raise_value_errors(data, name):
     """Views come out of JSON files: a wrong one is a ValueError, whatever is wrong."""
     view, said = outcome(ValueError, lambda: view_from_json(data | {"view": name}))
     assert said or type(view).__name__ == name
@@ -224,7 +224,7 @@ def test_views(data, name):
 
 @FAST
 @given(text=st.text(max_size=30), name=st.sampled_from(["width", "steps", "mlp", "compile", "x"]))
-def test_settings_on_the_command_line(text, name):
+def test_random_settings_parse_or_raise_value_errors(text, name):
     pytest.importorskip("typer")
     from polarlight.lab.commands import options
 

@@ -78,7 +78,7 @@ def test_a_config_with_damaged_text(folder, data):
         ({"num_attention_heads": 0}, "makes no model of it"),
     ],
 )
-def test_what_would_never_end_is_refused(tmp_path, change, said):
+def test_sizes_that_would_build_for_hours_raise(tmp_path, change, said):
     pytest.importorskip("transformers")
     from polarlight.integrations.transformers import meta_model
 

@@ -110,7 +110,7 @@ def test_groups_are_their_parameters_on_their_own(layout, policy, late, without)
 
 @FAST
 @given(layout=st.lists(options, min_size=1, max_size=3), cut=st.integers(0, 3))
-def test_a_saved_layout_goes_on_to_the_bit(layout, cut):
+def test_a_saved_layout_resumes_bit_for_bit(layout, cut):
     """Whatever was combined, saved after `cut` of three steps."""
     straight, resumed = parameters(layout), parameters(layout)
     results = []

@@ -201,6 +201,6 @@ def test_qk_clip_brings_the_largest_logit_to_the_threshold(heads, shared):
         ),
     ],
 )
-def test_mistakes_are_named(call, said):
+def test_invalid_arguments_raise_with_their_value(call, said):
     with pytest.raises(ValueError, match=said):
         call()

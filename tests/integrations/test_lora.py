@@ -76,7 +76,7 @@ def test_pairs_are_groups_and_lr_is_that_of_the_weight():
     assert "base_layer" not in table
 
 
-def test_the_weight_moves_as_far_whatever_the_scaling():
+def test_the_adapters_scaling_does_not_change_the_weights_step():
     """The same step of W in the first step, where only B moves: up to rounding in float32."""
     moved = []
     for scaling in (1.0, 8.0):
@@ -105,7 +105,7 @@ def half_trainable():
         (lambda: lora_product_groups(half_trainable(), lr=0.1), "only one factor of a pair"),
     ],
 )
-def test_mistakes_are_named(call, said):
+def test_models_without_trainable_pairs_raise(call, said):
     with pytest.raises(ValueError, match=said):
         call()
 

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import polarlight
-from polarlight.diagnostics.sharding import full, lying_like
+from polarlight.diagnostics.sharding import full, shard_like
 from polarlight.execution.sharded.forecast import forecast
 from tests.distributed.processes import run
 from tests.integrations.running import EXAMPLES, assert_equal_weights, example
@@ -145,7 +145,7 @@ def test_names_are_those_of_the_checkpoint_under_wrappers():
     assert roles(container(model, AURORA)) == expected
 
 
-def test_errors_name_what_is_there():
+def test_errors_list_the_known_names():
     model = filled(toy())
     with pytest.raises(NotImplementedError, match=r"Optimizer Lion not added\. polarlight adds: A"):
         container(model, entry(r".*", "Lion", lr=1.0))
@@ -198,7 +198,7 @@ def sharded(world):
     filled(model)
     with torch.no_grad():
         for p, q in zip(model.parameters(), whole.parameters(), strict=True):
-            p.copy_(lying_like(q, p))
+            p.copy_(shard_like(q, p))
     return model, container(model, AURORA)
 
 
@@ -297,7 +297,7 @@ def test_the_forecast_prints_memory_plan_and_bytes(capsys):
     assert "shared by a mesh of 8 processes" in said
 
 
-def test_what_is_forecast_is_what_is_held():
+def test_forecast_bytes_equal_held_bytes():
     """The same count on the toy, against the bytes of real tensors."""
     model = filled(toy())
     (optimizer,) = container(model, AURORA)

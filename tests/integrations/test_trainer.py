@@ -85,7 +85,7 @@ def test_watching_another_optimizer_is_refused():
         trainer.call("on_train_begin")
 
 
-def test_a_class_without_names_says_what_to_do():
+def test_an_optimizer_class_without_names_raises_with_the_fix():
     """What Trainer does with an Optimizer subclass: two groups, no names."""
     groups = [{"params": list(mlp().parameters()), "weight_decay": 0.0}]
     with pytest.raises(ValueError, match="Pass the model"):
@@ -173,7 +173,7 @@ class Wrapper(torch.optim.Optimizer):
         return self.optimizer.defaults
 
 
-def test_explain_looks_into_wrappers():
+def test_explain_unwraps_optimizers():
     optimizer = polarlight.Aurora(mlp(), lr=0.02)
     assert "given by the caller" not in str(polarlight.explain(optimizer))
     assert str(polarlight.explain(Wrapper(Wrapper(optimizer)))) == str(
@@ -181,7 +181,7 @@ def test_explain_looks_into_wrappers():
     )
 
 
-def test_explain_looks_into_accelerates_optimizer():
+def test_explain_unwraps_accelerates_optimizer():
     accelerate = pytest.importorskip("accelerate")
     optimizer = polarlight.Aurora(mlp(), lr=0.02)
     wrapped = accelerate.Accelerator(cpu=True).prepare(optimizer)

@@ -111,7 +111,7 @@ def test_state_of_torchs_wrapper_loads_into_a_plain_optimizer_two_processes():
     run(2, check_plain_wrapper)
 
 
-def test_state_of_our_wrapper_loads_with_weights_only_and_goes_on():
+def test_state_of_our_wrapper_loads_with_weights_only_and_resumes():
     run(2, check_own_wrapper)
 
 

@@ -111,7 +111,7 @@ BEYOND = [
 
 
 @pytest.mark.parametrize(("make", "arguments", "said"), BEYOND)
-def test_what_lies_beyond_is_refused_with_its_value_and_the_range(make, arguments, said):
+def test_values_out_of_range_raise_with_value_and_range(make, arguments, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         make(**arguments)
 

@@ -86,7 +86,7 @@ def test_a_schedule_goes_without_restarts_up_to_a_stated_growth(monkeypatch):
 
 
 @pytest.mark.parametrize("condition", [1e2, 1e5, 1e8])
-def test_what_float32_loses_without_restarts_is_far_below_the_schedules_own_error(condition):
+def test_float32_loses_far_less_without_restarts_than_the_schedules_error(condition):
     U, V = (torch.linalg.qr(gaussian(m, 64, seed=m)).Q for m in (256, 64))
     M = U * torch.logspace(0, -math.log10(condition), 64, dtype=torch.float64) @ V.mT
     plain = NewtonSchulz(QUICK, torch.float64, Schatten8())(M)
@@ -199,7 +199,7 @@ def test_symmetric_products_are_those_of_a_matrix_with_itself(shape, discount):
     assert f"(bfloat16, Gram: {gram / 1e9:.3g} GF, plain {plain / 1e9:.3g})" in said
 
 
-def test_a_square_matrix_is_told_what_the_plain_form_costs():
+def test_the_reason_for_a_square_matrix_names_the_plain_cost():
     said = AutoPolar(dtype=torch.float64, rates=Rates()).describe(800, 800, torch.float32, CPU)
     assert f"(float64, plain: {24 * 0.512:.3g} GF, no Gram form is cheaper)" in said
 

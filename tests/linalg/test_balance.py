@@ -61,7 +61,7 @@ def test_rows_of_zeros_stand_aside():
 
 
 @pytest.mark.parametrize("mean", [0.0, 3.0])
-def test_solutions_have_mean_zero_whatever_the_mean_of_what_is_asked(mean):
+def test_solutions_have_mean_zero_for_any_mean_of_the_target(mean):
     U = polar(skewed(M, N))
     q = gaussian(M, 1)
     q = q - q.mean()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight.diagnostics.adversarial import FAMILIES, LARGE, SHAPES, largest, search
+from polarlight.lab.accuracy.adversarial import FAMILIES, LARGE, SHAPES, largest, search
 from polarlight.linalg.auto import QUICK, AutoPolar
 from polarlight.linalg.chaotic import KAON, MAXIMAL_SLOPE, Chaotic
 from polarlight.linalg.eigen import EigenPolar

@@ -113,7 +113,7 @@ def test_nothing_comes_out_as_nan(name):
     assert function(*(f() for f in make)).isfinite().all()
 
 
-def test_a_cut_off_is_told_by_the_sides_of_a_matrix_and_not_by_the_batch():
+def test_the_cut_off_depends_on_the_matrix_sides_and_not_on_the_batch():
     """Of each one: a batch of fifty small matrices keeps what one keeps."""
     eps = torch.finfo(torch.float64).eps
     for power, limit in ((ExactPower(0.0), 4 * eps), (ExactPolar(), 2 * eps)):

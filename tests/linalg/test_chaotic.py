@@ -124,6 +124,6 @@ def test_batches_zeros_and_costs(chaos):
     ("M", "error"),
     [(torch.zeros(3, 3, dtype=torch.int64), TypeError), (torch.zeros(7), ValueError)],
 )
-def test_what_is_no_real_matrix_is_refused(M, error):
+def test_complex_integer_and_vector_inputs_raise(M, error):
     with pytest.raises(error):
         Chaotic()(M)

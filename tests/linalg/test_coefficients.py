@@ -148,13 +148,13 @@ def test_best_cubic_equioscillates(low):
     assert low < inner < 1
 
 
-def test_names_tell_schedules_apart():
+def test_schedules_have_different_names():
     made = [polar_express(5), polar_express(6), polar_express(5, degree=3), MODDED_NANOGPT]
     made.append(polar_express(5, lower=1e-5))
     assert len({s.name for s in made}) == len(made)
 
 
-def test_coefficients_are_made_on_the_host_whatever_the_default_device():
+def test_coefficients_are_computed_on_the_host_under_any_default_device():
     with torch.device("meta"):
         assert polar_express(4, lower=3e-3).slope > 100
 

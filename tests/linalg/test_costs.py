@@ -56,7 +56,7 @@ def test_flops_are_those_of_the_formula_on_either_side(engine, expected):
 
 
 @pytest.mark.parametrize(("m", "cubes"), [(400, 62), (100, 24)])
-def test_the_default_engine_costs_what_its_documentation_says(m, cubes):
+def test_the_default_engine_has_the_documented_cost(m, cubes):
     """Three segments of four steps, or the plain form."""
 
     def of_default(m, n, dtype):
@@ -77,7 +77,7 @@ FORMS = [
 
 @pytest.mark.parametrize("engine", FORMS, ids=str)
 @pytest.mark.parametrize("shape", [(300, 100), (100, 300), (64, 64), (3, 2)], ids=str)
-def test_two_small_matrices_tell_the_count_of_every_shape(engine, shape):
+def test_two_small_matrices_determine_the_count_of_every_shape(engine, shape):
     whole = counted(lambda: engine(torch.empty(*shape, device="meta")), *shape)
     assert iteration_count(engine, *shape) == whole
     assert whole.symmetric > 0
@@ -128,7 +128,7 @@ def test_decompositions_count_as_in_the_textbook_for_each_matrix_of_a_batch(name
     [lambda A: torch.linalg.ldl_factor(A.mT @ A), lambda A: A if A.sum() > 0 else -A],
     ids=["a decomposition without a count", "a branch on a value"],
 )
-def test_what_cannot_be_counted_is_estimated(function):
+def test_maps_that_cannot_be_counted_are_estimated(function):
     assert flops(function, 9, 5) == cost.FLOPS_OF_A_DECOMPOSITION * 9 * 25
 
 

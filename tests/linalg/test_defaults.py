@@ -74,13 +74,13 @@ def test_defaults_are_these(default, spelt_out):
     ],
     ids=lambda x: getattr(x, "name", ""),
 )
-def test_schedules_have_as_many_steps_as_their_names_say(schedule, steps):
+def test_schedules_have_the_steps_of_their_names(schedule, steps):
     assert len(schedule.steps) == steps
     assert schedule.slope > 1
     assert schedule.name.endswith((f"x{steps}", "8+2", "from 0.008, safety 1.02"))
 
 
-def test_what_is_divided_by_besides_the_norm():
+def test_schedules_have_the_stated_safety_factors():
     assert Schedule(name="plain", steps=((1.0, 0.0, 0.0),), source="here").safety == 1
     assert polar_express().safety == 1.01
     assert KAON.safety == MAXIMAL_SLOPE.safety == 1.021

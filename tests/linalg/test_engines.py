@@ -178,14 +178,14 @@ def test_empty_matrices_come_back(engine):
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_what_is_no_real_matrix_is_refused(engine, M, wrong, said):
+def test_complex_integer_and_vector_inputs_raise(engine, M, wrong, said):
     with pytest.raises(wrong, match=said):
         engine(M)
 
 
 @engines
 @pytest.mark.parametrize("shape", [(300, 280), (280, 900), (2, 6, 4)], ids=str)
-def test_no_engine_looks_at_values(engine, shape):
+def test_no_engine_reads_values_on_the_host(engine, shape):
     """A meta tensor has none: `.item()`, a branch on a tensor or a copy to the host would raise."""
     M = torch.empty(shape, device="meta", dtype=torch.bfloat16)
     assert engine(M).shape == shape

@@ -30,7 +30,7 @@ def test_every_engine_has_an_example(name):
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_examples_print_what_they_say(name):
+def test_examples_in_docstrings_print_their_output(name):
     test = examples_of(PUBLIC[name], name)
     said = []
     failed, _ = doctest.DocTestRunner().run(test, out=said.append)

@@ -45,7 +45,7 @@ def test_gpus_multiply_bfloat16_from_ampere_on(monkeypatch, capability, fast):
         ({"avx2": True}, False),
     ],
 )
-def test_cpus_multiply_it_where_they_say_so_and_others_do_not(monkeypatch, capabilities, fast):
+def test_cpus_multiply_bfloat16_by_their_flags(monkeypatch, capabilities, fast):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert precision.has_fast_bfloat16.__wrapped__("cpu") is fast
     assert precision.has_fast_bfloat16.__wrapped__("mps") is False
@@ -65,7 +65,7 @@ def test_a_matrix_is_read_in_bfloat16_only_where_that_is_iterated_in():
     assert precision.read_as(torch.float64, torch.float64) == torch.float64
 
 
-def test_what_was_found_is_remembered_but_not_while_compiling(monkeypatch):
+def test_the_result_is_cached_except_while_compiling(monkeypatch):
     calls = []
     found = lru_cache_eager(lambda x: calls.append(x) or -x)
     assert [found(1), found(1), found(2)] == [-1, -1, -2]

@@ -83,7 +83,7 @@ def test_a_step_alternates_between_its_extremes(b, low):
     assert min(values) > g(low) * (1 - 1e-9)
 
 
-def test_there_is_always_a_step():
+def test_a_power_has_at_least_one_step():
     assert len(rational_steps(4, 0.99999)) == 1
 
 
@@ -195,7 +195,7 @@ powers = pytest.mark.parametrize("power", POWERS, ids=str)
 
 
 @powers
-def test_it_is_a_spectral_power_with_a_cost(power):
+def test_a_rational_power_is_a_spectral_power_with_a_cost(power):
     assert isinstance(power, SpectralPower)
     assert flops(power, 6, 4) == flops(power, 4, 6) > 0
 

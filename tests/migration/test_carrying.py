@@ -265,7 +265,7 @@ def test_dions_other_algorithms_are_named_and_left():
         (lambda m, s: read_momenta([torch.ones(1)], ["a", "b"]), "1 parameters and 2 names"),
     ],
 )
-def test_mistakes_say_the_way_out(call, said):
+def test_invalid_sources_raise_with_the_fix(call, said):
     model = Net()
     muon = torch.optim.Muon(model.matrices(), lr=0.02)
     train(model, [muon], range(1))

@@ -26,7 +26,7 @@ rates = st.floats(1e-8, 10)
 
 
 @given(names, names, sizes, rates)
-def test_there_and_back_is_where_one_was(source, target, shape, lr):
+def test_translation_back_returns_the_first_rate(source, target, shape, lr):
     there = translate_lr(lr, source=source, target=target, shape=shape)
     back = translate_lr(there, source=target, target=source, shape=shape)
     assert back == pytest.approx(lr)
@@ -40,7 +40,7 @@ def test_translation_keeps_the_update_rms(source, target, shape, lr):
 
 
 @given(names, names, names, sizes)
-def test_a_detour_changes_nothing(a, b, c, shape):
+def test_translation_by_a_third_convention_changes_nothing(a, b, c, shape):
     direct = translate_lr(1.0, source=a, target=c, shape=shape)
     detour = translate_lr(
         translate_lr(1.0, source=a, target=b, shape=shape), source=b, target=c, shape=shape
@@ -66,7 +66,7 @@ def test_a_detour_changes_nothing(a, b, c, shape):
         ("normuon-paper", (9, 5), 0.2),
     ],
 )
-def test_published_formulas(name, shape, rms):
+def test_scales_follow_the_published_formulas(name, shape, rms):
     assert update_rms(1.0, name, shape) == pytest.approx(rms)
 
 
@@ -82,7 +82,7 @@ def moved(optimizer, weight, gradient):
 @pytest.mark.parametrize(
     ("name", "option"), [("torch", "original"), ("torch-match-rms", "match_rms_adamw")]
 )
-def test_torch_moves_as_far_as_it_is_said_to(shape, name, option):
+def test_torchs_update_has_the_stated_rms(shape, name, option):
     gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     weight = torch.nn.Parameter(torch.zeros(shape))
     optimizer = torch.optim.Muon([weight], lr=0.01, weight_decay=0.0, adjust_lr_fn=option)
@@ -126,7 +126,7 @@ def test_momentum_matters_where_magnitude_survives():
     assert translate_lr(1.0, source="moonlight", target="torch-match-rms", **args) == 1.0
 
 
-def test_sgd_in_both_conventions_moves_alike():
+def test_sgd_in_both_conventions_takes_equal_steps():
     """torch's SGD is a heavy ball; an average of gradients needs 1 / (1 - beta) times its lr."""
     weight = torch.nn.Parameter(torch.zeros(3))
     sgd = torch.optim.SGD([weight], lr=0.01, momentum=0.9)
@@ -164,7 +164,7 @@ def test_buffers_change_unit():
         ),
     ],
 )
-def test_mistakes_are_named(call, said):
+def test_invalid_arguments_raise_with_their_value(call, said):
     with pytest.raises(ValueError, match=said):
         call()
 

@@ -17,7 +17,7 @@ from polarlight.migration import convention_of, operator_step, transfer_lr
         ("adamw", 1 / 4),
     ],
 )
-def test_four_times_as_wide(name, factor):
+def test_rates_at_four_times_the_width_follow_the_stated_powers(name, factor):
     lr, decay = transfer_lr(0.02, convention=name, shape=(64, 64), to=(256, 256), weight_decay=0.1)
     assert lr == pytest.approx(0.02 * factor)
     assert lr * decay == pytest.approx(0.002)
@@ -52,7 +52,7 @@ def test_the_norm_of_adamw_is_that_of_aligned_entries():
     assert operator_step(lr, "adamw", (m, n)) == pytest.approx(norm.item())
 
 
-def test_there_and_back():
+def test_transfer_back_returns_the_first_rate():
     there = transfer_lr(0.01, convention="adamw", shape=(64, 32), to=(96, 128), weight_decay=0.1)
     back = transfer_lr(
         there[0], convention="adamw", shape=(96, 128), to=(64, 32), weight_decay=there[1]
@@ -60,7 +60,7 @@ def test_there_and_back():
     assert back == pytest.approx((0.01, 0.1))
 
 
-def test_what_has_no_size_of_its_own_is_refused():
+def test_conventions_without_a_fixed_update_size_raise():
     with pytest.raises(ValueError, match="as large as the gradients"):
         transfer_lr(0.1, convention="sgd", shape=(2, 2), to=(4, 4))
     with pytest.raises(ValueError, match="sizes >= 1, got"):

@@ -150,7 +150,7 @@ FLAT = "param group 0.*has shape .100,.*ZeRO.*fully_shard"
 
 
 @pytest.mark.parametrize("view", [None, polarlight.view.Whole(), polarlight.view.Heads(2)], ids=str)
-def test_a_flat_parameter_is_refused_with_group_cause_and_way_out(view):
+def test_a_flat_parameter_raises_with_group_cause_and_fix(view):
     with pytest.raises(ValueError, match=FLAT):
         SpectralOptimizer([nn.Parameter(torch.zeros(100))], rule=polarlight.rules.muon(), view=view)
 

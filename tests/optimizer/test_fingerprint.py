@@ -222,7 +222,7 @@ def test_a_removed_field_of_a_saved_rule_is_ignored(saved):
     assert only.field == "dtype"
 
 
-def test_a_field_that_is_still_there_is_not_declared_removed():
+def test_an_existing_field_is_not_declared_removed():
     with pytest.raises(ValueError, match=r"still has the removed fields \['rounds'\]"):
 
         @registered("tests.Kept", removed=("rounds",))
@@ -314,7 +314,7 @@ def test_differing_fields_that_may_are_listed_in_one_warning():
     assert now.param_groups[0]["rule"].momentum.nesterov is False
 
 
-def test_a_refusal_shows_the_differing_fields_alone_and_the_way_out():
+def test_a_mismatch_error_shows_only_differing_fields_and_the_fix():
     saved = optimizer_of([parameter(4, 3)]).state_dict()
     rule = dataclasses.replace(pl.rules.muon(), momentum=pl.stages.HeavyBall())
     other = pl.SpectralOptimizer([parameter(4, 3)], rule=rule)

@@ -222,7 +222,7 @@ class Counter:
         self.told.append((name, rule and rule.name, frozen))
 
 
-def test_a_counting_probe_is_told_of_every_parameter_in_every_step():
+def test_a_counting_probe_counts_every_parameter_in_every_step():
     still, vector = parameter(3, 2).requires_grad_(False), parameter(3)
     groups = [
         {"params": [("moving", parameter(3, 2)), ("waiting", parameter(3, 2)), ("still", still)]},
@@ -255,7 +255,7 @@ def test_a_counting_probe_is_told_of_every_parameter_in_every_step():
     ids=str,
 )
 @pytest.mark.parametrize("make", [polarlight.Muon, optimizer_of], ids=["Muon", "SpectralOptimizer"])
-def test_keys_that_choose_the_method_elsewhere_are_refused_with_the_way_out(make, key):
+def test_keys_that_select_methods_in_other_libraries_raise_with_the_fix(make, key):
     groups = [{"params": [parameter(4, 4)]}, {"params": [parameter(8, 4)], **key}]
     with pytest.raises(ValueError, match=r"param group 1 has '(use|alg|betas|eps).*AdamWRule"):
         make(groups)
@@ -273,6 +273,6 @@ def test_keys_that_choose_the_method_elsewhere_are_refused_with_the_way_out(make
     ],
     ids=str,
 )
-def test_numbers_that_are_none_are_refused_at_construction(numbers, said):
+def test_invalid_numbers_raise_at_construction(numbers, said):
     with pytest.raises(ValueError, match=said):
         polarlight.Muon([parameter(4, 4)], **numbers)

@@ -33,7 +33,7 @@ def test_a_model_is_routed_and_learns(cls, how):
 
 
 @classes
-def test_bare_vectors_are_refused_with_the_way_out(cls):
+def test_bare_vectors_raise_with_the_fix(cls):
     with pytest.raises(ValueError, match=r"params'\]\[2\] has shape \(32,\).*named_parameters"):
         cls(net().parameters())
 

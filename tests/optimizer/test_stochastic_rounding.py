@@ -104,7 +104,7 @@ def test_a_resumed_run_is_the_straight_one_bit_for_bit(rule):
 
 
 @rules
-def test_copies_of_an_optimizer_round_alike(rule):
+def test_copies_of_an_optimizer_round_equally(rule):
     optimizer = train(optimizer_of(rule), 2)
     twin = copy.deepcopy(optimizer)
     assert_same(snapshot(train(twin, 2, start=2)), snapshot(train(optimizer, 2, start=2)))

@@ -67,7 +67,7 @@ ANOTHER_SCHEDULE = pytest.mark.filterwarnings("ignore:the optimizer differs from
 
 @ANOTHER_SCHEDULE
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_state_of_0_1_0_loads_and_goes_on(file):
+def test_a_state_of_0_1_0_loads_and_takes_the_same_step(file):
     """The others were written where bfloat16 is multiplied in hardware: 0.027 from float32."""
     fixture = torch.load(file, weights_only=True)
     tolerance = 1e-4 if file.stem in IN_FLOAT32 else 0.06

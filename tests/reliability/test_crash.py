@@ -89,7 +89,7 @@ def test_no_flipped_bit_and_no_strange_byte_gets_through(copy):
             checkpoint.load(path, CPU)
 
 
-def test_what_a_killed_writer_left_beside_the_checkpoint_is_ignored_and_replaced(copy):
+def test_temporary_files_of_a_killed_writer_are_ignored_and_replaced(copy):
     path = copy / "run" / "checkpoint.pt"
     beside = path.with_name("checkpoint.pt.tmp")
     beside.write_bytes(path.read_bytes()[:1000])
@@ -99,7 +99,7 @@ def test_what_a_killed_writer_left_beside_the_checkpoint_is_ignored_and_replaced
     assert not beside.exists()
 
 
-def test_version_1_is_read_and_goes_on(tmp_path):
+def test_version_1_is_read_and_resumes(tmp_path):
     """The run under `tests/train/version_1` was written by polarlight 0.1.0 before it had seals."""
     fixture = ROOT / "tests" / "lab" / "train" / "version_1"
     plan = replace(PLAN, width=8, heads=1, expansion=1.0)
@@ -225,7 +225,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert not durable.is_sealed(path)
 
 
-def test_the_seal_is_what_the_module_says(tmp_path):
+def test_the_seal_has_the_documented_form(tmp_path):
     import hashlib
 
     path = tmp_path / "file"

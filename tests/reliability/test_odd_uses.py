@@ -92,7 +92,7 @@ def test_a_first_step_or_save_without_autograd_leaves_a_state_that_trains(rule, 
 
 
 @pytest.mark.parametrize("where", ["host", "device"])
-def test_skipped_steps_are_still_told_when_groups_were_taken_apart(where, monkeypatch):
+def test_skip_counts_survive_a_split_of_groups(where, monkeypatch):
     if where == "device":
         monkeypatch.setattr(gradient_guard, "is_host_readable", lambda device: False)
     named = [("a", nn.Parameter(torch.ones(3, 2))), ("b", nn.Parameter(torch.ones(3, 2)))]

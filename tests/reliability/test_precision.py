@@ -84,7 +84,7 @@ def test_a_step_under_the_scaler_is_the_step_without_it(cls):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_the_scaler_and_the_optimizer_are_saved_and_go_on_alike():
+def test_a_saved_scaler_and_optimizer_resume_bit_for_bit():
     straight, *_ = scaled_training(polarlight.Aurora, torch.bfloat16, 6)
     model, optimizer, *_ = scaled_training(polarlight.Aurora, torch.bfloat16, 3)
     twin = Model()
@@ -233,7 +233,7 @@ def test_clipping_of_rules_free_of_scale_is_explained_once():
     check = ClippingCheck(optimizer, every=2)
     optimizer.observe(check)
     with pytest.warns(
-        ClippingWarning, match=r"was 0\.01 in 8 of 8 looks.*muon \(2 parameters\)"
+        ClippingWarning, match=r"was 0\.01 in 8 of 8 samples.*muon \(2 parameters\)"
     ) as w:
         clipped_training(optimizer, model, 0.01)
     assert len(w) == 1
@@ -260,7 +260,7 @@ def test_clipping_where_it_works_is_no_reason_to_warn():
             optimizer.step()
 
 
-def test_what_the_clipping_warning_says_is_true():
+def test_clipped_gradients_only_weigh_less_in_the_momentum():
     """The same update for any factor on all gradients; another one if the factor varies."""
     weights = []
     for factors in ((1, 1, 1), (0.25, 0.25, 0.25), (0.25, 1, 0.25)):

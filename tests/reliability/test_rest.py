@@ -86,7 +86,7 @@ def test_adams_quotient_comes_to_rest_where_it_does_not_shrink(rule):
 
 
 @needs_torchs_muon
-def test_it_takes_at_most_half_again_as_many_steps_as_torch():
+def test_updates_stop_within_one_and_a_half_times_torchs_steps():
     """torch's floor is 1e-7 of a norm, whatever the gradients: 363 steps for some, 0 for others."""
     p = torch.nn.Parameter(torch.zeros(8, 8))
     theirs = moves(p, torch.optim.Muon([p], lr=0.02, weight_decay=0.0), gradients((8, 8)))
@@ -128,7 +128,7 @@ def test_a_momentum_kept_in_bfloat16_comes_to_rest(stochastic):
 
 
 @pytest.mark.parametrize("name", ["muon", "muoneq", "aurora", "polar_adamw"])
-def test_gradients_that_shrink_over_many_decades_go_on(name):
+def test_gradients_that_shrink_over_many_decades_still_update(name):
     """By 3 % per step and never zero: 3e-11 of the first after 800 steps."""
     p = torch.nn.Parameter(torch.zeros(8, 8))
     optimizer = SpectralOptimizer([p], lr=0.02, momentum=0.9, rule=SHIPPED[name])
@@ -156,7 +156,7 @@ def test_a_gradient_ends_the_rest_at_once_however_small():
     assert length == pytest.approx(0.02 * 8**0.5, rel=0.05)
 
 
-def test_an_expert_rests_while_others_go_on():
+def test_an_expert_rests_while_others_update():
     p = torch.nn.Parameter(torch.zeros(3, 8, 4))
     optimizer = SpectralOptimizer([p], momentum=0.9, rule=polarlight.rules.muon(), view=Whole())
     for t, g in enumerate(gradients((3, 8, 4), ordinary=250, zeros=0)):
@@ -169,7 +169,7 @@ def test_an_expert_rests_while_others_go_on():
     assert (moved[[0, 2]] > 0.01).all()
 
 
-def test_a_head_rests_while_others_go_on():
+def test_a_head_rests_while_others_update():
     p = torch.nn.Parameter(torch.zeros(12, 4))
     optimizer = SpectralOptimizer([p], momentum=0.9, rule=polarlight.rules.muon(), view=Heads(3))
     for t, g in enumerate(gradients((12, 4), ordinary=250, zeros=0)):
@@ -183,7 +183,7 @@ def test_a_head_rests_while_others_go_on():
 
 
 @needs_torchs_muon
-def test_weight_decay_goes_on_at_rest_as_torchs_does():
+def test_weight_decay_at_rest_equals_torchs():
     ends = []
     for make in (polarlight.Muon, torch.optim.Muon):
         p = torch.nn.Parameter(torch.ones(8, 8))
@@ -207,7 +207,7 @@ def test_rest_survives_a_checkpoint(name):
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_a_state_without_sizes_loads_and_goes_on(name):
+def test_a_state_without_sizes_loads_and_resumes(name):
     """As older versions saved it."""
     p = torch.nn.Parameter(torch.zeros(8, 8))
     optimizer = SpectralOptimizer([p], lr=0.02, momentum=0.9, rule=SHIPPED[name])

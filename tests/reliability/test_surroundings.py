@@ -201,7 +201,7 @@ class Precisions(TorchDispatchMode):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("name", ["soap", "kl_soap", "shampoo", "polargrad", "freon", "muon"])
-def test_products_of_a_step_have_full_precision_whatever_is_set(name, setting):
+def test_products_of_a_step_have_full_precision_under_any_setting(name, setting):
     rule = SHIPPED[name]
     with set_to(setting):
         before = settings()
@@ -214,7 +214,7 @@ def test_products_of_a_step_have_full_precision_whatever_is_set(name, setting):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("engine", ENGINES, ids=str)
-def test_products_of_an_engine_have_full_precision_whatever_is_set(engine, setting):
+def test_products_of_an_engine_have_full_precision_under_any_setting(engine, setting):
     with set_to(setting), Precisions() as products:
         engine(gaussian(40, 24, seed=3, dtype=torch.float32))
     assert products.seen

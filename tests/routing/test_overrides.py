@@ -90,7 +90,7 @@ ONE_LINE = {
 @pytest.mark.parametrize(
     ("model", "overrides", "name", "expected"), ONE_LINE.values(), ids=ONE_LINE
 )
-def test_an_override_changes_what_it_says_and_nothing_else(model, overrides, name, expected):
+def test_an_override_changes_its_own_entries_alone(model, overrides, name, expected):
     options = {"aux_weight_decay": 0.2, "aux_betas": (0.8, 0.9), "weight_decay": 0.1}
     optimizer = polarlight.Muon(model(), overrides=overrides, **options)
     assert numbers(group_of(optimizer, name)) == expected

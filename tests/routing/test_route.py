@@ -54,7 +54,7 @@ def test_roles_of_a_transformer():
     }
 
 
-def test_names_alone_give_the_same_but_for_what_only_a_module_can_tell():
+def test_names_alone_give_equal_roles_except_for_module_facts():
     by_name = roles(Model().named_parameters())
     # A two-dimensional LayerNorm looks like a matrix when only its name is known.
     assert by_name.pop("layers.0.norm.weight") == Role.HIDDEN
@@ -62,7 +62,7 @@ def test_names_alone_give_the_same_but_for_what_only_a_module_can_tell():
     assert by_name == {name: by_module[name] for name in by_name}
 
 
-def test_tied_weights_appear_once_and_say_so():
+def test_tied_weights_appear_once_with_a_reason():
     assignments = infer_roles(Model(tied=True))
     tied = [a for a in assignments if a.role is Role.TIED]
     assert [a.name for a in tied] == ["wte.weight"]
@@ -70,7 +70,7 @@ def test_tied_weights_appear_once_and_say_so():
     assert len({id(a.parameter) for a in assignments}) == len(assignments)
 
 
-def test_a_head_is_found_by_position_where_its_name_says_nothing():
+def test_a_head_without_a_known_name_is_found_by_position():
     model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 20), nn.Linear(20, 8), nn.Linear(8, 20))
     assert roles(model) == {
         "0.weight": Role.EMBEDDING,
@@ -122,7 +122,7 @@ class Mixture(nn.Module):
         self.experts.gate_up_proj_bias = nn.Parameter(torch.zeros(4, 16))
 
 
-def test_routers_experts_and_their_biases_are_told_apart():
+def test_routers_experts_and_their_biases_have_different_roles():
     assert roles(Mixture()) == {
         "gate.weight": Role.ROUTER,
         "experts.gate_up_proj": Role.EXPERT,

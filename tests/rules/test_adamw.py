@@ -112,7 +112,7 @@ def test_decay_rates_reach_every_group_of_adamw():
 
 
 @pytest.mark.parametrize("lay", [LAYOUTS["rows"], LAYOUTS["columns"]], ids=["rows", "columns"])
-def test_what_lies_alike_without_gaps_is_not_copied(lay):
+def test_dense_tensors_of_equal_strides_are_not_copied(lay):
     tensors = [lay(gaussian(3, 4, seed=i)) for i in range(4)]
     assert module._in_one_layout(tensors) is tensors
 

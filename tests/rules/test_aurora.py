@@ -24,7 +24,7 @@ PLAIN = [(Side.TALL, WIDE), (Side.WIDE, TALL), *((side, SQUARE) for side in Side
 
 
 @pytest.mark.parametrize(("side", "shape"), PLAIN)
-def test_what_the_side_does_not_name_is_muon(side, shape):
+def test_matrices_of_other_sides_get_muon(side, shape):
     muon = polarlight.rules.muon(polar=EXACT).direction(skewed(*shape), {})
     assert torch.equal(direction(side, shape), muon)
 

@@ -66,7 +66,7 @@ def test_the_tangent_gradient_vanishes(kind):
     assert found.median() < 1e-12
 
 
-def test_more_steps_go_on_to_rounding():
+def test_more_steps_converge_to_rounding():
     M = skewed(*TALL, seed=3)
     assert tangent_gradient(M, replace(SOLVER, steps=30)(M)) < 1e-12
 
@@ -134,7 +134,7 @@ def test_wide_matrices_are_the_transposed_problem(side):
 
 
 @pytest.mark.parametrize("zeros", [1, 4, 12])
-def test_zero_rows_stay_zero_and_the_others_share_alike(zeros):
+def test_zero_rows_stay_zero_and_the_others_have_equal_norms(zeros):
     M = skewed(*TALL)
     M[:zeros] = 0
     U = SOLVER(M)

@@ -62,7 +62,7 @@ def test_conjugate_gradients_are_best_in_their_subspace(steps):
 
 
 @pytest.mark.parametrize("part", [1e-3, 0.3, 0.7, 0.99])
-def test_they_stop_at_the_boundary(part):
+def test_steps_stop_at_the_boundary(part):
     model, T = near_the_maximum()
     g, H, P = dense(model, T)
     _, most, whole = solved_by(model, T, 1e6, 40)

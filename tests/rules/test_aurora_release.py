@@ -83,7 +83,7 @@ def test_one_round_is_the_row_form_of_muoneq():
 
 
 @pytest.mark.parametrize("zeros", [1, 4, 12])
-def test_zero_rows_stay_zero_and_the_others_share_alike(zeros):
+def test_zero_rows_stay_zero_and_the_others_have_equal_norms(zeros):
     M = skewed(*TALL)
     M[:zeros] = 0
     U = replace(LEVEL, polar=QUINTIC, rounds=100)(M)

@@ -81,7 +81,7 @@ def test_no_kept_scale_is_too_far_off(dtype, reach, kept):
     assert all(x.isfinite().all() for x in buffers.values())
 
 
-def test_zero_rows_stay_zero_and_the_others_share_alike():
+def test_zero_rows_stay_zero_and_the_others_have_equal_norms():
     M = skewed(*TALL)
     M[:4] = 0
     U = directions(WarmPolar(QUINTIC, exponent=0.5), [M] * 60)[-1]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from polarlight.diagnostics.adversarial import largest, search
+from polarlight.lab.accuracy.adversarial import largest, search
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
@@ -86,7 +86,7 @@ def test_an_exact_power_ends_at_its_floor(exponent):
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP64], ids=str)
-def test_bases_are_orthonormal_whatever_the_factor(dtype):
+def test_bases_are_orthonormal_for_any_factor(dtype):
     """SOAP's: at the start, and after three steps of the power iteration."""
 
     def defect(M):

@@ -45,7 +45,7 @@ def state_bytes(optimizer):
 
 @both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_the_buffer_is_bfloat16_whatever_the_parameter_is(stochastic, dtype):
+def test_the_buffer_is_bfloat16_for_every_parameter_dtype(stochastic, dtype):
     optimizer = optimizer_of(InBfloat16(stochastic=stochastic), dtype=dtype)
     run(optimizer, 2)
     (p,) = parameters_of(optimizer)
@@ -64,7 +64,7 @@ def test_the_state_has_half_the_bytes():
 
 @momenta
 @both
-def test_what_is_mapped_is_not_rounded(average, stochastic):
+def test_the_mapped_momentum_is_not_rounded(average, stochastic):
     """Against float64, with the buffers that were kept: float32 rounding, bfloat16's is 4e-3."""
     momentum = InBfloat16(average, stochastic)
     reference = ema if isinstance(average, EMA) else heavy_ball
@@ -137,7 +137,7 @@ def test_a_resumed_run_is_the_straight_one_bit_for_bit(stochastic, dtype):
             assert torch.equal(value, straight.state[q][key])
 
 
-def test_copies_go_on_alike():
+def test_copies_take_equal_steps():
     optimizer = optimizer_of(InBfloat16())
     run(optimizer, 2)
     twin = copy.deepcopy(optimizer)

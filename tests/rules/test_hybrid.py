@@ -76,7 +76,7 @@ def test_row_then_polar_ignores_row_sizes_and_evens_out_the_spectrum(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_polar_then_row_has_unit_rows_whatever_the_nuclear_norm(shape):
+def test_polar_then_row_has_unit_rows_for_any_nuclear_norm(shape):
     M = skewed(*shape)
     U = UNSCALED["polar_then_row"].direction(M, {})
     rows = U.norm(dim=-1)
@@ -119,5 +119,5 @@ def test_the_default_polar_method_is_nearly_exact():
     assert (rules.row_then_polar().direction(M, {}) - exact).norm() < 0.02 * exact.norm()
 
 
-def test_polar_then_row_maps_the_mean_and_looks_no_step_ahead():
+def test_polar_then_row_maps_the_mean_without_nesterov():
     assert rules.polar_then_row().momentum == polarlight.stages.EMA(nesterov=False)

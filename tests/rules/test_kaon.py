@@ -43,7 +43,7 @@ def test_rank_one_gets_a_step_along_its_direction(rule):
     assert sigma[1] < 1e-9
 
 
-def test_the_factor_is_bounded_where_one_direction_is_all_there_is():
+def test_the_factor_is_bounded_on_rank_one():
     M = torch.outer(gaussian(400), gaussian(300, seed=1))
     sigma = torch.linalg.svdvals(kaon().direction(M, {})) / kaon().scale(400, 300)
     assert sigma[0].item() == pytest.approx(4 * 0.9987, rel=1e-3)  # not sqrt(300) = 17

@@ -106,7 +106,7 @@ def way(m, n, r, rule, R=None):
 
 
 @pytest.mark.parametrize("kind", ["size", "general"])
-def test_how_the_product_is_written_does_not_matter(kind):
+def test_the_step_of_the_product_does_not_depend_on_its_factorization(kind):
     m, n, r = 12, 10, 3
     R = 100 * torch.eye(r).double() if kind == "size" else gaussian(r, r, seed=5) + 2 * torch.eye(r)
     torch.testing.assert_close(way(m, n, r, SHARP), way(m, n, r, SHARP, R), rtol=0, atol=1e-8)
@@ -179,7 +179,7 @@ def test_a_pair_waits_while_one_gradient_is_missing_or_not_finite():
         assert not torch.equal(factors[1], start[1])
 
 
-def test_a_run_goes_on_bit_for_bit_from_a_state_dict():
+def test_a_run_resumes_bit_for_bit_from_a_state_dict():
     def trained(steps, factors, optimizer):
         for t in steps:
             backward(factors, gaussian(6, 8, seed=t))
@@ -209,7 +209,7 @@ def test_the_direction_is_what_the_step_took():
 
 
 @pytest.mark.parametrize("sizes", [[(2, 8), (2, 6)], [(2, 8), (6, 2), (2, 8)], [(2, 8), (2,)]])
-def test_what_is_no_pair_is_refused(sizes):
+def test_groups_without_a_pair_raise(sizes):
     params = [torch.nn.Parameter(torch.randn(size)) for size in sizes]
     for p in params:
         p.grad = torch.randn_like(p)

@@ -62,7 +62,7 @@ def test_the_pairing_is_the_nuclear_norm_to_one_more_power(power):
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("exponent", [-100, -40, 40, 100])
-def test_it_is_homogeneous_of_its_power(power, exponent):
+def test_the_update_is_homogeneous_of_degree_power(power, exponent):
     """2^-100 is 1e-30: no intermediate overflows or vanishes, in float32 either."""
     M = skewed(*TALL, dtype=torch.float32)
     scaled = NuclearPolar(QDWH(), power)(2.0**exponent * M)
@@ -111,7 +111,7 @@ def least_squares(rule, steps, lr):
 @pytest.mark.parametrize(
     "rule", [polargrad(), polargrad_polar_first(beta=0.0)], ids=["momentum first", "polar first"]
 )
-def test_it_converges_at_a_constant_rate_where_muon_stays_at_its_step(rule):
+def test_polargrad_converges_linearly_where_muon_stalls(rule):
     *_, last = least_squares(rule, 400, lr=0.1)
     assert last < 1e-6  # a straight line in the logarithm: 1e-12 with patience
     *_, muons = least_squares(muon(polar=EXACT), 400, lr=0.1)

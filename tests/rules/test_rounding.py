@@ -44,7 +44,7 @@ def test_every_result_is_one_of_the_two_neighbours():
     assert (found == high).any()
 
 
-def test_what_bfloat16_can_represent_stays():
+def test_bfloat16_numbers_are_not_changed():
     X = torch.cat([gaussian(500).bfloat16().float(), torch.tensor([0.0, -0.0, LARGEST, -LARGEST])])
     for draw in range(50):
         found = rounded(X, draw).float()
@@ -89,7 +89,7 @@ def test_the_bits_depend_on_counter_and_place_alone(monkeypatch):
     assert torch.equal(rounded(X, 7), whole)
 
 
-def test_odd_shapes():
+def test_empty_scalar_and_batched_tensors_are_rounded():
     assert rounded(torch.zeros(0, 5)).shape == (0, 5)
     assert rounded(torch.tensor(1.5)) == 1.5
     assert rounded(gaussian(2, 3, 4, dtype=torch.float32)).shape == (2, 3, 4)

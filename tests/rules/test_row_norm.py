@@ -76,6 +76,6 @@ def test_a_row_that_decays_keeps_moving_until_it_meets_the_floor():
 
 
 @pytest.mark.parametrize("rms", [0.0, -0.2, float("nan")])
-def test_a_size_that_is_none_is_refused(rms):
+def test_an_invalid_size_raises(rms):
     with pytest.raises(ValueError, match="rms must be > 0"):
         rules.RowRms(rms)

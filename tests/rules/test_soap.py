@@ -121,7 +121,7 @@ def test_many_rounds_give_the_eigenvectors():
     torch.testing.assert_close(rotated.diagonal(), torch.linalg.svdvals(S))
 
 
-def test_sorting_permutes_and_says_how():
+def test_sorting_returns_the_permutation():
     S = torch.diag(torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64))
     Q, order = PowerIteration()(S, torch.eye(3, dtype=torch.float64))
     assert order.tolist() == [1, 2, 0]

@@ -80,7 +80,7 @@ def test_the_dtype_is_kept(solver):
 
 @many_rounds
 @pytest.mark.parametrize("zeros", [1, 4])
-def test_zero_rows_stay_zero_and_the_others_share_alike(solver, zeros):
+def test_zero_rows_stay_zero_and_the_others_have_equal_norms(solver, zeros):
     M = skewed(*TALL)
     M[:zeros] = 0
     U = solver(M)

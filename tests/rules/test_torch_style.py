@@ -32,7 +32,7 @@ def matrices():
     return [nn.Parameter(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)))]
 
 
-def test_there_are_eleven_classes():
+def test_eleven_classes_are_exported():
     assert len(CLASSES) == 11
 
 
@@ -60,7 +60,7 @@ def test_a_view_that_no_parameter_uses_is_refused(cls):
 
 
 @classes
-def test_overrides_route(cls):
+def test_overrides_change_the_routes(cls):
     optimizer = cls(model(), overrides={"0.weight": Route(lr=1e-3), Role.VECTOR: Route(lr=5e-4)})
     rates = {n: g["lr"] for g in optimizer.param_groups for n in g["param_names"]}
     assert rates["0.weight"] == 1e-3

@@ -29,7 +29,7 @@ def test_every_public_optimizer_is_registered():
 
 
 @infos
-def test_what_must_be_refused_is(info):
+def test_unsupported_parameters_raise(info):
     for case in info.optim_error_inputs_func(CPU, torch.float32):
         given = case.optimizer_error_input
         if case.error_on is OptimizerErrorEnum.CONSTRUCTION_ERROR:
@@ -43,7 +43,7 @@ def test_what_must_be_refused_is(info):
 
 @executors
 @with_inputs
-def test_it_moves_in_the_right_direction(cls, kwargs, executor):
+def test_a_step_lowers_the_loss(cls, kwargs, executor):
     """A matrix and a non-contiguous one, pulled to zero; up the hill with maximize."""
     weight, other = nn.Parameter(gaussian(6, 3)), nn.Parameter(gaussian(4, 10, seed=1)[:, ::2])
     optimizer = build(cls, [weight, other], executor, **kwargs)
@@ -86,7 +86,7 @@ def test_batched_is_one_by_one_over_mixed_dtypes(info):
 
 @infos
 @executors
-def test_mixed_devices(info, executor):
+def test_parameters_on_two_devices_are_stepped(info, executor):
     """The second device is meta: it computes no values, and asking it for one fails."""
     near = nn.Parameter(gaussian(6, 3, dtype=torch.float32))
     far = nn.Parameter(torch.empty(6, 3, device="meta"))
@@ -118,7 +118,7 @@ def test_without_gradients_or_with_zero_ones_a_step_does_nothing(info):
 
 @infos
 @pytest.mark.parametrize("to_none", [True, False])
-def test_zero_grad(info, to_none):
+def test_zero_grad_sets_none_or_zeros(info, to_none):
     """Absent gradients leave the momentum alone; zero ones let it fade."""
     optimizer = build(info.optim_cls, parameters((6, 3)))
     run(optimizer, steps=2)
@@ -177,7 +177,7 @@ def test_hooks_run_in_order_and_may_replace_what_passes(info):
 
 
 @infos
-def test_it_prints_and_reports_its_numbers(info):
+def test_repr_and_defaults_show_the_numbers(info):
     text = repr(build(info.optim_cls, parameters(), lr=0.125))
     assert info.optim_cls.__name__ in text
     assert "lr: 0.125" in text

@@ -62,7 +62,7 @@ SCHEDULERS = {
 @infos
 @pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
 @pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])
-def test_schedulers_drive_float_and_tensor_rates_alike(info, make, tensor):
+def test_schedulers_drive_float_and_tensor_rates_equally(info, make, tensor):
     results = []
     for as_tensor in (False, tensor):
         lr = torch.tensor(0.01, dtype=torch.float64) if as_tensor else 0.01

@@ -25,7 +25,7 @@ from tests.torch_contract.training import (
 
 @executors
 @with_inputs
-def test_a_saved_state_goes_on_to_the_bit(cls, kwargs, executor):
+def test_a_saved_state_resumes_bit_for_bit(cls, kwargs, executor):
     straight = run(build(cls, parameters(), executor, **kwargs), steps=4)
     half = build(cls, parameters(), executor, **kwargs)
     half_weights = run(half, steps=2)
@@ -133,7 +133,7 @@ def test_a_hook_may_match_a_saved_state_by_names_in_another_order(info, dtype):
 @executors
 @infos
 @pytest.mark.parametrize("copied", ["deepcopy", "pickle"])
-def test_copies_go_on_alike_and_apart(info, executor, copied):
+def test_copies_take_equal_and_independent_steps(info, executor, copied):
     optimizer = build(info.optim_cls, parameters(), executor)
     run(optimizer)
     twin = (

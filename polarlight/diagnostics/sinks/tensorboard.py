@@ -1,4 +1,4 @@
-"""Records as TensorBoard events, through torch's writer; needs the package `tensorboard`."""
+"""Sink that writes TensorBoard events by torch's writer; needs the package `tensorboard`."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 
-from polarlight.diagnostics.sinks.flat import flat
+from polarlight.diagnostics.sinks.records import flat
 
 
 class TensorBoard:
-    """Writes numbers as scalars and lists (row shares, singular values) as histograms.
+    """Sink that writes numbers as scalars and lists (row shares) as histograms.
 
     Args:
-        folder: Where events go, or a `SummaryWriter` that is there already.
-        prefix: Stands before every name.
-        layers: Whether every matrix has curves of its own.
+        folder: Folder of the events, or an open `SummaryWriter`.
+        prefix: First part of every key.
+        layers: Include curves of every matrix, beside the means.
 
     Raises:
-        ImportError: If tensorboard is not installed; the message says how to get it.
+        ImportError: If tensorboard is not installed; the message names the extra to install.
     """
 
     def __init__(self, folder: Any, prefix: str = "neurons", *, layers: bool = True) -> None:
@@ -26,7 +26,7 @@ class TensorBoard:
         self.writer = _writer(folder) if isinstance(folder, str | Path) else folder
 
     def __call__(self, step: int, records: Mapping[str, Mapping[str, Any]]) -> None:
-        """Writes one step."""
+        """Write the records of one step."""
         for name, value in flat(records, self.prefix, layers=self.layers).items():
             self.writer.add_scalar(name, value, step)
         if self.layers:
@@ -36,6 +36,7 @@ class TensorBoard:
 
 
 def _writer(folder: str | Path) -> Any:
+    """Open a `SummaryWriter` for a folder; raise ImportError with the extra to install."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -46,6 +47,7 @@ def _writer(folder: str | Path) -> Any:
 
 
 def _lists(tree: Mapping[str, Any], path: str) -> Iterator[tuple[str, list[float]]]:
+    """Yield the path and values of every list in nested records."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _lists(value, f"{path}/{key}")

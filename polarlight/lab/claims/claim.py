@@ -1,4 +1,4 @@
-"""What a claim consists of: words, arms that are trained, and checks that decide."""
+"""Claims: text, arms that are trained, and checks that decide."""
 
 import hashlib
 import json
@@ -91,14 +91,14 @@ class Claim:
         return replace(self.plan, **self.arms[label].changes)
 
     def measures(self, label: str | None = None) -> list[str]:
-        """What the checks look at, in all arms or in one; the loss and the update's size always."""
+        """Return the names of the measures in use, in all arms or in one; loss and RMS always."""
         asked = [c.measure for c in self.checks if label is None or label in c.weights]
         for arm, told in self.reported.items():
             asked += told if label in (None, arm) else ()
         return list(dict.fromkeys([*asked, "loss", "update rms"]))
 
     def runs(self) -> int:
-        """How many runs it takes, sweeps included that do not go beyond their edges."""
+        """Return the number of runs, with sweeps that do not extend beyond their ends."""
         swept = [arm.lrs for label, arm in self.arms.items() if label not in self.lr_of]
         sweeps = sum(len(lrs) for lrs in swept if len(lrs) > 1)
         return sweeps + self.seeds * len(self.arms)
@@ -133,7 +133,7 @@ def spec_for(arm: Arm, lr: float, seed: int) -> Spec:
 
 
 def run_folder(out: Path, arm: Arm, plan: Plan, spec: Spec) -> Path:
-    """Where a run lives: claims with equal arms share it.
+    """Return the folder of a run; claims with equal arms share it.
 
     The hash is over the setting, the rule, and the names of what is done beside training.
     """

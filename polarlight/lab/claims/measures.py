@@ -1,4 +1,4 @@
-"""Numbers of one run that claims are decided on, by name, from the files in its folder."""
+"""Measures of one run that decide claims, by name, from the files in its folder."""
 
 import json
 import math
@@ -17,7 +17,7 @@ ACTIVATIONS, NEURONS, FINISHED = "activations.jsonl", "columns.jsonl", "finished
 
 
 def measured(folder: Path, name: str) -> float:
-    """A number of a finished run.
+    """Return a measure of a finished run.
 
     Raises:
         KeyError: If neither this module nor the run's own `finish` knows it.
@@ -28,7 +28,7 @@ def measured(folder: Path, name: str) -> float:
 
 
 def loss(folder: Path) -> float:
-    """The last validation loss."""
+    """Return the last validation loss."""
     found = history.load(folder).final_loss
     if found is None:
         raise ValueError(f"{folder} holds no finished run with a finite loss")
@@ -36,19 +36,19 @@ def loss(folder: Path) -> float:
 
 
 def _last_neurons(run: History) -> list[Record]:
-    """The records of tall matrices at the last look; none where an MLP has no tall matrix."""
+    """Return the last records of tall matrices; none where an MLP has no tall matrix."""
     return list(run.neurons[-1]["layers"].values())
 
 
 def _starved(reading: str, threshold: str) -> Callable[[Path], float]:
-    """Share of rows of gate and up projections, mean over matrices, at the last look."""
+    """Return a measure: share of starved gate and up rows, mean over matrices, at the end."""
     return lambda folder: fmean(
         layer[reading]["starved"][threshold] for layer in _last_neurons(history.load(folder))
     )
 
 
 def _pairs(threshold: str) -> Callable[[Path], float]:
-    """Share of neurons with all of their rows starved by the update."""
+    """Return a measure: share of neurons with all of their rows starved by the update."""
 
     def found(folder: Path) -> float:
         layers = _last_neurons(history.load(folder))
@@ -60,9 +60,9 @@ def _pairs(threshold: str) -> Callable[[Path], float]:
 
 
 def _of_those_ever_starved(part: str, reading: str, threshold: str) -> Callable[[Path], float]:
-    """Of the rows that ever starved, a part at the last look; 0 if none did.
+    """Return a measure: fraction of the ever starved rows that are in `part`; 0 if none.
 
-    `stayed`: those that starved at every look since. `starved`: those that do then.
+    `stayed`: those that starved in every sample since. `starved`: those that starve at the end.
     """
 
     def found(folder: Path) -> float:
@@ -74,7 +74,7 @@ def _of_those_ever_starved(part: str, reading: str, threshold: str) -> Callable[
 
 
 def _silent(threshold: str) -> Callable[[Path], float]:
-    """Share of neurons that are silent before the down projection, mean over layers."""
+    """Return a measure: share of silent neurons before the down projection, mean over layers."""
 
     def found(folder: Path) -> float:
         *_, (_, records) = read_json_lines(folder / ACTIVATIONS)
@@ -84,7 +84,7 @@ def _silent(threshold: str) -> Callable[[Path], float]:
 
 
 def _down(key: str) -> Callable[[Path], float]:
-    """Of the down projections, by their columns: spread of the weight's norms, or of the shares."""
+    """Return a measure of the down projections' columns: spread of norms or of shares."""
 
     def found(folder: Path) -> float:
         *_, (_, records) = read_json_lines(folder / NEURONS)
@@ -97,7 +97,7 @@ def _down(key: str) -> Callable[[Path], float]:
 
 
 def _mean(key: str) -> Callable[[Path], float]:
-    """A number of the last look, mean over the matrices that tell it; NaN if none does."""
+    """Return a measure: a number of the last records, mean over matrices; NaN without it."""
 
     def found(folder: Path) -> float:
         told = [x[key] for x in _last_neurons(history.load(folder)) if key in x]
@@ -109,7 +109,7 @@ def _mean(key: str) -> Callable[[Path], float]:
 MEASURES: Mapping[str, Callable[[Path], float]] = {
     "loss": loss,
     "starved": _starved("update", "0.1"),
-    "starved rows below .25": _starved("update", "0.25"),
+    "starved rows below 0.25": _starved("update", "0.25"),
     "starved by the momentum": _starved("momentum", "0.1"),
     "starved neurons": _pairs("0.1"),
     "never recovered": _of_those_ever_starved("stayed", "update", "0.1"),

@@ -1,4 +1,4 @@
-"""`docs/claims.md`: a verdict per claim, with what it rests on."""
+"""Page `docs/claims.md`: a verdict per claim, with the numbers behind it."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ edge even so, a better one may lie beyond it.
 
 
 def write_claims(claims: Sequence[Claim], out: Path | None, path: Path) -> None:
-    """Writes the page from the results in `out`, and from those that polarlight ships."""
+    """Write the page from the results in `out` and from those shipped with polarlight."""
     found = {claim.name: result_of(claim, out) for claim in claims}
     path.write_text("\n".join(_lines(claims, found)) + "\n", encoding="utf-8")
 
@@ -50,7 +50,7 @@ def _lines(claims: Sequence[Claim], found: Mapping[str, Result | None]) -> Itera
 
 
 def _runs(result: Result) -> int:
-    """How many a result rests on, sweeps included."""
+    """Return the number of runs behind a result, with its sweeps."""
     arms = result["arms"].values()
     return sum(len(arm["sweep"]) + len(arm["samples"]["loss"]) for arm in arms)
 
@@ -63,7 +63,7 @@ def _section(claim: Claim, result: Result | None) -> Iterator[str]:
         yield f"{claim.notes}\n"
     if result is None:
         yield f"**{Verdict.NOT_RUN.capitalize()}.** `polarlight reproduce {claim.name}`:"
-        yield f"{claim.runs()} runs, {estimate(claim)}. It will be held against:\n"
+        yield f"{claim.runs()} runs, {estimate(claim)}. Its checks:\n"
         yield from (f"- {check.says}" for check in claim.checks)
         return
     yield f"**{verdict(claim, result).capitalize()}**, {_setting(result)}.\n"
@@ -90,7 +90,7 @@ def _table(claim: Claim, result: Result) -> Iterator[str]:
 
 
 def _rate(arm: Mapping[str, Any]) -> str:
-    """The learning rate, those it was chosen from, and whether a better one may lie beyond."""
+    """Return an arm's learning rate, its sweep, and a note if a better one may lie outside."""
     swept = [float(lr) for lr in arm["sweep"]]
     if len(swept) < 2:
         return f"{arm['lr']:g} (not swept)"
@@ -112,7 +112,7 @@ SECONDS_PER_STEP = 0.095
 
 
 def estimate(claim: Claim) -> str:
-    """The processor time that a claim takes, in words: by steps, tokens and parameters."""
+    """Return the processor time of a claim in words, by steps, tokens and parameters."""
     steps = 0.0
     for label, arm in claim.arms.items():
         runs = claim.seeds + (len(arm.lrs) if len(arm.lrs) > 1 and label not in claim.lr_of else 0)

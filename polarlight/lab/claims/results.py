@@ -1,4 +1,4 @@
-"""Results: where they lie, and what they say of a claim."""
+"""Results of claims: their files, and the findings and verdict that follow."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ Result = Mapping[str, Any]
 
 
 def result_of(claim: Claim, out: Path | None = None) -> Result | None:
-    """The result in a folder of runs, else the one that polarlight ships, else None."""
+    """Return the result in a folder of runs, else the one shipped with polarlight, else None."""
     for folder in (out, SHIPPED):
         path = folder and folder / f"{claim.name}.json"
         if path and path.exists():
@@ -25,15 +25,15 @@ def result_of(claim: Claim, out: Path | None = None) -> Result | None:
 
 
 def samples_of(result: Result) -> Samples:
-    """By arm and measure: a number per seed."""
+    """Return a number per seed, by arm and measure."""
     return {label: arm["samples"] for label, arm in result["arms"].items()}
 
 
 def findings(claim: Claim, result: Result) -> list[Finding]:
-    """What each check makes of the samples."""
+    """Return the finding of each check on the samples."""
     return [check(samples_of(result)) for check in claim.checks]
 
 
 def verdict(claim: Claim, result: Result | None) -> Verdict:
-    """What follows for the claim."""
+    """Return the verdict on the claim."""
     return Verdict.NOT_RUN if result is None else overall(findings(claim, result))

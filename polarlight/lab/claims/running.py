@@ -1,4 +1,4 @@
-"""Running a claim: learning rates first, then seeds, each run resumed where it stopped."""
+"""Runs of a claim: learning rates first, then seeds; each run resumes where it stopped."""
 
 import json
 import math
@@ -32,7 +32,7 @@ FURTHER = 2
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where and how claims are run.
+    """Folder, devices and changes with which claims are run.
 
     Attributes:
         out: Folder of all runs and results.
@@ -56,7 +56,7 @@ class Setting:
 def run_claim(
     claim: Claim, setting: Setting, tell: Callable[[str], None] = lambda words: None
 ) -> dict[str, Any]:
-    """Trains what is missing and returns the result, which is also written to `NAME.json`.
+    """Train the missing runs and return the result, also written to `NAME.json`.
 
     Args:
         claim: The claim, as registered.
@@ -85,7 +85,7 @@ def run_claim(
 
 
 def _about(claim: Claim, setting: Setting) -> dict[str, Any]:
-    """What a result was found with; `cpu_seconds` is that of all runs it rests on."""
+    """Return the circumstances of a result; `cpu_seconds` is that of all its runs."""
     folders = {path.parent for path in (setting.out / "runs").glob(f"*/{CPU}")}
     spent = sum(_seconds(f) for f in folders if claim.name in _users(f))
     return {
@@ -130,7 +130,7 @@ def _best(losses: Mapping[float, float]) -> float:
 
 
 def beyond(losses: Mapping[float, float]) -> tuple[float, ...]:
-    """The next learning rate of a sweep whose best is at its edge; else none."""
+    """Return the next learning rates of a sweep whose best is at its end; else none."""
     best = _best(losses)
     if best == min(losses):
         return (best / 2,)
@@ -162,7 +162,7 @@ def _worked(claim: Claim, tasks: list[Task], setting: Setting) -> Iterator[tuple
 
 
 def work(task: Task, setting: Setting, claim: Claim | None = None) -> Path:
-    """Trains one run to its end, or goes on where it stopped; returns its folder."""
+    """Train one run to its end, or continue it; return its folder."""
     claim = claim or setting.of(find(task.claim))
     arm, plan = claim.arms[task.arm], claim.plan_of(task.arm)
     spec = spec_for(arm, task.lr, task.seed)
@@ -185,7 +185,7 @@ def work(task: Task, setting: Setting, claim: Claim | None = None) -> Path:
 
 
 def _watch(run: Run, arm: Arm) -> None:
-    """Adds the probes of a run; columns and activations as often as its own neurons."""
+    """Add a run's probes; columns and activations as often as its own neurons."""
     every = run.plan.neurons_every
     activations = JsonLines(run.folder / measures.ACTIVATIONS)
     if not run.model.config.is_mixture:

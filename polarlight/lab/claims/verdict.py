@@ -1,4 +1,4 @@
-"""How samples decide a claim: a difference of means against the spread between seeds.
+"""Decision of a claim from samples: a difference of means against the spread of seeds.
 
 A check looks at a weighted sum of the means of some arms, sum_i w_i mean_i. Its error is
 
@@ -22,7 +22,7 @@ Samples = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 class Verdict(StrEnum):
-    """What a run at the reduced size says of a claim."""
+    """Outcome of a claim at the reduced size."""
 
     REPRODUCED = "reproduced"
     NOT_REPRODUCED = "not reproduced"
@@ -49,18 +49,18 @@ class Check(Protocol):
 
     @property
     def says(self) -> str:
-        """The part, in words."""
+        """Text of the part of the claim."""
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The arms that it looks at."""
+        """Weight of each arm that the check uses."""
 
     @property
     def measure(self) -> str:
-        """What it looks at in them."""
+        """Name of the measure that the check uses."""
 
     def __call__(self, samples: Samples) -> Finding:
-        """The outcome."""
+        """Return the finding on the samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +113,18 @@ class Within:
 
 
 def lower(better: str, worse: str, says: str = "", measure: str = "loss", by: float = 0.0) -> Above:
-    """Claims that one arm's measure is lower than another's, by more than a number."""
+    """Claim that one arm's measure is lower than another's, by more than a number."""
     words = says or f"{measure} of {worse} minus that of {better} above {by:g}"
     return Above(words, {worse: 1.0, better: -1.0}, measure, by)
 
 
 def most(arm: str, measure: str, value: float) -> Above:
-    """Claims that an arm's measure is below a number."""
+    """Claim that an arm's measure is below a number."""
     return Above(f"minus {measure} of {arm} above {-value:g}", {arm: -1.0}, measure, -value)
 
 
 def least(arm: str, measure: str, value: float) -> Above:
-    """Claims that an arm's measure is above a number."""
+    """Claim that an arm's measure is above a number."""
     return Above(f"{measure} of {arm} above {value:g}", {arm: 1.0}, measure, value)
 
 

@@ -1,4 +1,4 @@
-"""The `polarlight` command, put together from its parts."""
+"""The `polarlight` command, built from its subcommands."""
 
 from typing import Annotated
 
@@ -37,11 +37,11 @@ def about(
         list[str] | None,
         typer.Option(
             metavar="MODULE",
-            help="Import this module first; the rules that it registers are optimizers then.",
+            help="Module to import first; the rules that it registers become optimizers.",
         ),
     ] = None,
 ) -> None:
-    """Spectral optimizers for language models: train them side by side, see what each does.
+    """Spectral optimizers for language models: train, compare and inspect them.
 
     Start with `polarlight compare`: it needs no data and no GPU.
     """
@@ -70,7 +70,7 @@ app.command()(exploring.explore)
 def examine(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Print versions, devices, and which engines run here and why not."""
+    """Print versions and devices, and for every engine whether it runs here."""
     raise typer.Exit(doctor.main(["--json"] if as_json else []))
 
 

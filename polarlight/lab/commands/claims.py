@@ -1,4 +1,4 @@
-"""`polarlight reproduce`: the claims of this literature, run."""
+"""Command `polarlight reproduce`: run the claims of this literature."""
 
 import os
 from itertools import count
@@ -39,16 +39,16 @@ def reproduce(
     seeds: Annotated[int | None, typer.Option(help="Runs per arm. Default: the claim's.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change the setting, for larger sizes."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, for larger sizes."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="As for compare. Default: the standard library's sources.")
     ] = None,
 ) -> None:
-    """Test what is claimed about these optimizers, with seeds, sweeps and a decision rule.
+    """Test claims about these optimizers, with seeds, sweeps and a decision rule.
 
     A claim is reproduced, not reproduced, or undecided at the size that was run. Learning rates are
-    swept per arm first. What was trained is kept: the same command goes on, claims share runs.
+    swept per arm first. Finished runs are kept, and claims share them: the same command resumes.
 
     ```
     polarlight reproduce --list
@@ -69,7 +69,7 @@ def reproduce(
         for claim in chosen:
             _run(claim, setting)
     except KeyboardInterrupt:
-        say("stopped; the same command goes on from the last checkpoints")
+        say("stopped; run the same command again to resume from the last checkpoints")
         raise typer.Exit(130) from None
     target = page or (out / "claims.md" if everything else None)
     if target is not None:
@@ -78,7 +78,7 @@ def reproduce(
 
 
 def _changes(settings: list[str]) -> tuple[tuple[str, object], ...]:
-    """What was changed of a plan, as pairs that can be sent to another process."""
+    """Return the changes to a plan as pairs that can be sent to another process."""
     base, new = options.plan("quick", [], {}), options.plan("quick", settings, {})
     names = [text.partition("=")[0].strip() for text in settings]
     return tuple((name, getattr(new, name)) for name in names if hasattr(base, name))

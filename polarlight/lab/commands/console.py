@@ -1,4 +1,4 @@
-"""Console of the commands, and one-line errors that the user can mend.
+"""Console of the commands; errors that the user can fix are one line.
 
 `OneLineErrors` is the class of the whole command line: whatever a command raises passes through
 it. Thus no command catches errors by itself.
@@ -43,22 +43,22 @@ if not console.is_terminal:
 
 
 def say(text: str) -> None:
-    """Prints text as it is, long lines unbroken."""
+    """Print text as it is, without wrapping."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class OneLineErrors(TyperGroup):
-    """The command line with every error that the user can mend as one line."""
+    """Command group that prints errors that the user can fix as one line."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command that was named."""
+        """Run the named command."""
         with plain_errors():
             return super().invoke(ctx)
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turns an error that the user can mend into one line on stderr and exit status 2.
+    """Print an error that the user can fix as one line on stderr; exit with status 2.
 
     Of the processes under torchrun the first one alone prints.
     """
@@ -75,14 +75,14 @@ def plain_errors() -> Iterator[None]:
 
 
 def is_mendable(error: Exception) -> bool:
-    """Tell whether an error comes from arguments, files or sizes, and not from a fault of ours."""
+    """Tell whether an error comes from arguments, files or sizes, not from a bug."""
     if isinstance(error, OSError):
         return error.errno != errno.EPIPE  # the reader of a pipe has left: click ends quietly
     return isinstance(error, _MENDABLE) or _ALLOCATOR in str(error)
 
 
 def in_one_line(error: Exception) -> str:
-    """Return the error's message and the way out, without line breaks."""
+    """Return the error's message and its hint, without line breaks."""
     if isinstance(error, OSError) and error.errno is not None:
         said = _WAYS_OUT.get(error.errno) or error.strerror or str(error)
         text = f"{error.filename}: {said}" if error.filename else said

@@ -1,4 +1,4 @@
-"""`polarlight convert`: a checkpoint's optimizer state, in a form that we load."""
+"""Command `polarlight convert`: a checkpoint's optimizer state as carried state."""
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,13 +31,13 @@ def convert(
     key: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where an optimizer's state dict lies, such as optimizer or optimizers.0. "
+            help="Path of an optimizer's state dict, such as optimizer or optimizers.0. "
             "May be repeated. Default: all that are found."
         ),
     ] = None,
     momenta: Annotated[
         str | None,
-        typer.Option(help="Where a bare loop's list of momenta lies, as the Aurora release's."),
+        typer.Option(help="Path of a bare loop's list of momenta, as in the Aurora release."),
     ] = None,
     names: Annotated[
         Path | None,
@@ -47,14 +47,14 @@ def convert(
         ),
     ] = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="Format; see below. Default: found out.")
+        str | None, typer.Option("--from", help="Format; see below. Default: detected.")
     ] = None,
 ) -> None:
-    """Carry the optimizer state of a checkpoint over: momentum, second moments, steps.
+    """Convert the optimizer state of a checkpoint: momentum, second moments, steps.
 
-    Units are converted: a heavy ball's momentum is 1 / (1 - beta) times an average's. Names come
-    from the checkpoint where the optimizer was built from named parameters, or where the model lies
-    beside it and has as many tensors; otherwise write them in your training script:
+    Units are converted: a heavy ball's momentum is 1 / (1 - beta) times an EMA. Names come from the
+    checkpoint if the optimizer was built from named parameters, or if the checkpoint holds a model
+    with as many tensors; otherwise write them in your training script:
 
     ```
     json.dump([n for group in my_groups for n in group_names], open("names.json", "w"))
@@ -94,7 +94,7 @@ def _load(path: Path) -> Any:
 
 
 def _names_in(path: Path) -> Any:
-    """A list of names, or an object from key to list."""
+    """Read a list of names, or an object from key to list."""
     orders = options.json_in(path, "--names")
     lists = list(orders.values()) if isinstance(orders, dict) else [orders]
     names = [name for some in lists if isinstance(some, list) for name in some]
@@ -110,7 +110,7 @@ def _is_optimizer(value: object) -> bool:
 
 
 def _walk(value: object, where: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
-    """Every part of nested dicts and lists, and where it lies."""
+    """Yield every part of nested dicts and lists, with its path."""
     yield where, value
     if depth == 0 or _is_optimizer(value):
         return
@@ -145,7 +145,7 @@ def _at(content: Any, where: str) -> Any:
 def _order(
     content: object, state_dict: Mapping[str, Any], where: str, orders: Any
 ) -> Sequence[str] | None:
-    """Names given by the user, or the model's where it has as many tensors."""
+    """Return the names given by the user, or the model's if their number fits."""
     given = orders if isinstance(orders, list) else orders.get(where)
     if given is not None:
         return [str(name) for name in given]
@@ -181,7 +181,7 @@ def _bare(content: object, where: str, orders: Any) -> dict[str, Carried]:
 
 
 def _summary(state_dict: Mapping[str, Any], source: str | None) -> str:
-    """Every group's format, and what its learning rate is called here."""
+    """Return every group's format and the name of its learning rate's convention."""
     said = []
     for group in state_dict["param_groups"]:
         states = [state_dict["state"].get(place) for place in group["params"]]

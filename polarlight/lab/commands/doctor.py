@@ -1,4 +1,4 @@
-"""`polarlight doctor`: what this machine has, and which engines run on it, and why not.
+"""Command `polarlight doctor`: versions, devices, and engines that run here or fail.
 
 Needs torch alone, so that `python -m polarlight doctor` answers where something is missing.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed
 from torch.utils._triton import has_triton
 
-from polarlight.diagnostics.accuracy import Engine
+from polarlight.lab.accuracy.spectra import Engine
 from polarlight.lab.commands.registry import engines
 from polarlight.lab.train.environment import hardware, versions
 from polarlight.linalg.slot import PolarMap
@@ -31,7 +31,7 @@ Jordan's iteration is 0.2 off by design; see `docs/accuracy.md`.
 
 
 def examine() -> Record:
-    """Versions, extras, devices, engines, compilation and distribution, as JSON types."""
+    """Return versions, extras, devices, engines, compilation and distribution, as JSON types."""
     devices = list(_devices())
     return {
         "versions": {**versions(), **{name: _version(name) for name in _PACKAGES}},
@@ -44,7 +44,7 @@ def examine() -> Record:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Prints the examination; 1 if an engine does not run, else 0."""
+    """Print the examination; return 1 if an engine does not run, else 0."""
     parser = argparse.ArgumentParser(
         prog="polarlight doctor",
         description="Print versions, devices, and which engines run here and why not.",
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 def text_of(found: Mapping[str, Any]) -> str:
-    """The examination for a terminal; engines that run share a line."""
+    """Format the examination for a terminal; engines that run share a line."""
     lines = []
     for title in ("versions", "extras"):
         lines += [title, *_columns(found[title])]
@@ -94,7 +94,7 @@ def _version(name: str) -> str:
 
 
 def _extras() -> dict[str, str]:
-    """Which extras are complete, and what the others lack."""
+    """Return for every extra that it is complete, or the packages it lacks."""
     lacking: dict[str, list[str]] = {}
     for requirement in requires("polarlight") or ():
         package, _, extra = requirement.partition("; extra == ")
@@ -119,7 +119,7 @@ def _devices() -> Iterator[torch.device]:
 
 
 def _engines(device: torch.device) -> dict[str, str]:
-    """`runs`, or why not, for every engine, tried on a small matrix."""
+    """Return `runs` or the error for every engine, tried on a small matrix."""
     M = torch.randn(24, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     U, _, Vh = torch.linalg.svd(M, full_matrices=False)
     known = engines().items()

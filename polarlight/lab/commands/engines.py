@@ -1,4 +1,4 @@
-"""`polarlight accuracy` and `polarlight plot-schedule`: how exact each engine is."""
+"""Commands `polarlight accuracy` and `polarlight plot-schedule`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from polarlight.diagnostics.accuracy import SPECTRA, Case, Engine, measure
-from polarlight.diagnostics.adversarial import SHAPES, largest, search
+from polarlight.lab.accuracy.adversarial import SHAPES, largest, search
+from polarlight.lab.accuracy.spectra import SPECTRA, Case, Engine, measure
 from polarlight.lab.commands import options
 from polarlight.lab.commands.console import console, say
 from polarlight.lab.commands.registry import SCHEDULES, choose, engines
@@ -70,7 +70,7 @@ def accuracy(
 
     Spectra from flat to condition 1e7, rank deficient, one zero row; shapes square, 4:1, 1:4, 30:1.
     For each: the band of output singular values, orthogonality, direction error, flops. Then search
-    small matrices of thirteen families for the largest singular value that comes out.
+    small matrices of thirteen families for the largest output singular value.
     """
     if size < 4:
         raise ValueError(f"--size must be >= 4, got {size}")
@@ -92,7 +92,7 @@ def accuracy(
 
 
 def measure_all(chosen: Mapping[str, Engine], size: int) -> list[Record]:
-    """One record per engine, spectrum and shape."""
+    """Measure every engine on every spectrum and shape; return one record each."""
     shapes = {"square": (size, size), "4:1": (4 * size, size), "1:4": (size, 4 * size)}
     shapes["30:1"] = (30 * size, size)
     cases = [
@@ -110,7 +110,7 @@ def measure_all(chosen: Mapping[str, Engine], size: int) -> list[Record]:
 
 
 def worst_errors(records: Sequence[Record]) -> tuple[list[str], list[str], list[list[float]]]:
-    """Engines, cases, and the worst error over the shapes of each pair."""
+    """Return engines, cases, and the worst error over the shapes of each pair."""
     names = list(dict.fromkeys(r["engine"] for r in records))
     cases = list(dict.fromkeys(r["case"] for r in records))
     worst = {(n, c): 0.0 for n in names for c in cases}
@@ -136,14 +136,14 @@ def _stretched(engine: Engine, M: Tensor) -> Tensor:
 
 
 def _given(name: str) -> torch.dtype:
-    """The dtype of an engine's input, from its name."""
+    """Return the dtype of an engine's input, from the engine's name."""
     return torch.float64 if name.endswith("fp64") else torch.float32
 
 
 def bands(
     records: Sequence[Record], stretched: Mapping[str, float]
 ) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows: per engine, least and greatest output above each threshold."""
+    """Return a table: per engine, least and greatest output above each threshold."""
     thresholds = list(records[0]["bands"])
     rows = []
     for name in dict.fromkeys(r["engine"] for r in records):
@@ -156,7 +156,7 @@ def bands(
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table for a page."""
+    """Format a table as Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""`polarlight explore`: a page that shows what a method does to a matrix."""
+"""Command `polarlight explore`: a page that shows a method's rounds on a matrix."""
 
 import webbrowser
 from pathlib import Path
@@ -33,8 +33,8 @@ def explore(
 ) -> None:
     """Write a page on which a matrix goes through Muon, Aurora and others, round by round.
 
-    Singular values, row shares, alignment; and what a schedule makes of any singular value. One
-    file, plain JavaScript, nothing loaded from elsewhere.
+    It shows singular values, row shares, alignment, and a schedule's output for any singular value.
+    The page is one file with plain JavaScript and loads nothing.
 
     ```
     polarlight explore --open
@@ -50,7 +50,7 @@ def explore(
 
 
 def _momenta(run: Path) -> dict[str, Tensor]:
-    """The matrices' momentum buffers in a run's checkpoint, by name."""
+    """Return the momentum buffers of matrices in a run's checkpoint, by name."""
     if not (run / "settings.json").exists():
         raise ValueError(f"{run} is no run's folder, such as runs/quick/aurora/seed0")
     settings = options.json_in(run / "settings.json", "--run")

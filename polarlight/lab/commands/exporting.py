@@ -1,4 +1,4 @@
-"""`polarlight export`: a run's model for everyone else's tools."""
+"""Command `polarlight export`: a run's model in the format of Hugging Face."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ def export(
         Path, typer.Option(help="The folder to write.", callback=options.new_folder)
     ] = Path("exported"),
 ) -> None:
-    r"""Write a trained model as a Hugging Face folder; equal logits, nothing converted.
+    r"""Write a trained model as a Hugging Face folder with equal logits.
 
     ```
     polarlight compare --optimizers aurora

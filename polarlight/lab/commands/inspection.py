@@ -1,4 +1,4 @@
-"""`polarlight inspect` and `polarlight watched`: pages on a checkpoint, and on a run."""
+"""Commands `polarlight inspect` and `polarlight watched`: pages on a checkpoint or run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,9 +28,9 @@ Out = Annotated[Path, typer.Option(help="Folder of the report.", callback=option
 def inspect_checkpoint(checkpoint: Checkpoint, out: Out = Path("inspection")) -> None:
     """Find dead, doubled and uneven neurons in a checkpoint, layer by layer; nothing is trained.
 
-    Roles of tensors come from their names. Where there is optimizer state (`optimizer.pt` in the
-    folder, or a checkpoint that holds it), its momentum tells which neurons starve. One tensor is
-    read at a time: memory is that of the largest.
+    Roles of tensors come from their names. With optimizer state (`optimizer.pt` in the folder, or
+    in the checkpoint) the momentum shows which neurons starve. One tensor is read at a time, so
+    memory is that of the largest.
 
     ```
     polarlight inspect model.safetensors
@@ -51,7 +51,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, out: Out = Path("inspection")) ->
 
 
 def _read(source: Source) -> Inspection:
-    """All tensors, with a bar that counts bytes."""
+    """Yield all tensors, with a progress bar that counts bytes."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
     result = Inspection()
     with Progress(*columns, console=console, transient=True) as progress:
@@ -64,10 +64,10 @@ def _read(source: Source) -> Inspection:
 
 
 def watched(
-    records: Annotated[Path, typer.Argument(help="What `sinks.JsonLines` wrote.")],
+    records: Annotated[Path, typer.Argument(help="File of `sinks.JsonLines`.")],
     out: Out = Path("watched"),
 ) -> None:
-    """Draw what a probe wrote while a run of yours trained: who starved, and when.
+    """Draw the records that a probe wrote during your own training run.
 
     ```
     polarlight watched neurons.jsonl --out report

@@ -1,4 +1,4 @@
-"""`polarlight translate-lr`: what a learning rate is called elsewhere."""
+"""Command `polarlight translate-lr`: the equivalent learning rate in other libraries."""
 
 import json
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 def translate(
     source: Annotated[
-        str, typer.Option("--from", help="Convention that the learning rate belongs to; see below.")
+        str, typer.Option("--from", help="Convention of the learning rate; see below.")
     ],
     lr: Annotated[float, typer.Option(help="The learning rate.")],
     shape: Annotated[
@@ -36,7 +36,7 @@ def translate(
         ),
     ],
     target: Annotated[
-        str | None, typer.Option("--to", help="Convention to translate into. Default: all.")
+        str | None, typer.Option("--to", help="Convention of the result. Default: all.")
     ] = None,
     weight_decay: Annotated[
         float, typer.Option(help="Weight decay beside it; lr * weight decay is kept.")
@@ -46,11 +46,11 @@ def translate(
     ] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    r"""Translate a learning rate between libraries, so that weights move as far per step.
+    r"""Translate a learning rate between libraries, for equal updates.
 
     One `lr` moves a 3072 x 768 weight up to 55 times further in one library than in another: each
-    multiplies the polar factor by a factor of its own from the weight's shape. What is kept here
-    is the root mean square change of an entry per step (`update rms`), and the decay per step.
+    scales the polar factor by its own function of the weight's shape. The translation keeps the
+    root mean square change of an entry per step (`update rms`) and the decay per step.
 
     ```
     polarlight translate-lr --from moonlight --lr 3e-4 --shape 3072x768
@@ -112,7 +112,7 @@ def _table(source: Convention, lr: float, shape: Shape, rows: Sequence[Row]) -> 
 
 
 def _advice(source: Convention, target: Convention, rows: Sequence[Row]) -> str:
-    """Whether one learning rate serves all shapes, and what to do otherwise."""
+    """Return a sentence: one learning rate for all shapes, or a way without one."""
     rates = [row["lr"] for row in rows]
     if max(rates) - min(rates) <= 1e-9 * max(rates):
         return f"lr={rates[0]:.4g} under {target.name} moves these shapes as before"

@@ -1,4 +1,4 @@
-"""Command-line text turned into values; a refusal names the value and the legal ones."""
+"""Command-line text as values; an error names the value and the legal ones."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from polarlight.lookup import look_up, option_named, unknown
 
 
 def optimizers(text: str) -> list[str]:
-    """`adamw,muon` as names of recipes, each known and none twice."""
+    """Parse `adamw,muon` as names of recipes, each known and none twice."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise ValueError("--optimizers needs at least one name, such as adamw,muon,aurora")
@@ -30,14 +30,14 @@ def optimizers(text: str) -> list[str]:
 
 
 def architecture(text: str | None) -> Architecture | None:
-    """`moe` as an architecture; None stays None and leaves it to the preset."""
+    """Parse `moe` as an architecture; None leaves it to the preset."""
     if text is None:
         return None
     return option_named(text, Architecture, "model")
 
 
 def sweep(texts: Sequence[str]) -> dict[str, list[float]]:
-    """`["lr=0.01,0.02"]` as `{"lr": [0.01, 0.02]}`."""
+    """Parse `["lr=0.01,0.02"]` as `{"lr": [0.01, 0.02]}`."""
     found = {}
     for text in texts:
         name, values = _assignment(text, "--sweep", "lr=0.01,0.02")
@@ -49,14 +49,14 @@ def sweep(texts: Sequence[str]) -> dict[str, list[float]]:
 
 
 def plan(preset: str, settings: Sequence[str], changes: Mapping[str, Any]) -> Plan:
-    """The preset with `--set NAME=VALUE` applied, then `changes` that are not None."""
+    """Return the preset with `--set NAME=VALUE` applied, then `changes` that are not None."""
     base = look_up(preset, PRESETS, "preset")
     given = {name: value for name, value in changes.items() if value is not None}
     return with_changes(base, dict(_setting(text, base) for text in settings) | given)
 
 
 def require_gpu(preset: str, device: str, *, small: str, anyway: str) -> None:
-    """Refuses a preset that is meant for a GPU where none was found, unless a device is named.
+    """Refuse a preset for a GPU where there is none, unless a device is named.
 
     Raises:
         ValueError: If there is none; the message has the presets `small` and the option `anyway`.
@@ -69,7 +69,7 @@ def require_gpu(preset: str, device: str, *, small: str, anyway: str) -> None:
 
 
 def new_folder(path: Path | None) -> Path | None:
-    """Passes the path of a folder on that exists or can be made.
+    """Return the path of a folder that exists or can be made; refuse any other.
 
     Raises:
         ValueError: If it, or a part of it, is a file.
@@ -82,7 +82,7 @@ def new_folder(path: Path | None) -> Path | None:
 
 
 def new_file(path: Path | None) -> Path | None:
-    """Passes the path of a file on that can be written; makes its folder.
+    """Return the path of a file that can be written; make its folder.
 
     Raises:
         ValueError: If it is a folder, or a part of it is a file.
@@ -97,7 +97,7 @@ def new_file(path: Path | None) -> Path | None:
 
 
 def function_at(text: str) -> Callable[..., Any]:
-    """The function `module:function`; modules of the current folder are found too.
+    """Import the function `module:function`, also from the current folder.
 
     Raises:
         ValueError: If the text has another form, or there is no such module or function.
@@ -115,7 +115,7 @@ def function_at(text: str) -> Callable[..., Any]:
 
 
 def module_named(name: str) -> ModuleType:
-    """Import a module; those of the current folder are found too.
+    """Import a module, also from the current folder.
 
     Raises:
         ValueError: If there is none.
@@ -154,7 +154,7 @@ def _setting(text: str, base: Plan) -> tuple[str, Any]:
 
 
 def _parsed(text: str, value: str, like: object) -> Any:
-    """The value in the type of the preset's; None stands for an optional count."""
+    """Parse a value as the type of the preset's; None stands for an optional count."""
     kind: Any = int if like is None else type(like)
     try:
         if kind is bool:
@@ -167,7 +167,7 @@ def _parsed(text: str, value: str, like: object) -> Any:
 
 
 def whole_number(text: str) -> int:
-    """`32`, `1e4` or `1_000` as an integer.
+    """Parse `32`, `1e4` or `1_000` as an integer.
 
     Raises:
         ValueError: If it is none.

@@ -1,11 +1,11 @@
-"""Schedules and engines by the names that the command line knows."""
+"""Schedules and engines by their names on the command line."""
 
 from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
 
-from polarlight.diagnostics.accuracy import Engine
+from polarlight.lab.accuracy.spectra import Engine
 from polarlight.linalg.auto import QUICK, AutoPolar
 from polarlight.linalg.chaotic import KAON, MAXIMAL_SLOPE, Chaotic
 from polarlight.linalg.coefficients import (
@@ -56,7 +56,7 @@ _HALF, _SINGLE, _DOUBLE = torch.bfloat16, torch.float32, torch.float64
 
 
 def engines() -> dict[str, Engine]:
-    """Every polar engine, each in the dtypes that make sense for it; `name dtype` as the key."""
+    """Return every polar engine in the dtypes it supports, by `name dtype`."""
     found: dict[str, Engine] = {}
     for dtype in (_SINGLE, _DOUBLE):
         found |= {
@@ -83,7 +83,7 @@ def engines() -> dict[str, Engine]:
 
 
 def choose(names: str, known: Mapping[str, "T"], what: str) -> dict[str, "T"]:
-    """The entries of `known` for names separated by commas; empty text takes all.
+    """Return the entries of `known` for names separated by commas; empty text takes all.
 
     Raises:
         ValueError: If a name is unknown; the message lists the known ones and the nearest.

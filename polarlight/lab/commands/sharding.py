@@ -1,4 +1,4 @@
-"""`polarlight check-sharding`: is a sharded optimizer the same one?"""
+"""Command `polarlight check-sharding`: compare sharded with unsharded training."""
 
 import os
 import socket
@@ -29,7 +29,7 @@ def check(
         str | None,
         typer.Argument(
             metavar="MODULE:FUNCTION",
-            help="Your own: called on every process, it returns the whole model, the same one "
+            help="Your own: called on every process, it returns the unsharded model, the same one "
             "sharded, and a function from a model to its optimizer. Default: the trainer's model.",
         ),
     ] = None,
@@ -42,13 +42,13 @@ def check(
     model: Annotated[str, typer.Option(help="dense or moe.")] = "dense",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 5,
     processes: Annotated[
-        int, typer.Option(help="How many to start here; under torchrun its own are taken.")
+        int, typer.Option(help="Processes to start here; torchrun's own take precedence.")
     ] = 2,
 ) -> None:
-    """Train a model sharded and whole with equal gradients, and compare every parameter.
+    """Train a model sharded and unsharded with equal gradients; compare every parameter.
 
-    Reports the largest difference per parameter and ends with status 1 if one is more than
-    rounding. Without a GPU it runs over gloo.
+    Prints the largest difference per parameter; exits with status 1 if one exceeds rounding.
+    Without a GPU it runs over gloo.
 
     ```
     polarlight check-sharding
@@ -80,7 +80,7 @@ def check(
 
 
 def _start(processes: int, cases: list[tuple[str, ...]], steps: int) -> bool:
-    """The comparison on processes of this machine."""
+    """Run the comparison on processes of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -113,7 +113,7 @@ def _process(
 
 
 def _compare(cases: list[tuple[str, ...]], steps: int) -> bool:
-    """Every case, told by the first process; whether all are the same."""
+    """Compare every case; the first process prints. Return True if all are the same."""
     same = True
     with connected():
         for case in cases:
@@ -126,7 +126,7 @@ def _compare(cases: list[tuple[str, ...]], steps: int) -> bool:
 
 
 def _told(case: tuple[str, ...], found: list[Difference], steps: int) -> str:
-    """The table; of the trainer's own model one line, unless something differs."""
+    """Format a table, or one line if the trainer's own model does not differ."""
     what = f"{', '.join(case)} on {dist.get_world_size()} processes, {steps} steps"
     if case[0] == "target" or not all(difference.same for difference in found):
         return f"{what}\n{table(found)}"
@@ -136,7 +136,7 @@ def _told(case: tuple[str, ...], found: list[Difference], steps: int) -> str:
 
 
 def _case(case: tuple[str, ...]) -> Case:
-    """The models of a case and their optimizers."""
+    """Return the models of a case and a function that makes their optimizers."""
     if case[0] == "target":
         made: Case = options.function_at(case[1])()
         return made

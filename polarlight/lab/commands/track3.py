@@ -1,4 +1,4 @@
-"""`polarlight track3`: the modded-nanoGPT optimization benchmark with a rule of ours."""
+"""Command `polarlight track3`: the modded-nanoGPT optimization benchmark."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`polarlight compare` and `polarlight explain`: the trainer's commands."""
+"""Commands `polarlight compare` and `polarlight explain`."""
 
 import shlex
 import sys
@@ -81,10 +81,10 @@ def compare(
         typer.Option(help=f"Under torchrun, how a run is shared: {', '.join(Parallel)}."),
     ] = None,
 ) -> None:
-    """Train one language model under several optimizers and report what each did to it.
+    """Train one language model under several optimizers and write a report on the runs.
 
-    Every run has the same data order and, per seed, the same initial weights. Ctrl-C saves and says
-    how to go on; the same command resumes, and skips what is finished.
+    Every run has the same data order and, per seed, the same initial weights. Stop with Ctrl-C; run
+    the same command again to resume. Finished runs are skipped.
 
     ```
     polarlight compare
@@ -114,7 +114,7 @@ def compare(
 
 
 def trained_plan(preset: str, settings: list[str] | None, changes: Mapping[str, Any]) -> Plan:
-    """The plan of a run that is trained here: as `options.plan`, held against the devices."""
+    """Return the plan of a training run: `options.plan`, checked against the devices."""
     plan = options.plan(preset, settings or [], changes)
     if preset == "gpu":
         options.require_gpu(preset, plan.device, small="quick", anyway="--set device=cpu")
@@ -122,14 +122,14 @@ def trained_plan(preset: str, settings: list[str] | None, changes: Mapping[str, 
 
 
 class Silent:
-    """Follows a comparison without a word: what processes do that do not lead."""
+    """Watcher without output, for processes other than the first."""
 
     def follow(self, spec: Spec, record: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def _train(comparison: Comparison) -> None:
-    """Trains, writes the report whatever happens, and says how to go on."""
+    """Train, write the report also after an error, and print how to continue."""
     command = shlex.join(["polarlight", *sys.argv[1:]])
     interrupted = False
     try:
@@ -163,7 +163,7 @@ def explain(
     every: Annotated[bool, typer.Option(help="One line per parameter, layers not folded.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Print which rule every parameter of a model would get, and why; nothing is trained.
+    """Print the rule of every parameter of a model, with the reason; train nothing.
 
     ```
     polarlight explain

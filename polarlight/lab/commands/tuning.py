@@ -1,4 +1,4 @@
-"""`polarlight find-lr` and `polarlight transfer-lr`: a learning rate here, and at another width."""
+"""Commands `polarlight find-lr` and `polarlight transfer-lr`."""
 
 import json
 import shlex
@@ -37,9 +37,9 @@ def find(
     optimizers: Annotated[str, typer.Option(help="Names, by commas; see `compare`.")] = "aurora",
     rates: Annotated[
         str | None,
-        typer.Option(help="Where to start, by commas. Default: 1/4 to 4 times the recipe's rate."),
+        typer.Option(help="First rates, by commas. Default: 1/4 to 4 times the recipe's rate."),
     ] = None,
-    extend: Annotated[int, typer.Option(help="Rates beyond an end that is best, at most.")] = 3,
+    extend: Annotated[int, typer.Option(help="Most rates to add beyond an end.")] = 3,
     widths: Annotated[
         str | None,
         typer.Option(help="Search at each of these widths, by commas. Default: the preset's."),
@@ -59,10 +59,10 @@ def find(
 ) -> None:
     r"""Find the best learning rate of an optimizer by short runs, at one width or several.
 
-    Each rate trains from the same start on the same data. While the best one is the last on its
-    side the search goes on beyond it; the optimum lies between rates, from a parabola in log lr.
-    Ctrl-C saves; the same command goes on. With `--widths` the picture shows the optimum against
-    width, and what equal steps predict (`transfer-lr`).
+    Each rate trains from the same start on the same data. The search extends while the best rate is
+    at an end of the range; the optimum lies between rates, from a parabola in log lr. Stop with
+    Ctrl-C; run the same command again to resume. With `--widths` the figure shows the optimum over
+    width, and the prediction of equal operator norms (`transfer-lr`).
 
     ```
     polarlight find-lr
@@ -70,8 +70,8 @@ def find(
     polarlight find-lr --optimizers muon-rms-to-rms,muon-rms --widths 64,128,256
     ```
 
-    Short runs favour high rates and no weight decay: search with the length you can afford, and
-    take the lower end of what is within 0.01 for a long run. In your own loop:
+    Short runs favour high rates and no weight decay: search with the longest runs you can afford,
+    and take the lower end of the rates within 0.01 nats for a long run. In your own loop:
     `polarlight.lab.tuning.find_lr(train, rates)` takes any function from a rate to a loss.
     """
     kind = options.architecture(model)
@@ -99,7 +99,7 @@ def find(
 
 
 class _Follower:
-    """Shows one search on a bar: results as lines, steps as progress."""
+    """Progress bar of one search: results as lines, steps as progress."""
 
     def __init__(self, bar: Progress, search: LrSearch) -> None:
         self._bar, self._title = bar, f"{search.optimizer}, width {search.plan.width}"
@@ -109,14 +109,14 @@ class _Follower:
         self._task = bar.add_task(self._title, total=None)
 
     def result(self, lr: float, loss: float, done: int, planned: int) -> None:
-        """A rate is done."""
+        """Print the loss of a finished rate."""
         say(f"{self._title}: lr {lr:.4g}, loss {loss:.4f} ({done} of {planned})")
         self._done, self._last = done * self._runs * self._run, 0
         total = planned * self._runs * self._run
         self._bar.update(self._task, completed=self._done, total=total)
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """A run has written a record."""
+        """Advance the bar by a record of a run."""
         step = int(record["step"])
         if step < self._last:  # the next seed
             self._done += self._run
@@ -127,7 +127,7 @@ class _Follower:
 def _searched(
     searches: Sequence[LrSearch], grids: Mapping[str, list[float]], extend: int
 ) -> list[Searched]:
-    """All searches, one after another; leaves with status 130 if the user stops them."""
+    """Run all searches in order; exit with status 130 if the user stops them."""
     found = []
     try:
         with first_interrupt() as stop, _bar() as bar:
@@ -147,7 +147,7 @@ def _searched(
 
 
 def _report(found: Sequence[Searched], out: Path, corpus: Corpus, device: str) -> None:
-    """The table, the picture and the numbers."""
+    """Write the table, the picture and the numbers."""
     out.mkdir(parents=True, exist_ok=True)
     canvas: Any = FigureCanvasAgg(draw(found))
     canvas.figure.set_dpi(110)
@@ -166,7 +166,7 @@ def _report(found: Sequence[Searched], out: Path, corpus: Corpus, device: str) -
 
 def _table(found: Sequence[Searched]) -> Table:
     table = Table(
-        "optimizer", "width", "best lr", "equal steps", "within .01 nats", "loss", "at an end"
+        "optimizer", "width", "best lr", "equal steps", "within 0.01 nats", "loss", "at an end"
     )
     for name in dict.fromkeys(one.optimizer for one in found):
         some = [one for one in found if one.optimizer == name]
@@ -196,7 +196,7 @@ def _command() -> str:
 
 
 def _short(plan: Plan) -> Plan:
-    """Validated at the start and the end alone, neurons not looked at, never warmed up longer."""
+    """Return the plan with validation at start and end only, no probes, and a short warmup."""
     return replace(
         plan,
         validate_every=plan.steps,
@@ -223,7 +223,7 @@ def _widths(text: str | None) -> list[int]:
 
 
 def _grid(optimizer: str, rates: str | None) -> list[float]:
-    """Where the search for an optimizer starts."""
+    """Return the first grid of rates of a search."""
     if rates is not None:
         return _numbers(rates, "--rates")
     return [recipe_of(optimizer).lr * factor for factor in SPREAD]
@@ -239,15 +239,15 @@ def transfer(
         str, typer.Option("--to", metavar="OUTxIN", help="The same weight of the other model.")
     ],
     convention: Annotated[
-        str, typer.Option(help="What the rate means; the list is that of `translate-lr`.")
+        str, typer.Option(help="Convention of the rate; `translate-lr` lists them.")
     ] = "polarlight",
     weight_decay: Annotated[float, typer.Option(help="Weight decay beside it.")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Carry a learning rate and weight decay to a wider or narrower model, or back.
+    """Transfer a learning rate and weight decay to a wider or narrower model.
 
-    What stays equal is the RMS-to-RMS norm of a step, lr * scale(out, in) * sqrt(in / out): how far
-    it moves the layer's output. lr * weight decay stays equal too.
+    Keeps the RMS-to-RMS norm of a step, lr * scale(out, in) * sqrt(in / out), the change of the
+    layer's output, and lr * weight decay.
 
     ```
     polarlight transfer-lr --lr 4e-3 --convention moonlight --shape 256x256 --to 1024x1024

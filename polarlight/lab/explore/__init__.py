@@ -1,4 +1,4 @@
-"""One static page that shows, round by round, what a method does to a matrix.
+"""One static page that shows a method's rounds on a matrix.
 
 The mathematics runs in the reader's browser (`matrices.js`, double precision); Python only puts the
 page together with the schedules' coefficients and, if wanted, momenta of a run.
@@ -19,7 +19,7 @@ ROWS, COLUMNS = 96, 48
 
 
 def page(schedules: Mapping[str, Schedule], momenta: Mapping[str, Tensor] | None = None) -> str:
-    """The page as HTML that needs nothing else.
+    """Return the page as HTML without external files.
 
     Args:
         schedules: By name; those that need another normalisation than a norm are left out.
@@ -37,7 +37,7 @@ def page(schedules: Mapping[str, Schedule], momenta: Mapping[str, Tensor] | None
 
 
 def steps(schedule: Schedule) -> list[list[float]]:
-    """One (a, b, c) per step, the first one with the safety factor on its input in it."""
+    """Return (a, b, c) per step; the first includes the safety factor on its input."""
     first, *others = ([a, b, c] for a, b, c in schedule.steps)
     folded = [x / schedule.safety ** (2 * i + 1) for i, x in enumerate(first)]
     return [folded, *others]

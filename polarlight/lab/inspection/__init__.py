@@ -1,4 +1,4 @@
-"""Looking into a checkpoint: whose neurons are dead, doubled or uneven, layer by layer.
+"""Inspection of a checkpoint: dead, doubled and uneven neurons, layer by layer.
 
 Tensors are read one at a time, so that a file of many gigabytes needs the memory of its largest
 matrix. Behind `polarlight inspect`.

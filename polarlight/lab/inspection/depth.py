@@ -1,4 +1,4 @@
-"""Matrices by depth and kind: where a number stands in a table over the layers of a network."""
+"""Tables of a number over the layers of a network, by kind of matrix."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +26,7 @@ class DepthTable:
 def by_depth(
     matrices: Iterable[MatrixReport], value: Callable[[MatrixReport], float | None]
 ) -> DepthTable:
-    """The table of a number; the mean where a layer has several matrices of a kind, as experts."""
+    """Return the table of a number; the mean where a layer has several matrices of a kind."""
     found: dict[tuple[int, str], list[float]] = {}
     for matrix in matrices:
         place, number = place_of(matrix.name), value(matrix)
@@ -39,7 +39,7 @@ def by_depth(
 
 
 def place_of(name: str) -> tuple[int, str] | None:
-    """`model.layers.3.mlp.up_proj.weight` as (3, `mlp.up_proj`); None without a layer's number.
+    """Parse `model.layers.3.mlp.up_proj.weight` as (3, `mlp.up_proj`); None without a layer.
 
     Further numbers, those of experts, become stars.
     """

@@ -1,4 +1,4 @@
-"""What the weights of a network say about its neurons, one MLP and one matrix at a time."""
+"""Statistics of a checkpoint's weights, one MLP and one matrix at a time."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from polarlight.diagnostics.pairs import block_and_half
 from polarlight.diagnostics.spectra import gram_leverages, precise_gram, spectrum, spread
 from polarlight.diagnostics.starvation import THRESHOLDS, starved_rows
 from polarlight.lab.inspection.returned import return_freed_memory
@@ -15,6 +14,7 @@ from polarlight.lab.inspection.source import Entry, Source
 from polarlight.linalg.matrices import nonzero, unit_scale
 from polarlight.linalg.rows import row_norms
 from polarlight.routing.roles import MATRIX_ROLES, Assignment, Part, Role, infer_roles
+from polarlight.routing.roles.names import block_and_half
 
 DEAD = 0.1
 """A row or column is dead if its norm is below this fraction of its matrix's root mean square."""
@@ -29,7 +29,7 @@ _SKETCH = 64
 
 @dataclass(frozen=True, slots=True)
 class MatrixReport:
-    """One matrix, a part of a parameter or the mean over a stack.
+    """Statistics of one matrix, a part of a parameter, or the mean over a stack.
 
     Attributes:
         name: The parameter, with [i] for a part of it.
@@ -56,7 +56,7 @@ class MatrixReport:
 
 @dataclass(slots=True)
 class MlpReport:
-    """The neurons of one MLP.
+    """Statistics of the neurons of one MLP.
 
     Attributes:
         name: The block.
@@ -73,7 +73,7 @@ class MlpReport:
 
 @dataclass(slots=True)
 class Inspection:
-    """All that was found.
+    """Statistics of a whole checkpoint.
 
     Attributes:
         parameters: Numbers in all tensors.
@@ -89,7 +89,7 @@ class Inspection:
 
 
 def inspect(source: Source) -> Iterator[tuple[str, Inspection]]:
-    """Reads one parameter after the other; yields its name and what is known after it."""
+    """Read one parameter after the other; yield its name and the statistics so far."""
     found, halves = Inspection(), _Halves()
     assignments = infer_roles(
         [(name, torch.empty(e.shape, device="meta")) for name, e in source.weights.items()]
@@ -107,12 +107,12 @@ def inspect(source: Source) -> Iterator[tuple[str, Inspection]]:
 
 @dataclass(slots=True)
 class _Halves:
-    """What is kept of an MLP's matrices until all of them were read: norms and sketches."""
+    """Norms and sketches of an MLP's matrices, kept until all of them were read."""
 
     blocks: dict[str, dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def add(self, block: str, half: str, W: Tensor) -> None:
-        """Keeps the neurons' norms and, of what goes into them, directions in few dimensions."""
+        """Keep the neurons' norms, and a sketch of input rows."""
         sketch = W.new_empty(0) if half == "down" else _sketch(W)
         self.blocks.setdefault(block, {})[half] = row_norms(W).squeeze(-1), sketch
 
@@ -147,7 +147,7 @@ def _matrix(
 
 
 def _neurons(assignment: Assignment, W: Tensor) -> Tensor:
-    """The matrix with a row per neuron: those of a down projection are its columns."""
+    """Return the matrix with a row per neuron; a down projection is transposed."""
     return W.mT if assignment.part is Part.DOWN else W
 
 
@@ -162,7 +162,7 @@ def _keep(assignment: Assignment, i: int, parts: int, neurons: Tensor, halves: _
 
 
 def stable_rank(W: Tensor) -> Tensor:
-    """|W|_F^2 / |W|_2^2 of [..., m, n]; iterated beyond 1024, up to 3 % high then."""
+    """Return |W|_F^2 / |W|_2^2 of [..., m, n]; iterated beyond 1024, up to 3 % high then."""
     X = unit_scale(W).nan_to_num(0.0)
     X = X if X.shape[-2] >= X.shape[-1] else X.mT
     if X.shape[-1] <= _EXACT:
@@ -178,7 +178,7 @@ def stable_rank(W: Tensor) -> Tensor:
 
 
 def _starved(M: Tensor) -> dict[str, float] | None:
-    """Fractions of rows of tall M below each threshold of an equal share of its polar factor."""
+    """Return fractions of rows of tall M whose polar factor's share is below each threshold."""
     m, n = M.shape[-2:]
     if m <= n:
         return None
@@ -189,7 +189,7 @@ def _starved(M: Tensor) -> dict[str, float] | None:
 
 
 def _lifts(scale: Tensor, parts: Sequence[Tensor]) -> Sequence[float | None]:
-    """Largest over median row scale of each part; None where none was kept, or rows do not fit."""
+    """Return the largest over the median row scale of each part; None without row scales."""
     rows = [W.shape[:-1].numel() for W in parts]
     if scale.numel() != sum(rows):
         return [None] * len(parts)
@@ -201,7 +201,7 @@ def _lift(x: Tensor) -> float | None:
 
 
 def _sketch(W: Tensor) -> Tensor:
-    """Rows in few random dimensions: angles near zero survive to within an eighth of themselves."""
+    """Project rows to few random dimensions; small angles change by at most an eighth."""
     n = W.shape[-1]
     generator = torch.Generator().manual_seed(n)
     if n <= _SKETCH:
@@ -226,7 +226,7 @@ def _small(norms: Tensor) -> Tensor:
 
 
 def _doubles(sketches: list[Tensor], alive: Tensor) -> list[tuple[int, int]]:
-    """Pairs of live neurons whose directions agree in every one of their matrices."""
+    """Return pairs of live neurons whose directions agree in every one of their matrices."""
     directions = [x.float() / nonzero(row_norms(x)) for x in sketches]
     found: list[tuple[int, int]] = []
     for start in range(0, len(alive), 1024):

@@ -1,4 +1,4 @@
-"""Opening whatever a path is: a file, or a folder of Hugging Face, sharded or not."""
+"""Opening of a checkpoint: a file, or a folder of Hugging Face, sharded or not."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ STATES = ("optimizer.pt", "optimizer.bin")
 
 
 def open_checkpoint(path: Path) -> Source:
-    """Names and shapes of what is there; no tensor is read yet.
+    """Return the names and shapes in a checkpoint; read no tensor yet.
 
     Args:
         path: A .safetensors file, a file of torch.save (.pt, .pth, .bin, .ckpt), the index of a
@@ -80,7 +80,7 @@ def _why_not(folder: Path, found: list[Path]) -> str:
 
 
 def _sharded(index: Path) -> dict[str, Entry]:
-    """The tensors that an index maps to its shards."""
+    """Return the tensors that an index maps to its shards."""
     shard_of = _weight_map(index)
     files = [index.parent / name for name in dict.fromkeys(shard_of.values())]
     missing = [file.name for file in files if not file.is_file()]
@@ -97,7 +97,7 @@ def _sharded(index: Path) -> dict[str, Entry]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """From tensor to file, each in the folder of the index itself."""
+    """Return the file of each tensor, all in the folder of the index."""
     try:
         shard_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, LookupError, TypeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of an optimizer: momenta and kept row scales, by parameter."""
+"""Optimizer state in a checkpoint: momenta and row scales, by parameter."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ SCALES = ("row_scale",)
 
 
 class State(NamedTuple):
-    """State by the name of its parameter, and what could not be told."""
+    """State by parameter name, and notes on what was not found."""
 
     momenta: dict[str, Entry]
     scales: dict[str, Entry]
@@ -23,12 +23,12 @@ class State(NamedTuple):
 
 
 def entry_of(x: Tensor) -> Entry:
-    """A tensor that is mapped already."""
+    """Return an entry for a tensor that is already mapped."""
     return Entry(x.shape, x.numel() * x.element_size(), lambda: x)
 
 
 def state_of(optimizer: Any, weights: Mapping[str, Entry]) -> State:
-    """Momenta and row scales in an optimizer's state dict.
+    """Return momenta and row scales of an optimizer's state dict.
 
     State is matched by the names in the param groups; without names by order, if all shapes agree.
     """
@@ -39,12 +39,16 @@ def state_of(optimizer: Any, weights: Mapping[str, Entry]) -> State:
     moments = _tensors(state, MOMENTA)
     names = names or _by_order({i: moments.get(i) for i in state}, weights)
     momenta, scales = (_named(x, names, weights) for x in (moments, _tensors(state, SCALES)))
+    coded = {name for name, entry in momenta.items() if not entry.read().is_floating_point()}
+    if coded:  # values depend on the rule that wrote them
+        momenta = {name: entry for name, entry in momenta.items() if name not in coded}
+        return State(momenta, scales, (f"{len(coded)} momenta are kept as integers: not read",))
     lost = "there is optimizer state, but it names no parameters and its order does not fit"
     return State(momenta, scales, (lost,) if state and not momenta else ())
 
 
 def _tensors(state: Mapping[Any, Any], keys: tuple[str, ...]) -> dict[Any, Tensor]:
-    """The first of these entries that each parameter's state has."""
+    """Return the first of these entries that each parameter's state has."""
     entries = [(i, entry, k) for i, entry in state.items() if isinstance(entry, Mapping)
                for k in keys]  # fmt: skip
     return {i: entry[k] for i, entry, k in reversed(entries) if isinstance(entry.get(k), Tensor)}
@@ -61,7 +65,7 @@ def _named(
 
 
 def _names(groups: Any) -> dict[Any, str]:
-    """Parameter names by the ids in the groups; state dicts keyed by name are their own names."""
+    """Return parameter names by the ids in the groups; state dicts keyed by name keep them."""
     found: dict[Any, str] = {}
     for group in _listed(groups):
         entries = group if isinstance(group, Mapping) else {}
@@ -73,7 +77,7 @@ def _names(groups: Any) -> dict[Any, str]:
 
 
 def _listed(value: Any) -> Sequence[Any]:
-    """The list or tuple itself; anything else lists nothing."""
+    """Return a list or tuple as it is; an empty list for anything else."""
     return value if isinstance(value, list | tuple) else ()
 
 
@@ -87,7 +91,7 @@ def _by_order(moments: Mapping[Any, Tensor | None], weights: Mapping[str, Entry]
 
 
 def _in(weights: Mapping[str, Entry], name: str) -> str:
-    """The weight of this name, without what wrappers put before it; empty if there is none."""
+    """Return the weight's name without wrappers' prefixes; empty if there is none."""
     if name in weights:
         return name
     plain = without_wrappers(name)

@@ -1,4 +1,4 @@
-"""The report of `polarlight inspect`: one page that holds all it shows."""
+"""Page of `polarlight inspect`, in one file."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ _THRESHOLDS = tuple(f"{t:g}" for t in THRESHOLDS)
 
 
 def write_page(title: str, found: Inspection, notes: Sequence[str], out: Path) -> Path:
-    """Writes `index.html`, pictures beside it, and the numbers in `matrices.csv`, `neurons.csv`."""
+    """Write `index.html`, pictures beside it, and the numbers in `matrices.csv`, `neurons.csv`."""
     out.mkdir(parents=True, exist_ok=True)
     found.matrices.sort(key=lambda m: natural(m.name))
     found.mlps.sort(key=lambda mlp: natural(mlp.name))
@@ -61,7 +61,7 @@ _READING = (
 
 
 def summary(found: Inspection) -> str:
-    """The findings in words."""
+    """Return the findings in words."""
     dead = sum(len(mlp.dead) for mlp in found.mlps)
     doubles = sum(len(mlp.doubles) for mlp in found.mlps)
     neurons = sum(mlp.neurons for mlp in found.mlps)

@@ -12,7 +12,7 @@ _MOST_NUMBERS = 16
 
 
 def heatmap(table: DepthTable, *, percent: bool = False) -> Figure:
-    """Layers from top to bottom, kinds of matrices from left to right; darker is more."""
+    """Draw layers from top to bottom, kinds of matrices from left to right; darker is more."""
     rows, columns = len(table.depths), len(table.kinds)
     values = np.array([[np.nan if x is None else x for x in row] for row in table.values])
     new, (ax,) = figure(min(7.5, 1.5 + 0.24 * max(rows, 3)))

@@ -1,4 +1,4 @@
-"""Memory that was freed is returned to the system, where the C library would keep it.
+"""Return of freed memory to the system, where the C library would keep it.
 
 glibc keeps freed blocks of up to 32 MiB in its heap, and between a few that are in use a file's
 worth of them can stay (`tests/lab/inspection/test_memory.py`).
@@ -11,7 +11,7 @@ from functools import cache
 
 
 def return_freed_memory() -> None:
-    """Returns whole free pages; does nothing where the C library has no way to."""
+    """Return free pages to the system; do nothing without such a function in libc."""
     trim = _trim()
     if trim is not None:
         trim(0)
@@ -19,7 +19,7 @@ def return_freed_memory() -> None:
 
 @cache
 def _trim() -> Callable[[int], int] | None:
-    """`malloc_trim`, which glibc has."""
+    """Return glibc's `malloc_trim`, None elsewhere."""
     if not sys.platform.startswith("linux"):
         return None
     return getattr(ctypes.CDLL(None), "malloc_trim", None)

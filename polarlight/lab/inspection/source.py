@@ -1,4 +1,4 @@
-"""What a checkpoint is to those who look into it: names, shapes, and tensors on demand."""
+"""Checkpoint as inspection reads it: names, shapes, and tensors on demand."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,12 +7,12 @@ from torch import Size, Tensor
 
 
 class UnreadableError(ValueError):
-    """The file or folder is no checkpoint that can be read: which one, why, and what to do."""
+    """Error: a file or folder is not a readable checkpoint; names it, the reason and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor that can be read.
+    """Tensor that can be read on demand.
 
     Attributes:
         shape: Its shape.
@@ -27,7 +27,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint, opened.
+    """Opened checkpoint.
 
     Attributes:
         weights: Model tensors by name.

@@ -1,4 +1,4 @@
-"""Files of `torch.save`, mapped and not loaded: weights, and an optimizer's first moments."""
+"""Files of `torch.save`, memory-mapped: weights and an optimizer's first moments."""
 
 import pickle
 import struct
@@ -26,7 +26,7 @@ OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_states", "optim")
 
 
 def torch_source(path: Path) -> Source:
-    """What a file of `torch.save` holds; its tensors stay on the disk until they are used.
+    """Map a file of `torch.save`; tensors stay on the disk until they are used.
 
     Raises:
         UnreadableError: If the file is cut short, foreign, or needs more than `weights_only=True`.
@@ -40,7 +40,7 @@ def torch_source(path: Path) -> Source:
 
 
 def load_mapped(path: Path) -> Mapping[str, Any]:
-    """The content of the file as a dict, tensors mapped from it.
+    """Return the content of the file as a dict with memory-mapped tensors.
 
     Raises:
         UnreadableError: As `torch_source`.
@@ -62,7 +62,7 @@ def load_mapped(path: Path) -> Mapping[str, Any]:
 
 
 def not_of_torch(path: Path) -> str:
-    """Say why torch.save cannot have written a file; empty if nothing is seen."""
+    """Return why torch.save cannot have written a file; empty if nothing shows it."""
     if path.is_dir():
         return f"{path} is a folder"
     with path.open("rb") as file:
@@ -72,7 +72,7 @@ def not_of_torch(path: Path) -> str:
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether torch shall say what is wrong with it."""
+    """Tell whether torch's own error message fits the file."""
     try:
         return is_zipfile(path)
     except BadZipFile:
@@ -113,7 +113,7 @@ def _model_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _tensors(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors of nested dicts; keys joined by dots."""
+    """Return all tensors of nested dicts; keys joined by dots."""
     for key, value in tree.items():
         if isinstance(value, Tensor):
             yield f"{path}{key}", value

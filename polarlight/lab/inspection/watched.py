@@ -1,4 +1,4 @@
-"""The report of a run that was watched: what a probe wrote as JSON lines, drawn over steps."""
+"""Page on a run: the JSON lines of a probe, drawn over steps."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from polarlight.diagnostics import glossary
 from polarlight.diagnostics.sinks import flat
 from polarlight.lab.inspection.natural import natural
 from polarlight.lab.report import (
@@ -22,6 +21,7 @@ from polarlight.lab.report import (
     Text,
     count,
     figure,
+    glossary,
     picture,
     plain,
     render,
@@ -36,7 +36,7 @@ _PREFIX = "x"
 
 
 def write_watched(title: str, records: Iterable[tuple[int, Mapping[str, Any]]], out: Path) -> Path:
-    """Writes `index.html` and a picture per quantity; see `KNOWN`.
+    """Write `index.html` and a picture per quantity; see `KNOWN`.
 
     Args:
         title: Of the page.
@@ -56,14 +56,14 @@ def write_watched(title: str, records: Iterable[tuple[int, Mapping[str, Any]]], 
     names = sorted({name for name, _ in numbers}, key=natural)
     opening: list[Block] = [
         Text(
-            f"{count(len(steps), 'look')} from step {steps[0]} to {steps[-1]} at "
+            f"{count(len(steps), 'sample')} from step {steps[0]} to {steps[-1]} at "
             f"{len(names)} matrices or layers.",
             "lead",
         )
     ]
     sections = [
         Section("Over steps", [Text(_READING), Grid(pictures)]),
-        Section("At the last look", [_last(names, numbers)]),
+        Section("In the last sample", [_last(names, numbers)]),
     ]
     path = out / "index.html"
     path.write_text(render(Page(title, opening, sections)), encoding="utf-8")
@@ -117,7 +117,7 @@ def _curve(steps: list[int], at: list[list[float]]) -> Figure:
 
 
 def _last(names: list[str], numbers: Numbers) -> Table:
-    """The last number of every matrix for each quantity that is told."""
+    """Return the last number of every matrix for each recorded quantity."""
     keys = [key for key in KNOWN if any(k == key for _, k in numbers)]
     columns = [Column("matrix", left=True)]
     columns += [Column(KNOWN[key][0], hint=KNOWN[key][1]) for key in keys]

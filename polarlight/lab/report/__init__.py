@@ -1,4 +1,4 @@
-"""Parts that reports share: pages of sections, tables and pictures, the look of figures, CSV.
+"""Shared parts of reports: pages of sections, tables and pictures, style of figures, CSV.
 
 A page is one HTML file that needs no network: pictures are embedded, there are no scripts, and
 every text is escaped. Nothing here knows what is reported.

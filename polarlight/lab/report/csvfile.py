@@ -7,7 +7,7 @@ from typing import Any
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes one line per row; a value that is missing or None becomes an empty field.
+    """Write one line per row; a value that is missing or None becomes an empty field.
 
     Raises:
         ValueError: If a row has a key that is no column.

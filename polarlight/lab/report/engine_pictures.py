@@ -9,7 +9,7 @@ from polarlight.lab.report.style import figure, legend, styles, tidy
 
 
 def schedule_figure(maps: Mapping[str, Callable[[float], float]], lowest: float = 1e-6) -> Figure:
-    """Each map sigma -> output on [lowest, 1], log axis, with the band [0.7, 1.3] shaded."""
+    """Draw each map sigma -> output on [lowest, 1], log axis, with the band [0.7, 1.3]."""
     drawn, (ax,) = figure(3.4)
     sigmas = np.logspace(np.log10(lowest), 0, 1500)
     looks = styles(maps)
@@ -29,7 +29,7 @@ def schedule_figure(maps: Mapping[str, Callable[[float], float]], lowest: float 
 def error_figure(
     engines: Sequence[str], cases: Sequence[str], errors: Sequence[Sequence[float]]
 ) -> Figure:
-    """Errors by engine (rows) and case (columns), one colour per decade."""
+    """Draw errors by engine (rows) and case (columns), one colour per decade."""
     table = np.log10(np.maximum(np.array(errors), 1e-16))
     drawn = Figure(
         figsize=(0.62 * len(cases) + 3.0, 0.24 * len(engines) + 1.6), layout="constrained"

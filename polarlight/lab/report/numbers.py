@@ -1,4 +1,4 @@
-"""Numbers as text; what is not known is a dash."""
+"""Numbers as text; an unknown number is a dash."""
 
 NOTHING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"  # as wide as a plus, so that columns align
@@ -6,31 +6,31 @@ THIN = "\N{NARROW NO-BREAK SPACE}"
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """A number with so many digits after the point, and spaces between thousands."""
+    """Format a number with `digits` decimals and spaces between thousands."""
     if value is None:
         return NOTHING
     return f"{value:,.{digits}f}".replace(",", THIN).replace("-", MINUS)
 
 
 def signed(value: float | None, digits: int) -> str:
-    """A difference, always with its sign; exactly nothing is plain zero."""
+    """Format a difference with its sign; zero has none."""
     if value is None or value <= 0:
         return fixed(value, digits)
     return "+" + fixed(value, digits)
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """A fraction in percent."""
+    """Format a fraction in percent."""
     return NOTHING if fraction is None else fixed(100 * fraction, digits) + THIN + "%"
 
 
 def count(number: int, thing: str) -> str:
-    """A number of things in words: `1 step`, `3 steps`."""
+    """Format a number of things: `1 step`, `3 steps`."""
     return f"{fixed(number, 0)} {thing}" + ("" if number == 1 else "s")
 
 
 def compact(number: float) -> str:
-    """A large number to three digits: 12.3 thousand, 1.24 million."""
+    """Format a large number with three digits: 12.3 thousand, 1.24 million."""
     for size, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
         if number >= 0.9995 * size:
             return f"{number / size:#.3g}".rstrip(".") + f" {word}"

@@ -1,4 +1,4 @@
-"""A page as data: sections of blocks, turned into one HTML file by `page.html`."""
+"""Page as data: sections of blocks, rendered to one HTML file by `page.html`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How a column looks.
+    """Title and alignment of a column.
 
     Attributes:
         title: Its head.
@@ -68,7 +68,7 @@ class Table:
     caption: str = ""
 
     def groups(self) -> list[tuple[str, int]]:
-        """The upper line of the head: each group and how many columns it spans."""
+        """Return each group of columns with its width, for the upper line of the head."""
         spans: list[tuple[str, int]] = []
         for column in self.columns:
             if spans and column.group and spans[-1][0] == column.group:
@@ -78,14 +78,14 @@ class Table:
         return spans
 
     def opens_group(self, index: int) -> bool:
-        """Whether the column is the first of its group."""
+        """Tell whether the column is the first of its group."""
         before = self.columns[index - 1].group if index else ""
         return self.columns[index].group != before
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Text as it is, in a typewriter face."""
+    """Text as it is, in a monospaced font."""
 
     kind: ClassVar[str] = "listing"
     text: str
@@ -137,7 +137,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Where links to this section point."""
+        """Return the target of links to this section."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
@@ -151,7 +151,7 @@ class Page:
 
 
 def facts(value: Mapping[str, Any]) -> Facts:
-    """Nested settings as names and values; lists become comma-separated."""
+    """Return nested settings as names and values; lists become comma-separated."""
     return Facts([(str(name), _fact(inner)) for name, inner in value.items()])
 
 
@@ -164,7 +164,7 @@ def _fact(value: Any) -> str | Facts:
 
 
 def render(page: Page) -> str:
-    """The page as HTML; every text in it is escaped."""
+    """Render the page as HTML; all text is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

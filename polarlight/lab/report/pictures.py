@@ -39,7 +39,7 @@ class Picture:
 def picture(
     figure: Figure, folder: Path, name: str, *, title: str, caption: str, alt: str = ""
 ) -> Picture:
-    """Saves `figure` as `folder/name.png` and returns it for a page; equal figures, equal bytes."""
+    """Save `figure` as `folder/name.png` and return it for a page; equal bytes if equal."""
     file = f"{name}.png"
     canvas: Any = FigureCanvasAgg(figure)
     canvas.print_png(folder / file, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""One look for all figures: one colour per label, thin axes, legends outside.
+"""Style of all figures: one colour per label, thin axes, legends outside.
 
 Figures are plain `Figure` objects, never pyplot's: nothing global is opened or changed.
 """
@@ -35,14 +35,14 @@ _HANDLE, _CHARACTER, _LINE = 0.58, 0.073, 0.17
 
 @dataclass(frozen=True, slots=True)
 class LineStyle:
-    """How one label is drawn, in every figure."""
+    """Colour and dashes of one label, in every figure."""
 
     colour: str
     dashes: Dashes
 
 
 def styles(labels: Iterable[str]) -> dict[str, LineStyle]:
-    """A style per label in order of appearance; after eight labels the colours return dashed."""
+    """Return a style per label in order of appearance; after eight, colours return dashed."""
     unique = list(dict.fromkeys(labels))
     return {label: _style(index) for index, label in enumerate(unique)}
 
@@ -53,14 +53,14 @@ def _style(index: int) -> LineStyle:
 
 
 def figure(height: float, panels: int = 1, sharex: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of the standard width with `panels` axes below each other; `height` in inches."""
+    """Make a figure of the standard width with `panels` axes below each other."""
     new = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
     axes = new.subplots(panels, 1, sharex=sharex, squeeze=False)
     return new, list(axes[:, 0])
 
 
 def tidy(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
-    """Axes without a box, with a faint grid and small text."""
+    """Remove the axes' box and add a faint grid and small text."""
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(FAINT)
@@ -75,7 +75,7 @@ def tidy(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
 
 
 def legend(target: Figure, entries: Mapping[str, LineStyle]) -> None:
-    """The labels and their lines above the axes, in as many columns as fit; the figure grows."""
+    """Draw labels and lines above the axes in columns; the figure grows."""
     names = [shorten(label) for label in entries]
     lines = [
         Line2D([], [], color=style.colour, linestyle=style.dashes, linewidth=1.8)
@@ -91,14 +91,14 @@ def legend(target: Figure, entries: Mapping[str, LineStyle]) -> None:
 
 
 def _columns(names: Sequence[str]) -> int:
-    """As many columns as fit, but no more than the rows need."""
+    """Return the number of columns that fit, but no more than the rows need."""
     fitting = [n for n in range(1, len(names) + 1) if _legend_width(names, n) <= WIDTH]
     rows = math.ceil(len(names) / max(fitting, default=1))
     return math.ceil(len(names) / rows)
 
 
 def _legend_width(names: Sequence[str], columns: int) -> float:
-    """Names run down the columns; the first columns are the longer ones, as matplotlib does it."""
+    """Return the width of the legend; names run down the columns."""
     short, longer = divmod(len(names), columns)
     sizes = [short + 1] * longer + [short] * (columns - longer)
     starts = [sum(sizes[:column]) for column in range(columns)]
@@ -107,12 +107,12 @@ def _legend_width(names: Sequence[str], columns: int) -> float:
 
 
 def plain(text: Text) -> None:
-    """Takes a text that came from outside literally: a dollar sign starts no formula."""
+    """Escape dollar signs, which start a formula in matplotlib."""
     text.set_parse_math(False)
 
 
 def shorten(label: str, length: int = 28) -> str:
-    """A label for a figure, cut in the middle if it is long; what has no shape becomes a box."""
+    """Shorten a long label in the middle; replace characters without a glyph by a box."""
     label = "".join(c if c.isprintable() else "\N{WHITE SQUARE}" for c in " ".join(label.split()))
     half = (length - 1) // 2
     return label if len(label) <= length else f"{label[:half]}…{label[-half:]}"

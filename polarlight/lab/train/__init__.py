@@ -1,1 +1,1 @@
-"""The small trainer behind the command line: model, data, loop, recipes, cli."""
+"""Trainer behind the command line: model, data, loop, recipes."""

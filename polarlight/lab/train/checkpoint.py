@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, sealed, read with `weights_only=True`.
+"""Checkpoints of a run: written atomically, sealed, read with `weights_only=True`.
 
 Version 1 had no seal. Version 2 is sealed, and has `skipped`: the steps that parameters were left
 out of since the last record. Files of older versions are brought up to date when they are read.
@@ -27,17 +27,17 @@ MIGRATIONS: dict[int, Callable[[Record], Record]] = {
 
 
 class CheckpointError(ValueError):
-    """The file is no checkpoint that can be used: which one, and why."""
+    """Error: a file is not a usable checkpoint; names it and the reason."""
 
 
 def save(path: Path, content: Record) -> None:
-    """Writes beside the file, flushes to the disk, and then takes the file's place."""
+    """Write the checkpoint to a temporary file, flush it, and rename it into place."""
     record = {"format": FORMAT, "version": VERSION, **content}
     durable.replace_sealed(path, lambda file: torch.save(record, cast(IO[bytes], file)))
 
 
 def load(path: Path, device: torch.device) -> Record:
-    """What `save` wrote, now or under an older version.
+    """Load what `save` wrote, of this or an older version.
 
     Raises:
         CheckpointError: If the file is truncated or damaged, or not a checkpoint of this format, or

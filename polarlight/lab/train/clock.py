@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Times of the parts of a step."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 
 
 class Clock:
-    """Seconds per part, summed until they are taken.
+    """Seconds per part, summed until they are read.
 
     Args:
         device: A CUDA device is waited for at both ends of a part, so that its work counts there.
@@ -20,7 +20,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Counts the time of the block as `part`."""
+        """Time the block as `part`."""
         start = self._now()
         try:
             yield
@@ -28,16 +28,16 @@ class Clock:
             self.add(part, self._now() - start)
 
     def add(self, part: str, seconds: float) -> None:
-        """Adds to a part; negative to take out what does not belong to it."""
+        """Add seconds to a part; negative ones subtract."""
         self._parts[part] = self._parts.get(part, 0.0) + seconds
 
     @property
     def pending(self) -> float:
-        """All seconds that were counted and not taken."""
+        """Return all seconds that were not read yet."""
         return sum(self._parts.values())
 
     def take(self) -> dict[str, float]:
-        """The sums so far, and starts again."""
+        """Return the sums and reset them."""
         parts, self._parts = self._parts, {}
         return parts
 

@@ -1,4 +1,4 @@
-"""Several optimizers on the same model, data order and initial weights; resumes what is there."""
+"""Comparison of optimizers on equal model, data order and initial weights; resumable."""
 
 import shutil
 import signal
@@ -26,15 +26,15 @@ SWEEPABLE = ("lr", "aux_lr", "momentum", "weight_decay")
 
 
 class Watcher(Protocol):
-    """Follows a comparison; see `display.py`."""
+    """Callback on a comparison; see `display.py`."""
 
     def follow(self, spec: Spec, record: Mapping[str, Any]) -> None:
-        """A record was written, or read back from an earlier session."""
+        """Handle a record that was written, or read from an earlier session."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The runs of a comparison, in the order they are trained.
+    """Runs of a comparison, in training order.
 
     Attributes:
         plan: What the runs share.
@@ -57,11 +57,11 @@ class Comparison:
         require_fitting(self.plan, self.corpus.vocab_size, self.team)
 
     def folder(self, spec: Spec) -> Path:
-        """Where a run lives."""
+        """Return the folder of a run."""
         return self.out / spec.label.replace(" ", "_") / f"seed{spec.seed}"
 
     def train(self, watcher: Watcher, stop: Callable[[], bool]) -> None:
-        """Trains what is not finished yet, one run after another, until `stop()`."""
+        """Train unfinished runs in order until `stop()`."""
         for spec in self.specs:
             if stop():
                 return
@@ -69,12 +69,12 @@ class Comparison:
                 watcher.follow(spec, record)
 
     def histories(self) -> list[History]:
-        """What the runs have written so far; runs that never started are left out."""
+        """Return the histories of all runs that have started."""
         folders = map(self.folder, self.specs)
         return [history.load(f) for f in folders if (f / "settings.json").exists()]
 
     def clear(self) -> None:
-        """Deletes the folders of these runs.
+        """Delete the folders of these runs.
 
         Raises:
             FolderInUseError: If another process trains in one of them; none is deleted then.
@@ -86,7 +86,7 @@ class Comparison:
             lock.release()
 
     def about(self, command: str) -> dict[str, Any]:
-        """Everything that the report says beside the curves."""
+        """Return the facts of the report beside the curves."""
         corpus, plan = self.corpus, self.plan
         model = GPT(plan.model(corpus.vocab_size))
         tables = {spec.label: str(explain(build(model, spec))) for spec in self.specs}
@@ -116,7 +116,7 @@ class Comparison:
 def specs(
     optimizers: Sequence[str], seeds: int, sweep: Mapping[str, Sequence[float]]
 ) -> tuple[Spec, ...]:
-    """The runs of a comparison: every optimizer with every swept value and seed, seeds outermost.
+    """Return a spec per optimizer, swept value and seed, seeds outermost.
 
     Raises:
         ValueError: If an optimizer or a swept number is unknown, or seeds is below 1.
@@ -134,7 +134,7 @@ def specs(
 
 
 def _sizes(model: GPT) -> dict[str, int]:
-    """Parameters and, of a mixture of experts, how many of them a token meets."""
+    """Return the numbers of parameters, and of active ones in a mixture of experts."""
     sizes = {"parameters": model.parameter_count()}
     if model.config.is_mixture:
         sizes["active_parameters"] = model.active_parameter_count()
@@ -147,7 +147,7 @@ def _label(name: str, numbers: Mapping[str, float]) -> str:
 
 @contextmanager
 def first_interrupt() -> Iterator[Callable[[], bool]]:
-    """Gives a function that tells whether Ctrl-C was pressed; a second one interrupts at once."""
+    """Yield a function that tells whether Ctrl-C was pressed; a second one interrupts."""
     pressed: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:

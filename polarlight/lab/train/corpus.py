@@ -1,4 +1,4 @@
-"""Where the tokens of a run come from: text as bytes, or token shards.
+"""Corpora of training: text as bytes, or token shards.
 
 Text is not tokenized: a byte is a token and the vocabulary has 256. The default corpus is there
 without a download: the Python sources of the interpreter's own standard library.
@@ -38,7 +38,7 @@ _SKIPPED = {"site-packages", "dist-packages", "__pycache__"}
 
 
 def load_corpus(source: Path | None, *, vocab_size: int | None = None) -> Corpus:
-    """Reads a corpus and splits it into training and validation.
+    """Read a corpus and split it into training and validation.
 
     - None: every `*.py` file of the interpreter's standard library, without installed packages;
       about 31 MB on CPython 3.11. Equal interpreters give equal corpora.
@@ -107,7 +107,7 @@ def _folder(folder: Path, vocab_size: int | None) -> Corpus:
 def _corpus(
     name: str, source: str, splits: tuple[Tensor, Tensor], vocab_size: int | None
 ) -> Corpus:
-    """The corpus of bytes that are split already; `source` is for error messages."""
+    """Return a corpus of bytes that are already split; `source` is for error messages."""
     if vocab_size is None:
         vocab_size = BYTES
     if vocab_size < BYTES:
@@ -128,7 +128,7 @@ def _corpus(
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """The files below the folder that end so, by relative POSIX path and in its order."""
+    """Return the files below a folder with these suffixes, by relative path, in order."""
     found = {}
     for root, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if name not in _SKIPPED and name[0] != "."]
@@ -140,12 +140,12 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _raise(error: OSError) -> None:
-    """What `os.walk` does about a folder that cannot be listed; by itself it goes on."""
+    """Raise the error of a folder that cannot be listed; `os.walk` ignores it otherwise."""
     raise error
 
 
 def _split(files: dict[str, Path]) -> tuple[Tensor, Tensor]:
-    """Training and validation, uint8; whole files where there are enough of them."""
+    """Return training and validation bytes, uint8; whole files if there are enough."""
     if len(files) < FILES_TO_SPLIT:
         return cut_tail(_joined(files.values()))
     by_hash = sorted(files, key=lambda path: hashlib.sha256(path.encode()).digest())
@@ -157,7 +157,7 @@ def _split(files: dict[str, Path]) -> tuple[Tensor, Tensor]:
 
 
 def _joined(files: Iterable[Path]) -> Tensor:
-    """All bytes, with a 0 after each file, uint8."""
+    """Join the bytes of all files, uint8, with a 0 after each."""
     joined = bytearray()
     for file in files:
         joined += _contents(file)
@@ -166,7 +166,7 @@ def _joined(files: Iterable[Path]) -> Tensor:
 
 
 def _text(file: Path) -> Tensor:
-    """The bytes of one file, uint8, mapped if it is not packed."""
+    """Return the bytes of one file, uint8, memory-mapped if it is not compressed."""
     if file.suffix.lower() in _OPENERS:
         if contents := bytearray(_contents(file)):
             return torch.frombuffer(contents, dtype=torch.uint8)
@@ -179,7 +179,7 @@ def _text(file: Path) -> Tensor:
 
 
 def _contents(file: Path) -> bytes:
-    """The bytes of one file, unpacked."""
+    """Return the bytes of one file, decompressed."""
     try:
         return _OPENERS.get(file.suffix.lower(), Path.read_bytes)(file)
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:

@@ -1,4 +1,4 @@
-"""Tokens, and the batches that training and validation draw from them.
+"""Tokens, and batches of training and validation.
 
 A corpus is two streams of tokens; where they come from is the business of `corpus.py` (text) and
 `shards.py` (token files). A batch is a function of seed, step and micro step and of nothing else:
@@ -18,12 +18,12 @@ from torch import Tensor
 
 
 class DataError(ValueError):
-    """The data cannot be used: which, what was found, what was expected, what to do."""
+    """Error: the data cannot be used; names it, what was expected, and the fix."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """One stream of tokens in one or more pieces, which may be memory-mapped files.
+    """Stream of tokens in one or more pieces, which may be memory-mapped files.
 
     Attributes:
         pieces: 1-D tensors of uint8 or uint16, read as if they were joined.
@@ -37,14 +37,14 @@ class Tokens:
 
     @cached_property
     def _starts(self) -> list[int]:
-        """Where each piece starts in the stream, and where the last one ends."""
+        """Return the start of each piece in the stream, and the end of the last."""
         return list(accumulate((len(piece) for piece in self.pieces), initial=0))
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def read(self, start: int, length: int) -> Tensor:
-        """Tokens start to start + length - 1, copied: int64 [length], also across pieces.
+        """Copy tokens start to start + length - 1, int64 [length], also across pieces.
 
         Raises:
             IndexError: If they do not all lie in the stream.
@@ -68,7 +68,7 @@ class Tokens:
         return window
 
     def require(self, context: int) -> None:
-        """Checks that there is at least one window of this context.
+        """Raise DataError unless there is at least one window of this context.
 
         Raises:
             DataError: If there are fewer than context + 1 tokens.
@@ -82,7 +82,7 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """The tokens of a training run.
+    """Training and validation tokens of a run.
 
     Attributes:
         name: For people: "CPython 3.11.7 standard library".
@@ -99,11 +99,11 @@ class Corpus:
 
     @property
     def vocab_size(self) -> int:
-        """Every token of both splits is below it."""
+        """Bound on the tokens of both splits: all are below it."""
         return self.train.vocab_size
 
     def require(self, context: int) -> None:
-        """Checks that both splits hold at least one window of this context.
+        """Raise DataError unless both splits hold at least one window of this context.
 
         Raises:
             DataError: If a split has fewer than context + 1 tokens.
@@ -139,14 +139,14 @@ class Batches:
         self.seed = seed
 
     def offsets(self, step: int, micro_step: int = 0) -> list[int]:
-        """Where the windows of this batch start."""
+        """Return the starts of a batch's windows."""
         key = f"{self.seed}/{step}/{micro_step}".encode()
         drawn = hashlib.shake_256(key).digest(8 * self.batch)
         numbers = (int.from_bytes(drawn[i : i + 8], "little") for i in range(0, len(drawn), 8))
         return [number % (len(self.tokens) - self.context) for number in numbers]
 
     def __call__(self, step: int, micro_step: int = 0) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, int64 [batch, context]; a target is the token after its input.
+        """Return inputs and targets, int64 [batch, context]; targets are shifted by one token.
 
         Raises:
             DataError: If a token does not fit the vocabulary.
@@ -155,7 +155,7 @@ class Batches:
 
 
 def cut_tail(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Nine tenths and the last tenth, which is validation where nothing else marks one."""
+    """Split off the last tenth for validation."""
     cut = len(tokens) - len(tokens) // 10
     return tokens[:cut], tokens[cut:]
 
@@ -163,7 +163,7 @@ def cut_tail(tokens: Tensor) -> tuple[Tensor, Tensor]:
 def validation_batches(
     tokens: Tokens, *, batch: int, context: int, tokens_at_most: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first windows of the stream, fixed and without overlap.
+    """Return the first windows of the stream, without overlap, the same at each call.
 
     All batches have one size, so that the mean of their losses is the mean over tokens: windows
     beyond a multiple of `batch` are left out; fewer than `batch` windows make one smaller batch.
@@ -200,6 +200,6 @@ def _check(batch: int, context: int) -> None:
 
 
 def _windows(tokens: Tokens, starts: list[int], context: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, [len(starts), context]."""
+    """Return inputs and targets, [len(starts), context]."""
     windows = torch.stack([tokens.read(start, context + 1) for start in starts])
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

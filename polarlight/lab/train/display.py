@@ -1,4 +1,4 @@
-"""The live picture of a comparison in a terminal, or plain lines where there is none."""
+"""Live table of a comparison in a terminal, or plain lines elsewhere."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ PLAIN_EVERY = 10.0
 
 
 class Row:
-    """The latest numbers of one run."""
+    """Latest numbers of one run."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -35,7 +35,7 @@ class Row:
         self.status = "waiting"
 
     def add(self, record: Record) -> None:
-        """Takes over what the record tells."""
+        """Update the numbers from a record."""
         self.status = f"training, {self.skipped} gradients skipped" if self.skipped else "training"
         match record["kind"]:
             case "step":
@@ -64,7 +64,7 @@ class Row:
             self.optimizer_share = record["time"].get("optimizer", 0.0) / total
 
     def cells(self) -> list[str]:
-        """Text for the table, `headers` but for the first two."""
+        """Return the table's texts for `headers` without its first two columns."""
         dead = [_text(self.dead, "{:.1%}")] if has_experts(self._plan) else []
         return [
             f"{self.step}/{self._plan.steps}",
@@ -79,19 +79,19 @@ class Row:
 
 
 def has_experts(plan: Plan) -> bool:
-    """Whether the runs train a mixture of experts."""
+    """Tell whether the runs train a mixture of experts."""
     return plan.architecture == Architecture.MOE
 
 
 def headers(plan: Plan) -> list[str]:
-    """Titles of the table's columns: run and seed, those of `Row.cells`, the last without one."""
+    """Return the titles of the table's columns."""
     experts = ["dead experts"] if has_experts(plan) else []
     numbers = ["step", "loss", "validation", "tokens/s", "optimizer", "starved", *experts]
     return ["run", "seed", *numbers, ""]
 
 
 class Display:
-    """A `Watcher` that draws; use it as a context manager around the training.
+    """Watcher that draws; use it as a context manager around the training.
 
     Args:
         specs: The runs, in order.
@@ -129,7 +129,7 @@ class Display:
         self._live.stop()
 
     def follow(self, spec: Spec, record: Record) -> None:
-        """Shows the record."""
+        """Draw the record."""
         row = self._rows[spec.label, spec.seed]
         row.add(record)
         self._bar.update(self._task, completed=sum(row.step for row in self._rows.values()))

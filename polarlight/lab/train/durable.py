@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and that say so.
+"""Files that are written atomically and sealed with a checksum.
 
 A file is written beside its place, flushed to the disk, and renamed into it: whoever is killed
 leaves the old file or the new one. A seal at the end tells damage that came later:
@@ -22,18 +22,18 @@ _PIECE = 2**20
 
 
 class Writable(Protocol):
-    """What a writer is given."""
+    """File-like object that a writer receives."""
 
     def write(self, data: bytes, /) -> int:
-        """Appends."""
+        """Append data."""
 
 
 class DamagedError(ValueError):
-    """The content of a file is not what was sealed."""
+    """Error: the content of a file differs from its seal."""
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Puts a new file in the place of `path`, once `write` has written all of it to the disk.
+    """Replace `path` by a new file once `write` has written it and it is on the disk.
 
     Raises:
         OSError: If that fails, as on a full disk; `path` is as it was.
@@ -55,19 +55,19 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _os_error_behind(error: BaseException | None) -> OSError | None:
-    """The OSError that led to an error; torch hides that of a file that it writes to."""
+    """Return the OSError behind an error; torch wraps that of the file it writes."""
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error
 
 
 def replace_text(path: Path, text: str) -> None:
-    """`replace` with a text in UTF-8."""
+    """Replace `path` by a text in UTF-8."""
     replace(path, lambda file: file.write(text.encode()))
 
 
 def replace_sealed(path: Path, write: Callable[[Writable], object]) -> None:
-    """`replace`, with a seal at the end."""
+    """Replace `path` by a file with a seal at its end."""
 
     def write_and_seal(file: BinaryIO) -> None:
         counting = _Counting(file)
@@ -78,7 +78,7 @@ def replace_sealed(path: Path, write: Callable[[Writable], object]) -> None:
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether the file ends with a seal; reads all of it to see that the seal is true.
+    """Tell whether a file ends with a valid seal; read all of it to check.
 
     Raises:
         DamagedError: If there is a seal, and the content is another one.
@@ -101,14 +101,14 @@ def is_sealed(path: Path) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Waits until what was written to the file is on the disk; nothing if there is no file."""
+    """Wait until a file's content is on the disk; do nothing without a file."""
     if path.exists():
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes a rename last, on systems where folders can be flushed."""
+    """Flush a folder so that a rename is durable, on systems that can."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -118,7 +118,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 class _Counting:
-    """Writes to a file and knows the length and checksum of what it wrote."""
+    """Writer that keeps the length and checksum of its output."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.length, self.digest = file, 0, hashlib.sha256()

@@ -1,4 +1,4 @@
-"""What a run was done with: versions and hardware, for the report."""
+"""Versions and hardware of a run, for the report."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from polarlight.linalg.precision import cpu_capabilities, has_fast_bfloat16
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Return the versions of the packages that affect the numbers."""
     found = {
         "polarlight": polarlight.__version__,
         "python": platform.python_version(),
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> dict[str, str]:
-    """The device and what it is good at."""
+    """Return the device and its properties."""
     fast = has_fast_bfloat16(device.type, device.index)
     found = {
         "device": _name(device),

@@ -1,4 +1,4 @@
-"""A run's model as a Hugging Face folder: config, weights, and a tokenizer of bytes.
+"""Export of a run's model as a Hugging Face folder: config, weights, byte tokenizer.
 
 The trainer's model is weight for weight a Qwen3 (a mixture of experts a Qwen3Moe), so that nothing
 is converted: `AutoModelForCausalLM.from_pretrained(folder)` has equal logits. Where the vocabulary
@@ -23,7 +23,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def export(run: Path, out: Path) -> list[Path]:
-    """Writes the model of a run's checkpoint as a Hugging Face folder; returns the files.
+    """Write the model of a run's checkpoint as a Hugging Face folder; return the files.
 
     Args:
         run: A run's folder, with `settings.json` and `checkpoint.pt`.
@@ -50,7 +50,7 @@ def export(run: Path, out: Path) -> list[Path]:
 
 
 def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` that fits a model.
+    """Return the `config.json` of a model.
 
     Raises:
         ValueError: If its MLP is none that Qwen3 has.
@@ -62,7 +62,7 @@ def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def byte_tokenizer() -> dict[str, dict[str, Any]]:
-    """`tokenizer.json` and its config: a token per UTF-8 byte, and the byte's value as its number.
+    """Return `tokenizer.json` and its config: one token per UTF-8 byte, numbered by it.
 
     A byte-level BPE without merges; byte 0, which the trainer puts between files, ends a text.
     """
@@ -88,7 +88,7 @@ def byte_tokenizer() -> dict[str, dict[str, Any]]:
 
 
 def _characters() -> list[str]:
-    """GPT-2's printable character for every byte: itself where it is visible, else from 256 on."""
+    """Return GPT-2's printable character for every byte."""
     visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
     found, replaced = [], 0
     for byte in range(BYTES):

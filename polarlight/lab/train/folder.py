@@ -1,4 +1,4 @@
-"""The folder of a run belongs to one process, and to its settings.
+"""Folder of a run: locked by one process and tied to the run's settings.
 
 The settings are written first, and compared ever after.
 """
@@ -14,11 +14,11 @@ Record = dict[str, Any]
 
 
 class SettingsError(ValueError):
-    """The folder holds a run with other settings."""
+    """Error: the folder holds a run with other settings."""
 
 
 def claim(folder: Path, settings: Record) -> FolderLock:
-    """Makes and locks the folder, and writes `settings.json` or compares with the one there.
+    """Make and lock the folder, and write `settings.json` or compare with it.
 
     Returns:
         The lock, to be released when the run is over.
@@ -50,7 +50,7 @@ def _write_or_compare(folder: Path, settings: Record) -> None:
 
 
 def _settings_in(path: Path) -> Record:
-    """The settings that a folder was claimed with."""
+    """Return the settings in a folder."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -61,7 +61,7 @@ def _settings_in(path: Path) -> Record:
 
 
 def differences(a: Record, b: Record) -> str:
-    """`key: old -> new` for every leaf that differs; `absent` where one side has no such key."""
+    """Return `key: old -> new` for every leaf that differs; `absent` for a missing key."""
     found = []
     for key in sorted(a.keys() | b.keys()):
         old, new = a.get(key, "absent"), b.get(key, "absent")

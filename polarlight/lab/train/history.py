@@ -1,4 +1,4 @@
-"""What a run writes while it trains, and how it is read back: one JSON object per line.
+"""History of a run: its records, written and read as one JSON object per line.
 
     {"kind": "step", "step", "loss", "lr", "tokens", "seconds", "time": {part: seconds}}
     {"kind": "validation", "step", "loss", "seconds"}
@@ -29,12 +29,12 @@ Record = dict[str, Any]
 
 
 class HistoryError(ValueError):
-    """The file of records is damaged: where."""
+    """Error: the file of records is damaged; names the line."""
 
 
 @dataclass(slots=True)
 class History:
-    """The records of one run, by kind and in order."""
+    """Records of one run, by kind and in order."""
 
     label: str
     seed: int
@@ -50,11 +50,11 @@ class History:
 
     @property
     def final_loss(self) -> float | None:
-        """The last validation loss of a run that reached its end, else None."""
+        """Last validation loss of a finished run, else None."""
         return self.validations[-1]["loss"] if self.finished and self.validations else None
 
     def add(self, record: Record) -> None:
-        """Files one record under its kind."""
+        """Add one record to the list of its kind."""
         lists = {
             "step": self.steps,
             "validation": self.validations,
@@ -73,7 +73,7 @@ class History:
 
 
 def load(folder: Path) -> History:
-    """The history of the run in a folder."""
+    """Return the history of the run in a folder."""
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     run = settings["run"]
     history = History(label=run["label"], seed=run["seed"], settings=settings)
@@ -83,13 +83,13 @@ def load(folder: Path) -> History:
 
 
 def append(path: Path, record: Record) -> None:
-    """Adds one record to the file, as a whole line."""
+    """Append one record to the file, as a whole line."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=True) + "\n")
 
 
 def read_records(path: Path) -> list[Record]:
-    """All whole records of the file; what a crash left behind at its end is left out.
+    """Yield all whole records of the file, without an incomplete last line.
 
     Raises:
         HistoryError: If there is damage before a whole record.
@@ -108,7 +108,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _record(line: bytes) -> Record | None:
-    """The record in a line; None if there is none."""
+    """Parse the record in a line; None if there is none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -118,6 +118,6 @@ def _record(line: bytes) -> Record | None:
 
 
 def truncate_after(path: Path, step: int) -> None:
-    """Drops the records after `step`, as a resumed run will write them again."""
+    """Drop the records after `step`, which a resumed run writes again."""
     kept = [r for r in read_records(path) if r["step"] <= step and r["kind"] != "stopped"]
     durable.replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -1,4 +1,4 @@
-"""One process per run: a lock file in the run's folder.
+"""Lock file of a run's folder: one process per run.
 
 The lock belongs to the open file and not to its existence. The system releases it when the process
 ends, killed or not: a file that is left behind stops nobody. Systems without `fcntl` have no lock.
@@ -17,11 +17,11 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class FolderInUseError(ValueError):
-    """Another process trains in the folder."""
+    """Error: another process trains in the folder."""
 
 
 class FolderLock:
-    """Holds a folder for this process, until `release`, garbage collection or its end.
+    """Lock on a folder until `release`, garbage collection or the end of the process.
 
     Args:
         folder: The folder of a run; it is created.
@@ -41,7 +41,7 @@ class FolderLock:
 
 
 def _open_locked(path: Path) -> int:
-    """A descriptor of the file, locked; the file may have been removed by its last holder."""
+    """Return a locked descriptor of the file; retry if its last holder removed it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -61,7 +61,7 @@ def _open_locked(path: Path) -> int:
 
 
 def _lock(descriptor: int) -> None:
-    """Locks the open file or raises; does nothing where there are no locks."""
+    """Lock the open file or raise; do nothing on systems without locks."""
     try:
         fcntl = import_module("fcntl")
     except ModuleNotFoundError:
@@ -74,7 +74,7 @@ def _lock(descriptor: int) -> None:
 
 
 def _release(path: Path, descriptor: int, holder: int) -> None:
-    """Removes the file while it is still locked, then unlocks it; not in a forked copy."""
+    """Remove the locked file, then unlock it; do nothing in a forked copy."""
     if os.getpid() == holder:
         path.unlink(missing_ok=True)
     os.close(descriptor)

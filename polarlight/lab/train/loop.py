@@ -1,4 +1,4 @@
-"""One training run: steps, validations, looks at neurons, checkpoints; resumes where it stopped.
+"""Training run: steps, validations, probes, checkpoints; resumes where it stopped.
 
 A run lives in a folder of its own: `settings.json`, `metrics.jsonl` (see `history.py`) and
 `checkpoint.pt`. A checkpoint is written after all records of its step, so that dropping what came
@@ -29,7 +29,7 @@ from polarlight.lab.train.parallel import (
     Parallel,
     Team,
     lay_out,
-    lying_like,
+    shard_like,
     share_work,
     whole_state,
 )
@@ -47,7 +47,7 @@ ENDINGS = ("finished", "stopped")
 
 
 def device_of(name: str) -> torch.device:
-    """The device for `auto` or a torch device name.
+    """Return the device for `auto` or a torch device name.
 
     Raises:
         ValueError: If torch knows no such device, or it cannot be used here.
@@ -70,7 +70,7 @@ def device_of(name: str) -> torch.device:
 
 
 def require_fitting(plan: Plan, vocab_size: int, team: Team = ALONE) -> None:
-    """Checks that the device exists, and that model and batch can fit into its memory.
+    """Raise unless the device exists and model and batch can fit into its memory.
 
     Raises:
         ValueError: If not; the message has the memory that is needed at least.
@@ -83,7 +83,7 @@ def require_fitting(plan: Plan, vocab_size: int, team: Team = ALONE) -> None:
 
 
 class Run:
-    """A model, its optimizer and where they are; iterate over `records()` to train.
+    """Model, optimizer, data and folder of one run; iterate over `records()` to train.
 
     Args:
         spec: What this run has for itself.
@@ -137,7 +137,7 @@ class Run:
             self.restore()
 
     def _claim(self) -> None:
-        """Takes the folder for this run; if the first process cannot, all of them raise."""
+        """Lock the folder for this run; if the first process cannot, all of them raise."""
         refusal: Exception | None = None
         try:
             if self.team.leads and self._lock is None:
@@ -150,18 +150,18 @@ class Run:
             raise refusal
 
     def release(self) -> None:
-        """Lets another process go on in the folder; training on takes it again."""
+        """Unlock the folder for another process; further training locks it again."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
     @property
     def metrics(self) -> Path:
-        """The file of records."""
+        """Path of the file of records."""
         return self.folder / "metrics.jsonl"
 
     def records(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Record]:
-        """Trains to the end, or until `stop()` says so, yielding each record once it is written.
+        """Train to the end or until `stop()`; yield each record once it is written.
 
         A run that is stopped is saved first. A non-finite loss ends the run with a `stopped`
         record. The folder is locked until the last record, or until the generator is closed.
@@ -198,7 +198,7 @@ class Run:
         yield self._write({"kind": "finished", "step": self.step})
 
     def save(self) -> None:
-        """Writes the checkpoint of this step, after all that came before it is on the disk."""
+        """Write the checkpoint of this step, after all earlier records are on the disk."""
         if self.team.leads:
             durable.flush(self.metrics)
         content = {
@@ -213,7 +213,7 @@ class Run:
             checkpoint.save(self.folder / "checkpoint.pt", content)
 
     def _advance(self, batches: Batches) -> float:
-        """One step; returns its loss. A non-finite loss leaves weights and state as they were."""
+        """Make one step and return its loss; a non-finite loss changes no state."""
         loss = 0.0
         self._watch.prepare(self.step)
         for micro_step in range(self.plan.accumulate):
@@ -234,7 +234,7 @@ class Run:
         return loss
 
     def _update(self) -> None:
-        """The optimizer's part of a step; what the probe costs is not counted."""
+        """Step the optimizer; the probe's time is not counted."""
         factor = self.plan.lr_factor(self.step)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * factor
@@ -245,7 +245,7 @@ class Run:
         self._clock.add("optimizer", before - self._watch.seconds)
 
     def _due(self, loss: float) -> Iterator[Record]:
-        """The records that this step owes."""
+        """Yield the records due at this step."""
         last = self.step == self.plan.steps
         if self.step == 1 or self.step % self.plan.log_every == 0 or last:
             time = self._clock.take()
@@ -265,19 +265,19 @@ class Run:
             yield from self._validate()
 
     def _newly_skipped(self) -> Iterator[Record]:
-        """The record of parameters that were left out of steps since the last one, if any were."""
+        """Return a record of parameters skipped since the last one, if any."""
         new = self._skipped_since()
         self._reported, self._resumed = Counter(self.optimizer.skipped()), Counter()
         if new:
             yield {"kind": "skipped", "step": self.step, "parameters": new}
 
     def _skipped_since(self) -> dict[str, int]:
-        """Steps that parameters were left out of since the last step record."""
+        """Return steps in which parameters were skipped since the last step record."""
         return dict(Counter(self.optimizer.skipped()) - self._reported + self._resumed)
 
     @torch.no_grad()
     def _validate(self) -> list[Record]:
-        """The validation record and, of a mixture, how its experts were used meanwhile."""
+        """Return the validation record, and for a mixture the use of its experts."""
         batches = validation_batches(
             self.corpus.validation,
             batch=self.plan.batch,
@@ -298,13 +298,13 @@ class Run:
         return [found | {"seconds": self.seconds}, *self._routing(counts)]
 
     def _routing(self, counts: Tensor | None) -> Iterator[Record]:
-        """The record of how often each expert of each layer was chosen."""
+        """Return the record of the use of each expert of each layer."""
         if counts is not None:
             named = zip(self.model.router_names(), map(describe, counts), strict=True)
             yield {"kind": "routing", "step": self.step, "layers": dict(named)}
 
     def _losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The cross entropy, and what is added to it before it is differentiated."""
+        """Return the cross entropy, and the auxiliary loss to differentiate with it."""
         with self._autocast():
             value, load = self._loss_and_load(tokens, targets)
         if load is None:
@@ -325,7 +325,7 @@ class Run:
         return record
 
     def restore(self) -> None:
-        """Loads the checkpoint, if there is one, and drops the records after it."""
+        """Load the checkpoint, if there is one, and drop the records after it."""
         path = self.folder / "checkpoint.pt"
         if path.exists():
             self._take(checkpoint.load(path, self.device), path)
@@ -333,11 +333,11 @@ class Run:
             history.truncate_after(self.metrics, self.step if path.exists() else -1)
 
     def _take(self, content: Record, path: Path) -> None:
-        """Goes where the checkpoint was; raises CheckpointError if it is one of another run."""
+        """Restore the run from a checkpoint; raise CheckpointError for another run's."""
         model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
         try:
-            self.model.load_state_dict(lying_like(content["model"], model))
-            self.optimizer.load_state_dict(lying_like(content["optimizer"], optimizer))
+            self.model.load_state_dict(shard_like(content["model"], model))
+            self.optimizer.load_state_dict(shard_like(content["optimizer"], optimizer))
             self.step, self.seconds = content["step"], content["seconds"]
             if "neurons" in content:
                 self._watch.load_state_dict(content["neurons"])

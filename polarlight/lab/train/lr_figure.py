@@ -1,4 +1,4 @@
-"""Pictures of a search for a learning rate: losses over rates, and the optimum against width."""
+"""Figures of a search for a learning rate: losses over rates, optima over width."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SLACK = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """What was found for one optimizer and width.
+    """Result of a search for one optimizer and width.
 
     Attributes:
         optimizer: Name of the recipe.
@@ -32,7 +32,7 @@ class Searched:
     step: float
 
     def record(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Return the result as JSON types."""
         best, near = self.sweep.optimum, self.sweep.within(SLACK)
         return {
             "optimizer": self.optimizer,
@@ -45,14 +45,14 @@ class Searched:
 
 
 def predictions(found: Sequence[Searched]) -> list[float]:
-    """Rates of equal steps for every width, through the middle of the optima that lie inside."""
+    """Return rates of equal operator norm per width, through the middle inner optimum."""
     inside = [one for one in found if one.sweep.edge is None] or list(found)
     level = sum(log(one.sweep.optimum.lr * one.step) for one in inside) / len(inside)
     return [exp(level) / one.step for one in found]
 
 
 def draw(found: Sequence[Searched]) -> Figure:
-    """A row per optimizer: losses over rates and, if there are several widths, their optima."""
+    """Draw a row per optimizer: losses over rates, and optima over width for several."""
     names = list(dict.fromkeys(one.optimizer for one in found))
     widths = list(dict.fromkeys(one.width for one in found))
     looks = styles(f"width {width}" for width in widths)
@@ -68,7 +68,7 @@ def draw(found: Sequence[Searched]) -> Figure:
 
 
 def _losses(ax: Axes, found: Sequence[Searched], looks: Mapping[str, LineStyle]) -> None:
-    """Above the least loss of each width, as wider models reach lower ones; no infinite ones."""
+    """Draw finite losses above the least of each width, as wider models have lower losses."""
     for one in found:
         look, best = looks[f"width {one.width}"], one.sweep.optimum
         above = [loss - best.loss for loss in one.sweep.losses]
@@ -91,4 +91,4 @@ def _optima(ax: Axes, found: Sequence[Searched], looks: Mapping[str, LineStyle])
     ax.set(xscale="log", yscale="log", ylim=(min(expected) / 6, max(expected) * 6))
     ax.set_xticks(widths, [str(width) for width in widths])
     ax.minorticks_off()
-    tidy(ax, "dashed: equal steps; bar: loss within .01", "width", "best learning rate")
+    tidy(ax, "dashed: equal steps; bar: loss within 0.01", "width", "best learning rate")

@@ -1,4 +1,4 @@
-"""The search for a learning rate with the trainer's own runs, at one width or at several.
+"""Search for a learning rate with the trainer's runs, at one width or several.
 
     OUT/muon/lr=0.02/seed0                    one width
     OUT/muon/width256-from128/lr=0.02/seed0   several: the head's rate is that of width 128, moved
@@ -36,11 +36,11 @@ Watch = Callable[[Mapping[str, Any]], None]
 
 
 class SearchStoppedError(RuntimeError):
-    """The user stopped the search; what is done is saved."""
+    """Error: the user stopped the search; finished runs are saved."""
 
 
 def at_width(plan: Plan, width: int) -> Plan:
-    """The plan of a wider or narrower model with heads of the same size.
+    """Return the plan of a wider or narrower model with heads of the same size.
 
     Raises:
         ValueError: If heads of that size do not fit the width.
@@ -61,12 +61,12 @@ def _never() -> bool:
 
 
 def _nothing(record: Mapping[str, Any]) -> None:
-    """Watches a run without a word."""
+    """Ignore a record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LrSearch:
-    """A training for `lab.tuning.find_lr`: takes a learning rate, returns the final loss.
+    """Training for `lab.tuning.find_lr`: call with a learning rate, get the final loss.
 
     Attributes:
         optimizer: Name of the recipe.
@@ -99,7 +99,7 @@ class LrSearch:
         require_fitting(self.plan, self.corpus.vocab_size)
 
     def __call__(self, lr: float) -> float:
-        """Validation loss at the end, mean over the seeds.
+        """Return the final validation loss, mean over the seeds.
 
         Raises:
             SearchStoppedError: If the user stopped it.
@@ -107,7 +107,7 @@ class LrSearch:
         return mean(self._loss(lr, seed) for seed in range(self.seeds))
 
     def step(self) -> float:
-        """How far lr 1 moves the output of a square hidden weight of this width, per input.
+        """Return the operator norm of a step with lr 1 of a square hidden weight.
 
         RMS to RMS: a polar factor's by its scale. AdamW's entries are aligned with what a layer
         reads: in proportion to the width.
@@ -119,12 +119,12 @@ class LrSearch:
         return rule.scale(width, width) if isinstance(rule, UpdateRule) else float(width)
 
     def model(self) -> GPT:
-        """The model, untrained."""
+        """Return the untrained model."""
         return GPT(self.plan.model(self.corpus.vocab_size))
 
     @property
     def folder(self) -> Path:
-        """Where the runs of this width lie."""
+        """Return the folder of this width's runs."""
         where = self.out / self.optimizer
         if self.base_width is None:
             return where
@@ -147,7 +147,7 @@ class LrSearch:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe, with the head's rate for this width."""
+        """Return the recipe, with the head's rate for this width."""
         recipe = recipe_of(self.optimizer)
         if self.base_width is None:
             return recipe

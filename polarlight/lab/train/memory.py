@@ -1,4 +1,4 @@
-"""Memory that a run needs at least, held against what the machine has before anything is allocated.
+"""Lower bounds on a run's memory, checked before anything is allocated.
 
 The estimate is a lower bound: what is refused cannot run. What is let through may still be too
 large; torch then says so itself.
@@ -25,18 +25,18 @@ _ACTIVATION = 2
 
 
 class TooLargeError(ValueError):
-    """The model or the batch cannot fit into the memory of the machine."""
+    """Error: the model or the batch cannot fit into the memory of the machine."""
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Bytes of memory that the device has, None where it does not say."""
+    """Return the device's memory in bytes, None where it is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return host_memory() if device.type == "cpu" else None
 
 
 def host_memory() -> int | None:
-    """Bytes of physical memory, or of the container's limit where that is smaller."""
+    """Return physical memory in bytes, or the container's limit if that is smaller."""
     known = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= getattr(os, "sysconf_names", {}).keys()
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if known else []
     for path in _CGROUP_LIMITS:
@@ -46,7 +46,7 @@ def host_memory() -> int | None:
 
 
 def require_model(config: ModelConfig, device: torch.device, *, copies: int = 1) -> None:
-    """Checks that the weights fit, and further copies of them: gradients, momenta.
+    """Raise unless the weights and `copies` of them fit: gradients, momenta.
 
     Raises:
         TooLargeError: If they do not.
@@ -58,7 +58,7 @@ def require_model(config: ModelConfig, device: torch.device, *, copies: int = 1)
 
 
 def require_batch(config: ModelConfig, sequences: int, device: torch.device) -> None:
-    """Checks that the activations of one micro batch fit.
+    """Raise unless the activations of one micro batch fit.
 
     Raises:
         TooLargeError: If they do not.

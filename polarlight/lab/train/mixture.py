@@ -1,4 +1,4 @@
-"""A mixture of experts in place of an MLP, weight for weight that of a Hugging Face Qwen3Moe.
+"""Mixture of experts in place of an MLP, weight for weight that of Hugging Face's Qwen3Moe.
 
     p = softmax(gate x),    T: the k largest entries of p,
     y = sum over e in T of  w_e down_e(silu(gate_e x) * up_e x),    w_e = p_e / sum of p over T
@@ -22,7 +22,7 @@ from polarlight.lab.train.router_load import RouterLoad
 
 
 class Choice(NamedTuple):
-    """What the router made of some tokens.
+    """Router's choice of experts for some tokens.
 
     Attributes:
         probabilities: Softmax scores, float32 [tokens, experts].
@@ -36,7 +36,7 @@ class Choice(NamedTuple):
 
 
 class Router(nn.Module):
-    """Scores all experts for each token and picks the best."""
+    """Router that scores all experts for each token and picks the best."""
 
     def __init__(self, width: int, experts: int, per_token: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, width))
 
     def forward(self, x: Tensor) -> Choice:
-        """From tokens [tokens, width]."""
+        """Choose experts for tokens [tokens, width]."""
         with torch.autocast(x.device.type, enabled=False):
             probabilities = linear(x.float(), self.weight.float()).softmax(dim=-1)
         weights, experts = probabilities.topk(self.per_token)
@@ -54,7 +54,7 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """SwiGLU MLPs side by side; the rows of an expert's gate stand above those of its up."""
+    """SwiGLU MLPs side by side; an expert's gate rows stand above its up rows."""
 
     def __init__(self, width: int, neurons: int, experts: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, width, neurons))
 
     def forward(self, x: Tensor, experts: Tensor, counts: Tensor) -> Tensor:
-        """What the chosen experts make of each token, [tokens, k, width].
+        """Return the chosen experts' outputs for each token, [tokens, k, width].
 
         Sorts the tokens by expert and takes one product per expert and matrix. No sum depends on
         the order in which threads finish: every gather is a permutation.
@@ -81,7 +81,7 @@ class Experts(nn.Module):
 
 
 class Mixture(nn.Module):
-    """A router and its experts."""
+    """Router and its experts."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Mixture(nn.Module):
         self.experts = Experts(config.width, config.expert_neurons, config.experts)
 
     def forward(self, x: Tensor) -> tuple[Tensor, RouterLoad]:
-        """[batch, positions, width] -> the same shape, and how the tokens were spread."""
+        """Map [batch, positions, width] to the same shape; return the load of experts too."""
         tokens = x.flatten(0, -2)
         probabilities, experts, weights = self.gate(tokens)
         counts = experts.flatten().bincount(minlength=probabilities.shape[1])

@@ -1,4 +1,4 @@
-"""A small GPT that is, in its default form, weight for weight a dense Qwen3 of Hugging Face.
+"""Small GPT; in its default form weight for weight a dense Qwen3 of Hugging Face.
 
     x <- x + attention(norm(x)),    x <- x + mlp(norm(x)),    logits = head(norm(x))
 
@@ -54,7 +54,7 @@ class Rotation:
 
     @classmethod
     def of(cls, positions: int, size: int, theta: float, device: torch.device) -> Self:
-        """Positions 0 to positions - 1 and frequencies theta^(-2i/size)."""
+        """Build for positions 0 to positions - 1 and frequencies theta^(-2i/size)."""
         exponents = torch.arange(0, size, 2, dtype=torch.float32, device=device) / size
         times = torch.arange(positions, dtype=torch.float32, device=device)
         angles = (times[:, None] * (1 / theta**exponents)).repeat(1, 2)
@@ -154,7 +154,7 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Everything below the output layer."""
+    """All layers below the output layer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Trunk(nn.Module):
 
 
 class GPT(nn.Module):
-    """A language model; see the module docstring.
+    """Language model; see the module docstring.
 
     Args:
         config: The shape.
@@ -197,7 +197,7 @@ class GPT(nn.Module):
         self.initialise(seed)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits, or the loss where targets are given.
+        """Return logits, or the loss if targets are given.
 
         Args:
             tokens: Integers, [batch, positions].
@@ -213,7 +213,7 @@ class GPT(nn.Module):
         return logits
 
     def loss_and_load(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, RouterLoad | None]:
-        """The loss of `forward`, and how the tokens of each layer were spread over its experts.
+        """Return the loss of `forward`, and the load of each layer's experts.
 
         The load, for `load_balancing_loss`, has one row per layer; a dense model has none.
         """
@@ -223,7 +223,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> Self:
-        """Draws all weights anew; equal seeds give equal weights, on every device.
+        """Draw all weights; equal seeds give equal weights on every device.
 
         Matrices, an expert's and the router's too, are normal with standard deviation
         0.5 / sqrt(fan_in), those that write into the residual stream (o_proj, down_proj) smaller by
@@ -249,15 +249,15 @@ class GPT(nn.Module):
         return scale * (2 * self.config.layers) ** -0.5 if writes else scale
 
     def parameter_count(self) -> int:
-        """Numbers in all parameters; tied ones count once."""
+        """Return the number of parameters; tied ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def active_parameter_count(self) -> int:
-        """Numbers that one token meets: all but those of the experts that it is not sent to."""
+        """Return the number of parameters in use for one token."""
         stacks = [p for m in self.modules() if isinstance(m, Experts) for p in m.parameters()]
         idle = self.config.experts - self.config.experts_per_token
         return self.parameter_count() - sum(idle * stack[0].numel() for stack in stacks)
 
     def router_names(self) -> list[str]:
-        """Names of the routers' weights, one per layer of a mixture."""
+        """Return the names of the routers' weights, one per layer of a mixture."""
         return [f"{name}.weight" for name, m in self.named_modules() if isinstance(m, Router)]

@@ -1,4 +1,4 @@
-"""The shape of the trainer's model, and the Hugging Face config that fits it."""
+"""Shape of the trainer's model, and the corresponding Hugging Face config."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,14 +6,14 @@ from typing import Any
 
 
 class Architecture(StrEnum):
-    """What a block has after attention: one MLP, or several experts of which a router picks."""
+    """Kind of a block's second half: one MLP, or a mixture of experts."""
 
     DENSE = "dense"
     MOE = "moe"
 
 
 class Mlp(StrEnum):
-    """What a block does to each position by itself."""
+    """Nonlinearity of an MLP."""
 
     SWIGLU = "swiglu"
     RELU2 = "relu2"
@@ -21,7 +21,7 @@ class Mlp(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a `GPT`.
+    """Shape of a `GPT`.
 
     Attributes:
         vocab_size: Number of tokens.
@@ -95,7 +95,7 @@ class ModelConfig:
             raise ValueError(f"kv_heads must divide heads = {self.heads}, got {self.key_heads}")
 
     def _legal_heads(self) -> str:
-        """The nearest widths for this number of heads, the nearest numbers for this width."""
+        """Return the nearest widths for these heads, and head counts for this width."""
         unit, keys = 2 * self.heads, self.kv_heads or 1
         below = self.width // unit * unit
         widths = [f"width = {width}" for width in (below, below + unit) if width]
@@ -123,7 +123,7 @@ class ModelConfig:
 
     @property
     def is_mixture(self) -> bool:
-        """Whether every block has a mixture of experts in place of one MLP."""
+        """True if every block has a mixture of experts in place of one MLP."""
         return self.architecture == Architecture.MOE
 
     @property
@@ -148,12 +148,12 @@ class ModelConfig:
 
     @property
     def active_neurons(self) -> int:
-        """Neurons of a layer that a token meets."""
+        """Neurons of a layer in use for one token."""
         return self.experts_per_token * self.expert_neurons if self.is_mixture else self.neurons
 
     @property
     def parameter_count(self) -> int:
-        """Numbers in all parameters, without building the model; tied ones count once."""
+        """Number of parameters, without building the model; tied ones count once."""
         attention = 2 * self.width * (self.heads + self.key_heads) * self.head_size
         norms = 2 * (self.width + self.head_size)
         matrices = 3 if self.mlp == Mlp.SWIGLU else 2
@@ -169,7 +169,7 @@ def _multiple_of_eight(size: float) -> int:
 
 
 def qwen3_config(config: ModelConfig) -> dict[str, Any]:
-    """The fields of the transformers config whose model has the same weights and logits.
+    """Return the transformers config whose model has the same weights and logits.
 
     Returns:
         Fields of a `Qwen3Config` for a dense model, of a `Qwen3MoeConfig` for a mixture.

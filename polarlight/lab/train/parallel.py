@@ -1,4 +1,4 @@
-"""The trainer's model on several processes, by PyTorch's own means.
+"""Trainer on several processes, by PyTorch's DDP, FSDP2 and tensor parallelism.
 
     torchrun --nproc-per-node 2 -m polarlight compare --parallel fsdp
 
@@ -28,7 +28,7 @@ from polarlight.optimizer.spectral import SpectralOptimizer
 
 
 class Parallel(StrEnum):
-    """How a model lies on several processes."""
+    """Layout of a model on several processes."""
 
     DDP = "ddp"
     FSDP = "fsdp"
@@ -38,7 +38,7 @@ class Parallel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """The processes of a run.
+    """Processes of a run.
 
     Attributes:
         rank: This one; only the first one writes files.
@@ -52,11 +52,11 @@ class Team:
 
     @property
     def readers(self) -> int:
-        """Among how many the sequences of a batch are divided; tensor-parallel ones share them."""
+        """Return the number of processes that read different sequences."""
         return 1 if self.kind is Parallel.TP else self.size
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's sequences of a batch.
+        """Return this process's sequences of a batch.
 
         Raises:
             ValueError: If the batch cannot be divided.
@@ -70,11 +70,11 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and talks."""
+        """True on the process that writes files and prints."""
         return self.rank == 0
 
     def mean(self, value: float, device: torch.device) -> float:
-        """The mean over all processes."""
+        """Return the mean of a value over all processes."""
         if self.size == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=device)
@@ -82,11 +82,11 @@ class Team:
         return float(total) / self.size
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether one of the processes says so."""
+        """Return True if the flag is set on any process."""
         return self.mean(float(flag), device) > 0
 
     def told(self, value: Any) -> Any:
-        """What the first process says."""
+        """Return the first process's value on every process."""
         if self.size == 1:
             return value
         said = [value]
@@ -98,7 +98,7 @@ ALONE = Team()
 
 
 def kind_of(text: str) -> Parallel:
-    """The layout of this name.
+    """Look up a layout by name.
 
     Raises:
         ValueError: If there is none.
@@ -108,7 +108,7 @@ def kind_of(text: str) -> Parallel:
 
 @contextmanager
 def team(kind: Parallel | str | None) -> Iterator[Team]:
-    """The processes that torchrun started, connected for as long as the block lasts.
+    """Connect the processes that torchrun started, for the duration of the block.
 
     Raises:
         ValueError: If the kind is unknown, or torchrun did not start this process.
@@ -128,7 +128,7 @@ def team(kind: Parallel | str | None) -> Iterator[Team]:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """The default process group, made from torchrun's environment and destroyed in the end."""
+    """Create the default process group from torchrun's environment; destroy it at the end."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -140,7 +140,7 @@ def connected() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class LaidOut:
-    """A model on several processes.
+    """Model on several processes.
 
     Attributes:
         loss_and_load: The model's, to be called on every process.
@@ -153,7 +153,7 @@ class LaidOut:
 
 
 def lay_out(model: GPT, kind: Parallel | None) -> LaidOut:
-    """Puts the model on all processes, in place.
+    """Distribute the model over all processes, in place.
 
     Raises:
         ValueError: If it cannot be divided among as many, or would train on other gradients.
@@ -181,14 +181,14 @@ def _check_averages(device: str, kind: Parallel) -> None:
 
 
 def share_work(optimizer: SpectralOptimizer, kind: Parallel | None) -> SpectralOptimizer:
-    """Lets the processes of DDP, which have equal parameters, divide the matrices among them."""
+    """Divide the matrices among DDP's processes, which have equal parameters."""
     if kind is Parallel.DDP:
         optimizer.executor = Sharded(group=dist.group.WORLD)
     return optimizer
 
 
 class _Loss(nn.Module):
-    """A model whose forward pass is its loss, since DDP listens there."""
+    """Module whose forward pass is the model's loss, as DDP hooks its forward pass."""
 
     def __init__(self, model: GPT) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class _Loss(nn.Module):
 
 
 def _mesh(device: str, *, hybrid: bool) -> Any:
-    """One dimension; two if copies of a sharded model are wanted."""
+    """Return a mesh of one dimension; two for replicas of a sharded model."""
     from torch.distributed.device_mesh import init_device_mesh
 
     size = dist.get_world_size()
@@ -211,7 +211,7 @@ def _mesh(device: str, *, hybrid: bool) -> Any:
 
 
 def _divide_parameters(model: GPT, mesh: Any) -> Any:
-    """FSDP2, a unit per block."""
+    """Apply FSDP2 to each block."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for block in model.model.layers:
@@ -222,7 +222,7 @@ def _divide_parameters(model: GPT, mesh: Any) -> Any:
 
 
 def _divide_products(model: GPT, device: str) -> None:
-    """Tensor parallelism: heads and neurons are divided; what a mixture has, stays whole."""
+    """Apply tensor parallelism to heads and neurons; mixtures stay whole."""
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
         ParallelStyle,
@@ -254,14 +254,14 @@ def _divide_products(model: GPT, device: str) -> None:
 
 
 def _summed(gradient: Tensor) -> Tensor:
-    """Of a norm that every process applied to its own heads."""
+    """Sum the gradient of a norm that every process applied to its own heads."""
     total = gradient.clone()
     dist.all_reduce(total)
     return total
 
 
 def whole_state(state: Any) -> Any:
-    """A state dict in which every DTensor is a tensor; every process must ask at once."""
+    """Return a state dict with full tensors for DTensors; a collective call."""
     if isinstance(state, Tensor):
         return full_tensor(state)
     if isinstance(state, dict):
@@ -269,10 +269,10 @@ def whole_state(state: Any) -> Any:
     return [whole_state(value) for value in state] if isinstance(state, list) else state
 
 
-def lying_like(state: Any, like: Any) -> Any:
-    """The inverse: whole tensors as they lie in a state dict of the same keys."""
+def shard_like(state: Any, like: Any) -> Any:
+    """Return a state dict of whole tensors sharded like another one's tensors."""
     if isinstance(state, dict):
-        return {key: lying_like(value, like[key]) for key, value in state.items()}
+        return {key: shard_like(value, like[key]) for key, value in state.items()}
     if not isinstance(state, Tensor) or not hasattr(like, "device_mesh"):
         return state
     from torch.distributed.tensor import distribute_tensor

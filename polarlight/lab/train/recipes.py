@@ -1,4 +1,4 @@
-"""Optimizers by the names that the command line knows, with learning rates that were swept."""
+"""Optimizers by their names on the command line, with swept learning rates."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ SPECTRAL_LR = 4e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A rule for the hidden matrices and the numbers it is used with here.
+    """Rule for the hidden matrices with its default learning rates.
 
     Attributes:
         rule: Makes the rule.
@@ -50,7 +50,7 @@ class Recipe:
     groups: Callable[[nn.Module, float, float], list[ParamGroup]] | None = None
 
     def groups_of(self, model: nn.Module, lr: float, aux_lr: float) -> list[ParamGroup]:
-        """The model's param groups."""
+        """Return the model's param groups."""
         route = self.groups or (lambda model, lr, aux_lr: with_adamw(model, lr=aux_lr))
         return route(model, lr, aux_lr)
 
@@ -93,7 +93,7 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def recipes() -> dict[str, Recipe]:
-    """Every recipe by name: registered rules, those of plugins too, and what is built on them."""
+    """Return every recipe by name: registered rules, plugins' rules, and combinations."""
     plain = {
         name: Recipe(rule=entry.make, lr=entry.lr, about=entry.about, momentum=entry.momentum)
         for name, entry in REGISTERED.items()
@@ -102,7 +102,7 @@ def recipes() -> dict[str, Recipe]:
 
 
 def recipe_of(name: str) -> Recipe:
-    """The recipe of this name.
+    """Look up a recipe by name.
 
     Raises:
         ValueError: If there is none; the message lists the known ones and the nearest.
@@ -111,7 +111,7 @@ def recipe_of(name: str) -> Recipe:
 
 
 def spec_of(name: str, *, seed: int, label: str | None = None, **numbers: float) -> Spec:
-    """A run of the recipe with its own numbers, or the given ones (lr, aux_lr, momentum, ...)."""
+    """Return a run of the recipe with its own numbers, or the given ones."""
     recipe = recipe_of(name)
     spec = Spec(
         label=label or name,
@@ -126,7 +126,7 @@ def spec_of(name: str, *, seed: int, label: str | None = None, **numbers: float)
 
 
 def build(model: nn.Module, spec: Spec, recipe: Recipe | None = None) -> SpectralOptimizer:
-    """The optimizer of a run; the recipe is the one that the run names, unless it is given."""
+    """Build the optimizer of a run from `recipe`, or from the recipe the run names."""
     recipe = recipe or recipe_of(spec.optimizer)
     return SpectralOptimizer(
         recipe.groups_of(model, spec.lr, spec.aux_lr),

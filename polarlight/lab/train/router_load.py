@@ -1,4 +1,4 @@
-"""How tokens spread over the experts of a mixture: the loss that evens it out, and its numbers.
+"""Load of a mixture's experts: the balancing loss, and statistics.
 
 The load-balancing loss of a layer with E experts, of which each token has k, is
 
@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 
 class RouterLoad(NamedTuple):
-    """How one batch was spread over the experts; `stacked` has one row per layer.
+    """Distribution of one batch over the experts; `stacked` has one row per layer.
 
     Attributes:
         counts: How many tokens chose each expert, int64 [..., experts].
@@ -39,14 +39,14 @@ class RouterLoad(NamedTuple):
 
 
 def stacked(layers: Sequence[RouterLoad]) -> RouterLoad | None:
-    """The loads of layers as one; None for a model without experts."""
+    """Stack the loads of layers; None for a model without experts."""
     if not layers:
         return None
     return RouterLoad(*(torch.stack(parts) for parts in zip(*layers, strict=True)))
 
 
 def load_balancing_loss(load: RouterLoad, experts_per_token: int) -> Tensor:
-    """The load-balancing loss, mean over layers; see the module docstring."""
+    """Return the load-balancing loss, mean over layers; see the module docstring."""
     counts, probabilities = load
     frequencies = experts_per_token * counts / counts.sum(dim=-1, keepdim=True)
     experts = counts.shape[-1]
@@ -54,7 +54,7 @@ def load_balancing_loss(load: RouterLoad, experts_per_token: int) -> Tensor:
 
 
 def describe(counts: Tensor) -> Record:
-    """Numbers about how often each expert of a layer was chosen.
+    """Return statistics of the use of each layer's experts.
 
     Args:
         counts: Times that each expert was chosen, [experts].

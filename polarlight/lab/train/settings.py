@@ -1,4 +1,4 @@
-"""What is trained and how long: the numbers behind presets, options and checkpoints."""
+"""Settings of training: the numbers behind presets, options and checkpoints."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from polarlight.lab.train.model_config import Architecture, Mlp, ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What all runs of a comparison share.
+    """Settings that all runs of a comparison share.
 
     Attributes:
         width: Size of the residual stream; see `ModelConfig` for this and the next eleven.
@@ -35,7 +35,7 @@ class Plan:
         validate_every: Steps between validations; the last step is always validated.
         validation_tokens: Tokens per validation, at most.
         log_every: Steps between records of the training loss.
-        neurons_every: Steps between looks at the neurons.
+        neurons_every: Steps between samples of the neurons.
         checkpoint_every: Steps between checkpoints.
         precision: auto, bf16 or fp32: the dtype of products under autocast.
         compile: Whether the model goes through `torch.compile`.
@@ -87,7 +87,7 @@ class Plan:
         self.model(vocab_size=1)
 
     def model(self, vocab_size: int) -> ModelConfig:
-        """The model's shape for a vocabulary."""
+        """Return the model's shape for a vocabulary."""
         return ModelConfig(
             vocab_size=vocab_size,
             width=self.width,
@@ -110,7 +110,7 @@ class Plan:
         return self.batch * self.accumulate * self.context
 
     def lr_factor(self, step: int) -> float:
-        """Factor on every learning rate at a step, counted from zero: up, flat, down."""
+        """Return the factor on every learning rate at a step, counted from zero."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         falling = self.cooldown * self.steps
         fall = min(1.0, (self.steps - step) / falling) if falling else 1.0
@@ -169,7 +169,7 @@ token and four times as many in all.
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What one run of a comparison has for itself.
+    """Settings of one run of a comparison.
 
     Attributes:
         label: What the report calls it; equal for all seeds.
@@ -191,10 +191,10 @@ class Spec:
 
 
 def with_changes(plan: Plan, changes: Mapping[str, Any]) -> Plan:
-    """The plan with every change that is not None."""
+    """Return the plan with every change that is not None."""
     return replace(plan, **{key: value for key, value in changes.items() if value is not None})
 
 
 def as_record(plan: Plan, spec: Spec, fingerprint: str) -> dict[str, Any]:
-    """Everything that decides a run's numbers, as JSON types; compared when a run is resumed."""
+    """Return all settings that affect a run's numbers, as JSON types."""
     return {"plan": asdict(plan), "run": asdict(spec), "data": fingerprint}

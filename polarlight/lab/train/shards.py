@@ -34,7 +34,7 @@ Shards = dict[Path, Tensor]
 
 
 def shard_corpus(source: Path, files: Sequence[Path], vocab_size: int | None) -> Corpus:
-    """The corpus of these shards, in the order of their names; nothing is copied into memory.
+    """Return the corpus of these shards, memory-mapped, in the order of their names.
 
     In a folder, shards with "val" in their name are validation; without one, and for a single file,
     validation is the last tenth of the last shard.
@@ -62,7 +62,7 @@ def shard_corpus(source: Path, files: Sequence[Path], vocab_size: int | None) ->
 
 
 def map_shard(file: Path) -> Tensor:
-    """The tokens of one shard, uint16 [tokens], mapped from the file.
+    """Map the tokens of one shard, uint16 [tokens].
 
     Raises:
         DataError: If the header or the size of the file is wrong.
@@ -90,7 +90,7 @@ def map_shard(file: Path) -> Tensor:
 
 
 def _hint(head: bytes) -> str:
-    """What a header with another magic number may be, and what to do."""
+    """Return what a header with another magic number may be, and the fix."""
     if int.from_bytes(head[:4], "big") == MAGIC:
         return "its bytes are in big-endian order: write it again with little-endian numbers"
     if int.from_bytes(head[:4], "little") == 20240801:
@@ -102,7 +102,7 @@ def _hint(head: bytes) -> str:
 
 
 def _check_size(file: Path, tokens: int, payload: int) -> None:
-    """The tokens that the header promises, no more and no less."""
+    """Raise DataError unless the file holds as many tokens as its header says."""
     if payload % TOKEN_BYTES:
         raise DataError(
             f"{file} has {payload} bytes after its header, an odd number, where every token takes "
@@ -120,7 +120,7 @@ def _check_size(file: Path, tokens: int, payload: int) -> None:
 
 
 def _split(source: Path, shards: Shards) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Training and validation pieces: by name in a folder, else by cutting the last shard."""
+    """Return training and validation pieces: by name in a folder, else by cutting the last."""
     held = {file for file in shards if "val" in file.name and source.is_dir()}
     if held:
         if len(held) == len(shards):
@@ -138,7 +138,7 @@ def _split(source: Path, shards: Shards) -> tuple[tuple[Tensor, ...], tuple[Tens
 
 
 def _vocabulary(shards: Shards, vocab_size: int | None) -> int:
-    """The given or default vocabulary size, held against a sample of the tokens."""
+    """Return the vocabulary size, given or default, checked on a sample of tokens."""
     limit = GPT2_TOKENS if vocab_size is None else vocab_size
     for file, shard in islice(shards.items(), _SAMPLED_SHARDS):
         largest = int(shard[:_SAMPLED_TOKENS].int().max())
@@ -151,7 +151,7 @@ def _vocabulary(shards: Shards, vocab_size: int | None) -> int:
 
 
 def _fingerprint(files: Sequence[Path]) -> str:
-    """SHA-256 over name, size, first and last MiB (the header included) of every file."""
+    """Return SHA-256 over name, size, first and last MiB of every file."""
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size

@@ -1,4 +1,4 @@
-"""The probes of a run: what each optimizer does to the neurons, and what the neurons say."""
+"""Probes of a run: neuron statistics from the optimizer and from activations."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,14 +12,14 @@ Record = dict[str, Any]
 
 
 class Watch:
-    """Looks at a run in steps 1, 1 + every, ..., and in its last one.
+    """Probes that observe steps 1, 1 + every, ..., and the last one.
 
     Activations are those of this process's share of the batch. A mixture's experts have no modules
     to hook, and tensor parallelism leaves each process some of the neurons: no activations there.
 
     Args:
         model: Hooked where activations are watched; before it is compiled.
-        every: Steps between looks.
+        every: Steps between samples.
         steps: Of the run.
         activations: Whether this process has whole layers of neurons.
     """
@@ -36,35 +36,35 @@ class Watch:
 
     @property
     def seconds(self) -> float:
-        """Time spent so far, but for the hooks' in the forward passes."""
+        """Time spent so far, without the hooks in forward passes."""
         own = 0.0 if self._activations is None else self._activations.seconds
         return self._neurons.seconds + own
 
     def attach(self, optimizer: SpectralOptimizer) -> None:
-        """Begins to look."""
+        """Attach the probes to an optimizer."""
         optimizer.observe(self._neurons)
         if self._activations is not None:
             optimizer.observe(self._activations)
 
     def prepare(self, step: int) -> None:
-        """Called after so many steps, before the forward passes of the next one."""
+        """Prepare the probes for the step after this one, before its forward passes."""
         last = step + 1 == self._steps
         self._neurons.step, self._neurons.full = step, last
         if self._activations is not None:
-            self._activations.resume(step, look=last)
+            self._activations.resume(step, full=last)
 
     def records(self, step: int) -> Iterator[Record]:
-        """What was found in this step."""
+        """Return the records of this step."""
         found, self._found = self._found, {}
         for kind, layers in found.items():
             yield {"kind": kind, "step": step, "layers": layers}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs; activations have no memory beyond a step."""
+        """Return the state for a checkpoint; activations have none."""
         return self._neurons.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore what `state_dict` returned."""
         self._neurons.load_state_dict(state)
 
     def _keep(self, kind: str, layers: Mapping[str, Record]) -> None:

@@ -32,7 +32,7 @@ def find_lr(
     record: Path | None = None,
     follow: Follow = announce,
 ) -> Sweep:
-    """Trains with each rate and, while the best is at an end of the sweep, with rates beyond it.
+    """Train with each rate and, while the best is at an end of the sweep, with rates beyond it.
 
     Args:
         train: Takes a learning rate, trains from the same start each time, returns the loss at the
@@ -96,7 +96,7 @@ def _beyond(found: dict[float, float]) -> float | None:
 
 
 def _read(record: Path) -> dict[float, float]:
-    """What an earlier search measured; a last line without its end was cut off and is dropped.
+    """Read losses of an earlier search; drop a last line that is incomplete.
 
     Raises:
         ValueError: If a line before it is no result.

@@ -14,7 +14,7 @@ import torch
 
 
 class Edge(StrEnum):
-    """On which side of the sweep the optimum may lie outside."""
+    """Side of the sweep on which the optimum may lie outside."""
 
     LOW = "low"
     HIGH = "high"
@@ -128,7 +128,7 @@ class Sweep:
         return self._reach(-1, slack), self._reach(1, slack)
 
     def _reach(self, step: int, slack: float) -> float:
-        """How far one can go to one side before the loss is too large."""
+        """Return the distance to one side at which the loss exceeds the least by `slack`."""
         limit, i = self.losses[self.best] + slack, self.best
         while 0 <= i + step < len(self.rates) and self.losses[i + step] <= limit:
             i += step
@@ -140,7 +140,7 @@ class Sweep:
 
 
 def _vertex(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
-    """Where the least-squares parabola is least, and its value there; None if it has no such."""
+    """Return place and value of the least-squares parabola's minimum; None without one."""
     powers = torch.tensor(x, dtype=torch.float64)[:, None] ** torch.arange(3)
     values = torch.tensor(y, dtype=torch.float64)[:, None]
     c0, c1, c2 = torch.linalg.lstsq(powers, values).solution.flatten().tolist()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from polarlight.routing.roles.vocabulary import Part
+from polarlight.routing.roles.wrappers import plain_name
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -74,3 +75,20 @@ MLP_BLOCKS = _words(
 def part_of(word: str, table: Mapping[Part, tuple[str, ...]]) -> Part:
     """Return the part whose words contain the given one; `Part.NONE` if no part does."""
     return next((part for part, words in table.items() if word in words), Part.NONE)
+
+
+def block_and_half(name: str, part: int, parts: int) -> tuple[str, str] | None:
+    """Return the name of a matrix's MLP and `gate` or `up`; None if the matrix is neither.
+
+    Args:
+        name: The parameter's name.
+        part: Index of the matrix in the parameter's view.
+        parts: Number of matrices in the view; two are a gate and an up projection.
+    """
+    if parts == 2:
+        return name, ("gate", "up")[part]
+    words = plain_name(name).split(".")
+    place = -2 if words[-1] == "weight" and len(words) > 1 else -1
+    block, word = ".".join(words[:place]), words[place].lower()
+    halves = (("gate", Part.GATE), ("up", Part.UP))
+    return next(((block, half) for half, kind in halves if word in MLP[kind]), None)

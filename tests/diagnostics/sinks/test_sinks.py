@@ -13,7 +13,7 @@ RECORDS = {
 }
 
 
-def test_flat_names_every_number_and_means_over_those_that_tell():
+def test_flat_has_every_number_and_the_mean_over_names_that_have_it():
     assert sinks.flat(RECORDS) == {
         "neurons/mean/update/starved/0.1": 0.25,
         "neurons/mean/rms": 2.0,
@@ -41,7 +41,7 @@ def test_json_lines_come_back_and_the_last_line_of_a_step_counts(tmp_path):
     assert math.isnan(records["x"]["rms"])
 
 
-def test_several_sinks_are_one():
+def test_several_passes_records_to_every_sink():
     seen = []
     sink = sinks.several(lambda s, r: seen.append(("a", s)), lambda s, r: seen.append(("b", s)))
     sink(3, RECORDS)
@@ -103,7 +103,7 @@ def test_an_offline_run_of_weights_and_biases(tmp_path, monkeypatch):
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
-def test_without_a_run_of_weights_and_biases_it_says_so():
+def test_wandb_without_an_open_run_raises():
     pytest.importorskip("wandb", reason="the client of Weights & Biases is not installed")
     with pytest.raises(ValueError, match=r"call wandb\.init"):
         sinks.wandb()
@@ -133,9 +133,7 @@ def test_a_local_run_of_trackio(tmp_path, monkeypatch):
         ("trackio", lambda folder: sinks.trackio(project="x")),
     ],
 )
-def test_a_missing_client_is_an_error_that_says_what_to_install(
-    monkeypatch, tmp_path, module, make
-):
+def test_a_missing_client_raises_with_the_extra_to_install(monkeypatch, tmp_path, module, make):
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(ImportError, match=r"pip install 'polarlight\["):
         make(tmp_path)

@@ -157,7 +157,7 @@ def test_wide_gram_matrices_are_summed_by_panels():
     assert 0.5 < half < 0.55
 
 
-def test_what_is_not_finite_or_zero_is_so_on_every_part():
+def test_zeros_and_non_finite_values_agree_on_every_part():
     for polar in (EIGEN, pl.linalg.RegularisedPolar(), pl.linalg.AutoPolar()):
         rule = pl.rules.muon(polar=polar)
         (M,) = gradients((40, 3), torch.float64, 1)

@@ -103,7 +103,7 @@ def test_runs_are_resumed_and_shared_and_learning_rates_swept(tmp_path, setting,
     assert not any(r.spec.label == "Muon" for r in trained)
 
 
-def test_a_sweep_goes_on_beyond_its_edge_and_ends():
+def test_a_sweep_extends_beyond_its_edge_and_ends():
     assert running.beyond({0.01: 1.0, 0.02: 2.0}) == (0.005,)
     assert running.beyond({0.01: 2.0, 0.02: 1.0}) == (0.04,)
     assert running.beyond({0.01: 2.0, 0.02: 1.0, 0.04: math.inf}) == ()
@@ -122,7 +122,7 @@ def test_a_sweep_that_never_leaves_its_edge_is_given_up(tmp_path, setting, monke
     assert set(told["muon"]) == {"0.0025", "0.005", "0.01", "0.02", "0.04"}
 
 
-def test_an_interrupted_run_goes_on(tmp_path, setting):
+def test_an_interrupted_run_resumes(tmp_path, setting):
     own = Setting(tmp_path, setting.data, 1, (*TINY, ("steps", 4), ("checkpoint_every", 2)), 1)
     task = Task("down-columns", "muon", 0.02, 0)
     claim = own.of(find("down-columns"))
@@ -143,7 +143,7 @@ def test_an_interrupted_run_goes_on(tmp_path, setting):
     assert again == rates
 
 
-def test_what_is_measured_after_a_run_is_measured_on_its_weights(tmp_path, setting):
+def test_measures_after_a_run_use_its_final_weights(tmp_path, setting):
     own = Setting(tmp_path, setting.data, 1, (*TINY, ("steps", 4)), 1)
     task = Task("sleep", "muon", 0.02, 0)
     folder = running.work(task, own)
@@ -175,14 +175,14 @@ def test_the_page_has_a_section_for_every_claim(tmp_path):
         assert claim.says in text
 
 
-def test_the_page_says_where_a_learning_rate_is_at_the_edge():
+def test_the_page_marks_learning_rates_at_the_edge():
     arm = {"lr": 0.04, "sweep": {"0.01": 2.0, "0.02": 1.9, "0.04": 1.8}}
     assert _rate(arm) == "0.04 (of 0.01, 0.02, 0.04; at the edge)"
     assert _rate({**arm, "lr": 0.02}) == "0.02 (of 0.01, 0.02, 0.04)"
     assert _rate({"lr": 0.02, "sweep": {}}) == "0.02 (not swept)"
 
 
-def test_what_is_reported_is_measured_of_its_arms_alone():
+def test_reported_measures_cover_their_arms_alone():
     claim = find("sleep")
     assert "cost of pruning others" in claim.measures("muon")
     assert "cost of pruning others" not in claim.measures("muon, then aurora")

@@ -32,7 +32,7 @@ def test_a_difference_within_the_noise_or_with_one_seed_is_undecided():
     assert "one seed" in str(finding)
 
 
-def test_thresholds():
+def test_measures_are_compared_with_thresholds():
     starved = samples(a=[0.30, 0.31, 0.29])
     assert least("a", "loss", 0.25)(starved).verdict is Verdict.REPRODUCED
     assert most("a", "loss", 0.01)(starved).verdict is Verdict.NOT_REPRODUCED

@@ -47,7 +47,7 @@ def test_schedules_are_drawn(tmp_path, name):
         (["accuracy", "--search", "0"], "must be >= 1, got 0"),
     ],
 )
-def test_mistakes_are_named(arguments, said):
+def test_unknown_names_raise_with_the_known_ones(arguments, said):
     result = run(*arguments)
     assert result.exit_code == 2
     assert said in result.stderr

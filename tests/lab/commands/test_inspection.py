@@ -15,7 +15,7 @@ from tests.lab.inspection.files import model
 run = CliRunner().invoke
 
 
-def test_it_prints_what_it_found_and_writes_the_report(tmp_path):
+def test_inspect_prints_its_findings_and_writes_the_report(tmp_path):
     save_file(model().state_dict(), tmp_path / "x.safetensors")
     result = run(app, ["inspect", str(tmp_path / "x.safetensors"), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output

@@ -81,7 +81,7 @@ def test_overwriting_with_a_model_that_does_not_fit_deletes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["1.5e0", "1e-3", "inf", "nan", "1e8x"])
-def test_a_count_that_is_no_whole_number(text):
+def test_a_fractional_count_is_a_usage_error(text):
     assert f"expected int, got '{text}'" in refused("compare", "--set", f"batch={text}")
 
 
@@ -170,7 +170,7 @@ def test_converting_without_names_mentions_the_option(tmp_path):
 
 
 @pytest.mark.parametrize("names", [b"\xff\xfe\x00", b"{", b"[1, 2]", b'{"optimizer": "a"}', b"3"])
-def test_names_that_are_none(tmp_path, names):
+def test_a_names_file_without_names_is_named(tmp_path, names):
     torch.save(
         {"optimizer": torch.optim.AdamW([nn.Parameter(torch.ones(2))]).state_dict()},
         tmp_path / "c.pt",
@@ -255,7 +255,7 @@ MENDABLE = {
 
 
 @pytest.mark.parametrize("error", MENDABLE.values(), ids=MENDABLE)
-def test_whatever_a_command_raises_passes_through_one_place(monkeypatch, error):
+def test_every_command_error_passes_through_one_handler(monkeypatch, error):
     def fails(*_):
         raise error
 
@@ -322,7 +322,7 @@ def test_a_target_beside_its_module_is_found(tmp_path):
         ("needing:f", "No module named 'a_package_that_is_not_there'"),
     ],
 )
-def test_a_target_that_is_not_there_is_named(tmp_path, monkeypatch, target, said):
+def test_a_missing_target_function_is_named(tmp_path, monkeypatch, target, said):
     (tmp_path / "my_models.py").write_text("NUMBER = 3\ndef on_my_mesh(): pass\n")
     (tmp_path / "needing.py").write_text("import a_package_that_is_not_there\n")
     monkeypatch.chdir(tmp_path)

@@ -35,7 +35,7 @@ def test_json_has_the_numbers():
     assert tall["lr"] * tall["weight_decay"] == pytest.approx(3e-5)  # the decay per step stays
 
 
-def test_where_one_number_does_not_do_it_says_so():
+def test_shapes_with_different_rates_get_advice():
     shapes = "--shape", "3072x768", "--shape", "768x3072"
     apart = run("translate-lr", "--from", "moonlight", "--to", "torch", "--lr", "3e-4", *shapes)
     assert "keep the scale" in apart.output
@@ -53,7 +53,7 @@ def test_where_one_number_does_not_do_it_says_so():
         (["--from", "sgd", "--to", "torch", "--lr", "1", "--shape", "2x2"], "no factor"),
     ],
 )
-def test_mistakes_are_one_line(arguments, said):
+def test_invalid_arguments_are_one_line_on_stderr(arguments, said):
     result = run("translate-lr", *arguments)
     assert result.exit_code == 2
     assert said in result.stderr
@@ -127,7 +127,7 @@ def test_a_bare_loops_momenta_are_converted(tmp_path):
     assert list(loaded) == names
 
 
-def test_conversion_names_mistakes(checkpoint):
+def test_convert_errors_name_the_checkpoint_and_the_fix(checkpoint):
     _, _, folder = checkpoint
     for arguments, said in (
         ([folder / "ckpt.pt"], "does not say what its 3 parameters are called; write their names"),

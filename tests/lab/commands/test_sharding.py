@@ -47,7 +47,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["check-sharding", *arguments])
 
 
-def test_help_teaches():
+def test_help_shows_commands_and_a_target_function():
     text = run("--help").output
     for word in ("MODULE:FUNCTION", "fully_shard", "torchrun", "--processes"):
         assert word in text
@@ -65,7 +65,7 @@ def test_help_teaches():
         (["--optimizers", "muno"], "Did you mean 'muon'?"),
     ],
 )
-def test_mistakes_are_told(arguments, said):
+def test_invalid_arguments_are_one_line_on_stderr(arguments, said):
     result = run(*arguments)
     assert result.exit_code == 2
     assert said in result.output
@@ -73,7 +73,7 @@ def test_mistakes_are_told(arguments, said):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("function", "status"), [("same", 0), ("different", 1)])
-def test_a_model_of_ones_own(tmp_path, function, status):
+def test_a_target_functions_model_is_compared(tmp_path, function, status):
     (tmp_path / "mine.py").write_text(MODEL)
     command = [sys.executable, "-m", "polarlight", "check-sharding", f"mine:{function}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -74,7 +74,7 @@ def test_compare_again_resumes_and_overwrite_starts_again(tmp_path):
         (["--data", "nowhere.txt"], "does not exist"),
     ],
 )
-def test_mistakes_are_one_line_that_says_what_to_do(arguments, said):
+def test_invalid_arguments_are_one_line_with_the_fix(arguments, said):
     result = run("compare", *arguments)
     assert result.exit_code == 2
     assert said in result.stderr
@@ -113,7 +113,7 @@ def test_explain_takes_a_hugging_face_config_and_prints_json():
     assert {row["role"] for row in rows} >= {"gate_up", "down", "attention", "embedding"}
 
 
-def test_a_config_that_is_none_is_named(tmp_path):
+def test_an_invalid_hugging_face_config_is_named(tmp_path):
     pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text('{"model_type": "qwen33"}')
     result = run("explain", "--hf", tmp_path / "config.json")
@@ -122,7 +122,7 @@ def test_a_config_that_is_none_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("command", [[], ["compare"], ["explain"]])
-def test_help_teaches(command):
+def test_help_shows_commands_and_defaults(command):
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.output

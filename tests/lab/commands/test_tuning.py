@@ -25,7 +25,7 @@ def find(tmp_path, *more):
     return run("find-lr", "--data", data, "--out", out, "--steps", 4, *TINY, *more)
 
 
-def test_it_finds_draws_and_says_what_it_did(tmp_path):
+def test_find_lr_writes_results_a_figure_and_a_summary(tmp_path):
     result = find(tmp_path, "--optimizers", "muon", "--rates", "0.01,0.04", "--extend", 1)
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "out" / "find-lr.json").read_text())
@@ -57,7 +57,7 @@ def search(tmp_path, **changes):
     return LrSearch(corpus=corpus(tmp_path), out=tmp_path / "out", **numbers)
 
 
-def test_a_search_that_was_stopped_goes_on_to_the_same_loss(tmp_path):
+def test_a_stopped_search_resumes_to_equal_losses(tmp_path):
     records = []
     stopped = search(tmp_path, stop=lambda: len(records) >= 3, watch=records.append)
     with pytest.raises(SearchStoppedError):
@@ -78,7 +78,7 @@ def test_the_head_of_a_wider_model_is_slower_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(("optimizer", "step"), [("muon", 1), ("muon-rms", 0.2 * 4), ("adamw", 16)])
-def test_how_far_a_step_reaches(tmp_path, optimizer, step):
+def test_the_step_of_a_search_is_the_operator_norm(tmp_path, optimizer, step):
     assert search(tmp_path, optimizer=optimizer).step() == pytest.approx(step)
 
 
@@ -97,13 +97,13 @@ def test_heads_must_fit_the_width():
         (["--optimizers", "auorra"], "Did you mean 'aurora'?"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, more, said):
+def test_invalid_arguments_are_one_line_on_stderr(tmp_path, more, said):
     result = find(tmp_path, *more)
     assert result.exit_code == 2, result.output
     assert said in result.stderr
 
 
-def test_transfer_there_and_back():
+def test_transfer_back_returns_the_first_rate():
     there = "transfer-lr --lr 4e-3 --convention moonlight --shape 256x256 --to 1024x1024 --json"
     found = json.loads(run(*there.split(), "--weight-decay", 0.1).stdout)
     assert found["lr"] == pytest.approx(2e-3)

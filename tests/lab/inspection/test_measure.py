@@ -58,7 +58,7 @@ def test_columns_of_a_down_projection_are_its_neurons(found):
     assert down.neurons == pytest.approx(float(norms.std(unbiased=False) / norms.mean()), rel=1e-5)
 
 
-def test_momentum_tells_who_starves(tmp_path):
+def test_starved_rows_come_from_the_momentum(tmp_path):
     net = model()
     optimizer = trained(net)
     p = net.get_parameter(UP)
@@ -72,7 +72,7 @@ def test_momentum_tells_who_starves(tmp_path):
     assert square.starved is None
 
 
-def test_the_row_scale_that_aurora_kept_tells_how_far_rows_are_lifted(tmp_path):
+def test_lifts_come_from_auroras_row_scale(tmp_path):
     net = model()
     optimizer = trained(net, polarlight.Aurora(net, lr=0.0, aux_lr=0.0))
     p = net.get_parameter(UP)
@@ -161,7 +161,7 @@ def test_layers_have_a_place_and_sort_by_number():
     assert sorted(["a.10.b", "a.2.b"], key=natural) == ["a.2.b", "a.10.b"]
 
 
-def test_the_page_says_what_was_found_and_needs_nothing_else(found, tmp_path):
+def test_the_page_has_the_findings_and_no_external_files(found, tmp_path):
     page = write_page("demo <1>", found, ["a note"], tmp_path / "report")
     text = page.read_text()
     assert "Of 192 neurons in 3 MLPs, 2 (1.04" in text.replace("\N{NARROW NO-BREAK SPACE}", " ")

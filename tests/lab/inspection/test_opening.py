@@ -144,7 +144,7 @@ def broken(tmp_path, kind):
         ("empty folder", "holds no checkpoint"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, kind, said):
+def test_unreadable_files_are_named_with_the_reason(tmp_path, kind, said):
     path = broken(tmp_path, kind)
     with pytest.raises(UnreadableError, match=said) as caught:
         open_checkpoint(path)
@@ -171,7 +171,7 @@ def test_a_missing_shard_is_named(tmp_path):
         open_checkpoint(folder)
 
 
-def test_distributed_checkpoints_and_several_files_say_the_way_out(tmp_path):
+def test_distributed_checkpoints_and_several_files_raise_with_the_fix(tmp_path):
     for name in ("a.pt", "b.pt"):
         torch.save({"x": torch.zeros(2)}, tmp_path / name)
     with pytest.raises(UnreadableError, match=r"several files.*name one"):

@@ -7,7 +7,7 @@ import pytest
 from polarlight.lab.report import write_csv
 
 
-def test_reads_back(tmp_path):
+def test_a_written_file_reads_back(tmp_path):
     rows = [{"a": 'x, "y"\nz', "b": 0.1}, {"a": "é"}]
     path = write_csv(tmp_path / "a.csv", ["a", "b"], rows)
     with path.open(encoding="utf-8", newline="") as file:

@@ -10,7 +10,7 @@ from polarlight.lab.train.compare import first_interrupt, specs
 from tests.lab.train.tiny import comparison, train
 
 
-def test_all_runs_of_a_seed_start_alike_and_see_the_same_data(tmp_path):
+def test_all_runs_of_a_seed_have_equal_weights_and_data(tmp_path):
     runs = comparison(tmp_path, optimizers=("adamw", "muon", "aurora"), seeds=2)
     train(runs)
     first = {
@@ -30,7 +30,7 @@ def test_finished_runs_are_skipped_and_read_back(tmp_path):
     assert [label for label, _ in again] == [label for label, _ in seen]
 
 
-def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path):
+def test_an_interrupted_comparison_resumes(tmp_path):
     runs = comparison(tmp_path)
     count = 0
 
@@ -45,7 +45,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path):
     assert [h.finished for h in runs.histories()] == [True, True]
 
 
-def test_a_run_that_diverges_is_kept_and_the_others_go_on(tmp_path):
+def test_a_diverged_run_is_kept_and_the_others_continue(tmp_path):
     sweep = {"lr": [1e30, 0.01]}
     runs = comparison(tmp_path, optimizers=("muon",), sweep=sweep)
     train(runs)
@@ -78,7 +78,7 @@ def test_clear_deletes_these_runs_and_no_others(tmp_path):
     assert len(other.histories()) == 1
 
 
-def test_about_tells_what_decides_the_numbers(tmp_path):
+def test_about_lists_the_settings_and_versions(tmp_path):
     runs = comparison(tmp_path)
     about = runs.about("polarlight compare")
     assert about["data"]["fingerprint"] == runs.corpus.fingerprint

@@ -57,7 +57,7 @@ def test_the_embedded_corpus_has_no_installed_packages(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["empty", "python311.zip"])
-def test_an_interpreter_without_sources_is_told_to_pass_data(tmp_path, monkeypatch, folder):
+def test_an_interpreter_without_sources_raises_with_the_data_option(tmp_path, monkeypatch, folder):
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / folder)})
     with pytest.raises(DataError, match=f"{folder}.*frozen or zipped.*pass --data"):
@@ -132,7 +132,7 @@ def test_a_missing_path_is_an_error(tmp_path):
         load_corpus(tmp_path / "nowhere.txt")
 
 
-def test_an_empty_folder_is_an_error_that_lists_what_was_looked_for(tmp_path):
+def test_an_empty_folder_raises_with_the_suffixes_searched(tmp_path):
     (tmp_path / "image.png").write_bytes(b"png")
     with pytest.raises(DataError, match=r"holds no data; .*\*\.bin.*\*\.txt, .*\*\.jsonl.*\.xz"):
         load_corpus(tmp_path)
@@ -162,7 +162,7 @@ def test_text_needs_a_vocabulary_of_all_bytes(tmp_path):
         load_corpus(tmp_path / "text.txt", vocab_size=255)
 
 
-def test_a_text_shorter_than_the_context_says_how_much_is_needed(tmp_path):
+def test_a_text_shorter_than_the_context_raises_with_the_needed_length(tmp_path):
     (tmp_path / "text.txt").write_bytes(TEXT)
     with pytest.raises(DataError, match=r"validation split of .*text\.txt has 95 tokens.* 129"):
         load_corpus(tmp_path / "text.txt").require(context=128)

@@ -61,7 +61,7 @@ def test_the_tokenizer_is_the_bytes(tmp_path):
     assert tokenizer.eos_token_id == 0
 
 
-def test_the_command_says_what_it_wrote_and_names_mistakes(tmp_path):
+def test_the_command_prints_its_files_and_names_invalid_folders(tmp_path):
     pytest.importorskip("safetensors")
     run, _ = trained(tmp_path)
     out = tmp_path / "exported"

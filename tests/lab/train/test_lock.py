@@ -86,7 +86,7 @@ def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, holding, f
     assert not (tmp_path / folder.strip() / "metrics.jsonl").exists()
 
 
-def test_a_lock_of_a_killed_process_stops_nobody(tmp_path, holding):
+def test_a_killed_process_leaves_no_lock(tmp_path, holding):
     holder = holding(tmp_path / "run")
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -115,7 +115,7 @@ def test_a_run_that_is_trained_on_takes_its_folder_again(tmp_path, holding):
         next(run.records())
 
 
-def test_a_lock_file_that_is_removed_meanwhile_is_not_taken_for_the_folders(tmp_path):
+def test_a_lock_file_removed_while_waiting_is_not_used(tmp_path):
     first = FolderLock(tmp_path)
     (tmp_path / NAME).unlink()
     second = FolderLock(tmp_path)
@@ -143,7 +143,7 @@ class Told(Team):
         return FolderInUseError("runs/muon is in use") if value is None else value
 
 
-def test_the_first_process_alone_locks_and_the_others_hear_of_it(tmp_path):
+def test_the_first_process_locks_and_its_error_reaches_the_others(tmp_path):
     """The second process of a team writes nothing, and raises what the first one says."""
     second = Told(rank=1, size=2)
     with pytest.raises(FolderInUseError, match="runs/muon is in use"):

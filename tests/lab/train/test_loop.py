@@ -38,7 +38,7 @@ def test_records_are_written_as_they_are_yielded(tmp_path):
     assert kinds[-1] == ("finished", 6)
 
 
-def test_the_last_look_at_the_neurons_holds_the_shares(tmp_path):
+def test_the_last_neuron_record_holds_the_shares(tmp_path):
     looks = [r for r in run_in(tmp_path).records() if r["kind"] == "neurons"]
     assert {name.split(".")[-2] for name in looks[0]["layers"]} == {"gate_proj", "up_proj"}
     assert all("shares" not in layer["update"] for layer in looks[0]["layers"].values())
@@ -68,7 +68,7 @@ def test_every_recipe_trains(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["adamw", "normuon", "aurora"])
 @pytest.mark.parametrize("cut", [1, 3, 5])
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, name, cut):
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path, name, cut):
     whole = run_in(tmp_path / "a", name)
     straight = numbers_of(whole.records())
     first = run_in(tmp_path / "b", name)

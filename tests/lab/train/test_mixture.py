@@ -85,7 +85,7 @@ def test_the_load_is_described():
     assert describe(torch.full((8,), 5))["variation"] == 0
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path):
     def losses(folder, cut=None):
         folder.mkdir()
         run = Run(spec_of("symmetric", seed=0), MOE, corpus(folder), folder / "run")

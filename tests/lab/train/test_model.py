@@ -175,7 +175,7 @@ def test_a_model_in_bfloat16_returns_bfloat16_and_a_float32_loss():
         ({"mlp": "gelu"}, "mlp must be one of swiglu, relu2, got gelu"),
     ],
 )
-def test_an_impossible_shape_is_an_error_that_says_why(changes, message):
+def test_an_impossible_shape_raises_with_the_reason(changes, message):
     with pytest.raises(ValueError, match=message):
         small(**changes)
 

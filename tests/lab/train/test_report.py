@@ -64,7 +64,7 @@ def test_the_page_stands_alone(html, page):
         assert not re.search(r"(href=\"|src=\"|url\()(?!#)", svg)
 
 
-def test_links_lead_somewhere(out, page):
+def test_links_of_the_page_have_a_target(out, page):
     for link in page.links:
         assert link[1:] in page.ids if link.startswith("#") else (out / link).exists()
 
@@ -94,7 +94,7 @@ def test_the_statistic_is_the_stated_one(runs, page):
     assert row[2:] == [f"{statistic:.4f}", f"{statistic / deviation:.1f}", "yes"]
 
 
-def test_the_opening_says_what_was_run(page):
+def test_the_opening_names_model_data_and_length(page):
     assert "2.41 million parameters" in page.text
     assert "for 300 steps (2.46 million tokens) with 4 optimizers and 3 seeds each." in page.text
 

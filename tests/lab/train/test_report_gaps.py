@@ -27,7 +27,7 @@ def quick(label="muon", seed=0, **options):
     return fake_run(label, seed, **{"layers": 1, "rows": 64, "steps": 100, **options})
 
 
-def test_no_runs(tmp_path):
+def test_a_report_without_runs_is_written(tmp_path):
     page = report([], tmp_path, {})
     assert "No run has been recorded yet." in page.text
     assert rows_of(tmp_path / "summary.csv") == []
@@ -109,7 +109,7 @@ def test_one_optimizer_has_nothing_to_compare_with():
     assert "There is no other optimizer" in note.text
 
 
-def test_a_stopped_run_keeps_its_curve_and_says_why(tmp_path):
+def test_a_stopped_run_keeps_its_curve_and_the_reason(tmp_path):
     runs = [quick("aurora"), quick("muon", end="non-finite loss (nan)"), quick("muon", seed=1)]
     page = report(runs, tmp_path)
     assert page.tables[0][3][-1] == "1 finished; seed 0 stopped: non-finite loss (nan)"

@@ -29,7 +29,7 @@ def quick(label="muon", seed=0):
     return fake_run(label, seed, layers=1, rows=64, steps=100)
 
 
-def test_speed_is_per_step_whatever_the_spacing_of_records():
+def test_speed_per_step_does_not_depend_on_the_spacing_of_records():
     run = History("muon", 0)
     for step, seconds in ((1, 9.0), (5, 9.4), (10, 9.9)):
         spent = seconds - (run.steps[-1]["seconds"] if run.steps else 0.0)
@@ -46,14 +46,14 @@ def looks(*records):
     return [{"step": step, "layers": layers} for step, layers in records]
 
 
-def test_of_matrices_that_are_asked_in_turn_the_latest_number_counts():
+def test_matrices_measured_in_turn_count_with_their_latest_number():
     a, b = {"a": {"alignment": 1.0}}, {"b": {"alignment": 0.5}, "a": {"ratio": 1.0}}
     found = list(latest(looks((1, a), (5, {"a": {}}), (9, b), (13, {"a": {"alignment": 0.0}})),
                         "alignment"))  # fmt: skip
     assert found == [(1, 1.0), (9, 0.75), (13, 0.25)]
 
 
-def test_rows_that_never_recovered_are_told_once_one_has_starved():
+def test_unrecovered_rows_have_a_curve_from_the_first_starved_row_on():
     def look(ever, stayed):
         return {"up": {"update": {"ever": {"0.1": ever}, "stayed": {"0.1": stayed}}}}
 

@@ -36,7 +36,7 @@ def test_batches_cross_the_border_between_shards(tmp_path):
     assert torch.equal(targets, inputs + 1)
 
 
-def test_the_tail_of_the_last_shard_is_validation_where_no_name_says_val(tmp_path):
+def test_the_tail_of_the_last_shard_is_validation_without_a_val_shard(tmp_path):
     write_shard(tmp_path / "a.bin", range(100))
     write_shard(tmp_path / "b.bin", range(100, 200))
     corpus = load_corpus(tmp_path)
@@ -44,7 +44,7 @@ def test_the_tail_of_the_last_shard_is_validation_where_no_name_says_val(tmp_pat
     assert corpus.validation.read(0, 10).tolist() == list(range(190, 200))
 
 
-def test_a_single_shard_is_split_whatever_its_name(tmp_path):
+def test_a_single_shard_of_any_name_is_split(tmp_path):
     corpus = load_corpus(write_shard(tmp_path / "news_val_000000.bin", range(100)))
     assert (len(corpus.train), len(corpus.validation)) == (90, 10)
 

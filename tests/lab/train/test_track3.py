@@ -174,7 +174,7 @@ def test_the_neuron_monitor_sees_the_mlps(tmp_path):
     assert set(monitor.history[0][1]) == {f"blocks.{i}.mlp.fc.weight" for i in range(2)}
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path):
+def test_a_stopped_run_resumes(tmp_path):
     straight = list(run_in(tmp_path / "a").records())
     first = run_in(tmp_path / "b")
     records = first.records()
@@ -236,7 +236,7 @@ def test_sizes_that_do_not_divide_are_refused():
         replace(TINY, tokens_per_step=65)
 
 
-def test_the_command(tmp_path):
+def test_the_command_trains_and_writes_records(tmp_path):
     result = run(app, ["track3", "--preset", "record-36", "--out", str(tmp_path)])
     assert result.exit_code == 2
     assert "cached_fineweb10B.py" in result.stderr

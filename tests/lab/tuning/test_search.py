@@ -32,7 +32,7 @@ def test_the_optimum_is_found_inside_and_beyond_the_ends(best):
     assert len(train.asked) == len(set(train.asked)) <= 7
 
 
-def test_the_ends_are_extended_as_often_as_allowed_and_then_it_says_so():
+def test_the_ends_are_extended_up_to_the_limit_with_a_note():
     train = Training(10.0)
     found = find_lr(train, [0.01, 0.02], extend=2, follow=silent)
     assert found.rates == pytest.approx((0.01, 0.02, 0.04, 0.08))
@@ -40,14 +40,14 @@ def test_the_ends_are_extended_as_often_as_allowed_and_then_it_says_so():
     assert find_lr(train, [0.01, 0.02], extend=0, follow=silent).rates == (0.01, 0.02)
 
 
-def test_where_all_diverge_it_goes_down():
+def test_a_search_extends_down_if_all_rates_diverge():
     found = find_lr(Training(1e-3, limit=0.005), [0.01, 0.02], extend=5, follow=silent)
     assert found.optimum.lr == pytest.approx(1e-3, rel=0.3)
     with pytest.raises(ValueError, match="every run diverged"):
         find_lr(Training(1, limit=0.0), [0.01, 0.02], extend=1, follow=silent)
 
 
-def test_an_interrupted_search_goes_on(tmp_path):
+def test_an_interrupted_search_resumes(tmp_path):
     record, seen = tmp_path / "deep" / "lr.jsonl", []
 
     def stops(lr):
@@ -86,7 +86,7 @@ def test_a_damaged_record_is_refused_by_its_line(tmp_path):
         ([0.1, 0.2], -1, "extend must be >= 0, got -1"),
     ],
 )
-def test_mistakes_are_named(rates, extend, said):
+def test_invalid_arguments_raise_with_their_value(rates, extend, said):
     with pytest.raises(ValueError, match=said):
         find_lr(Training(1), rates, extend=extend)
 
@@ -96,7 +96,7 @@ def test_each_result_is_a_line_on_stderr(capsys):
     assert "find_lr 2/3: lr 0.02, loss 0" in capsys.readouterr().err
 
 
-def test_on_a_real_training():
+def test_a_real_training_is_searched():
     """A closure as a user writes it: too low learns nothing, too high forgets."""
 
     def train(lr):

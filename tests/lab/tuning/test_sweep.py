@@ -21,7 +21,7 @@ def test_a_parabola_is_found_exactly(best, rates):
 
 
 @pytest.mark.parametrize(("best", "edge", "said"), [(0.001, "low", "lower"), (9, "high", "higher")])
-def test_at_an_end_it_says_so_and_guesses_nothing(best, edge, said):
+def test_an_optimum_at_an_end_is_marked_and_not_extrapolated(best, edge, said):
     sweep = parabola((0.01, 0.02, 0.04), best)
     assert sweep.edge is sweep.optimum.edge is Edge(edge)
     assert sweep.optimum.lr in (0.01, 0.04)
@@ -58,7 +58,7 @@ def test_within_interpolates_and_stays_inside():
         ((1.0, 2.0), (inf, nan), "every run diverged, lr 1 too"),
     ],
 )
-def test_mistakes_are_named(rates, losses, said):
+def test_invalid_sweeps_raise_with_their_value(rates, losses, said):
     with pytest.raises(ValueError, match=said):
         Sweep(rates, losses)
 

@@ -9,8 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import polarlight
 from polarlight import Role
-from polarlight.diagnostics.pairs import block_and_half
 from polarlight.routing import infer_roles
+from polarlight.routing.roles.names import block_and_half
 from polarlight.routing.roles.wrappers import plain_name
 from tests.routing.roles.blocks import block, found, linear
 
@@ -97,20 +97,20 @@ PREFIXES = [
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("head", ["lm_head", "output"])
-def test_names_alone_tell_a_head_behind_any_prefix(prefix, head):
+def test_a_head_is_found_by_name_behind_any_prefix(prefix, head):
     named = [(prefix + name, p) for name, p in LM(head).named_parameters()]
     named.append(("value.weight", nn.Parameter(torch.zeros(4, 32))))
     assert heads(named) == [f"{prefix}{head}.weight"]
 
 
-def test_names_alone_tell_a_head_by_the_rows_of_the_table_in_the_same_part():
+def test_a_head_is_found_by_the_rows_of_the_embedding_in_its_part():
     student, teacher = LM("to_tokens"), LM("to_tokens", vocabulary=80)
     named = [("student." + n, p) for n, p in student.named_parameters()]
     named += [("teacher." + n, p) for n, p in teacher.named_parameters()]
     assert heads(named) == ["student.to_tokens.weight", "teacher.to_tokens.weight"]
 
 
-def test_what_has_as_many_rows_as_some_table_is_not_always_a_head():
+def test_a_matrix_with_an_embeddings_rows_is_not_always_a_head():
     """Position and type tables do not count, nor layers that others read or of another model."""
     model = block(
         other=linear(96, 16),

@@ -170,7 +170,7 @@ def test_heads_of_the_output_projection_are_columns():
     assert found(model)["self_attn.o_proj.weight"].heads == Heads(4, dim=-1)
 
 
-def test_kernels_have_views_and_depthwise_ones_say_so():
+def test_kernels_have_views_and_depthwise_ones_a_reason():
     model = block(
         plain=nn.Conv2d(4, 6, 3, bias=False),
         grouped=nn.Conv1d(4, 6, 3, groups=2, bias=False),
@@ -213,12 +213,12 @@ def test_gates_of_recurrent_layers_are_matrices_of_their_own():
     assert infer_roles(nn.RNN(4, 5))[0].view == Whole()
 
 
-def test_the_features_of_a_foreign_linear_layer_tell_its_orientation():
+def test_the_features_of_a_foreign_linear_layer_give_its_orientation():
     assert found(block(up=TurnedLinear(8, 32)))["up.weight"].view == Transposed()
     assert found(block(up=block(weight=raw(8, 32))))["up.weight"].role is Role.VECTOR
 
 
-def test_names_and_shapes_alone_tell_gpt2_from_its_transpose():
+def test_names_and_shapes_distinguish_gpt2_from_its_transpose():
     names = {
         "h.0.attn.c_attn.weight": (8, 24),
         "h.0.mlp.c_fc.weight": (8, 32),

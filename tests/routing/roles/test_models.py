@@ -171,7 +171,7 @@ def test_files_that_are_no_config_are_refused(tmp_path, text, said):
         explain_hf(tmp_path / "config.json", polarlight.Muon)
 
 
-def test_without_transformers_the_way_out_is_said(monkeypatch):
+def test_explain_hf_without_transformers_raises_with_the_fix(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match="pip install transformers"):
         explain_hf(CONFIGS[0], polarlight.Muon)

@@ -101,7 +101,7 @@ class SigmoidBlock(nn.Module):
         return self.gate(x).sigmoid()
 
 
-def test_routers_are_told_apart_by_how_they_score():
+def test_sigmoid_and_softmax_routers_have_different_parts():
     """Centering is right for softmax scores and wrong for sigmoid ones."""
     soft = found(block(router=SoftmaxGate()))["router.weight"]
     assert (soft.role, soft.part) == (Role.ROUTER, Part.SOFTMAX)
@@ -175,7 +175,7 @@ def test_an_mlp_inside_attention_is_an_mlp():
     assert {a.role for a in infer_roles(model)} == {Role.GATE_UP, Role.DOWN}
 
 
-def test_what_an_mlp_calls_its_layers_does_not_matter():
+def test_names_of_an_mlps_layers_do_not_change_roles():
     model = block(ffn=nn.Sequential(linear(32, 8), nn.ReLU(), linear(8, 32)))
     assert [a.role for a in infer_roles(model)] == [Role.GATE_UP, Role.DOWN]
 
@@ -196,7 +196,7 @@ def test_wrappers_in_the_path_change_nothing():
     assert names["_orig_mod.mlp.up_proj.lora_A.weight"].role in MATRIX_ROLES
 
 
-def test_frozen_parameters_keep_their_role_and_say_that_they_are_frozen():
+def test_frozen_parameters_keep_their_role_with_a_reason():
     model = block(up_proj=linear(32, 8))
     model.up_proj.weight.requires_grad_(False)
     (assignment,) = infer_roles(model)

@@ -53,7 +53,7 @@ CLAIM = Claim(
             {"kaon": 1.0, "simple x10": -1.0},
         ),
         Within(
-            "at equal slope, simple x10 and Polar Express agree to .01",
+            "at equal slope, simple x10 and Polar Express agree to 0.01",
             {"simple x10": 1.0, "polar express x5": -1.0},
             0.01,
         ),

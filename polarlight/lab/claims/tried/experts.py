@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polarlight.diagnostics.pairs import block_and_half
 from polarlight.diagnostics.spectra import row_shares, starved
 from polarlight.lab.claims.arms import MUON
 from polarlight.lab.claims.claim import Claim
 from polarlight.lab.claims.verdict import lower
 from polarlight.lab.train.loop import Run
 from polarlight.linalg import ExactPolar
+from polarlight.routing.roles.names import block_and_half
 
 STARVED = 0.1
 

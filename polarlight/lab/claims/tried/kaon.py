@@ -30,7 +30,7 @@ CLAIM = Claim(
         "freon 2/3": _freon(6, 4),
     },
     checks=(
-        Within("losses of Kaon and Muon agree to .01", {"kaon": 1.0, "muon": -1.0}, 0.01),
+        Within("losses of Kaon and Muon agree to 0.01", {"kaon": 1.0, "muon": -1.0}, 0.01),
         lower("freon 2/3", "muon"),
         lower("freon 2/3", "freon 1/4"),
     ),

@@ -27,7 +27,7 @@ class MeanOfPolars(Stage):
         return {"polar_mean": shape}
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
-        """Updates the mean; returns the step."""
+        """Update the mean; returns the step."""
         U, mean = at_least_float32(self.polar(X)), buffers["polar_mean"]
         mean.lerp_(U, 1 - self.beta)
         return U.lerp(mean, self.beta).to(X.dtype)

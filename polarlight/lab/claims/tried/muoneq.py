@@ -34,7 +34,7 @@ CLAIM = Claim(
     checks=(
         lower("muoneq", "muon"),
         Within(
-            "Aurora with and without even rows first agree to .01",
+            "Aurora with and without even rows first agree to 0.01",
             {"aurora": 1.0, "aurora, rows first": -1.0},
             0.01,
         ),

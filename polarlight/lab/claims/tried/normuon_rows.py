@@ -24,7 +24,7 @@ CLAIM = Claim(
         lower("normuon", "muon"),
         lower("even rows", "muon"),
         Within(
-            "losses of NorMuon and of even rows agree to .01",
+            "losses of NorMuon and of even rows agree to 0.01",
             {"normuon": 1.0, "even rows": -1.0},
             0.01,
         ),

@@ -16,8 +16,8 @@ CLAIM = Claim(
     reported={
         "muon": ("starved", "starved in the end by the momentum", "never recovered by the momentum")
     },
-    notes="Of all rows that were ever seen below .1 of an equal share of the update: the fraction "
-    "seen there at every look since (`never recovered`; looks are 25 steps apart, and one crossing "
-    "of the threshold, however short, is a recovery), and the fraction seen there at the last look "
-    "(`starved in the end`), whatever lay between.",
+    notes="Of all rows that were ever seen below 0.1 of an equal share of the update: the fraction "
+    "seen there in every sample since (`never recovered`; samples are 25 steps apart; a crossing "
+    "of the threshold, however short, is a recovery), and the fraction seen there in the last "
+    "sample (`starved in the end`), whatever lay between.",
 )

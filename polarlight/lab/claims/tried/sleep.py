@@ -1,4 +1,4 @@
-"""Starved neurons: asleep, or dead?"""
+"""Starved neurons: do they recover under another rule, and does the loss need them?"""
 
 from dataclasses import dataclass, replace
 
@@ -19,13 +19,13 @@ STARVED = 0.1
 
 @dataclass(slots=True)
 class Switch:
-    """A probe that gives the tall matrices Aurora's rule after half of the steps."""
+    """Probe that gives the tall matrices Aurora's rule after half of the steps."""
 
     run: Run
     at: int
 
     def begin(self) -> bool:
-        """Switches in front of the first step of the second half, also in a resumed run."""
+        """Switch before the first step of the second half, also in a resumed run."""
         if self.run.step >= self.at:
             for group in self.run.optimizer.param_groups:
                 if group["role"] == "gate_up":
@@ -33,10 +33,10 @@ class Switch:
         return False
 
     def observe(self, observation: Observation) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def end(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def _switch(run: Run) -> None:
@@ -45,7 +45,7 @@ def _switch(run: Run) -> None:
 
 @torch.no_grad()
 def _pruned(run: Run) -> dict[str, float]:
-    """What the loss gains when neurons are cut whose gate and up rows are both starved.
+    """Return the loss increase when neurons with both gate and up rows starved are removed.
 
     And what it gains when as many others are cut, drawn at random.
     """
@@ -62,19 +62,19 @@ def _pruned(run: Run) -> dict[str, float]:
 
 
 def _starved(run: Run, mlp: SwiGLU) -> torch.Tensor:
-    """Neurons whose gate and up rows both are."""
+    """Return a mask of the neurons whose gate and up rows are both starved."""
     buffers = (run.optimizer.state[m.weight] for m in (mlp.gate_proj, mlp.up_proj))
     return torch.stack([_shares(s["momentum_buffer"]) < STARVED for s in buffers]).all(dim=0)
 
 
 def _shares(M: torch.Tensor) -> torch.Tensor:
-    """Row shares that the exact polar factor of tall M [m, n] has, [m]."""
+    """Return the row shares of the exact polar factor of tall M, [m, n] -> [m]."""
     m, n = M.shape
     return gram_leverages(M, precise_gram(M)) * (m / n)
 
 
 def _cost(run: Run, mlps: list[SwiGLU], masks: list[torch.Tensor]) -> float:
-    """The validation loss without these neurons; the weights come back."""
+    """Return the validation loss without these neurons; restore the weights."""
     kept = [mlp.down_proj.weight.clone() for mlp in mlps]
     for mlp, mask in zip(mlps, masks, strict=True):
         mlp.down_proj.weight[:, mask] = 0
@@ -88,8 +88,8 @@ _STEPS = {"steps": 500, "validate_every": 500, "checkpoint_every": 500}
 
 CLAIM = Claim(
     name="sleep",
-    says="Starved neurons are asleep and not dead: a Muon run that goes over to Aurora half-way "
-    "wakes them, with a lower loss; and pruning the starved ones costs nothing.",
+    says="Starved neurons can recover: in a Muon run that switches to Aurora half-way they do, "
+    "with a lower loss; and pruning the starved neurons of Muon costs nothing.",
     source="ours",
     arms={
         "muon": replace(FINE_MUON, changes=_STEPS, finish=_pruned),
@@ -106,7 +106,7 @@ CLAIM = Claim(
         "muon": ("cost of pruning others", "never recovered by the momentum"),
         "muon, then aurora": ("never recovered by the momentum",),
     },
-    notes="Pruned are neurons whose gate and up rows both have less than .1 of an equal share of "
+    notes="Pruned are neurons whose gate and up rows both have less than 0.1 of an equal share of "
     "the momentum's leverage, which is what counts as starved in the first check. A run of the "
     "switching arm that is interrupted starts again.",
 )

@@ -13,7 +13,7 @@ CLAIM = Claim(
     name="starvation",
     says="Under Muon more than a quarter of the MLP's neurons starve by step 500, under Aurora and "
     "U-NorMuon none, by the leverage of the update and by activation.",
-    source="Tilde Research, Aurora blog (2026); no threshold is published, .1 of an equal share "
+    source="Tilde Research, Aurora blog (2026); no threshold is published, 0.1 of an equal share "
     "here",
     arms={
         "muon": at(FINE_MUON, **_STEPS),
@@ -26,10 +26,10 @@ CLAIM = Claim(
     ),
     reported=dict.fromkeys(
         ("muon", "aurora", "unormuon"),
-        ("starved", "starved rows below .25", "starved by the momentum"),
+        ("starved", "starved rows below 0.25", "starved by the momentum"),
     ),
-    notes="By leverage a neuron is starved if both of its rows, gate's and up's, have less than .1 "
-    "of an equal share of the update; `starved` counts rows. By activation it is silent if its "
-    "mean magnitude before the down projection is less than .1 of the layer's. Published at 340 "
+    notes="By leverage a neuron is starved if both of its rows, gate's and up's, have less than "
+    "0.1 of an equal share of the update; `starved` counts rows. By activation it is silent if its "
+    "mean magnitude before the down projection is less than 0.1 of the layer's. Published at 340 "
     "million parameters; starvation is said to grow with size.",
 )

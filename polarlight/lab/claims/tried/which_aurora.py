@@ -1,4 +1,4 @@
-"""Which Aurora trains best, and does better alignment train better?"""
+"""Comparison of Aurora's forms: training loss, and whether better alignment lowers it."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The report of `polarlight compare`: one model, several optimizers, one or more seeds."""
+"""Report of `polarlight compare`: one model, several optimizers, one or more seeds."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ __all__ = ["write_report"]
 
 
 def write_report(histories: Sequence[History], about: Mapping[str, Any], out: Path) -> Path:
-    """Writes the report of some runs, finished or not, into a folder.
+    """Write the report of some runs, finished or not, into a folder.
 
     Args:
         histories: One per run; runs of one label are seeds of one optimizer.

@@ -1,4 +1,4 @@
-"""Figures of quantities over steps: one panel per quantity, below each other."""
+"""Figures of quantities over steps, one panel per quantity."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ HEIGHTS = (3.3, 4.4, 5.7)
 
 
 def share(ax: Axes, top: float) -> None:
-    """Percent, from zero; a little room below it, so that lines at zero are seen."""
+    """Scale an axis in percent from zero, with a margin below it."""
     top = max(0.04, top)
     ax.set_ylim(-0.03 * top, 1.06 * top)
     ax.yaxis.set_major_locator(MaxNLocator(4))
@@ -27,18 +27,18 @@ def share(ax: Axes, top: float) -> None:
 
 
 def from_zero(ax: Axes, top: float) -> None:
-    """Numbers from zero up."""
+    """Scale an axis from zero up."""
     ax.set_ylim(0, 1.06 * top or 1.0)
     ax.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def own(ax: Axes, top: float) -> None:
-    """Numbers wherever they lie."""
+    """Leave the axis as it is."""
     ax.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def logarithmic(ax: Axes, top: float) -> None:
-    """Factors; where nothing is positive, plain numbers."""
+    """Scale an axis logarithmically; linearly if nothing is positive."""
     if top > 0:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
@@ -66,7 +66,7 @@ class Panel:
 def over_steps(
     groups: Sequence[Group], panels: Sequence[Panel], *, markers: bool = False
 ) -> Figure | None:
-    """The panels that any group tells of; None if there are none.
+    """Draw the panels that any group has; None if there are none.
 
     Args:
         groups: What to draw, each in its own style.

@@ -1,4 +1,4 @@
-"""Everything about the run, behind titles that open it."""
+"""Details about the run, in blocks that unfold."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ _TITLES = {
 
 
 def about_the_run(groups: Sequence[Group], about: Mapping[str, Any]) -> Section:
-    """What is known of the run, the known parts first; whatever else `about` holds is shown too."""
+    """Return blocks on the run: known parts first, then all others in `about`."""
     known = [key for key in _TITLES if key in about]
     others = [key for key in about if key not in _TITLES and key != "title"]
     blocks: list[Block] = [_details(key, about[key]) for key in known + others]
@@ -50,7 +50,7 @@ def _details(key: str, value: Any) -> Details:
 
 
 def _recorded_settings(groups: Sequence[Group]) -> list[Block]:
-    """What the runs themselves recorded: what they share, and what differs between labels."""
+    """Return the runs' settings: shared ones, and differences between labels."""
     runs = {g.label: [_leaves(run.settings) for run in g.runs] for g in groups}
     every = [leaves for recorded in runs.values() for leaves in recorded]
     names = dict.fromkeys(name for leaves in every for name in leaves)
@@ -69,7 +69,7 @@ def _recorded_settings(groups: Sequence[Group]) -> list[Block]:
 
 
 def _leaves(settings: Mapping[str, Any], path: str = "") -> dict[str, str]:
-    """Nested settings as text by dotted name."""
+    """Return nested settings as text by dotted name."""
     leaves: dict[str, str] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
@@ -80,5 +80,5 @@ def _leaves(settings: Mapping[str, Any], path: str = "") -> dict[str, str]:
 
 
 def _values(name: str, recorded: Sequence[Mapping[str, str]]) -> str:
-    """The values of a setting over the seeds of one label, each once."""
+    """Return the values of a setting over the seeds of one label, each once."""
     return ", ".join(dict.fromkeys(leaves.get(name, NOTHING) for leaves in recorded))

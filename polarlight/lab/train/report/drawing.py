@@ -1,4 +1,4 @@
-"""How the curves of groups are drawn, the same in every figure."""
+"""Drawing of groups' curves, the same in every figure."""
 
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -17,7 +17,7 @@ _MOST_MARKERS = 30
 
 
 def lines_of(group: Group, extract: Extract) -> list[tuple[Band, History | None]]:
-    """What is drawn of a group: its finished runs as one band, the others each alone."""
+    """Return the curves of a group: its finished runs as one band, the others each alone."""
     finished = [s for run in group.finished if len((s := extract(run)).steps)]
     bands: list[tuple[Band, History | None]] = [(over_seeds(finished), None)] if finished else []
     alone = [(extract(run), run) for run in group.cut_short]
@@ -25,7 +25,7 @@ def lines_of(group: Group, extract: Extract) -> list[tuple[Band, History | None]
 
 
 def peak(groups: Sequence[Group], extract: Extract) -> float | None:
-    """The largest value that will be drawn; None where there is none."""
+    """Return the largest value to draw; None without values."""
     bands = [band for group in groups for band, _ in lines_of(group, extract)]
     return max((float(band.high.max()) for band in bands if len(band.high)), default=None)
 
@@ -38,7 +38,7 @@ def draw(
     clock: bool = False,
     markers: bool = False,
 ) -> None:
-    """Mean line and range of every group; a run that was cut short is thin, with a mark at its end.
+    """Draw mean and range of every group; an unfinished run is thin, with a mark at its end.
 
     Args:
         ax: Where to draw.
@@ -73,14 +73,14 @@ def _draw_band(ax: Axes, group: Group, x: Array, band: Band, *, markers: bool, a
 
 
 def _mark_end(ax: Axes, group: Group, x: float, y: float, *, stopped: bool) -> None:
-    """A cross where a run was stopped, an open circle where it is unfinished."""
+    """Draw a cross where a run was stopped, an open circle where it is unfinished."""
     colour = group.style.colour
     face, marker = (colour, "X") if stopped else ("white", "o")
     ax.plot([x], [y], marker, markersize=6, markeredgecolor=colour, markerfacecolor=face)
 
 
 def faint(ax: Axes, groups: Sequence[Group], extract: Extract, *, clock: bool = False) -> None:
-    """Thin, transparent lines behind the others."""
+    """Draw thin, transparent lines behind the others."""
     for group in groups:
         for band, _ in lines_of(group, extract):
             x = band.seconds if clock else band.steps
@@ -93,7 +93,7 @@ def faint(ax: Axes, groups: Sequence[Group], extract: Extract, *, clock: bool = 
 def robust_limits(
     lines: Sequence[tuple[Array, Array]], finals: Sequence[float], start: float
 ) -> tuple[float, float] | None:
-    """Limits for y that show what happens after `start`, and where the finished runs end.
+    """Return limits for y that show the part after `start` and all final values.
 
     The upper limit is the median, over lines, of the largest value from `start` on, so a run that
     blows up leaves the picture instead of flattening it; nothing above the median first value is

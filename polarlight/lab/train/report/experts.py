@@ -1,4 +1,4 @@
-"""The section of a mixture of experts: how evenly the routers spread the tokens."""
+"""Section on a mixture of experts: the load of its routers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ _WORDS = (
 
 
 def experts(groups: Sequence[Group], folder: Path) -> Section | None:
-    """Spread of the load and dead experts over time, and both layer by layer; None if dense."""
+    """Return load and dead experts over time, and layer by layer; None for a dense model."""
     album = Album(folder)
     album.add(
         over_steps(groups, [_SPREAD], markers=True),

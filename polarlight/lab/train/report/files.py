@@ -1,4 +1,4 @@
-"""The numbers of the report as CSV files."""
+"""CSV files of the report's numbers."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ from polarlight.lab.train.report.series import (
 
 
 def column_of(key: str) -> str:
-    """A reading's name in the files: `update_effective` for `update/effective`."""
+    """Return a reading's column name: `update_effective` for `update/effective`."""
     return key.replace("/", "_")
 
 
@@ -50,13 +50,13 @@ CURVES = ("label", "seed", "quantity", "step", "seconds", "value")
 
 
 def write_summary(histories: Sequence[History], path: Path) -> Path:
-    """One row per run."""
+    """Write one row per run."""
     more = SUMMARY_OF_EXPERTS if any(run.routing for run in histories) else ()
     return write_csv(path, (*SUMMARY, *more), map(_summary, histories))
 
 
 def write_curves(histories: Sequence[History], path: Path) -> Path:
-    """One row per recorded value, not smoothed; values that are not finite are left out."""
+    """Write one row per recorded value, not smoothed, without non-finite values."""
     return write_csv(path, CURVES, (row for run in histories for row in _curves(run)))
 
 

@@ -1,4 +1,4 @@
-"""The runs of one label: one optimizer, one or more seeds."""
+"""Runs of one label: one optimizer, one or more seeds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ class Group:
 
     @property
     def finished(self) -> list[History]:
-        """The runs that reached their end."""
+        """Runs that reached their end."""
         return [run for run in self.runs if run.finished]
 
     @property
     def cut_short(self) -> list[History]:
-        """The runs that were stopped or have not reached their end."""
+        """Runs that were stopped or have not reached their end."""
         return [run for run in self.runs if not run.finished]
 
     @property
     def counted(self) -> list[History]:
-        """The runs that numbers are taken from: the finished ones, or all if there are none."""
+        """Runs whose numbers count: the finished ones, or all if there are none."""
         return self.finished or self.runs
 
     @property
@@ -48,12 +48,12 @@ class Group:
         return stdev(self.losses) if len(self.losses) > 1 else None
 
     def average(self, measure: Callable[[History], float | None]) -> float | None:
-        """Mean of a number over the counted runs."""
+        """Return the mean of a number over the counted runs."""
         return mean(measure(run) for run in self.counted)
 
 
 def by_label(histories: Sequence[History]) -> list[Group]:
-    """Groups in the order in which their labels first appear."""
+    """Return groups in the order in which their labels first appear."""
     look = styles(run.label for run in histories)
     return [
         Group(label, [run for run in histories if run.label == label], style)
@@ -62,6 +62,6 @@ def by_label(histories: Sequence[History]) -> list[Group]:
 
 
 def best(groups: Sequence[Group]) -> Group | None:
-    """The group with the lowest mean final loss."""
+    """Return the group with the lowest mean final loss."""
     ranked = [(group.loss, index) for index, group in enumerate(groups) if group.loss is not None]
     return groups[min(ranked)[1]] if ranked else None

@@ -1,4 +1,4 @@
-"""Numbers about one run, taken from its records; None where the records do not tell."""
+"""Numbers of one run from its records; None where the records have none."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -7,7 +7,7 @@ from statistics import fmean, median
 from typing import Any
 
 from polarlight.diagnostics import starvation
-from polarlight.diagnostics.glossary import ACTIVATIONS
+from polarlight.lab.report.glossary import ACTIVATIONS
 from polarlight.lab.train.history import History, Record
 
 THRESHOLDS = tuple(sorted(starvation.THRESHOLDS, reverse=True))
@@ -17,19 +17,19 @@ Measure = Callable[[Record], float | None]
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are there."""
+    """Return the mean of the values that are not None."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
 
 def last_step(run: History) -> int:
-    """The last step that a record tells of."""
+    """Return the last step with a record."""
     records = (*run.steps[-1:], *run.validations[-1:], *run.neurons[-1:], *run.activations[-1:])
     return max((record["step"] for record in records), default=0)
 
 
 def status(run: History) -> str:
-    """How the run ended, in words."""
+    """Return in words how the run ended."""
     if run.stopped is not None:
         return f"stopped: {run.stopped}"
     if not run.finished:
@@ -41,25 +41,25 @@ def status(run: History) -> str:
 
 
 def final_loss(run: History) -> float | None:
-    """The last validation loss of a run that finished with a finite one."""
+    """Return the last validation loss of a run that finished with a finite one."""
     loss = run.final_loss
     return loss if loss is not None and math.isfinite(loss) else None
 
 
 def starved_in(layer: Record, reading: str, threshold: float) -> float:
-    """The share of starved rows of one matrix."""
+    """Return the share of starved rows of one matrix."""
     return float(layer[reading]["starved"][f"{threshold:g}"])
 
 
 def mean_starved(reading: str, threshold: float) -> Measure:
-    """The share of starved rows in a neuron record, mean over matrices."""
+    """Return a function: share of starved rows in a neuron record, mean over matrices."""
     return lambda record: mean(
         starved_in(layer, reading, threshold) for layer in record["layers"].values()
     )
 
 
 def number_at(layer: Record, key: str) -> float | None:
-    """The number at a place like `update/starved/0.1`; None where the record does not tell it."""
+    """Return the number at a path like `update/starved/0.1`; None without it."""
     found: Any = layer
     for word in key.split("/"):
         if not isinstance(found, Mapping) or word not in found:
@@ -68,18 +68,18 @@ def number_at(layer: Record, key: str) -> float | None:
     return float(found)
 
 
-def looks_of(run: History, key: str) -> list[Record]:
-    """The records that tell a reading of the glossary: those of neurons, or of activations."""
+def records_with(run: History, key: str) -> list[Record]:
+    """Return the neuron records, or the activation records if the key is one of theirs."""
     return run.activations if key in ACTIVATIONS else run.neurons
 
 
-def latest(looks: Iterable[Record], key: str) -> Iterator[tuple[int, float]]:
-    """Step and mean over layers, of each look that tells a reading anywhere.
+def latest(records: Iterable[Record], key: str) -> Iterator[tuple[int, float]]:
+    """Return step and mean over layers of each record that has the reading.
 
-    Some are measured of a few layers per look, in turn: of each layer the latest number counts.
+    Some are measured of a few layers per sample, in turn: the latest number of each layer counts.
     """
     known: dict[str, float] = {}
-    for record in looks:
+    for record in records:
         new = {name: number_at(layer, key) for name, layer in record["layers"].items()}
         told = {name: value for name, value in new.items() if value is not None}
         known |= told
@@ -88,31 +88,31 @@ def latest(looks: Iterable[Record], key: str) -> Iterator[tuple[int, float]]:
 
 
 def at_end(run: History, key: str) -> float | None:
-    """A reading at the last look, mean over layers; None where the records do not tell."""
-    values = [value for _, value in latest(looks_of(run, key), key)]
+    """Return a reading in the last record, mean over layers; None without it."""
+    values = [value for _, value in latest(records_with(run, key), key)]
     return values[-1] if values else None
 
 
-def never_recovered(looks: Iterable[Record]) -> Iterator[tuple[int, float]]:
-    """Of the rows that starved at some look, the fraction that did at every look since."""
-    ever = dict(latest(looks, "update/ever/0.1"))
-    for step, stayed in latest(looks, "update/stayed/0.1"):
+def never_recovered(records: Iterable[Record]) -> Iterator[tuple[int, float]]:
+    """Return the fraction of ever starved rows that starved in every record since."""
+    ever = dict(latest(records, "update/ever/0.1"))
+    for step, stayed in latest(records, "update/stayed/0.1"):
         if ever.get(step):
             yield step, stayed / ever[step]
 
 
 def last_neurons(run: History) -> Record | None:
-    """The last neuron record that saw a matrix."""
+    """Return the last neuron record that has a matrix."""
     return next((record for record in reversed(run.neurons) if record["layers"]), None)
 
 
 def last_routing(run: History) -> Record | None:
-    """The last routing record."""
+    """Return the last routing record."""
     return run.routing[-1] if run.routing else None
 
 
 def last_full(run: History) -> Record | None:
-    """The last neuron record that holds the row shares and singular values themselves."""
+    """Return the last neuron record with row shares and singular values."""
     return next((record for record in reversed(run.neurons) if _is_full(record)), None)
 
 
@@ -121,44 +121,44 @@ def _is_full(record: Record) -> bool:
 
 
 def starved_at_end(run: History, reading: str, threshold: float) -> float | None:
-    """The share of starved rows in the last neuron record, mean over matrices."""
+    """Return the share of starved rows in the last neuron record, mean over matrices."""
     record = last_neurons(run)
     return None if record is None else mean_starved(reading, threshold)(record)
 
 
 def mean_load(key: str) -> Measure:
-    """A number of a routing record (`variation`, `entropy`, `dead`), mean over layers."""
+    """Return a function: a number of a routing record, mean over layers."""
     return lambda record: mean(float(layer[key]) for layer in record["layers"].values())
 
 
 def load_at_end(run: History, key: str) -> float | None:
-    """The same number in the last routing record."""
+    """Return a number of the last routing record, mean over layers."""
     record = last_routing(run)
     return None if record is None else mean_load(key)(record)
 
 
 def part_times(run: History) -> dict[str, float]:
-    """Median milliseconds per step of each part of the step."""
+    """Return median milliseconds per step of each part of the step."""
     parts = dict.fromkeys(part for record in run.steps for part in record["time"])
     spans = _spans(run)
     return {part: median(r["time"].get(part, 0.0) / n for n, r in spans) * 1e3 for part in parts}
 
 
 def step_time(run: History) -> float | None:
-    """Median milliseconds per step."""
+    """Return median milliseconds per step."""
     times = [sum(record["time"].values()) / steps for steps, record in _spans(run)]
     return median(times) * 1e3 if times else None
 
 
 def optimizer_share(run: History) -> float | None:
-    """Median share of the optimizer in the time of a step."""
+    """Return the median share of the optimizer in the time of a step."""
     totals = [(r["time"].get("optimizer", 0.0), sum(r["time"].values())) for r in run.steps]
     shares = [part / total for part, total in totals if total > 0]
     return median(shares) if shares else None
 
 
 def token_rate(run: History) -> float | None:
-    """Median tokens per training second between step records."""
+    """Return median tokens per training second between step records."""
     start: Record = {"tokens": 0, "seconds": 0.0}
     gains = [
         (b["tokens"] - a["tokens"], b["seconds"] - a["seconds"])
@@ -169,7 +169,7 @@ def token_rate(run: History) -> float | None:
 
 
 def _spans(run: History) -> list[tuple[int, Record]]:
-    """Each step record with the number of steps since the one before."""
+    """Return each step record with the number of steps since the one before."""
     steps = [0, *(record["step"] for record in run.steps)]
     spans = [after - before for before, after in pairwise(steps)]
     return [(span, record) for span, record in zip(spans, run.steps, strict=True) if span > 0]

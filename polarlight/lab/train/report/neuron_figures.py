@@ -1,4 +1,4 @@
-"""Figures of rows and spectra: how evenly the neurons of a layer are moved."""
+"""Figures of row shares and spectra."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ _FLOOR = 1e-4
 
 
 def share_histograms(groups: Sequence[Group], name: str) -> Figure | None:
-    """How the rows' shares are distributed at the end, one panel per group that recorded them."""
+    """Draw the distribution of row shares at the end, one panel per group."""
     pooled = [(group, shares) for group in groups if len(shares := shares_at_end(group, name))]
     if not pooled:
         return None
@@ -38,7 +38,7 @@ def share_histograms(groups: Sequence[Group], name: str) -> Figure | None:
 
 
 def shares_at_end(group: Group, name: str) -> Array:
-    """The shares of all rows in the last full neuron records of a group, pooled."""
+    """Return the shares of all rows in a group's last full records, pooled."""
     layers = [layer[name].get("shares", []) for layer in _full_layers(group)]
     shares = np.concatenate([np.asarray(part, dtype=float) for part in [[], *layers]])
     finite: Array = shares[np.isfinite(shares)]
@@ -46,7 +46,7 @@ def shares_at_end(group: Group, name: str) -> Array:
 
 
 def spectra_at_end(groups: Sequence[Group]) -> Figure | None:
-    """Singular values of the update at the end, largest first."""
+    """Draw singular values of the update at the end, largest first."""
     known = [(group, sigmas) for group in groups if len(sigmas := _spectra(group))]
     if not known:
         return None
@@ -66,7 +66,7 @@ def spectra_at_end(groups: Sequence[Group]) -> Figure | None:
 
 
 def quantiles_over_time(groups: Sequence[Group]) -> Figure | None:
-    """Bands of the update's singular values against steps, one panel per group that has any."""
+    """Draw bands of the update's singular values over steps, a panel per group."""
     found = [(group, [_over_runs(group, key) for key in _QUANTILES]) for group in groups]
     known = [(g, [b for b in bands if b]) for g, bands in found if all(bands)]
     if not known:
@@ -86,7 +86,7 @@ _QUANTILES = tuple(f"quantiles/{level}" for level in ("0", "0.1", "0.5", "0.9", 
 
 
 def _bands(ax: Axes, group: Group, bands: Sequence[Band]) -> None:
-    """Two bands of quantiles around their median, log scale."""
+    """Draw two bands of quantiles around their median, log scale."""
     least, low, middle, high, largest = (band.mean.clip(_FLOOR) for band in bands)
     x, colour = bands[0].steps, group.style.colour
     ax.fill_between(x, least, largest, color=colour, alpha=0.16, linewidth=0)
@@ -98,13 +98,13 @@ def _bands(ax: Axes, group: Group, bands: Sequence[Band]) -> None:
 
 
 def _over_runs(group: Group, key: str) -> Band | None:
-    """A reading of the counted runs; None where they do not tell it."""
+    """Return a reading of the counted runs; None where they do not have it."""
     series = [s for run in group.counted if len((s := reading(run, key)).steps)]
     return over_seeds(series) if series else None
 
 
 def _histogram(ax: Axes, group: Group, shares: Array) -> None:
-    """Log-spaced bars, with one bar for what lies below the first edge, zeros included."""
+    """Draw log-spaced bars, with one bar for all below the first edge, zeros included."""
     edges = np.concatenate([[_ZERO * 10**-0.15, _ZERO * 10**0.15], EDGES])
     counts = np.histogram(np.clip(shares, LOWEST, HIGHEST * 0.9999), EDGES)[0].astype(float)
     below = float((shares < LOWEST).sum())
@@ -124,7 +124,7 @@ def _histogram(ax: Axes, group: Group, shares: Array) -> None:
 
 
 def _name(ax: Axes, height: float, words: str, weight: str, colour: str) -> None:
-    """Words at the left edge of a panel."""
+    """Write words at the left edge of a panel."""
     text = ax.text(0.09, height, words, transform=ax.transAxes, va="top", fontsize=8.5)
     text.set(fontweight=weight, color=colour)
     plain(text)
@@ -136,7 +136,7 @@ def _full_layers(group: Group) -> list[Record]:
 
 
 def _spectra(group: Group) -> Array:
-    """Sorted singular values of every matrix at the same 200 places, one row per matrix."""
+    """Return sorted singular values at 200 equal places, one row per matrix."""
     places = np.linspace(0, 1, 200)
     rows = [
         np.interp(places, np.linspace(0, 1, len(sigma)), np.sort(sigma)[::-1].clip(_FLOOR))

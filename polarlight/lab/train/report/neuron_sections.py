@@ -1,4 +1,4 @@
-"""Sections of the report on neurons: who starves, who is silent, and how updates are shaped."""
+"""Sections of the report on neurons: starved rows, silent neurons, update shape."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +18,13 @@ from polarlight.lab.train.report.neuron_figures import (
 )
 from polarlight.lab.train.report.series import Series, reading, unrecovered
 
-NO_NEURONS = "No neuron was looked at: the model has no tall matrix, or the runs ended too early."
+NO_NEURONS = "No neuron was observed: the model has no tall matrix, or the runs ended too early."
 OF = {"update": "the update", "momentum": "the momentum"}
-_LATEST = "Measured of a few matrices per look, in turn; of each the latest number counts."
+_LATEST = "Measured of a few matrices per sample, in turn; the latest number of each counts."
 
 
 def of(key: str) -> Extract:
-    """Takes a reading from a run."""
+    """Return a function that reads one number from a run."""
 
     def extract(run: History) -> Series:
         return reading(run, key)
@@ -33,7 +33,7 @@ def of(key: str) -> Extract:
 
 
 def starved(groups: Sequence[Group], folder: Path) -> Section:
-    """Starved rows over time by both readings, whole neurons, and whether they recover."""
+    """Return the section on starved rows: both readings, whole neurons, recovery."""
     album, more = Album(folder), Album(folder)
     for name, words in OF.items():
         panels = [
@@ -65,8 +65,8 @@ def starved(groups: Sequence[Group], folder: Path) -> Section:
         over_steps(groups, _PERSISTENCE),
         "persistence",
         "Do starved rows recover?",
-        "Rows below 0.1 of an equal share of the update at some look so far; and of these, the "
-        "fraction that was there at every look since. A line begins when the first row starves.",
+        "Rows below 0.1 of an equal share of the update in some sample so far; and of these, the "
+        "fraction that was there in every sample since. A line begins when the first row starves.",
     )
     if not album.pictures:
         return Section("Starved neurons", album.blocks(NO_NEURONS))
@@ -85,7 +85,7 @@ _WHOLE_NEURONS = [
     Panel(of(f"pair/{name}/0.1"), "neurons", f"by {words}", share) for name, words in OF.items()
 ]
 _PERSISTENCE = [
-    Panel(of("update/ever/0.1"), "rows", "starved at some look", share),
+    Panel(of("update/ever/0.1"), "rows", "ever starved", share),
     Panel(unrecovered, "of these", "starved ever since", share),
 ]
 
@@ -99,7 +99,7 @@ def _unevenness(name: str) -> list[Panel]:
 
 
 def rows(groups: Sequence[Group], folder: Path) -> Section:
-    """Histograms of the rows' shares at the end."""
+    """Return the section with histograms of row shares at the end."""
     album = Album(folder)
     for name in READINGS:
         album.add(
@@ -115,7 +115,7 @@ def rows(groups: Sequence[Group], folder: Path) -> Section:
 
 
 def silent(groups: Sequence[Group], folder: Path) -> Section | None:
-    """Dead neurons and saturated gates, by activations; None where none were recorded."""
+    """Return the section on dead neurons and saturated gates; None without records."""
     album = Album(folder)
     album.add(
         over_steps(groups, _SILENT),
@@ -135,9 +135,9 @@ def silent(groups: Sequence[Group], folder: Path) -> Section | None:
 
 
 _SAID = (
-    "The other side: what comes out of the neurons in the forward passes of the steps that are "
-    "looked at, before the down projection, mean over layers. A starved neuron is one that "
-    "training passes over; a silent one has no part in what the model says."
+    "Activations before the down projection in the forward passes of observed steps, mean over "
+    "layers. A starved neuron receives almost no update; a silent neuron contributes almost "
+    "nothing to the output."
 )
 _SILENT = [
     Panel(of("dead/0.1"), "neurons", "below 0.1 of the layer's mean", share),
@@ -152,7 +152,7 @@ _GATES = [
 
 
 def shape(groups: Sequence[Group], folder: Path) -> Section:
-    """Row norms, singular values, and how close the update is to a polar factor."""
+    """Return the section on row norms, singular values and distance to a polar factor."""
     album = Album(folder)
     album.add(
         over_steps(groups, _ROW_NORMS),
@@ -198,7 +198,7 @@ _POLAR = [
 
 
 def size(groups: Sequence[Group], folder: Path) -> Section:
-    """How far a step goes, how large weights are, and how many directions count in both."""
+    """Return the section on step length, weight size and stable ranks."""
     album = Album(folder)
     album.add(
         over_steps(groups, _SIZES),
@@ -228,6 +228,6 @@ _RANKS = [
 
 
 def _missing(groups: Sequence[Group]) -> str:
-    """A sentence for what is recorded in the last step alone."""
+    """Return a sentence on what only the last step recorded."""
     cut_short = any(not group.finished for group in groups)
     return " Optimizers without a finished run have not recorded this." if cut_short else ""

@@ -1,4 +1,4 @@
-"""The first screen of the report: what was run, the results, and what they can tell."""
+"""First screen of the report: the runs, the results, and their uncertainty."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,14 +15,14 @@ FEW = 6
 
 
 def opening(groups: Sequence[Group], about: Mapping[str, Any]) -> list[Block]:
-    """The statement, the table of results, and how far its differences can be trusted."""
+    """Return the statement, the table of results, and the uncertainty of differences."""
     if not groups:
         return [Text("No run has been recorded yet.", "lead")]
     return [Text(statement(groups, about), "lead"), results(groups), *trust(groups)]
 
 
 def statement(groups: Sequence[Group], about: Mapping[str, Any]) -> str:
-    """What was run, in one sentence, and a second one if runs are missing."""
+    """Return one sentence on the runs, and a second one if runs are missing."""
     runs = [run for group in groups for run in group.runs]
     parts = ["The same language model", *_model(about), "was trained", *_data(about)]
     parts += [*_length(runs), "with", count(len(groups), "optimizer"), "and", _seeds(groups)]
@@ -68,7 +68,7 @@ def _seeds(groups: Sequence[Group]) -> str:
 
 
 def _get(about: Mapping[str, Any], *path: str) -> Any:
-    """A nested entry, or None."""
+    """Return a nested entry, or None."""
     value: Any = about
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -76,7 +76,7 @@ def _get(about: Mapping[str, Any], *path: str) -> Any:
 
 
 def trust(groups: Sequence[Group]) -> list[Block]:
-    """What the spread between seeds allows to say."""
+    """Return the conclusions that the spread between seeds allows."""
     winner, scatter = best(groups), pooled(groups)
     if winner is None:
         return [Text("No run has finished with a validation loss, so nothing is compared.", "note")]

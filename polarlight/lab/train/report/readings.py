@@ -1,10 +1,20 @@
-"""The table of all readings at the last look: one row per group, one column per reading."""
+"""Tables of all readings in the last record: a row per group, a column per reading."""
 
 from collections.abc import Sequence
 from functools import partial
 
-from polarlight.diagnostics import glossary
-from polarlight.lab.report import Block, Cell, Column, Details, Table, Text, fixed, percent, shorten
+from polarlight.lab.report import (
+    Block,
+    Cell,
+    Column,
+    Details,
+    Table,
+    Text,
+    fixed,
+    glossary,
+    percent,
+    shorten,
+)
 from polarlight.lab.train.report.groups import Group
 from polarlight.lab.train.report.measures import at_end
 
@@ -27,7 +37,7 @@ _FRACTIONS = ("ever", "stayed", "pair", "dead", "gate", "effective", "starved")
 
 
 def readings_at_end(groups: Sequence[Group]) -> list[Block]:
-    """Both tables, as far as the runs tell."""
+    """Return both tables, with the readings that the runs have."""
     tables = [(title, _table(groups, keys)) for title, keys in TABLES.items()]
     known = [(title, table) for title, table in tables if table is not None]
     blocks: list[Block] = [Details(title, [table]) for title, table in known]
@@ -35,8 +45,8 @@ def readings_at_end(groups: Sequence[Group]) -> list[Block]:
 
 
 _HOW = (
-    "Every reading at the last look of a run: the mean over matrices or layers, and over seeds; of "
-    "what is measured of a few matrices per look, the latest number of each."
+    "Every reading in the last sample of a run: the mean over matrices or layers, and over seeds; "
+    "of readings of a few matrices per sample, the latest number of each."
 )
 
 
@@ -62,7 +72,7 @@ def _text(key: str, value: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three digits, whatever the size."""
+    """Format a number with three digits."""
     if value is None or value == 0:
         return fixed(value, 0)
     return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")

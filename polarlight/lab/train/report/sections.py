@@ -1,4 +1,4 @@
-"""Sections of the report on losses, times and single matrices; those on neurons are beside."""
+"""Sections of the report on losses, times and single matrices."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from polarlight.lab.train.report.time_figures import step_times
 
 
 def loss(groups: Sequence[Group], folder: Path) -> Section:
-    """Loss against steps and seconds, the last stretch, and the final losses."""
+    """Return the section on the loss over steps and seconds, and the final losses."""
     album = Album(folder)
     several = any(len(group.finished) > 1 for group in groups)
     how = "Points: validation"
@@ -56,7 +56,7 @@ def loss(groups: Sequence[Group], folder: Path) -> Section:
 
 
 def times(groups: Sequence[Group], folder: Path) -> Section:
-    """Where the time of a step goes."""
+    """Return the section on the times of a step's parts."""
     album = Album(folder)
     album.add(
         step_times(groups),
@@ -69,11 +69,11 @@ def times(groups: Sequence[Group], folder: Path) -> Section:
 
 
 def layers(groups: Sequence[Group]) -> Section:
-    """Every reading at the end, and the share of starved rows of every matrix."""
+    """Return the section with every reading at the end and starved rows per matrix."""
     blocks: list[Block] = [*readings_at_end(groups)]
     blocks += [
         Details(f"Matrix by matrix: rows below 0.1 of an equal share, by {OF[reading]}", [table])
         for reading in READINGS
         if (table := per_layer(groups, reading, 0.1)) is not None
     ]
-    return Section("At the last look", blocks or [Text(NO_NEURONS)])
+    return Section("In the last sample", blocks or [Text(NO_NEURONS)])

@@ -1,4 +1,4 @@
-"""Curves of runs: taken from the records, smoothed, and put together over seeds."""
+"""Curves of runs: taken from records, smoothed, and averaged over seeds."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,10 +11,10 @@ from polarlight.lab.train.history import History, Record
 from polarlight.lab.train.report.measures import (
     Measure,
     latest,
-    looks_of,
     mean_load,
     mean_starved,
     never_recovered,
+    records_with,
 )
 
 Array = NDArray[np.float64]
@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One quantity of one run, at its steps and the training seconds spent until then."""
+    """One quantity of one run, at its steps and training seconds."""
 
     steps: Array
     seconds: Array
@@ -41,43 +41,43 @@ class Band:
 
 
 def training(run: History) -> Series:
-    """The training loss of each step record."""
+    """Return the training loss of each step record."""
     return _series(run, ((record["step"], record["loss"]) for record in run.steps))
 
 
 def validation(run: History) -> Series:
-    """The validation loss of each validation."""
+    """Return the validation loss of each validation."""
     return _series(run, ((record["step"], record["loss"]) for record in run.validations))
 
 
 def starved(run: History, reading: str, threshold: float) -> Series:
-    """The share of starved rows, mean over matrices, of each look at the neurons."""
+    """Return the share of starved rows, mean over matrices, of each neuron record."""
     return _measured(run, run.neurons, mean_starved(reading, threshold))
 
 
 def reading(run: History, key: str) -> Series:
-    """A reading of the glossary at each look, mean over layers."""
-    return _series(run, latest(looks_of(run, key), key))
+    """Return a reading of the glossary in each record, mean over layers."""
+    return _series(run, latest(records_with(run, key), key))
 
 
 def unrecovered(run: History) -> Series:
-    """Of the rows that ever starved, those that have stayed so, at each look since the first."""
+    """Return the fraction of ever starved rows that never recovered, per record."""
     return _series(run, never_recovered(run.neurons))
 
 
 def load(run: History, key: str) -> Series:
-    """A number about the load of the experts, mean over layers, of each routing record."""
+    """Return a number of each routing record, mean over layers."""
     return _measured(run, run.routing, mean_load(key))
 
 
 def smoothed_training(run: History) -> Series:
-    """The training loss, averaged over a fortieth of the records on both sides."""
+    """Return the training loss, averaged over a fortieth of the records on both sides."""
     series = training(run)
     return Series(series.steps, series.seconds, smooth(series.values, len(series.values) // 40))
 
 
 def smooth(values: Array, reach: int) -> Array:
-    """Mean over `reach` neighbours on both sides, over as many as there are at the ends."""
+    """Return the mean over `reach` neighbours on both sides, fewer at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     here = np.arange(len(values))
     start, end = np.maximum(here - reach, 0), np.minimum(here + reach + 1, len(values))
@@ -86,7 +86,7 @@ def smooth(values: Array, reach: int) -> Array:
 
 
 def over_seeds(series: Sequence[Series]) -> Band:
-    """Mean and range of runs at the steps of the first, as far as all of them reach."""
+    """Return mean and range of runs at the first run's steps, as far as all runs reach."""
     first = max(s.steps[0] for s in series)
     last = min(s.steps[-1] for s in series)
     steps = np.array([step for step in series[0].steps if first <= step <= last])
@@ -96,13 +96,13 @@ def over_seeds(series: Sequence[Series]) -> Band:
 
 
 def _measured(run: History, records: Iterable[Record], measure: Measure) -> Series:
-    """The number in every record that tells it."""
+    """Return the number in every record that has it."""
     found = [(record["step"], measure(record)) for record in records]
     return _series(run, ((step, value) for step, value in found if value is not None))
 
 
 def _series(run: History, pairs: Iterable[tuple[float, float]]) -> Series:
-    """The finite ones of (step, value), with the seconds read off the step records."""
+    """Build a series from finite (step, value), with seconds from the step records."""
     kept = np.array([pair for pair in pairs if math.isfinite(pair[1])], dtype=float).reshape(-1, 2)
     clock = [(0, 0.0), *((record["step"], record["seconds"]) for record in run.steps)]
     at, seconds = np.array(clock, dtype=float).T

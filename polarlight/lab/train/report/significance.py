@@ -1,4 +1,4 @@
-"""Whether a difference stands out from the spread between seeds.
+"""Significance of differences: differences of means against the spread of seeds.
 
 The statistic of a pair is
 
@@ -20,7 +20,7 @@ LIMIT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Pooled standard deviation between seeds, and the degrees of freedom it rests on."""
+    """Pooled standard deviation between seeds, and its degrees of freedom."""
 
     deviation: float
     freedom: int
@@ -28,24 +28,24 @@ class Scatter:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One group against the best: the difference of means and the statistic."""
+    """One group against the best: difference of means and the statistic."""
 
     group: Group
     difference: float
     statistic: float
 
     def stands_out(self, scatter: Scatter) -> bool:
-        """Whether the statistic exceeds two pooled standard deviations."""
+        """Tell whether the statistic exceeds two pooled standard deviations."""
         return self.statistic > LIMIT * scatter.deviation
 
 
 def pooled(groups: Sequence[Group]) -> Scatter | None:
-    """The spread between seeds over all groups; None where no group has two final losses."""
+    """Return the spread between seeds over all groups; None without two losses in a group."""
     return pooled_deviation([group.losses for group in groups])
 
 
 def pooled_deviation(samples: Sequence[Sequence[float]]) -> Scatter | None:
-    """The spread within samples, pooled over them; None where none has two numbers."""
+    """Return the spread within samples, pooled; None without two numbers in one."""
     several = [(stdev(sample), len(sample) - 1) for sample in samples if len(sample) > 1]
     freedom = sum(n for _, n in several)
     if not freedom:
@@ -55,7 +55,7 @@ def pooled_deviation(samples: Sequence[Sequence[float]]) -> Scatter | None:
 
 
 def against_best(groups: Sequence[Group]) -> list[Comparison]:
-    """Every group with a final loss, but the best, compared with the best."""
+    """Compare every group with a final loss with the best one."""
     winner = best(groups)
     if winner is None or winner.loss is None:
         return []

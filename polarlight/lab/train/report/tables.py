@@ -29,7 +29,7 @@ _SPEED = "Speed"
 
 
 def results(groups: Sequence[Group]) -> Table:
-    """One row per group: loss, starved rows, load of experts, speed and how the runs ended."""
+    """Return one row per group: loss, starved rows, experts, speed, end of the runs."""
     winner = best(groups)
     differences = _differences(groups, winner)
     several = any(group.deviation is not None for group in groups)
@@ -62,7 +62,7 @@ def results(groups: Sequence[Group]) -> Table:
 
 
 def _differences(groups: Sequence[Group], winner: Group | None) -> list[tuple[str, Group]]:
-    """What the others are compared with: the best group and, where it is another, the first."""
+    """Return differences from the best group and, if it is another, the first."""
     if winner is None or len(groups) < 2:
         return []
     first = groups[0]
@@ -91,7 +91,7 @@ STARVED = (*(("update", t) for t in THRESHOLDS), ("momentum", 0.1))
 
 
 def _starved_columns() -> list[Column]:
-    hint = "share of rows below {} of an equal share in the last look, mean over matrices"
+    hint = "share of rows below {} of an equal share in the last sample, mean over matrices"
     groups = {"update": "Starved, by update", "momentum": "By momentum"}
     return [
         Column(f"< {t:g}", groups[reading], hint=hint.format(f"{t:g}")) for reading, t in STARVED
@@ -117,7 +117,7 @@ _LOAD_COLUMNS = (
 
 
 def two_digits(value: float | None) -> str:
-    """A spread in a table."""
+    """Format a spread in a table."""
     return fixed(value, 2)
 
 
@@ -137,7 +137,7 @@ def _speed_cells(group: Group) -> list[Cell]:
 
 
 def runs_in_words(runs: Sequence[History]) -> str:
-    """How the runs of one label ended: `3 finished`, or `2 finished; seed 1 stopped at ...`."""
+    """Return the ends of a label's runs: `2 finished; seed 1 stopped at ...`."""
     if len(runs) == 1:
         return status(runs[0])
     ends: dict[str, list[int]] = {}
@@ -165,7 +165,7 @@ def _caption(groups: Sequence[Group]) -> str:
 
 
 def comparisons(found: Sequence[Comparison], scatter: Scatter) -> Table:
-    """The statistic of every group against the best, and whether it exceeds the limit."""
+    """Return the statistic of every group against the best, and whether it is significant."""
     columns = [
         Column("against the best", left=True),
         Column("difference"),
@@ -188,7 +188,7 @@ def _comparison(one: Comparison, scatter: Scatter) -> list[Cell]:
 
 
 def per_layer(groups: Sequence[Group], reading: str, threshold: float) -> Table | None:
-    """The share of starved rows of every matrix at the end; None without neuron records."""
+    """Return the share of starved rows per matrix at the end; None without neuron records."""
     found = [
         _at_end(group, last_neurons, lambda matrix: starved_in(matrix, reading, threshold))
         for group in groups
@@ -199,7 +199,7 @@ def per_layer(groups: Sequence[Group], reading: str, threshold: float) -> Table 
 def load_per_layer(
     groups: Sequence[Group], key: str, text: Callable[[float | None], str]
 ) -> Table | None:
-    """A number about the load of every router's experts; None without routing records."""
+    """Return a number of every router's load; None without routing records."""
     found = [_at_end(group, last_routing, lambda layer: float(layer[key])) for group in groups]
     return _by_layer("router", groups, found, text)
 
@@ -210,7 +210,7 @@ def _by_layer(
     found: Sequence[Mapping[str, float | None]],
     text: Callable[[float | None], str],
 ) -> Table | None:
-    """One row per layer and one column per group that has any; the larger, the darker."""
+    """Return a table, one row per layer and one column per group, shaded by value."""
     known = [(group, layers) for group, layers in zip(groups, found, strict=True) if layers]
     names = dict.fromkeys(name for _, layers in known for name in layers)
     if not names:
@@ -226,7 +226,7 @@ def _by_layer(
 def _at_end(
     group: Group, last: Callable[[History], Record | None], measure: Callable[[Record], float]
 ) -> Mapping[str, float | None]:
-    """A number about every layer of the last record, mean over the counted runs."""
+    """Return a number about every layer of the last record, mean over the counted runs."""
     records = [record["layers"] for run in group.counted if (record := last(run))]
     names = dict.fromkeys(name for layers in records for name in layers)
     return {

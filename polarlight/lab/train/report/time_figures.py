@@ -1,4 +1,4 @@
-"""Figure of where the time of a step goes."""
+"""Figure of the times of a step's parts."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ COLOURS = ("#c9ced6", "#8d99ab", "#34495e", "#b3a58c", "#d8cfc0")
 
 
 def step_times(groups: Sequence[Group]) -> Figure | None:
-    """Median milliseconds per step by part, one stacked bar per group; None without any times."""
+    """Draw median milliseconds per step by part, a stacked bar per group; None without."""
     times = {group.label: known for group in groups if (known := mean_parts(group))}
     if not times:
         return None
@@ -41,7 +41,7 @@ def step_times(groups: Sequence[Group]) -> Figure | None:
 
 
 def mean_parts(group: Group) -> dict[str, float]:
-    """Median milliseconds of each part of a step, mean over the counted runs."""
+    """Return median milliseconds of each part of a step, mean over the counted runs."""
     runs = [times for run in group.counted if (times := part_times(run))]
     parts = dict.fromkeys(part for times in runs for part in times)
     return {part: mean(times.get(part, 0.0) for times in runs) or 0.0 for part in parts}

@@ -1,4 +1,4 @@
-"""A run of the benchmark: sequential data, summed losses, checkpoints; resumes where it stopped.
+"""Run of the benchmark: sequential data, summed losses, checkpoints; resumable.
 
 The records are those of `train.history`: `step`, `validation` and `finished`.
 """
@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 
 def build(model: Model, setting: Track3, rule: Rule) -> SpectralOptimizer:
-    """The rule on the blocks' matrices, the benchmark's AdamW on everything else."""
+    """Build the optimizer: the rule on the blocks' matrices, AdamW on all others."""
     groups: dict[str, Record] = {}
     adamw = AdamWRule(beta2=0.95, eps=1e-10)
     rates = {"embed": setting.embed_lr, "head": setting.head_lr, "vectors": setting.vector_lr}
@@ -51,7 +51,7 @@ def build(model: Model, setting: Track3, rule: Rule) -> SpectralOptimizer:
 
 
 class Track3Run:
-    """A run in a folder of its own; iterate over `records()` to train.
+    """Run of the benchmark in its folder; iterate over `records()` to train.
 
     Args:
         setting: The benchmark's numbers, or reduced ones.
@@ -90,11 +90,11 @@ class Track3Run:
 
     @property
     def metrics(self) -> Path:
-        """The file of records."""
+        """Path of the file of records."""
         return self.folder / "metrics.jsonl"
 
     def records(self, tell: Callable[[int], None] = lambda step: None) -> Iterator[Record]:
-        """Trains to the end, yielding each record once it is written; `tell` hears of each step.
+        """Train to the end; yield each record once it is written; call `tell` per step.
 
         The folder is locked until the last record, or until the generator is closed.
         """
@@ -120,11 +120,11 @@ class Track3Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has reached its end."""
+        """True if the run has reached its end."""
         return any(r["kind"] == "finished" for r in history.read_records(self.metrics))
 
     def batch(self, step: int, micro_step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets [micro_batch, context], in the order of the stream, over and over."""
+        """Return inputs and targets [micro_batch, context], in order, cyclically."""
         size, context = self.setting.micro_batch * self.setting.context, self.setting.context
         windows = (len(self.corpus.train) - 1) // size
         if windows:
@@ -137,7 +137,7 @@ class Track3Run:
         )
 
     def _advance(self) -> Tensor:
-        """One step; returns its mean loss, on the device."""
+        """Make one step; return its mean loss, on the device."""
         total = torch.zeros((), device=self.device)
         for micro_step in range(self.setting.accumulate):
             tokens, targets = (x.to(self.device) for x in self.batch(self.step, micro_step))

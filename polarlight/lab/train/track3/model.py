@@ -1,4 +1,4 @@
-"""The benchmark's model, about 162 million parameters at full size.
+"""Model of the benchmark, about 162 million parameters at full size.
 
 RMS norms with gains before each part, after the embedding and before the head; biases in every
 linear layer; squared ReLU; queries and keys normed without gains; rotary embedding on half of the
@@ -39,7 +39,7 @@ class Norm(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A linear layer whose float32 weights are cast to what comes in."""
+    """Linear layer whose float32 weights are cast to the input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
@@ -48,7 +48,7 @@ class Linear(nn.Linear):
 
 
 def rotation(positions: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [positions, head_dim / 2]: a half of the frequencies, the rest are zero."""
+    """Return cosines and sines [positions, head_dim / 2]; half of the frequencies are zero."""
     live = (1 / BASE) ** torch.linspace(0, 1, head_dim // 4, device=device)
     frequencies = torch.cat([live, torch.zeros_like(live)])
     angles = torch.arange(positions, device=device, dtype=torch.float32)[:, None] * frequencies
@@ -56,7 +56,7 @@ def rotation(positions: int, head_dim: int, device: torch.device) -> tuple[Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pairs (i, i + size/2) of [..., positions, size]."""
+    """Rotate the pairs (i, i + size/2) of [..., positions, size]."""
     first, second = x.float().chunk(2, dim=-1)
     turned = torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
     return turned.to(x.dtype)
@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """proj(relu(fc x)^2), four times as wide inside."""
+    """MLP proj(relu(fc x)^2), four times as wide inside."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """The model; weights from the seed, torch's global generator is not moved.
+    """The benchmark's model; weights from the seed, without torch's global generator.
 
     Args:
         setting: Sizes and seed.
@@ -134,7 +134,7 @@ class Model(nn.Module):
         self._initialise(setting.seed)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The sum of the cross entropies over [batch, positions], float32."""
+        """Return the sum of the cross entropies over [batch, positions], float32."""
         x = self.norm1(self.embed(tokens))
         cos, sin = rotation(tokens.shape[-1], self.head_dim, tokens.device)
         for block in self.blocks:
@@ -145,7 +145,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
-        """Zero where "proj" is in the name, gains one, the embedding N(0, 1), others by fan_in."""
+        """Set "proj" weights to zero and gains to one; draw the others by fan_in."""
         generator = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
             if name.endswith("gains"):

@@ -1,4 +1,4 @@
-"""The benchmark's numbers: sizes, schedules, learning rates, and losses to check against."""
+"""Settings of the benchmark: sizes, schedules, learning rates, published losses."""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ HOW_TO_GET_SHARDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Track3:
-    """A run of the benchmark; the defaults are those of its record 36, a retuned Muon.
+    """Settings of a run; the defaults are those of record 36, a retuned Muon.
 
     Attributes:
         width: Size of the residual stream.
@@ -88,16 +88,16 @@ class Track3:
 
     @property
     def schedule_steps(self) -> int:
-        """Steps of the schedule, of which the last may never be taken."""
+        """Steps of the schedule, whose end may lie beyond the run's."""
         return self.steps if self.horizon is None else self.horizon
 
     def lr_factor(self, step: int) -> float:
-        """Factor on every learning rate at a step, counted from zero."""
+        """Return the factor on every learning rate at a step, counted from zero."""
         left = (self.schedule_steps - step) / self.schedule_steps
         return min(1.0, left / (1 - self.flat)) if self.flat < 1 else 1.0
 
     def validates(self, step: int) -> bool:
-        """Whether there is a validation after so many steps."""
+        """Tell whether there is a validation after this many steps."""
         often = max(1, self.validate_every // 5)
         return (
             step % self.validate_every == 0
@@ -159,7 +159,7 @@ factor on the tall matrices, the wide ones, or both; nothing else changed."""
 
 
 def check(preset: Track3, step: int, loss: float) -> str:
-    """How a loss of Muon compares with what is published for this step; empty where nothing is."""
+    """Compare a loss of Muon with the published one of this step; empty if there is none."""
     for name, values in PUBLISHED.items():
         if replace(preset, seed=0) == PRESETS[name] and step in values:
             return f"published for {name}: {values[step]:.3f}, here {loss - values[step]:+.4f}"
@@ -167,5 +167,5 @@ def check(preset: Track3, step: int, loss: float) -> str:
 
 
 def initial_loss(vocab_size: int) -> float:
-    """The loss of a head of zeros."""
+    """Return the loss of a head of zeros."""
     return math.log(vocab_size)

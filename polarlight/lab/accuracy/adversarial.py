@@ -24,7 +24,7 @@ LARGE: tuple[Shape, ...] = ((64, 64), (128, 96), (64, 256), (128, 128))
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """The highest score of a search, and where it was found.
+    """Highest score of a search, with the family and matrix that reached it.
 
     Attributes:
         score: The score; infinite where the map gave NaN or Inf.
@@ -215,10 +215,12 @@ FAMILIES: Mapping[str, Family] = {f.__name__.replace("_", " "): f for f in _FAMI
 
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
+    """Draw standard normal entries, float64, of this shape."""
     return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
 def _uniform(generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+    """Draw entries from [low, high), float64, of this shape."""
     return low + (high - low) * torch.rand(*shape, dtype=torch.float64, generator=generator)
 
 

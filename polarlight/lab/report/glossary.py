@@ -1,4 +1,4 @@
-"""What probes tell of a matrix or a layer, in words: titles and captions for pages that draw it.
+"""Titles and captions of the numbers that probes record, for pages that draw them.
 
 Keys are places in a probe's record, `update/starved/0.1` for record["update"]["starved"]["0.1"].
 """
@@ -8,27 +8,27 @@ from typing import NamedTuple
 
 
 class Reading(NamedTuple):
-    """One number's words."""
+    """Title and caption of one number."""
 
     title: str
     says: str
 
 
 NEURONS: Mapping[str, Reading] = {
-    "update/starved/0.1": Reading("Starved rows", "rows below .1 of an equal share of the update"),
-    "update/starved/0.25": Reading("Nearly starved rows", "the same, below .25"),
-    "update/starved/0.01": Reading("Rows that hardly move", "the same, below .01"),
+    "update/starved/0.1": Reading("Starved rows", "rows below 0.1 of an equal share of the update"),
+    "update/starved/0.25": Reading("Nearly starved rows", "the same, below 0.25"),
+    "update/starved/0.01": Reading("Rows that hardly move", "the same, below 0.01"),
     "pair/update/0.1": Reading(
-        "Starved neurons", "neurons whose gate and up rows are both below .1 of an equal share"
+        "Starved neurons", "neurons whose gate and up rows are both below 0.1 of an equal share"
     ),
     "momentum/starved/0.1": Reading(
-        "Starved by the momentum", "rows that plain Muon would give less than .1 of an equal share"
+        "Starved by the momentum", "rows that plain Muon would give less than 0.1 of an equal share"
     ),
     "update/ever/0.1": Reading(
-        "Starved at some look", "rows that were below .1 at some look so far"
+        "Starved in some sample", "rows that were below 0.1 in some sample so far"
     ),
     "update/stayed/0.1": Reading(
-        "Starved ever since", "rows that were below .1 at some look, and at every look since"
+        "Starved ever since", "rows that were below 0.1 in some sample, and in every sample since"
     ),
     "update/effective": Reading(
         "Effective neurons", "as many equal rows would be as uneven as the update's; over all rows"
@@ -66,9 +66,9 @@ NEURONS: Mapping[str, Reading] = {
 
 ACTIVATIONS: Mapping[str, Reading] = {
     "dead/0.1": Reading(
-        "Silent neurons", "mean magnitude before the down projection below .1 of the layer's"
+        "Silent neurons", "mean magnitude before the down projection below 0.1 of the layer's"
     ),
-    "dead/0.01": Reading("Mute neurons", "the same, below .01 of the layer's"),
+    "dead/0.01": Reading("Mute neurons", "the same, below 0.01 of the layer's"),
     "magnitude/0.1": Reading(
         "The quietest tenth", "a tenth of the neurons are quieter than this, over the layer's mean"
     ),

@@ -1,11 +1,17 @@
-"""Sizes kept against the weight's: a norm that stays, a step that is never too small.
+"""Constraints on a weight: a constant norm, a least step, router rows that sum to zero.
 
     hyperball:   W <- |W| Z / |Z|,   Z = W - lr |W| U / |U|
     floor:       U <- U max(1, floor |W| / |U|)
+    router:      W <- W - mean of its rows
+
+A softmax over experts does not depend on what all rows of a router [experts, width] have in common;
+a step along it only lets the weights grow. Not for sigmoid routers, which do depend on it.
 
 Norms are Frobenius norms of each matrix. Sources: hyperball: MuonH and AdamH among the track-3
 records of modded-nanogpt, dion's `MuonH`, NVIDIA-NeMo/Emerging-Optimizers; the floor on update over
 weight ("u/w floor", 0.35): the same records, from number 9 on.
+The router: the symmetry-compatible principle (2026), arXiv
+2605.18106, shift symmetry.
 Deviations: the hyperball's radius is the norm of the step before, not of the first; without
 rounding that is the same, and no state is needed.
 """
@@ -20,10 +26,10 @@ from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero
 
 @dataclass(frozen=True, slots=True)
 class HyperBall:
-    """Keeps each matrix's norm; the learning rate is the length of a step against it.
+    """Keep each matrix's norm; the learning rate is the step's length over that norm.
 
-    The optimizer's weight decay has no effect then, and its scale neither. A zero matrix stays
-    zero: start from weights that are not.
+    The optimizer's weight decay and scale have no effect then. A zero matrix stays zero: start from
+    nonzero weights.
 
     Examples:
         >>> import torch, polarlight
@@ -38,7 +44,7 @@ class HyperBall:
     """
 
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
-        """A step of length lr |W| along the optimizer's, drawn back to the norm |W|."""
+        """Return a step of length lr |W| along the optimizer's, rescaled to the norm |W|."""
         W, step = at_least_float32(before), _step(weight, before, group)
         radius = frobenius_norm(W)
         Z: Tensor = W + group["lr"] * radius * step / nonzero(frobenius_norm(step))
@@ -47,10 +53,10 @@ class HyperBall:
 
 @dataclass(frozen=True, slots=True)
 class UpdateFloor:
-    """Lengthens directions that are small against their weight.
+    """Lengthen directions whose norm is small against their weight's.
 
     Attributes:
-        floor: Least norm of what multiplies -lr over the weight's norm, > 0.
+        floor: Least norm of the direction over the weight's norm, > 0.
 
     Examples:
         >>> import torch, polarlight
@@ -68,15 +74,35 @@ class UpdateFloor:
             raise ValueError(f"floor must be > 0, got {self.floor}")
 
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
-        """The weight after a step that is long enough; a zero step stays zero."""
+        """Return the weight after a step of at least lr * floor * |W|; zero steps stay zero."""
         W, step = at_least_float32(before), _step(weight, before, group)
         least = group["lr"] * self.floor * frobenius_norm(W)
         factor: Tensor = (least / nonzero(frobenius_norm(step))).clamp_min(1)
         return (at_least_float32(weight) + (factor - 1) * step).to(weight.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class CentreRouter:
+    """Subtract the mean of the rows, which leaves a softmax router's output unchanged.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> router = torch.nn.Linear(8, 4, bias=False)
+        >>> optimizer = torch.optim.AdamW(router.parameters())
+        >>> handle = polarlight.hooks.attach(optimizer, polarlight.hooks.CentreRouter())
+        >>> router(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> bool(router.weight.mean(dim=0).abs().max() < 1e-6)
+        True
+    """
+
+    def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
+        """Return the centred weight, [..., experts, width]."""
+        return weight - weight.mean(dim=-2, keepdim=True)
+
+
 def _step(weight: Tensor, before: Tensor, group: Group) -> Tensor:
-    """-lr times the direction: the change without its decay."""
+    """Return -lr times the direction: the weight's change without its decay."""
     W = at_least_float32(before)
     step: Tensor = at_least_float32(weight) - W + group["lr"] * group.get("weight_decay", 0.0) * W
     return step

@@ -1,4 +1,4 @@
-"""How exact an engine is: its output against the float64 singular value decomposition.
+"""Error of an engine against the float64 singular value decomposition, on given spectra.
 
 A case is a spectrum and a shape. The engine maps a matrix with that spectrum; its output is then
 read in the singular basis of the input, where an exact polar factor is the identity.
@@ -19,17 +19,19 @@ THRESHOLDS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
 
 class Engine(Protocol):
-    """A polar method."""
+    """Polar method: a callable from a matrix to its polar factor."""
 
     def __call__(self, M: Tensor, /) -> Tensor:
         """Return the polar factor of M, [..., m, n] -> [..., m, n]."""
 
 
 def _logspace(condition: float) -> Callable[[int], Tensor]:
+    """Return a spectrum that is even on a logarithmic scale, from 1 to 1 / condition."""
     return lambda k: torch.logspace(0, -torch.tensor(condition).log10().item(), k).double()
 
 
 def _first(rank: int) -> Callable[[int], Tensor]:
+    """Return a spectrum of `rank` ones and zeros after them."""
     return lambda k: (torch.arange(k) < min(rank, k)).double()
 
 
@@ -45,14 +47,14 @@ SPECTRA: Mapping[str, Callable[[int], Tensor]] = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A matrix to be mapped: its spectrum's name, its shape, and whether one row is zero."""
+    """Matrix to map: name of its spectrum, its shape, and whether its first row is zero."""
 
     spectrum: str
     shape: tuple[int, int]
     zero_row: bool = False
 
     def matrix(self, seed: int = 0) -> Tensor:
-        """The matrix, float64, [m, n]; random singular vectors from the seed."""
+        """Build the matrix, float64, [m, n], with random singular vectors from the seed."""
         m, n = self.shape
         k = min(m, n)
         generator = torch.Generator().manual_seed(seed)
@@ -67,7 +69,7 @@ class Case:
 
     @property
     def rank(self) -> int:
-        """How many singular values are not zero; a zero row may have taken one."""
+        """Number of nonzero singular values; a zero row may lower it."""
         sigma = torch.linalg.svdvals(self.matrix())
         return int((sigma > 1e-12 * sigma[0]).sum())
 
@@ -76,7 +78,7 @@ class Case:
 
 
 def measure(engine: Engine, M: Tensor, rank: int) -> dict[str, Any]:
-    """What the engine does to M, as JSON types.
+    """Measure the output of an engine for M, as JSON types.
 
     Args:
         engine: The polar method.
@@ -105,4 +107,5 @@ def measure(engine: Engine, M: Tensor, rank: int) -> dict[str, Any]:
 
 
 def _band(values: Tensor) -> list[float] | None:
+    """Return the least and the greatest value, None for no values."""
     return [values.min().item(), values.max().item()] if values.numel() else None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight.diagnostics.accuracy import SPECTRA, Case, measure
+from polarlight.lab.accuracy.spectra import SPECTRA, Case, measure
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def test_a_scaled_factor_is_measured_as_such():
     assert found["flops"] == 8 * 24 * 6**2 + 20 * 6**3
 
 
-def test_bands_without_singular_values_are_none():
+def test_a_band_without_singular_values_is_null():
     found = measure(Scaled(1.0), Case("flat", (150, 120)).matrix(), rank=120)
     assert found["bands"]["0.1"] is None  # all of them lie at 1 / sqrt(120) of the norm
     assert found["bands"]["0.01"] == pytest.approx([1, 1])

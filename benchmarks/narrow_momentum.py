@@ -1,11 +1,11 @@
-"""What a momentum kept in bfloat16 does to the polar factor, on the gradients of a real run.
+"""Effect of a momentum kept in bfloat16 or int8 on the polar factor, on gradients of a real run.
 
-    python -m benchmarks.bf16_momentum
+    python -m benchmarks.narrow_momentum
 
 Trains the preset `quick` under Muon with its float32 momentum and feeds the gradients of the gate
-and up projections to further momenta, float32 and bfloat16, rounded to nearest and stochastically,
-with several decay rates. Compared are what is mapped and its polar factor, over the last steps, by
-relative Frobenius distance from the float32 momentum's:
+and up projections to further momenta: float32, bfloat16 and int8 (several block sizes and powers),
+rounded to nearest and stochastically, with several decay rates. Compared are what is mapped and its
+polar factor, over the last steps, by relative Frobenius distance from the float32 momentum's:
 
     momentum    of the mapped matrix itself
     exact       of its polar factor by singular values
@@ -18,6 +18,7 @@ Writes `--out`, JSON, and prints a table. Minutes.
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -34,14 +35,23 @@ from polarlight.lab.train.loop import Run
 from polarlight.lab.train.recipes import spec_of
 from polarlight.lab.train.settings import PRESETS, with_changes
 from polarlight.optimizer.probe import Observation
-from polarlight.rule import MOMENTUM, bound, momentum_state
+from polarlight.rule import MOMENTUM
 
 AVERAGE = pl.stages.EMA(nesterov=True)
-MOMENTA = {
-    "float32": AVERAGE,
-    "nearest": pl.stages.InBfloat16(AVERAGE, stochastic=False),
-    "stochastic": pl.stages.InBfloat16(AVERAGE, stochastic=True),
+ROUNDED = {
+    f"{name}, {'stochastic' if stochastic else 'nearest'}": make(AVERAGE, stochastic=stochastic)
+    for name, make in {
+        "bfloat16": pl.stages.InBfloat16,
+        **{
+            f"int8, block {block}, power {power}": partial(
+                pl.stages.InInt8, block=block, power=power
+            )
+            for block, power in ((128, 1.0), (128, 1.5), (128, 2.0), (64, 1.5), (256, 1.5))
+        },
+    }.items()
+    for stochastic in (False, True)
 }
+MOMENTA = {"float32": AVERAGE, **ROUNDED}
 EXACT, AUTO = pl.linalg.ExactPolar(), pl.linalg.AutoPolar()
 
 
@@ -71,14 +81,16 @@ class Followers:
     def mapped(self, observation: Observation, beta: float, kind: str) -> Tensor:
         momentum, p = MOMENTA[kind], observation.parameter
         key = observation.name, beta, kind
-        state = self.states.setdefault(key, momentum_state(momentum, p.detach()))
-        return bound(momentum, [state])([p.grad], [state[MOMENTUM]], beta)[0]
+        if key not in self.states:
+            self.states[key] = momentum.new_state(p.detach())
+        state = self.states[key]
+        return momentum.bind_state([state])([p.grad], [state[MOMENTUM]], beta)[0]
 
     def measure(self, beta: float, mapped: dict[str, Tensor]) -> None:
         wide = mapped["float32"]
         exact, auto = EXACT(wide), AUTO(wide)
         self.note(beta, "float32", "engine", distance(auto, exact))
-        for kind in ("nearest", "stochastic"):
+        for kind in ROUNDED:
             M = mapped[kind]
             self.note(beta, kind, "momentum", distance(M, wide))
             self.note(beta, kind, "exact", distance(EXACT(M), exact))
@@ -113,7 +125,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--last", type=int, default=5, help="steps that are measured")
     parser.add_argument("--betas", default="0.95,0.999", help="decay rates, by commas")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/bf16_momentum.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/narrow_momentum.json"))
     options = parser.parse_args()
     betas = [float(beta) for beta in options.betas.split(",")]
     found = measured(options.steps, options.last, betas)
@@ -121,13 +133,13 @@ def main() -> None:
     rows = []
     for beta in betas:
         engine = found[beta, "float32", "engine"]
-        for kind in ("nearest", "stochastic"):
+        for kind in ROUNDED:
             errors = {name: found[beta, kind, name] for name in ("momentum", "exact", "auto")}
             rows.append({"beta": beta, "rounding": kind, **errors, "engine": engine})
             table.add_row(f"{beta:g}", kind, *(f"{x:.2e}" for x in (*errors.values(), engine)))
     Console().print(table)
     about = {**versions(), **hardware(torch.device("cpu"))}
-    command = f"python -m benchmarks.bf16_momentum --steps {options.steps} --last {options.last}"
+    command = f"python -m benchmarks.narrow_momentum --steps {options.steps} --last {options.last}"
     result = {"command": command, "about": about, "rows": rows}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")

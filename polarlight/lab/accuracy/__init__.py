@@ -1,0 +1,1 @@
+"""Accuracy of polar methods: measured on given spectra, and by an adversarial search."""
