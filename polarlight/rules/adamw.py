@@ -3,12 +3,9 @@
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
     w <- (1 - lr wd) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-Entries that rarely agree in sign move less; the scale of the gradient cancels.
-
 Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), arXiv 1711.05101,
     alg. 2.
-Deviations: none; the arithmetic is torch's own fused kernel. b1 is the group's `momentum`, so that
-schedulers drive it like every other rule's.
+Deviations: none; the arithmetic is torch's own fused kernel. b1 is the group's `momentum`.
 """
 
 from collections.abc import Mapping
@@ -22,10 +19,10 @@ from polarlight.registry import registered
 from polarlight.rule import ElementwiseRule, Numbers
 from polarlight.stages.torch_adamw import last_direction, rescaled_moments, torch_adamw
 
+MAY_DIFFER = ("beta2", "eps", "name", "bias_correction")
 
-@registered(
-    "adamw", stateful=True, may_differ=("beta2", "eps", "name"), former_names=("AdamWRule",)
-)
+
+@registered("adamw", stateful=True, may_differ=MAY_DIFFER, former_names=("AdamWRule",))
 @dataclass(frozen=True, slots=True)
 class AdamWRule(ElementwiseRule):
     """Elementwise AdamW.
@@ -33,11 +30,13 @@ class AdamWRule(ElementwiseRule):
     Attributes:
         beta2: Decay of the second moment, in [0, 1). The first moment's is the group's `momentum`.
         eps: Added to the root of the second moment, in units of the gradient: AdamW's own floor.
+        bias_correction: Divide the moments by 1 - beta^t; without it the first steps are longer.
     """
 
     beta2: float = 0.95
     eps: float = 1e-10
     name: str = "adamw"
+    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta2 < 1:
@@ -67,8 +66,8 @@ class AdamWRule(ElementwiseRule):
         momentum: float | Tensor,
     ) -> None:
         """One step of torch's; see `stages/torch_adamw.py`."""
-        betas = momentum, self.beta2
-        torch_adamw(parameters, gradients, states, None, lr, weight_decay, betas, self.eps)
+        numbers = lr, weight_decay, (momentum, self.beta2), self.eps, self.bias_correction
+        torch_adamw(parameters, gradients, states, None, *numbers)
 
     def step_finite(
         self,
@@ -82,19 +81,19 @@ class AdamWRule(ElementwiseRule):
         momentum: float | Tensor,
     ) -> None:
         """Step like `step`; parameters whose flag, bool [], is False keep all state."""
-        betas = momentum, self.beta2
+        numbers = lr, weight_decay, (momentum, self.beta2), self.eps, self.bias_correction
         for p, g, state, ok in zip(parameters, gradients, states, finite, strict=True):
-            torch_adamw([p], [g], [state], (~ok).float(), lr, weight_decay, betas, self.eps)
+            torch_adamw([p], [g], [state], (~ok).float(), *numbers)
 
     def adapted_state(
         self, state: Mapping[str, Tensor], fields: Mapping[str, Any], momenta: Numbers
     ) -> dict[str, Tensor]:
         """Return moments whose bias-corrected values, and so the next step, are the saved ones."""
         numbers = {"exp_avg": momenta, "exp_avg_sq": (float(fields["beta2"]), self.beta2)}
-        return rescaled_moments(state, numbers)
+        return rescaled_moments(state, numbers) if self.bias_correction else {}
 
     def momentum_and_direction(
         self, state: Mapping[str, Tensor], momentum: float
     ) -> tuple[Tensor, Tensor]:
         """Bias-corrected first moment, and the direction of the last step."""
-        return last_direction(state, (momentum, self.beta2), self.eps)
+        return last_direction(state, (momentum, self.beta2), self.eps, self.bias_correction)

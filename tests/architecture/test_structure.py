@@ -55,13 +55,14 @@ MAY_IMPORT = {
         "view",
     },
     "diloco": {"execution", "linalg"},
+    "scheduling": set(),
     "integrations": {
         *("diagnostics", "execution", "integrations", "lookup", "optimizer", "recipes", "routing"),
         *("rule", "rules", "stages", "view"),
     },
     "__init__": {
         *("diagnostics", "diloco", "execution", "hooks", "linalg", "migration", "optimizer"),
-        *("properties", "recipes", "routing", "rule", "rules", "stages", "view"),
+        *("properties", "recipes", "routing", "rule", "rules", "scheduling", "stages", "view"),
     },
     "__main__": {"lab"},
 }
@@ -228,7 +229,7 @@ def test_references_import_nothing_of_the_package():
 
 NAMESPACES = [
     *("", "linalg", "rules", "stages", "view", "routing", "recipes", "optimizer", "properties"),
-    *("diagnostics", "diagnostics.sinks", "hooks", "migration", "diloco"),
+    *("diagnostics", "diagnostics.sinks", "hooks", "migration", "diloco", "scheduling"),
 ]
 
 
