@@ -5,9 +5,15 @@ that a class registers stays. What a change of a field means to saved buffers is
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, TypeVar
+
+import torch
 
 C = TypeVar("C", bound=type)
 
@@ -139,3 +145,58 @@ def _add(entry: Registration) -> None:
 def _default(f: dataclasses.Field[Any]) -> Any:
     factory = f.default_factory
     return f.default if factory is dataclasses.MISSING else factory()
+
+
+def stable_text(value: object) -> str:
+    """Return a text of a rule, slot or view that is equal on every process with an equal value.
+
+    Functions are named by module, name and the plain values that they close over, dataclasses by
+    the fields that they compare by.
+
+    Raises:
+        ValueError: If the text of an object would be its address.
+    """
+    if isinstance(value, partial | Mapping | set | frozenset | tuple | list):
+        return _container_text(value)
+    if isinstance(value, MethodType | FunctionType | BuiltinFunctionType | type):
+        return _function_text(value)
+    if isinstance(value, torch.Tensor):
+        return f"Tensor({tuple(value.shape)}, {value.dtype})"
+    if dataclasses.is_dataclass(type(value)):
+        fields = (f"{f.name}={stable_text(getattr(value, f.name))}" for f in fields_of(type(value)))
+        return f"{type(value).__qualname__}({', '.join(fields)})"
+    return _own_text(value)
+
+
+def _container_text(value: Any) -> str:
+    """Return the stable text of a container, by its items."""
+    if isinstance(value, partial):
+        return f"partial{stable_text((value.func, value.args, value.keywords))}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k!r}: {stable_text(x)}' for k, x in value.items())}}}"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(stable_text, value)))}}}"
+    return f"({', '.join(map(stable_text, value))})"
+
+
+def _function_text(value: Any) -> str:
+    """Return the module and name of a function or class, with plain values that it closes over."""
+    if isinstance(value, MethodType):
+        return f"{stable_text(value.__self__)}.{value.__name__}"
+    inside = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    plain = [x for x in inside if isinstance(x, bool | int | float | str | Enum)]
+    return f"{value.__module__}.{value.__qualname__}{plain or ''}"
+
+
+def _own_text(value: object) -> str:
+    """Return the `repr` of an object; its class's name if it has no attributes and no `repr`."""
+    text = repr(value)
+    if not re.search(r" at 0x[0-9a-fA-F]+", text):
+        return text
+    if type(value).__repr__ is object.__repr__ and not getattr(value, "__dict__", None):
+        return type(value).__qualname__
+    raise ValueError(
+        f"{text} has no text of its own, by which processes and checkpoints could tell it from "
+        "another one: make its class a frozen dataclass, or give it a __repr__ that shows its "
+        "attributes"
+    )

@@ -22,6 +22,7 @@ from polarlight.linalg.rest import SIZES, sizes_shape, zero_at_rest
 from polarlight.linalg.row_sums import Rows
 from polarlight.linalg.slot import GRADIENT, Buffers, Slot
 from polarlight.lookup import check_objects_in
+from polarlight.registry import stable_text
 
 Numbers = tuple[float, float]
 """A number as it was and as it is."""
@@ -127,6 +128,7 @@ class UpdateRule:
             names = [name for name in names if name != GRADIENT]  # which several may ask for
             if len(names) != len(set(names)):
                 raise ValueError(f"rule {self.name!r} has two stages with equal buffers: {names}")
+        stable_text(self)  # refuses what other processes could not compare with theirs
 
     @property
     def slots(self) -> tuple[Slot, ...]:

@@ -15,8 +15,43 @@ from torch.nn import Parameter
 from polarlight.execution.job import BufferShapes, Executor, jobs_of, new_buffers
 from polarlight.execution.sharded import collectives
 from polarlight.linalg import foreach
-from polarlight.rule import MOMENTUM, UpdateRule
+from polarlight.rule import MOMENTUM, Rule, UpdateRule
 from polarlight.view import MatrixView
+
+
+class Member(Protocol):
+    """One parameter of an optimizer, as processes compare it and plans see it."""
+
+    @property
+    def name(self) -> str:
+        """The parameter's name, for messages."""
+
+    @property
+    def rule(self) -> Rule:
+        """Its rule."""
+
+    @property
+    def view(self) -> MatrixView:
+        """The view that splits it into matrices."""
+
+    @property
+    def parameter(self) -> Tensor:
+        """The parameter; a DTensor carries mesh and placements."""
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Buffers by name; DTensors if the parameter is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable:
+    """One trainable parameter, with or without a gradient; attributes as in `Member`."""
+
+    name: str
+    rule: Rule
+    view: MatrixView
+    parameter: Tensor
+    state: dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +109,16 @@ def is_sharded(x: Tensor) -> bool:
     return module is not None and isinstance(x, module.DTensor)
 
 
-def sharded_indices(param_lists: Sequence[Sequence[Tensor]]) -> list[set[int]]:
-    """Return the indices of the DTensors in each list of parameters."""
-    return [{k for k, p in enumerate(params) if is_sharded(p)} for params in param_lists]
+def shared_indices(
+    param_lists: Sequence[Sequence[Tensor]], executor: Executor | ParamExecutor
+) -> list[set[int]]:
+    """Return the indices of parameters that processes hold together, in each list.
+
+    These are DTensors, and every parameter if the executor has a `group` of processes with equal
+    plain parameters.
+    """
+    plain = getattr(executor, "group", None) is not None
+    return [{k for k, p in enumerate(params) if plain or is_sharded(p)} for params in param_lists]
 
 
 def to_local(x: Tensor) -> Tensor:
@@ -103,7 +145,7 @@ def local_gradient(parameter: Tensor) -> Tensor:
     """Return the local part of a gradient, redistributed to the parameter's placements."""
     gradient = parameter.grad
     assert gradient is not None
-    return collectives.redistributed_gradient(parameter) if is_sharded(parameter) else gradient
+    return to_local(collectives.redistributed(parameter)) if is_sharded(parameter) else gradient
 
 
 def local_tensors(

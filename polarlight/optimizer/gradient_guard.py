@@ -6,7 +6,8 @@ By default such a parameter is left out of the step, weight and state, as if it 
   step selects by it (`masked.py`), and counts are kept there too.
 - Gradients in the host's memory are tested batch by batch, just before the batch's momenta read
   them: they are then in the cache.
-- Shards are tested on every process of their mesh before anything is written.
+- Shards are tested on every process of their mesh before anything is written
+  (`shared_gradients.py`).
 
 The host waits for a device, one transfer per group, only where it has to: under `RAISE`, for rules
 with a counter on the host (`HOST_COUNTER`: SOAP and its kin), and in steps that a probe observes.
@@ -20,13 +21,11 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from polarlight.execution.param_task import local_gradient
-from polarlight.execution.sharded import collectives
 from polarlight.linalg import foreach
 from polarlight.optimizer.masked import FiniteMask, State
 from polarlight.optimizer.param_groups import ActiveParams, Group, name_of
@@ -69,6 +68,7 @@ class NonFiniteGuard:
         states: Mapping[Tensor, State],
         *,
         sharded: Sequence[Collection[int]],
+        elsewhere: Collection[tuple[int, int]] = (),
         wait: bool,
     ) -> dict[int, FiniteMask]:
         """Return one mask per group; remove from `active` what the host knows to be non-finite.
@@ -79,7 +79,8 @@ class NonFiniteGuard:
             groups: The param groups.
             active: Param indices with a gradient, by group; changed in place.
             states: State of each parameter.
-            sharded: Param indices of the DTensors, by group.
+            sharded: Param indices of parameters that processes hold together, by group.
+            elsewhere: Those of them, by group, whose gradient is not finite on some process.
             wait: Whether the host may wait for a transfer per group, as for a probe.
 
         Raises:
@@ -87,7 +88,6 @@ class NonFiniteGuard:
         """
         if self.policy is NonFinite.PROPAGATE:
             return dict.fromkeys(active)
-        elsewhere = nonfinite_on_any_process(groups, active, sharded) if any(sharded) else set()
         if self.policy is NonFinite.RAISE:
             _raise_if_nonfinite(groups, active, sharded, elsewhere)
             return dict.fromkeys(active)
@@ -230,44 +230,38 @@ def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
     return torch.stack([foreach.as_plain(g.isfinite().all()) for g in gradients])
 
 
-def nonfinite_indices(
-    group: Group, param_indices: Sequence[int], sharded: Collection[int]
-) -> list[int]:
-    """Return the param indices whose local gradient is not finite; waits for the device."""
+def nonfinite_indices(group: Group, param_indices: Sequence[int]) -> list[int]:
+    """Return the param indices whose plain gradient is not finite; waits for the device."""
     return [
         k
-        for _, on_device, gradients in gradients_by_device(group["params"], param_indices, sharded)
+        for _, on_device, gradients in gradients_by_device(group["params"], param_indices)
         for k, ok in zip(on_device, finite_on_host(gradients, _squares(group)), strict=True)
         if not ok
     ]
 
 
-def nonfinite_on_any_process(
-    groups: Sequence[Group], active: ActiveParams, sharded: Sequence[Collection[int]]
-) -> set[tuple[int, int]]:
-    """Return (group index, param index) of DTensors with a non-finite shard of the gradient.
+def finite_of(groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Return a bool [n]: whether the local gradient of each parameter is finite.
 
-    The processes of a mesh exchange one number. Only if it reports a non-finite gradient they
-    exchange one more per parameter.
+    Stays on the device of the gradients; the host waits for its own memory alone.
+
+    Args:
+        groups: The param groups.
+        pairs: Group index and param index of n parameters with a gradient.
     """
-    on_mesh: dict[Any, list[tuple[int, int]]] = {}
-    for i, group in enumerate(groups):
-        for k in sorted(sharded[i]):
-            on_mesh.setdefault(group["params"][k].device_mesh, []).append((i, k))
-    on_this_process = {
-        (i, k)
-        for i, param_indices in active.items()
-        for k in nonfinite_indices(
-            groups[i], [k for k in param_indices if k in sharded[i]], sharded[i]
-        )
-    }
-    found: set[tuple[int, int]] = set()
-    for mesh, pairs in on_mesh.items():
-        flags = torch.tensor([pair in on_this_process for pair in pairs], dtype=torch.int32)
-        if collectives.elementwise_max(flags.max(), mesh).item():
-            anywhere = collectives.elementwise_max(flags, mesh).tolist()
-            found.update(pair for pair, bad in zip(pairs, anywhere, strict=True) if bad)
-    return found
+    found: dict[tuple[int, int], Tensor] = {}
+    for i in dict.fromkeys(i for i, _ in pairs):
+        group, param_indices = groups[i], [k for j, k in pairs if j == i]
+        for device, on_device, gradients in gradients_by_device(
+            group["params"], param_indices, param_indices
+        ):
+            if is_host_readable(device):
+                flags = torch.tensor(finite_on_host(gradients, _squares(group)))
+            else:
+                flags = finite_flags(gradients, _squares(group))
+            found.update(zip([(i, k) for k in on_device], flags.unbind(), strict=True))
+    device = found[pairs[0]].device
+    return torch.stack([found[pair].to(device) for pair in pairs])
 
 
 def _squares(group: Group) -> bool:
@@ -279,16 +273,15 @@ def _raise_if_nonfinite(
     groups: Sequence[Group],
     active: ActiveParams,
     sharded: Sequence[Collection[int]],
-    elsewhere: set[tuple[int, int]],
+    elsewhere: Collection[tuple[int, int]],
 ) -> None:
     """Raise FloatingPointError with the names of all parameters with a non-finite gradient."""
-    found = {
-        (i, k)
-        for i, param_indices in active.items()
-        for k in nonfinite_indices(groups[i], param_indices, sharded[i])
-    }
-    if found | elsewhere:
-        names = [name_of(groups[i], i, k) for i, k in sorted(found | elsewhere)]
+    found = set(elsewhere)
+    for i, param_indices in active.items():
+        plain = [k for k in param_indices if k not in sharded[i]]
+        found |= {(i, k) for k in nonfinite_indices(groups[i], plain)}
+    if found:
+        names = [name_of(groups[i], i, k) for i, k in sorted(found)]
         raise FloatingPointError(
             f"the gradient of {', '.join(names)} is not finite; nothing was changed. "
             "NonFinite.SKIP leaves such parameters out of the step"

@@ -21,8 +21,9 @@ from polarlight.execution.param_task import (
     ParamTask,
     directions_of,
     full_tensor,
+    is_sharded,
     local_tensors,
-    sharded_indices,
+    shared_indices,
     to_local,
 )
 from polarlight.execution.sharded.executor import Sharded, check_executor
@@ -53,6 +54,7 @@ from polarlight.optimizer.param_groups import (
     without_frozen_integers,
 )
 from polarlight.optimizer.probe import Observation, Probe, count_updates
+from polarlight.optimizer.shared_gradients import SharedGradients
 from polarlight.optimizer.state_dict import restoring
 from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
@@ -114,6 +116,7 @@ class SpectralOptimizer(Optimizer):
         nonfinite: NonFinite = NonFinite.SKIP,
     ) -> None:
         self._guard = NonFiniteGuard(NonFinite(nonfinite))
+        self._shared = SharedGradients()
         self._buffers = RuleBuffers()
         self._momenta = MomentumTensors()
         self._traced_groups: list[Group] = []
@@ -176,15 +179,38 @@ class SpectralOptimizer(Optimizer):
         if torch.compiler.is_compiling():
             check_lr([group["lr"] for group in groups])
         active = {i: with_gradients(group, i) for i, group in enumerate(groups)}
-        sharded = sharded_indices([group["params"] for group in groups])
-        observing = [probe for probe in self._probes.values() if probe.begin()]
-        masks = self._guard.flag_nonfinite(
-            groups, active, self._buffers.by_param, sharded=sharded, wait=bool(observing)
-        )
         matrices = [i for i, group in enumerate(groups) if isinstance(group["rule"], UpdateRule)]
-        has_shards = any(k in sharded[i] for i in matrices for k in active[i])
+        has_shards = any(is_sharded(p) for i in matrices for p in groups[i]["params"])
         if has_shards and not isinstance(self.executor, ParamExecutor):
             self.executor = Sharded(self.executor)
+        sharded = shared_indices([group["params"] for group in groups], self.executor)
+        if not any(sharded):
+            self._step_active(groups, active, sharded, set())
+            return
+        states, policy = self._buffers.by_param, self._guard.policy
+        with self._shared.prepared(
+            groups, active, states, sharded, self.executor, policy
+        ) as nonfinite:
+            self._step_active(groups, active, sharded, nonfinite)
+
+    def _step_active(
+        self,
+        groups: list[Group],
+        active: dict[int, list[int]],
+        sharded: list[set[int]],
+        nonfinite: set[tuple[int, int]],
+    ) -> None:
+        """Step parameters with a gradient; `nonfinite` are those that other processes know of."""
+        observing = [probe for probe in self._probes.values() if probe.begin()]
+        masks = self._guard.flag_nonfinite(
+            groups,
+            active,
+            self._buffers.by_param,
+            sharded=sharded,
+            elsewhere=nonfinite,
+            wait=bool(observing),
+        )
+        matrices = [i for i, group in enumerate(groups) if isinstance(group["rule"], UpdateRule)]
         shared = isinstance(self.executor, ParamExecutor)
         updated: dict[int, set[int]] = {i: set() for i in active}
         for batch in partition_for_step(groups, active, shared=shared):
@@ -260,6 +286,7 @@ class SpectralOptimizer(Optimizer):
         self.__dict__.setdefault("_probes", OrderedDict())
         self.__dict__.setdefault("_buffers", RuleBuffers())
         self.__dict__.setdefault("_momenta", MomentumTensors())
+        self.__dict__.setdefault("_shared", SharedGradients())
         policy = state.pop("nonfinite", NonFinite.SKIP)
         self.__dict__.setdefault("_guard", NonFiniteGuard(policy))
         super().__setstate__(state)

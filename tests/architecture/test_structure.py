@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "linalg": {"linalg", "lookup", "registry"},
     "lookup": {"registry"},
     "view": {"registry"},
-    "rule": {"linalg", "lookup"},
+    "rule": {"linalg", "lookup", "registry"},
     "stages": {"linalg", "lookup", "registry", "rule", "stages"},
     "execution": {"execution", "linalg", "rule", "view"},
     "optimizer": {
@@ -72,12 +72,14 @@ INSIDE_LAB = {
     "accuracy": set(),
     "explore": set(),
     "report": {"report"},
+    "statistics": {"statistics"},
     "tuning": {"tuning"},
     "inspection": {"inspection", "report"},
-    "train": {"inspection", "report", "train", "tuning"},
-    "claims": {"claims", "inspection", "report", "train", "tuning"},
+    "train": {"inspection", "report", "statistics", "train", "tuning"},
+    "claims": {"claims", "inspection", "report", "statistics", "train", "tuning"},
     "commands": {
-        *("accuracy", "claims", "commands", "explore", "inspection", "report", "train", "tuning"),
+        *("accuracy", "claims", "commands", "explore", "inspection", "report", "statistics"),
+        *("train", "tuning"),
     },
 }
 """Folder of `lab` -> folders of `lab` it may import."""

@@ -5,8 +5,10 @@ DTensor is imported on use, as in torch itself.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import product
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,9 @@ from polarlight.linalg.row_sums import Rows
 ProcessGroup = Any
 """A `torch.distributed.ProcessGroup`."""
 
+MeshKey = tuple[int, tuple[int, ...], tuple[int, ...]]
+"""Size, global ranks by place (row-major), and shape of a mesh."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessMesh:
@@ -28,7 +33,7 @@ class ProcessMesh:
         rank: Rank of this process in the group.
         shape: Size of each mesh dimension.
         coordinates: Mesh coordinate of each process, by rank in the group.
-        ranks: Global ranks; they identify the mesh.
+        ranks: Global ranks, by rank in the group.
         device: Type of the device on which collectives and directions run.
     """
 
@@ -44,9 +49,28 @@ class ProcessMesh:
         """Number of processes."""
         return len(self.ranks)
 
+    @property
+    def key(self) -> MeshKey:
+        """Arrangement of the processes: meshes with equal keys hold every layout alike.
+
+        Two meshes of equal ranks and shape may differ in who is where. Keys order meshes equally
+        on all processes, smaller ones first.
+        """
+        by_place = sorted(zip(self.coordinates, self.ranks, strict=True))
+        return self.size, tuple(rank for _, rank in by_place), self.shape
+
     def __str__(self) -> str:
         """Return the shape of the mesh and the range of its ranks."""
-        return f"mesh {' x '.join(map(str, self.shape))} of ranks {self.ranks[0]}-{self.ranks[-1]}"
+        return f"mesh {' x '.join(map(str, self.shape))} of ranks {mesh_ranks(self.ranks)}"
+
+
+def mesh_ranks(ranks: Sequence[int]) -> str:
+    """Return ranks as text: the first and the last if no other number is between."""
+    low, high = min(ranks), max(ranks)
+    if high - low + 1 == len(ranks):
+        return f"{low}-{high}"
+    some = ", ".join(map(str, sorted(ranks)[:8]))
+    return some if len(ranks) <= 8 else f"{some}, ..., {high}"
 
 
 def mesh_of_group(group: ProcessGroup, device: str) -> ProcessMesh:
@@ -62,7 +86,7 @@ def mesh_of_dtensor(x: Any) -> ProcessMesh | None:
     if mesh.get_coordinate() is None:
         return None
     on_mesh = [int(rank) for rank in mesh.mesh.flatten()]
-    group = _group_of(mesh, on_mesh)
+    group = mesh.get_group() if mesh.ndim == 1 else group_of_ranks(on_mesh)
     ranks = tuple(dist.get_process_group_ranks(group))
     shape = tuple(mesh.shape)
     # The group may order its ranks otherwise than the mesh, which is row-major.
@@ -71,22 +95,70 @@ def mesh_of_dtensor(x: Any) -> ProcessMesh | None:
     return ProcessMesh(group, dist.get_rank(group), shape, coordinates, ranks, mesh.device_type)
 
 
-def _group_of(mesh: Any, ranks: Sequence[int]) -> ProcessGroup:
-    """Return a process group of exactly the mesh's processes."""
-    if mesh.ndim == 1:
-        return mesh.get_group()
-    if len(ranks) == dist.get_world_size():
-        return dist.group.WORLD
-    return dist.new_group(sorted(ranks), use_local_synchronization=True)
+class MeshTable:
+    """Process meshes of parameters, made once per device mesh."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, ProcessMesh | None] = {}
+
+    def of_dtensor(self, x: Any) -> ProcessMesh | None:
+        """Return the mesh of a DTensor; None if this process is not on it."""
+        mesh = x.device_mesh
+        if mesh not in self._known:
+            self._known[mesh] = mesh_of_dtensor(x)
+        return self._known[mesh]
+
+    def of_plain(self, x: Tensor, group: ProcessGroup | None) -> ProcessMesh | None:
+        """Return the mesh of a plain tensor that is equal on all processes of a group."""
+        if group is None:
+            return None
+        key = (group, x.device.type)
+        if key not in self._known:
+            self._known[key] = mesh_of_group(group, x.device.type)
+        return self._known[key]
 
 
-def elementwise_max(x: Tensor, mesh: Any) -> Tensor:
-    """Return the elementwise maximum over a device mesh; every process must call this."""
-    result = x.to(mesh.device_type, copy=True)
-    if mesh.get_coordinate() is not None:
-        for axis in range(mesh.ndim):
-            dist.all_reduce(result, dist.ReduceOp.MAX, group=mesh.get_group(axis))
-    return result
+_groups: WeakKeyDictionary[Any, WeakValueDictionary[tuple[int, ...], Any]] = WeakKeyDictionary()
+"""Groups made here, by their ranks, for each default group. Weak: torch keeps and destroys them."""
+
+
+def group_of_ranks(ranks: Sequence[int]) -> ProcessGroup:
+    """Return a process group of exactly these ranks, which all of them must ask for at once.
+
+    It is made once per set of ranks, for all optimizers, with the timeout of the default group.
+    """
+    everyone, wanted = dist.group.WORLD, tuple(sorted(ranks))
+    if len(wanted) == dist.get_world_size():
+        return everyone
+    known = _groups.setdefault(everyone, WeakValueDictionary())
+    if wanted not in known:
+        known[wanted] = dist.new_group(
+            list(wanted), timeout=_timeout_of(everyone), use_local_synchronization=True
+        )
+    return known[wanted]
+
+
+def _timeout_of(group: ProcessGroup) -> timedelta | None:
+    """Return the timeout of a group's collectives; None where its backend does not tell."""
+    for device in group._device_types:
+        options = getattr(group._get_backend(device), "options", None)
+        found = getattr(options, "_timeout", None)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+    return None
+
+
+def reduce_max(x: Tensor, mesh: ProcessMesh) -> Tensor:
+    """Replace a tensor by its elementwise maximum over a mesh; every process must call this."""
+    dist.all_reduce(x, dist.ReduceOp.MAX, group=mesh.group)
+    return x
+
+
+def gather_equal(x: Tensor, mesh: ProcessMesh) -> Tensor:
+    """Return the stacked tensors of all processes, by rank in the group; equal shapes."""
+    found = [torch.empty_like(x) for _ in range(mesh.size)]
+    dist.all_gather(found, x, group=mesh.group)
+    return torch.stack(found)
 
 
 def layout_of(x: Any, name: str) -> Layout:
@@ -156,12 +228,12 @@ def as_dtensor_like(shard: Tensor, x: Any) -> Tensor:
     )
 
 
-def redistributed_gradient(parameter: Any) -> Tensor:
-    """Return the local gradient of a DTensor in its placements; reduces a pending sum."""
+def redistributed(parameter: Any) -> Any:
+    """Return the gradient of a DTensor in its placements; reduces a pending sum."""
     gradient: Any = parameter.grad
-    if gradient.placements != parameter.placements:
-        gradient = gradient.redistribute(placements=parameter.placements)
-    return gradient.to_local()  # type: ignore[no-any-return]
+    if gradient.placements == parameter.placements:
+        return gradient
+    return gradient.redistribute(placements=parameter.placements)
 
 
 @dataclass(frozen=True, slots=True)

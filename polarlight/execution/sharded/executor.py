@@ -16,14 +16,30 @@ from torch import Tensor
 
 from polarlight.execution.batched import Batched
 from polarlight.execution.job import Executor
-from polarlight.execution.param_task import ParamExecutor, ParamTask, directions_of, is_sharded
+from polarlight.execution.param_task import (
+    Member,
+    ParamExecutor,
+    ParamTask,
+    directions_of,
+    is_sharded,
+)
 from polarlight.execution.sharded import collectives
-from polarlight.execution.sharded.collectives import ProcessGroup, ProcessMesh
+from polarlight.execution.sharded.agreement import check_plan
+from polarlight.execution.sharded.collectives import (
+    MeshKey,
+    MeshTable,
+    ProcessGroup,
+    ProcessMesh,
+)
 from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.plan import Options, Plan
 from polarlight.execution.sharded.schedule import ProcessSchedule
-from polarlight.execution.sharded.specs import MATRIX, ParamSpec
-from polarlight.execution.sharded.step import ShardedStep, device_buffers
+from polarlight.execution.sharded.specs import param_spec
+from polarlight.execution.sharded.step import ShardedStep
+from polarlight.rule import UpdateRule
+
+MOST_PLANS = 4
+"""Plans kept per executor and mesh: parameters that take turns need more than one."""
 
 
 @dataclass(slots=True)
@@ -34,24 +50,38 @@ class CachedPlan:
         mesh: The process mesh.
         plan: The plan.
         schedule: The part of the plan that this process carries out.
-        keys: A weak reference to each parameter, with its rule and its view.
+        keys: A weak reference to each parameter, with its rule, its view and its momentum's dtype.
+        masked: Schedule for the parameters that had a gradient last, by their numbers.
     """
 
     mesh: ProcessMesh
     plan: Plan
     schedule: ProcessSchedule
-    keys: Sequence[tuple[ref[Tensor], object, object]]
+    keys: Sequence[tuple[ref[Tensor], object, object, torch.dtype]]
+    masked: tuple[frozenset[int], ProcessSchedule] | None = None
 
-    def is_for(self, mesh: ProcessMesh, tasks: Sequence[ParamTask]) -> bool:
-        """Return whether the plan was made for these tasks on this mesh."""
+    def is_for(
+        self, mesh: ProcessMesh, members: Sequence[Member], dtypes: Sequence[torch.dtype]
+    ) -> bool:
+        """Return whether the plan was made for these parameters on this mesh."""
         return (
-            mesh is self.mesh
-            and len(tasks) == len(self.keys)
+            mesh.key == self.mesh.key
+            and len(members) == len(self.keys)
             and all(
-                parameter() is t.parameter and rule is t.rule and view == t.view
-                for (parameter, rule, view), t in zip(self.keys, tasks, strict=True)
+                parameter() is m.parameter and rule is m.rule and view == m.view and dtype == d
+                for (parameter, rule, view, dtype), m, d in zip(
+                    self.keys, members, dtypes, strict=True
+                )
             )
         )
+
+    def schedule_for(self, active: frozenset[int]) -> ProcessSchedule:
+        """Return the schedule without the matrices of parameters that are not active."""
+        if len(active) == len(self.keys):
+            return self.schedule
+        if self.masked is None or self.masked[0] != active:
+            self.masked = active, self.schedule.masked(active)
+        return self.masked[1]
 
 
 @dataclass(slots=True)
@@ -62,13 +92,15 @@ class Sharded:
     tensor belongs to its process alone, unless a `group` states that it is equal on all processes
     of the group, as under `DistributedDataParallel`; then they share the work.
 
-    All processes must come with the same parameters in the same order; the first step compares
-    them. A parameter that has a gradient must have one on every process.
+    All processes must come with the same parameters in the same order, and with gradients of the
+    same ones; every step compares them before anything moves.
 
     Args:
         inner: Executor for the matrices of one process.
         group: Processes with equal plain parameters and gradients.
         options: Limits and thresholds of the plan.
+        missing_gradients: "error", or "zero" to take a gradient for zero in a step in which this
+            process has none and another one has, as of experts that saw no token.
 
     Raises:
         ValueError: If a parameter's placement is a pending sum, or processes disagree.
@@ -77,19 +109,32 @@ class Sharded:
     inner: Executor = field(default_factory=Batched)
     group: ProcessGroup | None = None
     options: Options = field(default_factory=Options)
-    _meshes: dict[Any, ProcessMesh | None] = field(default_factory=dict, repr=False, compare=False)
+    missing_gradients: str = "error"
+    _meshes: MeshTable = field(default_factory=MeshTable, repr=False, compare=False)
     _cached: list[CachedPlan] = field(default_factory=list, repr=False, compare=False)
+    _trainable: Sequence[Member] = field(default=(), repr=False, compare=False)
+    _dtypes: dict[Any, torch.dtype] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if an option is none of the legal ones."""
+        if self.missing_gradients not in ("error", "zero"):
+            raise ValueError(
+                f"missing_gradients must be 'error' or 'zero', got {self.missing_gradients!r}"
+            )
+
+    def announce(self, trainable: Sequence[Member]) -> None:
+        """Take note of all parameters that steps may bring, of which plans are made."""
+        self._trainable = trainable
 
     def directions_of(self, tasks: Sequence[ParamTask]) -> list[Tensor]:
         """Return the local part of one direction per task; update the buffers in place."""
         directions: list[Tensor] = [t.momentum for t in tasks]  # each is replaced below
         alone: list[int] = []
-        on_mesh: dict[tuple[int, ...], tuple[ProcessMesh, list[int]]] = {}
+        on_mesh: dict[MeshKey, tuple[ProcessMesh, list[int]]] = {}
         for number, task in enumerate(tasks):
             mesh = self._mesh_of(task.parameter)
             if mesh is not None:
-                key = (*mesh.ranks, *mesh.shape)
-                on_mesh.setdefault(key, (mesh, []))[1].append(number)
+                on_mesh.setdefault(mesh.key, (mesh, []))[1].append(number)
             elif is_sharded(task.parameter):  # on a mesh that this process is not part of
                 directions[number] = torch.zeros_like(task.momentum)
             else:
@@ -97,9 +142,7 @@ class Sharded:
         # Sorted, so that all processes start the collectives of several meshes in the same order.
         for _, (mesh, numbers) in sorted(on_mesh.items()):
             of_mesh = [tasks[number] for number in numbers]
-            schedule = self._plan_for(mesh, of_mesh).schedule
-            computed = ShardedStep(mesh, schedule, of_mesh, self.inner).run()
-            for number, direction in zip(numbers, computed, strict=True):
+            for number, direction in zip(numbers, self._on_mesh(mesh, of_mesh), strict=True):
                 directions[number] = direction
         own = directions_of(self.inner, [tasks[number] for number in alone])
         for number, direction in zip(alone, own, strict=True):
@@ -118,42 +161,72 @@ class Sharded:
         return None if mesh is None else collectives.replicated_layout(parameter.shape, mesh)
 
     def plans(self) -> list[Plan]:
-        """Return the plans made so far, one per mesh and set of parameters."""
+        """Return the plans that are kept, of all trainable parameters of a mesh each."""
         return [cached.plan for cached in self._cached]
 
     def _mesh_of(self, parameter: Tensor) -> ProcessMesh | None:
         """Return the processes that share the work on a parameter; None if there are no others."""
         if is_sharded(parameter):
-            mesh = parameter.device_mesh  # type: ignore[attr-defined]
-            if mesh not in self._meshes:
-                self._meshes[mesh] = collectives.mesh_of_dtensor(parameter)
-            return self._meshes[mesh]
-        if self.group is None:
-            return None
-        device = parameter.device.type
-        if device not in self._meshes:
-            self._meshes[device] = collectives.mesh_of_group(self.group, device)
-        return self._meshes[device]
+            return self._meshes.of_dtensor(parameter)
+        return self._meshes.of_plain(parameter, self.group)
 
-    def _plan_for(self, mesh: ProcessMesh, tasks: Sequence[ParamTask]) -> CachedPlan:
-        """Return the cached plan of these tasks, or make one and compare it on all processes."""
+    def _on_mesh(self, mesh: ProcessMesh, tasks: Sequence[ParamTask]) -> list[Tensor]:
+        """Return the local part of the directions of parameters that share a mesh."""
+        members = self._members_on(mesh, tasks)
+        cached = self._plan_for(mesh, members, [self._dtypes[_kind(m)] for m in members])
+        numbers = {id(m.parameter): number for number, m in enumerate(members)}
+        by_number = {numbers[id(t.parameter)]: t for t in tasks}
+        schedule = cached.schedule_for(frozenset(by_number))
+        computed = ShardedStep(mesh, schedule, by_number, self.inner).run()
+        return [computed[numbers[id(t.parameter)]] for t in tasks]
+
+    def _members_on(self, mesh: ProcessMesh, tasks: Sequence[ParamTask]) -> Sequence[Member]:
+        """Return all trainable matrices on a mesh; the tasks alone if they were not announced."""
+        for t in tasks:
+            self._dtypes[_kind(t)] = t.momentum.dtype
+        members = []
+        for m in self._trainable:
+            found = self._mesh_of(m.parameter) if isinstance(m.rule, UpdateRule) else None
+            if found is not None and found.key == mesh.key:
+                self._dtypes.setdefault(_kind(m), m.parameter.dtype)
+                members.append(m)
+        known = {id(m.parameter) for m in members}
+        return members if all(id(t.parameter) in known for t in tasks) else tasks
+
+    def _plan_for(
+        self, mesh: ProcessMesh, members: Sequence[Member], dtypes: Sequence[torch.dtype]
+    ) -> CachedPlan:
+        """Return the cached plan of these parameters, or make and compare one on all processes."""
         for cached in self._cached:
-            if cached.is_for(mesh, tasks):
+            if cached.is_for(mesh, members, dtypes):
                 return cached
-        plan = Plan([_param_spec(t, mesh) for t in tasks], mesh.coordinates, self.options)
-        _check_agreement(plan, mesh)
-        keys = [(ref(t.parameter), t.rule, t.view) for t in tasks]
-        self._cached = [c for c in self._cached if all(p() is not None for p, _, _ in c.keys)]
-        self._cached.append(CachedPlan(mesh, plan, ProcessSchedule(plan, mesh.rank), keys))
+        specs = [param_spec(m, mesh, dtype) for m, dtype in zip(members, dtypes, strict=True)]
+        plan = Plan(specs, mesh.coordinates, self.options, mesh.ranks)
+        check_plan(plan, mesh)
+        made = [
+            (ref(m.parameter), m.rule, m.view, dtype)
+            for m, dtype in zip(members, dtypes, strict=True)
+        ]
+        kept = [c for c in self._cached if all(p() is not None for p, *_ in c.keys)]
+        others = [c for c in kept if c.mesh.key != mesh.key]
+        same = [c for c in kept if c.mesh.key == mesh.key]
+        self._cached = [*others, *same[-MOST_PLANS + 1 :]]
+        self._cached.append(CachedPlan(mesh, plan, ProcessSchedule(plan, mesh.rank), made))
         return self._cached[-1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled and copied: no process group, no plan."""
-        return {"inner": self.inner, "options": self.options}
+        kept = ("inner", "options", "missing_gradients")
+        return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what `__getstate__` returned; a group has to be set again."""
         self.__init__(**state)  # type: ignore[misc]
+
+
+def _kind(member: Member) -> tuple[int, torch.dtype]:
+    """Return what decides about the dtype of a parameter's momentum."""
+    return id(member.rule), member.parameter.dtype
 
 
 def check_executor(executor: Executor | ParamExecutor) -> Executor | ParamExecutor:
@@ -164,39 +237,3 @@ def check_executor(executor: Executor | ParamExecutor) -> Executor | ParamExecut
         f"executor must be an object such as polarlight.Batched(), polarlight.OneByOne() or "
         f"polarlight.Sharded(), got {executor!r}; leave it out for the default"
     )
-
-
-def _param_spec(task: ParamTask, mesh: ProcessMesh) -> ParamSpec:
-    """Return layouts and dtypes of a task's momentum and buffers, without the host counter."""
-    p, tensors = task.parameter, {MATRIX: task.parameter, **device_buffers(task)}
-    layouts = {
-        name: collectives.layout_of(t, task.name)
-        if is_sharded(p)
-        else collectives.replicated_layout(t.shape, mesh)
-        for name, t in tensors.items()
-    }
-    dtypes = {name: t.dtype for name, t in tensors.items()} | {MATRIX: task.momentum.dtype}
-    return ParamSpec(task.name, task.rule, task.view, layouts, dtypes)
-
-
-def _check_agreement(plan: Plan, mesh: ProcessMesh) -> None:
-    """Raise ValueError on every process unless all of them made the same plan."""
-    fingerprints = collectives.all_gather_object(plan.fingerprint, mesh.group)
-    if len(set(fingerprints)) == 1:
-        return
-    texts = collectives.all_gather_object([str(spec) for spec in plan.params], mesh.group)
-    other = next(rank for rank, mark in enumerate(fingerprints) if mark != fingerprints[0])
-    raise ValueError(
-        f"processes disagree on the parameters of this step ({mesh}): "
-        f"{_first_difference(texts[0], texts[other], other)}. "
-        "Every process must give its optimizer the same parameters, rules and views in the same "
-        "order, and a gradient to the same ones"
-    )
-
-
-def _first_difference(ours: Sequence[str], theirs: Sequence[str], rank: int) -> str:
-    """Return the first parameter that differs between rank 0 and another rank, as text."""
-    for number, (a, b) in enumerate(zip(ours, theirs, strict=False)):
-        if a != b:
-            return f"parameter {number} is [{a}] on rank 0 and [{b}] on rank {rank}"
-    return f"rank 0 has {len(ours)} parameters with gradients, rank {rank} has {len(theirs)}"

@@ -60,11 +60,13 @@ class Plan:
         params: The parameters.
         coordinates: Mesh coordinate of every process, by rank in the group.
         options: Limits and thresholds.
+        ranks: Global rank of every process, by rank in the group; by default the same.
     """
 
     params: Sequence[ParamSpec]
     coordinates: Sequence[Coordinate]
     options: Options
+    ranks: Sequence[int] = ()
 
     @property
     def size(self) -> int:
@@ -98,8 +100,8 @@ class Plan:
         return costs, total
 
     @cached_property
-    def ranks(self) -> dict[Coordinate, int]:
-        """Rank of the process at each mesh coordinate."""
+    def rank_at(self) -> dict[Coordinate, int]:
+        """Rank in the group of the process at each mesh coordinate."""
         return {coordinate: rank for rank, coordinate in enumerate(self.coordinates)}
 
     @cached_property
@@ -193,12 +195,13 @@ class Plan:
         mesh = next(iter(self.params)).layouts[MATRIX].mesh
         by_axis = zip(pattern, mesh, strict=True)
         for where in product(*(range(n) if p is None else (p,) for p, n in by_axis)):
-            yield self.ranks[where]
+            yield self.rank_at[where]
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of parameters, options and owners, equal on processes that agree on all of them."""
-        text = "\n".join((*map(str, self.params), str(self.options), str(self.owners)))
+        placed = str((self.ranks or tuple(range(self.size)), self.coordinates))
+        text = "\n".join((*map(str, self.params), str(self.options), placed, str(self.owners)))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

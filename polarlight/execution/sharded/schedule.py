@@ -1,6 +1,7 @@
 """Schedule of one process: the fragments that it sends, receives and keeps, per bucket."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -34,6 +35,13 @@ class Exchange:
     outgoing: list[list[Fragment]]
     incoming: list[list[Fragment]]
 
+    def masked(self, active: Sequence[bool]) -> "Exchange":
+        """Return the exchange without the fragments of matrices that are not active."""
+        return Exchange(
+            [_masked(fragments, active) for fragments in self.outgoing],
+            [_masked(fragments, active) for fragments in self.incoming],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
@@ -53,6 +61,21 @@ class Bucket:
     gather: dict[torch.dtype, Exchange] = field(default_factory=dict)
     scatter: dict[torch.dtype, Exchange] = field(default_factory=dict)
 
+    def masked(self, active: Sequence[bool]) -> "Bucket":
+        """Return the bucket without matrices that are not active; it may be empty."""
+        return Bucket(
+            [n for n in self.matrices if active[n]],
+            {n for n in self.local if active[n]},
+            _masked(self.own_fragments, active),
+            {dtype: exchange.masked(active) for dtype, exchange in self.gather.items()},
+            {dtype: exchange.masked(active) for dtype, exchange in self.scatter.items()},
+        )
+
+
+def _masked(fragments: Sequence[Fragment], active: Sequence[bool]) -> list[Fragment]:
+    """Return the fragments of active matrices."""
+    return [f for f in fragments if active[f.matrix]]
+
 
 class ProcessSchedule:
     """Buckets of one process.
@@ -65,7 +88,16 @@ class ProcessSchedule:
     def __init__(self, plan: Plan, rank: int) -> None:
         self.plan, self.rank = plan, rank
         self._held: dict[tuple[int, str, int], tuple[Intervals, ...]] = {}
+        self.rowwise = plan.rowwise
         self.buckets = [self._bucket(numbers) for numbers in plan.buckets]
+
+    def masked(self, active: Collection[int]) -> "ProcessSchedule":
+        """Return the schedule of the parameters with these numbers alone, with owners unchanged."""
+        kept = copy(self)
+        of = [matrix.param in active for matrix in self.plan.matrices]
+        kept.buckets = [bucket.masked(of) for bucket in self.buckets]
+        kept.rowwise = {n: rowwise for n, rowwise in self.rowwise.items() if n in active}
+        return kept
 
     def _bucket(self, numbers: Sequence[int]) -> Bucket:
         """Return the work of this process on the bucket with these matrices."""

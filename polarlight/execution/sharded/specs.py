@@ -2,14 +2,19 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import torch
+from torch import Tensor
 
 from polarlight.execution.job import shared_batch
+from polarlight.execution.param_task import Member, is_sharded
+from polarlight.execution.sharded.collectives import ProcessMesh, layout_of, replicated_layout
 from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.regions import Block, batch_block, split_view, vector_block
 from polarlight.linalg.slot import GRADIENT
+from polarlight.registry import stable_text
 from polarlight.rule import HOST_COUNTER, UpdateRule
 from polarlight.view import MatrixView
 
@@ -36,8 +41,48 @@ class ParamSpec:
     dtypes: Mapping[str, torch.dtype]
 
     def __str__(self) -> str:
-        layout, dtype = self.layouts[MATRIX], self.dtypes[MATRIX]
-        return f"{self.name} {layout} {dtype} {self.view!r} {self.rule!r}"
+        """Return name, layouts, dtypes, view and rule, in a text that is equal everywhere."""
+        placed = (f"{n or 'matrix'} {self.layouts[n]} {self.dtypes[n]}" for n in self.layouts)
+        return f"{self.name}: {', '.join(placed)}; {self.view!r}; {_rule_text(self.rule)}"
+
+
+@lru_cache(maxsize=256)
+def _rule_text(rule: UpdateRule) -> str:
+    """Return the stable text of a rule, made once."""
+    return stable_text(rule)
+
+
+def device_buffers(member: Member) -> dict[str, Tensor]:
+    """Return the buffers that are sent with a parameter's matrices: all but the host counter.
+
+    The gradient is one of them in a step where the rule reads it, and the member has it.
+    """
+    assert isinstance(member.rule, UpdateRule)
+    parts = member.view.shapes(member.parameter.shape)
+    names = dict.fromkeys(name for shape in parts for name in member.rule.buffer_shapes(shape))
+    kept = (name for name in names if name != HOST_COUNTER)
+    return {name: member.state[name] for name in kept if name != GRADIENT or name in member.state}
+
+
+def param_spec(member: Member, mesh: ProcessMesh, dtype: torch.dtype | None = None) -> ParamSpec:
+    """Return layouts and dtypes of a parameter and its buffers, without the host counter.
+
+    Args:
+        member: The parameter.
+        mesh: The processes that share it.
+        dtype: Dtype of its momentum; by default its own.
+    """
+    p, rule = member.parameter, member.rule
+    assert isinstance(rule, UpdateRule)
+    tensors = {MATRIX: p, **device_buffers(member)}
+    layouts = {
+        name: layout_of(x, member.name) if is_sharded(p) else replicated_layout(x.shape, mesh)
+        for name, x in tensors.items()
+    }
+    dtypes = {name: x.dtype for name, x in tensors.items()} | {MATRIX: dtype or p.dtype}
+    if GRADIENT not in layouts and rule.reads_gradient(member.view.shapes(p.shape)):
+        layouts[GRADIENT], dtypes[GRADIENT] = layouts[MATRIX], p.dtype
+    return ParamSpec(member.name, rule, member.view, layouts, dtypes)
 
 
 @dataclass(frozen=True, slots=True)

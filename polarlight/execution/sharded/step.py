@@ -4,7 +4,7 @@ For each bucket: gather shards of momenta and buffers to the owners of their mat
 directions there, scatter directions and buffers back to the shards.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from polarlight.execution.sharded.collectives import (
 )
 from polarlight.execution.sharded.regions import segments
 from polarlight.execution.sharded.schedule import Bucket, Exchange, Fragment, ProcessSchedule
-from polarlight.execution.sharded.specs import MATRIX
+from polarlight.execution.sharded.specs import MATRIX, device_buffers
 from polarlight.linalg import foreach
 from polarlight.linalg.slot import GRADIENT
 from polarlight.rule import HOST_COUNTER
@@ -31,20 +31,13 @@ InFlight = dict[torch.dtype, Pending]
 """Exchanges of one bucket that have been started, by dtype."""
 
 
-def device_buffers(task: ParamTask) -> dict[str, Tensor]:
-    """Return the buffers of a task that are sent with its matrices: all but the host counter."""
-    parts = task.view.shapes(task.parameter.shape)
-    names = dict.fromkeys(name for shape in parts for name in task.rule.buffer_shapes(shape))
-    return {name: task.state[name] for name in names if name != HOST_COUNTER}
-
-
 class ShardedStep:
     """One execution of a plan on this process.
 
     Args:
         mesh: Processes that share the work.
         schedule: Part of the plan that this process carries out.
-        tasks: Parameters that the plan was made for.
+        tasks: Parameters of the schedule, by their number in the plan.
         inner: Executor for the matrices that this process owns.
     """
 
@@ -52,28 +45,28 @@ class ShardedStep:
         self,
         mesh: ProcessMesh,
         schedule: ProcessSchedule,
-        tasks: Sequence[ParamTask],
+        tasks: Mapping[int, ParamTask],
         inner: Executor,
     ) -> None:
         self.mesh, self.schedule, self.tasks, self.inner = mesh, schedule, tasks, inner
         self.matrices = schedule.plan.matrices
         # Results, in the shape of each local shard.
-        self.directions = [torch.empty_like(t.momentum) for t in tasks]
+        self.directions = {n: torch.empty_like(t.momentum) for n, t in tasks.items()}
         # Inputs of each parameter by name: the shard of its momentum, the shards of its buffers.
-        self.shards = [
-            {MATRIX: t.momentum, **{name: to_local(x) for name, x in device_buffers(t).items()}}
-            for t in tasks
-        ]
+        self.shards = {
+            n: {MATRIX: t.momentum, **{name: to_local(x) for name, x in device_buffers(t).items()}}
+            for n, t in tasks.items()
+        }
         # Whole tensors of matrices that this process owns, in the bucket at work: by (matrix
         # number, name), in the shape of the matrix's block of the parameter.
         self.blocks: dict[tuple[int, str], Tensor] = {}
 
-    def run(self) -> list[Tensor]:
-        """Return the local part of every direction, exchanged or row-wise; update buffers."""
+    def run(self) -> dict[int, Tensor]:
+        """Return the local part of every direction by number; update buffers."""
         buckets = self.schedule.buckets
         gathers = [self._start_gather(bucket) for bucket in buckets[: PREFETCH + 1]]
         # Row-wise parameters need no gather: they are computed while the first bucket is received.
-        for number, rowwise in self.schedule.plan.rowwise.items():
+        for number, rowwise in self.schedule.rowwise.items():
             self._compute_rowwise(number, rowwise.axes)
         scatters: list[InFlight] = []
         for number, bucket in enumerate(buckets):
@@ -87,7 +80,7 @@ class ShardedStep:
         if buckets:
             self._finish_scatter(buckets[-1], scatters[-1])
         # One more call for every matrix, owned by this process or not.
-        for task in self.tasks:
+        for task in self.tasks.values():
             if HOST_COUNTER in task.state:
                 task.state[HOST_COUNTER].add_(1)
         return self.directions

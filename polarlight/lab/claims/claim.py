@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ SEEDS = 4
 SWEEP_SEED = 1000
 LRS = (0.01, 0.02, 0.04)
 """Learning rates that are swept; recipes of AdamW's size bring their own."""
+
+
+class Area(StrEnum):
+    """What a claim is about, for the summary of the page."""
+
+    STARVATION = "Starvation of neurons"
+    AURORA = "Aurora"
+    ROWS = "Row normalization"
+    POLAR = "The polar factor"
+    SYMMETRY = "Rules by layer"
+
 
 Finish = Callable[[Run], Mapping[str, float]]
 """Measures a trained run once it is finished; the numbers are kept beside its records."""
@@ -68,6 +80,9 @@ class Claim:
         source: Who says so, and where.
         arms: What is trained, by label.
         checks: Its parts; all of them have to be reproduced.
+        area: Where it stands on the page.
+        dated: Day on which thresholds and margins were written, before the runs they judge.
+        effect: Published size of the effect, in words; empty where none is known.
         notes: What the reduced setting cannot tell, or leaves out.
         plan: The reduced setting.
         seeds: Runs per arm, with the chosen learning rate.
@@ -80,6 +95,9 @@ class Claim:
     source: str
     arms: Mapping[str, Arm]
     checks: Sequence[Check]
+    area: Area
+    dated: str
+    effect: str = ""
     notes: str = ""
     plan: Plan = SMALL
     seeds: int = SEEDS

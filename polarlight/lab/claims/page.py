@@ -1,4 +1,4 @@
-"""Page `docs/claims.md`: a verdict per claim, with the numbers behind it."""
+"""`docs/claims.md`: a verdict per claim, with what it rests on."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,89 +8,243 @@ from typing import Any
 
 import torch
 
-from polarlight.lab.claims.claim import SMALL, Claim
-from polarlight.lab.claims.results import Result, findings, result_of, verdict
-from polarlight.lab.claims.verdict import Verdict
+from polarlight.lab.claims.claim import SMALL, Area, Claim
+from polarlight.lab.claims.results import Result, findings, page_verdicts, result_of
+from polarlight.lab.claims.verdict import Finding, Verdict, overall
 from polarlight.lab.train.model import GPT
 from polarlight.lab.train.settings import Plan
 
 HEAD = """# Claims, tested
 
 Written by `polarlight reproduce --page docs/claims.md`; numbers come from `polarlight reproduce
-NAME`. Verdicts hold at the reduced size and nowhere else: a part counts as reproduced if its
-estimate lies two errors on the claimed side, as not reproduced if it lies two errors on the other,
-and is undecided in between; a claim is reproduced if all of its parts are. Errors come from the
-spread between seeds, pooled over the arms compared. Learning rates were swept per arm on a seed of
-their own, beyond an edge by a factor of two at a time, twice at most; where the best is at the
-edge even so, a better one may lie beyond it.
+NAME`, run by run in `polarlight/lab/claims/results`. Verdicts hold at the reduced size and nowhere
+else.
+
+How they are decided (`polarlight/lab/claims/verdict.py`, formulas in `polarlight/lab/statistics`):
+
+- All arms of a claim share seeds, and with them initial weights and data order. Every part is a
+  difference per seed: its mean, a 95 % interval by Student's t (differences are taken to be
+  normal), and the number n of seeds.
+- A part that claims an effect is reproduced if t puts it on the claimed side of the threshold, not
+  reproduced if on the other. A part that claims equality is reproduced if the interval lies inside
+  a margin (two one-sided tests). Else it is undecided.
+- Results are looked at after 4, 8, 12 and 16 seeds. So that these looks together err in 5 % of
+  cases, a part needs p < 0.0182 at each (Pocock): a 95 % interval that just leaves out zero does
+  not decide.
+- A claim is reproduced if all of its parts are, and if it still is after Holm's correction over the
+  claims of this page. It is not reproduced if one part is refuted, after Holm's correction over its
+  parts. Parts alone are not corrected for the number of claims.
+- *Detectable* is the smallest effect (of equality the smallest margin) that these seeds find with
+  80 % power. An undecided part says nothing about effects below it.
+- Thresholds and margins were written on the day named, before the runs. The rule of decision was
+  written on 2026-11-30, after the runs of 2026-11-25; it replaces one that ignored the pairing and
+  called identical arms different in up to 32 % of cases.
+- Tuning: learning rates were searched per arm on a seed of their own, beyond an edge by a factor of
+  two at a time, twice at most. Weight decay is 0 and AdamW's rate for embeddings, head and norms
+  0.01; neither was searched.
 """
+
+WORDS = {
+    Verdict.REPRODUCED: "Holds at this size",
+    Verdict.NOT_REPRODUCED: "Does not hold at this size",
+    Verdict.UNDECIDED: "Cannot be told",
+    Verdict.NOT_RUN: "Not run yet",
+}
+
+COLUMNS = (
+    *("claim", "source", "verdict", "part", "estimate (95 % interval)", "n", "detectable"),
+    *("size", "tuning", "core minutes", "command"),
+)
+"""Of the table of all claims."""
+
+TOKENS_PER_PARAMETER = 20
+"""Of a Chinchilla budget; Hoffmann et al. (2022), arXiv 2203.15556."""
 
 
 def write_claims(claims: Sequence[Claim], out: Path | None, path: Path) -> None:
-    """Write the page from the results in `out` and from those shipped with polarlight."""
-    found = {claim.name: result_of(claim, out) for claim in claims}
-    path.write_text("\n".join(_lines(claims, found)) + "\n", encoding="utf-8")
+    """Write the page from the results in `out`, and from the runs that polarlight ships."""
+    found = {claim.name: (claim, result_of(claim, out)) for claim in claims}
+    path.write_text("\n".join(_lines(found)) + "\n", encoding="utf-8")
 
 
-def _lines(claims: Sequence[Claim], found: Mapping[str, Result | None]) -> Iterator[str]:
+Found = Mapping[str, tuple[Claim, Result | None]]
+
+
+def _lines(found: Found) -> Iterator[str]:
+    verdicts = page_verdicts(found)
     yield HEAD
-    spent = sum(result["cpu_seconds"] for result in found.values() if result)
+    yield from _summary(found)
+    yield "\n## All claims\n"
+    spent = sum(result["cpu_seconds"] for _, result in found.values() if result)
     yield f"Processor time of all runs below: {spent / 60:.0f} core minutes; runs that several"
-    yield "claims share count for each of them.\n"
-    yield "| claim | verdict | seeds | runs |"
-    yield "|---|---|---|---|"
-    for claim in claims:
-        result = found[claim.name]
-        seeds = result["seeds"] if result else claim.seeds
-        word = verdict(claim, result)
-        runs = _runs(result) if result else claim.runs()
-        yield f"| [{claim.name}](#{claim.name}) | {word} | {seeds} | {runs} |"
-    for claim in claims:
-        yield from _section(claim, found[claim.name])
+    yield "claims share count for each of them. The part shown is the one that decides: the weakest"
+    yield "of a reproduced claim, the refuted one, or the one nearest to a decision.\n"
+    yield f"| {' | '.join(COLUMNS)} |"
+    yield "|---" * len(COLUMNS) + "|"
+    for name, (claim, result) in found.items():
+        yield _row(claim, result, verdicts[name])
+    for name, (claim, result) in found.items():
+        yield from _section(claim, result, verdicts[name])
 
 
-def _runs(result: Result) -> int:
-    """Return the number of runs behind a result, with its sweeps."""
-    arms = result["arms"].values()
-    return sum(len(arm["sweep"]) + len(arm["samples"]["loss"]) for arm in arms)
+def _summary(found: Found) -> Iterator[str]:
+    """Yield, area by area, the parts that hold, that do not, and that cannot be told."""
+    yield "## In short\n"
+    for area in Area:
+        own = [(c, r) for c, r in found.values() if c.area is area]
+        if not own:
+            continue
+        yield f"**{area}**\n"
+        parts = [(c, f) for c, r in own if r is not None for f in findings(c, r)]
+        for verdict in (Verdict.REPRODUCED, Verdict.NOT_REPRODUCED, Verdict.UNDECIDED):
+            told = [_short(c, f) for c, f in parts if f.verdict is verdict]
+            if told:
+                yield f"- {WORDS[verdict]}: {'; '.join(told)}."
+        missing = [_link(c) for c, r in own if r is None]
+        if missing:
+            yield f"- {WORDS[Verdict.NOT_RUN]}: {', '.join(missing)}."
+        yield ""
 
 
-def _section(claim: Claim, result: Result | None) -> Iterator[str]:
+def _short(claim: Claim, finding: Finding) -> str:
+    estimate, low, high = finding.shown
+    said = f"{finding.check.says} ({_link(claim)}: {estimate:.3g}"
+    if finding.difference.error:
+        said += f", {low:.3g} to {high:.3g}"
+    if finding.verdict is Verdict.UNDECIDED:
+        said += _blind(finding)
+    return said + ")"
+
+
+def _blind(finding: Finding) -> str:
+    """Return what an undecided part could have found, and whether that is enough."""
+    if not finding.difference.error:
+        return ", no spread between seeds"
+    said = f", detectable {finding.detectable:.2g}"
+    published = finding.check.published
+    if published is None:
+        return said
+    enough = "above" if finding.is_blind else "below"
+    return f"{said}, {enough} the published {published:g}"
+
+
+def _link(claim: Claim) -> str:
+    return f"[{claim.name}](#{claim.name})"
+
+
+def _row(claim: Claim, result: Result | None, verdict: Verdict) -> str:
+    cells = [_link(claim), claim.source.replace("|", "/"), WORDS[verdict]]
+    if result is None:
+        cells += ["-"] * 4 + [_size(claim), "-", "-"]
+    else:
+        part = _deciding(findings(claim, result), verdict)
+        estimate, low, high = part.shown
+        cells += [part.check.says, f"{estimate:.3g} ({low:.3g} to {high:.3g})"]
+        cells += [str(part.difference.n), f"{part.detectable:.2g}", _size(claim), _tuning(result)]
+        cells += [f"{result['cpu_seconds'] / 60:.0f}"]
+    return f"| {' | '.join(cells)} | `polarlight reproduce {claim.name}` |"
+
+
+def _deciding(found: Sequence[Finding], verdict: Verdict) -> Finding:
+    """Return the part on which the verdict hangs."""
+    if verdict is Verdict.REPRODUCED:
+        return max(found, key=lambda part: part.p)
+    if verdict is Verdict.NOT_REPRODUCED:
+        return min(found, key=lambda part: part.p_against)
+    still = [part for part in found if part.verdict is Verdict.UNDECIDED] or list(found)
+    return min(still, key=lambda part: min(part.p, part.p_against))
+
+
+def _size(claim: Claim) -> str:
+    """Return parameters, steps and the share of a Chinchilla budget, over all arms."""
+    plans = [claim.plan_of(label) for label in claim.arms]
+    hidden = [_parameters(plan) for plan in plans]
+    seen = [plan.steps * plan.tokens_per_step for plan in plans]
+    budgets = [t / (TOKENS_PER_PARAMETER * p) for t, p in zip(seen, hidden, strict=True)]
+    return (
+        f"{_range([p / 1e6 for p in hidden])} M parameters, {_range([t / 1e6 for t in seen])} MB, "
+        f"{_range(budgets)} of a Chinchilla budget"
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2g}", f"{max(values):.2g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _tuning(result: Result) -> str:
+    counts = [len(arm["sweep"]) for arm in result["arms"].values() if arm["sweep"]]
+    if not counts:
+        return "none"
+    low, high = min(counts), max(counts)
+    return f"{low if low == high else f'{low} to {high}'} rates per arm"
+
+
+def _section(claim: Claim, result: Result | None, verdict: Verdict) -> Iterator[str]:
     yield f"\n## {claim.name}\n"
     yield f"{claim.says}\n"
-    yield f"Source: {claim.source}.\n"
+    yield f"Source: {claim.source}. {claim.effect}".rstrip() + "\n"
     if claim.notes:
         yield f"{claim.notes}\n"
+    command = f"`polarlight reproduce {claim.name}`"
     if result is None:
-        yield f"**{Verdict.NOT_RUN.capitalize()}.** `polarlight reproduce {claim.name}`:"
-        yield f"{claim.runs()} runs, {estimate(claim)}. Its checks:\n"
+        cost = f"{claim.runs()} runs, {estimate(claim)}"
+        yield f"**{Verdict.NOT_RUN.capitalize()}.** {command}: {cost}."
+        yield f"Thresholds of {claim.dated}:\n"
         yield from (f"- {check.says}" for check in claim.checks)
         return
-    yield f"**{verdict(claim, result).capitalize()}**, {_setting(result)}.\n"
-    yield from (f"- {finding}" for finding in findings(claim, result))
+    found = findings(claim, result)
+    page = "" if verdict in {overall(found), Verdict.NOT_RUN} else " (not after Holm over the page)"
+    yield f"**{verdict.capitalize()}{page}.** {_setting(claim, result)}. Command: {command}\n"
+    yield "| part | estimate | 95 % interval | n | p | p, corrected | detectable | verdict |"
+    yield "|---|---|---|---|---|---|---|---|"
+    yield from map(_part, found)
     yield ""
     yield from _table(claim, result)
 
 
-def _setting(result: Result) -> str:
+def _part(finding: Finding) -> str:
+    estimate, low, high = finding.shown
+    difference = finding.difference
+    one = difference.error is None
+    cells = [finding.check.says, f"{estimate:.4g}", "-" if one else f"{low:.4g} to {high:.4g}"]
+    cells += [str(difference.n), "-" if one else _p(finding)]
+    cells += ["-" if one else f"{min(finding.p, finding.p_against):.2g}"]
+    cells += ["-" if one else f"{finding.detectable:.2g}", finding.verdict]
+    return f"| {' | '.join(cells)} |"
+
+
+def _p(finding: Finding) -> str:
+    """Return the p against the threshold or margin before corrections, and that of sign flips."""
+    said = f"{finding.raw_p:.2g}"
+    flips = finding.difference.flips
+    return said if flips is None else f"{said}, flips {flips:.2g}"
+
+
+def _setting(claim: Claim, result: Result) -> str:
     changes = ", ".join(f"{key} = {value}" for key, value in result["changes"].items())
-    minutes = f"{result['cpu_seconds'] / 60:.0f} core minutes"
-    changed = f" with {changes}" if changes else ""
-    return f"{result['seeds']} seeds{changed}, {minutes}, torch {result['versions']['torch']}"
+    when = " to ".join(dict.fromkeys((result["dates"][0], result["dates"][-1])))
+    told = [
+        _size(claim) + (f" with {changes}" if changes else ""),
+        _tuning(result),
+        f"{result['runs']} runs, {result['cpu_seconds'] / 60:.0f} core minutes",
+        f"on {', '.join(result['machines'])}, torch {', '.join(result['torch'])}, {when}",
+        f"thresholds of {claim.dated}",
+    ]
+    return "; ".join(told)
 
 
 def _table(claim: Claim, result: Result) -> Iterator[str]:
-    arms = result["arms"]
     names = claim.measures()
     yield f"| arm | lr | {' | '.join(names)} |"
     yield f"|---|---|{'---|' * len(names)}"
-    for label, arm in arms.items():
-        cells = " | ".join(_cell(arm["samples"].get(name, [])) for name in names)
+    for label, arm in result["arms"].items():
+        cells = " | ".join(_cell(list(arm["samples"].get(name, {}).values())) for name in names)
         yield f"| {label} | {_rate(arm)} | {cells} |"
 
 
 def _rate(arm: Mapping[str, Any]) -> str:
-    """Return an arm's learning rate, its sweep, and a note if a better one may lie outside."""
+    """The learning rate, those it was chosen from, and whether a better one may lie beyond."""
     swept = [float(lr) for lr in arm["sweep"]]
     if len(swept) < 2:
         return f"{arm['lr']:g} (not swept)"
@@ -112,7 +266,7 @@ SECONDS_PER_STEP = 0.095
 
 
 def estimate(claim: Claim) -> str:
-    """Return the processor time of a claim in words, by steps, tokens and parameters."""
+    """The processor time that a claim takes, in words: by steps, tokens and parameters."""
     steps = 0.0
     for label, arm in claim.arms.items():
         runs = claim.seeds + (len(arm.lrs) if len(arm.lrs) > 1 and label not in claim.lr_of else 0)
@@ -124,3 +278,11 @@ def estimate(claim: Claim) -> str:
 def _work(plan: Plan) -> float:
     with torch.device("meta"):
         return plan.tokens_per_step * float(GPT(plan.model(256)).active_parameter_count())
+
+
+def _parameters(plan: Plan) -> int:
+    """Parameters per token without embedding and head, whose tables do not compute."""
+    with torch.device("meta"):
+        model = GPT(plan.model(256))
+    tables = 256 * plan.width * (1 if plan.tied else 2)
+    return model.active_parameter_count() - tables

@@ -1,11 +1,16 @@
-"""Runs of a claim: learning rates first, then seeds; each run resumes where it stopped."""
+"""Running a claim: learning rates first, then seeds, each run resumed where it stopped.
+
+A run that is recorded (`store.py`) is not trained again; one that is new is recorded as soon as it
+is finished.
+"""
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,11 +24,14 @@ from polarlight.diagnostics.sinks import JsonLines
 from polarlight.lab.claims import measures
 from polarlight.lab.claims.claim import SWEEP_SEED, Arm, Claim, Task, run_folder, shrunk, spec_for
 from polarlight.lab.claims.registry import find
+from polarlight.lab.claims.results import about, samples
+from polarlight.lab.claims.store import SHIPPED, RunRecord, RunStore, run_setting
 from polarlight.lab.train import history
 from polarlight.lab.train.corpus import load_corpus
 from polarlight.lab.train.data import Corpus
 from polarlight.lab.train.environment import hardware, versions
 from polarlight.lab.train.loop import Run, device_of
+from polarlight.lab.tuning import Search
 
 CPU = "cpu.json"
 FURTHER = 2
@@ -40,6 +48,7 @@ class Setting:
         jobs: Runs at a time, each in a process of one thread; 1 stays in this process.
         changes: Entries of the plan that differ from the claim's own.
         seeds: Runs per arm, instead of the claim's own number.
+        records: Folder to which finished runs are recorded; None takes `out`.
     """
 
     out: Path
@@ -47,10 +56,15 @@ class Setting:
     jobs: int = 1
     changes: tuple[tuple[str, Any], ...] = ()
     seeds: int | None = None
+    records: Path | None = None
 
     def of(self, claim: Claim) -> Claim:
         """The claim in this setting."""
         return shrunk(claim, dict(self.changes), self.seeds)
+
+    def store(self) -> RunStore:
+        """The runs that are known: shipped ones and those recorded here."""
+        return RunStore([SHIPPED, self.records or self.out])
 
 
 def run_claim(
@@ -63,90 +77,90 @@ def run_claim(
         setting: Where and how.
         tell: Called with a line for every run that is finished.
     """
-    claim = setting.of(claim)
-    lrs, sweeps = _rates(claim, setting, tell)
+    claim, store = setting.of(claim), setting.store()
+    searches, swept = _searched(claim, setting, store, tell)
+    lrs = _chosen(claim, searches)
     tasks = [Task(claim.name, a, lrs[a], seed) for seed in range(claim.seeds) for a in claim.arms]
-    folders = dict(_trained(claim, tasks, setting, tell))
+    found = dict(_recorded(claim, tasks, setting, store, tell))
     arms = {
         label: {
             "lr": lrs[label],
-            "sweep": sweeps.get(label, {}),
-            "samples": {
-                name: [measures.measured(folders[t], name) for t in tasks if t.arm == label]
-                for name in claim.measures(label)
-            },
+            "sweep": _told(searches[label]) if label in searches else {},
+            "samples": samples(
+                (r for task, r in found.items() if task.arm == label), claim.measures(label)
+            ),
         }
         for label in claim.arms
     }
-    result = _about(claim, setting) | {"arms": arms}
+    result = about(claim, [*swept, *found.values()], dict(setting.changes)) | {"arms": arms}
     path = setting.out / f"{claim.name}.json"
     path.write_text(json.dumps(result, indent=1), encoding="utf-8")
     return result
 
 
-def _about(claim: Claim, setting: Setting) -> dict[str, Any]:
-    """Return the circumstances of a result; `cpu_seconds` is that of all its runs."""
-    folders = {path.parent for path in (setting.out / "runs").glob(f"*/{CPU}")}
-    spent = sum(_seconds(f) for f in folders if claim.name in _users(f))
-    return {
-        "claim": claim.name,
-        "seeds": claim.seeds,
-        "steps": claim.plan.steps,
-        "changes": dict(setting.changes),
-        "cpu_seconds": round(spent, 1),
-        "versions": versions(),
-        "hardware": hardware(device_of(claim.plan.device)),
+def _searched(
+    claim: Claim, setting: Setting, store: RunStore, tell: Callable[[str], None]
+) -> tuple[dict[str, Search], list[RunRecord]]:
+    """The sweeps of all arms that have one, run side by side, and their records."""
+    searches = {
+        label: Search(arm.lrs, extend=FURTHER)
+        for label, arm in claim.arms.items()
+        if label not in claim.lr_of and len(arm.lrs) > 1
     }
+    records = []
+    while due := [(label, lr) for label, search in searches.items() for lr in search.due()]:
+        tasks = [Task(claim.name, label, lr, SWEEP_SEED) for label, lr in due]
+        for task, record in _recorded(claim, tasks, setting, store, tell):
+            searches[task.arm].tell(task.lr, record.measures["loss"])
+            records.append(record)
+    return searches, records
 
 
-def _rates(
-    claim: Claim, setting: Setting, tell: Callable[[str], None]
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """The best learning rate of every arm, and the losses of the sweeps.
-
-    A sweep whose best is at its edge goes on beyond it, by a factor of two at a time.
-    """
-    own = {label: arm for label, arm in claim.arms.items() if label not in claim.lr_of}
-    losses: dict[str, dict[float, float]] = {
-        label: {} for label, arm in own.items() if len(arm.lrs) > 1
-    }
-    asked = [(label, lr) for label in losses for lr in own[label].lrs]
-    for _ in range(1 + FURTHER):
-        tasks = [Task(claim.name, label, lr, SWEEP_SEED) for label, lr in asked]
-        for task, folder in _trained(claim, tasks, setting, tell):
-            found = history.load(folder).final_loss
-            losses[task.arm][task.lr] = math.inf if found is None or math.isnan(found) else found
-        asked = [(label, lr) for label in losses for lr in beyond(losses[label])]
-    chosen = {
-        label: _best(losses[label]) if label in losses else arm.lrs[0] for label, arm in own.items()
-    }
-    chosen |= {label: chosen[other] for label, other in claim.lr_of.items()}
-    told = {a: {f"{lr:g}": x for lr, x in sorted(found.items())} for a, found in losses.items()}
-    return chosen, told
+def _chosen(claim: Claim, searches: dict[str, Search]) -> dict[str, float]:
+    """The learning rate of every arm: the best of its sweep, or another arm's."""
+    own = {}
+    for label, arm in claim.arms.items():
+        if label in searches:
+            sweep = searches[label].sweep
+            own[label] = sweep.rates[sweep.best]
+        elif label not in claim.lr_of:
+            own[label] = arm.lrs[0]
+    return own | {label: own[other] for label, other in claim.lr_of.items()}
 
 
-def _best(losses: Mapping[float, float]) -> float:
-    return min(losses, key=losses.__getitem__)
+def _told(search: Search) -> dict[str, float]:
+    return {f"{lr:g}": loss for lr, loss in sorted(search.found.items())}
 
 
-def beyond(losses: Mapping[float, float]) -> tuple[float, ...]:
-    """Return the next learning rates of a sweep whose best is at its end; else none."""
-    best = _best(losses)
-    if best == min(losses):
-        return (best / 2,)
-    return (best * 2,) if best == max(losses) else ()
+def _recorded(
+    claim: Claim,
+    tasks: Iterable[Task],
+    setting: Setting,
+    store: RunStore,
+    tell: Callable[[str], None],
+) -> Iterator[tuple[Task, RunRecord]]:
+    """Every task's record: the known ones first, then those that are trained."""
+    data, missing = _corpus(setting.data).fingerprint, []
+    for task in tasks:
+        arm, plan = claim.arms[task.arm], claim.plan_of(task.arm)
+        wanted = run_setting(arm, plan)(spec_for(arm, task.lr, task.seed))
+        record = store.get(wanted, data, claim.measures(task.arm))
+        if record is None:
+            missing.append(task)
+            continue
+        tell(f"{claim.name}: {_words(task)}, recorded {record.date}")
+        yield task, record
+    for task, record in _worked(claim, missing, setting):
+        store.add(claim.name, record)
+        tell(f"{claim.name}: {_words(task)}")
+        yield task, record
 
 
-def _trained(
-    claim: Claim, tasks: Iterable[Task], setting: Setting, tell: Callable[[str], None]
-) -> Iterator[tuple[Task, Path]]:
-    """Every task's folder, once its run is finished."""
-    for task, folder in _worked(claim, list(tasks), setting):
-        tell(f"{claim.name}: {task.arm}, lr {task.lr:g}, seed {task.seed}")
-        yield task, folder
+def _words(task: Task) -> str:
+    return f"{task.arm}, lr {task.lr:g}, seed {task.seed}"
 
 
-def _worked(claim: Claim, tasks: list[Task], setting: Setting) -> Iterator[tuple[Task, Path]]:
+def _worked(claim: Claim, tasks: list[Task], setting: Setting) -> Iterator[tuple[Task, RunRecord]]:
     if setting.jobs == 1:
         for task in tasks:
             yield task, work(task, setting, claim)
@@ -161,27 +175,40 @@ def _worked(claim: Claim, tasks: list[Task], setting: Setting) -> Iterator[tuple
                 yield waiting.pop(future), future.result()
 
 
-def work(task: Task, setting: Setting, claim: Claim | None = None) -> Path:
-    """Train one run to its end, or continue it; return its folder."""
+def work(task: Task, setting: Setting, claim: Claim | None = None) -> RunRecord:
+    """Trains one run to its end, or goes on where it stopped; returns its record."""
     claim = claim or setting.of(find(task.claim))
     arm, plan = claim.arms[task.arm], claim.plan_of(task.arm)
     spec = spec_for(arm, task.lr, task.seed)
-    folder = run_folder(setting.out, arm, plan, spec)
+    folder, corpus = run_folder(setting.out, arm, plan, spec), _corpus(setting.data)
     start = time.process_time()
-    run = Run(spec, plan, _corpus(setting.data), folder, arm.recipe)
-    _note_user(folder, claim.name)
+    run = Run(spec, plan, corpus, folder, arm.recipe)
     trained = not run.ended
     if trained:
         _watch(run, arm)
         for _ in run.records():
             pass
-    if arm.finish is not None and not (folder / measures.FINISHED).exists():
+    diverged = history.load(folder).stopped is not None
+    if arm.finish is not None and not diverged and not (folder / measures.FINISHED).exists():
         if not trained:
             run.restore()
         text = json.dumps(dict(arm.finish(run)))
         (folder / measures.FINISHED).write_text(text, encoding="utf-8")
-    _add_seconds(folder, time.process_time() - start)
-    return folder
+    names = [] if diverged else claim.measures(task.arm)
+    return RunRecord(
+        setting=run_setting(arm, plan)(spec),
+        arm=task.arm,
+        lr=spec.lr,
+        weight_decay=spec.weight_decay,
+        aux_lr=spec.aux_lr,
+        seed=spec.seed,
+        measures={"loss": math.nan} | {name: measures.measured(folder, name) for name in names},
+        cpu_seconds=round(_add_seconds(folder, time.process_time() - start), 1),
+        date=datetime.now(UTC).date().isoformat(),
+        data=corpus.fingerprint,
+        versions=versions(),
+        hardware=hardware(device_of(plan.device)),
+    )
 
 
 def _watch(run: Run, arm: Arm) -> None:
@@ -209,24 +236,9 @@ def _corpus(data: Path | None) -> Corpus:
     return load_corpus(data)
 
 
-def _seconds(folder: Path) -> float:
-    return float(_cpu(folder).get("seconds", 0.0))
-
-
-def _users(folder: Path) -> list[str]:
-    return list(_cpu(folder).get("claims", []))
-
-
-def _cpu(folder: Path) -> Mapping[str, Any]:
+def _add_seconds(folder: Path, seconds: float) -> float:
+    """Adds to the processor time of a run and returns all of it."""
     path = folder / CPU
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _note_user(folder: Path, claim: str) -> None:
-    users = sorted({*_users(folder), claim})
-    (folder / CPU).write_text(json.dumps({"seconds": _seconds(folder), "claims": users}))
-
-
-def _add_seconds(folder: Path, seconds: float) -> None:
-    content = {"seconds": _seconds(folder) + seconds, "claims": _users(folder)}
-    (folder / CPU).write_text(json.dumps(content))
+    known = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else 0.0
+    path.write_text(json.dumps({"seconds": known + seconds}), encoding="utf-8")
+    return float(known + seconds)

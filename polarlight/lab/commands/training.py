@@ -22,7 +22,7 @@ from polarlight.lab.train.model import GPT
 from polarlight.lab.train.model_config import Architecture
 from polarlight.lab.train.parallel import Parallel, team
 from polarlight.lab.train.recipes import build, recipes, spec_of
-from polarlight.lab.train.report import write_report
+from polarlight.lab.train.report import results_in_words, write_report
 from polarlight.lab.train.settings import PRESETS, Plan, Spec
 
 KNOWN = "Optimizers:\n\n" + "\n".join(f"- **{name}**: {r.about}" for name, r in recipes().items())
@@ -139,8 +139,11 @@ def _train(comparison: Comparison) -> None:
     finally:
         histories = comparison.histories()
         if histories:
+            about = comparison.about(command)
             with console.status("writing the report"):
-                page = write_report(histories, comparison.about(command), comparison.out / "report")
+                page = write_report(histories, about, comparison.out / "report")
+            for words in results_in_words(histories, about):
+                say(words)
             say(f"report: {page}")
     if interrupted:
         say(f"stopped and saved; go on with: {command}")

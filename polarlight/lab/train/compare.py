@@ -97,6 +97,7 @@ class Comparison:
             "data": {
                 "name": corpus.name,
                 "fingerprint": corpus.fingerprint,
+                "unit": corpus.unit,
                 "train_tokens": len(corpus.train),
                 "validation_tokens": len(corpus.validation),
             },

@@ -102,6 +102,11 @@ class Corpus:
         """Bound on the tokens of both splits: all are below it."""
         return self.train.vocab_size
 
+    @property
+    def unit(self) -> str:
+        """Unit of a loss: a vocabulary of 256 is that of bytes."""
+        return "nats/byte" if self.vocab_size == 256 else "nats/token"
+
     def require(self, context: int) -> None:
         """Raise DataError unless both splits hold at least one window of this context.
 

@@ -56,22 +56,66 @@ def find_lr(
         >>> round(found.optimum.lr, 3)
         0.028
     """
-    planned = sorted(set(rates))
-    if len(planned) < 2 or not planned[0] > 0 or not isfinite(planned[-1]):
-        raise ValueError(f"find_lr takes two rates or more, all > 0, got {planned}")
-    if extend < 0:
-        raise ValueError(f"extend must be >= 0, got {extend}")
+    search = Search(rates, extend=extend)
     known = {} if record is None else _read(record)
-    found: dict[float, float] = {}
-    while True:
-        for lr in planned:
-            if lr not in found:
-                found[lr] = known[lr] if lr in known else _measured(train, lr, record)
-                follow(lr, found[lr], len(found), len(planned))
-        beyond = _beyond(found) if extend else None
+    while due := search.due():
+        for lr in due:
+            search.tell(lr, known[lr] if lr in known else _measured(train, lr, record))
+            follow(lr, search.found[lr], len(search.found), len(search.planned))
+    return search.sweep
+
+
+class Search:
+    """A sweep that is asked which rates to train next, for runs that train side by side.
+
+    Args:
+        rates: Where to start, best in equal ratios; any order.
+        extend: Rates beyond the ends at most, in the ratio of the last two; 0 tries `rates` alone.
+
+    Attributes:
+        planned: Rates that are measured or due, ascending.
+        found: Losses that were told, by rate.
+
+    Raises:
+        ValueError: If a rate is not positive, there are fewer than two, or extend is negative.
+
+    Example:
+        >>> search = Search([0.01, 0.02], extend=1)
+        >>> while due := search.due():
+        ...     for lr in due:
+        ...         search.tell(lr, abs(lr - 0.04))
+        >>> search.sweep.rates
+        (0.01, 0.02, 0.04)
+    """
+
+    def __init__(self, rates: Iterable[float], *, extend: int = 3) -> None:
+        self.planned = sorted(set(rates))
+        if len(self.planned) < 2 or not self.planned[0] > 0 or not isfinite(self.planned[-1]):
+            raise ValueError(f"find_lr takes two rates or more, all > 0, got {self.planned}")
+        if extend < 0:
+            raise ValueError(f"extend must be >= 0, got {extend}")
+        self.found: dict[float, float] = {}
+        self._extend = extend
+
+    def due(self) -> list[float]:
+        """Return the rates to train next; once all are told the one beyond an end that is best."""
+        missing = [lr for lr in self.planned if lr not in self.found]
+        if missing or not self._extend:
+            return missing
+        beyond = _beyond(self.found)
         if beyond is None:
-            return Sweep.of(found)
-        planned, extend = sorted([*planned, beyond]), extend - 1
+            return []
+        self.planned, self._extend = sorted([*self.planned, beyond]), self._extend - 1
+        return [beyond]
+
+    def tell(self, lr: float, loss: float) -> None:
+        """Keep the loss of a rate; one that is not finite counts as infinite."""
+        self.found[lr] = loss if isfinite(loss) else inf
+
+    @property
+    def sweep(self) -> Sweep:
+        """All losses that were told; raises ValueError if every run diverged."""
+        return Sweep.of(self.found)
 
 
 def _measured(train: Train, lr: float, record: Path | None) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -10,11 +11,18 @@ from polarlight.lab.claims import running
 from polarlight.lab.claims.claim import Task
 from polarlight.lab.claims.page import _rate, write_claims
 from polarlight.lab.claims.registry import CLAIMS, find
-from polarlight.lab.claims.results import SHIPPED, findings, result_of, verdict
+from polarlight.lab.claims.results import (
+    findings,
+    page_verdicts,
+    result_from,
+    samples_of,
+    verdict,
+)
 from polarlight.lab.claims.running import Setting, run_claim
+from polarlight.lab.claims.store import SHIPPED, RunStore, read_runs
 from polarlight.lab.claims.verdict import Verdict
 from polarlight.lab.commands.app import app
-from polarlight.lab.train.history import History
+from polarlight.lab.statistics import paired
 from tests.lab.train.tiny import corpus
 
 TINY = (
@@ -72,7 +80,7 @@ def test_every_claim_runs_and_one_seed_decides_nothing_on_noise(name, setting, s
     result = run_claim(find(name), setting)
     claim = setting.of(find(name))
     for finding in findings(claim, result):
-        assert finding.error is None
+        assert finding.difference.error is None
         assert finding.verdict is Verdict.UNDECIDED
     for label in claim.arms:
         assert len(result["arms"][label]["samples"]["loss"]) == 1
@@ -90,6 +98,7 @@ def test_runs_are_resumed_and_shared_and_learning_rates_swept(tmp_path, setting,
     claim = own.of(find("down-columns"))
     swept = sum(len(arm["sweep"]) for arm in result["arms"].values())
     assert len(trained) == len(told) == swept + 2 * 2
+    assert len(list(read_runs(own.out / "down-columns.jsonl"))) == len(trained)
     assert claim.runs() == 2 * (3 + 2)
     assert json.loads((own.out / "down-columns.json").read_text())["cpu_seconds"] > 0
     assert set(result["arms"]["muon"]["sweep"]) >= {"0.01", "0.02", "0.04"}
@@ -103,30 +112,36 @@ def test_runs_are_resumed_and_shared_and_learning_rates_swept(tmp_path, setting,
     assert not any(r.spec.label == "Muon" for r in trained)
 
 
-def test_a_sweep_extends_beyond_its_edge_and_ends():
-    assert running.beyond({0.01: 1.0, 0.02: 2.0}) == (0.005,)
-    assert running.beyond({0.01: 2.0, 0.02: 1.0}) == (0.04,)
-    assert running.beyond({0.01: 2.0, 0.02: 1.0, 0.04: math.inf}) == ()
+def record(task, loss):
+    return SimpleNamespace(arm=task.arm, lr=task.lr, measures={"loss": loss})
 
 
-def test_a_sweep_that_never_leaves_its_edge_is_given_up(tmp_path, setting, monkeypatch):
-    own = Setting(tmp_path, setting.data, 1, (*TINY, ("steps", 2), ("warmup", 1)), seeds=1)
-    monkeypatch.setattr(running, "_trained", lambda claim, tasks, *_: ((t, t) for t in tasks))
-    monkeypatch.setattr(
-        running.history,
-        "load",
-        lambda t: History("", 0, validations=[{"loss": t.lr}], finished=True),
-    )
-    chosen, told = running._rates(own.of(find("down-columns")), own, print)
+def searched(claim, setting, monkeypatch, loss):
+    """The chosen rates and the sweeps where each run ends with `loss(task)`."""
+    found = lambda claim, tasks, *_: ((t, record(t, loss(t))) for t in tasks)  # noqa: E731
+    monkeypatch.setattr(running, "_recorded", found)
+    searches, _ = running._searched(claim, setting, None, print)
+    return running._chosen(claim, searches), searches
+
+
+def test_a_sweep_that_never_leaves_its_edge_is_given_up(setting, monkeypatch):
+    claim = setting.of(find("down-columns"))
+    chosen, searches = searched(claim, setting, monkeypatch, lambda task: task.lr)
     assert chosen == {"muon": 0.0025, "unormuon": 0.0025}
-    assert set(told["muon"]) == {"0.0025", "0.005", "0.01", "0.02", "0.04"}
+    assert searches["muon"].sweep.rates == (0.0025, 0.005, 0.01, 0.02, 0.04)
+
+
+def own_folder(setting, task, claim):
+    arm, plan = claim.arms[task.arm], claim.plan_of(task.arm)
+    return running.run_folder(setting.out, arm, plan, running.spec_for(arm, task.lr, task.seed))
 
 
 def test_an_interrupted_run_resumes(tmp_path, setting):
     own = Setting(tmp_path, setting.data, 1, (*TINY, ("steps", 4), ("checkpoint_every", 2)), 1)
     task = Task("down-columns", "muon", 0.02, 0)
     claim = own.of(find("down-columns"))
-    whole = running.work(task, own)
+    running.work(task, own)
+    whole = own_folder(own, task, claim)
     rates = [
         r["loss"] for r in running.history.read_records(whole / "metrics.jsonl") if "loss" in r
     ]
@@ -146,11 +161,11 @@ def test_an_interrupted_run_resumes(tmp_path, setting):
 def test_measures_after_a_run_use_its_final_weights(tmp_path, setting):
     own = Setting(tmp_path, setting.data, 1, (*TINY, ("steps", 4)), 1)
     task = Task("sleep", "muon", 0.02, 0)
-    folder = running.work(task, own)
-    first = (folder / "finished.json").read_text()
+    first = running.work(task, own).measures
+    folder = own_folder(own, task, own.of(find("sleep")))
     (folder / "finished.json").unlink()
-    assert running.work(task, own) == folder  # trained already: weights come from the checkpoint
-    assert (folder / "finished.json").read_text() == first
+    again = running.work(task, own)  # trained already: weights come from the checkpoint
+    assert again.measures == first
 
 
 @pytest.mark.slow
@@ -189,25 +204,54 @@ def test_reported_measures_cover_their_arms_alone():
     assert "never recovered by the momentum" in claim.measures()
 
 
-def test_a_rate_whose_loss_is_not_finite_is_never_chosen(tmp_path, setting, monkeypatch):
-    claim = find("persistence")
+def test_a_rate_whose_loss_is_not_finite_is_never_chosen(setting, monkeypatch):
     losses = iter([math.nan, 2.0, 1.9, 2.1])
-    monkeypatch.setattr(running, "_worked", lambda claim, tasks, _: ((t, tmp_path) for t in tasks))
-    run = lambda folder: History("muon", 0, validations=[{"loss": next(losses)}], finished=True)  # noqa: E731
-    monkeypatch.setattr(running.history, "load", run)
-    chosen, _ = running._rates(claim, setting, lambda words: None)
+    chosen, _ = searched(find("persistence"), setting, monkeypatch, lambda _: next(losses))
     assert chosen == {"muon": 0.04}
 
 
-@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda p: p.stem)
-def test_shipped_results_fit_their_claims_and_were_run_at_full_size(path):
-    claim = find(path.stem)
-    result = result_of(claim)
+@pytest.fixture(scope="module")
+def shipped():
+    runs = RunStore([SHIPPED])
+    return {name: (claim, result_from(claim, runs)) for name, claim in CLAIMS.items()}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_shipped_runs_are_those_of_the_claim_as_it_stands(name, shipped):
+    claim, result = shipped[name]
+    assert result is not None, "no recorded run has the settings that the claim has now"
     assert result["arms"].keys() == claim.arms.keys()
-    assert result["seeds"] >= 2
-    assert not result["changes"]
+    for arm in result["arms"].values():
+        assert len(arm["samples"]["loss"]) >= 4
     assert result["cpu_seconds"] > 1
     assert verdict(claim, result) is not Verdict.NOT_RUN
+
+
+def test_paired_errors_of_the_shipped_runs_are_the_stated_ones(shipped):
+    """Of Muon and NorMuon, of tall, exact and warm Aurora, and of Kaon: as computed by hand."""
+
+    def error(name, first, second):
+        found = samples_of(shipped[name][1])
+        difference = paired(found[first]["loss"], found[second]["loss"])
+        return round(difference.estimate, 4), round(difference.error, 4)
+
+    assert error("normuon-rows", "muon", "normuon") == (0.0162, 0.0037)
+    assert error("sides", "muon", "tall") == (0.0210, 0.0058)
+    assert error("which-aurora", "exact", "warm") == (0.0181, 0.0055)
+    assert error("kaon", "kaon", "muon") == (0.0068, 0.0030)
+
+
+def test_shipped_runs_of_the_page_are_each_recorded_once():
+    settings = [(r.setting, r.data) for p in SHIPPED.glob("*.jsonl") for r in read_runs(p)]
+    assert len(set(settings)) == len(settings) > 400
+
+
+def test_reproduced_claims_are_corrected_for_the_number_of_claims(shipped):
+    verdicts = page_verdicts(shipped)
+    for name, (claim, result) in shipped.items():
+        alone = verdict(claim, result)
+        assert verdicts[name] in (alone, Verdict.UNDECIDED)
+        assert verdicts[name] is alone or alone is Verdict.REPRODUCED
 
 
 def test_the_command_lists_and_refuses(tmp_path):
@@ -233,5 +277,5 @@ def test_the_command_runs_a_claim_and_writes_the_page(tmp_path):
         ],
     )
     assert result.exit_code == 0, result.output
-    assert "down-columns: undecided at this size" in result.output
+    assert "down-columns: undecided" in result.output
     assert "with width = 16" in page.read_text()

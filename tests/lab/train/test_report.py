@@ -1,13 +1,13 @@
 """The report of a comparison: four optimizers, three seeds, all finished."""
 
 import base64
-import math
 import re
 from statistics import fmean, stdev
 
 import pytest
 
-from polarlight.lab.report import fixed, percent
+from polarlight.lab.report import fixed, percent, signed
+from polarlight.lab.statistics import dunnett_level, paired
 from polarlight.lab.train.report import write_report
 from tests.lab.report.reading import Reader, rows_of
 from tests.lab.train.fake_histories import ABOUT, KINDS, fake_run, fake_runs
@@ -85,13 +85,21 @@ def test_the_table_holds_the_means_of_the_histories(runs, page):
         assert cells[-1] == "3 finished"
 
 
-def test_the_statistic_is_the_stated_one(runs, page):
-    losses = {k: [r.final_loss for r in runs if r.label == k] for k in KINDS}
-    deviation = math.sqrt(fmean(stdev(values) ** 2 for values in losses.values()))
-    assert f"deviation of {deviation:.4f} (8 degrees of freedom)" in page.text
-    statistic = (fmean(losses["muon"]) - fmean(losses["aurora"])) / math.sqrt(2 / 3)
+def test_the_page_opens_with_the_result_and_its_interval(html, page):
+    assert "aurora beats adamw by" in page.text
+    assert html.index("aurora beats adamw by") < html.index("The same language model")
+
+
+def test_every_optimizer_is_compared_with_adamw_seed_by_seed(runs, page):
+    losses = {k: {r.seed: r.final_loss for r in runs if r.label == k} for k in KINDS}
+    found = paired(losses["muon"], losses["adamw"])
+    low, high = found.interval(dunnett_level(3, 3))
     row = next(row for row in page.tables[1] if row[0] == "muon")
-    assert row[2:] == [f"{statistic:.4f}", f"{statistic / deviation:.1f}", "yes"]
+    assert row[1:3] == [signed(found.estimate, 4), f"{signed(low, 4)} to {signed(high, 4)}"]
+    assert row[3] == "3"
+    assert row[-1] == "better"
+    assert [row[0] for row in page.tables[1][1:]] == ["aurora", "normuon", "muon"]
+    assert "The 3 intervals hold together with confidence 95 %" in page.text
 
 
 def test_the_opening_names_model_data_and_length(page):

@@ -100,12 +100,15 @@ def test_updates_of_zeros():
 def test_one_seed_separates_nothing(tmp_path):
     page = report([quick("muon"), quick("aurora")], tmp_path)
     assert "One seed cannot separate the optimizers" in page.text
+    assert "polarlight compare --optimizers adamw,muon,normuon,aurora --steps 300 --seeds 4" in (
+        page.text
+    )
     assert "\N{PLUS-MINUS SIGN}" not in page.text
     assert "over seeds; band" not in page.text
 
 
 def test_one_optimizer_has_nothing_to_compare_with():
-    (note,) = trust(by_label([quick(seed=0), quick(seed=1)]))
+    (note,) = trust(by_label([quick(seed=0), quick(seed=1)]), {})
     assert "There is no other optimizer" in note.text
 
 

@@ -21,7 +21,7 @@ from polarlight.lab.train.report.measures import (
     token_rate,
 )
 from polarlight.lab.train.report.series import Series, over_seeds, reading, smooth
-from polarlight.lab.train.report.significance import against_best, pooled
+from polarlight.lab.train.report.significance import compared, headline, reference_of, with_seeds
 from tests.lab.train.fake_histories import fake_run
 
 
@@ -78,14 +78,46 @@ def test_a_finished_run_with_a_bad_loss_enters_no_mean():
     assert status(bad) == "finished, with a non-finite loss"
 
 
-def test_significance_needs_two_seeds_of_something():
-    assert pooled(by_label([quick("a"), quick("b")])) is None
-    groups = by_label([quick("aurora", 0), quick("aurora", 1), quick("adamw")])
-    scatter, (comparison,) = pooled(groups), against_best(groups)
-    assert scatter.freedom == 1
-    assert comparison.group.label == "adamw"
-    assert comparison.statistic == pytest.approx(comparison.difference / math.sqrt(1.5))
-    assert comparison.stands_out(scatter)
+def ended(label, losses):
+    """Runs of one label that ended with these losses, seed by seed."""
+    runs = [History(label, seed, finished=True) for seed in range(len(losses))]
+    for run, loss in zip(runs, losses, strict=True):
+        run.add({"kind": "validation", "step": 1, "loss": loss, "seconds": 1.0})
+    return runs
+
+
+def test_adamw_is_the_reference_where_it_was_run_and_the_first_optimizer_elsewhere():
+    groups = by_label(ended("muon", [1.0]) + ended("adamw lr=0.1", [2.0]))
+    assert reference_of(groups).label == "adamw lr=0.1"
+    groups = by_label(ended("adamw", [math.nan]) + ended("muon", [1.0]) + ended("aurora", [0.9]))
+    assert reference_of(groups).label == "muon"
+    assert reference_of(by_label(ended("muon", [math.nan]))) is None
+
+
+def test_optimizers_are_compared_on_the_differences_per_seed():
+    runs = ended("adamw", [1.70, 1.75, 1.72]) + ended("muon", [1.60, 1.649, 1.621])
+    (one,) = compared(by_label(runs))
+    assert one.difference.estimate == pytest.approx(-0.1, abs=1e-9)
+    assert one.difference.error == pytest.approx(0.001 / math.sqrt(3), rel=1e-6)
+    assert headline([one], "nats/byte").startswith("muon beats adamw by 0.1000 nats/byte (95 % CI")
+
+
+def test_one_seed_is_answered_with_the_command_that_gives_an_interval():
+    found = compared(by_label(ended("adamw", [1.7]) + ended("muon", [1.6])))
+    said = headline(found, command="polarlight compare --seeds 1 --out 'my runs'")
+    assert "with one seed, which gives no interval." in said
+    assert said.endswith("run: polarlight compare --out 'my runs' --seeds 4")
+    assert with_seeds("", 3) == "polarlight compare --seeds 3"
+    assert with_seeds("polarlight compare --seeds=2", 5) == "polarlight compare --seeds 5"
+
+
+def test_an_undecided_difference_is_answered_with_the_seeds_that_may_show_it():
+    runs = ended("adamw", [1.70, 1.71, 1.69, 1.70]) + ended("muon", [1.69, 1.69, 1.70, 1.69])
+    said = headline(compared(by_label(runs)))
+    assert "cannot be told apart" in said
+    seeds = int(said.rsplit(" ", 1)[1])
+    assert seeds > 4
+    assert f"about {seeds} seeds show it" in said
 
 
 def test_seeds_are_averaged_as_far_as_all_reach():

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from polarlight.lab.claims.claim import Arm, Claim
+from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import Above, Within, lower
 from polarlight.lab.train.recipes import Recipe
 from polarlight.linalg import ExactPolar, NewtonSchulz, polar_express
@@ -35,6 +35,10 @@ CLAIM = Claim(
     "better.",
     source="Aurora blog (2026) and Polar Express, arXiv 2505.16932, for it; arXiv 2606.00371 and "
     "Kaon, arXiv 2605.11181, against it",
+    area=Area.POLAR,
+    dated="2026-11-25",
+    effect="Published for Polar Express against Jordan's steps: 3.588 and 3.639, 124 million "
+    "parameters; against it: differences below 0.003.",
     arms={
         "simple x1": _polar(_simple(1)),
         "simple x3": _polar(_simple(3)),
@@ -47,7 +51,7 @@ CLAIM = Claim(
     checks=(
         lower("simple x3", "simple x1"),
         lower("simple x10", "simple x3"),
-        lower("exact", "jordan x5"),
+        lower("exact", "jordan x5", published=0.051),
         Above(
             "at equal slope (about 1000): Kaon's loss above that of simple x10",
             {"kaon": 1.0, "simple x10": -1.0},

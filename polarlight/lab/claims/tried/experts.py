@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polarlight.diagnostics.spectra import row_shares, starved
 from polarlight.lab.claims.arms import MUON
-from polarlight.lab.claims.claim import Claim
+from polarlight.lab.claims.claim import Area, Claim
 from polarlight.lab.claims.verdict import lower
 from polarlight.lab.train.loop import Run
 from polarlight.linalg import ExactPolar
@@ -47,6 +47,8 @@ CLAIM = Claim(
     "matrices are no longer tall, starve fewer neurons than one wide MLP.",
     source="ours; by the mathematics of polar factors, whose rows are even where there are no more "
     "rows than columns",
+    area=Area.STARVATION,
+    dated="2026-11-24",
     arms={
         "dense": replace(_MUON, changes={"expansion": 8.0}),
         "4 experts, tall": replace(

@@ -1,7 +1,7 @@
 """A random spectrum does as well as an even one; and a power beyond Muon's does better."""
 
 from polarlight.lab.claims.arms import MUON
-from polarlight.lab.claims.claim import Arm, Claim
+from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import Within, lower
 from polarlight.lab.train.recipes import Recipe
 from polarlight.linalg import RationalPower
@@ -23,6 +23,8 @@ CLAIM = Claim(
     says="Kaon, whose singular values are chaotic, matches Muon; the best power of Freon lies "
     "beyond Muon's.",
     source="Freon and Kaon, arXiv 2605.11181",
+    area=Area.POLAR,
+    dated="2026-11-24",
     arms={
         "muon": MUON,
         "kaon": Arm(recipe=Recipe(rule=kaon, lr=0.02, about="chaotic spectrum")),

@@ -6,7 +6,7 @@ from torch import Size, Tensor
 
 from polarlight import UpdateRule
 from polarlight.lab.claims.arms import MUON, PUBLISHED, at
-from polarlight.lab.claims.claim import Arm, Claim
+from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import lower
 from polarlight.lab.train.recipes import Recipe
 from polarlight.linalg.matrices import at_least_float32
@@ -56,6 +56,8 @@ CLAIM = Claim(
     says="Momentum before the polar factor is worth more than twice the steps: half the steps of "
     "Muon reach a lower loss than all steps with momentum after it.",
     source="Jordan et al., Muon (2024): momentum belongs before orthogonalisation",
+    area=Area.POLAR,
+    dated="2026-11-24",
     arms={"momentum first, half": at(MUON, steps=100), "polar first": POLAR},
     checks=(lower("momentum first, half", "polar first"),),
     notes="The half run has its own schedule; both have their own swept learning rates.",

@@ -1,7 +1,7 @@
 """NorMuon's gain is that of even rows."""
 
 from polarlight.lab.claims.arms import MUON, NORMUON, PUBLISHED
-from polarlight.lab.claims.claim import Arm, Claim
+from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import Within, lower
 from polarlight.lab.train.recipes import Recipe
 from polarlight.rules import unormuon
@@ -11,6 +11,9 @@ CLAIM = Claim(
     says="NorMuon's gain over Muon is that of even rows: U-NorMuon without memory (beta2 = 0) has "
     "all of it.",
     source="Tilde Research, Aurora blog (2026)",
+    area=Area.ROWS,
+    dated="2026-11-24",
+    effect="Published: 2.281 against 2.291 (Muon), 1.38 billion parameters, in arXiv 2609.39114.",
     arms={
         "muon": MUON,
         "normuon": NORMUON,
@@ -21,7 +24,7 @@ CLAIM = Claim(
         ),
     },
     checks=(
-        lower("normuon", "muon"),
+        lower("normuon", "muon", published=0.010),
         lower("even rows", "muon"),
         Within(
             "losses of NorMuon and of even rows agree to 0.01",

@@ -1,13 +1,15 @@
 """Once starved, always starved."""
 
 from polarlight.lab.claims.arms import FINE_MUON, at
-from polarlight.lab.claims.claim import Claim
+from polarlight.lab.claims.claim import Area, Claim
 from polarlight.lab.claims.verdict import least
 
 CLAIM = Claim(
     name="persistence",
     says="Rows that starve under Muon never recover.",
     source="Tilde Research, Aurora blog (2026)",
+    area=Area.STARVATION,
+    dated="2026-11-25",
     arms={"muon": at(FINE_MUON, steps=500, validate_every=500)},
     checks=(
         least("muon", "never recovered", 0.9),

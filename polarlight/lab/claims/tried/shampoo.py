@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from polarlight.lab.claims.arms import MUON
-from polarlight.lab.claims.claim import Arm, Claim
+from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import lower
 from polarlight.lab.train.recipes import Recipe
 from polarlight.rules import shampoo, soap
@@ -15,6 +15,8 @@ CLAIM = Claim(
     says="Eigenvalue-corrected Shampoo (SOAP) starves fewer neurons than Shampoo, and Shampoo "
     "fewer than Muon.",
     source="ours; Shampoo without memory is Muon",
+    area=Area.STARVATION,
+    dated="2026-11-24",
     arms={
         "muon": replace(MUON, changes=_LONG),
         "shampoo": Arm(recipe=Recipe(rule=shampoo, lr=0.02, about="Shampoo"), changes=_LONG),

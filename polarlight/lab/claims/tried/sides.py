@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from polarlight.lab.claims.arms import AURORA, BALANCED, FINE_MUON
-from polarlight.lab.claims.claim import Arm, Claim
+from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import lower
 from polarlight.lab.train.recipes import Recipe
 from polarlight.rules import aurora
@@ -19,6 +19,8 @@ CLAIM = Claim(
     name="sides",
     says="Aurora belongs on tall matrices; wide ones are to be left to Muon.",
     source="Aurora, arXiv 2606.27715 and its author; track 3's record 30 says wide ones only",
+    area=Area.AURORA,
+    dated="2026-11-24",
     arms={
         "muon": FINE_MUON,
         "tall": AURORA,

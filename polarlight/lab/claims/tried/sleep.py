@@ -6,7 +6,7 @@ import torch
 
 from polarlight.diagnostics.spectra import gram_leverages, precise_gram
 from polarlight.lab.claims.arms import BALANCED, FINE_MUON
-from polarlight.lab.claims.claim import Claim
+from polarlight.lab.claims.claim import Area, Claim
 from polarlight.lab.claims.verdict import least, lower, most
 from polarlight.lab.train.loop import Run
 from polarlight.lab.train.model import SwiGLU
@@ -91,6 +91,8 @@ CLAIM = Claim(
     says="Starved neurons can recover: in a Muon run that switches to Aurora half-way they do, "
     "with a lower loss; and pruning the starved neurons of Muon costs nothing.",
     source="ours",
+    area=Area.STARVATION,
+    dated="2026-11-25",
     arms={
         "muon": replace(FINE_MUON, changes=_STEPS, finish=_pruned),
         "muon, then aurora": replace(FINE_MUON, changes=_STEPS, prepare=_switch),

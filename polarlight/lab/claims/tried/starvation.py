@@ -1,7 +1,7 @@
 """Under Muon a quarter of the neurons starve early; under Aurora and U-NorMuon none do."""
 
 from polarlight.lab.claims.arms import AURORA, FINE_MUON, FINE_UNORMUON, at
-from polarlight.lab.claims.claim import Claim
+from polarlight.lab.claims.claim import Area, Claim
 from polarlight.lab.claims.verdict import least, most
 
 _STEPS = {"steps": 500, "validate_every": 500}
@@ -15,6 +15,8 @@ CLAIM = Claim(
     "U-NorMuon none, by the leverage of the update and by activation.",
     source="Tilde Research, Aurora blog (2026); no threshold is published, 0.1 of an equal share "
     "here",
+    area=Area.STARVATION,
+    dated="2026-11-25",
     arms={
         "muon": at(FINE_MUON, **_STEPS),
         "aurora": at(AURORA, **_STEPS),

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from polarlight.lab.claims.claim import Arm, Claim
+from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import lower
 from polarlight.lab.train.recipes import Recipe
 from polarlight.recipes import MlpRule, muon_with_adamw, symmetric_stack
@@ -35,6 +35,8 @@ CLAIM = Claim(
     name="symmetric",
     says="Rules that fit the symmetry of embeddings, head and router beat AdamW on them.",
     source="the symmetry-compatible principle, arXiv 2605.18106",
+    area=Area.SYMMETRY,
+    dated="2026-11-25",
     arms={
         "adamw, dense": _arm(_baseline, "dense"),
         "symmetric, dense": _arm(_stack, "dense"),

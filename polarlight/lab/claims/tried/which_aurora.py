@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from polarlight.lab.claims.arms import BALANCED, FINE
-from polarlight.lab.claims.claim import Arm, Claim
+from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.solvers import ExactFollowed, PolarFirst
 from polarlight.lab.claims.verdict import lower
 from polarlight.lab.train.recipes import Recipe
@@ -35,6 +35,8 @@ CLAIM = Claim(
     "the polar factor, Riemannian ascent and the exact solution; and better alignment trains "
     "better: the exact solution has a lower loss than the release's.",
     source="a first trial of ours for the warm scale; the Aurora blog for alignment",
+    area=Area.AURORA,
+    dated="2026-11-25",
     arms=ARMS,
     checks=(
         *(lower("warm", other) for other in OTHERS),

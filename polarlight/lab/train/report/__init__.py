@@ -11,9 +11,14 @@ from polarlight.lab.train.report.details import about_the_run
 from polarlight.lab.train.report.experts import experts
 from polarlight.lab.train.report.files import write_curves, write_summary
 from polarlight.lab.train.report.groups import by_label
-from polarlight.lab.train.report.opening import opening
+from polarlight.lab.train.report.opening import opening, statements
 
-__all__ = ["write_report"]
+__all__ = ["results_in_words", "write_report"]
+
+
+def results_in_words(histories: Sequence[History], about: Mapping[str, Any]) -> list[str]:
+    """Return the result of some runs in sentences, as the report opens with; `about` as there."""
+    return statements(by_label(histories), about)
 
 
 def write_report(histories: Sequence[History], about: Mapping[str, Any], out: Path) -> Path:

@@ -38,6 +38,12 @@ class Group:
         return [loss for run in self.runs if (loss := final_loss(run)) is not None]
 
     @property
+    def by_seed(self) -> dict[int, float]:
+        """Final validation losses by seed."""
+        losses = {run.seed: final_loss(run) for run in self.runs}
+        return {seed: loss for seed, loss in losses.items() if loss is not None}
+
+    @property
     def loss(self) -> float | None:
         """Mean final validation loss."""
         return fmean(self.losses) if self.losses else None

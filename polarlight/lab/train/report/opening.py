@@ -4,21 +4,36 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from polarlight.lab.report import Block, Text, compact, count, fixed
+from polarlight.lab.statistics import Compared, sentence
+from polarlight.lab.statistics.family import ENOUGH
 from polarlight.lab.train.history import History
 from polarlight.lab.train.report.groups import Group, best
 from polarlight.lab.train.report.measures import last_step
-from polarlight.lab.train.report.significance import Scatter, against_best, pooled
-from polarlight.lab.train.report.tables import DIGITS, comparisons, results
-
-FEW = 6
-"""Degrees of freedom below which the spread between seeds is only roughly known."""
+from polarlight.lab.train.report.significance import TOKENS, compared, headline, with_seeds
+from polarlight.lab.train.report.tables import comparisons, results
 
 
 def opening(groups: Sequence[Group], about: Mapping[str, Any]) -> list[Block]:
     """Return the statement, the table of results, and the uncertainty of differences."""
     if not groups:
         return [Text("No run has been recorded yet.", "lead")]
-    return [Text(statement(groups, about), "lead"), results(groups), *trust(groups)]
+    said = statements(groups, about)
+    first = [Text(said[0], "lead")] if said else []
+    what = Text(statement(groups, about), "plain" if first else "lead")
+    return [*first, what, results(groups), *trust(groups, about)]
+
+
+def statements(groups: Sequence[Group], about: Mapping[str, Any]) -> list[str]:
+    """Return the result as sentences, lowest loss first; none where nothing is compared.
+
+    The first says the comparison with the reference, or which command gives an interval.
+    """
+    found = compared(groups)
+    if not found:
+        return []
+    unit = str(_get(about, "data", "unit") or TOKENS)
+    others = [sentence(one, unit) for one in found[1:]]
+    return [headline(found, unit, str(about.get("command") or "")), *others]
 
 
 def statement(groups: Sequence[Group], about: Mapping[str, Any]) -> str:
@@ -75,46 +90,40 @@ def _get(about: Mapping[str, Any], *path: str) -> Any:
     return value
 
 
-def trust(groups: Sequence[Group]) -> list[Block]:
-    """Return the conclusions that the spread between seeds allows."""
-    winner, scatter = best(groups), pooled(groups)
-    if winner is None:
+def trust(groups: Sequence[Group], about: Mapping[str, Any]) -> list[Block]:
+    """Return what the seeds allow to say: a note, and a table where there are intervals."""
+    if best(groups) is None:
         return [Text("No run has finished with a validation loss, so nothing is compared.", "note")]
-    if scatter is None:
-        return [Text(_ONE_SEED, "note")]
-    found = against_best(groups)
+    found = compared(groups)
     if not found:
-        return [Text(_scatter(scatter) + " There is no other optimizer to compare with.", "note")]
-    out = sum(one.stands_out(scatter) for one in found)
-    return [
-        Text(f"{_scatter(scatter)} {_RULE} {_verdict(out, len(found))}", "note"),
-        comparisons(found, scatter),
-    ]
+        return [Text("There is no other optimizer to compare with.", "note")]
+    if all(one.difference.error is None for one in found):
+        again = with_seeds(str(about.get("command") or ""), ENOUGH)
+        return [Text(f"{_ONE_SEED} For intervals, run: {again}", "note")]
+    return [Text(_method(found), "note"), comparisons(found, groups)]
 
 
 _ONE_SEED = (
     "One seed cannot separate the optimizers: the same optimizer ends at another loss with another "
-    "seed, and these runs do not tell how far. To measure that spread, train every optimizer with "
-    "at least two seeds, better three or more. With n seeds each, a difference then stands out "
-    "from 2·sqrt(2/n) seed deviations on: 2.0 for two seeds, 1.6 for three, 0.9 for ten."
+    "seed, and these runs do not tell how far."
 )
-_RULE = (
-    "The statistic is the difference to the best divided by "
-    "sqrt(1/n₁\N{NO-BREAK SPACE}+\N{NO-BREAK SPACE}1/n₂). Above two pooled deviations the "
-    "difference stands out; below, it may be the seeds alone."
-)
-_LIMITS = "for this model, data, settings and length of training, and for no others."
+_LIMITS = "Valid for this model, data, settings and length of training, and for no others."
 
 
-def _scatter(scatter: Scatter) -> str:
-    few = " With so few, the deviation itself is uncertain." if scatter.freedom < FEW else ""
-    return (
-        f"Seeds of one optimizer scatter with a pooled standard deviation of "
-        f"{fixed(scatter.deviation, DIGITS)} ({count(scatter.freedom, 'degree')} of freedom).{few}"
-    )
-
-
-def _verdict(out: int, total: int) -> str:
-    if total == 1:
-        return f"Here the difference {'stands out' if out else 'does not'}: {_LIMITS}"
-    return f"Here {out} of {total} stand out: {_LIMITS}"
+def _method(found: Sequence[Compared]) -> str:
+    """Return how the table below was computed and on what it rests."""
+    how = f"Differences to {found[0].reference}"
+    if all(one.difference.paired for one in found):
+        how += ", seed by seed, with Student's t: seeds share initial weights and data order"
+    else:
+        how += ", with Welch's t where optimizers share no seed"
+    told = [f"{how}; differences are taken to be normally distributed."]
+    if len(found) > 1:
+        told.append(
+            f"The {len(found)} intervals hold together with confidence 95 % (Dunnett's levels)."
+        )
+    told.append("Detectable: the smallest difference that 80 % of such experiments find.")
+    few = min(one.difference.n for one in found)
+    if few < ENOUGH:
+        told.append(f"With {few} seeds intervals are wide; 4 or more narrow them.")
+    return " ".join([*told, _LIMITS])

@@ -1,71 +1,68 @@
-"""Significance of differences: differences of means against the spread of seeds.
+"""Final losses of several optimizers against one of them, and the result in sentences.
 
-The statistic of a pair is
-
-    (mean_1 - mean_2) / sqrt(1 / n_1 + 1 / n_2)
-
-and is held against two pooled standard deviations, which assumes that seeds scatter equally for
-every optimizer.
+The reference is AdamW where it was run, else the first optimizer: a choice that the losses do not
+enter. Comparisons are paired by seed (`lab.statistics`).
 """
 
-import math
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import stdev
 
-from polarlight.lab.train.report.groups import Group, best
+from polarlight.lab.statistics import Compared, Standing, against_reference, sentence
+from polarlight.lab.statistics.family import ENOUGH
+from polarlight.lab.train.report.groups import Group
 
-LIMIT = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Scatter:
-    """Pooled standard deviation between seeds, and its degrees of freedom."""
-
-    deviation: float
-    freedom: int
+REFERENCE = "adamw"
+TOKENS = "nats/token"
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One group against the best: difference of means and the statistic."""
-
-    group: Group
-    difference: float
-    statistic: float
-
-    def stands_out(self, scatter: Scatter) -> bool:
-        """Tell whether the statistic exceeds two pooled standard deviations."""
-        return self.statistic > LIMIT * scatter.deviation
+def reference_of(groups: Sequence[Group]) -> Group | None:
+    """Return AdamW's group, else the first one, of those with a final loss."""
+    known = [group for group in groups if group.losses]
+    named = [group for group in known if group.label.split(" ")[0] == REFERENCE]
+    return next(iter(named or known), None)
 
 
-def pooled(groups: Sequence[Group]) -> Scatter | None:
-    """Return the spread between seeds over all groups; None without two losses in a group."""
-    return pooled_deviation([group.losses for group in groups])
-
-
-def pooled_deviation(samples: Sequence[Sequence[float]]) -> Scatter | None:
-    """Return the spread within samples, pooled; None without two numbers in one."""
-    several = [(stdev(sample), len(sample) - 1) for sample in samples if len(sample) > 1]
-    freedom = sum(n for _, n in several)
-    if not freedom:
-        return None
-    variance = sum(n * deviation**2 for deviation, n in several) / freedom
-    return Scatter(math.sqrt(variance), freedom)
-
-
-def against_best(groups: Sequence[Group]) -> list[Comparison]:
-    """Compare every group with a final loss with the best one."""
-    winner = best(groups)
-    if winner is None or winner.loss is None:
+def compared(groups: Sequence[Group]) -> list[Compared]:
+    """Return every group with a final loss against the reference, the lowest loss first."""
+    reference = reference_of(groups)
+    if reference is None:
         return []
-    return [
-        _compare(group, group.loss - winner.loss, winner)
-        for group in groups
-        if group is not winner and group.loss is not None
-    ]
+    found = against_reference({g.label: g.by_seed for g in groups}, reference.label)
+    return sorted(found, key=lambda one: one.difference.estimate)
 
 
-def _compare(group: Group, difference: float, winner: Group) -> Comparison:
-    noise = math.sqrt(1 / len(group.losses) + 1 / len(winner.losses))
-    return Comparison(group, difference, difference / noise)
+def headline(found: Sequence[Compared], unit: str = TOKENS, command: str = "") -> str:
+    """Return the first sentence of a report: the lowest loss against the reference.
+
+    Args:
+        found: From `compared`, one comparison or more.
+        unit: Unit of the losses.
+        command: Command of the runs; where more seeds are needed they are asked for with it.
+    """
+    first = found[0]
+    if all(one.difference.error is None for one in found):
+        return f"{sentence(first, unit)} For one, run: {with_seeds(command, ENOUGH)}"
+    said = sentence(first, unit)
+    if first.standing is Standing.UNDECIDED:
+        needed = first.difference.seeds_for(first.difference.estimate, first.level)
+        if needed is not None and needed > first.difference.n:
+            said += f" If that is the difference, about {needed} seeds show it: "
+            said += with_seeds(command, needed)
+    return said
+
+
+def with_seeds(command: str, seeds: int) -> str:
+    """Return a command line with another number of seeds.
+
+    Example:
+        >>> with_seeds("polarlight compare --seeds 1 --steps 9", 4)
+        'polarlight compare --steps 9 --seeds 4'
+    """
+    words = shlex.split(command or "polarlight compare")
+    kept: list[str] = []
+    for word in words:
+        if kept and kept[-1] == "--seeds":
+            kept.pop()
+        elif not word.startswith("--seeds="):
+            kept.append(word)
+    return shlex.join([*kept, "--seeds", str(seeds)])

@@ -2,7 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from polarlight.lab.report import Cell, Column, Table, fixed, percent, shorten, signed
+from polarlight.lab.report import (
+    NOTHING,
+    Cell,
+    Column,
+    LineStyle,
+    Table,
+    fixed,
+    percent,
+    shorten,
+    signed,
+)
+from polarlight.lab.statistics import Compared
 from polarlight.lab.train.history import History, Record
 from polarlight.lab.train.report.groups import Group, best
 from polarlight.lab.train.report.measures import (
@@ -19,7 +30,6 @@ from polarlight.lab.train.report.measures import (
     step_time,
     token_rate,
 )
-from polarlight.lab.train.report.significance import Comparison, Scatter
 
 DIGITS = 4
 """Digits of a loss."""
@@ -164,26 +174,30 @@ def _caption(groups: Sequence[Group]) -> str:
     return text + "Starved: share of the rows of tall matrices; see Starved neurons."
 
 
-def comparisons(found: Sequence[Comparison], scatter: Scatter) -> Table:
-    """Return the statistic of every group against the best, and whether it is significant."""
+def comparisons(found: Sequence[Compared], groups: Sequence[Group]) -> Table:
+    """Return every optimizer against the reference: difference, interval, verdict."""
     columns = [
-        Column("against the best", left=True),
-        Column("difference"),
-        Column("statistic", hint="difference / sqrt(1/n1 + 1/n2)"),
-        Column("in seed deviations", hint="statistic / pooled standard deviation"),
-        Column("exceeds 2?", left=True),
+        Column(f"against {found[0].reference}", left=True, wraps=True),
+        Column("difference", hint="mean over seeds"),
+        Column("95 % interval", hint="all intervals of this table hold together"),
+        Column("n", hint="seeds that both have"),
+        Column("detectable", hint="smallest difference found with 80 % power"),
+        Column("verdict", left=True),
     ]
-    return Table(columns, [_comparison(one, scatter) for one in found])
+    look = {group.label: group.style for group in groups}
+    return Table(columns, [_comparison(one, look[one.arm]) for one in found])
 
 
-def _comparison(one: Comparison, scatter: Scatter) -> list[Cell]:
-    ratio = one.statistic / scatter.deviation if scatter.deviation > 0 else None
+def _comparison(one: Compared, style: LineStyle) -> list[Cell]:
+    low, high = one.interval
+    known = one.difference.error is not None
     return [
-        Cell(one.group.label, style=one.group.style),
-        Cell(signed(one.difference, DIGITS)),
-        Cell(fixed(one.statistic, DIGITS)),
-        Cell(fixed(ratio, 1)),
-        Cell("yes" if one.stands_out(scatter) else "no"),
+        Cell(one.arm, style=style),
+        Cell(signed(one.difference.estimate, DIGITS)),
+        Cell(f"{signed(low, DIGITS)} to {signed(high, DIGITS)}" if known else NOTHING),
+        Cell(str(one.difference.n)),
+        Cell(fixed(one.detectable, DIGITS) if known else NOTHING),
+        Cell(str(one.standing) if known else "one seed"),
     ]
 
 
