@@ -258,18 +258,22 @@ class Snapshot(Readout):
         averaged: A module, or named parameters.
         at: The step, counted from 1.
         weight: Part of the way, in [0, 1].
+        read_from: First step at whose end it is read out; None for `at`.
     """
 
-    def __init__(self, averaged: Averaged, *, at: int, weight: float = 0.075) -> None:
+    def __init__(
+        self, averaged: Averaged, *, at: int, weight: float = 0.075, read_from: int | None = None
+    ) -> None:
         if not 0 <= weight <= 1:
             raise ValueError(f"weight must lie in [0, 1], got {weight}")
         super().__init__(averaged, ("snapshot",))
         self.at, self.weight = at, weight
+        self.read_from = at if read_from is None else read_from
 
     @property
     def ready(self) -> bool:
-        """Whether the step has been reached."""
-        return bool(self.kept["snapshot"])
+        """Whether the step has been reached from which on it is read out."""
+        return bool(self.kept["snapshot"]) and self.steps >= self.read_from
 
     def weights(self, name: str, p: Tensor) -> Tensor:
         """Return (1 - weight) w + weight w_ref."""

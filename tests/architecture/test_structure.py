@@ -40,7 +40,13 @@ MAY_IMPORT = {
         *("execution", "linalg", "lookup", "optimizer", "registry", "routing", "rule", "rules"),
         *("stages", "view"),
     },
-    "recipes": {"linalg", "lookup", "routing", "rule", "rules", "stages", "view"},
+    "leaderboard": {
+        *("diloco", "hooks", "leaderboard", "linalg", "lookup", "optimizer", "routing", "rule"),
+        *("rules", "scheduling", "stages"),
+    },
+    "recipes": {
+        *("leaderboard", "linalg", "lookup", "routing", "rule", "rules", "stages", "view"),
+    },
     "properties": {"linalg", "properties", "rule", "rules", "stages"},
     "diagnostics": {"diagnostics", "linalg", "optimizer", "properties", "routing", "rule", "view"},
     "hooks": {"hooks", "linalg", "optimizer", "rule"},
