@@ -13,7 +13,7 @@ Deviations: z and W_before are float32 at least; a bfloat16 weight still takes t
 dtype.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,7 +35,9 @@ class EmaNesterov(Memory):
         decay: Decay of z, in [0, 1).
         prefill: First step, counted from 0, that looks ahead.
         rest: First step that does not any more; None for never.
-        group: Param group whose lr, over its `initial_lr`, multiplies beta; None for none.
+        optimizer: Optimizer of which a group's lr, over its `initial_lr`, multiplies beta; None for
+            a constant beta.
+        group: Index of that group.
 
     Memory: two float32 copies of the weights.
 
@@ -58,7 +60,8 @@ class EmaNesterov(Memory):
         decay: float = 0.99,
         prefill: int = 0,
         rest: int | None = None,
-        group: Mapping[str, Any] | None = None,
+        optimizer: Optimizer | None = None,
+        group: int = 0,
     ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
@@ -66,8 +69,11 @@ class EmaNesterov(Memory):
             raise ValueError(f"beta must be >= 0, got {beta}")
         super().__init__(averaged, ("before", "change"))
         self.beta, self.decay, self.prefill, self.rest = beta, decay, prefill, rest
-        self.group, self.rate = group, 1.0
-        self._full = None if group is None else float(group.get("initial_lr", group["lr"]))
+        self.optimizer, self.group, self.rate = optimizer, group, 1.0
+        self._full = 1.0
+        if optimizer is not None:
+            numbers = optimizer.param_groups[group]
+            self._full = float(numbers.get("initial_lr", numbers["lr"]))
         self.copy_now("before")
         self.kept["change"] = {name: torch.zeros_like(x) for name, x in self.kept["before"].items()}
 
@@ -91,8 +97,8 @@ class EmaNesterov(Memory):
             change[name].lerp_(p.detach().to(before[name].dtype) - before[name], 1 - self.decay)
             before[name].copy_(p.detach())
         self.steps += 1
-        if self.group is not None and self._full:
-            self.rate = float(self.group["lr"]) / self._full
+        if self.optimizer is not None and self._full:
+            self.rate = float(self.optimizer.param_groups[self.group]["lr"]) / self._full
 
     def state_dict(self) -> dict[str, Any]:
         """Return the steps, the tensors and the rate of the last step."""

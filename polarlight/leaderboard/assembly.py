@@ -60,12 +60,14 @@ class Assembled:
         self.lookahead: EmaNesterov | None = None
         if recipe.lookahead is not None:
             ahead = recipe.lookahead
-            first_aux = next(g for g in self.optimizer.param_groups if g[KIND] != "hidden")
+            kinds = [group[KIND] for group in self.optimizer.param_groups]
+            first_aux = next(i for i, kind in enumerate(kinds) if kind != "hidden")
             self.lookahead = EmaNesterov(
                 named["all"],
                 beta=ahead.beta,
                 prefill=ahead.prefill,
                 rest=ahead.rest,
+                optimizer=self.optimizer,
                 group=first_aux,
             )
         self.readouts: list[Readout] = [make(named) for make in recipe.readouts]

@@ -84,7 +84,7 @@ def test_the_length_follows_the_rate_of_the_step_before():
     net = small()
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
     schedule = GroupSchedule(optimizer, Cooldown(4, fall=1.0))
-    lookahead = EmaNesterov(net, group=optimizer.param_groups[0])
+    lookahead = EmaNesterov(net, optimizer=optimizer)
     rates = []
     for _ in range(4):
         rates.append(lookahead.rate)

@@ -26,7 +26,9 @@ def eigenvectors(S):
     return np.linalg.eigh(S)[1][:, ::-1]
 
 
-def preconditioned(N, G, state, *, beta=0.9, every=10, floor=0.0, blend=1.0, gate=None):
+def preconditioned(
+    N, G, state, *, beta=0.9, every=10, floor=0.0, blend=1.0, gate=None, norm=schatten4
+):
     """S of one step; factors and bases follow."""
     S, first = N, "V" not in state
     if not first:
@@ -35,10 +37,10 @@ def preconditioned(N, G, state, *, beta=0.9, every=10, floor=0.0, blend=1.0, gat
         V = state["V"] = beta * state["V"] + (1 - beta) * Y**2
         S = QL @ (Y / np.maximum(np.sqrt(V), floor * np.sqrt(V.mean()))) @ QR.T
         S = blend * S + (1 - blend) * N
-        S = S * schatten4(N) / schatten4(S)
+        S = S * norm(N) / norm(S)
         if gate is not None:
             S = N + gated(S, N, G, *gate(state["k"])) * (S - N)
-            S = S * schatten4(N) / schatten4(S)
+            S = S * norm(N) / norm(S)
     state["L"] = beta * state.get("L", 0.0) + (1 - beta) * G @ G.T
     state["R"] = beta * state.get("R", 0.0) + (1 - beta) * G.T @ G
     if first:
