@@ -8,7 +8,7 @@ SINKS := build/sinks
 PINNED := build/pinned
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: bench demo test test-slow test-gpu test-isa test-sinks test-titan test-torch fuzz mutants
+.PHONY: bench demo gpu-report test test-slow test-gpu test-isa test-sinks test-titan test-torch fuzz mutants
 .PHONY: check audit clean lock pinned sbom site
 
 demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
@@ -26,7 +26,7 @@ test-gpu: $(VENV)/.dev
 test-titan: $(TITAN)/.installed  ## torchtitan's container, recipe and FSDP2, which want older packages
 	OMP_NUM_THREADS=1 $(TITAN)/bin/pytest tests/integrations/test_torchtitan.py
 
-CORE := tests/contracts tests/rules tests/linalg tests/torch_contract tests/distributed tests/optimizer
+CORE := tests/contracts tests/rules tests/stages tests/linalg tests/torch_contract tests/distributed tests/optimizer
 CORE += tests/execution tests/reliability tests/lab/train/test_loop.py $(wildcard tests/test_*.py)
 
 test-isa: $(VENV)/.dev  ## margins of numeric bounds under several instruction sets, half an hour
@@ -60,6 +60,9 @@ site: $(VENV)/.docs  ## the documentation as pages, in build/site
 bench: $(VENV)/.dev  ## an optimizer step, ours and others', in one run; leave the machine alone
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[train,bench]"
 	$(BIN)/python -m benchmarks.optimizer_step
+
+gpu-report: $(VENV)/.dev  ## all that is to be known from a GPU, at most ten minutes on one
+	$(BIN)/python -m benchmarks.gpu_report
 
 pinned: $(PINNED)/.pinned  ## what CI runs in, every file by its hash: make VENV=$(PINNED) check test
 

@@ -25,15 +25,19 @@ import copy
 import json
 import platform
 from pathlib import Path
+from statistics import fmean
 
+import matplotlib.pyplot as plt
 import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 import polarlight as pl
 from benchmarks.lora import CONTEXT, Plain, adamw, batch, headers, train
 from polarlight.integrations.lora import lora_product_groups
+from polarlight.lab.statistics import contrast, holm, paired
 from polarlight.lab.train.corpus import load_corpus
 from polarlight.lab.train.model import GPT, ModelConfig
 from polarlight.stages import MatchRmsAdamW
@@ -109,7 +113,7 @@ class Runs:
     """Results by run, in a file that grows."""
 
     def __init__(self, options):
-        self.options = options
+        self.options, self.trains = options, True
         options.out.mkdir(parents=True, exist_ok=True)
         self.path = options.out / f"runs-{options.pretrain}-{options.steps}.jsonl"
         lines = self.path.read_text().splitlines() if self.path.exists() else []
@@ -123,6 +127,8 @@ class Runs:
     def of(self, base, method, lr, seed):
         """Return a run's record; train it if it is not there."""
         key = (base, method, round(lr, 10), seed)
+        if key not in self.known and not self.trains:
+            raise SystemExit(f"{self.path} has no run {key}: start without --report")
         if key not in self.known:
             self.text = self.text or domains()
             model = pretrained(
@@ -155,6 +161,73 @@ class Runs:
         return {lr: self.of(base, method, lr, 0) for lr in rates}
 
 
+def judged(runs, base, method, seeds):
+    """Return the rate that seed 0 chose, and the records of the judged seeds by seed."""
+    found = runs.sweep(base, method)
+    best = min(found, key=lambda lr: found[lr]["new after"])
+    return best, {seed: runs.of(base, method, best, seed) for seed in range(1, seeds + 1)}
+
+
+MEASURES = {
+    "new-domain loss": lambda record: record["new after"],
+    "forgetting": lambda record: record["old after"] - record["old before"],
+}
+
+
+def by_seed(records, measure):
+    return {seed: MEASURES[measure](record) for seed, record in records.items()}
+
+
+def shown(difference, digits=3):
+    low, high = difference.interval()
+    return f"{difference.estimate:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def report(cells, console):
+    """Print a row per pair of optimizers, and the cost of a mismatch."""
+    table = Table("pretrained", "fine-tuned", "lr", *MEASURES, "to AdamW on AdamW, new", "p (Holm)")
+    first = next(iter(cells))
+    reference = by_seed(cells[first][1], "new-domain loss")
+    others = {
+        cell: paired(by_seed(records, "new-domain loss"), reference)
+        for cell, (_, records) in cells.items()
+        if cell != first
+    }
+    ps = dict(zip(others, holm([difference.p() for difference in others.values()]), strict=True))
+    for cell, (lr, records) in cells.items():
+        means = [f"{fmean(by_seed(records, name).values()):.3f}" for name in MEASURES]
+        against = [shown(others[cell]), f"{ps[cell]:.3f}"] if cell in others else ["", ""]
+        table.add_row(*cell, f"{lr:g}", *means, *against)
+    console.print(table)
+    matched, crossed = (
+        [("adamw", "adamw"), ("muon", "muon")],
+        [("adamw", "muon"), ("muon", "adamw")],
+    )
+    if {*matched, *crossed} <= cells.keys():
+        weights = dict.fromkeys(crossed, 0.5) | dict.fromkeys(matched, -0.5)
+        for name in MEASURES:
+            samples = {cell: by_seed(cells[cell][1], name) for cell in weights}
+            console.print(f"mismatch, {name}: {shown(contrast(weights, samples))} nats/byte")
+
+
+def draw(runs, cells, path):
+    """Draw forgetting against new-domain loss over the rates of seed 0; stars are the chosen."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for (base, method), (lr, _) in cells.items():
+        sweep = runs.sweep(base, method)
+        points = [tuple(measure(sweep[rate]) for measure in MEASURES.values()) for rate in sweep]
+        style = "-" if base == "adamw" else "--"
+        (line,) = axes.plot(
+            *zip(*points, strict=True), style, marker=".", label=f"{base}: {method}"
+        )
+        chosen = [measure(sweep[lr]) for measure in MEASURES.values()]
+        axes.plot(*chosen, "*", markersize=12, color=line.get_color())
+    axes.set(xlabel="new-domain loss (nats/byte)", ylabel="forgetting (nats/byte)", xscale="log")
+    axes.legend(title="pretrained: fine-tuned", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -168,17 +241,17 @@ def main():
     parser.add_argument("--report", action="store_true", help="report what is there; train nothing")
     options = parser.parse_args()
     runs, console = Runs(options), Console(width=120)
+    runs.trains = not options.report
     bases, methods = options.bases.split(","), options.methods.split(";")
-    cells = [(base, method) for base in bases for method in methods]
+    pairs = [(base, method) for base in bases for method in methods]
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("fine-tuning", total=len(cells) * (1 + options.seeds))
-        for base, method in cells:
-            found = runs.sweep(base, method)
-            progress.advance(task)
-            best = min(found, key=lambda lr: found[lr]["new after"])
-            for seed in range(1, options.seeds + 1):
-                runs.of(base, method, best, seed)
-                progress.advance(task)
+        task = progress.add_task("fine-tuning", total=len(pairs) * (1 + options.seeds))
+        cells = {}
+        for pair in pairs:
+            cells[pair] = judged(runs, *pair, options.seeds)
+            progress.update(task, completed=len(cells) * (1 + options.seeds))
+    report(cells, console)
+    draw(runs, cells, options.out / "forgetting.png")
 
 
 if __name__ == "__main__":

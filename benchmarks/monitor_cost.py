@@ -1,4 +1,4 @@
-"""What watching costs: the neuron monitor's and the activation monitor's share of a step.
+"""Cost of monitors: the neuron and the activation monitor's share of a step.
 
     python -m benchmarks.monitor_cost --out benchmarks/results/monitor_cost
 

@@ -44,7 +44,7 @@ def release(params: list) -> Optimizer:
 
 
 def in_float32(params: list) -> Optimizer:
-    """What torch's algorithm would cost here in the dtype that this machine multiplies fastest."""
+    """Return torch's algorithm in the dtype that this machine multiplies fastest."""
     rule = pl.rules.muon(polar=pl.linalg.NewtonSchulz(pl.linalg.schedules.JORDAN, torch.float32))
     return pl.SpectralOptimizer(params, rule=rule, executor=pl.OneByOne())
 
@@ -95,7 +95,7 @@ def chosen(only: str, fast_bfloat16: bool) -> list[str]:
 
 
 def prepared(name: str, device: str, labels: Sequence[str]) -> dict[str, Optimizer]:
-    """Those that are installed, each on parameters of its own, after one step."""
+    """Return the installed optimizers, each with its own parameters, after one step."""
     found = {}
     for label in labels:
         try:

@@ -1,4 +1,4 @@
-"""Who would compute what on 8 to 4,096 processes, and how many bytes a step would move.
+"""Owners and bytes of a step on 8 to 4,096 processes, planned from shapes.
 
     python -m benchmarks.plans_at_scale
     python -m benchmarks.plans_at_scale --models deepseek-v3 --ranks 4096

@@ -121,7 +121,7 @@ PROBLEMS = {"quadratic": Quadratic, "logistic": Logistic, "completion": Completi
 
 @dataclass(frozen=True)
 class Labels:
-    """What a problem's `gap` is, for the axis."""
+    """Text of a problem's `gap`, for the axis."""
 
     quadratic: str = "loss above the best / best"
     logistic: str = "loss per entry, all data"

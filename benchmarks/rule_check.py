@@ -257,7 +257,7 @@ def _has_transformers():
 
 
 def train(run: Run, data, steps: int, every: int, executor=None, seed: int = 0) -> RuleCheck:
-    """Trains a new model; returns what the check saw."""
+    """Train a new model; return the check's results."""
     torch.manual_seed(seed)
     model = MODELS[run.model]().to(run.dtype)
     optimizer = pl.SpectralOptimizer(run.groups(model), executor=executor)

@@ -1,4 +1,4 @@
-"""How much of a row norm's change the kept row scale should follow at once.
+"""Search for the part of a row norm's change that the kept row scale follows per step.
 
     python -m benchmarks.warm_follow
 

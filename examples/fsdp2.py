@@ -24,7 +24,7 @@ def model():
 
 
 def share(step, rank, world):
-    """This process's part of the batch of a step."""
+    """Return this process's part of the batch of a step."""
     tokens = torch.randint(64, (256,), generator=torch.Generator().manual_seed(step))
     tokens = tokens.chunk(world)[rank]
     return tokens, (5 * tokens + 3) % 64

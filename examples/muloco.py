@@ -29,7 +29,7 @@ def build():
 
 
 def main(workers=range(WORKERS), group=None):
-    """Trains those of the workers that live in this process; returns the model and its losses."""
+    """Train the workers of this process; return the model and its losses."""
     models = [build() for _ in workers]
     inner = [polarlight.Muon(m, lr=0.02, aux_lr=3e-3) for m in models]
     nesterov = polarlight.diloco.OuterNesterov(lr=0.7, momentum=0.5)

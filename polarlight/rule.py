@@ -9,7 +9,7 @@ memory (`linalg/slot.py`).
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import frexp
 from typing import Any, Protocol
 
@@ -34,7 +34,10 @@ MOMENTUM = "momentum_buffer"
 """The state of a parameter that belongs to the momentum slot."""
 
 HOST_COUNTER = "step"
-"""A buffer of this name lies on the host and counts calls: a stage may branch on it there."""
+"""A buffer of this name lies on the host and counts calls: a stage may branch on it there.
+
+A stage that does overrides `at_step`, so that a compiled step needs no branch.
+"""
 
 
 class Averaging(Protocol):
@@ -156,6 +159,17 @@ class UpdateRule:
         """
         first, *others = self.slots
         return dtype if others else first.input_dtype(dtype, device)
+
+    def at_step(self, t: int) -> "UpdateRule":
+        """Return the rule with every branch on a host counter decided for the count t.
+
+        The rule itself if it has none; see `Slot.at_step`.
+        """
+        decided = [slot.at_step(t) for slot in self.slots]
+        if all(x is slot for x, slot in zip(decided, self.slots, strict=True)):
+            return self
+        balance = None if self.balance is None else decided.pop(0)
+        return replace(self, balance=balance, map=decided[0], post=tuple(decided[1:]))
 
     def engine(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> str:
         """Return in words what computes the map of an m x n matrix."""

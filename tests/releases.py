@@ -1,4 +1,4 @@
-"""What older releases of torch lack, for tests to skip; `docs/versioning.md` lists the same."""
+"""Features that older releases of torch lack, for skips; see `docs/versioning.md`."""
 
 import pytest
 import torch

@@ -198,7 +198,7 @@ def test_client_sampled_momentum_follows_the_reference(shape):
 
 @pytest.mark.parametrize("delta", [0.5, 0.05])
 def test_one_client_more_or_less_moves_the_step_no_further_than_the_bound(delta):
-    """What stability under sampling rests on; an exact polar factor breaks it."""
+    """Stability under sampling needs this bound; an exact polar factor breaks it."""
     engine = polarlight.linalg.RegularisedPolar(delta)
     everyone = torch.diag(torch.tensor([1.0, 1e-3, 1.0], dtype=torch.float64))
     client = torch.diag(torch.tensor([0.0, 2e-3, 0.0], dtype=torch.float64))

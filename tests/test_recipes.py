@@ -92,7 +92,7 @@ def test_the_symmetric_stack_of_a_dense_model():
 
 
 def test_a_tied_matrix_is_not_centred():
-    """Its rows are embeddings too: what they share is not for nothing."""
+    """Rows of a tied matrix are embeddings too: their mean matters."""
     rules = rules_of(symmetric_stack(small(tied=True), lr=0.01))
     assert rules["model.embed_tokens.weight"] == "row_norm"
     assert "centred_row_norm" not in rules.values()

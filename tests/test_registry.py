@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+from functools import partial
 
 import pytest
 
@@ -55,3 +56,34 @@ def test_slots_with_buffers_are_registered_as_stateful(cls):
 def test_rules_that_are_no_update_rule_are_registered_by_their_method():
     for rule in (polarlight.rules.AdamWRule(), rules.LoraProduct()):
         assert registration_named(rule.name).cls is type(rule)
+
+
+class WithoutText:
+    def __init__(self, number):
+        self.number = number
+
+
+def test_a_rule_with_an_object_that_has_no_text_is_refused_where_it_is_made():
+    for bad in (WithoutText(1), partial(max, WithoutText(1))):
+        with pytest.raises(ValueError, match=r"WithoutText .*no text of its own.*__repr__"):
+            dataclasses.replace(rules.muon(), scale=bad)
+
+
+def test_equal_rules_have_equal_texts_and_other_ones_do_not():
+    def scale(factor):
+        return lambda m, n: factor
+
+    texts = [
+        registry.stable_text(rule)
+        for rule in (
+            rules.muon(),
+            rules.normuon(),
+            dataclasses.replace(rules.muon(), scale=max),
+            dataclasses.replace(rules.muon(), scale=scale(1.0)),
+            dataclasses.replace(rules.muon(), scale=scale(2.0)),
+            dataclasses.replace(rules.muon(), scale=partial(pow, 2.0)),
+        )
+    ]
+    assert len(set(texts)) == len(texts)
+    assert registry.stable_text(rules.muon()) == texts[0]
+    assert not any("0x" in text for text in texts)

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from polarlight.execution.job import Job
 from polarlight.linalg import foreach
 from polarlight.linalg.slot import GRADIENT
+from polarlight.linalg.stacks import stack_of
 from polarlight.rule import UpdateRule
 
 MOST_BYTES = 256 * 2**20
@@ -32,10 +34,25 @@ def capped_stacks(positions: Sequence[int], tensors: Sequence[Tensor], cap: int)
 
 
 def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Return positions of parameters in stacks of a bounded size, equal shapes adjacent."""
-    on_cpu = any(t.device.type == "cpu" for t in tensors)
+    """Return positions of parameters in stacks of a bounded size, equal shapes adjacent.
+
+    On an accelerator, where every operator costs a launch, a shape is cut only if it is larger than
+    a stack.
+    """
     order = sorted(range(len(tensors)), key=lambda i: tensors[i].shape)
-    return capped_stacks(order, tensors, MOST_BYTES_ON_CPU if on_cpu else MOST_BYTES)
+    if any(t.device.type == "cpu" for t in tensors):
+        return capped_stacks(order, tensors, MOST_BYTES_ON_CPU)
+    stacks: list[list[int]] = []
+    size = 0
+    for _, shape in groupby(order, key=lambda i: tensors[i].shape):
+        for stack in capped_stacks(list(shape), tensors, MOST_BYTES):
+            nbytes = sum(tensors[i].nbytes for i in stack)
+            if not stacks or size + nbytes > MOST_BYTES:
+                stacks.append([])
+                size = 0
+            stacks[-1] += stack
+            size += nbytes
+    return stacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +109,31 @@ def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
         return [_to_step_dtype(rule.direction(first.to(dtype), jobs[0].buffers), first)]
     matrices = [job.matrix for job in jobs]
     buffers = {name: [job.buffers[name] for job in jobs] for name in jobs[0].buffers}
-    stacked = {name: _stack(some, some[0].dtype) for name, some in buffers.items()}
-    directions = rule.direction(_stack(matrices, dtype), stacked)  # [b, m, n]
-    for name, stack in stacked.items():
-        if name == GRADIENT:
-            continue
-        foreach.copy_(buffers[name], _unstack(stack, buffers[name]))
+    kept = {name: _existing_stack(some) for name, some in buffers.items()}
+    batches = {
+        name: _stack(buffers[name], buffers[name][0].dtype) if batch is None else batch
+        for name, batch in kept.items()
+    }
+    directions = rule.direction(_stack(matrices, dtype), batches)  # [b, m, n]
+    for name, batch in batches.items():
+        if kept[name] is None and name != GRADIENT:
+            foreach.copy_(buffers[name], _unstack(batch, buffers[name]))
     return _unstack(_to_step_dtype(directions, first), matrices)
+
+
+def _existing_stack(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Return the batch [b, p, q] that these buffers are all parts of; None if there is none."""
+    if any(x.ndim != 2 for x in tensors):
+        return None
+    return stack_of(tensors)
 
 
 def _stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Copy matrices [..., m, n] into one batch [b, m, n] of a dtype."""
     first = matrices[0]
+    batch = _existing_stack(matrices)
+    if batch is not None:
+        return batch.to(dtype, copy=True)
     count = sum(M.shape[:-2].numel() for M in matrices)
     batch = torch.empty(count, *first.shape[-2:], dtype=dtype, device=first.device)
     foreach.copy_(_unstack(batch, matrices), list(matrices))

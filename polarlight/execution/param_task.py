@@ -20,23 +20,23 @@ from polarlight.view import MatrixView
 
 
 class Member(Protocol):
-    """One parameter of an optimizer, as processes compare it and plans see it."""
+    """Interface of one parameter, for comparison between processes and for plans."""
 
     @property
     def name(self) -> str:
-        """The parameter's name, for messages."""
+        """Name of the parameter, for messages."""
 
     @property
     def rule(self) -> Rule:
-        """Its rule."""
+        """Rule of the parameter."""
 
     @property
     def view(self) -> MatrixView:
-        """The view that splits it into matrices."""
+        """View that splits the parameter into matrices."""
 
     @property
     def parameter(self) -> Tensor:
-        """The parameter; a DTensor carries mesh and placements."""
+        """Parameter; a DTensor carries mesh and placements."""
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ def is_sharded(x: Tensor) -> bool:
 def shared_indices(
     param_lists: Sequence[Sequence[Tensor]], executor: Executor | ParamExecutor
 ) -> list[set[int]]:
-    """Return the indices of parameters that processes hold together, in each list.
+    """Return the indices, per list, of parameters that several processes hold together.
 
     These are DTensors, and every parameter if the executor has a `group` of processes with equal
     plain parameters.

@@ -29,12 +29,12 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 from weakref import WeakSet
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from polarlight.diagnostics.neurons import NeuronMonitor
 from polarlight.diagnostics.rule_check import RuleCheck
-from polarlight.optimizer.spectral import SpectralOptimizer
+from polarlight.optimizer import SpectralOptimizer, clip_grad_norm_
 from polarlight.routing.explain import unwrap_optimizer
 from polarlight.rule import UpdateRule
 
@@ -129,7 +129,61 @@ def watch(trainer: Any, *, every: int = 100) -> "NeuronCallback":
     return callback
 
 
-class NeuronCallback:
+def clip_gradients(trainer: Any, max_norm: float | None = None) -> "ClipCallback":
+    """Clip the gradients of the AdamW part alone, in place of the Trainer's own clipping.
+
+    Trainer clips all gradients by their common norm, 1.0 by default, which the matrices dominate;
+    `polarlight.clip_grad_norm_` says what that does. Sets `max_grad_norm` of the trainer to 0.
+
+    Args:
+        trainer: A `transformers.Trainer`.
+        max_norm: Largest norm, > 0; None takes the trainer's `max_grad_norm`.
+
+    Returns:
+        The callback; its `norm` is the last norm before clipping, float32 [].
+
+    Raises:
+        ValueError: If the norm is not positive.
+    """
+    limit = float(trainer.args.max_grad_norm if max_norm is None else max_norm)
+    if not limit > 0:
+        raise ValueError(f"max_norm must be > 0, got {limit}; give one, or do not clip")
+    trainer.args.max_grad_norm = 0.0
+    callback = ClipCallback(trainer, limit)
+    trainer.add_callback(callback)
+    return callback
+
+
+class _Callback:
+    """Trainer callback without effect: the base of those here."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Return a no-op for Trainer events without a method here."""
+        if not name.startswith("on_"):
+            raise AttributeError(name)
+        return _nothing
+
+
+class ClipCallback(_Callback):
+    """Trainer callback that `clip_gradients` adds.
+
+    Attributes:
+        max_norm: Largest norm of the clipped gradients.
+        norm: Last norm before clipping, float32 []; None before the first step.
+    """
+
+    def __init__(self, trainer: Any, max_norm: float) -> None:
+        self.max_norm = max_norm
+        self.norm: Tensor | None = None
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Clip before the step, gradients of a scaled loss after dividing the scale out."""
+        self._trainer.accelerator.unscale_gradients()
+        self.norm = clip_grad_norm_(unwrap_optimizer(more["optimizer"]), self.max_norm)
+
+
+class NeuronCallback(_Callback):
     """Trainer callback that `watch` adds; it observes the optimizer during training.
 
     Attributes:
@@ -176,12 +230,6 @@ class NeuronCallback:
         """Detach the probes."""
         for handle in self._handles:
             handle.remove()
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        """Return a no-op for Trainer events without a method here."""
-        if not name.startswith("on_"):
-            raise AttributeError(name)
-        return _nothing
 
     def _keep(self, step: int, records: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep means over the tall matrices for the next log."""

@@ -17,10 +17,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from polarlight.linalg.band import Band
 from polarlight.linalg.coefficients import Schedule
 from polarlight.linalg.cost import iteration_count
 from polarlight.linalg.gram import GramNewtonSchulz, restart_positions, segment_growth
-from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
+from polarlight.linalg.lru_cache_eager import (
+    assume_constant,
+    constant_size,
+    lru_cache_eager,
+)
 from polarlight.linalg.matrices import check_matrix
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import Schatten8
@@ -73,7 +78,7 @@ class AutoPolar(PolarMap):
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import AutoPolar
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -108,7 +113,8 @@ class AutoPolar(PolarMap):
     def engine(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Engine:
         """Return what an m x n matrix of this dtype gets on this device."""
         own = self.dtype or iteration_dtype(dtype, device)
-        return _form(int(m), int(n), self.schedule, own, self.rates, device.type)
+        sizes = constant_size(m), constant_size(n)
+        return _form(*sizes, self.schedule, own, self.rates, device.type)
 
     def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """Return bfloat16 where it iterates in that."""
@@ -129,6 +135,10 @@ class AutoPolar(PolarMap):
     ) -> torch.dtype:
         """Return the dtype of the engine."""
         return self.engine(m, n, dtype, device).iteration_dtype(m, n, dtype, device)
+
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return the band of the form that is chosen."""
+        return self.engine(m, n, dtype, device).band(m, n, dtype, device)
 
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""

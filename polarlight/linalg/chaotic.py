@@ -81,7 +81,7 @@ class Chaotic(MatrixMap):
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import Chaotic
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])

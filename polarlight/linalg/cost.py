@@ -47,7 +47,7 @@ def flops(
         n: Columns.
         dtype: Dtype of the matrix.
 
-    Example:
+    Examples:
         >>> from polarlight.linalg import NewtonSchulz, schedules
         >>> from polarlight.linalg.cost import flops
         >>> flops(NewtonSchulz(schedules.JORDAN), 200, 100) == 5 * (4 * 200 + 2 * 100) * 100**2

@@ -12,15 +12,18 @@ Source: Higham, "Functions of Matrices" (2008), chapter 8.
 Deviations: lengths of M v_i instead of L^(1/2); the last step; relative cut-off.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from polarlight.linalg.band import Band, coarser, exact_band
 from polarlight.linalg.decomposition import (
     by_decomposition,
     by_gram,
     check_dtype,
+    computing_dtype,
     symmetric_eigen,
 )
 from polarlight.linalg.matrices import nonzero
@@ -56,7 +59,7 @@ class EigenPolar(PolarMap):
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, or an argument is outside its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import EigenPolar
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -93,6 +96,20 @@ class EigenPolar(PolarMap):
         S.diagonal(dim1=-2, dim2=-1).add_(1.0)
         polar: Tensor = Y @ (2 * torch.cholesky_solve(V.mT, torch.linalg.cholesky_ex(S).L))
         return polar
+
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return 1, less what directions near the cut-off lose, for what is above five of it.
+
+        Columns of Y are orthogonal up to d = sqrt(k) eps / s^2, and the last step loses d^2 / 2. A
+        cut-off below the root of epsilon keeps columns of noise, and has no lower end.
+        """
+        own = self.dtype or computing_dtype(dtype)
+        eps = torch.finfo(own).eps
+        above = 5 * max(self.cutoff or 0.0, eps**0.5)
+        if self.cutoff is not None and self.cutoff < eps**0.5:
+            return exact_band(coarser(own, dtype), above, math.inf, loss=1.0)
+        loss = min(m, n) * (eps / above**2) ** 2 / 2
+        return exact_band(coarser(own, dtype), above, math.inf, loss)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

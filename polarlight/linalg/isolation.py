@@ -9,13 +9,14 @@ their products exactly, which costs them time and no digits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import wraps
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from threading import Lock
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
 
@@ -41,7 +42,7 @@ def run_isolated(function: Callable[[], R], devices: set[str]) -> R:
     """Return `function()`, computed without autocast and with exact float32 products.
 
     In a graph of `torch.compile` the matmul precision is left as it is: it is a state of the host,
-    which a graph cannot hold.
+    which a graph cannot hold. `run_isolated_around_graph` sets it outside of the graph.
     """
     for device in devices | {"cpu"}:
         if _has_autocast(device) and torch.is_autocast_enabled(device):
@@ -51,6 +52,38 @@ def run_isolated(function: Callable[[], R], devices: set[str]) -> R:
         return function()
     with _exact_products():
         return function()
+
+
+@partial(_disable_dynamo, recursive=False)
+def run_isolated_around_graph(function: Callable[[], R], devices: set[str]) -> R:
+    """Return `run_isolated`, changing settings on the host where `function` is being compiled.
+
+    The compiler breaks its graph here and does not trace this frame; `function` is a graph of its
+    own. It is compiled for full precision and guarded by it.
+    """
+    isolation = _enter_isolation(devices)
+    try:
+        return function()
+    finally:
+        _leave_isolation(isolation)
+
+
+@_disable_dynamo
+def _enter_isolation(devices: set[str]) -> ExitStack:
+    """Switch autocast off and the matmul precision to full; return what undoes it."""
+    isolation = ExitStack()
+    for device in devices | {"cpu"}:
+        if _has_autocast(device) and torch.is_autocast_enabled(device):
+            isolation.enter_context(torch.autocast(device, enabled=False))
+    if not _are_products_exact():
+        isolation.enter_context(_exact_products())
+    return isolation
+
+
+@_disable_dynamo
+def _leave_isolation(isolation: ExitStack) -> None:
+    """Put the caller's settings back."""
+    isolation.close()
 
 
 @assume_constant

@@ -60,18 +60,27 @@ def unit_scale_in(M: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tenso
     return X * factor if X is M else X.mul_(factor)
 
 
-def largest_entry(M: Tensor) -> Tensor:
-    """Return the largest absolute entry of each matrix, [..., m, n] -> [..., 1, 1]."""
+def largest_entry(M: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the largest absolute entry of each matrix, [..., m, n] -> [..., 1, 1].
+
+    Args:
+        M: The matrices.
+        dtype: Dtype of the result, at least as wide as that of M, which is the default.
+    """
+    dtype = dtype or M.dtype
     if M.numel() == 0:
-        return torch.zeros(*M.shape[:-2], 1, 1, dtype=M.dtype, device=M.device)
+        return torch.zeros(*M.shape[:-2], 1, 1, dtype=dtype, device=M.device)
+    if M.device.type != "cpu" and not torch.compiler.is_compiling():  # one pass, one launch
+        norm: Tensor = torch.linalg.vector_norm(M, torch.inf, (-2, -1), keepdim=True, dtype=dtype)
+        return norm
     if M.ndim == 2:  # one pass over the memory
         least, most = torch.aminmax(M)
-        return torch.maximum(most, -least)[None, None]
+        return torch.maximum(most, -least)[None, None].to(dtype)
     if M.dtype == torch.bfloat16:  # magnitudes are ordered as their bits are, NaN last
         bits = M.view(torch.int16).bitwise_and(0x7FFF)
-        return bits.amax(dim=(-2, -1), keepdim=True).view(M.dtype)
+        return bits.amax(dim=(-2, -1), keepdim=True).view(M.dtype).to(dtype)
     sides = (-2, -1)
-    return torch.maximum(M.amax(sides, keepdim=True), -M.amin(sides, keepdim=True))
+    return torch.maximum(M.amax(sides, keepdim=True), -M.amin(sides, keepdim=True)).to(dtype)
 
 
 def _power_of_two_over(x: Tensor) -> Tensor:
@@ -88,4 +97,4 @@ def frobenius_norm(M: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
 
 def nonzero(x: Tensor) -> Tensor:
     """`x` with its zeros replaced by ones: a divisor that maps zero to zero."""
-    return torch.where(x == 0, torch.ones_like(x), x)
+    return x + (x == 0)

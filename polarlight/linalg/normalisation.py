@@ -16,6 +16,7 @@ al. (2025), arXiv 2506.10935. AOL: Prach and Lampert, "Almost-Orthogonal Layers"
 Deviations: divisors have no absolute floor; zero rows and columns stay zero.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -39,9 +40,11 @@ class Normalisation(Protocol):
 
     Attributes:
         scalar: Whether the divisor is one number per matrix, so that the polar factor is kept.
+        order: Of the Schatten norm that it is; infinite where it is none.
     """
 
     scalar: ClassVar[bool]
+    order: ClassVar[float]
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """Return the divisor of X [..., m, n], or of the matrix of `rows`, for this `dtype`."""
@@ -54,7 +57,7 @@ class Frobenius:
 
     Cost: 2 m n flops.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import Frobenius
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -63,6 +66,7 @@ class Frobenius:
     """
 
     scalar: ClassVar[bool] = True
+    order: ClassVar[float] = 2.0
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """Return the norm, [..., m, n] -> [..., 1, 1], in the dtype of X."""
@@ -84,7 +88,7 @@ class Schatten4:
     Exact for rank 1; on k equal singular values they come out as k^(-1/4) instead of the k^(-1/2)
     of the Frobenius norm, which saves about one step. Cost: 2 m n k flops, k the short side.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import Schatten4
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -93,6 +97,7 @@ class Schatten4:
     """
 
     scalar: ClassVar[bool] = True
+    order: ClassVar[float] = 4.0
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """Return the norm, [..., m, n] -> [..., 1, 1], in float32 or float64."""
@@ -111,7 +116,7 @@ class Schatten8:
     `started` hands both on. On k equal singular values they come out as k^(-1/8), a quarter to a
     half, and on a spectrum that falls off at almost s / s_max.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import Schatten8
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -120,6 +125,7 @@ class Schatten8:
     """
 
     scalar: ClassVar[bool] = True
+    order: ClassVar[float] = 8.0
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """Return the norm, [..., m, n] -> [..., 1, 1], in float32 or float64."""
@@ -137,7 +143,7 @@ class AOL:
     Singular values end at most at 1, and at exactly 1 for rank 1 and for orthogonal columns. Cost:
     2 m n k flops, k the short side.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import AOL
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -146,6 +152,7 @@ class AOL:
     """
 
     scalar: ClassVar[bool] = False
+    order: ClassVar[float] = math.inf
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """Return the divisor: [..., 1, n] for a tall X [..., m, n], [..., m, 1] for any other."""
@@ -186,7 +193,9 @@ class Start(NamedTuple):
 
     def times_factor(self, Y: Tensor, power: int = 1) -> Tensor:
         """Write f^power Y to Y and return it."""
-        return Y if self.factor is None else Y.mul_(self.factor**power)
+        if self.factor is None:
+            return Y
+        return Y.mul_(self.factor if power == 1 else self.factor**power)
 
 
 def started(
@@ -212,7 +221,7 @@ def started(
         X = M.to(dtype) if scaled else unit_scale_in(M, dtype, rows)
     R = gram(X, rows)  # [..., k, k]
     square = gram(R)  # [..., k, k], R^2, of the first step too
-    return Start(X, R, square, 1 / nonzero(safety * schatten8(square)))
+    return Start(X, R, square, nonzero(safety * schatten8(square)).reciprocal())
 
 
 def _within_float16(M: Tensor, rows: Rows) -> Tensor:

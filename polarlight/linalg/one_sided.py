@@ -9,9 +9,11 @@ factor costs, and to which mean eigenvalue a damping is relative; it does not ch
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from polarlight.linalg.band import Band
 from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.matrices import check_matrix
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries
@@ -55,7 +57,7 @@ class OneSidedPolar(PolarMap):
     Accuracy: that of the engine. A Gram matrix that is singular, as on the long side or after
     centring, is no special case: its null directions fall below the cut-off or are damped.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import GramSide, OneSidedPolar
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -78,6 +80,11 @@ class OneSidedPolar(PolarMap):
         """Return the factor from X'X; a wide X is padded, since engines take the short side."""
         m, n = X.shape[-2:]
         return self.engine(pad(X, (0, 0, 0, max(n - m, 0))))[..., :m, :]
+
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return that of the engine for a matrix that is square where its side is the long one."""
+        side = m if self.side is GramSide.LEFT else n
+        return self.engine.band(max(m, n), side, dtype, device)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

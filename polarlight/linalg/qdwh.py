@@ -17,13 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.decomposition import by_decomposition, check_dtype
+from polarlight.linalg.band import Band, coarser, exact_band, vector_loss
+from polarlight.linalg.decomposition import by_decomposition, check_dtype, computing_dtype
 from polarlight.linalg.lru_cache_eager import lru_cache_eager
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.rational import (
     RationalStep,
     check_lower,
+    cut_off,
     iterate,
+    least_value,
     polished,
 )
 from polarlight.linalg.slot import PolarMap
@@ -58,7 +61,7 @@ class QDWH(PolarMap):
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions, or an argument is outside its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import QDWH
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -84,6 +87,13 @@ class QDWH(PolarMap):
         """Return the steps of a computation in float32 or float64."""
         eps = torch.finfo(dtype).eps
         return halley(max(self.lower or eps, eps), self.steps, eps)
+
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return the values of the steps from `lower`, and twice the cut-off, on."""
+        own = self.dtype or computing_dtype(dtype)
+        above = max(self.lower or 0.0, 2 * cut_off(m, n, own))
+        loss = 1 - least_value(self.plan(own), above) + vector_loss(torch.finfo(own).eps, above)
+        return exact_band(coarser(own, dtype), above, 2.0, loss)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

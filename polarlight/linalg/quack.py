@@ -3,6 +3,10 @@
 They compute one triangle of the result and mirror it: about half the work of a plain product. They
 need a GPU of compute capability 9.0 (Hopper) or newer, float16 or bfloat16, and sides divisible by
 eight. Nothing is imported before a matrix comes that they would take.
+
+Public measurements of these kernels give 0.31 of the speed of cuBLAS at a side of 512, 0.78 at 1024
+and 1.02 at 2048, and a fixed cost of about 1 ms per five steps: small sides and small batches lose.
+None of that was measured here.
 """
 
 from importlib.util import find_spec
@@ -12,9 +16,11 @@ from torch import Tensor
 
 from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
 
-LEAST = 512
-"""Least side that is given to the kernels, whose tiles are 256 wide: below, half of the tiles and
-more lie on the diagonal and nothing is saved. Not measured here."""
+LEAST = 1024
+"""Least side that is given to the kernels."""
+
+LEAST_FLOPS = 2e11
+"""Least flops of a batch of products, 2 b k^2 n, that is given to the kernels."""
 
 _DTYPES = (torch.float16, torch.bfloat16)
 _ALIGNED = 8  # entries in the sixteen bytes that the kernels load at once
@@ -27,6 +33,7 @@ def takes(*matrices: Tensor) -> bool:
         first.device.type == "cuda"
         and first.dtype in _DTYPES
         and first.shape[-2] >= LEAST
+        and 2 * first.numel() * first.shape[-2] >= LEAST_FLOPS
         and all(_aligned(X) for X in matrices)
         and _installed(first.device.index)
     )

@@ -19,6 +19,7 @@ momentum beta, rest comes ln(FLOOR) / ln(beta) steps after the last gradient: 31
 import torch
 from torch import Tensor
 
+from polarlight.linalg import foreach
 from polarlight.linalg.matrices import largest_entry
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 
@@ -46,7 +47,10 @@ def zero_at_rest(M: Tensor, sizes: Tensor, dtype: torch.dtype, rows: Rows = ALL_
         dtype: The dtype in which M is going to be read: sizes are those of M in it.
         rows: All rows, or those that M has some of.
     """
-    return M * moving(rows.max(largest_entry(M).to(dtype).to(sizes.dtype)), sizes)
+    size = largest_entry(M, sizes.dtype)
+    if dtype != M.dtype:
+        size = size.to(dtype).to(sizes.dtype)
+    return M * moving(rows.max(size), sizes)
 
 
 def moving(size: Tensor, sizes: Tensor) -> Tensor:
@@ -56,7 +60,7 @@ def moving(size: Tensor, sizes: Tensor) -> Tensor:
         size: Of each matrix now, [..., 1, 1], by any measure that falls where all entries do.
         sizes: The buffer.
     """
-    risen, before = sizes.split(1, dim=-1)
-    risen = torch.where(size > before, size, risen)
-    sizes.copy_(torch.cat([risen, size], dim=-1))
+    kept = sizes.split(1, dim=-1)
+    risen = torch.where(size > kept[1], size, kept[0])
+    foreach.copy_(kept, [risen, size])
     return (size < FLOOR * risen).logical_not()  # a NaN goes on

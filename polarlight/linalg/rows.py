@@ -39,7 +39,8 @@ def inverse(norms: Tensor, floor: float, rows: Rows = ALL_ROWS) -> Tensor:
     Norms far above `floor` times their rms are inverted exactly to within `floor`'s square; those
     far below it become the bound alone, so noise is not blown up to a full row. Zeros give ones.
     """
-    return 1 / nonzero((norms.square() + (floor * rms_row_norm(norms, rows)).square()).sqrt())
+    floored = norms.square() + (floor * rms_row_norm(norms, rows)).square()
+    return nonzero(floored.sqrt()).reciprocal()
 
 
 def row_significance(M: Tensor, floor: float, rows: Rows = ALL_ROWS) -> Tensor:

@@ -9,8 +9,9 @@ depend on the scale of the gradient.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from math import sqrt
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -113,6 +114,19 @@ class Slot(ABC):
         """Return whether the image of a nonzero m x n matrix is nonzero from the first call on."""
         return True
 
+    def at_step(self, t: int) -> Self:
+        """Return the slot with every branch on a host counter decided for the count t.
+
+        A graph of `torch.compile` cannot branch on a buffer. Slots in fields are decided too. Few
+        different slots may come of all t, as each makes a graph. Default: no branch, itself.
+        """
+        names: list[str] = [f.name for f in fields(self)] if is_dataclass(self) else []
+        inner = {name: getattr(self, name) for name in names}
+        decided = {name: x.at_step(t) for name, x in inner.items() if isinstance(x, Slot)}
+        changed = {name: x for name, x in decided.items() if x is not inner[name]}
+        whole: Any = self
+        return replace(whole, **changed) if changed else self
+
 
 def gradient_of(X: Tensor, buffers: Buffers) -> Tensor:
     """Return the gradient [..., m, n] beside the input X; X itself where none was passed."""
@@ -214,7 +228,7 @@ class Function(MatrixMap):
         declared_invariants: What holds of every image, by measure and limit.
         declared_degree: The d with f(c M) = c^d f(M); 0 where the scale of M cancels.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import Function
         >>> Function(torch.sign)(torch.tensor([[-2.0, 3.0]]))

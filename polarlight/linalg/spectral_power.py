@@ -68,7 +68,7 @@ class ExactPower(MatrixMap):
         TypeError: If M is not a real floating-point tensor.
         ValueError: If M has fewer than two dimensions or an argument is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import ExactPower
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
@@ -146,7 +146,7 @@ class RationalPower(MatrixMap):
         ValueError: If M has fewer than two dimensions, an argument is out of range, or `lower` is
             below 1e-4 and the iteration runs in float32.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg import RationalPower
         >>> M = torch.tensor([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])

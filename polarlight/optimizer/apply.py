@@ -75,7 +75,7 @@ def uses_stochastic_rounding(group: Group, p: Tensor) -> bool:
 
 
 def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
-    """Return the state of a parameter before its first step."""
+    """Allocate one parameter's state: momentum, rule buffers and rounding counter."""
     rule, more = group["rule"], {}
     if uses_stochastic_rounding(group, p):
         more = {ROUNDING_STEP: torch.zeros((), dtype=torch.int32, device=p.device)}

@@ -1,47 +1,87 @@
-"""Param groups for a compiled step, with each momentum as a tensor.
+"""Inputs of a compiled step from outside of its graph: momenta as tensors, decided rules.
 
 `torch.compile` takes a Python number for a constant and compiles anew when a scheduler changes it.
 A tensor is an input of the graph. This module makes momenta tensors, outside of the graph. A
 learning rate belongs to the caller: it is a tensor only if the optimizer was given one.
+
+A tensor cannot decide a branch in a graph. What a rule does by its counter on the host (SOAP:
+start, refresh, neither) is decided here: each kind of step is one graph, found by the rule's value.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from polarlight.linalg.lru_cache_eager import assume_constant
+from polarlight.optimizer.masked import State
 from polarlight.optimizer.param_groups import Group
+from polarlight.rule import HOST_COUNTER, UpdateRule
 
 
-class MomentumTensors:
-    """Tensors [] that hold the momentum of each param group, filled when it changes.
+class GraphInputs:
+    """What a graph of `torch.compile` is given from outside, made before it runs.
 
-    In float64, as Python's own numbers are, so that 1 - momentum has the bits of an eager step.
+    Attributes:
+        groups: Copies of the param groups, each with its momentum as a tensor [].
     """
 
     def __init__(self) -> None:
-        self._values: dict[int, float] = {}
-        self._tensors: dict[int, Tensor] = {}
+        self.groups: list[Group] = []
+        self._momenta: dict[int, tuple[float, Tensor]] = {}
+        self._known: dict[UpdateRule, tuple[str, UpdateRule]] = {}
+        # Parameters are mapped to text, and text to rules. The compiler checks each text before it
+        # runs a graph again, but of one object under several parameters only the first.
+        self._kinds: dict[Tensor, str] = {}
+        self._rules: dict[str, UpdateRule] = {}
 
-    def traced_groups(self, groups: Sequence[Group]) -> list[Group]:
-        """Return copies of the groups with momentum tensors; call it outside of the graph."""
-        traced = [dict(group) for group in groups]
-        for i, group in enumerate(traced):
-            momentum, params = group["momentum"], group["params"]
-            if isinstance(momentum, Tensor) or not params:
-                continue
-            device, tensor = params[0].device, self._tensors.get(i)
-            if tensor is None or tensor.device != device:
-                dtype = torch.float32 if device.type == "mps" else torch.float64
-                tensor = torch.tensor(momentum, dtype=dtype, device=device)
-                self._tensors[i], self._values[i] = tensor, momentum
-            elif self._values[i] != momentum:
-                tensor.fill_(momentum)
-                self._values[i] = momentum
-            group["momentum"] = tensor
-        return traced
+    def prepare(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> None:
+        """Make momenta tensors, and decide rules by the counters in the states."""
+        self.groups = [dict(group) for group in groups]
+        self._kinds.clear()
+        self._rules.clear()
+        for i, group in enumerate(self.groups):
+            self._make_momentum_tensor(i, group)
+            for p in group["params"]:
+                self._decide(p, group["rule"], states.get(p, {}))
+
+    def rule_of(self, p: Tensor, rule: UpdateRule) -> UpdateRule:
+        """Return a parameter's rule as it acts in the coming step."""
+        return self._rules[self._kinds[p]] if p in self._kinds else rule
+
+    def _make_momentum_tensor(self, i: int, group: Group) -> None:
+        """Replace the momentum of group i by a tensor [], filled when the number changes.
+
+        In float64, as Python's own numbers are, so that 1 - momentum has the bits of an eager step.
+        """
+        momentum, params = group["momentum"], group["params"]
+        if isinstance(momentum, Tensor) or not params:
+            return
+        device = params[0].device
+        before, tensor = self._momenta.get(i, (None, None))
+        if tensor is None or tensor.device != device:
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            tensor = torch.tensor(momentum, dtype=dtype, device=device)
+        elif before != momentum:
+            tensor.fill_(momentum)
+        self._momenta[i] = momentum, tensor
+        group["momentum"] = tensor
+
+    def _decide(self, p: Tensor, rule: object, state: State) -> None:
+        """Decide the branches of a parameter's rule if it has a counter on the host.
+
+        Matrices of one parameter with different counts are left out: their step breaks the graph.
+        """
+        counter = state.get(HOST_COUNTER)
+        if counter is None or not isinstance(rule, UpdateRule):
+            return
+        counts = set(counter.flatten().tolist())
+        if len(counts) == 1:
+            decided = rule.at_step(int(counts.pop()))
+            # The same object whenever it is the same rule: the graph asks for its identity.
+            kind, decided = self._known.setdefault(decided, (str(len(self._known)), decided))
+            self._kinds[p], self._rules[kind] = kind, decided
 
 
 def check_lr(lrs: Sequence[float | Tensor]) -> None:

@@ -131,7 +131,7 @@ def differences(saved: object, now: object, where: str = "") -> Iterator[Differe
 
 
 def keeps_state(value: object) -> bool:
-    """Return whether a slot of a configuration keeps buffers; an unknown method counts as one."""
+    """Return whether a slot's configuration keeps buffers; True for an unknown method."""
     if isinstance(value, list):
         return any(map(keeps_state, value))
     if not isinstance(value, dict):
@@ -175,7 +175,7 @@ def _are_comparable(saved: Config, now: Config) -> bool:
 
 
 def _method_name(config: Config) -> tuple[str, bool]:
-    """Return the present name of a configuration's method, and whether it is an `UpdateRule`."""
+    """Return the present name of a configuration's method, and True if it is an `UpdateRule`."""
     known = registration_named(config["method"])
     name = known.name if known and "fields" in config else config["method"]
     return name, "slots" in config
@@ -205,7 +205,7 @@ def _defaults(cls: type, version: int) -> dict[str, Any]:
 
 
 def _encoded(value: Any) -> Any:
-    """Return the value of a field as plain data."""
+    """Convert a field's value to plain data for the fingerprint."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.dtype):
@@ -261,7 +261,7 @@ def _short_schedule(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(steps: Any) -> list[list[float]]:
-    """Round coefficients to ten digits; generated ones differ by machine in the last bits."""
+    """Return schedule coefficients in ten digits; generated ones differ by machine beyond."""
     return [[float(f"{x:.{_DIGITS}g}") for x in step] for step in steps]
 
 

@@ -10,7 +10,8 @@ By default such a parameter is left out of the step, weight and state, as if it 
   (`shared_gradients.py`).
 
 The host waits for a device, one transfer per group, only where it has to: under `RAISE`, for rules
-with a counter on the host (`HOST_COUNTER`: SOAP and its kin), and in steps that a probe observes.
+with a counter on the host (`HOST_COUNTER`: SOAP and its kin), outside of a graph, and in steps that
+a probe observes.
 
 AdamW squares its gradients. For elementwise rules a gradient whose sum of squares overflows (norm
 beyond 1.8e19 in float32) counts as non-finite too: it would leave an infinite second moment, and a
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from polarlight.execution.param_task import local_gradient
 from polarlight.linalg import foreach
+from polarlight.linalg.matrices import wide
 from polarlight.optimizer.masked import FiniteMask, State
 from polarlight.optimizer.param_groups import ActiveParams, Group, name_of
 from polarlight.rule import HOST_COUNTER, UpdateRule
@@ -44,7 +46,7 @@ class NonFinite(StrEnum):
 
 
 class NonFiniteGuard:
-    """Finds non-finite gradients, leaves their parameters out of a step, and counts them.
+    """Guard that finds non-finite gradients, skips their parameters, and counts skips.
 
     Attributes:
         policy: What to do about a non-finite gradient; may be changed at any time.
@@ -53,13 +55,20 @@ class NonFiniteGuard:
     def __init__(self, policy: NonFinite) -> None:
         self.policy = policy
         self._skipped_on_host: Counter[tuple[int, int]] = Counter()
-        self._skipped_on_device: dict[tuple[int, torch.device], Tensor] = {}
+        self._skipped_on_device: dict[torch.device, SkipCounts] = {}
 
     def allocate_counts(self, groups: Sequence[Group]) -> None:
         """Allocate skip counts on every device, outside of a graph that will add to them."""
+        places: dict[torch.device, list[tuple[int, int]]] = {}
         for i, group in enumerate(groups):
-            for device in {p.device for p in group["params"]}:
-                self._device_counts(i, device, len(group["params"]))
+            for k, p in enumerate(group["params"]):
+                places.setdefault(p.device, []).append((i, k))
+        for device, on_device in places.items():
+            known = self._skipped_on_device.get(device)
+            if known is None or known.sizes != [len(group["params"]) for group in groups]:
+                if known is not None:
+                    self._skipped_on_host.update(known.read())
+                self._skipped_on_device[device] = SkipCounts(groups, device, on_device)
 
     def flag_nonfinite(
         self,
@@ -93,16 +102,21 @@ class NonFiniteGuard:
             return dict.fromkeys(active)
         for i, param_indices in active.items():
             self._drop(i, param_indices, sorted(k for group, k in elsewhere if group == i))
-        masks: dict[int, FiniteMask] = {}
+        flagged: list[tuple[int, int]] = []
         for i, param_indices in active.items():
             group = groups[i]
-            # A rule that branches on a counter on the host has to know before it runs.
+            # A rule that branches on a counter on the host has to know before it runs. In a graph
+            # its branches are decided already, and the counter is put back like other buffers.
             waits = wait or (
-                isinstance(group["rule"], UpdateRule)
+                not torch.compiler.is_compiling()
+                and isinstance(group["rule"], UpdateRule)
                 and any(HOST_COUNTER in states[group["params"][k]] for k in param_indices)
             )
-            masks[i] = self._flag_group(i, group, param_indices, sharded[i], waits)
-        return masks
+            if waits:
+                self._drop_waiting(i, group, param_indices, sharded[i])
+            else:
+                flagged += [(i, k) for k in param_indices if k not in sharded[i]]
+        return self._flag(groups, active, flagged)
 
     def drop_nonfinite_on_host(
         self, groups: Sequence[Group], batch: ActiveParams, sharded: Sequence[Collection[int]]
@@ -122,61 +136,101 @@ class NonFiniteGuard:
     def skipped(self, groups: Sequence[Group]) -> dict[str, int]:
         """Return how many steps left each parameter out, by name; zero counts are absent."""
         counts = Counter(self._skipped_on_host)
-        for (i, _), on_device in self._skipped_on_device.items():
-            counts.update({(i, k): n for k, n in enumerate(on_device.tolist()) if n})
+        for on_device in self._skipped_on_device.values():
+            counts.update(on_device.read())
         by_name: Counter[str] = Counter()
         for (i, k), n in sorted(counts.items()):
             if i < len(groups) and k < len(groups[i]["params"]):  # unless it was removed since
                 by_name[name_of(groups[i], i, k)] += n
         return dict(by_name)
 
-    def _flag_group(
-        self,
-        i: int,
-        group: Group,
-        param_indices: list[int],
-        sharded: Collection[int],
-        wait: bool,
-    ) -> FiniteMask:
-        """Return flags of plain gradients on devices that the host cannot read without waiting.
-
-        With `wait` the host waits: non-finite ones are removed from `param_indices` instead.
-        Shards need no flag; their processes have exchanged theirs.
-        """
+    def _drop_waiting(
+        self, i: int, group: Group, param_indices: list[int], sharded: Collection[int]
+    ) -> None:
+        """Remove plain non-finite ones on devices from `param_indices`; the host waits for them."""
         plain = [k for k in param_indices if k not in sharded]
-        if all(map(is_host_readable, {group["params"][k].device for k in plain})):
-            return None
-        mask: dict[int, Tensor] = {}
         for device, on_device, gradients in gradients_by_device(group["params"], plain):
-            if is_host_readable(device):
-                continue
-            if wait:
+            if not is_host_readable(device):
                 known = finite_on_host(gradients, _squares(group))
                 bad = [k for k, ok in zip(on_device, known, strict=True) if not ok]
                 self._drop(i, param_indices, bad)
-                continue
-            flags = finite_flags(gradients, _squares(group))  # bool [len(on_device)]
-            mask.update(zip(on_device, flags.unbind(), strict=True))
-            counts, nonfinite = self._device_counts(i, device, len(group["params"])), ~flags
-            if len(on_device) == len(counts):
-                counts += nonfinite
-            else:
-                for k, one in zip(on_device, nonfinite.unbind(), strict=True):
-                    counts[k] += one
-        return mask or None
+
+    def _flag(
+        self, groups: Sequence[Group], active: ActiveParams, flagged: Sequence[tuple[int, int]]
+    ) -> dict[int, FiniteMask]:
+        """Return masks of plain gradients on devices that the host cannot read without waiting.
+
+        Shards need no flag; their processes have exchanged theirs.
+        """
+        masks: dict[int, dict[int, Tensor]] = {i: {} for i in active}
+        on_devices: dict[torch.device, set[tuple[int, int]]] = {}
+        for i, k in flagged:
+            device = groups[i]["params"][k].device
+            if not is_host_readable(device):
+                on_devices.setdefault(device, set()).add((i, k))
+        for device, places in on_devices.items():
+            if device not in self._skipped_on_device:
+                self.allocate_counts(groups)
+            counts = self._skipped_on_device[device]
+            flags = counts.flag_and_count(groups, places)  # bool [parameters on the device]
+            for (i, k), ok in zip(counts.places, flags.unbind(), strict=True):
+                if (i, k) in places:
+                    masks[i][k] = ok
+        return {i: mask or None for i, mask in masks.items()}
 
     def _drop(self, i: int, param_indices: list[int], nonfinite: Sequence[int]) -> None:
-        """Remove parameters from a group's list of active ones, and count them on the host."""
+        """Remove the `nonfinite` param indices from the active ones, and count them on the host."""
         for k in nonfinite:
             self._skipped_on_host[i, k] += 1
             param_indices.remove(k)
 
-    def _device_counts(self, i: int, device: torch.device, size: int) -> Tensor:
-        """Return the skip counts of one group on one device, int64 [size]."""
-        key = (i, device)
-        if key not in self._skipped_on_device or len(self._skipped_on_device[key]) != size:
-            self._skipped_on_device[key] = torch.zeros(size, dtype=torch.int64, device=device)
-        return self._skipped_on_device[key]
+
+class SkipCounts:
+    """Numbers of skipped steps of all parameters on one device, and their flags.
+
+    Attributes:
+        places: Pairs (group index, param index), equal shapes of a group side by side, so that the
+            flags of a stack lie side by side too.
+        sizes: Number of parameters of each group, on any device.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], device: torch.device, places: list[tuple[int, int]]
+    ) -> None:
+        self.sizes = [len(group["params"]) for group in groups]
+        self.places = sorted(
+            places,
+            key=lambda place: (
+                _squares(groups[place[0]]),
+                place[0],
+                groups[place[0]]["params"][place[1]].shape,
+            ),
+        )
+        self._counts = torch.zeros(len(places), dtype=torch.int64, device=device)
+        self._finite = torch.zeros((), dtype=torch.float32, device=device)
+
+    def read(self) -> dict[tuple[int, int], int]:
+        """Return the counts that are not zero by place; waits for the device."""
+        return {place: n for place, n in zip(self.places, self._counts.tolist(), strict=True) if n}
+
+    def flag_and_count(
+        self, groups: Sequence[Group], active: Collection[tuple[int, int]]
+    ) -> Tensor:
+        """Return a bool per place, True where a gradient is finite or not active; count others."""
+        measures = [self._finite] * len(self.places)
+        for squares in (False, True):
+            positions = [
+                n
+                for n, place in enumerate(self.places)
+                if place in active and _squares(groups[place[0]]) == squares
+            ]
+            chosen = [self.places[n] for n in positions]
+            gradients = [groups[i]["params"][k].grad for i, k in chosen]
+            for n, norm in zip(positions, _norms(gradients, squares), strict=True):
+                measures[n] = norm
+        flags = torch.stack(measures) < math.inf  # False for NaN
+        self._counts += flags.logical_not()
+        return flags
 
 
 def is_host_readable(device: torch.device) -> bool:
@@ -213,21 +267,33 @@ def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
 
 
 def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
-    """Return a bool [n]: whether each of n gradients on one device is finite.
+    """Return bool [n], True where a gradient on the common device is finite.
 
     With `squares`, the sum of squares has to be finite as well.
     """
-    if squares:
-        wide = [torch.float64 if g.dtype == torch.float64 else torch.float32 for g in gradients]
-        norms = [
-            torch.linalg.vector_norm(g, dtype=dtype)
-            for g, dtype in zip(gradients, wide, strict=True)
-        ]
-        return torch.stack([foreach.as_plain(norm) for norm in norms]).isfinite()
-    on_gpu = gradients[0].device.type == "cuda" and foreach.have_kernels(gradients)
-    if on_gpu and all(g.numel() for g in gradients):
-        return torch.stack(torch._foreach_norm(list(gradients), float("inf"))).isfinite()
-    return torch.stack([foreach.as_plain(g.isfinite().all()) for g in gradients])
+    return torch.stack(_norms(gradients, squares)) < math.inf
+
+
+def _norms(gradients: Sequence[Tensor], squares: bool) -> list[Tensor]:
+    """Return a number [] for each gradient that is finite where the gradient is.
+
+    The largest entry, or with `squares` the Frobenius norm, in float32 or float64.
+    """
+    order = 2.0 if squares else math.inf
+    norms: dict[int, Tensor] = {}
+    kinds: dict[torch.dtype, list[int]] = {}
+    for i, g in enumerate(gradients):
+        if not g.numel():
+            norms[i] = torch.zeros((), device=g.device)
+        elif foreach.have_kernels([g]) and not torch.compiler.is_compiling():
+            kinds.setdefault(g.dtype, []).append(i)
+        else:
+            norm = torch.linalg.vector_norm(g, order, dtype=wide(g.dtype))
+            norms[i] = foreach.as_plain(norm)
+    for dtype, positions in kinds.items():
+        some = torch._foreach_norm([gradients[i] for i in positions], order, dtype=wide(dtype))
+        norms.update(zip(positions, some, strict=True))
+    return [norms[i] for i in range(len(gradients))]
 
 
 def nonfinite_indices(group: Group, param_indices: Sequence[int]) -> list[int]:
@@ -241,7 +307,7 @@ def nonfinite_indices(group: Group, param_indices: Sequence[int]) -> list[int]:
 
 
 def finite_of(groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Return a bool [n]: whether the local gradient of each parameter is finite.
+    """Return bool [n], True where the local gradient of (group, param) index pairs is finite.
 
     Stays on the device of the gradients; the host waits for its own memory alone.
 

@@ -3,9 +3,14 @@
 The host does not wait to learn which gradients are finite. Each parameter has a flag, a bool []
 tensor on its device, and every write is `torch.where(flag, new, old)`. Weight and state of a
 parameter whose flag is False keep their bits.
+
+One operator serves many parameters. Equal shapes below `LARGE` entries are selected in stacks
+[b, *shape] with flags [b, 1, ...], tensors of elementwise rules in one flat vector. Copies into a
+stack cost bytes, and launches per tensor cost time on the host: a larger tensor is selected alone.
+In a graph of `torch.compile` all are, since the compiler fuses launches and copies alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +18,17 @@ from torch import Tensor
 
 from polarlight.execution.param_task import placed_like
 from polarlight.linalg import foreach
+from polarlight.linalg.matrices import wide
 from polarlight.linalg.slot import GRADIENT
+from polarlight.linalg.stacks import (
+    as_column,
+    by_kind,
+    clone_together,
+    flat_copy,
+    parts_of,
+    stack_of,
+    stacked,
+)
 from polarlight.rule import MOMENTUM, ElementwiseRule, Momentum, UpdateRule
 from polarlight.view import MatrixView
 
@@ -26,12 +41,44 @@ FiniteMask = Mapping[int, Tensor] | None
 State = dict[str, Tensor]
 """Buffers of one parameter by name."""
 
+LARGE = 2**22
+"""Entries from which a tensor is selected alone: a launch then takes less time than a copy."""
 
-def mask_for(mask: FiniteMask, param_indices: Sequence[int]) -> FiniteFlags:
+LARGE_TABLE = 2**20
+"""The same for elementwise rules, which have three tensors per parameter to select."""
+
+
+def mask_for(
+    mask: FiniteMask, param_indices: Sequence[int], params: Sequence[Tensor]
+) -> FiniteFlags:
     """Return the flags of some parameters of a group, in the order of their indices."""
     if mask is None:
         return None
-    return [mask.get(i, torch.ones((), dtype=torch.bool)) for i in param_indices]
+    return [mask[i] if i in mask else _true(params[i]) for i in param_indices]
+
+
+def join_flags(
+    group_indices: Sequence[int], finite: Mapping[int, FiniteFlags], params: Sequence[Tensor]
+) -> FiniteFlags:
+    """Return the flags of parameters of several groups as one list; None if all groups have None.
+
+    Args:
+        group_indices: Group of each parameter, group by group.
+        finite: Flags of each group, in the order of its parameters.
+        params: The parameters.
+    """
+    flagged = {i: iter(finite[i] or ()) for i in group_indices if finite[i] is not None}
+    if not flagged:
+        return None
+    return [
+        next(flagged[i]) if i in flagged else _true(p)
+        for i, p in zip(group_indices, params, strict=True)
+    ]
+
+
+def _true(p: Tensor) -> Tensor:
+    """Return True as a bool [] on the device of a parameter."""
+    return torch.ones((), dtype=torch.bool, device=p.device)
 
 
 def update_momenta(
@@ -51,20 +98,38 @@ def update_momenta(
     extra = [[state[name] for name in momentum.extra_state] for state in states]
     if momentum.buffered and not momentum.is_ema:
         extra = [[b, *tensors] for b, tensors in zip(buffers, extra, strict=True)]
-    before = [[x.clone() for x in tensors] for tensors in extra]
-    substitutes = (
-        buffers
-        if momentum.buffered
-        else [torch.zeros((), dtype=g.dtype, device=g.device) for g in gradients]
+    written = [x for tensors in extra for x in tensors]
+    flags = [ok for ok, tensors in zip(finite, extra, strict=True) for _ in tensors]
+    before = clone_together(written)
+    result = average(
+        select(finite, gradients, buffers if momentum.buffered else None), buffers, beta
     )
-    replaced = zip(finite, gradients, substitutes, strict=True)
-    result = average([torch.where(ok, g, s) for ok, g, s in replaced], buffers, beta)
-    for ok, new, old in zip(finite, extra, before, strict=True):
-        _restore_where_nonfinite(new, old, [ok] * len(new))
-    if not momentum.buffered:
-        return result
-    # `commit_where_finite` zeroes directions in place; a rule may return the buffer as direction.
-    return [M.clone() if M is b else M for M, b in zip(result, buffers, strict=True)]
+    _copy_where_finite(written, written, before, flags)
+    if any(M is b for M, b in zip(result, buffers, strict=momentum.buffered)):
+        # `commit_where_finite` zeroes directions in place; a rule may return the buffer itself.
+        return clone_together(result)
+    return result
+
+
+def select(
+    flags: Sequence[Tensor], new: Sequence[Tensor], old: Sequence[Tensor] | None
+) -> list[Tensor]:
+    """Return the new tensor where a flag is True, the old one elsewhere; None stands for zeros."""
+    found: dict[int, Tensor] = {}
+    alone, groups = _stackable(flags, new, new if old is None else old)
+    for i in alone:
+        ok = flags[i].to(new[i].device)
+        found[i] = torch.where(ok, new[i], _zero(new[i]) if old is None else old[i])
+    if old is None:
+        stacks = _stacks([[new[i] for i in positions] for positions in groups])
+        others = [_zero(x) for x in stacks]
+    else:
+        both = _stacks([[x[i] for i in positions] for x in (new, old) for positions in groups])
+        stacks, others = both[: len(groups)], both[len(groups) :]
+    for positions, stack, other in zip(groups, stacks, others, strict=True):
+        ok = _flags_of(flags, positions, stack)  # [b, 1, ...]
+        found.update(zip(positions, torch.where(ok, stack, other).unbind(), strict=True))
+    return [found[i] for i in range(len(new))]
 
 
 def with_gradients_read(
@@ -82,8 +147,7 @@ def with_gradients_read(
     if not rule.reads_gradient(shape for p in params for shape in view.shapes(p.shape)):
         return states
     if finite is not None:
-        pairs = zip(finite, gradients, strict=True)
-        gradients = [torch.where(ok, g, torch.zeros((), dtype=g.dtype)) for ok, g in pairs]
+        gradients = select(finite, gradients, None)
     return [
         {**state, GRADIENT: placed_like(g, p)}
         for state, g, p in zip(states, gradients, params, strict=True)
@@ -92,10 +156,11 @@ def with_gradients_read(
 
 def clone_buffers(states: Sequence[State]) -> list[State]:
     """Return clones of all buffers but the momentum, for a rule to write to."""
-    return [
-        {name: value.clone() for name, value in state.items() if name != MOMENTUM}
-        for state in states
-    ]
+    names = [[name for name in state if name != MOMENTUM] for state in states]
+    clones = iter(
+        clone_together([s[name] for s, own in zip(states, names, strict=True) for name in own])
+    )
+    return [{name: next(clones) for name in own} for own in names]
 
 
 def commit_where_finite(
@@ -105,13 +170,24 @@ def commit_where_finite(
     finite: Sequence[Tensor],
 ) -> None:
     """Copy written buffers into the states, and zero directions of non-finite gradients."""
-    for ok, state, clones in zip(finite, states, written, strict=True):
-        for name, value in clones.items():
-            if name == GRADIENT:
-                continue
-            state[name].copy_(torch.where(ok.to(value.device), value, state[name]))
-    for ok, direction in zip(finite, directions, strict=True):
-        direction.mul_(ok)
+    rows = [
+        (state[name], value, ok)
+        for ok, state, clones in zip(finite, states, written, strict=True)
+        for name, value in clones.items()
+        if name != GRADIENT
+    ]
+    if rows:
+        old, new, flags = zip(*rows, strict=True)
+        _copy_where_finite(old, new, old, flags)
+    alone, groups = _stackable(finite, directions)
+    for positions in groups:
+        stack = stack_of([directions[i] for i in positions])
+        if stack is None:
+            alone += positions
+        else:
+            stack.mul_(_flags_of(finite, positions, stack))
+    for i in alone:
+        directions[i].mul_(finite[i])
 
 
 def decay_where_finite(
@@ -121,8 +197,25 @@ def decay_where_finite(
     if finite is None:
         foreach.mul_(params, factor)
         return
-    for ok, p in zip(finite, params, strict=True):
-        p.copy_(torch.where(ok, p * factor, p))
+    alone, groups = _stackable(finite, params)
+    for i in alone:
+        if torch.compiler.is_compiling() or not foreach.have_kernels([params[i]]):
+            params[i].copy_(torch.where(finite[i], params[i] * factor, params[i]))
+        else:
+            params[i].mul_(_factors(finite[i].view([1] * params[i].ndim), factor, params[i].dtype))
+    if not groups:
+        return
+    order = [i for positions in groups for i in positions]
+    copies = dict(zip(order, clone_together([params[i] for i in order]), strict=True))
+    factors: dict[int, Tensor] = {}
+    for kind in by_kind([params[i] for i in order]):
+        some = [order[n] for n in kind]
+        ok = stacked([finite[i] for i in some])  # bool [b]
+        factors.update(zip(some, _factors(ok, factor, params[some[0]].dtype).unbind(), strict=True))
+    for positions in groups:
+        stack = stacked([copies[i] for i in positions])
+        stack.mul_(_flags_of(factors, positions, stack))
+    foreach.copy_([params[i] for i in order], [copies[i] for i in order])
 
 
 _FUSED_DEVICES = {"cpu", "cuda", "meta"}
@@ -139,27 +232,120 @@ def step_where_finite(
 ) -> None:
     """Step parameters by an elementwise rule where gradients are finite.
 
-    A rule whose fused kernel takes flags does the selection itself. Steps of other rules, and
-    steps in a graph of `torch.compile`, are undone where a gradient is not finite.
+    Small parameters are stepped together, and undone where a gradient is not finite. For large
+    ones a fused kernel that takes a flag does the selection itself, if the rule has one. Nothing
+    is selected by a kernel in a graph of `torch.compile`.
     """
     if finite is None:
         rule.step(parameters, gradients, states, **numbers)
         return
+    rows = list(zip(parameters, gradients, states, finite, strict=True))
     fused = {p.device.type for p in parameters} <= _FUSED_DEVICES
     fused = fused and foreach.have_kernels(parameters) and not torch.compiler.is_compiling()
+    undone = rows
     if fused and rule.has_step_finite:
-        rule.step_finite(parameters, gradients, states, finite, **numbers)
-        return
-    written = [[p, *state.values()] for p, state in zip(parameters, states, strict=True)]
-    before = [[x.clone() for x in tensors] for tensors in written]
-    rule.step(parameters, gradients, states, **numbers)
-    for ok, tensors, old in zip(finite, written, before, strict=True):
-        _restore_where_nonfinite(tensors, old, [ok.to(x.device) for x in tensors])
+        small = [row for row in rows if row[0].numel() < LARGE_TABLE]
+        undone = small if len(small) > 1 else []
+        skipped = (
+            rows if len(small) <= 1 else [row for row in rows if row[0].numel() >= LARGE_TABLE]
+        )
+        if skipped:
+            rule.step_finite(*map(list, zip(*skipped, strict=True)), **numbers)
+    if undone:
+        _step_and_undo(rule, undone, numbers)
 
 
-def _restore_where_nonfinite(
-    written: Sequence[Tensor], before: Sequence[Tensor], finite: Sequence[Tensor]
+def _step_and_undo(
+    rule: ElementwiseRule,
+    rows: Sequence[tuple[Tensor, Tensor, State, Tensor]],
+    numbers: Mapping[str, Any],
 ) -> None:
-    """Copy clones back into tensors whose flag is False."""
-    for new, old, ok in zip(written, before, finite, strict=True):
-        new.copy_(torch.where(ok, new, old))
+    """Step parameters, and restore weights and states whose gradient is not finite.
+
+    Args:
+        rule: The elementwise rule.
+        rows: Parameter, gradient, state and flag of each.
+        numbers: The scheduled numbers.
+    """
+    written = [x for p, _, state, _ in rows for x in (p, *state.values())]
+    flags = [ok for p, _, state, ok in rows for _ in (p, *state)]
+    small = [i for i, x in enumerate(written) if x.numel() < LARGE_TABLE and _may_stack(x)]
+    kinds = [[small[k] for k in kind] for kind in by_kind([written[i] for i in small])]
+    flat = [flat_copy([written[i] for i in kind])[0] for kind in kinds]
+    before = {i: written[i].clone() for i in range(len(written)) if i not in set(small)}
+    parameters, gradients, states, _ = (list(x) for x in zip(*rows, strict=True))
+    rule.step(parameters, gradients, states, **numbers)
+    for i, old in before.items():
+        written[i].copy_(torch.where(flags[i].to(old.device), written[i], old))
+    for kind, old in zip(kinds, flat, strict=True):
+        tensors = [written[i] for i in kind]
+        ok = torch.cat([flags[i].expand(written[i].numel()) for i in kind]).to(old.device)
+        restored = torch.where(ok, flat_copy(tensors)[0], old)
+        foreach.copy_(tensors, parts_of(restored, tensors))
+
+
+def _may_stack(x: Tensor) -> bool:
+    """Return whether tensors like this one are put together to be selected."""
+    return foreach.have_kernels([x]) and not torch.compiler.is_compiling()
+
+
+def _stackable(
+    flags: Sequence[Tensor], *lists: Sequence[Tensor]
+) -> tuple[list[int], list[list[int]]]:
+    """Return positions that are selected alone, and groups of positions that form stacks.
+
+    Tensors at the positions of a group have equal shapes, dtypes and devices in every list.
+    """
+    alone: list[int] = []
+    groups: dict[Hashable, list[int]] = {}
+    for i, (_, *tensors) in enumerate(zip(flags, *lists, strict=True)):
+        if all(_may_stack(x) and x.numel() < LARGE for x in tensors):
+            kind = tuple((x.shape, x.dtype, x.device) for x in tensors)
+            groups.setdefault(kind, []).append(i)
+        else:
+            alone.append(i)
+    alone += [i for positions in groups.values() if len(positions) == 1 for i in positions]
+    return alone, [positions for positions in groups.values() if len(positions) > 1]
+
+
+def _stacks(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return one stack [b, *shape] per list; those that are none yet are copied together."""
+    found = [stack_of(tensors) for tensors in lists]
+    missing = [x for stack, xs in zip(found, lists, strict=True) if stack is None for x in xs]
+    copies = iter(clone_together(missing))
+    return [
+        stacked([next(copies) for _ in tensors]) if stack is None else stack
+        for stack, tensors in zip(found, lists, strict=True)
+    ]
+
+
+def _flags_of(
+    flags: Sequence[Tensor] | Mapping[int, Tensor], positions: Sequence[int], stack: Tensor
+) -> Tensor:
+    """Return the flags or factors of a stack [b, *shape] as [b, 1, ...], on its device."""
+    ok = stacked([flags[i] for i in positions]).to(stack.device)
+    return as_column(ok, stack.ndim - 1)
+
+
+def _zero(x: Tensor) -> Tensor:
+    """Return a zero [] of the dtype and on the device of x."""
+    return torch.zeros((), dtype=x.dtype, device=x.device)
+
+
+def _factors(ok: Tensor, factor: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `factor` where a flag is True and 1 elsewhere, in float32 or float64: no rounding."""
+    skipped = ok.logical_not().to(wide(dtype))
+    if isinstance(factor, Tensor):
+        return skipped + ok * factor.to(skipped.dtype)
+    return skipped.add_(ok, alpha=factor)
+
+
+def _copy_where_finite(
+    targets: Sequence[Tensor],
+    new: Sequence[Tensor],
+    old: Sequence[Tensor],
+    flags: Sequence[Tensor],
+) -> None:
+    """Copy new tensors into the targets where a flag is True, old ones elsewhere."""
+    if targets:
+        foreach.copy_(targets, select(flags, new, old))

@@ -1,6 +1,6 @@
 """Param groups: checks, the parameters active in a step, and their partition into batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from polarlight.execution.batched import step_stacks
+from polarlight.execution.sharded.foreign import refuse_flattened, refuse_tensor_parallel
 from polarlight.lookup import check_object
 from polarlight.rule import ElementwiseRule, UpdateRule
 from polarlight.view import Whole
@@ -149,6 +150,7 @@ def _check_parameters(group: Group, index: int) -> None:
         raise ValueError(f"{', '.join(others)}; only real floating-point parameters are supported")
     if not isinstance(rule, UpdateRule):
         return
+    refuse_tensor_parallel(named)
     if named and all(p.ndim < 2 for _, p in named):
         check_is_matrix(group, index, 0)
     odd = [f"{name} has shape {tuple(p.shape)}" for name, p in named if p.ndim != 2]
@@ -167,6 +169,15 @@ def _check_parameters(group: Group, index: int) -> None:
             misfits.append(f"{name}: {error}")
     if misfits:
         raise ValueError("\n".join(misfits))
+
+
+def check_not_flattened(groups: Sequence[Group]) -> None:
+    """Raise ValueError if FSDP1 left no parameter of any group in its own shape."""
+    refuse_flattened(
+        (name_of(group, i, k), p)
+        for i, group in enumerate(groups)
+        for k, p in enumerate(group["params"])
+    )
 
 
 def check_is_matrix(group: Group, index: int, param_index: int) -> None:
@@ -207,15 +218,40 @@ def partition_for_step(
     """Partition active parameters into batches: matrices first, then each elementwise group.
 
     Matrices of all groups are one batch if processes share the work, to balance it over them.
-    Otherwise a batch has matrices of one group, equal shapes together, in bounded memory.
+    Otherwise a batch has matrices of groups that are alike, in bounded memory, by shape.
     """
     matrices = [i for i in active if isinstance(groups[i]["rule"], UpdateRule)]
     elementwise = [{i: param_indices} for i, param_indices in active.items() if i not in matrices]
     if shared:
         return [{i: active[i] for i in matrices}, *elementwise]
-    batches = [
-        {i: [active[i][position] for position in stack]}
-        for i in matrices
-        for stack in step_stacks([groups[i]["params"][k] for k in active[i]])
-    ]
+    batches: list[ActiveParams] = []
+    for alike in alike_groups(groups, matrices):
+        places = [(i, k) for i in alike for k in active[i]]
+        for stack in step_stacks([groups[i]["params"][k] for i, k in places]):
+            batch: dict[int, list[int]] = {}
+            for position in stack:
+                i, k = places[position]
+                batch.setdefault(i, []).append(k)
+            batches.append(batch)
     return [*batches, *elementwise]
+
+
+def alike_groups(groups: Sequence[Group], indices: Iterable[int]) -> list[list[int]]:
+    """Return indices of groups that are stepped as one: equal rule, view and numbers.
+
+    On a CPU each group stays alone: merging saves launches, and changes what is multiplied as one
+    batch. So it does where numbers are tensors of their own, as in a graph of `torch.compile`.
+    """
+    found: dict[Hashable, list[int]] = {}
+    for i in indices:
+        group = groups[i]
+        numbers = [group[key] for key in ("lr", "weight_decay", "momentum", "maximize")]
+        key: Hashable = (
+            id(group["rule"]),
+            id(view) if (view := group["view"]).__hash__ is None else view,
+            bool(group.get("stochastic_rounding")),
+            *(id(x) if isinstance(x, Tensor) else x for x in numbers),
+        )
+        on_cpu = any(p.device.type == "cpu" for p in group["params"])
+        found.setdefault(i if on_cpu else key, []).append(i)
+    return list(found.values())

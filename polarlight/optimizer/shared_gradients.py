@@ -22,7 +22,7 @@ Pair = tuple[int, int]
 
 
 class SharedGradients:
-    """Prepares the gradients of shared parameters for a step, the same on all processes."""
+    """Agreement of processes on the gradients of shared parameters, made before a step."""
 
     def __init__(self) -> None:
         self._agreement = Agreement()
@@ -37,7 +37,7 @@ class SharedGradients:
         executor: Executor | ParamExecutor,
         policy: NonFinite,
     ) -> Iterator[set[Pair]]:
-        """Yield the parameters with a non-finite gradient on some process, once all agree.
+        """Yield the parameters with a non-finite gradient on some process, after agreement.
 
         While the context lasts, `p.grad` of a pending gradient is the reduced one, and a missing
         gradient that counts as zero is zero; afterwards every `p.grad` is what it was.
@@ -84,7 +84,7 @@ class SharedGradients:
     def _agreed(
         self, members: Sequence[Trainable], executor: Executor | ParamExecutor, finite: Finite
     ) -> Agreed:
-        """Compare the members on all processes, and tell the executor which ones there are."""
+        """Compare trainable parameters on all processes, and announce them to the executor."""
         if not isinstance(executor, Sharded):
             return self._agreement.check(members, None, finite, options="", missing_is_zero=False)
         executor.announce([m for m in members if isinstance(m.rule, UpdateRule)])
@@ -98,7 +98,7 @@ class SharedGradients:
 
 
 def _trainable(group: Group, i: int, k: int, states: Mapping[Tensor, State]) -> Trainable:
-    """Return one parameter of a group for the comparison of processes."""
+    """Return a group's parameter as a `Trainable`, for the comparison of processes."""
     p = group["params"][k]
     return Trainable(name_of(group, i, k), group["rule"], group["view"] or Whole(), p, states[p])
 

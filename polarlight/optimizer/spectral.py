@@ -5,8 +5,9 @@ A param group has a rule and a view besides torch's scheduled numbers (`lr`, `we
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -27,16 +28,17 @@ from polarlight.execution.param_task import (
     to_local,
 )
 from polarlight.execution.sharded.executor import Sharded, check_executor
-from polarlight.linalg.isolation import run_isolated
+from polarlight.linalg.isolation import run_isolated, run_isolated_around_graph
 from polarlight.optimizer.apply import apply_update, step_elementwise_group
 from polarlight.optimizer.buffers import RuleBuffers
-from polarlight.optimizer.compiled import MomentumTensors, check_lr
+from polarlight.optimizer.compiled import GraphInputs, check_lr
 from polarlight.optimizer.fingerprint import fingerprint
 from polarlight.optimizer.gradient_guard import NonFinite, NonFiniteGuard
 from polarlight.optimizer.masked import (
     FiniteFlags,
     clone_buffers,
     commit_where_finite,
+    join_flags,
     mask_for,
     update_momenta,
     with_gradients_read,
@@ -46,8 +48,10 @@ from polarlight.optimizer.param_groups import (
     ActiveParams,
     Group,
     StateDict,
+    alike_groups,
     check_disjoint,
     check_group,
+    check_not_flattened,
     name_of,
     partition_for_step,
     with_gradients,
@@ -118,8 +122,7 @@ class SpectralOptimizer(Optimizer):
         self._guard = NonFiniteGuard(NonFinite(nonfinite))
         self._shared = SharedGradients()
         self._buffers = RuleBuffers()
-        self._momenta = MomentumTensors()
-        self._traced_groups: list[Group] = []
+        self._graph = GraphInputs()
         self.executor = check_executor(Batched() if executor is None else executor)
         self.reasons: dict[str, str] = {}
         self._probes: OrderedDict[int, Probe] = OrderedDict()
@@ -133,6 +136,7 @@ class SpectralOptimizer(Optimizer):
             "role": "",
         }
         super().__init__(params, defaults)
+        check_not_flattened(self.param_groups)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; entries it lacks come from the constructor's arguments.
@@ -168,10 +172,28 @@ class SpectralOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._complete_state()
-        devices = {p.device.type for group in self._groups for p in group["params"]}
-        run_isolated(self._step, devices)
+        if torch.compiler.is_compiling():
+            self._step_in_graph()
+        else:
+            self._complete_state()
+            run_isolated(self._step, self._device_types())
         return loss
+
+    @partial(_disable_dynamo, recursive=False)
+    def _step_in_graph(self) -> None:
+        """Run a compiled step: this function stays on the host, `_step` is a graph of its own."""
+        run_isolated_around_graph(self._step, self._prepare_graph())
+
+    @_disable_dynamo
+    def _prepare_graph(self) -> set[str]:
+        """Make what a graph is given from outside; return the device types of the parameters."""
+        self._complete_state()
+        self._graph.prepare(self.param_groups, self._buffers.by_param)
+        return self._device_types()
+
+    def _device_types(self) -> set[str]:
+        """Return the types of the devices that parameters are on."""
+        return {p.device.type for group in self.param_groups for p in group["params"]}
 
     def _step(self) -> None:
         """Step every parameter that has a gradient."""
@@ -200,7 +222,7 @@ class SpectralOptimizer(Optimizer):
         sharded: list[set[int]],
         nonfinite: set[tuple[int, int]],
     ) -> None:
-        """Step parameters with a gradient; `nonfinite` are those that other processes know of."""
+        """Step active parameters but those in `nonfinite`, found so on another process."""
         observing = [probe for probe in self._probes.values() if probe.begin()]
         masks = self._guard.flag_nonfinite(
             groups,
@@ -216,7 +238,7 @@ class SpectralOptimizer(Optimizer):
         for batch in partition_for_step(groups, active, shared=shared):
             self._guard.drop_nonfinite_on_host(groups, batch, sharded)
             finite = {
-                i: None if masks[i] is None else mask_for(masks[i], param_indices)
+                i: mask_for(masks[i], param_indices, groups[i]["params"])
                 for i, param_indices in batch.items()
                 if param_indices
             }
@@ -285,7 +307,7 @@ class SpectralOptimizer(Optimizer):
         """Restore what `__getstate__` returned; torch's `load_state_dict` calls this too."""
         self.__dict__.setdefault("_probes", OrderedDict())
         self.__dict__.setdefault("_buffers", RuleBuffers())
-        self.__dict__.setdefault("_momenta", MomentumTensors())
+        self.__dict__.setdefault("_graph", GraphInputs())
         self.__dict__.setdefault("_shared", SharedGradients())
         policy = state.pop("nonfinite", NonFinite.SKIP)
         self.__dict__.setdefault("_guard", NonFiniteGuard(policy))
@@ -294,13 +316,12 @@ class SpectralOptimizer(Optimizer):
     @_disable_dynamo  # as torch.compiler.disable, without importing the compiler
     @torch.inference_mode(False)  # a state made while evaluating is trained later
     def _complete_state(self) -> None:
-        """Allocate missing state of trainable parameters, skip counts and momentum tensors.
+        """Allocate missing state of trainable parameters, and skip counts.
 
         Not part of a graph: tensors that a graph writes have to exist before it runs.
         """
         self._guard.allocate_counts(self.param_groups)
         self._buffers.complete(self.param_groups, self.state)
-        self._traced_groups = self._momenta.traced_groups(self.param_groups)
 
     @property
     def _groups(self) -> list[Group]:
@@ -308,53 +329,64 @@ class SpectralOptimizer(Optimizer):
 
         The compiler takes every number in an optimizer's `param_groups` for a constant.
         """
-        return self._traced_groups if torch.compiler.is_compiling() else self.param_groups
+        return self._graph.groups if torch.compiler.is_compiling() else self.param_groups
 
     def _step_matrices(
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
     ) -> None:
         """Step one batch of parameters whose rules map matrices."""
-        weights: dict[int, list[Tensor]] = {}
-        tasks: dict[int, list[ParamTask]] = {}
-        for i in finite:  # momentum, elementwise on the local shards
-            weights[i], tasks[i] = self._update_momenta(i, batch[i], finite[i])
+        parts = [
+            self._update_momenta([(i, k) for i in alike for k in batch[i]], finite)
+            for alike in alike_groups(self._groups, finite)
+        ]
         # Directions of whole matrices, of all groups at once: the executor batches or shares them.
         directions = iter(
-            directions_of(self.executor, [task for of_group in tasks.values() for task in of_group])
+            directions_of(self.executor, [task for part in parts for task in part.tasks])
         )
-        for i, of_group in tasks.items():  # weights, elementwise on the local shards
-            group, flags = self._groups[i], finite[i]
-            D = [next(directions) for _ in of_group]
-            states = [self._buffers.by_param[task.parameter] for task in of_group]
-            if flags is not None:
-                commit_where_finite(D, states, [task.state for task in of_group], flags)
+        for part in parts:  # weights, elementwise on the local shards
+            D = [next(directions) for _ in part.tasks]
+            states = [self._buffers.by_param[task.parameter] for task in part.tasks]
+            if part.finite is not None:
+                written = [task.state for task in part.tasks]
+                commit_where_finite(D, states, written, part.finite)
             for probe in observing:
-                for task, direction in zip(of_group, D, strict=True):
+                for (i, _), task, direction in zip(part.places, part.tasks, D, strict=True):
                     p = task.parameter
                     W, M = full_tensor(p), full_tensor(task.momentum, p)
                     U = full_tensor(direction.to(p.dtype), p)
-                    probe.observe(Observation(task.name, W, M, U, group))
-            apply_update(group, weights[i], states, D, flags)
+                    probe.observe(Observation(task.name, W, M, U, self._groups[i]))
+            apply_update(self._groups[part.places[0][0]], part.weights, states, D, part.finite)
 
     def _update_momenta(
-        self, i: int, param_indices: list[int], finite: FiniteFlags
-    ) -> tuple[list[Tensor], list[ParamTask]]:
-        """Update momenta of one group's parameters; return local weights and their tasks."""
-        group = self._groups[i]
+        self, places: Sequence[tuple[int, int]], finite: Mapping[int, FiniteFlags]
+    ) -> "_Part":
+        """Update momenta of parameters of groups that are alike; return what follows needs.
+
+        Args:
+            places: Group index and param index of each parameter, group by group.
+            finite: Flags of the parameters of each group, by group index.
+        """
+        groups = self._groups
+        group = groups[places[0][0]]
         rule, view = group["rule"], group["view"] or Whole()
-        params = [group["params"][k] for k in param_indices]
+        params = [groups[i]["params"][k] for i, k in places]
+        flags = join_flags([i for i, _ in places], finite, params)
         states = [self._buffers.by_param[p] for p in params]
         weights, gradients, buffers = local_tensors(params, states, maximize=group["maximize"])
         extra = rule.momentum.extra_state
         held = [{name: to_local(state[name]) for name in extra} for state in states]
-        momenta = update_momenta(rule.momentum, held, gradients, buffers, group["momentum"], finite)
+        momenta = update_momenta(rule.momentum, held, gradients, buffers, group["momentum"], flags)
         # A rule writes to clones where flags decide afterwards which of them are kept.
-        clones = states if finite is None else clone_buffers(states)
-        written = with_gradients_read(rule, view, params, gradients, clones, finite)
-        return weights, [
-            ParamTask(name_of(group, i, k), rule, view, p, M, state)
-            for k, p, M, state in zip(param_indices, params, momenta, written, strict=True)
+        clones = states if flags is None else clone_buffers(states)
+        written = with_gradients_read(rule, view, params, gradients, clones, flags)
+        rules = [rule] * len(params)
+        if torch.compiler.is_compiling():
+            rules = [self._graph.rule_of(p, rule) for p in params]
+        tasks = [
+            ParamTask(name_of(groups[i], i, k), r, view, p, M, state)
+            for (i, k), r, p, M, state in zip(places, rules, params, momenta, written, strict=True)
         ]
+        return _Part(places, weights, tasks, flags)
 
     def _step_elementwise(
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
@@ -373,3 +405,19 @@ class SpectralOptimizer(Optimizer):
                     M, U = group["rule"].momentum_and_direction(local, group["momentum"])
                     M, U = full_tensor(M, p), full_tensor(U, p)
                     probe.observe(Observation(name_of(group, i, k), W, M, U, group))
+
+
+class _Part(NamedTuple):
+    """Parameters of one batch whose groups are alike.
+
+    Attributes:
+        places: Group index and param index of each.
+        weights: Their local parts.
+        tasks: Their tasks.
+        finite: Their flags.
+    """
+
+    places: Sequence[tuple[int, int]]
+    weights: list[Tensor]
+    tasks: list[ParamTask]
+    finite: FiniteFlags

@@ -102,7 +102,7 @@ def replace_fingerprints(state_dict: StateDict, groups: list[Group]) -> StateDic
 
 
 def _saved_groups(state_dict: StateDict) -> list[Group]:
-    """Return the param groups of a state dict; raise ValueError if it is none."""
+    """Return the param groups of a state dict; raise ValueError for anything else."""
     groups = state_dict.get("param_groups")
     is_groups = isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups)
     if not is_groups or not isinstance(state_dict.get("state"), Mapping):
@@ -114,7 +114,7 @@ def _saved_groups(state_dict: StateDict) -> list[Group]:
 
 
 def _check_structure(saved: Group, group: Group, index: int) -> list[str]:
-    """Return harmless differences of a saved group; raise ValueError if others are found."""
+    """Return texts of the harmless differences of a saved group; raise ValueError for others."""
     if "rule" not in saved:
         raise ValueError(
             f"param group {index} of the state dict has no rule: polarlight did not write it"
@@ -193,7 +193,7 @@ def _buffer_forms(given: StateDict, groups: list[Group]) -> dict[Any, dict[str, 
 
 
 def _with_tensors(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return a saved state with its `step` as a tensor; old torch saved a Python number.
+    """Return a saved state with `step` as a tensor; old torch saved a Python number.
 
     `full_like` takes the shape from the optimizer's own: [] under AdamW, [..., 1, 1] under SOAP.
     """
@@ -219,7 +219,7 @@ def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[
 def _restore_forms(
     optimizer: Optimizer, given: StateDict, forms: Mapping[Any, Mapping[str, BufferForm]]
 ) -> None:
-    """Undo torch's cast of loaded buffers to the parameter's dtype, and its split of texts."""
+    """Put saved buffers that torch cast back, in the dtype and device of a new state."""
     keys = (key for group in given["param_groups"] for key in group["params"])
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     for key, p in zip(keys, parameters, strict=True):

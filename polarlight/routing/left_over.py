@@ -81,12 +81,12 @@ def _may_be_matrix(found: Routed) -> bool:
 
 
 def _entries(some: Sequence[Routed]) -> int:
-    """Return the total number of entries of some parameters."""
+    """Return the number of entries of all these parameters together."""
     return sum(found.assignment.parameter.numel() for found in some)
 
 
 def _share(some: Sequence[Routed], trained: Sequence[Routed]) -> str:
-    """Format the entries of some parameters as a share of the trained ones."""
+    """Format the number of entries of some parameters as a percentage of all trained ones."""
     return f"{_entries(some) / max(_entries(trained), 1):.0%} of the trainable parameters"
 
 

@@ -155,7 +155,7 @@ def groups_of(routed: Iterable[Routed]) -> list[ParamGroup]:
 
 
 def _parse_override(key: Key, value: object) -> Route | Role:
-    """Return the route or role of an override's value.
+    """Convert an override's value (role, text, rule or route) to a route or a role.
 
     Raises:
         ValueError: If it changes nothing.
@@ -187,7 +187,7 @@ def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Ass
 
 
 def _merged_route(entry: Route, value: Route | Role, table: Mapping[Key, Route]) -> Route:
-    """Return a table's entry with the changes of an override.
+    """Return a table's entry with the non-None settings of an override in its place.
 
     A rule of another kind, elementwise or for matrices, comes with the numbers of the table's first
     entry of that kind.

@@ -93,14 +93,14 @@ def view_call(view: object) -> str:
 
 
 def _to_json(value: Any) -> Any:
-    """Return the value of a view's field in JSON form."""
+    """Convert the value of a view's field to JSON types."""
     if isinstance(value, tuple):
         return [_to_json(item) for item in value]
     return view_to_json(value) if isinstance(value, MatrixView) else value
 
 
 def _from_json(value: Any) -> Any:
-    """Return the value of a view's field from its JSON form."""
+    """Convert a JSON value to the value of a view's field."""
     if isinstance(value, list | tuple):
         return tuple(_from_json(item) for item in value)
     return view_from_json(value) if isinstance(value, dict) else value

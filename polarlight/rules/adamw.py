@@ -3,8 +3,7 @@
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
     w <- (1 - lr wd) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), arXiv 1711.05101,
-    alg. 2.
+Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), arXiv 1711.05101.
 Deviations: none; the arithmetic is torch's own fused kernel. b1 is the group's `momentum`.
 """
 
@@ -15,21 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polarlight.linalg.stacks import by_kind, stacked
 from polarlight.registry import registered
 from polarlight.rule import ElementwiseRule, Numbers
 from polarlight.stages.torch_adamw import last_direction, rescaled_moments, torch_adamw
 
-MAY_DIFFER = ("beta2", "eps", "name", "bias_correction")
+FREE = ("beta2", "eps", "name", "bias_correction")
 
 
-@registered("adamw", stateful=True, may_differ=MAY_DIFFER, former_names=("AdamWRule",))
+@registered("adamw", stateful=True, may_differ=FREE, former_names=("AdamWRule",))
 @dataclass(frozen=True, slots=True)
 class AdamWRule(ElementwiseRule):
     """Elementwise AdamW.
 
     Attributes:
         beta2: Decay of the second moment, in [0, 1). The first moment's is the group's `momentum`.
-        eps: Added to the root of the second moment, in units of the gradient: AdamW's own floor.
+        eps: Added to the root of the second moment, in units of the gradient.
         bias_correction: Divide the moments by 1 - beta^t; without it the first steps are longer.
     """
 
@@ -51,8 +51,8 @@ class AdamWRule(ElementwiseRule):
 
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """`step` (a float32 scalar), `exp_avg` and `exp_avg_sq`, named as in torch."""
-        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
         zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
         return {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
 
     def step(
@@ -82,8 +82,9 @@ class AdamWRule(ElementwiseRule):
     ) -> None:
         """Step like `step`; parameters whose flag, bool [], is False keep all state."""
         numbers = lr, weight_decay, (momentum, self.beta2), self.eps, self.bias_correction
-        for p, g, state, ok in zip(parameters, gradients, states, finite, strict=True):
-            torch_adamw([p], [g], [state], (~ok).float(), *numbers)
+        for kind in by_kind(finite):
+            for i, bad in zip(kind, (~stacked([finite[i] for i in kind])).float(), strict=True):
+                torch_adamw([parameters[i]], [gradients[i]], [states[i]], bad, *numbers)
 
     def adapted_state(
         self, state: Mapping[str, Tensor], fields: Mapping[str, Any], momenta: Numbers
@@ -95,5 +96,5 @@ class AdamWRule(ElementwiseRule):
     def momentum_and_direction(
         self, state: Mapping[str, Tensor], momentum: float
     ) -> tuple[Tensor, Tensor]:
-        """Bias-corrected first moment, and the direction of the last step."""
+        """First moment as it is used, and the direction of the last step."""
         return last_direction(state, (momentum, self.beta2), self.eps, self.bias_correction)

@@ -1,6 +1,6 @@
 """Shampoo's direction at the size of Adam's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from polarlight.rule import HOST_COUNTER
 from polarlight.stages.adam import adam_direction, check_eps
 from polarlight.stages.factors import SIDES, GramFactors, check_beta, live_entries
 from polarlight.stages.rotated_adam import (
-    Members,
+    BatchBuffers,
+    Due,
     as_batch,
     bias_correction,
     for_some,
@@ -49,6 +50,7 @@ class GraftedShampoo(Stage):
         every: Calls between two computations of the powers, at least 1.
         floor: Eigenvalues up to this fraction of the largest count as zero; None as in `Shampoo`.
         eps: Adam's floor, as a fraction of the root mean square of the second moment's root.
+        due: What the powers need in this call; None asks the counter. Set by `at_step`.
     """
 
     beta1: float = 0.9
@@ -58,6 +60,7 @@ class GraftedShampoo(Stage):
     every: int = 5
     floor: float | None = None
     eps: float = 1e-10
+    due: Due | None = None
 
     def __post_init__(self) -> None:
         for beta in (self.beta1, self.factor_beta, self.beta2):
@@ -89,14 +92,21 @@ class GraftedShampoo(Stage):
         A = A * on_device(bias_correction(step + 1, betas), G)
         step.add_(1)
         members[GRADIENT] = G  # says on which device the members are
-        for_some(step % self.every == 0, self._take_powers, members)
+        if self.due is None:
+            for_some(step % self.every == 0, self._take_powers, members)
+        elif self.due is Due.REFRESH:
+            self._take_powers(members)
         S = members["left_power"] @ M @ members["right_power"] * live_entries(G, members)
         S = S * (frobenius_norm(A) / nonzero(frobenius_norm(S)))
         D = torch.where(on_device(step >= self.every, G).bool(), S, A)
         D = D * moving(largest_entry(M), members[SIZES])
         return D.reshape(X.shape).to(X.dtype)
 
-    def _take_powers(self, members: Members) -> None:
+    def at_step(self, t: int) -> "GraftedShampoo":
+        """Return the stage that computes its powers or keeps them, as it does at count t."""
+        return replace(self, due=Due.NOTHING if (t + 1) % self.every else Due.REFRESH)
+
+    def _take_powers(self, members: BatchBuffers) -> None:
         for side in SIDES:
             power = factor_power(members[f"{side}_factor"], self.exponent, self.floor)
             members[f"{side}_power"].copy_(power)

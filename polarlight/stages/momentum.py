@@ -17,7 +17,7 @@ from polarlight.registry import registered
 from polarlight.rule import MOMENTUM, Averaging, Momentum
 from polarlight.stages.rounding import round_stochastically
 
-DRAWS = "momentum_draws"
+ROUNDING_COUNTER = "momentum_draws"
 
 
 @registered("EMA", stateful=True, may_differ=("nesterov",))
@@ -159,7 +159,7 @@ class InBfloat16(Momentum):
     @property
     def extra_state(self) -> tuple[str, ...]:
         """The counter, where rounding needs it."""
-        return (DRAWS,) if self.stochastic else ()
+        return (ROUNDING_COUNTER,) if self.stochastic else ()
 
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """Zero buffer, and the counter where rounding needs it."""
@@ -167,11 +167,15 @@ class InBfloat16(Momentum):
             parameter, dtype=torch.bfloat16, memory_format=torch.preserve_format
         )
         counter = torch.zeros((), dtype=torch.int32, device=parameter.device)
-        return {MOMENTUM: buffer} | ({DRAWS: counter} if self.stochastic else {})
+        return {MOMENTUM: buffer} | ({ROUNDING_COUNTER: counter} if self.stochastic else {})
 
     def bind_state(self, states: Sequence[Mapping[str, Tensor]]) -> Averaging:
         """The momentum with the counters of these parameters in its hands."""
-        return partial(self, draws=[state[DRAWS] for state in states]) if self.stochastic else self
+        return (
+            partial(self, draws=[state[ROUNDING_COUNTER] for state in states])
+            if self.stochastic
+            else self
+        )
 
     def __call__(
         self,

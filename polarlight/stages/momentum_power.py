@@ -1,6 +1,6 @@
 """PMuon's preconditioner: powers of decaying sums of the momentum's Gram matrices."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from polarlight.rule import HOST_COUNTER
 from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.factors import SIDES, check_beta
 from polarlight.stages.rotated_adam import (
-    Members,
+    BatchBuffers,
+    Due,
     as_batch,
     basis_symmetries,
     for_some,
@@ -39,12 +40,14 @@ class MomentumPower(Stage):
         exponent: Power of each sum, in [-1, 0].
         refresh: How the bases follow the sums.
         floor: Shift and least eigenvalue, as a fraction of a sum's mean eigenvalue.
+        due: What the bases need in this call; None asks the counter. Set by `at_step`.
     """
 
     beta: float = 0.95
     exponent: float = -0.3
     refresh: PowerIteration = PowerIteration(sort=False)
     floor: float = 1e-6
+    due: Due | None = None
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
@@ -68,14 +71,21 @@ class MomentumPower(Stage):
         step = members.pop(HOST_COUNTER)
         N = in_units(X.reshape(-1, *X.shape[-2:]), members["unit"])  # [b, m, n]
         members[GRADIENT] = N
-        for_some(step == 0, start_bases, members)
+        if self.due is None:
+            for_some(step == 0, start_bases, members)
+        elif self.due is Due.START:
+            start_bases(members)
         step.add_(1)
         left = self._power(N, "left", members)
         right = self._power(N.mT, "right", members)
         live = [(N != 0).any(dim=side, keepdim=True) for side in (-1, -2)]
         return (left @ N @ right * live[0] * live[1]).reshape(X.shape).to(X.dtype)
 
-    def _power(self, N: Tensor, side: str, members: Members) -> Tensor:
+    def at_step(self, t: int) -> "MomentumPower":
+        """Return the stage that starts its bases at count 0, and nowhere else."""
+        return replace(self, due=Due.NOTHING if t else Due.START)
+
+    def _power(self, N: Tensor, side: str, members: BatchBuffers) -> Tensor:
         """Return the power [b, k, k] of one side's sum, in its basis."""
         S, Q, product = members[f"{side}_factor"], members[f"{side}_basis"], N @ N.mT
         S.mul_(self.beta).add_(product)

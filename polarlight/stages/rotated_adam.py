@@ -7,7 +7,8 @@ members that are due are taken out and worked on. Nothing of the gradients decid
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ from polarlight.stages.eigenbasis import PowerIteration, starting_basis
 from polarlight.stages.factors import SIDES, Factors, GramFactors, live_entries
 from polarlight.stages.units import in_units, norm_of_any_size
 
-Members = dict[str, Tensor]
+BatchBuffers = dict[str, Tensor]
 """Buffers and `gradient` of some matrices, each [b, p, q]."""
 
 
@@ -107,13 +108,11 @@ class RotatedAdam(Stage):
         if self.at_once:
             for_some(step == 0, self._start, members)
         direction = self._direction(G, members, step)
-        if not self.at_once:
-            for_some(step == 0, self._start, members)
-        for_some((step > 0) & (step % self.every == 0), self._follow, members)
+        self._move_bases(step, members)
         step.add_(1)
         return direction.reshape(X.shape).to(X.dtype)
 
-    def _direction(self, G: Tensor, members: Members, step: Tensor) -> Tensor:
+    def _direction(self, G: Tensor, members: BatchBuffers, step: Tensor) -> Tensor:
         """Return Adam's direction in the bases, rotated back; zero for members without bases."""
         left, right = (members.get(f"{side}_basis") for side in SIDES)
         rotated = rotate(G, left, right)  # [b, m, n], Left' G Right
@@ -130,12 +129,23 @@ class RotatedAdam(Stage):
         turned_back = rotate(D, *(None if Q is None else Q.mT for Q in (left, right)))
         return turned_back * live_entries(G, members)
 
-    def _start(self, members: Members) -> None:
+    def _move_bases(self, step: Tensor, members: BatchBuffers) -> None:
+        """Set the bases of members at their first call; refresh those of members that are due."""
+        for_some(step == 0, self._start, members)
+        for_some((step > 0) & (step % self.every == 0), self._follow, members)
+
+    def at_step(self, t: int) -> "RotatedAdam":
+        """Return the stage that starts, refreshes or keeps its bases, as it does at count t."""
+        due = Due.START if t == 0 else Due.REFRESH if t % self.every == 0 else Due.NOTHING
+        own = {f.name: getattr(self, f.name) for f in fields(RotatedAdam)}
+        return _DecidedRotatedAdam(**own, due=due)
+
+    def _start(self, members: BatchBuffers) -> None:
         """Set bases and factors from the first gradient."""
         start_bases(members)
         self.factors.start(members[GRADIENT], members)
 
-    def _follow(self, members: Members) -> None:
+    def _follow(self, members: BatchBuffers) -> None:
         """Refresh the bases; rotate the first moment with them, only reorder the second one."""
         follow_bases(members, self.refresh)
 
@@ -170,7 +180,7 @@ def basis_symmetries(m: int, n: int) -> Symmetries:
     return ROTATIONS if abs(m - n) <= 1 else turning | (fixed & negated)
 
 
-def start_bases(members: Members) -> None:
+def start_bases(members: BatchBuffers) -> None:
     """Set each basis to the singular vectors of `gradient`, largest singular value first."""
     G = members[GRADIENT]
     for side, X in zip(SIDES, (G, G.mT), strict=True):
@@ -178,7 +188,7 @@ def start_bases(members: Members) -> None:
             members[f"{side}_basis"].copy_(starting_basis(X))
 
 
-def follow_bases(members: Members, refresh: PowerIteration) -> None:
+def follow_bases(members: BatchBuffers, refresh: PowerIteration) -> None:
     """Refresh each basis by its factor; what is kept in the bases follows.
 
     A `first_moment` is rotated, exactly. A `second_moment` and eigenvalues have no rotation: they
@@ -204,6 +214,28 @@ def follow_bases(members: Members, refresh: PowerIteration) -> None:
         old.copy_(new)
 
 
+class Due(Enum):
+    """What the bases of a matrix need in a call."""
+
+    START = "start"
+    REFRESH = "refresh"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class _DecidedRotatedAdam(RotatedAdam):
+    """`RotatedAdam` in one call, for members that all need the same; reads no counter to branch."""
+
+    due: Due = Due.NOTHING
+
+    def _move_bases(self, step: Tensor, members: BatchBuffers) -> None:
+        """Do what is due, for all members."""
+        if self.due is Due.START:
+            self._start(members)
+        elif self.due is Due.REFRESH:
+            self._follow(members)
+
+
 def rotate(X: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
     """Return Left' X Right, with None for the identity."""
     X = X if left is None else left.mT @ X
@@ -226,7 +258,7 @@ def as_batch(buffer: Tensor) -> Tensor:
     return buffer.view(-1, *buffer.shape[-2:])
 
 
-def for_some(mask: Tensor, change: Callable[[Members], None], members: Members) -> None:
+def for_some(mask: Tensor, change: Callable[[BatchBuffers], None], members: BatchBuffers) -> None:
     """Apply `change` in place to the members [b, ...] that `mask` [b, 1, 1], on the host, names."""
     if mask.all():
         change(members)

@@ -13,7 +13,7 @@ Deviations: floors under sqrt(V) are fractions of its root mean square. `blend` 
 scale of the gradients, as in the results that use it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ from polarlight.stages.factors import SIDES, GramFactors, check_beta
 from polarlight.stages.interpolated import resized
 from polarlight.stages.ramp import Moving, Number, Ramp
 from polarlight.stages.rotated_adam import (
-    Members,
+    BatchBuffers,
+    Due,
     as_batch,
     basis_symmetries,
     follow_bases,
@@ -102,6 +103,7 @@ class SoapBalance(Stage):
             size, so that a value other than 1 depends on the scale of the gradients.
         gate: Goes back towards the momentum where the two disagree; None does not.
         norm: The norm of the momentum that is kept.
+        due: What the bases need in this call; None asks the counter. Set by `at_step`.
     """
 
     beta: float = 0.9
@@ -111,6 +113,7 @@ class SoapBalance(Stage):
     blend: float = 1.0
     gate: TrustGate | None = None
     norm: Normalisation = Schatten4()
+    due: Due | None = None
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
@@ -141,14 +144,28 @@ class SoapBalance(Stage):
         S = self._preconditioned(N / nonzero(members["unit"]), G, N, members, step)
         members[GRADIENT] = G
         GramFactors(self.beta).update(G, members)
-        for_some(step == 0, start_bases, members)
-        due = (step > 0) & (step % self.every == 0)
-        for_some(due, lambda some: follow_bases(some, self.refresh), members)
+        self._move_bases(step, members)
         step.add_(1)
         return S.reshape(X.shape).to(X.dtype)
 
+    def at_step(self, t: int) -> "SoapBalance":
+        """Return the stage that starts, refreshes or keeps its bases, as it does at count t."""
+        due = Due.START if t == 0 else Due.REFRESH if t % self.every == 0 else Due.NOTHING
+        return replace(self, due=due)
+
+    def _move_bases(self, step: Tensor, members: BatchBuffers) -> None:
+        """Set the bases of members at their first call; refresh those of members that are due."""
+        if self.due is None:
+            due = (step > 0) & (step % self.every == 0)
+            for_some(step == 0, start_bases, members)
+            for_some(due, lambda some: follow_bases(some, self.refresh), members)
+        elif self.due is Due.START:
+            start_bases(members)
+        elif self.due is Due.REFRESH:
+            follow_bases(members, self.refresh)
+
     def _preconditioned(
-        self, N: Tensor, G: Tensor, raw: Tensor, members: Members, step: Tensor
+        self, N: Tensor, G: Tensor, raw: Tensor, members: BatchBuffers, step: Tensor
     ) -> Tensor:
         """Return S at the norm of N; N for members without bases."""
         left, right = (members[f"{side}_basis"] for side in SIDES)

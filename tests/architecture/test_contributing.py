@@ -66,8 +66,8 @@ def test_an_optimizer_takes_five_files_and_110_lines():
 
 @pytest.mark.slow
 def test_the_added_optimizers_tests_and_the_contract_suite_pass(copy):
-    """Its own tests, contracts, symmetries, invariants and what the architecture asks of a rule."""
-    named = ["tests/contracts/test_rules.py", "tests/properties/test_rules.py"]
+    """Run its tests, contracts, symmetries, invariants and the architecture tests of rules."""
+    named = ["tests/contracts/test_rules.py", "tests/properties/test_symmetry.py"]
     named += ["tests/architecture/test_structure.py", "tests/rules", "tests/lab/train/test_loop.py"]
     options = ["-k", NAME, "-p", "no:cacheprovider", "--tb=short"]
     done = python(copy, "-m", "pytest", *options, *named, "-v")

@@ -53,7 +53,7 @@ def test_the_catalogue_of_the_contracts_has_it(toy):
 
 def test_the_contracts_and_the_tests_of_symmetries_and_invariants_run_on_it():
     """In a process of its own: what is tested is fixed when tests are collected."""
-    files = ["tests/contracts/test_rules.py", "tests/properties/test_rules.py"]
+    files = ["tests/contracts/test_rules.py", "tests/properties/test_symmetry.py"]
     options = ["-q", "-p", MODULE, "-k", NAME, "-p", "no:cacheprovider", "--tb=short"]
     done = python("-m", "pytest", *options, "--co", *files)
     for file in files:

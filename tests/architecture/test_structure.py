@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import polarlight
+from tests.architecture import measures
 
 ROOT = Path(polarlight.__file__).parent
 REPOSITORY = ROOT.parent
@@ -24,7 +25,7 @@ MAY_IMPORT = {
     "view": {"registry"},
     "rule": {"linalg", "lookup", "registry"},
     "stages": {"linalg", "lookup", "registry", "rule", "stages"},
-    "execution": {"execution", "linalg", "rule", "view"},
+    "execution": {"execution", "linalg", "registry", "rule", "view"},
     "optimizer": {
         "execution",
         "linalg",
@@ -146,6 +147,11 @@ def test_the_package_has_few_rooms():
     assert rooms == {*MAY_IMPORT, "lab"}
 
 
+def test_a_step_changes_rooms_at_most_half_as_often_as_before():
+    assert measures.circle() == []
+    assert measures.room_changes_of_a_step() <= measures.CHANGES_BEFORE / 2
+
+
 def test_files_stay_below_400_lines():
     long = {
         str(f.relative_to(ROOT)): n for f in FILES if (n := len(f.read_text().split("\n"))) > 400
@@ -210,6 +216,40 @@ def test_every_rule_file_names_source_and_deviations(file):
     assert "Source:" in text
     assert "Deviations:" in text
     assert len(text.split("\n")) <= 25
+
+
+ACROSS = {
+    *("architecture", "benchmarks", "contracts", "distributed", "docs", "fuzz", "mutation"),
+    *("packaging", "reference", "reliability", "torch_contract"),
+}
+"""Folders of tests that cross the package; all others mirror it."""
+
+WHOLE_FOLDER = {
+    *("diagnostics/sinks/test_sinks", "hooks/test_hooks", "routing/explain/test_explain"),
+    *(f"integrations/test_{name}" for name in ("accelerate", "evaluation", "examples")),
+    "integrations/test_lightning",
+    *("lab/claims/test_claims", "lab/commands/test_messages", "lab/explore/test_explore"),
+    *(f"linalg/test_{name}" for name in ("arguments", "bands", "batches", "compile", "defaults")),
+    "linalg/test_engines",
+    *(f"routing/roles/test_{name}" for name in ("diffusion", "heads", "layouts", "models")),
+    *("routing/roles/test_reparametrized", "routing/roles/test_roles"),
+    *(f"rules/test_{name}" for name in ("arguments", "bands", "defaults", "solvers")),
+}
+"""Tests of all modules of a folder, named for what they check."""
+
+
+def test_tests_mirror_the_package_path_for_path():
+    """`test_<module>.py` or `test_<module>_<aspect>.py`, in the module's folder."""
+    tests = REPOSITORY / "tests"
+    wrong = []
+    for file in sorted(tests.rglob("test_*.py")):
+        place = file.relative_to(tests).with_suffix("")
+        folder = ROOT / place.parent
+        modules = {p.stem for p in folder.glob("*") if p.is_dir() or p.suffix == ".py"}
+        named = any(f"{place.name}_".startswith(f"test_{module}_") for module in modules)
+        if place.parts[0] not in ACROSS and not named and place.as_posix() not in WHOLE_FOLDER:
+            wrong.append(str(place))
+    assert wrong == []
 
 
 REFERENCES = {"aurora": "aurora_release", "aurora_warm": "aurora_warm"}

@@ -1,4 +1,4 @@
-"""What polarlight takes from torch that torch does not promise, and what it never does."""
+"""Private names of torch that polarlight uses, and unsafe functions that it never calls."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""What the comparison of optimizer steps is made of, on matrices that take no time."""
+"""Parts of the benchmark of optimizer steps, on small matrices."""
 
 import pytest
 import torch

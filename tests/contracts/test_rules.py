@@ -1,4 +1,4 @@
-"""What every rule promises, whatever its mathematics."""
+"""Contracts of every rule, independent of its mathematics."""
 
 import copy
 import io

@@ -52,7 +52,7 @@ def devices(tree):
 
 
 def counts_on_the_host(rule):
-    """Whether stages branch on a counter, which lies on the host whatever the device is.
+    """Tell whether stages branch on a counter, which is on the host for every device.
 
     SOAP's family does, for work that is due every so many steps: no graph can hold such a step.
     """

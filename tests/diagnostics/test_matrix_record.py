@@ -1,4 +1,4 @@
-"""What is told of a matrix, on matrices of which it is known."""
+"""Records of matrices with known statistics."""
 
 import pytest
 import torch

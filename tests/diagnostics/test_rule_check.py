@@ -80,7 +80,7 @@ def test_a_rule_that_did_not_run_is_caught(rule):
 
 @pytest.mark.parametrize("shape", [(32, 8), (3, 3), (64, 64)], ids=str)
 def test_jordans_spread_of_singular_values_breaks_no_promise(shape):
-    """Its five steps leave .68 to 1.2; the plain limit was crossed by one matrix in ten."""
+    """Five steps leave 0.68 to 1.2; one matrix in ten crossed the plain limit."""
     limit = invariants(
         polarlight.rules.muon(
             polar=polarlight.linalg.NewtonSchulz(polarlight.linalg.schedules.JORDAN)

@@ -72,7 +72,7 @@ def test_singular_values_are_relative_to_their_rms():
 def test_leverages_from_the_gram_matrix_are_those_of_the_decomposition(condition):
     sigma = torch.logspace(0, condition, 8, dtype=torch.float64)
     M = (orthonormal(40, 8) @ torch.diag(sigma) @ orthonormal(8, 8, seed=1)).float()
-    # The weakest direction is a thousandth of the strongest: it keeps .99 of its leverage.
+    # The weakest direction is a thousandth of the strongest: it keeps 0.99 of its leverage.
     torch.testing.assert_close(
         gram_leverages(M, precise_gram(M)), leverages(M), rtol=0.02, atol=1e-4
     )

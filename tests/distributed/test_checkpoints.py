@@ -53,7 +53,7 @@ def save(rank, folder, world, name):
 
 
 def resume(rank, folder, layouts):
-    """Loads into each layout, goes on, and compares with a run that never stopped."""
+    """Load into each layout, continue, and compare with a run that never stopped."""
     for rule in RULES:
         straight = build(rule)
         train(*straight, range(5))
@@ -71,7 +71,7 @@ def resume(rank, folder, layouts):
 
 
 def pass_on(rank, folder, target, layout):
-    """Loads into a layout and saves again, without a step."""
+    """Load into a layout and save again, without a step."""
     for rule in RULES:
         model, optimizer = build(rule, layout)
         saved, states = get_state_dict(model, optimizer)

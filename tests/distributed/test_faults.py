@@ -1,4 +1,4 @@
-"""What goes wrong on one process is said on all, or stays where it is."""
+"""Faults on one process: an error on all processes, or no effect on the others."""
 
 import os
 

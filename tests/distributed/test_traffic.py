@@ -1,4 +1,6 @@
-"""What a step sends: in buckets, only what the plan says, and nothing gathered to all."""
+"""Traffic of a step: buckets, the planned bytes, nothing gathered to all."""
+
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -6,13 +8,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import polarlight
 from polarlight.diagnostics.sharding import check_sharding, gradient, shard_like, table
-from polarlight.execution.sharded.plan import Options, traffic
+from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.traffic import traffic
 from tests.distributed.layouts import LAYOUTS, models
 from tests.distributed.processes import run
 from tests.distributed.test_conformance import EIGEN, optimizer
 
 SHAPES = [(12, 4), (4, 12), (6, 6), (3, 12, 4), (10, 5), (64, 2), *[(6, 6)] * 10]
 SMALL = Options(bucket_bytes=50, row_bytes=0, sum_weight=0)
+TWO_LEVELS = replace(SMALL, peers=1)
+"""Four processes as two nodes of two: a message takes two hops."""
 RULE = polarlight.rules.aurora(polarlight.rules.WarmPolar(EIGEN))
 
 
@@ -31,9 +36,9 @@ class Received(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def check_buckets(rank, layout):
+def check_buckets(rank, layout, options=SMALL):
     """Many buckets under way at once, next to matrices that stay: the values of one device."""
-    executor = polarlight.Sharded(options=SMALL)
+    executor = polarlight.Sharded(options=options)
     pair = models(torch.float64, LAYOUTS[4][layout], SHAPES)
     found = check_sharding(*pair, optimizer(RULE, executor=executor), steps=2)
     assert all(d.same for d in found), f"{layout}:\n{table(found)}"
@@ -45,10 +50,10 @@ def with_gradients(model):
         p.grad = shard_like(gradient(torch.empty(p.shape, dtype=p.dtype), seed=i), p)
 
 
-def check_bytes(rank, layout):
-    """As many as the plan says, by all-to-all and, for sums over rows, all-reduce alone."""
+def check_bytes(rank, layout, options=SMALL):
+    """As many as the plan says: all-to-all within a copy, broadcasts between copies, row sums."""
     _, model = models(torch.float64, LAYOUTS[4][layout], SHAPES)
-    executor = polarlight.Sharded(options=SMALL)
+    executor = polarlight.Sharded(options=options)
     made = optimizer(RULE, executor=executor)(model)
     with_gradients(model)
     made.step()
@@ -57,9 +62,31 @@ def check_bytes(rank, layout):
     (plan,) = executor.plans()
     stay = [3] if layout == "columns" else [0, 4, 5]  # columns: the stack is cut by rows
     assert list(plan.rowwise) == stay
-    assert found.names == {"alltoall_base_", "allreduce_"}
+    copies = {"broadcast_"} if layout == "HSDP" else set()
+    assert found.names == {"alltoall_base_", "allreduce_"} | copies
+    received = found.bytes
+    for bucket in executor._cached[0].schedule.buckets:
+        received += sum(
+            f.nbytes
+            for _, broadcasts in bucket.rounds
+            for b in broadcasts
+            for f in b.fragments
+            if b.source != rank
+        )
+        if options.peers == 1:  # an all-to-all counts what a process passes on to itself
+            received -= sum(to_itself(plan, e, rank) for e in bucket.gather.values())
+            received -= sum(to_itself(plan, e, rank) for e in bucket.scatter.values())
     sums = sum(s.sent for s in plan.rowwise.values())
-    assert found.bytes == traffic(plan)[rank].received - sums
+    assert received == traffic(plan)[rank].received - sums
+
+
+def to_itself(plan, exchange, rank):
+    """Bytes that stay on a process in a hop, on the way to or from it."""
+    return sum(
+        size * ((by == rank) + (to == rank))
+        for (by, to), parts in exchange.relayed.items()
+        for _, size in parts
+    )
 
 
 def check_keys(rank):
@@ -92,8 +119,9 @@ def check_plan_is_kept(rank):
 def every(rank):
     check_plan_is_kept(rank)
     for layout in ("rows", "HSDP", "columns"):
-        check_buckets(rank, layout)
-        check_bytes(rank, layout)
+        for options in (SMALL, TWO_LEVELS):
+            check_buckets(rank, layout, options)
+            check_bytes(rank, layout, options)
     check_keys(rank)
 
 

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import re
 
 import pytest
 import torch
@@ -10,13 +11,7 @@ import torch
 from polarlight import SpectralOptimizer
 from polarlight.linalg import MatrixMap
 from polarlight.rules import REGISTERED
-from tests.architecture.test_structure import NAMESPACES
-
-WITHOUT_EXAMPLE = {
-    *("AutoPolar", "Chaotic", "EigenPolar", "ExactPolar", "ExactPower", "GramNewtonSchulz"),
-    *("NewtonSchulz", "OneSidedPolar", "QDWH", "RationalPower", "RegularisedPolar", "ZoloPD"),
-}
-"""Engines that have no example yet; may only shrink."""
+from tests.architecture.test_structure import NAMESPACES, ROOT
 
 
 def public():
@@ -34,10 +29,7 @@ def public():
 PUBLIC = public()
 
 
-def examples(value):
-    """The doctests of an object of the package and of what is defined in it."""
-    tests = doctest.DocTestFinder().find(value, getattr(value, "__name__", None), globs={})
-    return [test for test in tests if test.examples]
+WITH_EXAMPLES = [file for file in sorted(ROOT.rglob("*.py")) if ">>>" in file.read_text()]
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +41,18 @@ def registered_rules():
     REGISTERED.update(before)
 
 
-@pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if examples(value)])
-def test_examples_in_docstrings_print_their_output(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("file", WITH_EXAMPLES, ids=lambda f: f"{f.parent.name}.{f.stem}")
+def test_examples_in_docstrings_print_their_output(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    for test in examples(PUBLIC[name]):
+    name = ".".join(("polarlight", *file.relative_to(ROOT).with_suffix("").parts))
+    module = importlib.import_module(name.removesuffix(".__init__"))
+    tests = [test for test in doctest.DocTestFinder().find(module) if test.examples]
+    assert tests
+    for test in tests:
         runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
         report = []
+        test.globs = dict(vars(module)) if "lab" in file.parts else {}  # as users paste them
         runner.run(test, out=report.append)
         assert not runner.failures, "".join(report)
 
@@ -74,9 +71,14 @@ def needs_example(value):
 
 
 def test_classes_monitors_engines_and_hooks_have_examples():
-    missing = {
+    missing = [
         value.__name__
         for value in PUBLIC.values()
         if needs_example(value) and not doctest.DocTestParser().get_examples(value.__doc__)
-    }
-    assert missing <= WITHOUT_EXAMPLE
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.rglob("*.py")), ids=lambda file: file.stem)
+def test_the_section_is_called_examples(file):
+    assert not re.search(r"^ *Example:$", file.read_text(), re.MULTILINE)

@@ -85,7 +85,7 @@ def test_the_site_has_every_page():
 
 
 class Page(HTMLParser):
-    """What a built page links to, and what can be linked to on it."""
+    """Links and anchors of a built page."""
 
     def __init__(self, file):
         super().__init__()

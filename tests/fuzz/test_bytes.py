@@ -43,7 +43,7 @@ def damaged(whole):
 
 
 def outcome(kind, call):
-    """What the call returns, and what an error of the one kind that is allowed says."""
+    """Return the call's result, or the message of the one allowed error."""
     try:
         return call(), None
     except kind as error:

@@ -1,4 +1,4 @@
-"""What lies in a folder of Hugging Face: whatever it says, the answer is one clear error."""
+"""Folders of Hugging Face with any content: one clear error."""
 
 import json
 

@@ -31,7 +31,7 @@ VIEWS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What a group may say, and the shape of its parameters."""
+    """Entries of a group, and the shape of its parameters."""
 
     name: str
     shape: tuple[int, ...]

@@ -88,7 +88,7 @@ def test_the_hyperball_keeps_norms_and_steps_a_part_of_them(make):
         before, after = step(net, optimizer, seed)
         for name, W in ((name, W) for name, W in before.items() if W.ndim == 2):
             torch.testing.assert_close(after[name].norm(), W.norm())
-            # a step of .1 |W| drawn back to the sphere: at most that long, at least its tangent
+            # a step of 0.1 |W| drawn back to the sphere: at most that long, at least its tangent
             assert 0 < (after[name] - W).norm() < 0.1001 * W.norm()
 
 

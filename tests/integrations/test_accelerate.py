@@ -1,13 +1,14 @@
 """accelerate: prepare, DDP in two processes, and what its FSDP2 does to an optimizer's groups."""
 
 import os
+from dataclasses import fields
 
 import pytest
 import torch
 from torch import nn
 
 import polarlight
-from tests.integrations.running import assert_equal_weights, example
+from tests.integrations.running import EXAMPLES, assert_equal_weights, example
 
 
 def tiny():
@@ -138,3 +139,13 @@ def test_two_processes_train_as_one(tmp_path):
         assert torch.equal(ranks[0][name], ranks[1][name])
         # the mean of two halves' gradients is rounded otherwise than the whole batch's
         torch.testing.assert_close(ranks[0][name], expected, atol=2e-3, rtol=0)
+
+
+def test_accelerate_reads_the_fsdp2_config_of_the_examples():
+    commands = pytest.importorskip("accelerate.commands.config.config_args")
+    config = commands.load_config_from_file(str(EXAMPLES / "accelerate_fsdp2.yaml"))
+    assert config.distributed_type == "FSDP"
+    plugin = pytest.importorskip("accelerate").FullyShardedDataParallelPlugin
+    known = {f"fsdp_{f.name.removeprefix('fsdp_')}" for f in fields(plugin)}
+    assert set(config.fsdp_config) <= known
+    assert config.fsdp_config["fsdp_version"] == 2

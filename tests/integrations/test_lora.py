@@ -60,7 +60,7 @@ def test_the_first_step_moves_b_and_not_a():
     net["score"](net["up_proj"](torch.randn(4, 8))).square().sum().backward()
     optimizer.step()
     assert torch.equal(A, before)
-    # 0.01 * 0.2 as AdamW's; Jordan's iteration gives .68 to 1.14 of the exact factor
+    # 0.01 * 0.2 as AdamW's; Jordan's iteration gives 0.68 to 1.14 of the exact factor
     assert 0.6 * 0.002 < B.detach().square().mean().sqrt() < 1.2 * 0.002
 
 

@@ -1,13 +1,14 @@
 """Hugging Face Trainer: routed, watched, saved and resumed bit for bit."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import polarlight
-from polarlight.integrations.trainer import factory, watch
+from polarlight.integrations.trainer import clip_gradients, factory, watch
 from tests.integrations.running import assert_equal_weights, example
 
 
@@ -86,10 +87,46 @@ def test_watching_another_optimizer_is_refused():
 
 
 def test_an_optimizer_class_without_names_raises_with_the_fix():
-    """What Trainer does with an Optimizer subclass: two groups, no names."""
+    """Trainer passes an Optimizer subclass two groups without names."""
     groups = [{"params": list(mlp().parameters()), "weight_decay": 0.0}]
     with pytest.raises(ValueError, match="Pass the model"):
         polarlight.Aurora(groups, lr=0.01)
+
+
+class Clipping(Stub):
+    """As much of a Trainer as `clip_gradients` touches."""
+
+    def __init__(self, optimizer, max_grad_norm):
+        super().__init__(optimizer)
+        self.args = SimpleNamespace(max_grad_norm=max_grad_norm)
+        self.accelerator, self.unscaled = self, 0
+
+    def unscale_gradients(self):
+        self.unscaled += 1
+
+
+def test_clipping_replaces_the_trainers_and_leaves_matrices_alone():
+    model = mlp()
+    trainer = Clipping(polarlight.Muon(model), max_grad_norm=0.5)
+    callback = clip_gradients(trainer)
+    assert trainer.args.max_grad_norm == 0
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    trainer.call("on_pre_optimizer_step")
+    trainer.call("on_step_end")  # an event without a method here
+    assert trainer.unscaled == 1
+    matrix, embedding = model[2].weight.grad, model[0].weight.grad
+    assert torch.equal(matrix, torch.ones_like(matrix))
+    assert embedding.max() < 0.5
+    rest = [p for g in trainer.optimizer.param_groups for p in g["params"] if g["role"] != "hidden"]
+    entries = sum(p.numel() for p in rest if p is not model[2].weight)
+    assert float(callback.norm) <= entries**0.5
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0])
+def test_clipping_by_no_positive_norm_is_refused_with_the_value(norm):
+    with pytest.raises(ValueError, match=f"max_norm must be > 0, got {norm}"):
+        clip_gradients(Clipping(polarlight.Muon(mlp()), max_grad_norm=norm))
 
 
 @dataclass
@@ -234,3 +271,18 @@ def test_an_optimizer_that_is_given_trains_as_the_factorys(trainer_example, tmp_
     given = Trainer(model=model, args=arguments, train_dataset=data, optimizers=(optimizer, None))
     given.train()
     assert_equal_weights(made.model, given.model)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # transformers' and accelerate's own
+def test_the_fine_tuning_example_evaluates_and_resumes_bit_for_bit(tmp_path):
+    pytest.importorskip("transformers")
+    tuning = example("trainer_finetune")
+    whole = tuning.main(tmp_path / "whole")
+    losses = [entry["eval_loss"] for entry in whole.state.log_history if "eval_loss" in entry]
+    assert losses[1] < losses[0]
+    frozen = tuning.pretrained().model.embed_tokens.weight
+    assert torch.equal(whole.model.model.embed_tokens.weight, frozen)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "whole" / "checkpoint-6").rename(tmp_path / "half" / "checkpoint-6")
+    assert_equal_weights(whole.model, tuning.main(tmp_path / "half", resume=True).model)

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def dominated(m, n, dtype=torch.float64):
-    """One singular value far above the rest, as momentum has it: 1, then .3 down to .008."""
+    """One singular value far above the rest, as momentum has it: 1, then 0.3 down to 0.008."""
     U = torch.linalg.qr(gaussian(m, min(m, n), seed=1)).Q
     V = torch.linalg.qr(gaussian(n, min(m, n), seed=2)).Q
     S = torch.logspace(-0.5, -2.1, min(m, n), dtype=torch.float64)
@@ -42,7 +42,7 @@ def orthogonality_error(U):
     ids=str,
 )
 def test_the_forms_are_one_map_up_to_rounding(shape, dtype, tolerance):
-    """bfloat16 rounds squares of small singular values in the Gram form: .05 is the worst here."""
+    """bfloat16 rounds squares of small singular values in the Gram form: 0.05 is the worst here."""
     M = dominated(*shape)
     plain = NewtonSchulz(QUICK, torch.float64, Schatten8())(M)
     chosen = AutoPolar(dtype=dtype)(M)
@@ -166,7 +166,7 @@ def momentum_like(m, n):
 
 
 def mixing_of_the_largest(M, D):
-    """What D makes of the largest singular direction beside that direction, from either side."""
+    """Return the parts of D beside the largest singular direction, from either side."""
     U, _, Vh = torch.linalg.svd(M.double(), full_matrices=False)
     inside = U.mT @ D.double() @ Vh.mT
     return max(inside[0, 1:].norm(), inside[1:, 0].norm()).item()

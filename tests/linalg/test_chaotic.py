@@ -96,7 +96,7 @@ def test_half_precision_input_is_iterated_in_float32():
 
 
 def test_neighbours_are_torn_apart():
-    """What chaos costs: 1e-6 apart in, far apart out."""
+    """Inputs that differ by 1e-6 have far apart outputs."""
     apart = [abs(KAON(s + 1e-6) - KAON(s)) for s in GRID[1:-1]]
     assert max(apart) > 5e-4
     # The mean rate over the interval, in powers of e per step: 0.9 in the long run.

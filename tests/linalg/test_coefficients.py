@@ -242,7 +242,7 @@ def test_the_papers_listing_stretches_all_of_its_polynomials_but_the_eighth(step
 
 @pytest.mark.parametrize("steps", [4, 5, 6, 7])
 def test_below_eight_steps_the_table_in_circulation_lifts_small_values_more(steps):
-    """What decides for it as the default: slope, and the least value from 1e-3 on."""
+    """The default was chosen by slope, and by the least value from 1e-3 on."""
     listed, circulated = polar_express_listing(steps), polar_express(steps)
     assert listed.steps[:-1] == circulated.steps[:-1]
     assert circulated.slope == pytest.approx(1.01 * listed.slope)

@@ -1,4 +1,4 @@
-"""What the maps are without arguments: values that documents and checkpoints rely on."""
+"""Default arguments of maps, on which documents and checkpoints rely."""
 
 import dataclasses
 import importlib

@@ -1,4 +1,4 @@
-"""What every engine promises, whatever it computes."""
+"""Contracts of every engine, independent of its iteration."""
 
 import inspect
 import math
@@ -230,7 +230,7 @@ def _fields(engine):
     ids=lambda x: getattr(x, "name", str(x)),
 )
 def test_rank_one_in_bfloat16_keeps_its_sign_and_size(schedule, normalisation):
-    """Its one singular value is the norm itself, up to 0.4 percent above 1 after rounding."""
+    """The singular value is the norm, up to 0.4 percent above 1 after rounding."""
     engine = NewtonSchulz(schedule, torch.bfloat16, normalisation)
     for seed, (m, n) in enumerate([(16, 4), (4, 16), (64, 64), (1, 7), (7, 1), (200, 100)]):
         u, v = gaussian(m, 1, seed=seed), gaussian(n, 1, seed=seed + 50)

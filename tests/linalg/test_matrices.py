@@ -1,4 +1,4 @@
-"""What every map asks of its input, and the scale that it works at."""
+"""Checks and scaling of every map's input."""
 
 import pytest
 import torch

@@ -43,7 +43,7 @@ def test_half_precision_stays_within_a_safety_of_one_percent(normalisation, dtyp
 
 @all_three
 def test_rank_one_arrives_at_one(normalisation):
-    """Which is why schedules must stand a little more than 1."""
+    """Schedules must therefore accept inputs slightly above 1."""
     X = normalised(gaussian(9, 1) @ gaussian(1, 5, seed=1), normalisation, 1.0, torch.float64)
     assert spectral_norm(X) == pytest.approx(1)
 

@@ -165,7 +165,7 @@ def test_rounding_of_a_low_rank_product_is_no_direction(engine, shape, dtype):
 @engines
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_low_rank_sum_in_another_order_has_the_same_polar_factor(engine, dtype):
-    """What one process and many differ by: rounding of a gradient that has rank 5."""
+    """One process and many differ by rounding of a gradient of rank 5."""
     A, B = gaussian(48, 5, dtype=dtype), gaussian(5, 20, dtype=dtype)
     M, other = A @ B, sum(A[:, [i]] @ B[[i]] for i in reversed(range(5)))
     assert not torch.equal(M, other)

@@ -79,6 +79,11 @@ def test_hopper_and_the_package_are_needed(monkeypatch, capability, spec, expect
     assert quack._installed.__wrapped__(0) is expected  # not the remembered answer
 
 
+def empty(*shape):
+    """A tensor without memory: only its description is read."""
+    return torch.empty(*shape, device="meta")
+
+
 class Like:
     """A tensor's description, on a GPU that is not there."""
 
@@ -92,16 +97,17 @@ class Like:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: torch.empty(512, 1024), True),
-        (lambda: torch.empty(1024, 512).mT, True),
-        (lambda: torch.empty(3, 512, 512), True),
-        (lambda: torch.empty(504, 512), False),  # too small
-        (lambda: torch.empty(513, 512), False),
-        (lambda: torch.empty(512, 1028), False),
-        (lambda: torch.empty(512, 2048)[:, ::2], False),  # nothing lies together
-        (lambda: torch.empty(512, 1025)[:, 1:], False),  # rows start anywhere
-        (lambda: torch.empty(512 * 512 + 1)[1:].view(512, 512), False),
-        (lambda: torch.empty(0, 512, 512), False),
+        (lambda: empty(4096, 8192), True),
+        (lambda: empty(8192, 4096).mT, True),
+        (lambda: empty(100, 1024, 1024), True),  # 2.1e11 flops
+        (lambda: empty(90, 1024, 1024), False),  # 1.9e11
+        (lambda: empty(900, 512, 512), False),  # too small
+        (lambda: empty(4097, 8192), False),
+        (lambda: empty(4096, 8196), False),
+        (lambda: empty(4096, 16384)[:, ::2], False),  # nothing lies together
+        (lambda: empty(4096, 8193)[:, 1:], False),  # rows start anywhere
+        (lambda: empty(4096 * 8192 + 1)[1:].view(4096, 8192), False),
+        (lambda: empty(0, 4096, 8192), False),
     ],
 )
 def test_only_what_the_kernels_can_load_is_given_to_them(monkeypatch, make, expected):
@@ -112,7 +118,7 @@ def test_only_what_the_kernels_can_load_is_given_to_them(monkeypatch, make, expe
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(2048, 768), (768, 2048), (3, 1024, 1024)])
+@pytest.mark.parametrize("shape", [(8192, 4096), (4096, 8192), (100, 1024, 1024)])
 def test_the_kernels_agree_with_plain_products(shape, dtype):
     if not torch.cuda.is_available() or importlib.util.find_spec("quack") is None:
         pytest.skip("needs a CUDA device and quack-kernels")

@@ -42,7 +42,7 @@ def test_without_steps_only_the_polish_is_left():
 
 @pytest.mark.parametrize(("m", "reduced"), [(100, 0), (120, 0), (130, 1), (1000, 1)])
 def test_matrices_longer_by_more_than_a_quarter_are_reduced(monkeypatch, m, reduced):
-    """Where that is cheaper: at two steps by QR and two by Cholesky from 1.26 on."""
+    """A QR reduction is cheaper from 1.26 on, at two steps by QR and two by Cholesky."""
     iterate(gaussian(m, 100), QDWH().plan(torch.float32))  # counts its operations once
     shapes, qr = [], torch.linalg.qr
     monkeypatch.setattr(torch.linalg, "qr", lambda X: shapes.append(tuple(X.shape)) or qr(X))

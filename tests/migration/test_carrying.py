@@ -127,7 +127,7 @@ def test_the_first_steps_after_the_switch_are_those_that_theirs_would_take(switc
     expected, found = change(model, optimizers, 12), change(twin, [new], 12)
     for a, b in zip(expected, found, strict=True):
         # bfloat16 roundings of two orders of operations differ in directions that the momentum
-        # hardly has: .09 on `mix`, whose gradients have rank 8 of 24. The others are float32.
+        # hardly has: 0.09 on `mix`, whose gradients have rank 8 of 24. The others are float32.
         tolerance = 0.1 if isinstance(optimizers[0], torch.optim.Muon) else 1e-4
         assert (a - b).norm() <= tolerance * a.norm()
 
@@ -199,7 +199,7 @@ def test_a_heavy_ball_rule_gets_the_sum():
             new.state[p]["momentum_buffer"], 10 * muon.state[p]["momentum_buffer"]
         )
     fresh = {line.name: line.reason for line in report.lines if line.fresh}
-    assert fresh["norm.weight"] == "the old optimizers do not have it"
+    assert fresh["norm.weight"] == "not in the old optimizers"
     assert "from zero" in str(report)
 
 

@@ -87,7 +87,7 @@ def test_torchs_update_has_the_stated_rms(shape, name, option):
     weight = torch.nn.Parameter(torch.zeros(shape))
     optimizer = torch.optim.Muon([weight], lr=0.01, weight_decay=0.0, adjust_lr_fn=option)
     said = update_rms(0.01, name, shape)
-    # Jordan's five steps return .68 to 1.14 where the exact factor has 1.
+    # Jordan's five steps return 0.68 to 1.14 where the exact factor has 1.
     assert 0.75 * said < moved(optimizer, weight, gradient) < 1.14 * said
 
 
@@ -171,7 +171,7 @@ def test_invalid_arguments_raise_with_their_value(call, said):
 
 @pytest.mark.parametrize("shape", [(64, 3, 3, 3), (8, 16, 5, 5), (64, 4, 1, 1)], ids=str)
 def test_unscaled_is_what_keller_takes_for_a_convolution(shape):
-    """Its scale reads the last two dimensions of the kernel, the window."""
+    """Keller's scale reads the last two dimensions of the kernel, the window."""
     g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     weight = torch.nn.Parameter(torch.zeros(shape))
     polar = polarlight.linalg.ExactPolar()

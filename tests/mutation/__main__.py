@@ -39,7 +39,7 @@ def sample(count, seed, only):
 
 
 def calls_of(tests):
-    """What each test calls, measured in two processes where its file has not been measured yet.
+    """Return the functions each test calls, measured in two processes where its file is new.
 
     Other changes of the package may make that old: a test is then not chosen, and a mutant survives
     that it would kill. `make clean` forgets.
@@ -64,13 +64,13 @@ def calls_of(tests):
 
 
 def measure(cached, stamp, tests):
-    """Measures the tests of one file, in a child."""
+    """Measure the tests of one file, in a child process."""
     cached.write_text(json.dumps({"stamp": stamp, "tests": suite.measured(tests)}))
     return b"{}"
 
 
 def run_all(jobs, limit, label, workers=2, until=None, report=None):
-    """Runs each job in a child of its own, some at a time; shows a bar.
+    """Run each job in its own child process, several at a time, with a bar.
 
     Args:
         jobs: Functions that return bytes of JSON.

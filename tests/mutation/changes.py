@@ -108,7 +108,7 @@ class Mutant:
 
     @property
     def key(self):
-        """What finds it again: the text of the file is part of it."""
+        """Return the mutant's identity, which includes the file's text."""
         return f"{self.file}:{self.number}:{digest(self.file)}"
 
 

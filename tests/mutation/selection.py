@@ -1,4 +1,4 @@
-"""Which tests may notice a mutant, the likeliest first."""
+"""Selection of tests that may detect a mutant, the likeliest first."""
 
 import ast
 from collections import Counter
@@ -30,7 +30,7 @@ class Selection:
         return self._ordered(mutant.file, self._by_function.get((mutant.file, mutant.function[1])))
 
     def _near(self, file):
-        """Its own tests, and those that call anything in the file or in one that imports it."""
+        """Return the file's own tests, and tests that call it or a file that imports it."""
         near = {test for test in self._seconds if is_own(test, file)}
         return near.union(*(self._by_file.get(f, ()) for f in [file, *importers(file)]))
 
@@ -50,7 +50,7 @@ class Selection:
 
 
 def is_own(test, file):
-    """Whether a test is from the file's own: test_<file>.py, or test_<file>_steps.py."""
+    """Tell whether a test belongs to the file: test_<file>.py, or test_<file>_steps.py."""
     name, stem = PurePath(test.split("::")[0]).name, PurePath(file).stem
     return name == f"test_{stem}.py" or name.startswith(f"test_{stem}_")
 

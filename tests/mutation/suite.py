@@ -20,7 +20,7 @@ from tests.distributed import processes
 from tests.mutation.changes import PACKAGE, ROOT
 
 FOLDERS = [
-    *("tests/linalg", "tests/rules", "tests/contracts", "tests/torch_contract"),
+    *("tests/linalg", "tests/rules", "tests/stages", "tests/contracts", "tests/torch_contract"),
     "tests/optimizer",
     *("tests/test_recipes.py", "tests/test_diloco.py"),
     *("tests/test_view.py", "tests/reliability", "tests/fuzz"),
@@ -101,7 +101,7 @@ class Forking:
 
 
 def first_failure(tests, seconds):
-    """Runs tests in order: the id of the first that fails, or None; and how many ran."""
+    """Run tests in order; return the id of the first that fails, or None, and their number."""
     start, ran = time.process_time(), 0
     for test, following in zip(tests, [*tests[1:], None], strict=True):
         ran += 1
@@ -174,7 +174,7 @@ class Code:
                 self._caches += [thing] if thing.__module__.startswith("polarlight") else []
 
     def replace(self, mutant, tree):
-        """Gives the functions of a file the code of the changed tree."""
+        """Replace the code of a file's functions by that of the changed tree."""
         name = str(PACKAGE / mutant.file)
         for code in nested(compile(tree, name, "exec")):
             for function in self._found.get((name, code.co_firstlineno, code.co_name), []):
@@ -218,7 +218,7 @@ def in_child(work, limit):
 
 
 def quiet(log=os.devnull):
-    """What the tests print goes to a file."""
+    """Redirect the tests' output to a file."""
     nothing = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)

@@ -1,4 +1,4 @@
-"""What share of the mutants the tests kill, how sure that is, and which survive."""
+"""Share of mutants that the tests kill, its interval, and the survivors."""
 
 import json
 from collections import Counter
@@ -66,5 +66,5 @@ def shares(entries, reasons):
 
 
 def name_of(entry):
-    """What identifies a change wherever its line has moved."""
+    """Return a change's identity, independent of its line."""
     return entry["file"], entry["before"], entry["after"]

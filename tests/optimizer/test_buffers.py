@@ -37,7 +37,7 @@ def stepped(params, optimizer, start=0, steps=3, bad=()):
 
 
 def fill(params, optimizer):
-    """What a schedule-free wrapper keeps, and entries that are no tensors."""
+    """Add a schedule-free wrapper's buffers, and entries that are not tensors."""
     for p in params:
         optimizer.state[p]["z"] = p.detach().clone()
         optimizer.state[p]["train_mode"] = True

@@ -123,9 +123,7 @@ def test_the_host_waits_for_flags_where_a_stage_counts_on_the_host(rule, key, as
     assert active == {0: [0] if asked else [0, 1]}
 
 
-def test_a_gradient_that_is_nonfinite_on_another_process_is_dropped(monkeypatch):
-    monkeypatch.setattr(gradient_guard, "nonfinite_on_any_process", lambda *_: {(0, 1), (1, 0)})
-    monkeypatch.setattr(gradient_guard, "local_gradient", lambda p: p.grad)
+def test_a_gradient_that_is_nonfinite_on_another_process_is_dropped():
     guard, groups = NonFiniteGuard(NonFinite.SKIP), [group(1.0, 1.0), group(1.0, 1.0)]
     sharded = [{1}, {0}]
 
@@ -136,6 +134,7 @@ def test_a_gradient_that_is_nonfinite_on_another_process_is_dropped(monkeypatch)
             active,
             {p: {} for g in groups for p in g["params"]},
             sharded=sharded,
+            elsewhere={(0, 1), (1, 0)},
             wait=False,
         )
         return active
@@ -159,7 +158,7 @@ def test_finite_gradients_have_no_mask_under_any_policy():
 def test_skip_counts_are_allocated_ahead_and_again_for_a_group_that_grew():
     guard, groups = NonFiniteGuard(NonFinite.SKIP), [group(1.0), group(1.0, 1.0)]
     guard.allocate_counts(groups)
-    assert [len(counts) for counts in guard._skipped_on_device.values()] == [1, 2]
+    assert [len(counts.places) for counts in guard._skipped_on_device.values()] == [3]
     groups[0]["params"] += parameters(torch.nan)
     for _ in range(3):
         guard.allocate_counts(groups)
@@ -171,12 +170,15 @@ def test_an_optimizer_allocates_skip_counts_with_its_state():
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = polarlight.Muon([p])
     optimizer.state_dict()
-    assert [counts.tolist() for counts in optimizer._guard._skipped_on_device.values()] == [[0]]
+    counts = optimizer._guard._skipped_on_device
+    assert {str(device): some.places for device, some in counts.items()} == {"cpu": [(0, 0)]}
 
 
 def test_mask_for_returns_flags_by_param_index_and_true_for_absent_ones():
-    assert masked.mask_for(None, [0, 1]) is None
-    assert [bool(x) for x in masked.mask_for({2: BAD}, [1, 2])] == [True, False]
+    params = [torch.ones(2, device=device) for device in ("cpu", "meta", "cpu")]
+    assert masked.mask_for(None, [0, 1], params) is None
+    assert [bool(x) for x in masked.mask_for({2: BAD}, [0, 2], params)] == [True, False]
+    assert masked.mask_for({2: BAD}, [1], params)[0].device.type == "meta"
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,12 @@ import torch
 import polarlight
 from polarlight.execution.sharded import collectives
 from polarlight.optimizer.gradient_guard import (
-    NonFiniteGuard,
     finite_flags,
+    finite_of,
     finite_on_host,
     gradients_by_device,
     is_host_readable,
     nonfinite_indices,
-    nonfinite_on_any_process,
 )
 from polarlight.rules import AdamWRule
 
@@ -83,51 +82,31 @@ def test_elementwise_rules_square_their_gradients(rule, bad):
     params = [torch.nn.Parameter(torch.ones(4)) for _ in range(3)]
     for p, g in zip(params, (3e38, math.inf, 1.0), strict=True):
         p.grad = torch.full((4,), g)
-    assert nonfinite_indices({"params": params, "rule": rule}, [0, 1, 2], ()) == bad
+    assert nonfinite_indices({"params": params, "rule": rule}, [0, 1, 2]) == bad
 
 
-class Processes:
-    """Two of them; the other one has its own view of what is bad on a mesh."""
-
-    def __init__(self, monkeypatch, theirs):
-        self.exchanged, self._theirs = [], theirs
-        monkeypatch.setattr(f"{GUARD}.local_gradient", lambda p: p.grad)
-        monkeypatch.setattr(collectives, "elementwise_max", self.elementwise_max)
-
-    def elementwise_max(self, flags, mesh):
-        self.exchanged.append((mesh, flags.numel()))
-        theirs = torch.tensor(self._theirs[mesh], dtype=flags.dtype)
-        return torch.maximum(flags, theirs.max() if flags.ndim == 0 else theirs)
+@pytest.mark.parametrize("squares", [False, True])
+def test_flags_of_several_groups_come_in_the_order_asked_for(squares):
+    rules = [AdamWRule() if squares else polarlight.rules.muon(), polarlight.rules.muon()]
+    groups = [{"params": gradients([1.0, math.nan, 3e38]), "rule": rule} for rule in rules]
+    found = finite_of(groups, [(1, 2), (0, 1), (0, 2), (1, 0), (0, 0)])
+    assert found.tolist() == [True, False, not squares, True, True]
 
 
-def sharded(mesh, gradient):
-    p = torch.nn.Parameter(torch.ones(2))
-    p.grad, p.device_mesh = torch.full((2,), gradient), mesh
-    return p
+def gradients(values):
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in values]
+    for p, value in zip(params, values, strict=True):
+        p.grad = torch.full((2,), value)
+    return params
 
 
-def test_processes_exchange_one_number_per_mesh_and_flags_only_if_it_is_set(monkeypatch):
-    processes = Processes(monkeypatch, {"a": [0, 1, 0], "b": [0]})
-    plain = torch.nn.Parameter(torch.ones(2))
-    plain.grad = torch.full((2,), math.nan)
-    groups = [
-        {"params": [sharded("a", 1.0), plain, sharded("b", 1.0)], "rule": polarlight.rules.muon()},
-        {"params": [sharded("a", 1.0), sharded("a", math.nan)], "rule": AdamWRule()},
-    ]
-    active = {0: [0, 1, 2], 1: [0, 1]}
-    assert nonfinite_on_any_process(groups, active, [{0, 2}, {0, 1}]) == {
-        (1, 0),
-        (1, 1),
-    }
-    assert processes.exchanged == [("a", 1), ("a", 3), ("b", 1)]
+def test_nothing_is_compared_with_other_processes_where_nothing_is_shared(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a collective")
 
-
-def test_nothing_is_exchanged_where_nothing_is_sharded(monkeypatch):
-    processes = Processes(monkeypatch, {})
-    p = torch.nn.Parameter(torch.ones(2))
-    p.grad = torch.full((2,), math.nan)
-    group = {"params": [p], "rule": polarlight.rules.muon()}
-    guard = NonFiniteGuard(polarlight.NonFinite.SKIP)
-    guard.flag_nonfinite([group], {0: [0]}, {p: {}}, sharded=[set()], wait=False)
-    assert nonfinite_on_any_process([group], {0: [0]}, [set()]) == set()
-    assert processes.exchanged == []
+    monkeypatch.setattr(collectives, "reduce_max", refuse)
+    p = torch.nn.Parameter(torch.ones(2, 2))
+    p.grad = torch.full((2, 2), math.nan)
+    optimizer = polarlight.SpectralOptimizer([p], rule=polarlight.rules.muon())
+    optimizer.step()
+    assert list(optimizer.skipped().values()) == [1]

@@ -204,7 +204,7 @@ def test_all_may_be_bad_and_some_may_have_no_gradient_or_no_entries(where):
 
 
 def test_huge_gradients_are_finite(where):
-    """Their sum and the sum of their squares are not."""
+    """The sum of the entries and of their squares is not."""
     optimizer = trained(polarlight.rules.muon(), steps=0, count=1)
     p = parameters_of(optimizer)[0]
     before = p.detach().clone()
@@ -237,7 +237,7 @@ def test_probes_receive_no_skipped_parameter(where):
 
 
 def test_a_gradient_whose_square_overflows_is_not_finite_for_adamw(where):
-    """Its second moment would be infinite, and the parameter would never move again."""
+    """Otherwise the second moment is infinite, and the parameter never moves again."""
     optimizer = trained(AdamWRule())
     before = snapshot(optimizer, 1)
     set_gradients(optimizer, 7)

@@ -1,4 +1,4 @@
-"""What a user installs: a wheel that imports fast, carries its types, and names what is missing."""
+"""Installed wheel: imports fast, carries types, names what is missing."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What CI installs: every package by hash, nothing missing, at the versions of constraints.txt."""
+"""Packages of CI: all by hash, none missing, at the versions of constraints.txt."""
 
 import json
 import re

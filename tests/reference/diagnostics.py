@@ -1,4 +1,4 @@
-"""What the monitors tell, from the definitions: one matrix, one layer, a history of rows.
+"""Statistics of the monitors from their definitions: a matrix, a layer, a history of rows.
 
 Leverages are squared row norms of the left singular vectors. A row's share is its part of a total
 of m. Shares of the momentum are its leverages times m/n. Quantiles interpolate linearly.
@@ -40,7 +40,7 @@ def matrix(W, D, M, lr):
 
 
 def shares(x):
-    """How uneven shares are: neurons as many as would be, if equal, by the participation ratio."""
+    """Return statistics of uneven shares, with the participation ratio."""
     return {
         "starved": {t: (x < float(t)).mean() for t in THRESHOLDS},
         "spread": spread(x),

@@ -2,7 +2,7 @@
 
     row then polar:  U = polar(rows(M))       polar then row:  U = rows(polar(M))
     columns: the same for M', transposed back.   pairs: rows j and r + j of M side by side as one.
-    W <- (1 - lr wd) W - lr s U;  s = .2 sqrt(max(p, q)) and .2 sqrt(q), p x q the laid-out matrix
+    W <- (1 - lr wd) W - lr s U;  s = 0.2 sqrt(max(p, q)) and 0.2 sqrt(q), p x q the laid-out matrix
 
 Source: the symmetry-compatible stack (2026), arXiv 2605.18106, HybridPolarGradM with alpha = 0.
 """

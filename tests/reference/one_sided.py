@@ -1,7 +1,7 @@
 """One-sided PolarGrad, left and right, with the nuclear norm to a power.
 
     right:  U = M (M'M)^(-1/2)      left:  U = (M M')^(-1/2) M       (pseudo-inverse)
-    W <- (1 - lr wd) W - lr s U,    s = |M|_*^alpha, or .2 sqrt(max(m, n)) where alpha is None
+    W <- (1 - lr wd) W - lr s U,    s = |M|_*^alpha, or 0.2 sqrt(max(m, n)) where alpha is None
     centred:  U = P side(P M),  P = I - 1 1'/m
 
 Source: the symmetry-compatible stack (2026), arXiv 2605.18106.

@@ -1,9 +1,9 @@
 """RowNorm, plain and centred.
 
-    M <- mu M + (1 - mu) G,   U_i = M_i / |M_i|,   W <- (1 - lr wd) W - lr .2 sqrt(n) U
+    M <- mu M + (1 - mu) G,   U_i = M_i / |M_i|,   W <- (1 - lr wd) W - lr 0.2 sqrt(n) U
     centred:  P = I - 1 1'/m,   U = P rows(P M)
 
-Source: the symmetry-compatible stack (2026), arXiv 2605.18106; the factor .2 sqrt(n) makes entries
+Source: the symmetry-compatible stack (2026), arXiv 2605.18106; the factor 0.2 sqrt(n) makes entries
 of unit rows as large as AdamW's.
 """
 

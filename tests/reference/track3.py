@@ -5,7 +5,7 @@
 
 norm(x, g) = g x / sqrt(mean(x^2) + eps); attention: q and k normed per head without gains, then
 turned by the angles position * (1/1024)^(i / (d/4 - 1)), i < d/4, and by nothing in the other
-quarter of the pairs; scores .12 q'k over the past; mlp: proj(relu(fc x)^2); biases everywhere.
+quarter of the pairs; scores 0.12 q'k over the past; mlp: proj(relu(fc x)^2); biases everywhere.
 
 Source: KellerJordan/modded-nanogpt, records/track_3_optimization/train_gpt_simple.py.
 """

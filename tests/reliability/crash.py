@@ -76,7 +76,7 @@ def result(folder):
 
 
 def differ(ours, theirs):
-    """Whether two results differ in any record or any bit of weights or state."""
+    """Tell whether two results differ in any record or any bit of weights or state."""
     if ours[0] != theirs[0]:
         return True
     first, second = ours[1], theirs[1]

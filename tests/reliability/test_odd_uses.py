@@ -131,7 +131,7 @@ COUNTING = {name: rule for name, rule in RULES.items() if counts(rule)}
 @pytest.mark.parametrize("rule", COUNTING.values(), ids=COUNTING)
 @pytest.mark.parametrize("count", [2**24, 2**40], ids=["2^24", "2^40"])
 def test_any_number_of_steps_may_have_been_made(rule, count):
-    """Where a float32 counts no further: nothing divides by what is left of it."""
+    """Beyond 2^24 a float32 counter stops; nothing divides by its remainder."""
     optimizer = trained(rule, count=1)
     (p,) = parameters_of(optimizer)
     optimizer.state[p]["step"].fill_(count)

@@ -189,7 +189,7 @@ def test_extreme_gradients_and_adamw():
 
 @pytest.mark.parametrize("size", [6e4, 1e3, 1e-3, 3e-4, 1e-5, 6e-8], ids=str)
 def test_adamw_in_float16_squares_gradients_in_float32(size):
-    """Their squares are infinite or zero in float16: weights stood still, or moved too far."""
+    """Squares in float16 are infinite or zero: weights stand still or move too far."""
     steps = []
     for dtype, factor in ((torch.float16, size), (torch.float32, 1.0)):
         p = nn.Parameter(torch.zeros(4, dtype=dtype))

@@ -57,7 +57,7 @@ def run(
 
 
 def steps_taken(lengths):
-    """How many steps after the last ordinary one were longer than a hundredth of it."""
+    """Count steps after the last ordinary one that exceed a hundredth of it."""
     ordinary = lengths[ORDINARY - 1]
     return sum(length > 0.01 * ordinary for length in lengths[ORDINARY:])
 

@@ -1,4 +1,4 @@
-"""What comes from elsewhere: names that would be code, and a network that nobody asked for."""
+"""Hostile input: names that contain code, and a refused network."""
 
 import itertools
 import json
@@ -110,7 +110,7 @@ def test_names_of_layers_that_were_watched_are_shown_and_do_nothing(tmp_path):
 
 
 class Tags(HTMLParser):
-    """How many of each there are."""
+    """Counts of a page's tags."""
 
     def __init__(self, html):
         super().__init__()

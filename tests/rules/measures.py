@@ -1,4 +1,4 @@
-"""What the tests of balanced polar factors measure, one number per matrix."""
+"""Measures of balanced polar factors, one number per matrix."""
 
 import torch
 from torch import Tensor

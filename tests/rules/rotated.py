@@ -19,7 +19,7 @@ def memory(rule: UpdateRule, M: torch.Tensor) -> Buffers:
 
 
 def directions(rule: UpdateRule, Gs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """What the rule makes of gradients that come one after another."""
+    """Return a rule's directions for a sequence of gradients."""
     buffers = memory(rule, Gs[0])
     return [rule.direction(G, buffers) for G in Gs]
 

@@ -39,7 +39,7 @@ kinds = pytest.mark.parametrize("kind", [many_skewed, many_gaussian])
 
 
 def tangent_gradient(M, U):
-    """Its norm over that of M, for each matrix."""
+    """Return the norm of the tangent gradient over that of M, for each matrix."""
     return TangentSpace.at(U).project(M).norm(dim=(-2, -1)) / M.norm(dim=(-2, -1))
 
 

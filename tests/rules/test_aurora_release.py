@@ -39,14 +39,14 @@ def test_the_long_axis_follows_the_reference(shape, rounds, exponent):
 
 
 # Standard deviation over mean of the leverages on ten skewed 24 x 6 matrices, worst (median):
-# polar 1.3 (1.1); rounds 1: .53 (.48), 2: .21 (.18), 3: .10 (.08), 5: .030 (.017), 10: 2e-3 (9e-4),
-# 20: 2e-5 (2e-6), 50: 5e-11. The bounds are twice the worst.
+# polar 1.3 (1.1); rounds 1: 0.53 (0.48), 2: 0.21 (0.18), 3: 0.10 (0.08), 5: 0.030 (0.017),
+# 10: 2e-3 (9e-4), 20: 2e-5 (2e-6), 50: 5e-11. The bounds are twice the worst.
 @pytest.mark.parametrize(("rounds", "bound"), [(1, 1.1), (2, 0.42), (5, 0.06), (20, 4e-5)])
 def test_leverages_are_equal_to_the_stated_accuracy(rounds, bound):
     assert spread(replace(RELEASE, rounds=rounds)(many_skewed(*TALL))).max() < bound
 
 
-# The same with the exponent from the shape, .67 at 4:1. Worst (median) at rounds 2: .14 (.12),
+# The same with the exponent from the shape, 0.67 at 4:1. Worst (median) at rounds 2: 0.14 (0.12),
 # 5: 9e-3 (5e-3), 10: 2e-4 (5e-5), 20: 2e-7 (1e-8).
 @pytest.mark.parametrize(("rounds", "gain"), [(2, 1.2), (5, 2), (10, 5), (20, 20)])
 def test_the_exponent_of_the_shape_contracts_faster_at_four_to_one(rounds, gain):

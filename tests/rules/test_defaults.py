@@ -1,4 +1,4 @@
-"""What rules, solvers and classes are without arguments, spelt out once more."""
+"""Default arguments of rules, solvers and classes, written a second time."""
 
 import math
 

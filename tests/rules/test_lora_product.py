@@ -117,7 +117,7 @@ def test_the_step_of_the_product_does_not_depend_on_its_factorization(kind):
 
 
 def test_muon_on_the_factors_depends_on_how_the_product_is_written():
-    """What the rule is for: the factors as matrices of their own do not pass the test above."""
+    """Factors as separate matrices do not pass the test above."""
 
     def apart(R):
         factors = pair(12, 10, 3, R)

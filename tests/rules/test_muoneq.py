@@ -54,7 +54,7 @@ def test_the_first_step_is_the_rows_own_where_the_phase_is_over_at_once(phase):
 
 
 def floors_share(*Ms):
-    """How far the floor can move the smallest row: half its square, in units of that row."""
+    """Return the floor's largest effect on the smallest row: half its square, relative."""
     smallest = min((M.norm(dim=-1) / M.square().sum(-1).mean().sqrt()).min().item() for M in Ms)
     return (1e-4 / smallest) ** 2
 

@@ -53,7 +53,7 @@ def test_left_right_and_full_are_one_matrix(shape):
 
 
 def test_centred_left_stays_exact_in_float32():
-    """Its Gram matrix is singular: the reference is the pseudo-inverse in float64."""
+    """The Gram matrix is singular: the reference is the pseudo-inverse in float64."""
     M = gaussian(16, 40)
     exact = one_sided.without_mean(one_sided.left(one_sided.without_mean(M.numpy())))
     rule = centred(

@@ -62,7 +62,7 @@ def signed_permutation(n, seed=9):
 
 
 def difference(left, right):
-    """How far turning the gradients and turning the update are apart."""
+    """Return the distance between turned gradients' update and the turned update."""
     rule, Gs = polar_adamw(polar=EXACT), [gaussian(*TALL, seed=seed) for seed in range(3)]
     turned = directions(rule, [left @ G @ right for G in Gs])[-1]
     return (turned - left @ directions(rule, Gs)[-1] @ right).abs().max()

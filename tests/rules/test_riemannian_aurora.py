@@ -42,7 +42,7 @@ def test_steps_and_step_size_follow_the_reference():
 
 
 # Standard deviation over mean of the leverages on ten skewed 24 x 6 matrices, worst (median):
-# polar 1.3 (1.1); steps 1: .23 (.15), 3: .024 (.007), 10: 9e-5 (4e-5), 30: 8e-6 (3e-6).
+# polar 1.3 (1.1); steps 1: 0.23 (0.15), 3: 0.024 (0.007), 10: 9e-5 (4e-5), 30: 8e-6 (3e-6).
 # The bounds are twice the worst.
 @pytest.mark.parametrize(("steps", "bound"), [(1, 0.46), (3, 0.05), (10, 2e-4), (30, 2e-5)])
 def test_leverages_are_equal_to_the_stated_accuracy(steps, bound):
@@ -66,16 +66,16 @@ def ascended():
 def test_many_steps_reach_the_optimality_condition(ascended):
     residuals = [kkt_residual(M, U) for M, U in zip(*ascended, strict=True)]
     # Worst (median) of ten seeds: 2e-3 (5e-4), and falling with the inverse of the steps. After the
-    # 3 steps of .1 it is .60 (.41), at the fixed point of row scaling .78 (.61).
+    # 3 steps of 0.1 it is 0.60 (0.41), at the fixed point of row scaling 0.78 (0.61).
     assert max(residuals) < 5e-3
 
 
 def test_the_fixed_point_of_row_scaling_is_not_optimal(ascended):
     M, U = ascended
     level = BalancedPolar(EXACT, rounds=60)(M)
-    # The ascent keeps .76 to .90 of the nuclear norm, the fixed point .69 to .85.
+    # The ascent keeps 0.76 to 0.90 of the nuclear norm, the fixed point 0.69 to 0.85.
     assert (alignment(M, U) > alignment(M, level) + 0.03).all()
-    assert min(map(kkt_residual, M, level)) > 0.3  # .53 to .78
+    assert min(map(kkt_residual, M, level)) > 0.3  # 0.53 to 0.78
 
 
 def test_three_steps_are_better_aligned_and_more_even_than_two_rounds_of_scaling():

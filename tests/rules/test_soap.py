@@ -131,7 +131,7 @@ def test_sorting_returns_the_permutation():
 
 
 def test_the_second_moment_is_reordered_with_the_columns_of_the_bases():
-    """What was the smallest direction becomes the largest: its entries move to the front."""
+    """The smallest direction becomes the largest: its entries move to the front."""
     first, second = (
         torch.tensor(d, dtype=torch.float64).diag() for d in ((4, 3, 2, 1), (1, 1, 1, 9))
     )
@@ -246,7 +246,7 @@ def test_without_sides_it_is_adam_after_its_first_gradient():
 
 
 class Reads(TorchDispatchMode):
-    """What the host reads from tensors."""
+    """Values that the host reads from tensors."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:

@@ -1,4 +1,4 @@
-"""What all three solvers of Aurora promise; their accuracies stand with their own tests."""
+"""Contracts of Aurora's three solvers; their own tests have the accuracies."""
 
 from dataclasses import replace
 

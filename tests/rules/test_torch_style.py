@@ -1,4 +1,4 @@
-"""What the torch-style classes share: keywords, errors, docstrings, and how they print."""
+"""Common parts of the torch-style classes: keywords, errors, docstrings, repr."""
 
 import inspect
 import pydoc

@@ -83,7 +83,7 @@ def test_an_entry_is_off_by_at_most_the_documented_distance(power, stochastic):
 @POWERS
 def test_stochastic_rounding_is_right_on_average(power):
     X = gaussian(16, 128, seed=3).float()
-    momentum, total, draws = InInt8(power=power), torch.zeros(16, 128), 400
+    momentum, total, draws = InInt8(power=power, stochastic=True), torch.zeros(16, 128), 400
     for i in range(draws):
         _, Y = kept(momentum, X, counter(i))
         total += Y
@@ -155,7 +155,7 @@ def test_a_resumed_run_is_the_straight_one_bit_for_bit(stochastic, dtype):
 
 
 def test_a_parameter_with_a_nan_keeps_codes_scales_and_counter():
-    optimizer = optimizer_of(InInt8(), SHAPE, SHAPE)
+    optimizer = optimizer_of(InInt8(stochastic=True), SHAPE, SHAPE)
     run(optimizer, 2)
     first, second = parameters_of(optimizer)
     before = copy.deepcopy(optimizer.state[first])
@@ -169,7 +169,7 @@ def test_a_parameter_with_a_nan_keeps_codes_scales_and_counter():
 
 def test_flags_on_a_device_restore_codes_scales_and_counter():
     """The path of accelerators: selection by a flag, without waiting for it."""
-    momentum = InInt8()
+    momentum = InInt8(stochastic=True)
     states = [momentum.new_state(torch.zeros(SHAPE)) for _ in range(2)]
     for state in states:
         momentum.store(state, gaussian(*SHAPE, seed=6).float())
@@ -190,7 +190,7 @@ def test_a_momentum_moves_between_float32_and_int8():
     for p in model.parameters():
         p.grad = gaussian(*p.shape, seed=7).float()
     old.step()
-    coded = SpectralOptimizer(names, rule=replace(rule, momentum=InInt8()))
+    coded = SpectralOptimizer(names, rule=replace(rule, momentum=InInt8(stochastic=True)))
     report = carry_over(old, coded)
     assert {line.fresh for line in report.lines} == {("momentum_draws",)}
     back = SpectralOptimizer(names, rule=rule)
@@ -201,6 +201,26 @@ def test_a_momentum_moves_between_float32_and_int8():
         torch.testing.assert_close(
             back.state[p]["momentum_buffer"], M, rtol=0, atol=1.1 * float(M.abs().max()) / 127
         )
+
+
+def gain(stochastic, beta=0.999, steps=2000):
+    """Share of its way that the average of a constant gradient went, from a buffer at 0.9."""
+    momentum = InInt8(EMA(nesterov=False), stochastic=stochastic)
+    state, G = momentum.new_state(torch.zeros(16, 128)), torch.ones(16, 128)
+    start = torch.full((16, 128), 0.9)
+    start[:, 0] = 2.0  # sets the scale, and stays
+    G[:, 0] = 2.0
+    momentum.store(state, start)
+    for _ in range(steps):
+        momentum.bind_state([state])([G], [state["momentum_buffer"]], beta)
+    kept = momentum.dequantize(state["momentum_buffer"], state["momentum_scales"])
+    return (kept[:, 1:].mean() - 0.9).item() / 0.1
+
+
+def test_small_gradients_vanish_to_nearest_and_add_up_at_random():
+    """At decay 0.999 a step changes an entry by 1e-4, a fiftieth of half a code's distance."""
+    assert gain(stochastic=False) == pytest.approx(0, abs=0.1)  # the start itself is rounded
+    assert gain(stochastic=True) == pytest.approx(0.86, abs=0.1)  # 1 - 0.999^2000
 
 
 @pytest.mark.parametrize("other", [InInt8(block=64), InInt8(power=1.25), EMA()], ids=str)
@@ -218,7 +238,7 @@ def test_another_block_or_power_is_another_rule(other):
         ({"power": 0.5}, r"power must be at least 1, got 0\.5"),
     ],
 )
-def test_what_cannot_be_kept_in_int8_is_refused_with_the_value(options, message):
+def test_invalid_int8_settings_raise_with_the_value(options, message):
     with pytest.raises(ValueError, match=message):
         InInt8(**options)
 

@@ -63,7 +63,7 @@ def inputs(cls, device, dtype=None):
 
 
 def error_inputs(cls, device, dtype):
-    """What must be refused, when, and in which words."""
+    """Return parameters that must raise, with the time and text of the error."""
     matrix = torch.rand(2, 3, device=device, dtype=dtype)
 
     def refused(params, said, error=ValueError, on=OptimizerErrorEnum.CONSTRUCTION_ERROR, **kwargs):

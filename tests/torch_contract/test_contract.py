@@ -1,4 +1,4 @@
-"""What torch's own tests hold optimizers to, for every public optimizer and both executors."""
+"""Contracts of torch's own optimizer tests, for every public optimizer and both executors."""
 
 from collections import OrderedDict
 

@@ -17,7 +17,7 @@ executors = pytest.mark.parametrize("executor", EXECUTORS, ids=["one_by_one", "b
 
 
 def with_inputs(function):
-    """Runs the test once for each class and each of its settings."""
+    """Run the test once for each class and each of its settings."""
     cases = [
         pytest.param(info.optim_cls, case.kwargs, id=f"{info.optim_cls.__name__}-{case.desc}")
         for info in INFOS

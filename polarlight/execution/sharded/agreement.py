@@ -1,6 +1,6 @@
 """Agreement of processes on the parameters and gradients of a step, before anything moves.
 
-On every mesh of parameters the processes reduce one vector of eight integers: hashes of the
+On every mesh of parameters the processes reduce one vector of nine integers: hashes of the
 parameters and of the set of gradients, with their minimum and maximum, and whether a gradient is
 not finite. A process without gradients takes part. Where they differ, all processes raise an error
 with the first parameter that differs; it is found by reducing one hash per parameter.
@@ -9,6 +9,7 @@ with the first parameter that differs; it is found by reducing one hash per para
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 from weakref import ref
@@ -24,6 +25,7 @@ from polarlight.execution.sharded.collectives import (
     ProcessMesh,
     layout_of,
 )
+from polarlight.execution.sharded.copies import check_copies
 from polarlight.execution.sharded.plan import Plan
 from polarlight.execution.sharded.specs import param_spec
 from polarlight.registry import stable_text
@@ -32,9 +34,10 @@ from polarlight.rule import UpdateRule
 ABSENT, PRESENT, PENDING = 0, 1, 2
 """States of a gradient; a pending one has to be reduced to its parameter's placements."""
 
-PARAMS, GRADIENTS, COUNT, NONFINITE, TROUBLE, CHAINED = 0, 2, 4, 5, 6, 7
+PARAMS, GRADIENTS, COUNT, NONFINITE, TROUBLE, CHAINED, FRESH = 0, 2, 4, 5, 6, 7, 8
 """Entries of the reduced vector: two hashes, each with its negative behind it; the number of
-parameters; flags. `TROUBLE` is 1 + the lowest rank of a mesh whose processes disagree."""
+parameters; flags. `FRESH` asks to compare copies, `TROUBLE` is 1 + the lowest rank of a mesh whose
+processes disagree."""
 
 Finite = Callable[[Sequence[int]], Tensor]
 """Members -> bool [n], whether the local part of each one's gradient is finite."""
@@ -51,6 +54,7 @@ class Roster:
         refs: The parameters, weakly.
         texts: One text for the library and its options, then one per parameter.
         digest: Hash of the texts.
+        fresh: Whether no step was agreed on with these parameters.
     """
 
     mesh: ProcessMesh
@@ -59,6 +63,7 @@ class Roster:
     refs: list[ref[Tensor]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     digest: int = 0
+    fresh: bool = True
 
     def is_of(self, params: Sequence[Tensor]) -> bool:
         """Return whether these are the parameters, in their order."""
@@ -69,7 +74,7 @@ class Roster:
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """Result of an agreement.
+    """Members with non-finite, missing or pending gradients, as all processes found them.
 
     Attributes:
         nonfinite: Members whose gradient is not finite on some process.
@@ -85,7 +90,7 @@ class Agreed:
 
 
 class Agreement:
-    """Compares what the processes of each mesh bring to a step."""
+    """Comparison of parameters and gradients over the processes of each mesh."""
 
     def __init__(self) -> None:
         self.meshes = MeshTable()
@@ -117,6 +122,9 @@ class Agreement:
         states = [_gradient_state(m.parameter) for m in members]
         rows = self._reduce_all(rosters, members, states, finite, missing_is_zero)
         _raise_if_trouble(rosters, rows, members, states, missing_is_zero)
+        for roster, row in zip(rosters, rows, strict=True):
+            if row[FRESH]:
+                check_copies([members[n] for n in roster.members], roster.mesh)
         missing: list[int] = []
         for roster, row in zip(rosters, rows, strict=True):
             if _differs(row, GRADIENTS):
@@ -154,7 +162,7 @@ class Agreement:
                 roster.digest = hash_of("\n".join(roster.texts))
                 self._known[key] = roster
             else:
-                roster.texts, roster.digest = known.texts, known.digest
+                roster.texts, roster.digest, roster.fresh = known.texts, known.digest, False
         return [by_key[key] for key in sorted(by_key)]
 
     def _reduce_all(
@@ -165,18 +173,19 @@ class Agreement:
         finite: Finite,
         missing_is_zero: bool,
     ) -> list[list[int]]:
-        """Return the reduced vector of every mesh; the host waits for all of them at once.
+        """All-reduce (max) each mesh's vector of hashes and states; wait once; return the rows.
 
-        Trouble on one mesh is carried to the next ones, and back where one process is on a later
-        mesh that others of this mesh are not on: they must not wait for it there.
+        Trouble on one mesh is carried to the next ones, and back where no last mesh has all
+        processes: none of them must wait on another mesh for one that raised.
         """
         vectors: list[Tensor] = []
+        covered = _last_covers_all(tuple(roster.mesh.ranks for roster in rosters))
         for place, roster in enumerate(rosters):
-            ranks = set(roster.mesh.ranks)
-            chained = any(not ranks <= set(later.mesh.ranks) for later in rosters[place + 1 :])
+            chained = place < len(rosters) - 1 and not covered
             marks = ";".join(_gradient_mark(members[n], states[n]) for n in roster.members)
             both = roster.digest, hash_of(marks)
-            numbers = [both[0], -both[0], both[1], -both[1], len(roster.texts), 0, 0, int(chained)]
+            numbers = [both[0], -both[0], both[1], -both[1], len(roster.texts), 0, 0]
+            numbers += [int(chained), int(roster.fresh)]
             vector = torch.tensor(numbers, dtype=torch.int64).to(roster.mesh.device)
             active = [n for n in roster.members if states[n] == PRESENT]
             if active:
@@ -194,8 +203,14 @@ class Agreement:
         return _carry_back(rosters, rows)
 
 
+@lru_cache(maxsize=64)
+def _last_covers_all(ranks: tuple[tuple[int, ...], ...]) -> bool:
+    """Return whether the last of several meshes has the ranks of all of them."""
+    return not ranks or set().union(*ranks) <= set(ranks[-1])
+
+
 def _carry_back(rosters: Sequence[Roster], rows: list[list[int]]) -> list[list[int]]:
-    """Tell the processes of earlier meshes of trouble on later ones, where meshes form a chain."""
+    """Copy trouble on later meshes back to earlier ones that share processes with them."""
     trouble = rows[-1][TROUBLE] if rows else 0
     for roster, row in reversed(list(zip(rosters, rows, strict=True))):
         if row[CHAINED]:
@@ -347,19 +362,19 @@ def hash_of(text: str) -> int:
 
 
 def _key(member: Member) -> tuple[Any, ...]:
-    """Return what a member's text is made of; compared in every step."""
+    """Return the properties that a member's text is made of, to detect changes cheaply."""
     p = member.parameter
     placed = (p.placements, p.device_mesh) if is_sharded(p) else ()  # type: ignore[attr-defined]
     return member.name, member.rule, member.view, p.dtype, p.shape, *placed
 
 
 def _differs(row: Sequence[int], entry: int) -> bool:
-    """Return whether a hash of the reduced vector was not the same on all processes."""
+    """Return True if the hash at this entry of the reduced vector differs between processes."""
     return row[entry] != -row[entry + 1]
 
 
 def _gradient_state(parameter: Any) -> int:
-    """Return whether a parameter has a gradient, and whether that has to be reduced first."""
+    """Return ABSENT, PRESENT, or PENDING if the gradient must still be reduced."""
     if parameter.grad is None or not parameter.numel():
         return ABSENT
     pending = is_sharded(parameter) and parameter.grad.placements != parameter.placements
@@ -380,5 +395,5 @@ def _gradient_text(member: Member, state: int) -> str:
 
 
 def _version() -> str:
-    """Return the version of the library, from the package that is being run."""
+    """Return polarlight's version."""
     return str(getattr(sys.modules[__name__.partition(".")[0]], "__version__", "unknown"))

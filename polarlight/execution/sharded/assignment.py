@@ -7,6 +7,7 @@ for many matrices. A matrix that a process holds in full stays there up to a lim
 
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
+from math import gcd
 
 Holders = Sequence[int] | None
 """Processes that hold a matrix in full; None means all of them."""
@@ -18,6 +19,7 @@ def owners(
     processes: int,
     spread: float = 1.1,
     busy: Sequence[float] = (),
+    moved: Sequence[float] = (),
 ) -> list[int]:
     """Return the process that computes each matrix.
 
@@ -28,32 +30,52 @@ def owners(
         spread: A matrix stays with a holder up to this multiple of the mean load, or of the
             costliest matrix where that is more.
         busy: Load of each process besides these matrices, in the same unit; zero by default.
+        moved: Additional cost of each matrix for a process that does not hold it in full.
 
     Returns:
         Numbers in [0, processes), one per matrix.
     """
     loads = list(busy) or [0.0] * processes
+    whole = [cost + more for cost, more in zip(costs, moved or [0.0] * len(costs), strict=True)]
     mean = (sum(costs) + sum(loads)) / processes
     limit = max(spread * mean, max(costs, default=0.0)) * (1 + 1e-9)
     found = [0] * len(costs)
-    heap = [(load, rank) for rank, load in enumerate(loads)]
+    order = spread_out(processes)
+    heap = [(load, order[rank], rank) for rank, load in enumerate(loads)]
     heapify(heap)
-    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+    for i in sorted(range(len(costs)), key=lambda i: (-whole[i], i)):
         held = holders[i]
-        rank = min(held, key=loads.__getitem__) if held else -1
-        if rank < 0 or loads[rank] + costs[i] > limit:
+        rank = min(held, key=lambda r: (loads[r], order[r])) if held else -1
+        cost = costs[i]
+        if rank < 0 or loads[rank] + cost > limit:
             rank = _least_loaded(heap, loads)
+            cost = costs[i] if held is None or rank in held else whole[i]
         found[i] = rank
-        loads[rank] += costs[i]
-        heappush(heap, (loads[rank], rank))
+        loads[rank] += cost
+        heappush(heap, (loads[rank], order[rank], rank))
     return found
 
 
-def _least_loaded(heap: list[tuple[float, int]], loads: Sequence[float]) -> int:
+def spread_out(processes: int) -> list[int]:
+    """Return the place of each process in an order in which neighbours come far apart.
+
+    Equally loaded processes get matrices in this order: owners are spread over copies, nodes and
+    places within a node, though there be few of them.
+    """
+    stride = max(1, round(processes * (5**0.5 - 1) / 2))
+    while gcd(stride, processes) != 1:
+        stride += 1
+    place = [0] * processes
+    for k in range(processes):
+        place[k * stride % processes] = k
+    return place
+
+
+def _least_loaded(heap: list[tuple[float, int, int]], loads: Sequence[float]) -> int:
     """Return the process with the least load; drop outdated entries of the heap."""
-    while heap[0][0] != loads[heap[0][1]]:
+    while heap[0][0] != loads[heap[0][2]]:
         heappop(heap)
-    return heap[0][1]
+    return heap[0][2]
 
 
 def loads(

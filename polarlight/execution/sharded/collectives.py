@@ -64,8 +64,13 @@ class ProcessMesh:
         return f"mesh {' x '.join(map(str, self.shape))} of ranks {mesh_ranks(self.ranks)}"
 
 
+def world_size() -> int:
+    """Return the number of processes; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def mesh_ranks(ranks: Sequence[int]) -> str:
-    """Return ranks as text: the first and the last if no other number is between."""
+    """Format ranks as text: `first-last` if they are consecutive, else a list of at most eight."""
     low, high = min(ranks), max(ranks)
     if high - low + 1 == len(ranks):
         return f"{low}-{high}"
@@ -86,6 +91,8 @@ def mesh_of_dtensor(x: Any) -> ProcessMesh | None:
     if mesh.get_coordinate() is None:
         return None
     on_mesh = [int(rank) for rank in mesh.mesh.flatten()]
+    for axis in range(mesh.ndim):
+        _remember(mesh.get_group(axis))
     group = mesh.get_group() if mesh.ndim == 1 else group_of_ranks(on_mesh)
     ranks = tuple(dist.get_process_group_ranks(group))
     shape = tuple(mesh.shape)
@@ -96,7 +103,7 @@ def mesh_of_dtensor(x: Any) -> ProcessMesh | None:
 
 
 class MeshTable:
-    """Process meshes of parameters, made once per device mesh."""
+    """Cache of process meshes, by device mesh or process group."""
 
     def __init__(self) -> None:
         self._known: dict[Any, ProcessMesh | None] = {}
@@ -109,7 +116,7 @@ class MeshTable:
         return self._known[mesh]
 
     def of_plain(self, x: Tensor, group: ProcessGroup | None) -> ProcessMesh | None:
-        """Return the mesh of a plain tensor that is equal on all processes of a group."""
+        """Return the mesh of a plain tensor with copies on a group; None without a group."""
         if group is None:
             return None
         key = (group, x.device.type)
@@ -120,6 +127,12 @@ class MeshTable:
 
 _groups: WeakKeyDictionary[Any, WeakValueDictionary[tuple[int, ...], Any]] = WeakKeyDictionary()
 """Groups made here, by their ranks, for each default group. Weak: torch keeps and destroys them."""
+
+
+def _remember(group: ProcessGroup) -> None:
+    """Use a group of a device mesh wherever one of its ranks is needed."""
+    known = _groups.setdefault(dist.group.WORLD, WeakValueDictionary())
+    known.setdefault(tuple(sorted(dist.get_process_group_ranks(group))), group)
 
 
 def group_of_ranks(ranks: Sequence[int]) -> ProcessGroup:
@@ -191,7 +204,7 @@ def replicated_layout(shape: Sequence[int], mesh: ProcessMesh) -> Layout:
 def zeros_beside(
     x: Any, name: str, shape: torch.Size, *, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
-    """Return a DTensor of zeros for a buffer of the DTensor `x`, sharded by `Layout.for_buffer`."""
+    """Return a DTensor of zeros for a buffer of the DTensor `x`, laid out by its layout."""
     from torch.distributed.tensor import DTensor
 
     layout = layout_of(x, name).for_buffer(shape)
@@ -278,6 +291,28 @@ def shared_rows(x: Any, axes: Sequence[int]) -> SharedRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Subgroup:
+    """Some processes of a mesh.
+
+    Attributes:
+        group: Process group of exactly these.
+        members: Their ranks in the mesh, in the order of the group.
+    """
+
+    group: ProcessGroup
+    members: tuple[int, ...]
+
+
+def subgroup(mesh: ProcessMesh, members: Sequence[int]) -> Subgroup:
+    """Return some processes of a mesh, by their ranks in it; all of them must ask at once."""
+    group = mesh.group
+    if len(members) < mesh.size:
+        group = group_of_ranks([mesh.ranks[rank] for rank in members])
+    place = {rank: k for k, rank in enumerate(mesh.ranks)}
+    return Subgroup(group, tuple(place[rank] for rank in dist.get_process_group_ranks(group)))
+
+
+@dataclass(frozen=True, slots=True)
 class Pending:
     """All-to-all that has been started."""
 
@@ -286,20 +321,23 @@ class Pending:
     handle: Any
 
     def wait(self) -> Tensor:
-        """Wait for the all-to-all; return what was received, in the order of ranks."""
+        """Wait for the all-to-all; return what was received, in the order of the group."""
         self.handle.wait()
         return self.received
 
 
 def start_exchange(
-    sent: Tensor, outgoing: list[int], incoming: list[int], mesh: ProcessMesh
+    sent: Tensor, outgoing: list[int], incoming: list[int], group: ProcessGroup
 ) -> Pending:
-    """Start an all-to-all that sends `outgoing[r]` entries of the vector `sent` to each rank r."""
+    """Start an all-to-all that sends `outgoing[k]` entries of the vector `sent` to the k-th one."""
     received = sent.new_empty(sum(incoming))
-    handle = dist.all_to_all_single(
-        received, sent, incoming, outgoing, group=mesh.group, async_op=True
-    )
+    handle = dist.all_to_all_single(received, sent, incoming, outgoing, group=group, async_op=True)
     return Pending(received, sent, handle)
+
+
+def start_broadcast(x: Tensor, source: int, group: ProcessGroup) -> Any:
+    """Start to replace a tensor by that of the global rank `source`; return a handle to wait on."""
+    return dist.broadcast(x, src=source, group=group, async_op=True)
 
 
 def all_reduce_sum(tensors: Sequence[Tensor], group: ProcessGroup) -> None:

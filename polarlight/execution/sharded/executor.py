@@ -31,6 +31,7 @@ from polarlight.execution.sharded.collectives import (
     ProcessGroup,
     ProcessMesh,
 )
+from polarlight.execution.sharded.exchange import Groups
 from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.plan import Options, Plan
 from polarlight.execution.sharded.schedule import ProcessSchedule
@@ -47,14 +48,14 @@ class CachedPlan:
     """Plan of a mesh with its schedule, reused while the same parameters come.
 
     Attributes:
-        mesh: The process mesh.
+        groups: The process mesh, with the groups of the plan's exchanges.
         plan: The plan.
         schedule: The part of the plan that this process carries out.
         keys: A weak reference to each parameter, with its rule, its view and its momentum's dtype.
         masked: Schedule for the parameters that had a gradient last, by their numbers.
     """
 
-    mesh: ProcessMesh
+    groups: Groups
     plan: Plan
     schedule: ProcessSchedule
     keys: Sequence[tuple[ref[Tensor], object, object, torch.dtype]]
@@ -65,7 +66,7 @@ class CachedPlan:
     ) -> bool:
         """Return whether the plan was made for these parameters on this mesh."""
         return (
-            mesh.key == self.mesh.key
+            mesh.key == self.groups.mesh.key
             and len(members) == len(self.keys)
             and all(
                 parameter() is m.parameter and rule is m.rule and view == m.view and dtype == d
@@ -123,7 +124,7 @@ class Sharded:
             )
 
     def announce(self, trainable: Sequence[Member]) -> None:
-        """Take note of all parameters that steps may bring, of which plans are made."""
+        """Store all trainable parameters; later plans are made of them, not of one step's."""
         self._trainable = trainable
 
     def directions_of(self, tasks: Sequence[ParamTask]) -> list[Tensor]:
@@ -150,7 +151,7 @@ class Sharded:
         return directions
 
     def layout(self, name: str, parameter: Tensor) -> Layout | None:
-        """Return the layout of a parameter on the processes that share its work; None if alone.
+        """Return a parameter's layout on its mesh; None if this process works on it alone.
 
         Raises:
             ValueError: If its placement is a pending sum.
@@ -161,7 +162,7 @@ class Sharded:
         return None if mesh is None else collectives.replicated_layout(parameter.shape, mesh)
 
     def plans(self) -> list[Plan]:
-        """Return the plans that are kept, of all trainable parameters of a mesh each."""
+        """Return the cached plans, each of all trainable parameters of one mesh."""
         return [cached.plan for cached in self._cached]
 
     def _mesh_of(self, parameter: Tensor) -> ProcessMesh | None:
@@ -177,7 +178,7 @@ class Sharded:
         numbers = {id(m.parameter): number for number, m in enumerate(members)}
         by_number = {numbers[id(t.parameter)]: t for t in tasks}
         schedule = cached.schedule_for(frozenset(by_number))
-        computed = ShardedStep(mesh, schedule, by_number, self.inner).run()
+        computed = ShardedStep(cached.groups, schedule, by_number, self.inner).run()
         return [computed[numbers[id(t.parameter)]] for t in tasks]
 
     def _members_on(self, mesh: ProcessMesh, tasks: Sequence[ParamTask]) -> Sequence[Member]:
@@ -201,18 +202,26 @@ class Sharded:
             if cached.is_for(mesh, members, dtypes):
                 return cached
         specs = [param_spec(m, mesh, dtype) for m, dtype in zip(members, dtypes, strict=True)]
-        plan = Plan(specs, mesh.coordinates, self.options, mesh.ranks)
+        busy = collectives.gather_equal(self._load_elsewhere(mesh), mesh).tolist()
+        plan = Plan(specs, mesh.coordinates, self.options, mesh.ranks, busy)
         check_plan(plan, mesh)
         made = [
             (ref(m.parameter), m.rule, m.view, dtype)
             for m, dtype in zip(members, dtypes, strict=True)
         ]
         kept = [c for c in self._cached if all(p() is not None for p, *_ in c.keys)]
-        others = [c for c in kept if c.mesh.key != mesh.key]
-        same = [c for c in kept if c.mesh.key == mesh.key]
+        others = [c for c in kept if c.groups.mesh.key != mesh.key]
+        same = [c for c in kept if c.groups.mesh.key == mesh.key]
         self._cached = [*others, *same[-MOST_PLANS + 1 :]]
-        self._cached.append(CachedPlan(mesh, plan, ProcessSchedule(plan, mesh.rank), made))
+        schedule = ProcessSchedule(plan, mesh.rank)
+        self._cached.append(CachedPlan(Groups(mesh, plan), plan, schedule, made))
         return self._cached[-1]
+
+    def _load_elsewhere(self, mesh: ProcessMesh) -> Tensor:
+        """Return this process's load by the latest plan of every other mesh, float64 []."""
+        latest = {c.groups.mesh.key: c for c in self._cached if c.groups.mesh.key != mesh.key}
+        load = sum(c.plan.load_of_its_own(c.groups.mesh.rank) for c in latest.values())
+        return torch.tensor(float(load), dtype=torch.float64, device=mesh.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled and copied: no process group, no plan."""
@@ -225,7 +234,7 @@ class Sharded:
 
 
 def _kind(member: Member) -> tuple[int, torch.dtype]:
-    """Return what decides about the dtype of a parameter's momentum."""
+    """Return the properties that decide the dtype of a parameter's momentum."""
     return id(member.rule), member.parameter.dtype
 
 

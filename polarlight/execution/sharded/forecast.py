@@ -14,10 +14,11 @@ from torch import Tensor
 
 from polarlight.execution.job import new_buffers
 from polarlight.execution.param_task import is_sharded
-from polarlight.execution.sharded.collectives import layout_of
+from polarlight.execution.sharded.collectives import MeshKey, layout_of
 from polarlight.execution.sharded.layouts import Layout
-from polarlight.execution.sharded.plan import Options, Plan, traffic
+from polarlight.execution.sharded.plan import Options, Plan
 from polarlight.execution.sharded.specs import MATRIX, ParamSpec
+from polarlight.execution.sharded.traffic import traffic
 from polarlight.linalg.slot import GRADIENT
 from polarlight.rule import HOST_COUNTER, UpdateRule
 from polarlight.view import MatrixView, Whole
@@ -36,14 +37,16 @@ def forecast(
     layout_of_param: LayoutOf = dtensor_layout,
     options: Options | None = None,
 ) -> list[Plan]:
-    """Return the plan of each mesh, as `Sharded` makes it if all parameters have gradients.
+    """Return the plan of each mesh, as `Sharded` makes it, smaller meshes first.
+
+    The last plan's loads are those of all.
 
     Args:
         groups: Param groups with rules, as recipes and optimizers have them.
         layout_of_param: Layout of each parameter; by default that of a DTensor.
         options: Limits and thresholds of the plans.
     """
-    by_mesh: dict[tuple[int, ...], list[ParamSpec]] = {}
+    by_mesh: dict[MeshKey, list[ParamSpec]] = {}
     for index, group in enumerate(groups):
         if not isinstance(group.get("rule"), UpdateRule):
             continue
@@ -53,11 +56,22 @@ def forecast(
             if layout is not None:
                 view = group.get("view") or Whole()
                 spec = _param_spec(name, group["rule"], view, p, layout)
-                by_mesh.setdefault(layout.mesh, []).append(spec)
-    return [
-        Plan(same, tuple(product(*map(range, mesh))), options or Options())
-        for mesh, same in by_mesh.items()
-    ]
+                by_mesh.setdefault(_mesh_key(p, layout), []).append(spec)
+    plans: list[Plan] = []
+    loads: dict[int, float] = {}  # by global rank, of the plans so far
+    for (_, ranks, shape), same in sorted(by_mesh.items(), key=lambda entry: entry[0]):
+        busy = [loads.get(rank, 0.0) for rank in ranks]
+        plan = Plan(same, tuple(product(*map(range, shape))), options or Options(), ranks, busy)
+        plans.append(plan)
+        loads |= zip(ranks, plan.loads, strict=True)
+    return plans
+
+
+def _mesh_key(p: Any, layout: Layout) -> MeshKey:
+    """Return the arrangement of a parameter's mesh; ranks count from 0 where it has none."""
+    ranks = [int(r) for r in p.device_mesh.mesh.flatten()] if is_sharded(p) else ()
+    size = prod(layout.mesh)
+    return size, tuple(ranks or range(size)), layout.mesh
 
 
 def _param_spec(
@@ -85,6 +99,7 @@ class Summary:
         flops: Flops of matrix products of the process with the most.
         sent: Bytes sent by the process that sends most.
         received: Bytes received by the process that receives most.
+        peers: Processes that the one with most of them exchanges messages with.
         mean_bytes: Mean of the bytes sent by a process.
         all_gather: Bytes that each process would receive if all momenta were all-gathered.
         exchange: Mean of the bytes that a process would send if every matrix were gathered on a
@@ -101,6 +116,7 @@ class Summary:
     flops: int
     sent: int
     received: int
+    peers: int
     mean_bytes: float
     all_gather: float
     exchange: float
@@ -116,7 +132,8 @@ class Summary:
             f"them where they lie, in {self.buckets} buckets; the busiest process has "
             f"{self.balance:.2f} times the mean load, {self.flops:.2e} flops of products. Per step "
             f"and process at most {_format_bytes(self.sent)} sent and "
-            f"{_format_bytes(self.received)} received; "
+            f"{_format_bytes(self.received)} received, in messages with at most {self.peers:,} "
+            "others; "
             f"gathering everything everywhere would be {_format_bytes(self.all_gather)}"
             + self._rowwise_text()
         )
@@ -149,8 +166,9 @@ def summary(plan: Plan) -> Summary:
         local=plan.gathered.count(False),
         balance=max(plan.loads) / (sum(plan.loads) / len(plan.loads) or 1.0) or 1.0,
         flops=max(plan.flops),
-        sent=max(t.sent for t in moved),
-        received=max(t.received for t in moved),
+        sent=round(max(t.sent for t in moved)),
+        received=round(max(t.received for t in moved)),
+        peers=max(len(t.peers) for t in moved),
         mean_bytes=sum(t.sent for t in moved) / len(moved),
         all_gather=gathered,
         exchange=exchanged,

@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def copies(self) -> int:
-        """Number of processes that hold each entry."""
+        """Number of processes that hold a copy of each entry."""
         return prod(c for c, split in zip(self.mesh, self.splits, strict=True) if split is None)
 
     def coordinates_of(
@@ -133,7 +133,7 @@ class Layout:
 
 @lru_cache(maxsize=65536)
 def _cut(size: int, cuts: tuple[tuple[int, int], ...], places: Coordinate) -> Intervals:
-    """Return the indices in [0, size) that one coordinate holds.
+    """Return the indices of a dimension that the process at `places` of its cuts holds.
 
     Args:
         size: Length of the dimension.
@@ -169,7 +169,7 @@ def _holding(
 def _with_axes(
     known: CoordinatePattern, axes: Sequence[int], places: Coordinate
 ) -> CoordinatePattern:
-    """Return a pattern with the indices of some mesh dimensions filled in."""
+    """Return a coordinate pattern with the indices of these mesh dimensions filled in."""
     filled = list(known)
     for axis, place in zip(axes, places, strict=True):
         filled[axis] = place
@@ -177,7 +177,7 @@ def _with_axes(
 
 
 def _merged(held: Intervals) -> Intervals:
-    """Merge adjacent intervals."""
+    """Return the intervals with adjacent ones joined."""
     merged: list[tuple[int, int]] = []
     for start, stop in held:
         if merged and merged[-1][1] == start:

@@ -13,10 +13,10 @@ from math import inf, prod
 from polarlight.execution.cost import cost, flops
 from polarlight.execution.sharded import assignment
 from polarlight.execution.sharded.layouts import Coordinate, CoordinatePattern, Layout
-from polarlight.execution.sharded.regions import Block, overlap
+from polarlight.execution.sharded.regions import Block
 from polarlight.execution.sharded.rowwise import Rowwise, choose_rowwise, param_rowwise_cost
 from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec, matrix_specs
-from polarlight.linalg.slot import GRADIENT
+from polarlight.execution.sharded.topology import Axes, Topology, replicated_axes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,19 +26,25 @@ class Options:
     Attributes:
         spread: A matrix is computed by a process that holds it in full up to this multiple of the
             mean load, at least 1; every other matrix goes to the process with the least load.
-        bucket_bytes: About how many bytes a process receives per bucket. While one bucket is
-            computed, the next one is received and the directions of the last one are sent.
+        bucket_bytes: Most bytes that an owner gathers and scatters per bucket, and that copies
+            broadcast at a time, unless a single matrix is larger. While one bucket is computed, the
+            next one is received and the directions of the last one are sent.
         row_bytes: Smallest matrix, in bytes, that is computed row-wise: on its shards of rows, if
             its rule needs no more than sums over the other rows. Smaller ones are gathered, as one
             message holds many of them.
         sum_weight: Cost of an all-reduced byte in units of a byte sent to an owner: less than 1
             where the network reduces by itself, 0 to compute row-wise whatever can be.
+        peers: Most processes that one process exchanges messages with; where more share a
+            parameter, messages go within a node first, and across nodes from there.
+        flops_per_byte: Flops that take an owner as long as a byte that it receives or sends.
     """
 
     spread: float = 1.1
     bucket_bytes: int = 128 * 2**20
     row_bytes: int = 2**20
     sum_weight: float = 1.0
+    peers: int = 128
+    flops_per_byte: float = 4000.0
 
     def __post_init__(self) -> None:
         """Raise ValueError if a number is out of range."""
@@ -50,6 +56,10 @@ class Options:
             raise ValueError(f"row_bytes must be >= 0, got {self.row_bytes}")
         if not 0 <= self.sum_weight < inf:
             raise ValueError(f"sum_weight must be >= 0 and finite, got {self.sum_weight}")
+        if self.peers < 1:
+            raise ValueError(f"peers must be >= 1, got {self.peers}")
+        if not 0 <= self.flops_per_byte < inf:
+            raise ValueError(f"flops_per_byte must be >= 0 and finite, got {self.flops_per_byte}")
 
 
 @dataclass(frozen=True)
@@ -61,12 +71,14 @@ class Plan:
         coordinates: Mesh coordinate of every process, by rank in the group.
         options: Limits and thresholds.
         ranks: Global rank of every process, by rank in the group; by default the same.
+        busy: Load of every process by parameters on other meshes, in flops; by default none.
     """
 
     params: Sequence[ParamSpec]
     coordinates: Sequence[Coordinate]
     options: Options
     ranks: Sequence[int] = ()
+    busy: Sequence[float] = ()
 
     @property
     def size(self) -> int:
@@ -86,8 +98,8 @@ class Plan:
 
     @cached_property
     def _rowwise_load(self) -> tuple[list[float], list[int]]:
-        """Cost and flops of each process for row-wise parameters, two lists [size]."""
-        costs, total = [0.0] * self.size, [0] * self.size
+        """Cost and flops of each process besides owned matrices, two lists [size]."""
+        costs, total = list(self.busy) or [0.0] * self.size, [0] * self.size
         for number in self.rowwise:
             spec = self.params[number]
             shapes = [spec.layouts[MATRIX].local_shape(where) for where in self.coordinates]
@@ -110,6 +122,17 @@ class Plan:
         return [cost(self.params[u.param].rule, *u.shapes[MATRIX]) for u in self.matrices]
 
     @cached_property
+    def topology(self) -> Topology:
+        """Groups in which processes exchange."""
+        return Topology(self.coordinates, self.ranks or range(self.size), self.options.peers)
+
+    @cached_property
+    def moved(self) -> list[float]:
+        """Cost of each matrix for the bytes of an owner that holds none of it, in flops."""
+        weight = 2 * self.options.flops_per_byte
+        return [weight * self.bytes_of(matrix) for matrix in self.matrices]
+
+    @cached_property
     def owners(self) -> list[int]:
         """Rank of the process that computes each matrix."""
         holders: list[assignment.Holders] = []
@@ -121,12 +144,22 @@ class Plan:
             patterns = layout.coordinates_of(matrix.blocks[MATRIX].ranges, whole=True)
             holders.append([rank for pattern in patterns for rank in self.ranks_at(pattern)])
         busy, _ = self._rowwise_load
-        return assignment.owners(self.costs, holders, self.size, self.options.spread, busy)
+        return assignment.owners(
+            self.costs, holders, self.size, self.options.spread, busy, self.moved
+        )
 
     @cached_property
     def loads(self) -> list[float]:
-        """Load of each process, in flops."""
-        return assignment.loads(self.costs, self.owners, self.size, self._rowwise_load[0])
+        """Load of each process, in flops, with bytes at their price and other meshes."""
+        costs = [
+            cost + moved if gathered else cost
+            for cost, moved, gathered in zip(self.costs, self.moved, self.gathered, strict=True)
+        ]
+        return assignment.loads(costs, self.owners, self.size, self._rowwise_load[0])
+
+    def load_of_its_own(self, rank: int) -> float:
+        """Return the load of a process by the parameters of this plan alone, in flops."""
+        return self.loads[rank] - (self.busy[rank] if self.busy else 0.0)
 
     @cached_property
     def flops(self) -> list[int]:
@@ -149,9 +182,10 @@ class Plan:
         nbytes = [self.bytes_of(matrix) for matrix in self.matrices]
         buckets: list[list[int]] = []
         for queue in queues:
-            size = 0
+            size = bucket = 0
             for number in sorted(queue, key=lambda n: (self.gathered[n], -nbytes[n], n)):
-                bucket = size // self.options.bucket_bytes
+                if size and size + nbytes[number] > self.options.bucket_bytes:
+                    size, bucket = 0, bucket + 1
                 size += nbytes[number]
                 buckets += [[] for _ in range(len(buckets), bucket + 1)]
                 buckets[bucket].append(number)
@@ -167,15 +201,54 @@ class Plan:
 
     @cached_property
     def returned(self) -> list[bool]:
-        """True for each matrix whose direction the owner sends to other processes."""
-        copies = [spec.layouts[MATRIX].copies for spec in self.params]
+        """True for each matrix of which another process of the owner's copy holds a part.
+
+        One whose owner holds it in full may have buffers on others: two numbers of a single row.
+        """
+        cut = [
+            any(
+                split is not None and split.dim >= len(spec.layouts[MATRIX].shape) - 2
+                for split in spec.layouts[MATRIX].splits
+            )
+            for spec in self.params
+        ]
         return [
-            gathered or copies[matrix.param] > 1
+            gathered or cut[matrix.param]
             for matrix, gathered in zip(self.matrices, self.gathered, strict=True)
         ]
 
+    @cached_property
+    def _axes(self) -> list[Axes]:
+        """Mesh dimensions along which each parameter is replicated."""
+        return [replicated_axes(spec.layouts[MATRIX]) for spec in self.params]
+
+    def axes_of(self, number: int) -> Axes:
+        """Return the mesh dimensions along which a matrix is replicated."""
+        return self._axes[self.matrices[number].param]
+
+    def in_one_copy(self, axes: Axes, rank: int, other: int) -> bool:
+        """Return whether two processes hold parts of the same copy."""
+        here, there = self.coordinates[rank], self.coordinates[other]
+        return all(here[axis] == there[axis] for axis in axes)
+
+    def holder_in_copy_of(self, owner: int, axes: Axes, rank: int) -> int:
+        """Return the process in the owner's copy that holds the same shard as another process."""
+        here, there = self.coordinates[rank], self.coordinates[owner]
+        return self.rank_at[tuple(there[i] if i in axes else c for i, c in enumerate(here))]
+
+    def cut_holders(self, number: int) -> list[int]:
+        """Return the processes of the owner's copy that hold a part of a matrix or its buffers."""
+        matrix, owner, axes = self.matrices[number], self.owners[number], self.axes_of(number)
+        layouts = self.params[matrix.param].layouts
+        found = (
+            rank
+            for name, block in matrix.blocks.items()
+            for rank in self.holders_of(layouts[name], block)
+        )
+        return [rank for rank in dict.fromkeys(found) if self.in_one_copy(axes, rank, owner)]
+
     def has_all(self, matrix: MatrixSpec, rank: int) -> bool:
-        """Return whether a process holds all entries of a matrix and of its buffers."""
+        """Return whether a process holds every entry of a matrix and of its buffers locally."""
         layouts = self.params[matrix.param].layouts
         where = self.coordinates[rank]
         return all(block.whole_in(layouts[n].held(where)) for n, block in matrix.blocks.items())
@@ -200,50 +273,6 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of parameters, options and owners, equal on processes that agree on all of them."""
-        placed = str((self.ranks or tuple(range(self.size)), self.coordinates))
+        placed = str((self.ranks or tuple(range(self.size)), self.coordinates, self.busy))
         text = "\n".join((*map(str, self.params), str(self.options), placed, str(self.owners)))
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Bytes that one process sends and receives in a step."""
-
-    sent: int
-    received: int
-
-
-def traffic(plan: Plan) -> list[Traffic]:
-    """Return the traffic of every process; data that stays on its process is not counted."""
-    sums = sum(rowwise.sent for rowwise in plan.rowwise.values())
-    sent, received = [sums] * plan.size, [sums] * plan.size
-    # Entries by holder depend on layout and block alone: equal matrices are counted once.
-    known: dict[tuple[Layout, Block], list[tuple[int, int, Coordinate]]] = {}
-    for matrix, owner in zip(plan.matrices, plan.owners, strict=True):
-        spec = plan.params[matrix.param]
-        for name, block in matrix.blocks.items():
-            layout, itemsize = spec.layouts[name], spec.dtypes[name].itemsize
-            if (layout, block) not in known:
-                known[layout, block] = list(_entries_by_holder(plan, layout, block))
-            owner_copy = layout.copy_index(plan.coordinates[owner])
-            for rank, entries, copy in known[layout, block]:
-                if rank == owner:
-                    continue
-                amount = entries * itemsize
-                if name != GRADIENT:
-                    sent[owner] += amount  # scatter, to every copy
-                    received[rank] += amount
-                if copy == owner_copy:  # gather, from the owner's copy alone
-                    sent[rank] += amount
-                    received[owner] += amount
-    return [Traffic(*both) for both in zip(sent, received, strict=True)]
-
-
-def _entries_by_holder(
-    plan: Plan, layout: Layout, block: Block
-) -> Iterator[tuple[int, int, Coordinate]]:
-    """Yield the rank of each holder of a block, its number of entries, and its copy index."""
-    for pattern in layout.coordinates_of(block.ranges, whole=False):
-        entries = overlap(block, layout.held(tuple(index or 0 for index in pattern)))
-        for rank in plan.ranks_at(pattern):
-            yield rank, entries, layout.copy_index(plan.coordinates[rank])

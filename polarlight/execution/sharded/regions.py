@@ -21,7 +21,7 @@ Run = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Entries of one matrix inside a tensor.
+    """Position of one matrix inside a tensor: start, length and step per dimension.
 
     Attributes:
         starts: First index, per dimension of the tensor.

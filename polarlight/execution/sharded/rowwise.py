@@ -112,7 +112,7 @@ def param_rowwise_cost(spec: ParamSpec, local_rows: int) -> RowwiseCost | None:
 def _best_count(
     others: Sequence[_GatherBytes], sums: Sequence[float], always: Sequence[_GatherBytes]
 ) -> int:
-    """Return how many of the others to compute row-wise for the busiest process to move least.
+    """Return how many candidates to compute row-wise so that the busiest process moves least.
 
     The busiest process moves all sums, and the larger of: the gather of its own largest matrix, the
     mean over processes.

@@ -1,16 +1,22 @@
-"""Schedule of one process: the fragments that it sends, receives and keeps, per bucket."""
+"""Schedule of one process: the fragments that it sends, receives, passes on and keeps, per bucket.
+
+Momenta and buffers of a matrix are gathered on its owner within one copy of the parameter, the cut
+group, and directions scattered there. Copies then broadcast them to each other. All fragments for
+one process are one message of bytes, whatever their dtypes.
+"""
 
 from collections.abc import Collection, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, field
-
-import torch
+from dataclasses import dataclass, field, replace
 
 from polarlight.execution.sharded.layouts import Intervals
 from polarlight.execution.sharded.plan import Plan
-from polarlight.execution.sharded.regions import Segment, segments
-from polarlight.execution.sharded.specs import MatrixSpec
+from polarlight.execution.sharded.regions import Segment, overlap, segments
+from polarlight.execution.sharded.topology import Axes
 from polarlight.linalg.slot import GRADIENT
+
+ALIGNMENT = 8
+"""Bytes to a multiple of which a message is filled: fragments of any dtype start aligned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,26 +27,70 @@ class Fragment:
         matrix: Number of the matrix in the plan.
         name: `MATRIX`, or the name of the buffer.
         segment: Slices of the shard and of the matrix's block.
+        itemsize: Bytes of an entry.
     """
 
     matrix: int
     name: str
     segment: Segment
+    itemsize: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all entries."""
+        return self.segment.numel * self.itemsize
+
+
+Messages = dict[int, list[Fragment]]
+"""Fragments by the rank of the other process, wide entries first; an order both sides know."""
+
+Relayed = dict[tuple[int, int], list[tuple[int, int]]]
+"""(source, destination) of messages that this process passes on: (matrix, bytes) of fragments."""
+
+
+def message_bytes(sizes: Iterator[int] | Sequence[int]) -> int:
+    """Return the bytes of a message with fragments of these sizes."""
+    return -(-sum(sizes) // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One all-to-all: fragments by process, in an order that both sides know."""
+    """One exchange within a cut group: momenta to owners, or directions from them.
 
-    outgoing: list[list[Fragment]]
-    incoming: list[list[Fragment]]
+    Attributes:
+        outgoing: Messages that this process sends, by destination.
+        incoming: Messages that it receives, by source.
+        relayed: Messages that go through it, its own ones too, in a two-level exchange.
+    """
+
+    outgoing: Messages
+    incoming: Messages
+    relayed: Relayed
 
     def masked(self, active: Sequence[bool]) -> "Exchange":
         """Return the exchange without the fragments of matrices that are not active."""
-        return Exchange(
-            [_masked(fragments, active) for fragments in self.outgoing],
-            [_masked(fragments, active) for fragments in self.incoming],
+        outgoing, incoming = (
+            {rank: _masked(fragments, active) for rank, fragments in messages.items()}
+            for messages in (self.outgoing, self.incoming)
         )
+        relayed = {
+            pair: [(n, size) for n, size in parts if active[n]]
+            for pair, parts in self.relayed.items()
+        }
+        return Exchange(outgoing, incoming, relayed)
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Fragments that one copy sends to the others, each process to those with the same shard.
+
+    Attributes:
+        source: Rank of the process that has them.
+        fragments: The same on all of these processes.
+    """
+
+    source: int
+    fragments: list[Fragment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +101,17 @@ class Bucket:
         matrices: Numbers of the matrices that it computes.
         local: Those of them that it holds in full with all buffers: they are computed in place.
         own_fragments: Fragments of the others that it holds itself.
-        gather: Exchanges of momenta and buffers to the owners, by dtype.
-        scatter: Exchanges of directions and buffers back to the shards, by dtype.
+        gather: Exchanges of momenta and buffers to the owners, by replicated axes.
+        scatter: Exchanges of directions and buffers back to the shards, by replicated axes.
+        rounds: Broadcasts between copies, by replicated axes; those of a round at the same time.
     """
 
     matrices: list[int]
     local: set[int]
     own_fragments: list[Fragment] = field(default_factory=list)
-    gather: dict[torch.dtype, Exchange] = field(default_factory=dict)
-    scatter: dict[torch.dtype, Exchange] = field(default_factory=dict)
+    gather: dict[Axes, Exchange] = field(default_factory=dict)
+    scatter: dict[Axes, Exchange] = field(default_factory=dict)
+    rounds: list[tuple[Axes, list[Broadcast]]] = field(default_factory=list)
 
     def masked(self, active: Sequence[bool]) -> "Bucket":
         """Return the bucket without matrices that are not active; it may be empty."""
@@ -67,8 +119,12 @@ class Bucket:
             [n for n in self.matrices if active[n]],
             {n for n in self.local if active[n]},
             _masked(self.own_fragments, active),
-            {dtype: exchange.masked(active) for dtype, exchange in self.gather.items()},
-            {dtype: exchange.masked(active) for dtype, exchange in self.scatter.items()},
+            {axes: exchange.masked(active) for axes, exchange in self.gather.items()},
+            {axes: exchange.masked(active) for axes, exchange in self.scatter.items()},
+            [
+                (axes, [replace(b, fragments=_masked(b.fragments, active)) for b in broadcasts])
+                for axes, broadcasts in self.rounds
+            ],
         )
 
 
@@ -104,75 +160,147 @@ class ProcessSchedule:
         plan, rank = self.plan, self.rank
         own = [n for n in numbers if plan.owners[n] == rank]
         bucket = Bucket(own, {n for n in own if not plan.gathered[n]})
+        spread: dict[Axes, dict[int, list[Fragment]]] = {}
         for number in numbers:
-            if plan.gathered[number]:
-                self._add_gather(bucket, number)
-            if plan.returned[number]:
-                self._add_scatter(bucket, number)
+            axes, owner = plan.axes_of(number), plan.owners[number]
+            if plan.in_one_copy(axes, rank, owner):
+                self._add_exchanges(bucket, number)
+            if axes and (fragments := list(self._written(number, rank))):
+                source = plan.holder_in_copy_of(owner, axes, rank)
+                spread.setdefault(axes, {}).setdefault(source, []).extend(fragments)
+        for exchange in (*bucket.gather.values(), *bucket.scatter.values()):
+            for fragments in (*exchange.outgoing.values(), *exchange.incoming.values()):
+                fragments.sort(key=_wide_first)
+        bucket.rounds.extend(self._rounds(spread))
         return bucket
 
-    def _add_gather(self, bucket: Bucket, number: int) -> None:
-        """Add the fragments of a matrix and its buffers that are sent to the owner."""
-        matrix, owner = self.plan.matrices[number], self.plan.owners[number]
+    def _add_exchanges(self, bucket: Bucket, number: int) -> None:
+        """Add what a matrix of this process's copy is gathered from and scattered to."""
+        plan, rank = self.plan, self.rank
+        if plan.gathered[number]:
+            self._add_exchange(bucket.gather, number, gather=True)
+        if plan.returned[number]:
+            self._add_exchange(bucket.scatter, number, gather=False)
+        if plan.gathered[number] and plan.owners[number] == rank:
+            bucket.own_fragments.extend(self._all_fragments(number, rank))
+
+    def _rounds(
+        self, spread: dict[Axes, dict[int, list[Fragment]]]
+    ) -> Iterator[tuple[Axes, list[Broadcast]]]:
+        """Yield the broadcasts between copies, at most about `bucket_bytes` at the same time."""
+        limit = self.plan.options.bucket_bytes
+        for axes, by_source in sorted(spread.items()):
+            started: list[Broadcast] = []
+            total = 0
+            for source, fragments in sorted(by_source.items()):
+                for part in _parts(fragments, limit):
+                    size = message_bytes([f.nbytes for f in part])
+                    if started and total + size > limit:
+                        yield axes, started
+                        started, total = [], 0
+                    started.append(Broadcast(source, sorted(part, key=_wide_first)))
+                    total += size
+            if started:
+                yield axes, started
+
+    def _add_exchange(self, exchanges: dict[Axes, Exchange], number: int, *, gather: bool) -> None:
+        """Add the fragments of a matrix and its buffers that go to its owner, or come from it."""
+        plan, rank = self.plan, self.rank
+        axes, owner = plan.axes_of(number), plan.owners[number]
+        exchange = exchanges.setdefault(axes, Exchange({}, {}, {}))
+        if owner == rank:
+            mine = exchange.incoming if gather else exchange.outgoing
+            for peer in plan.cut_holders(number):
+                if peer != rank:
+                    fragments = self._exchanged(number, peer, gather)
+                    mine.setdefault(peer, []).extend(fragments)
+        else:
+            mine = exchange.outgoing if gather else exchange.incoming
+            if fragments := self._exchanged(number, rank, gather):
+                mine.setdefault(owner, []).extend(fragments)
+        if plan.topology.grid_of(axes) is not None:
+            self._add_relayed(exchange.relayed, number, gather)
+
+    def _add_relayed(self, relayed: Relayed, number: int, gather: bool) -> None:
+        """Add the bytes of a matrix that pass this process, at its owner's place in its node."""
+        plan, rank, owner = self.plan, self.rank, self.plan.owners[number]
+        axes = plan.axes_of(number)
+        if owner not in plan.topology.column(axes, rank):
+            return
+        holders = set(plan.cut_holders(number))
+        for peer in plan.topology.node(axes, rank):
+            if peer != owner and peer in holders:
+                pair = (peer, owner) if gather else (owner, peer)
+                size = self._exchanged_bytes(number, peer, gather)
+                relayed.setdefault(pair, []).append((number, size))
+
+    def _exchanged(self, number: int, peer: int, gather: bool) -> list[Fragment]:
+        """Return the fragments that a process and the owner exchange."""
+        return [
+            f for name in self._names(number, peer, gather) for f in self._of(number, name, peer)
+        ]
+
+    def _exchanged_bytes(self, number: int, peer: int, gather: bool) -> int:
+        """Return the bytes of `_exchanged`."""
+        matrix = self.plan.matrices[number]
+        dtypes = self.plan.params[matrix.param].dtypes
+        return sum(
+            overlap(matrix.blocks[name], self._held_by(matrix.param, name, peer))
+            * dtypes[name].itemsize
+            for name in self._names(number, peer, gather)
+        )
+
+    def _names(self, number: int, peer: int, gather: bool) -> Iterator[str]:
+        """Yield the tensors that travel: a buffer that is replicated is gathered from one copy."""
+        plan, matrix = self.plan, self.plan.matrices[number]
+        owner = plan.coordinates[plan.owners[number]]
         for name in matrix.blocks:
-            exchange = self._exchange(bucket.gather, matrix, name)
-            for peer in self._exchange_partners(matrix, owner, name, same_copy=True):
-                fragments = self._fragments(number, name, peer)
-                if peer == owner:
-                    bucket.own_fragments.extend(fragments if owner == self.rank else ())
-                elif owner == self.rank:
-                    exchange.incoming[peer].extend(fragments)
-                else:
-                    exchange.outgoing[owner].extend(fragments)
+            layout = plan.params[matrix.param].layouts[name]
+            here = layout.copy_index(plan.coordinates[peer])
+            if gather and here == layout.copy_index(owner):
+                yield name
+            if not gather and name != GRADIENT:  # which is read, never changed
+                yield name
 
-    def _add_scatter(self, bucket: Bucket, number: int) -> None:
-        """Add the fragments of a direction and its buffers that the owner sends back."""
-        matrix, owner = self.plan.matrices[number], self.plan.owners[number]
-        for name in matrix.blocks:
-            if name == GRADIENT:  # read, never changed
-                continue
-            exchange = self._exchange(bucket.scatter, matrix, name)
-            for peer in self._exchange_partners(matrix, owner, name, same_copy=False):
-                if peer == owner:
-                    continue
-                fragments = self._fragments(number, name, peer)
-                if owner == self.rank:
-                    exchange.outgoing[peer].extend(fragments)
-                else:
-                    exchange.incoming[owner].extend(fragments)
+    def _all_fragments(self, number: int, rank: int) -> Iterator[Fragment]:
+        """Yield the fragments of a matrix and its buffers that a process holds."""
+        for name in self.plan.matrices[number].blocks:
+            yield from self._of(number, name, rank)
 
-    def _exchange(
-        self, exchanges: dict[torch.dtype, Exchange], matrix: MatrixSpec, name: str
-    ) -> Exchange:
-        """Return the exchange of a tensor's dtype; every process has it, also with no fragment."""
-        dtype = self.plan.params[matrix.param].dtypes[name]
-        if dtype not in exchanges:
-            size = self.plan.size
-            exchanges[dtype] = Exchange([[] for _ in range(size)], [[] for _ in range(size)])
-        return exchanges[dtype]
+    def _written(self, number: int, rank: int) -> Iterator[Fragment]:
+        """Yield those of tensors that a step writes: all but the gradient."""
+        return (f for f in self._all_fragments(number, rank) if f.name != GRADIENT)
 
-    def _exchange_partners(
-        self, matrix: MatrixSpec, owner: int, name: str, *, same_copy: bool
-    ) -> Iterator[int]:
-        """Yield ranks that exchange fragments of a tensor with its owner, seen from this process.
-
-        On the owner: all that hold a fragment. On another process: itself. With `same_copy`, only
-        those in the owner's copy of a replicated tensor, so that each entry is sent once.
-        """
-        layout = self.plan.params[matrix.param].layouts[name]
-        where = self.plan.coordinates
-        block = matrix.blocks[name]
-        holders = self.plan.holders_of(layout, block) if owner == self.rank else [self.rank]
-        for rank in holders:
-            if not same_copy or layout.copy_index(where[rank]) == layout.copy_index(where[owner]):
-                yield rank
-
-    def _fragments(self, number: int, name: str, rank: int) -> Iterator[Fragment]:
+    def _of(self, number: int, name: str, rank: int) -> Iterator[Fragment]:
         """Yield the fragments of one tensor that a process holds."""
         matrix = self.plan.matrices[number]
-        key = matrix.param, name, rank
+        itemsize = self.plan.params[matrix.param].dtypes[name].itemsize
+        for segment in segments(matrix.blocks[name], self._held_by(matrix.param, name, rank)):
+            yield Fragment(number, name, segment, itemsize)
+
+    def _held_by(self, param: int, name: str, rank: int) -> tuple[Intervals, ...]:
+        """Return the indices of a tensor that a process holds."""
+        key = param, name, rank
         if key not in self._held:
-            layout = self.plan.params[matrix.param].layouts[name]
+            layout = self.plan.params[param].layouts[name]
             self._held[key] = layout.held(self.plan.coordinates[rank])
-        for segment in segments(matrix.blocks[name], self._held[key]):
-            yield Fragment(number, name, segment)
+        return self._held[key]
+
+
+def _wide_first(fragment: Fragment) -> int:
+    """Sort key of fragments in a message: each one is aligned for its dtype then."""
+    return -fragment.itemsize
+
+
+def _parts(fragments: Sequence[Fragment], limit: int) -> Iterator[list[Fragment]]:
+    """Yield fragments in parts of at most `limit` bytes; a larger one is a part of its own."""
+    part: list[Fragment] = []
+    size = 0
+    for fragment in fragments:
+        if part and size + fragment.nbytes > limit:
+            yield part
+            part, size = [], 0
+        part.append(fragment)
+        size += fragment.nbytes
+    if part:
+        yield part

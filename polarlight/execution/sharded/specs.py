@@ -24,7 +24,7 @@ MATRIX = ""
 
 @dataclass(frozen=True, slots=True)
 class ParamSpec:
-    """Specification of one parameter.
+    """One parameter of a plan: its rule, view, and the layouts and dtypes of its tensors.
 
     Attributes:
         name: The parameter's name, for messages.
@@ -87,7 +87,7 @@ def param_spec(member: Member, mesh: ProcessMesh, dtype: torch.dtype | None = No
 
 @dataclass(frozen=True, slots=True)
 class MatrixSpec:
-    """Specification of one matrix.
+    """One matrix of a plan: its parameter's number, and its block and shape in every tensor.
 
     Attributes:
         param: Number of its parameter in the plan.

@@ -4,38 +4,30 @@ For each bucket: gather shards of momenta and buffers to the owners of their mat
 directions there, scatter directions and buffers back to the shards.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from polarlight.execution.job import Executor, Job
 from polarlight.execution.param_task import ParamTask, to_local
-from polarlight.execution.sharded.collectives import (
-    Pending,
-    ProcessMesh,
-    shared_rows,
-    start_exchange,
-)
+from polarlight.execution.sharded.collectives import ProcessMesh, shared_rows
+from polarlight.execution.sharded.exchange import Groups, Transfer, run_rounds
 from polarlight.execution.sharded.regions import segments
-from polarlight.execution.sharded.schedule import Bucket, Exchange, Fragment, ProcessSchedule
+from polarlight.execution.sharded.schedule import Bucket, Fragment, ProcessSchedule
 from polarlight.execution.sharded.specs import MATRIX, device_buffers
-from polarlight.linalg import foreach
 from polarlight.linalg.slot import GRADIENT
 from polarlight.rule import HOST_COUNTER
 
 PREFETCH = 1
 """Number of buckets that are received while another one is computed."""
 
-InFlight = dict[torch.dtype, Pending]
-"""Exchanges of one bucket that have been started, by dtype."""
-
 
 class ShardedStep:
     """One execution of a plan on this process.
 
     Args:
-        mesh: Processes that share the work.
+        groups: Processes that share the work, and the groups in which they exchange.
         schedule: Part of the plan that this process carries out.
         tasks: Parameters of the schedule, by their number in the plan.
         inner: Executor for the matrices that this process owns.
@@ -43,12 +35,13 @@ class ShardedStep:
 
     def __init__(
         self,
-        mesh: ProcessMesh,
+        groups: Groups,
         schedule: ProcessSchedule,
         tasks: Mapping[int, ParamTask],
         inner: Executor,
     ) -> None:
-        self.mesh, self.schedule, self.tasks, self.inner = mesh, schedule, tasks, inner
+        self.groups, self.schedule, self.tasks, self.inner = groups, schedule, tasks, inner
+        self.mesh: ProcessMesh = groups.mesh
         self.matrices = schedule.plan.matrices
         # Results, in the shape of each local shard.
         self.directions = {n: torch.empty_like(t.momentum) for n, t in tasks.items()}
@@ -62,28 +55,34 @@ class ShardedStep:
         self.blocks: dict[tuple[int, str], Tensor] = {}
 
     def run(self) -> dict[int, Tensor]:
-        """Return the local part of every direction by number; update buffers."""
+        """Compute all directions; return the local part of each by parameter number."""
         buckets = self.schedule.buckets
         gathers = [self._start_gather(bucket) for bucket in buckets[: PREFETCH + 1]]
         # Row-wise parameters need no gather: they are computed while the first bucket is received.
         for number, rowwise in self.schedule.rowwise.items():
             self._compute_rowwise(number, rowwise.axes)
-        scatters: list[InFlight] = []
+        scatter: list[Transfer] = []
         for number, bucket in enumerate(buckets):
-            self._finish_gather(bucket, gathers[number])
+            self._finish_gather(bucket, gathers.pop(0))
+            for transfer in (t for started in gathers for t in started):
+                transfer.advance()
             self._compute(bucket)
-            scatters.append(self._start_scatter(bucket))
+            started = self._start_scatter(bucket)
             if number + PREFETCH + 1 < len(buckets):
                 gathers.append(self._start_gather(buckets[number + PREFETCH + 1]))
             if number:  # one bucket late, so that its scatter overlaps with this computation
-                self._finish_scatter(buckets[number - 1], scatters[number - 1])
+                self._finish_scatter(buckets[number - 1], scatter)
+            scatter = started
         if buckets:
-            self._finish_scatter(buckets[-1], scatters[-1])
-        # One more call for every matrix, owned by this process or not.
+            self._finish_scatter(buckets[-1], scatter)
+        self._count_calls()
+        return self.directions
+
+    def _count_calls(self) -> None:
+        """Add one call to the counter of every matrix, owned by this process or not."""
         for task in self.tasks.values():
             if HOST_COUNTER in task.state:
                 task.state[HOST_COUNTER].add_(1)
-        return self.directions
 
     def _compute_rowwise(self, number: int, axes: Sequence[int]) -> None:
         """Compute one parameter on the rows of this process, with sums over the other rows."""
@@ -96,35 +95,21 @@ class ShardedStep:
             if x is not shards[name] and name != GRADIENT:  # a copy, on the mesh's device
                 shards[name].copy_(x)
 
-    def _start_gather(self, bucket: Bucket) -> InFlight:
+    def _start_gather(self, bucket: Bucket) -> list[Transfer]:
         """Start to send shards to the owners of their matrices."""
-        return {
-            dtype: self._start_exchange(
-                exchange, dtype, [self._shard_view(f) for f in _flat(exchange.outgoing)]
-            )
-            for dtype, exchange in bucket.gather.items()
-        }
+        return [
+            Transfer(self.groups, axes, exchange, self._shard_view, gather=True)
+            for axes, exchange in bucket.gather.items()
+        ]
 
-    def _start_scatter(self, bucket: Bucket) -> InFlight:
+    def _start_scatter(self, bucket: Bucket) -> list[Transfer]:
         """Start to send directions and buffers from the owners back to the shards."""
-        return {
-            dtype: self._start_exchange(
-                exchange, dtype, [self._block_view(f) for f in _flat(exchange.outgoing)]
-            )
-            for dtype, exchange in bucket.scatter.items()
-        }
+        return [
+            Transfer(self.groups, axes, exchange, self._block_view, gather=False)
+            for axes, exchange in bucket.scatter.items()
+        ]
 
-    def _start_exchange(
-        self, exchange: Exchange, dtype: torch.dtype, outgoing: list[Tensor]
-    ) -> Pending:
-        """Start one all-to-all of fragments, concatenated into a vector per destination."""
-        device = self.mesh.device
-        vectors = [x.reshape(-1).to(device, non_blocking=True) for x in outgoing]
-        sent = torch.cat(vectors) if vectors else torch.empty(0, dtype=dtype, device=device)
-        counts = _entry_counts(exchange.outgoing), _entry_counts(exchange.incoming)
-        return start_exchange(sent, *counts, self.mesh)
-
-    def _finish_gather(self, bucket: Bucket, gather: InFlight) -> None:
+    def _finish_gather(self, bucket: Bucket, gather: list[Transfer]) -> None:
         """Assemble the matrices and buffers that this process owns from their fragments."""
         for number in bucket.matrices:
             if number in bucket.local:  # read in place, without assembly
@@ -137,9 +122,8 @@ class ShardedStep:
                 )
         for fragment in bucket.own_fragments:
             self._block_view(fragment).copy_(self._shard_view(fragment))
-        for dtype, exchange in bucket.gather.items():
-            fragments = list(_flat(exchange.incoming))
-            _unpack(gather.pop(dtype), fragments, [self._block_view(f) for f in fragments])
+        for transfer in gather:
+            transfer.finish(self._block_view)
 
     def _compute(self, bucket: Bucket) -> None:
         """Compute the directions of the matrices that this process owns."""
@@ -161,7 +145,7 @@ class ShardedStep:
             self._output_view(fragment).copy_(self._block_view(fragment))
 
     def _load_local(self, number: int) -> None:
-        """View momentum and buffers of a matrix that this process holds in full as its blocks.
+        """Take views of momentum and buffers of a matrix that this process holds in full.
 
         They are copied only if the mesh computes on another device.
         """
@@ -170,7 +154,7 @@ class ShardedStep:
             self.blocks[number, fragment.name] = shard
 
     def _store_local(self, number: int) -> None:
-        """Copy the direction of such a matrix into the results, and copied buffers back."""
+        """Copy a locally held matrix's direction to the results, and copied buffers back."""
         for fragment in self._local_fragments(number):
             output = self._output_view(fragment)
             copied = output.device != self.blocks[number, fragment.name].device
@@ -184,7 +168,8 @@ class ShardedStep:
         for name, block in matrix.blocks.items():
             held = plan.params[matrix.param].layouts[name].held(coordinate)
             for segment in segments(block, held):
-                yield Fragment(number, name, segment)
+                dtype = plan.params[matrix.param].dtypes[name]
+                yield Fragment(number, name, segment, dtype.itemsize)
 
     def _job(self, number: int) -> Job:
         """Return the job of one matrix: momentum and buffers in the shapes that its rule takes."""
@@ -214,11 +199,11 @@ class ShardedStep:
             buffers[HOST_COUNTER] = counter.reshape(matrix.shapes[HOST_COUNTER]).clone()
         return Job(task.rule, M, buffers)
 
-    def _finish_scatter(self, bucket: Bucket, scatter: InFlight) -> None:
-        """Copy received directions and buffers into the shards; free the bucket's matrices."""
-        for dtype, exchange in bucket.scatter.items():
-            fragments = list(_flat(exchange.incoming))
-            _unpack(scatter.pop(dtype), fragments, [self._output_view(f) for f in fragments])
+    def _finish_scatter(self, bucket: Bucket, scatter: list[Transfer]) -> None:
+        """Copy directions and buffers into the shards of all copies; free the matrices."""
+        for transfer in scatter:
+            transfer.finish(self._output_view)
+        run_rounds(self.groups, bucket.rounds, self._output_view)
         for number in bucket.matrices:
             for name in self.matrices[number].blocks:
                 del self.blocks[number, name]
@@ -238,24 +223,3 @@ class ShardedStep:
     def _block_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of the whole tensor on the matrix's owner."""
         return self.blocks[fragment.matrix, fragment.name][fragment.segment.of_block]
-
-
-def _unpack(pending: Pending, fragments: Sequence[Fragment], targets: list[Tensor]) -> None:
-    """Wait for an exchange and copy the received fragments into their targets."""
-    received = pending.wait()  # one vector, fragment after fragment
-    if not fragments:
-        return
-    sizes = [f.segment.numel for f in fragments]
-    shapes = [f.segment.shape for f in fragments]
-    parts = [x.view(shape) for x, shape in zip(received.split(sizes), shapes, strict=True)]
-    foreach.copy_(targets, parts)
-
-
-def _entry_counts(by_rank: Sequence[Sequence[Fragment]]) -> list[int]:
-    """Return the number of entries of each rank's fragments."""
-    return [sum(f.segment.numel for f in fragments) for fragments in by_rank]
-
-
-def _flat(by_rank: Iterable[Iterable[Fragment]]) -> Iterator[Fragment]:
-    """Yield the fragments of all ranks, in the order of ranks."""
-    return (fragment for fragments in by_rank for fragment in fragments)

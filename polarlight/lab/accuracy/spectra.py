@@ -88,7 +88,7 @@ def measure(engine: Engine, M: Tensor, rank: int) -> dict[str, Any]:
     Returns:
         `bands`: least and greatest output singular value (diagonal in the input's basis) for inputs
         above each threshold, None where there is none. `orthogonality`: |X'X - projection|_F on
-        the short side. `direction`: Frobenius norm of what lies off that diagonal. `error`: |X -
+        the short side. `direction`: Frobenius norm of the part off that diagonal. `error`: |X -
         polar(M)|_F. The last three over sqrt(rank). `flops`, counted as it runs.
     """
     U, S, Vh = torch.linalg.svd(M.double(), full_matrices=False)

@@ -37,7 +37,7 @@ LRS = (0.01, 0.02, 0.04)
 
 
 class Area(StrEnum):
-    """What a claim is about, for the summary of the page."""
+    """Subject of a claim, for the summary of the page."""
 
     STARVATION = "Starvation of neurons"
     AURORA = "Aurora"

@@ -6,13 +6,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import torch
-
-from polarlight.lab.claims.claim import SMALL, Area, Claim
+from polarlight.lab.claims.claim import Area, Claim
+from polarlight.lab.claims.cost import core_seconds, hidden_parameters
 from polarlight.lab.claims.results import Result, findings, page_verdicts, result_of
+from polarlight.lab.claims.speedup.page import section
+from polarlight.lab.claims.store import SHIPPED, RunStore
 from polarlight.lab.claims.verdict import Finding, Verdict, overall
-from polarlight.lab.train.model import GPT
-from polarlight.lab.train.settings import Plan
 
 HEAD = """# Claims, tested
 
@@ -64,15 +63,16 @@ TOKENS_PER_PARAMETER = 20
 def write_claims(claims: Sequence[Claim], out: Path | None, path: Path) -> None:
     """Write the page from the results in `out`, and from the runs that polarlight ships."""
     found = {claim.name: (claim, result_of(claim, out)) for claim in claims}
-    path.write_text("\n".join(_lines(found)) + "\n", encoding="utf-8")
+    path.write_text("\n".join(_lines(found, out)) + "\n", encoding="utf-8")
 
 
 Found = Mapping[str, tuple[Claim, Result | None]]
 
 
-def _lines(found: Found) -> Iterator[str]:
+def _lines(found: Found, out: Path | None) -> Iterator[str]:
     verdicts = page_verdicts(found)
     yield HEAD
+    yield from section(RunStore([SHIPPED, out] if out is not None else [SHIPPED]))
     yield from _summary(found)
     yield "\n## All claims\n"
     spent = sum(result["cpu_seconds"] for _, result in found.values() if result)
@@ -158,7 +158,7 @@ def _deciding(found: Sequence[Finding], verdict: Verdict) -> Finding:
 def _size(claim: Claim) -> str:
     """Return parameters, steps and the share of a Chinchilla budget, over all arms."""
     plans = [claim.plan_of(label) for label in claim.arms]
-    hidden = [_parameters(plan) for plan in plans]
+    hidden = [hidden_parameters(plan) for plan in plans]
     seen = [plan.steps * plan.tokens_per_step for plan in plans]
     budgets = [t / (TOKENS_PER_PARAMETER * p) for t, p in zip(seen, hidden, strict=True)]
     return (
@@ -261,28 +261,10 @@ def _cell(samples: Sequence[float]) -> str:
     return f"{fmean(samples):.4g}{spread}"
 
 
-SECONDS_PER_STEP = 0.095
-"""Of one core, at `SMALL`: of the runs behind the first results, 19 s each."""
-
-
 def estimate(claim: Claim) -> str:
-    """The processor time that a claim takes, in words: by steps, tokens and parameters."""
-    steps = 0.0
+    """Return the estimated processor time of a claim, in words."""
+    seconds = 0.0
     for label, arm in claim.arms.items():
         runs = claim.seeds + (len(arm.lrs) if len(arm.lrs) > 1 and label not in claim.lr_of else 0)
-        plan = claim.plan_of(label)
-        steps += runs * plan.steps * _work(plan) / _work(SMALL)
-    return f"about {steps * SECONDS_PER_STEP / 60:.0f} core minutes"
-
-
-def _work(plan: Plan) -> float:
-    with torch.device("meta"):
-        return plan.tokens_per_step * float(GPT(plan.model(256)).active_parameter_count())
-
-
-def _parameters(plan: Plan) -> int:
-    """Parameters per token without embedding and head, whose tables do not compute."""
-    with torch.device("meta"):
-        model = GPT(plan.model(256))
-    tables = 256 * plan.width * (1 if plan.tied else 2)
-    return model.active_parameter_count() - tables
+        seconds += runs * core_seconds(claim.plan_of(label))
+    return f"about {seconds / 60:.0f} core minutes"

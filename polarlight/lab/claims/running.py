@@ -7,7 +7,7 @@ is finished.
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,7 +40,7 @@ FURTHER = 2
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Folder, devices and changes with which claims are run.
+    """Where and how claims are run.
 
     Attributes:
         out: Folder of all runs and results.
@@ -70,7 +70,7 @@ class Setting:
 def run_claim(
     claim: Claim, setting: Setting, tell: Callable[[str], None] = lambda words: None
 ) -> dict[str, Any]:
-    """Train the missing runs and return the result, also written to `NAME.json`.
+    """Trains what is missing and returns the result, which is also written to `NAME.json`.
 
     Args:
         claim: The claim, as registered.
@@ -176,7 +176,7 @@ def _worked(claim: Claim, tasks: list[Task], setting: Setting) -> Iterator[tuple
 
 
 def work(task: Task, setting: Setting, claim: Claim | None = None) -> RunRecord:
-    """Trains one run to its end, or goes on where it stopped; returns its record."""
+    """Train one run to its end, or continue it; return its record."""
     claim = claim or setting.of(find(task.claim))
     arm, plan = claim.arms[task.arm], claim.plan_of(task.arm)
     spec = spec_for(arm, task.lr, task.seed)
@@ -195,24 +195,33 @@ def work(task: Task, setting: Setting, claim: Claim | None = None) -> RunRecord:
         text = json.dumps(dict(arm.finish(run)))
         (folder / measures.FINISHED).write_text(text, encoding="utf-8")
     names = [] if diverged else claim.measures(task.arm)
+    found = {"loss": math.nan} | {name: measures.measured(folder, name) for name in names}
+    return record_of(task.arm, arm, run, found, time.process_time() - start)
+
+
+def record_of(
+    label: str, arm: Arm, run: Run, found: Mapping[str, float], seconds: float
+) -> RunRecord:
+    """Return the record of a finished run; its processor time adds up over interruptions."""
+    spec = run.spec
     return RunRecord(
-        setting=run_setting(arm, plan)(spec),
-        arm=task.arm,
+        setting=run_setting(arm, run.plan)(spec),
+        arm=label,
         lr=spec.lr,
         weight_decay=spec.weight_decay,
         aux_lr=spec.aux_lr,
         seed=spec.seed,
-        measures={"loss": math.nan} | {name: measures.measured(folder, name) for name in names},
-        cpu_seconds=round(_add_seconds(folder, time.process_time() - start), 1),
+        measures=found,
+        cpu_seconds=round(_add_seconds(run.folder, seconds), 1),
         date=datetime.now(UTC).date().isoformat(),
-        data=corpus.fingerprint,
+        data=run.corpus.fingerprint,
         versions=versions(),
-        hardware=hardware(device_of(plan.device)),
+        hardware=hardware(device_of(run.plan.device)),
     )
 
 
 def _watch(run: Run, arm: Arm) -> None:
-    """Add a run's probes; columns and activations as often as its own neurons."""
+    """Adds the probes of a run; columns and activations as often as its own neurons."""
     every = run.plan.neurons_every
     activations = JsonLines(run.folder / measures.ACTIVATIONS)
     if not run.model.config.is_mixture:
@@ -237,7 +246,7 @@ def _corpus(data: Path | None) -> Corpus:
 
 
 def _add_seconds(folder: Path, seconds: float) -> float:
-    """Adds to the processor time of a run and returns all of it."""
+    """Add to the processor time of a run and return the sum."""
     path = folder / CPU
     known = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else 0.0
     path.write_text(json.dumps({"seconds": known + seconds}), encoding="utf-8")

@@ -17,9 +17,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from polarlight.lab.claims.claim import Arm
+from polarlight.lab.train.model import GPT
 from polarlight.lab.train.settings import Plan, Spec
 from polarlight.optimizer.fingerprint import config_of
+
+BYTES = 256
+"""Vocabulary of the model that recipes are asked about."""
 
 SHIPPED = Path(__file__).parent / "results"
 """Runs that polarlight ships."""
@@ -68,7 +74,7 @@ class RunRecord:
 
     @property
     def diverged(self) -> bool:
-        """Whether the run ended without a finite loss."""
+        """Tell whether the run ended without a finite loss."""
         return not math.isfinite(self.measures["loss"])
 
     def line(self) -> str:
@@ -88,7 +94,8 @@ def run_setting(arm: Arm, plan: Plan) -> Callable[[Spec], str]:
     and the fields that differ from their defaults, so that renaming a class leaves the hash alone;
     of the plan enter the entries that differ from their defaults.
     """
-    extras = [getattr(f, "__qualname__", "") for f in (arm.prepare, arm.finish, arm.recipe.groups)]
+    extras: list[object] = [getattr(f, "__qualname__", "") for f in (arm.prepare, arm.finish)]
+    extras.append("" if arm.recipe.groups is None else _routed(arm, plan))
     plain = asdict(Plan())
     entries = {k: x for k, x in asdict(plan).items() if k not in NO_INFLUENCE and x != plain[k]}
     about = [entries, config_of(arm.recipe.rule()), extras]
@@ -99,6 +106,17 @@ def run_setting(arm: Arm, plan: Plan) -> Callable[[Spec], str]:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     return setting
+
+
+def _routed(arm: Arm, plan: Plan) -> list[object]:
+    """Return what a recipe for whole models gives each role."""
+    with torch.device("meta"):
+        model = GPT(plan.model(BYTES))
+    found = arm.recipe.groups_of(model, 1.0, 1.0)
+    return [
+        [str(g.get("role")), g.get("lr"), config_of(g.get("rule")), config_of(g.get("view"))]
+        for g in found
+    ]
 
 
 class RunStore:

@@ -72,7 +72,7 @@ class Finding:
 
     @property
     def is_blind(self) -> bool:
-        """Whether the published effect, if one is known, is too small for these seeds."""
+        """Tell whether a known published effect is too small for these seeds."""
         published = self.check.published
         return published is not None and self.detectable > published
 
@@ -101,11 +101,11 @@ class Check(Protocol):
 
     @property
     def says(self) -> str:
-        """Text of the part of the claim."""
+        """The part, in words."""
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Weight of each arm that the check uses."""
+        """The arms that it looks at."""
 
     @property
     def measure(self) -> str:

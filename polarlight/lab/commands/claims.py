@@ -1,6 +1,8 @@
 """Command `polarlight reproduce`: run the claims of this literature."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +15,11 @@ from polarlight.lab.claims.page import estimate, write_claims
 from polarlight.lab.claims.registry import CLAIMS, find
 from polarlight.lab.claims.results import findings, result_of, verdict
 from polarlight.lab.claims.running import Setting, run_claim
+from polarlight.lab.claims.speedup.plan import METHODS, SIZES
+from polarlight.lab.claims.speedup.running import Place
 from polarlight.lab.commands import options
 from polarlight.lab.commands.console import console, say
+from polarlight.lab.commands.speedup import NAME, Asked, speedup
 
 Names = Annotated[list[str] | None, typer.Argument(help="Claims; `--list` shows them.")]
 
@@ -33,6 +38,10 @@ def reproduce(
             callback=options.new_file,
         ),
     ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(help="Folder in which finished runs are recorded. Default: OUT."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Runs at a time, one core each. Default: all cores.")
     ] = None,
@@ -44,37 +53,66 @@ def reproduce(
     data: Annotated[
         Path | None, typer.Option(help="As for compare. Default: the standard library's sources.")
     ] = None,
+    size: Annotated[str, typer.Option(help=f"Of `speedup`: {', '.join(SIZES)}.")] = "small",
+    parts: Annotated[
+        str | None, typer.Option(help="Of `speedup`: parts of the size, by commas.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help=f"Of `speedup`, by commas: {', '.join(METHODS)}.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Of `speedup`: print runs and core hours and stop.")
+    ] = False,
+    results: Annotated[
+        bool, typer.Option("--results", help="Of `speedup`: print what is recorded and stop.")
+    ] = False,
 ) -> None:
     """Test claims about these optimizers, with seeds, sweeps and a decision rule.
 
     A claim is reproduced, not reproduced, or undecided at the size that was run. Learning rates are
-    swept per arm first. Finished runs are kept, and claims share them: the same command resumes.
+    swept per arm first. Finished runs are kept, and claims share them: the same command resumes,
+    and runs that polarlight ships are not trained again.
 
     ```
     polarlight reproduce --list
     polarlight reproduce down-columns
     polarlight reproduce starvation --set width=256 --set steps=1000 --seeds 6
     polarlight reproduce --all --page docs/claims.md
+    polarlight reproduce speedup --size small --plan
+    polarlight reproduce speedup --size small --parts 0.03M --methods adamw,muon,aurora
     ```
     """
     if listing:
         _list(out)
         return
+    if names == [NAME]:
+        asked = Asked(size, parts, methods, plan, results)
+        with _stopping():
+            speedup(asked, Place(out, records, data, jobs or os.cpu_count() or 1))
+        return
     chosen = list(CLAIMS.values()) if everything else [find(name) for name in names or []]
     if not chosen and page is None:
         raise ValueError("name a claim, or use --all, --list or --page")
-    setting = Setting(out, data, jobs or os.cpu_count() or 1, _changes(settings or []), seeds)
+    changes = _changes(settings or [])
+    setting = Setting(out, data, jobs or os.cpu_count() or 1, changes, seeds, records)
     out.mkdir(parents=True, exist_ok=True)
-    try:
+    with _stopping():
         for claim in chosen:
             _run(claim, setting)
-    except KeyboardInterrupt:
-        say("stopped; run the same command again to resume from the last checkpoints")
-        raise typer.Exit(130) from None
     target = page or (out / "claims.md" if everything else None)
     if target is not None:
         write_claims(list(CLAIMS.values()), out, target)
         say(f"verdicts: {target}")
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Leave with status 130 on Ctrl-C and say how to resume."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopped; run the same command again to resume from the last checkpoints")
+        raise typer.Exit(130) from None
 
 
 def _changes(settings: list[str]) -> tuple[tuple[str, object], ...]:
@@ -89,6 +127,7 @@ def _list(out: Path) -> None:
         known = result_of(claim, out)
         say(f"{claim.name:<15} {verdict(claim, known)}; {claim.runs()} runs, {estimate(claim)}")
         say(f"    {claim.says}")
+    say(f"{NAME:<15} steps of tuned AdamW to reach the same loss; --size small --plan has the cost")
 
 
 def _run(claim: Claim, setting: Setting) -> None:

@@ -13,6 +13,7 @@ from polarlight.lab.train.corpus import load_corpus
 from polarlight.lab.train.loop import device_of
 from polarlight.lab.train.recipes import recipe_of, recipes
 from polarlight.lab.train.shards import GPT2_VOCAB_SIZE
+from polarlight.lab.train.track3.comparison import final_losses, in_words
 from polarlight.lab.train.track3.loop import Track3Run
 from polarlight.lab.train.track3.settings import (
     HOW_TO_GET_SHARDS,
@@ -61,7 +62,8 @@ def track3(
 
     Architecture, initial weights, summed loss, data order, schedules and AdamW are the benchmark's;
     `record-12` and `record-36` are full size and need its shards. Losses of Muon are compared with
-    the published ones. The same command resumes.
+    the published ones. The same command resumes. Finished runs of one preset are compared with
+    Muon's, seed by seed.
 
     `--record N` runs a result of the leaderboard with all of its parts, and its own rates and
     initial weights: at reduced width with a scaled schedule, or as published with `--preset full`.
@@ -92,6 +94,9 @@ def track3(
     corpus = load_corpus(data, vocab_size=GPT2_VOCAB_SIZE if preset != "small" else None)
     folder = out or Path("runs") / "track3" / preset / name / f"seed{seed}"
     _train(Track3Run(setting, what, corpus, folder, where), name, what)
+    if out is None:
+        for words in in_words(final_losses(folder.parent.parent, folder), preset, corpus.unit):
+            say(words)
 
 
 def _result(

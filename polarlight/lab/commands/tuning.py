@@ -17,6 +17,7 @@ from polarlight.lab.commands import options
 from polarlight.lab.commands.console import console, say
 from polarlight.lab.commands.moving import shape_of
 from polarlight.lab.commands.training import Data, Preset, Set, VocabSize, trained_plan
+from polarlight.lab.statistics.family import ENOUGH
 from polarlight.lab.train.compare import first_interrupt
 from polarlight.lab.train.corpus import load_corpus
 from polarlight.lab.train.data import Corpus
@@ -25,6 +26,7 @@ from polarlight.lab.train.loop import device_of
 from polarlight.lab.train.lr_figure import SLACK, Searched, draw, predictions
 from polarlight.lab.train.lr_search import LrSearch, SearchStoppedError, at_width
 from polarlight.lab.train.recipes import recipe_of
+from polarlight.lab.train.report.significance import with_seeds
 from polarlight.lab.train.settings import Plan
 from polarlight.lab.tuning import find_lr
 from polarlight.migration import convention_of, operator_step, transfer_lr
@@ -139,7 +141,11 @@ def _searched(
                     extend=extend,
                     follow=follower.result,
                 )
-                found.append(Searched(search.optimizer, search.plan.width, sweep, search.step()))
+                found.append(
+                    Searched(
+                        search.optimizer, search.plan.width, sweep, search.step(), search.losses
+                    )
+                )
     except SearchStoppedError:
         say(f"stopped and saved; go on with: {_command()}")
         raise typer.Exit(130) from None
@@ -160,8 +166,23 @@ def _report(found: Sequence[Searched], out: Path, corpus: Corpus, device: str) -
         "found": [one.record() for one in found],
     }
     (out / "find-lr.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    for one in found:
+        say(_in_words(one, corpus.unit))
     console.print(_table(found))
     say(f"picture and numbers: {out / 'find-lr.png'}, {out / 'find-lr.json'}")
+
+
+def _in_words(one: Searched, unit: str) -> str:
+    """Return the best rate, and the rates that the seeds cannot tell from it."""
+    sweep, seeds = one.sweep, max(map(len, one.losses.values()), default=0)
+    best = f"{one.optimizer}, width {one.width}: lr {sweep.rates[sweep.best]:.4g} ended lowest"
+    if one.alike is None:
+        again = with_seeds(_command(), ENOUGH)
+        return f"{best}; one seed cannot tell rates apart. For intervals, run: {again}"
+    others = ", ".join(f"{lr:.4g}" for lr in one.alike if lr != sweep.rates[sweep.best])
+    told = f"rates {others} cannot be told from it" if others else "every other rate is worse"
+    how = f"95 %, n = {seeds}, paired, {len(one.losses) - 1} comparisons"
+    return f"{best} ({min(sweep.losses):.4f} {unit}); {told} ({how})."
 
 
 def _table(found: Sequence[Searched]) -> Table:

@@ -1,7 +1,7 @@
 """Return of freed memory to the system, where the C library would keep it.
 
 glibc keeps freed blocks of up to 32 MiB in its heap, and between a few that are in use a file's
-worth of them can stay (`tests/lab/inspection/test_memory.py`).
+worth of them can stay (`tests/lab/inspection/test_opening_memory.py`).
 """
 
 import ctypes

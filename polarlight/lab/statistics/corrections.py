@@ -27,7 +27,7 @@ def holm(ps: Sequence[float]) -> list[float]:
     An adjusted p below 0.05 keeps the chance of any false rejection among them below 0.05, whatever
     their dependence.
 
-    Example:
+    Examples:
         >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
         [0.03, 0.06, 0.06]
     """
@@ -57,7 +57,7 @@ def dunnett_level(comparisons: int, seeds: int, level: float = LEVEL) -> float:
     Raises:
         ValueError: If a number is below its least.
 
-    Example:
+    Examples:
         >>> dunnett_level(1, 4)
         0.05
         >>> 0.05 / 3 < dunnett_level(3, 4) < 0.05
@@ -90,7 +90,7 @@ def pocock_level(looks: int) -> float:
     Raises:
         ValueError: If looks is not 1 to 5.
 
-    Example:
+    Examples:
         >>> pocock_level(3)
         0.0221
     """
@@ -102,7 +102,7 @@ def pocock_level(looks: int) -> float:
 def after_looks(p: float, looks: int) -> float:
     """Return a p value that is below 0.05 exactly where p is below Pocock's level.
 
-    Example:
+    Examples:
         >>> round(after_looks(0.0221, 3), 4)
         0.05
     """

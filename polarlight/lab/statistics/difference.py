@@ -55,7 +55,7 @@ class Difference:
         paired: Whether both arms share the seeds.
         flips: Two-sided p of sign flips against zero; None for fewer than 6 seeds, or unpaired.
 
-    Example:
+    Examples:
         >>> found = paired({0: 1.70, 1: 1.72, 2: 1.71}, {0: 1.60, 1: 1.63, 2: 1.62})
         >>> round(found.estimate, 4), found.n
         (0.0933, 3)
@@ -181,7 +181,7 @@ def contrast(weights: Mapping[str, float], samples: Mapping[str, BySeed]) -> Dif
     Raises:
         ValueError: If the arms share no seed, or a sum is not finite.
 
-    Example:
+    Examples:
         >>> gain = contrast({"a": 1.0, "b": -1.0}, {"a": {0: 2.0, 1: 2.5}, "b": {0: 1.0, 1: 1.0}})
         >>> gain.estimate
         1.25
@@ -200,7 +200,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     Raises:
         ValueError: If one of them is empty or a number is not finite.
 
-    Example:
+    Examples:
         >>> found = welch([1.0, 2.0, 3.0], [2.0, 4.0])
         >>> found.estimate, round(found.freedom, 3)
         (-1.0, 1.684)
@@ -227,7 +227,7 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     Raises:
         ValueError: If there are no differences.
 
-    Example:
+    Examples:
         >>> sign_flip_p([1.0, 2.0, 3.0])
         0.25
     """

@@ -69,7 +69,7 @@ def against_reference(arms: Mapping[str, BySeed], reference: str) -> list[Compar
     Raises:
         KeyError: If there is no such arm.
 
-    Example:
+    Examples:
         >>> losses = {"adamw": {0: 1.80, 1: 1.83}, "muon": {0: 1.70, 1: 1.72}}
         >>> (found,) = against_reference(losses, "adamw")
         >>> str(found.standing), round(found.difference.estimate, 3)
@@ -98,7 +98,7 @@ def _difference(x: BySeed, base: BySeed) -> Difference:
 def sentence(one: Compared, unit: str = "nats/token") -> str:
     """Return the comparison in one sentence, with its interval and what was needed.
 
-    Example:
+    Examples:
         >>> found = paired({0: 1.60, 1: 1.63, 2: 1.62}, {0: 1.70, 1: 1.72, 2: 1.71})
         >>> sentence(Compared("aurora", "adamw", found), "nats/byte")
         'aurora beats adamw by 0.093 nats/byte (95 % CI 0.079 to 0.108, n = 3, paired).'

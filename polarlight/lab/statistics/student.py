@@ -28,7 +28,7 @@ def two_sided_p(t: float, freedom: float) -> float:
     Raises:
         ValueError: If freedom is not positive or t is NaN.
 
-    Example:
+    Examples:
         >>> round(two_sided_p(2.776, 4), 4)
         0.05
     """
@@ -45,7 +45,7 @@ def two_sided_p(t: float, freedom: float) -> float:
 def cdf(t: float, freedom: float) -> float:
     """Return P(T <= t); arguments and errors as `two_sided_p`.
 
-    Example:
+    Examples:
         >>> cdf(0.0, 3)
         0.5
     """
@@ -67,7 +67,7 @@ def quantile(p: float, freedom: float) -> float:
     Raises:
         ValueError: If p or freedom is outside its range.
 
-    Example:
+    Examples:
         >>> round(quantile(0.975, 3), 4)
         3.1824
     """

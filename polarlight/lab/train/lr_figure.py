@@ -1,7 +1,7 @@
 """Figures of a search for a learning rate: losses over rates, optima over width."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, isfinite, log
 from typing import Any
 
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from polarlight.lab.report.style import FAINT, LineStyle, legend, styles, tidy
+from polarlight.lab.statistics import BySeed, Standing, against_reference
 from polarlight.lab.tuning import Sweep
 
 SLACK = 0.01
@@ -24,12 +25,30 @@ class Searched:
         width: Of the residual stream.
         sweep: Losses over rates.
         step: RMS-to-RMS norm of a square hidden weight's step at lr 1, see `LrSearch.step`.
+        losses: By rate and seed.
     """
 
     optimizer: str
     width: int
     sweep: Sweep
     step: float
+    losses: Mapping[float, BySeed] = field(default_factory=dict)
+
+    @property
+    def alike(self) -> list[float] | None:
+        """Rates that the seeds cannot tell from the best one, the best included.
+
+        Paired by seed, all rates together at 95 %. The best is chosen by the same seeds, so that
+        this is a guide and no test. None with one seed.
+        """
+        best = self.sweep.rates[self.sweep.best]
+        arms = {f"{lr:g}": found for lr, found in self.losses.items()}
+        found = against_reference(arms, f"{best:g}") if arms.get(f"{best:g}") else []
+        known = [one for one in found if one.difference.error is not None]
+        if not known:
+            return None
+        open_ = [float(one.arm) for one in known if one.standing is not Standing.WORSE]
+        return sorted([best, *open_])
 
     def record(self) -> dict[str, Any]:
         """Return the result as JSON types."""
@@ -39,6 +58,8 @@ class Searched:
             "width": self.width,
             "rates": list(self.sweep.rates),
             "losses": [loss if isfinite(loss) else None for loss in self.sweep.losses],
+            "by_seed": {f"{lr:g}": dict(found) for lr, found in sorted(self.losses.items())},
+            "alike": self.alike,
             "optimum": {"lr": best.lr, "loss": best.loss, "edge": best.edge},
             "within": {"slack": SLACK, "low": near[0], "high": near[1]},
         }

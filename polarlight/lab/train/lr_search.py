@@ -12,8 +12,8 @@ Source of the two: Yang et al., "Tensor Programs V" (2022), arXiv 2203.03466, ta
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from math import inf
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -78,6 +78,7 @@ class LrSearch:
         numbers: What else the runs have, such as aux_lr and weight_decay.
         stop: Whether the user wants to stop.
         watch: Told of each record.
+        losses: Final losses that were found, by rate and seed; runs that diverged have none.
 
     Raises:
         ValueError: If seeds is below 1, or the device or its memory does not suffice.
@@ -92,6 +93,7 @@ class LrSearch:
     base_width: int | None = None
     stop: Callable[[], bool] = _never
     watch: Watch = _nothing
+    losses: dict[float, dict[int, float]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -104,7 +106,9 @@ class LrSearch:
         Raises:
             SearchStoppedError: If the user stopped it.
         """
-        return mean(self._loss(lr, seed) for seed in range(self.seeds))
+        found = {seed: self._loss(lr, seed) for seed in range(self.seeds)}
+        self.losses[lr] = {seed: loss for seed, loss in found.items() if isfinite(loss)}
+        return mean(found.values())
 
     def step(self) -> float:
         """Return the operator norm of a step with lr 1 of a square hidden weight.

@@ -51,7 +51,7 @@ def find_lr(
         ValueError: If a rate is not positive, there are fewer than two, extend is negative, or
             every run diverged.
 
-    Example:
+    Examples:
         >>> found = find_lr(lambda lr: (lr - 0.03) ** 2, [0.01, 0.02, 0.04], follow=lambda *_: None)
         >>> round(found.optimum.lr, 3)
         0.028
@@ -79,7 +79,7 @@ class Search:
     Raises:
         ValueError: If a rate is not positive, there are fewer than two, or extend is negative.
 
-    Example:
+    Examples:
         >>> search = Search([0.01, 0.02], extend=1)
         >>> while due := search.due():
         ...     for lr in due:

@@ -88,7 +88,7 @@ _COUNTED = ("tensors", "parameters", "frozen")
 
 
 def _share(entry: Mapping[str, int], whole: Mapping[str, int]) -> str:
-    """Format the parameters of a role as a percentage of all parameters."""
+    """Format a role's number of parameters as a percentage of all parameters."""
     return f"{100 * entry['parameters'] / max(whole['parameters'], 1):.1f} %"
 
 

@@ -39,7 +39,7 @@ def _fold(names: Sequence[_Cells]) -> list[tuple[_Cells, list[str]]]:
 
 
 def _with_range(place: int, same: Sequence[_Cells]) -> _Cells:
-    """Merge names that differ in the number at one position into one with a range."""
+    """Merge names that differ in the number at one position into one name with a range."""
     first = same[0]
     if len(same) == 1:
         return first

@@ -42,6 +42,7 @@ class Row:
         rule: Name of its rule; `default` where the group leaves it to the optimizer.
         view: Which part of it is a matrix, as the call that makes the view.
         lr: Learning rate of its group, before the rule's scale.
+        weight_decay: Decoupled weight decay of its group; None where left to the optimizer.
         pieces: What the view makes of it.
         frozen: Whether it takes no gradient.
         reason: How role and view are known.
@@ -53,6 +54,7 @@ class Row:
     rule: str
     view: str
     lr: float | None
+    weight_decay: float | None
     pieces: tuple[Piece, ...]
     frozen: bool
     reason: str
@@ -68,6 +70,7 @@ def rows_of(groups: Sequence[Mapping[str, Any]], reasons: Mapping[str, str]) -> 
     for group in groups:
         names = group.get("param_names") or ["-"] * len(group["params"])
         lr = None if group.get("lr") is None else float(group["lr"])
+        decay = None if group.get("weight_decay") is None else float(group["weight_decay"])
         rule, view = group.get("rule"), group.get("view") or Whole()
         for name, p in zip(names, group["params"], strict=True):
             yield Row(
@@ -77,6 +80,7 @@ def rows_of(groups: Sequence[Mapping[str, Any]], reasons: Mapping[str, str]) -> 
                 rule="default" if rule is None else rule.name,
                 view=view_call(view),
                 lr=lr,
+                weight_decay=decay,
                 pieces=tuple(_pieces(p, rule, view, lr)),
                 frozen=not p.requires_grad,
                 reason=reasons.get(name, "given by the caller"),

@@ -6,7 +6,7 @@ from textwrap import wrap
 from polarlight.routing.explain.folding import fold
 from polarlight.routing.explain.rows import Piece, Row
 
-_HEADER = ["parameter", "n", "shape", "role", "rule", "lr x scale", "rms/step"]
+_HEADER = ["parameter", "n", "shape", "role", "rule", "lr x scale", "decay", "rms/step"]
 _INDENT = 4
 
 Entry = tuple[list[str], str]
@@ -46,7 +46,10 @@ def folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """Group rows that differ in their names alone, under one name pattern."""
     alike: dict[object, list[Row]] = {}
     for row in rows:
-        key = (row.shape, row.role, row.rule, row.view, row.pieces, row.frozen, row.reason)
+        key = (
+            *(row.shape, row.role, row.rule, row.view, row.pieces, row.weight_decay, row.frozen),
+            row.reason,
+        )
         alike.setdefault(key, []).append(row)
     entries = []
     for same in alike.values():
@@ -69,8 +72,9 @@ def _cells(name: str, same: Sequence[Row]) -> list[str]:
     row = same[0]
     shape = " x ".join(str(size) for size in row.shape) or "scalar"
     lr = "default" if row.lr is None else _numbers(row.pieces, lambda piece: piece.lr)
+    decay = "default" if row.weight_decay is None else f"{row.weight_decay:.3g}"
     rms = _numbers(row.pieces, lambda piece: piece.rms)
-    return [name, str(len(same)), shape, row.role, row.rule, lr, rms]
+    return [name, str(len(same)), shape, row.role, row.rule, lr, decay, rms]
 
 
 def _numbers(pieces: Sequence[Piece], number: Callable[[Piece], float | None]) -> str:

@@ -41,7 +41,7 @@ def infer_roles(source: nn.Module | Named) -> list[Assignment]:
 
 
 def _assign(uses: Sequence[Site], heads: Mapping[int, str]) -> Assignment:
-    """Return the assignment of one parameter from all its uses in the model."""
+    """Return one parameter's assignment by its most certain decision, from all its uses."""
     site = uses[0]
     found = next(_decisions(uses, heads))
     reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
@@ -50,7 +50,7 @@ def _assign(uses: Sequence[Site], heads: Mapping[int, str]) -> Assignment:
 
 
 def _decision_fields(decision: Decision) -> dict[str, Any]:
-    """Return the fields of a decision by name."""
+    """Return the fields of a decision by name, without copies."""
     return {field.name: getattr(decision, field.name) for field in fields(decision)}
 
 
@@ -102,7 +102,7 @@ def _is_norm(site: Site) -> bool:
 
 
 def _by_type(site: Site) -> Iterator[Decision]:
-    """Yield decisions by the module's type, or by name without one.
+    """Yield decisions by the owning module's type, or by name and shape without a module.
 
     Convolutions, attention, RNNs and 2-D layers.
     """
@@ -129,7 +129,7 @@ def _is_kernel_by_name(site: Site) -> bool:
 
 
 def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Decision:
-    """Return the decision on a convolution kernel."""
+    """Return role and view of a convolution kernel."""
     kind = type(module).__name__
     inner: MatrixView = Transposed() if module.transposed else Whole()
     if module.groups > 1:
@@ -144,7 +144,7 @@ def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Decision:
 
 
 def _recurrent(site: Site, module: nn.RNNBase) -> Decision:
-    """Return the decision on a weight of an RNN, LSTM or GRU, with a matrix per gate."""
+    """Return role and view of a weight of an RNN, LSTM or GRU, one matrix per gate."""
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     if gates == 1 or site.parameter.shape[0] != gates * module.hidden_size:
         return Decision(Role.HIDDEN, f"{site.leaf} of {module.mode}")
@@ -180,7 +180,7 @@ def _is_transposed_by_width(site: Site) -> bool:
 
 
 def _linear(site: Site, *, transposed: bool) -> Decision:
-    """Return the decision on a linear layer, by the block around it."""
+    """Return role, part and view of a linear layer's weight, by the block around it."""
     m, n = site.parameter.shape[::-1] if transposed else site.parameter.shape
     if min(m, n) == 1:
         return Decision(Role.VECTOR, f"linear layer {site.module_name} of a single row or column")

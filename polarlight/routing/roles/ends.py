@@ -17,7 +17,7 @@ _NO_TOKENS = (*_POSITIONS, "bias", "type")
 
 
 def heads_of(model: nn.Module | None, sites: Iterable[Sequence[Site]]) -> dict[int, str]:
-    """Return the reason for each output layer of a model and of the models inside it.
+    """Return a reason for each output layer of a model and its submodels, by parameter id.
 
     Args:
         model: None where only names are known.
@@ -38,7 +38,7 @@ def heads_of(model: nn.Module | None, sites: Iterable[Sequence[Site]]) -> dict[i
 
 
 def embedding_or_head(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Decision]:
-    """Yield decisions on embeddings and output layers."""
+    """Yield decisions for a parameter used as embedding, output layer or both; maybe none."""
     tables = [site for site in uses if site.is_table]
     if tables and len(tables) < len(uses):
         names = " = ".join(site.name for site in uses)
@@ -54,7 +54,7 @@ def embedding_or_head(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterato
 
 
 def position_embedding(site: Site) -> Iterator[Decision]:
-    """Yield decisions on position embeddings that are raw parameters."""
+    """Yield the decision for a raw parameter of learned positions; nothing for others."""
     if site.parameter.ndim >= 2 and any(word in site.leaf for word in _POSITIONS):
         yield Decision(
             Role.EMBEDDING, f"learned positions of {site.block_name}", part=Part.POSITION
@@ -62,7 +62,7 @@ def position_embedding(site: Site) -> Iterator[Decision]:
 
 
 def _table_decision(tables: Sequence[Site]) -> Decision:
-    """Return EMBEDDING for a table, with its kind and users; VECTOR for a table of biases."""
+    """Return EMBEDDING for an embedding table, or VECTOR for a table of biases."""
     site = tables[0]
     if "bias" in site.module_name:
         return Decision(Role.VECTOR, f"table of biases, {site.place}")
@@ -138,7 +138,7 @@ def _in_layers(words: Iterable[str]) -> bool:
 
 
 def _is_head_by_name(site: Site, *, others: bool) -> bool:
-    """Return whether a matrix is an output layer by its name, at any depth.
+    """Return whether a matrix is an output layer by name; stricter if there are `others`.
 
     Where the model has `others` that are known otherwise, a square matrix is one only if it has a
     name that means nothing else.

@@ -15,7 +15,7 @@ _SCORES = {"softmax": Part.SOFTMAX, "sigmoid": Part.SIGMOID}
 
 
 def router(site: Site) -> Iterator[Decision]:
-    """Yield decisions on matrices that score experts."""
+    """Yield the decision ROUTER for a matrix that scores experts; nothing for others."""
     where = _router_reason(site)
     if where is None or site.parameter.ndim != 2 or site.parameter.shape[0] < 2:
         return
@@ -45,7 +45,7 @@ def _router_reason(site: Site) -> str | None:
 
 
 def _scoring(site: Site) -> tuple[Part, str]:
-    """Return a router's score function, from its config or the names in its code; else none."""
+    """Return softmax, sigmoid or NONE for a router, from its config or code, and the reason."""
     declared = site.text(*_SCORING)
     if declared in _SCORES:
         return _SCORES[declared], f"{declared} scores, by the config"

@@ -111,7 +111,7 @@ def block_of(site: Site, found: Decision) -> str:
 
 
 def _block_depths(site: Site) -> list[int]:
-    """Return the lengths of the paths to a layer's block and up to two blocks around it."""
+    """Return the path lengths of a layer's block and of up to two blocks around it."""
     depths = [len(site.block)]
     while depths[-1] and len(depths) < 3:
         if site.words[depths[-1] - 1].isdigit() and len(depths) > 1:
@@ -165,7 +165,7 @@ def _is_stack_transposed(site: Site, part: Part) -> tuple[bool, str]:
 
 
 def _flat_experts(site: Site, part: Part) -> Decision:
-    """Return the decision on a 2-D parameter of all experts: matrices one below another, or not."""
+    """Return the decision for experts in one 2-D parameter: stacked rows, or undivided."""
     count = site.number("moe_num_experts", "num_experts", "num_local_experts")
     if part is Part.NONE or not count or site.parameter.shape[0] % count:
         return unknown(site, f"{site.module_name} of {site.block_name}: no known matrix")

@@ -35,7 +35,7 @@ FusedLayout = Callable[[Site, int, int], FusedSplit | None]
 
 
 def concatenated(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Split rows into q, k, v, or into k, v where queries come from elsewhere."""
+    """Return the split of rows into q, k, v, or into k, v if queries come from elsewhere."""
     q = site.number(*HEAD_COUNT)
     kv = site.number(*KEY_COUNT) or q
     if not q or not kv:
@@ -50,7 +50,7 @@ def concatenated(site: Site, m: int, n: int) -> FusedSplit | None:
 
 
 def equal_qkv(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Split rows into equal q, k, v, by the shape where the number of heads is unknown."""
+    """Return the split of rows into equal q, k, v for a known name and m = 3 n, heads unknown."""
     fused = "qkv" in site.module_name or site.module_name == "c_attn"
     if not fused or site.number(*HEAD_COUNT) or m != 3 * n:
         return None
@@ -58,7 +58,7 @@ def equal_qkv(site: Site, m: int, n: int) -> FusedSplit | None:
 
 
 def by_key_head(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Split rows per key head into its queries, key, value (GPT-NeoX, BLOOM, Falcon)."""
+    """Return the split of rows per key head into its queries, key, value (GPT-NeoX, BLOOM)."""
     q = site.number(*HEAD_COUNT)
     kv = site.number(*KEY_COUNT) or q
     if not q or not kv or q % kv:
@@ -68,7 +68,7 @@ def by_key_head(site: Site, m: int, n: int) -> FusedSplit | None:
 
 
 def by_key_head_if_declared(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Split rows per key head if the module has `heads_per_kv` (torchtitan)."""
+    """Return the split by key heads if the module has `heads_per_kv` (torchtitan)."""
     queries, size = site.number("heads_per_kv"), site.number(*HEAD_SIZE)
     if not queries or not size or m % ((queries + 2) * size):
         return None
@@ -83,7 +83,7 @@ def _key_head_split(kv: int, queries: int, size: int) -> FusedSplit:
 
 
 def delta_net(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Split rows per key head into q, k, its value heads, their gates (gated delta rule)."""
+    """Return the split of rows per key head into q, k, value heads, gates (gated delta rule)."""
     q, kv = site.number("num_k_heads"), site.number("num_v_heads")
     k_size, v_size = site.number("head_k_dim"), site.number("head_v_dim")
     if not (q and kv and k_size and v_size) or kv % q:
@@ -98,7 +98,7 @@ def delta_net(site: Site, m: int, n: int) -> FusedSplit | None:
 
 
 def per_head(*sizes: str, words: str) -> FusedLayout:
-    """Return a layout that splits each head into one block per named size."""
+    """Return a layout function: rows of each head split into one block per named size."""
 
     def layout(site: Site, m: int, n: int) -> FusedSplit | None:
         """Split each head into blocks; None if the sizes are unknown or do not add up."""
@@ -112,7 +112,7 @@ def per_head(*sizes: str, words: str) -> FusedLayout:
 
 
 def in_order(*sizes: str, words: str) -> FusedLayout:
-    """Return a layout that splits rows into one block per named size."""
+    """Return a layout function: rows split into one block per named size."""
 
     def layout(site: Site, m: int, n: int) -> FusedSplit | None:
         """Split rows into blocks; None if the sizes are unknown or do not add up."""

@@ -33,7 +33,7 @@ class ModelIndex:
 
     @classmethod
     def of(cls, shapes: Mapping[str, torch.Size], tables: Iterable[str]) -> Self:
-        """Return the index of parameters with these shapes."""
+        """Build the index from the shapes of all parameters and the names of embedding tables."""
         blocks = {name[:end] for name in shapes for end in _dots(name)}
         inside: dict[str, list[str]] = {}
         for name in shapes:
@@ -136,7 +136,7 @@ class Site:
         return None
 
     def has_within(self, depth: int, *sizes: tuple[int, ...]) -> bool:
-        """Return whether a module holds another parameter of one of these sizes, in any order.
+        """Return whether a module holds another parameter of one of these shapes, in any order.
 
         The module is that of the path's first `depth` words.
         """
@@ -158,12 +158,12 @@ class Site:
         return any(a == word and b.isdigit() for a, b in pairwise(self.path))
 
     def number(self, *names: str) -> int | None:
-        """Return the nearest positive integer of these names on a module or its config; or None."""
+        """Return the first positive int of these names on the nearest module or config, or None."""
         found = (value for value in self._attributes(names) if type(value) is int and value > 0)
         return next(found, None)
 
     def outermost_number(self, name: str) -> tuple[int | None, int]:
-        """Return the nearest integer of a name, and the depth of the outermost module that has it.
+        """Return the nearest int attribute `name`, and the depth of the outermost module with it.
 
         Layers often share the config of the model around them; the model is the outermost owner.
         """
@@ -183,20 +183,20 @@ class Site:
         return any(name.startswith(prefix) for name in self.model_index.tables)
 
     def numbers(self, *names: str) -> tuple[int, ...]:
-        """Return the nearest integer of each name, in order; () if one is unknown."""
+        """Return the nearest int attribute of each name, in order; () if one has none."""
         found = [number for name in names if (number := self.number(name))]
         return tuple(found) if len(found) == len(names) else ()
 
     def flag(self, name: str) -> bool | None:
-        """Return the nearest bool of a name on a module or its config; None if there is none."""
+        """Return the bool of this name on the nearest module or config; None if there is none."""
         return next((value for value in self._attributes((name,)) if isinstance(value, bool)), None)
 
     def text(self, *names: str) -> str | None:
-        """Return the nearest string of these names on a module or its config; or None."""
+        """Return the str of one of these names on the nearest module or config; or None."""
         return next((value for value in self._attributes(names) if isinstance(value, str)), None)
 
     def width(self) -> int | None:
-        """Return the width of the residual stream; None if unknown."""
+        """Return the residual stream's width, from a config or an embedding; None if unknown."""
         if self.modules:
             return self.number("hidden_size", "d_model", "n_embd", "dim")
         return next((shape[-1] for shape in self.model_index.tables.values()), None)
@@ -206,7 +206,7 @@ class Site:
         return self.modules[1:] if self.leaf == "weight" else self.modules
 
     def _attributes(self, names: tuple[str, ...]) -> Iterator[object]:
-        """Yield attributes of these names on every module and config, from the inside out."""
+        """Yield the attributes of these names on every module and its config, inner ones first."""
         for module in self.modules:
             for source in _sources(module):
                 for name in names:
@@ -214,7 +214,7 @@ class Site:
 
 
 def _is_number(found: object, value: int) -> bool:
-    """Return whether an attribute is an integer of this value, not a bool."""
+    """Return whether an attribute is an int, not a bool, and equals `value`."""
     return type(found) is int and found == value
 
 
@@ -224,7 +224,7 @@ def _sources(module: nn.Module) -> tuple[object, object]:
 
 
 def unknown(site: Site, reason: str) -> Decision:
-    """Return the decision on a parameter that nothing shows to be a matrix."""
+    """Return the decision VECTOR for a parameter that nothing shows to be a matrix."""
     vectors = sum(size > 1 for size in site.parameter.shape) < 2
     return Decision(Role.VECTOR, reason, known=vectors)
 
@@ -244,20 +244,20 @@ def _is_table(words: Sequence[str], module: nn.Module | None) -> bool:
 
 
 def sites_of(model: nn.Module) -> list[list[Site]]:
-    """Return every use of every parameter of a model, grouped by tensor."""
+    """Return every use of every parameter of a model; uses of one tensor form one list."""
     modules = dict(model.named_modules(remove_duplicate=False))
     return _group_by_tensor(list(model.named_parameters(remove_duplicate=False)), modules)
 
 
 def sites_by_name(named: Iterable[tuple[str, Tensor]]) -> list[list[Site]]:
-    """Return every use of every parameter, grouped by tensor, from names alone."""
+    """Return every use of named parameters without their modules; one list per tensor."""
     return _group_by_tensor(list(named), {})
 
 
 def _group_by_tensor(
     named: list[tuple[str, Tensor]], modules: Mapping[str, nn.Module]
 ) -> list[list[Site]]:
-    """Return the uses of named parameters, grouped by tensor."""
+    """Return the uses of named parameters with their modules; one list per tensor."""
     names = {name for name, _ in named}
     unwrapped = [_without_wrappers(name, names, modules) for name, _ in named]
     shapes, tables = {}, []

@@ -55,7 +55,7 @@ def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str
 
 
 def _parametrized(own: str, path: str, leaf: str, names: Collection[str]) -> str:
-    """Return the name of a tensor under torch.nn.utils.parametrizations.
+    """Return the layer's own name for a parametrized tensor, with a suffix for a magnitude.
 
     Weight norm keeps two tensors: a magnitude, and the direction.
     """

@@ -1,4 +1,4 @@
-"""Who owns what: balanced, local where it can be, and the same for everyone."""
+"""Owners of matrices: balanced, local where possible, equal on all processes."""
 
 import random
 

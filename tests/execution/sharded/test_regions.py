@@ -70,7 +70,7 @@ layouts = pytest.mark.parametrize(("mesh", "splits"), LAYOUTS.values(), ids=LAYO
 
 
 def shard(x, layout, coordinate):
-    """What DTensor puts at a coordinate, by its definition."""
+    """Return DTensor's shard at a coordinate, by its definition."""
     for place, count, split in zip(coordinate, layout.mesh, layout.splits, strict=True):
         if split is None:
             continue

@@ -57,7 +57,7 @@ def test_an_interval_that_just_leaves_out_zero_does_not_decide_at_one_of_four_lo
     assert weaker.verdict is Verdict.UNDECIDED
 
 
-def test_thresholds():
+def test_measures_are_compared_with_thresholds():
     starved = samples(a=[0.30, 0.31, 0.29, 0.30])
     assert least("a", "loss", 0.25)(starved).verdict is Verdict.REPRODUCED
     finding = most("a", "loss", 0.01)(starved)
@@ -108,7 +108,7 @@ def test_refutations_are_corrected_for_the_number_of_parts():
     assert four[0].verdict is Verdict.UNDECIDED
 
 
-def test_an_undecided_part_says_whether_the_published_effect_was_in_reach():
+def test_an_undecided_part_states_if_the_published_effect_was_detectable():
     noisy = samples(a=scattered(1.0, 1), b=scattered(1.0, 2))
     blind = lower("a", "b", published=0.001)(noisy)
     assert blind.is_blind
@@ -118,7 +118,7 @@ def test_an_undecided_part_says_whether_the_published_effect_was_in_reach():
 
 
 @pytest.mark.parametrize("equal", [True, False])
-def test_alike_arms_are_rarely_given_any_verdict(equal):
+def test_equal_arms_rarely_get_a_verdict(equal):
     """Of claims with one part on identical arms at most 5 % are decided, with a margin of error."""
     generator = torch.Generator().manual_seed(3)
     check = Within("equal", {"a": 1, "b": -1}, 0.2) if equal else lower("a", "b")

@@ -1,4 +1,4 @@
-"""What the user can mend is told in one line, with exit status 2 and no traceback."""
+"""Errors that the user can fix: one line, exit status 2 and no traceback."""
 
 import json
 import subprocess

@@ -1,12 +1,15 @@
 """`polarlight find-lr` and `transfer-lr`, as they are typed."""
 
 import json
+from statistics import fmean
 
 import pytest
 from typer.testing import CliRunner
 
 from polarlight.lab.commands.app import app
+from polarlight.lab.train.lr_figure import Searched
 from polarlight.lab.train.lr_search import LrSearch, SearchStoppedError, at_width
+from polarlight.lab.tuning import Sweep
 from tests.lab.train.tiny import PLAN, corpus
 
 TINY = [
@@ -34,6 +37,8 @@ def test_find_lr_writes_results_a_figure_and_a_summary(tmp_path):
     assert len(found["rates"]) == len(found["losses"]) == 3  # of two, one is always at an end
     assert (tmp_path / "out" / "find-lr.png").stat().st_size > 5000
     assert "best lr" in result.output
+    assert "one seed cannot tell rates apart. For intervals, run:" in result.output
+    assert found["alike"] is None
     assert not list((tmp_path / "out").rglob("checkpoint.pt"))
 
 
@@ -50,6 +55,32 @@ def test_widths_transfer_the_head_and_keep_the_size_of_heads(tmp_path):
     ]
     folder = tmp_path / "out" / "muon-rms" / "width32-from16" / "lr=0.01" / "seed0"
     assert json.loads((folder / "settings.json").read_text())["plan"]["heads"] == 4
+
+
+def test_several_seeds_tell_which_rates_are_worse(tmp_path):
+    more = ["--optimizers", "muon", "--rates", "1e-9,0.02", "--extend", 0, "--seeds", 3]
+    result = find(tmp_path, *more)
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads((tmp_path / "out" / "find-lr.json").read_text())["found"]
+    assert set(found["by_seed"]["0.02"]) == {"0", "1", "2"}
+    assert "95 %, n = 3, paired, 1 comparisons" in result.output
+
+
+def searched(losses):
+    rates = tuple(sorted(losses))
+    sweep = Sweep(rates, tuple(fmean(losses[lr].values()) for lr in rates))
+    return Searched("muon", 64, sweep, 1.0, losses)
+
+
+def test_rates_are_compared_with_the_best_seed_by_seed():
+    luck, own = (0.3, 0.0, 0.1, 0.2), {0.01: 0.0, 0.02: 0.001, 0.04: 0.002}
+    means = {0.01: 1.0, 0.02: 1.0001, 0.04: 1.1}
+    at = {
+        lr: {seed: mean + luck[seed] + own[lr] * (-1) ** seed for seed in range(4)}
+        for lr, mean in means.items()
+    }
+    assert searched(at).alike == [0.01, 0.02]
+    assert searched({lr: {0: found[0]} for lr, found in at.items()}).alike is None
 
 
 def search(tmp_path, **changes):

@@ -21,7 +21,7 @@ node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 
 
 def run(expression, **values):
-    """What the expression on `Matrices` and the values is, computed by node."""
+    """Evaluate an expression on `Matrices` and the values by node."""
     names = "".join(f"const {key} = {json.dumps(value)};" for key, value in values.items())
     code = f"const Matrices = require({JS!r});{names}console.log(JSON.stringify({expression}))"
     done = subprocess.run(["node", "-e", code], capture_output=True, text=True)

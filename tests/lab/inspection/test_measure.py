@@ -1,4 +1,4 @@
-"""What is found in a checkpoint whose dead and doubled neurons were put there."""
+"""Findings in a checkpoint with planted dead and doubled neurons."""
 
 from dataclasses import replace
 

@@ -13,7 +13,7 @@ from tests.lab.inspection.files import model, sharded, trained
 
 
 def held(source, net):
-    """Whether a source holds the model's tensors, bit for bit."""
+    """Tell whether a source holds the model's tensors, bit for bit."""
     state = net.state_dict()
     return source.weights.keys() == state.keys() and all(
         torch.equal(entry.read(), state[name]) for name, entry in source.weights.items()

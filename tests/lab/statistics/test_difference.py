@@ -42,7 +42,7 @@ def test_sign_flips_are_counted_exactly_for_few_seeds():
     assert from_differences([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).flips == 2 / 64
 
 
-def test_what_seeds_have_in_common_leaves_the_error():
+def test_common_effects_of_seeds_do_not_enter_the_error():
     luck = {0: 0.3, 1: -0.2, 2: 0.1, 3: 0.0}
     a = {seed: 1.0 + x for seed, x in luck.items()}
     b = {seed: 0.9 + x + 0.001 * (-1) ** seed for seed, x in luck.items()}

@@ -1,7 +1,5 @@
 """The whole decision procedure by simulation, corrections, and results in words."""
 
-import doctest
-import importlib
 import math
 
 import pytest
@@ -27,14 +25,6 @@ EXPERIMENTS = 4000
 """A rate of 0.05 scatters by sqrt(0.05 0.95 / 4000) = 0.0034: 0.03 and 0.07 lie 5.8 of it away."""
 
 
-@pytest.mark.parametrize("name", ["student", "difference", "corrections", "family"])
-def test_examples_in_docstrings_run(name):
-    module = importlib.import_module(f"polarlight.lab.statistics.{name}")
-    failed, tried = doctest.testmod(module)
-    assert tried > 0
-    assert not failed
-
-
 def experiments(arms, seeds, common, generator):
     """Losses of arms that are alike, [experiments, arms, seeds]; `common`: share of variance."""
     own = torch.randn(EXPERIMENTS, arms, seeds, generator=generator, dtype=torch.float64)
@@ -43,7 +33,7 @@ def experiments(arms, seeds, common, generator):
 
 
 def decides(losses):
-    """Whether any verdict of one experiment, [arms, seeds], is not "undecided"."""
+    """Tell whether any verdict of one experiment, [arms, seeds], is not "undecided"."""
     arms = {str(i): dict(enumerate(x)) for i, x in enumerate(losses.tolist())}
     return any(c.standing is not Standing.UNDECIDED for c in against_reference(arms, "0"))
 
@@ -52,7 +42,7 @@ def decides(losses):
 @pytest.mark.parametrize(
     ("arms", "seeds"), [(2, 2), (2, 3), (2, 6), (2, 12), (3, 4), (4, 2), (4, 3), (4, 6), (6, 4)]
 )
-def test_alike_arms_are_called_different_in_5_percent_of_experiments(arms, seeds, common):
+def test_equal_arms_are_called_different_in_5_percent_of_experiments(arms, seeds, common):
     generator = torch.Generator().manual_seed(100 * arms + seeds)
     x = experiments(arms, seeds, common, generator)
     d = x[:, 1:] - x[:, :1]
@@ -64,7 +54,7 @@ def test_alike_arms_are_called_different_in_5_percent_of_experiments(arms, seeds
     assert [decides(one) for one in x[:60]] == called[:60].tolist()
 
 
-def test_the_rule_that_was_replaced_called_alike_arms_different_far_too_often():
+def test_the_replaced_rule_called_equal_arms_different_too_often():
     """Two pooled deviations, 4 arms and 2 seeds, the best against the others: over 25 %."""
     x = experiments(4, 2, 0.0, torch.Generator().manual_seed(0))
     pooled = x.var(dim=2).mean(dim=1).sqrt()  # [experiments]
@@ -136,7 +126,7 @@ def compared(values, n=1, **more):
     return Compared("aurora", "adamw", from_differences(values), comparisons=n, **more)
 
 
-def test_sentences_say_the_verdict_with_its_interval():
+def test_sentences_have_the_verdict_and_its_interval():
     assert sentence(compared([-0.085, -0.084, -0.083]), "nats/byte") == (
         "aurora beats adamw by 0.0840 nats/byte (95 % CI 0.0815 to 0.0865, n = 3, paired)."
     )

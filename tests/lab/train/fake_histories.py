@@ -12,7 +12,7 @@ THRESHOLDS = ("0.01", "0.1", "0.25")
 
 @dataclass(frozen=True)
 class Kind:
-    """How an optimizer behaves in the made-up world."""
+    """Behaviour of an optimizer in generated histories."""
 
     loss: float
     rate: float
@@ -129,7 +129,7 @@ def _of_the_matrix(rng, kind):
 
 
 def _said(rng, kind, layers):
-    """What activations tell, layer by layer."""
+    """Generate activation records, layer by layer."""
     record = {
         "mean": 0.1,
         "magnitude": {"0.1": 0.4, "0.5": 0.9, "0.9": 1.6},

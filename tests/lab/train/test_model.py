@@ -1,4 +1,4 @@
-"""The model's shape, loss, initial weights and refusals; `test_qwen3.py` compares its logits."""
+"""The model's shape, loss, initial weights and refusals; logits: `test_model_qwen3.py`."""
 
 import math
 
@@ -54,7 +54,7 @@ def test_the_first_loss_is_near_that_of_guessing(tied):
     model = GPT(ModelConfig(vocab_size=256, tied=tied))
     generator = torch.Generator().manual_seed(0)
     tokens, targets = torch.randint(256, (2, 4, 64), generator=generator)
-    # Logits of standard deviation s cost s^2/2 over log(256): .5^2/2 untied, .28^2/2 tied.
+    # Logits of standard deviation s cost s^2/2 over log(256): 0.5^2/2 untied, 0.28^2/2 tied.
     assert abs(model(tokens, targets).item() - math.log(256)) < 0.25
 
 
@@ -82,7 +82,7 @@ def test_initial_weights_have_the_documented_sizes():
         model.lm_head: 0.5 / 192**0.5,
     }
     for module, size in sizes.items():
-        # A deviation estimated from n >= 36864 numbers is off by 1 / sqrt(2 n) = .4 %.
+        # A deviation estimated from n >= 36864 numbers is off by 1 / sqrt(2 n) = 0.4 %.
         assert module.weight.std().item() == pytest.approx(size, rel=0.02)
     assert torch.equal(block.self_attn.q_norm.weight, torch.ones(32))
 

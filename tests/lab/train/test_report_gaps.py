@@ -36,7 +36,7 @@ def test_a_report_without_runs_is_written(tmp_path):
 def test_a_run_without_records(tmp_path):
     page = report([History("muon", 0)], tmp_path, {})
     assert "No loss has been recorded yet." in page.text
-    assert "No neuron was looked at" in page.text
+    assert "No neuron was observed" in page.text
     assert not figures(tmp_path)
 
 

@@ -12,6 +12,7 @@ from polarlight.lab.commands.app import app
 from polarlight.lab.commands.track3 import _setting as track3_setting
 from polarlight.lab.train import history
 from polarlight.lab.train.folder import SettingsError
+from polarlight.lab.train.track3.comparison import in_words
 from polarlight.lab.train.track3.loop import Track3Run, assembled
 from polarlight.lab.train.track3.model import Model, rotation
 from polarlight.lab.train.track3.settings import (
@@ -200,7 +201,7 @@ def test_the_schedule_is_flat_and_then_falls():
 
 
 def test_record_12_stops_before_its_rates_reach_zero():
-    """Its log: rates fall over 3350 steps, the last one taken is 3325."""
+    """In its log rates fall over 3350 steps; the last step is 3325."""
     setting = PRESETS["record-12"]
     assert (setting.steps, setting.schedule_steps) == (3325, 3350)
     assert [setting.lr_factor(s) for s in (0, 1005)] == [1, 1]
@@ -248,3 +249,33 @@ def test_the_command_trains_and_writes_records(tmp_path):
     result = run(app, ["track3", "--optimizer", "aurora-wide", *options])
     assert result.exit_code == 0, result.output
     assert "step 0: validation 5.5452" in result.output  # ln 256
+
+
+def test_finished_runs_are_compared_with_muon_seed_by_seed(tmp_path, monkeypatch):
+    corpus(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "small", TINY)
+    more = ["track3", "--data", "text.txt", "--device", "cpu"]
+    said = run(app, [*more, "--optimizer", "aurora-tall"]).output
+    assert "run the same command with --optimizer muon" in said
+    for seed in ("0", "1"):
+        last = run(app, [*more, "--seed", seed])
+        assert last.exit_code == 0, last.output
+    assert "with one seed, which gives no interval. For one, run both with --seed 1 to 3" in (
+        last.output
+    )
+    last = run(app, [*more, "--optimizer", "aurora-tall", "--seed", "1"])
+    assert "n = 2, paired" in last.output
+    assert "track 3's rule" not in last.output  # a rule of the full size
+    unlike = run(app, [*more, "--steps", "2", "--seed", "5"])  # another setting has no partner
+    assert "For a comparison, run the same command with another --optimizer" in unlike.output
+
+
+def test_the_benchmarks_own_rule_stands_beside_ours_at_full_size():
+    losses = {"muon": {0: 3.280, 1: 3.279}, "aurora-wide": {0: 3.2755, 1: 3.2765}}
+    said = in_words(losses, "record-36", "nats/token")
+    assert "n = 2, paired" in said[0]
+    assert said[1] == "  track 3's rule: statistic 0.0035, does not count (0.004 is needed)"
+    losses["aurora-wide"] = {0: 3.2805, 1: 3.2915}
+    assert "counts as higher" in in_words(losses, "record-36", "nats/token")[1]
+    assert len(in_words(losses, "small", "nats/token")) == 1

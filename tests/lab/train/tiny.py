@@ -48,7 +48,7 @@ class Silent:
 
 
 def train(runs, stop=lambda: False):
-    """Trains the runs; returns what a watcher saw."""
+    """Train the runs; return the records that a watcher received."""
     watcher = Silent()
     runs.train(watcher, stop)
     return watcher.seen

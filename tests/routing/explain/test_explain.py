@@ -106,7 +106,10 @@ def test_json_holds_every_row(model):
     up = next(p for p in data["parameters"] if p["name"] == "layers.0.mlp.up_proj.weight")
     assert up["shape"] == [32, 8]
     assert up["pieces"][0]["lr"] == pytest.approx(0.04)
-    assert set(up) == {"name", "shape", "role", "rule", "view", "lr", "pieces", "frozen", "reason"}
+    assert set(up) == {
+        *("name", "shape", "role", "rule", "view", "lr", "weight_decay", "pieces", "frozen"),
+        "reason",
+    }
 
 
 def test_groups_without_an_optimizer_and_tensors_without_names_are_explained(model):
@@ -190,3 +193,16 @@ def test_other_steps_are_unknown(map):
 def test_adamw_alone_is_explained(model):
     optimizer = SpectralOptimizer(model.named_parameters(), rule=AdamWRule(), lr=0.1)
     assert {r.pieces[0].engine for r in explain(optimizer).rows} == {"elementwise"}
+
+
+def test_the_table_shows_each_groups_weight_decay():
+    model = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8), nn.Linear(8, 8, bias=False))
+    optimizer = polarlight.Muon(model, lr=0.02, weight_decay=0.05)
+    rows = {row.name: row.weight_decay for row in polarlight.explain(optimizer).rows}
+    assert rows == {"0.weight": 0.0, "1.weight": 0.05, "1.bias": 0.0, "2.weight": 0.0}
+    lines = str(polarlight.explain(optimizer)).splitlines()
+    column = lines[0].index("decay")
+    hidden = next(line for line in lines if line.startswith("1.weight"))
+    assert hidden[column:].split()[0] == "0.05"
+    groups = polarlight.route(model, dict.fromkeys(polarlight.Role, polarlight.Route()))
+    assert {row.weight_decay for row in polarlight.explain(groups).rows} == {None}

@@ -168,7 +168,7 @@ AUXILIARY = {
 @pytest.mark.parametrize("layer", [lambda m, n: nn.Linear(n, m), lambda m, n: nn.Conv2d(n, m, 1)])
 @pytest.mark.parametrize(("name", "expected"), AUXILIARY.items())
 def test_auxiliary_classifiers_are_heads_too(name, expected, layer):
-    """Their last layer is; the layers before it are not. FCN's and DeepLab's are kernels."""
+    """The last layer is a head, earlier ones are not. FCN's and DeepLab's are kernels."""
 
     def classifier():
         parts = [layer(16, 8), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(), layer(21, 16)]

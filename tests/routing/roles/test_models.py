@@ -137,7 +137,7 @@ def test_a_published_mixture_is_explained_at_full_size(tmp_path):
         line for line in str(explanation).splitlines() if line.startswith("model.layers.{0-47}")
     ]
     assert len(lines) == 11
-    # The scale is made for this: entries of every matrix move as far as AdamW's would, .2 lr.
+    # The scale is made for this: entries of every matrix move as far as AdamW's would, 0.2 lr.
     rms = {piece.rms for row in explanation.rows for piece in row.pieces if row.rule == "muon"}
     assert all(value == pytest.approx(0.2 * 0.02) for value in rms)
 

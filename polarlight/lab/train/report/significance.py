@@ -54,7 +54,7 @@ def headline(found: Sequence[Compared], unit: str = TOKENS, command: str = "") -
 def with_seeds(command: str, seeds: int) -> str:
     """Return a command line with another number of seeds.
 
-    Example:
+    Examples:
         >>> with_seeds("polarlight compare --seeds 1 --steps 9", 4)
         'polarlight compare --steps 9 --seeds 4'
     """

@@ -121,7 +121,7 @@ def gradients(m, n):
 
 
 def updates(rule, gradients):
-    """What the rule makes of gradients that come one after another, with momentum."""
+    """Return a rule's updates for a sequence of gradients, with momentum."""
     p = torch.nn.Parameter(torch.zeros_like(gradients[0]))
     optimizer = polarlight.SpectralOptimizer([p], lr=1.0, momentum=0.5, rule=rule)
     found = []

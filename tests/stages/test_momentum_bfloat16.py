@@ -94,7 +94,7 @@ def test_the_path_stays_close_to_that_of_a_float32_momentum(average, stochastic)
 
 
 def gain(stochastic, beta=0.999, steps=2000):
-    """How far the average of a constant gradient came on its way, from a buffer nine tenths on."""
+    """Return the progress of an EMA of a constant gradient, from nine tenths of it."""
     momentum = InBfloat16(EMA(nesterov=False), stochastic)
     state = momentum.new_state(torch.zeros(16, 16))
     state["momentum_buffer"].fill_(0.9)
@@ -105,9 +105,9 @@ def gain(stochastic, beta=0.999, steps=2000):
 
 
 def test_small_gradients_vanish_to_nearest_and_add_up_at_random():
-    """At beta .999 a step changes an entry by 1e-4 of it, a twentieth of half a bfloat16 unit."""
+    """At beta 0.999 a step changes an entry by 1e-4 of it, a twentieth of half a bfloat16 unit."""
     assert gain(stochastic=False) == pytest.approx(0, abs=0.02)  # the start itself is rounded
-    # 2000 steps at .999 leave 14 %; a single entry keeps moving by a unit, 256 of them average out
+    # 2000 steps at 0.999 leave 14 %; a single entry keeps moving by a unit, 256 of them average out
     assert gain(stochastic=True) == pytest.approx(0.86, abs=0.05)
 
 

@@ -102,7 +102,7 @@ def test_heavy_ball_and_bfloat16_momenta_have_their_loops():
 
 
 def test_torchs_own_adamw_steps_the_same_subclass():
-    """What is asked of us is no more than torch does."""
+    """The subclass needs no more for polarlight than for torch."""
     p = nn.Parameter(Wrapped(torch.ones(4, 4)))
     optimizer = torch.optim.AdamW([p])
     p.grad = Wrapped(torch.ones(4, 4))

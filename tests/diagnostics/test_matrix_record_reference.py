@@ -24,7 +24,7 @@ def normal(*shape, seed):
 
 
 def sample(dtype, scale=1.0):
-    """Rows from .1 to 10, a spectrum with condition 30 or so; an update that is no polar factor."""
+    """Rows from 0.1 to 10, a spectrum with condition 30; an update that is no polar factor."""
     rows = torch.logspace(-1, 1, 40, dtype=torch.float64)[:, None]
     M = rows * normal(40, 8, seed=1)
     D = M.sign() * normal(40, 8, seed=2).abs() * rows

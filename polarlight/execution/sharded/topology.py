@@ -1,0 +1,108 @@
+"""Groups in which processes exchange: around one owner, within and across nodes, between copies.
+
+Integers alone. A parameter that is replicated along some mesh dimensions is put together within
+one copy, its cut group; directions then go from copy to copy. In a large cut group no process talks
+to all others: messages go to the right place within a node first, and across nodes from there.
+"""
+
+from collections.abc import Sequence
+from math import isqrt
+
+from polarlight.execution.sharded.layouts import Coordinate, Layout
+
+Axes = tuple[int, ...]
+"""Mesh dimensions."""
+
+
+def replicated_axes(layout: Layout) -> Axes:
+    """Return the mesh dimensions, longer than 1, along which a tensor is replicated."""
+    every = enumerate(zip(layout.splits, layout.mesh, strict=True))
+    return tuple(axis for axis, (split, size) in every if split is None and size > 1)
+
+
+def grid(size: int, peers: int) -> tuple[int, int] | None:
+    """Return (processes per node, nodes) for a two-level exchange of `size` processes.
+
+    None where each process may talk to all others, or the size has no divisors. The product is
+    `size`, and a process talks to the least possible number of others.
+    """
+    if size - 1 <= peers:
+        return None
+    local = max(d for d in range(1, isqrt(size) + 1) if size % d == 0)
+    return (local, size // local) if local > 1 else None
+
+
+class Topology:
+    """Groups of a mesh's processes, by their ranks in the mesh.
+
+    Args:
+        coordinates: Mesh coordinate of every process, by rank.
+        ranks: Global ranks, neighbours of which are taken for a node.
+        peers: Most processes that one process should exchange messages with.
+    """
+
+    def __init__(self, coordinates: Sequence[Coordinate], ranks: Sequence[int], peers: int) -> None:
+        self.coordinates, self.peers = coordinates, peers
+        self._order = sorted(range(len(coordinates)), key=ranks.__getitem__)
+        self._groups: dict[tuple[Axes, bool], dict[Coordinate, tuple[int, ...]]] = {}
+        self._known_places: dict[Axes, dict[int, tuple[int, int]]] = {}
+
+    def cut_group(self, axes: Axes, rank: int) -> tuple[int, ...]:
+        """Return the processes of one copy of a tensor that is replicated along `axes`."""
+        return self._group(axes, rank, across=False)
+
+    def copies(self, axes: Axes, rank: int) -> tuple[int, ...]:
+        """Return the processes with the same shard of a tensor replicated along `axes`."""
+        return self._group(axes, rank, across=True)
+
+    def grid_of(self, axes: Axes) -> tuple[int, int] | None:
+        """Return the two-level grid of the cut groups of these axes; None if they are small."""
+        return grid(len(self.cut_group(axes, 0)), self.peers)
+
+    def node(self, axes: Axes, rank: int) -> tuple[int, ...]:
+        """Return the processes of a cut group in the node of this one; all of a small group."""
+        group, shape = self.cut_group(axes, rank), self.grid_of(axes)
+        if shape is None:
+            return group
+        first = group.index(rank) // shape[0] * shape[0]
+        return group[first : first + shape[0]]
+
+    def column(self, axes: Axes, rank: int) -> tuple[int, ...]:
+        """Return the processes at the same place of all nodes; this one alone in a small group."""
+        group, shape = self.cut_group(axes, rank), self.grid_of(axes)
+        return (rank,) if shape is None else group[group.index(rank) % shape[0] :: shape[0]]
+
+    def via(self, axes: Axes, peer: int, owner: int) -> int:
+        """Return who passes messages on between a process and an owner of its large cut group.
+
+        It is in the node of the process, at the owner's place.
+        """
+        node, _ = self._places(axes)[peer]
+        _, place = self._places(axes)[owner]
+        return self.cut_group(axes, peer)[node + place]
+
+    def _places(self, axes: Axes) -> dict[int, tuple[int, int]]:
+        """Return the position of each process's node in its cut group, and its place there."""
+        if axes not in self._known_places:
+            local, _ = self.grid_of(axes) or (1, 1)
+            self.cut_group(axes, 0)
+            self._known_places[axes] = {
+                rank: (k // local * local, k % local)
+                for group in self._groups[axes, False].values()
+                for k, rank in enumerate(group)
+            }
+        return self._known_places[axes]
+
+    def _group(self, axes: Axes, rank: int, *, across: bool) -> tuple[int, ...]:
+        """Return the processes that share the coordinates along `axes`, or all others."""
+        if (axes, across) not in self._groups:
+            found: dict[Coordinate, list[int]] = {}
+            for other in self._order:
+                found.setdefault(self._place(axes, other, across), []).append(other)
+            self._groups[axes, across] = {place: tuple(group) for place, group in found.items()}
+        return self._groups[axes, across][self._place(axes, rank, across)]
+
+    def _place(self, axes: Axes, rank: int, across: bool) -> Coordinate:
+        """Return the coordinates that the members of a group have in common."""
+        where = self.coordinates[rank]
+        return tuple(c for axis, c in enumerate(where) if (axis in axes) != across)

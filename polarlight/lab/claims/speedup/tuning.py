@@ -1,0 +1,172 @@
+"""Order of the runs of a method: the jobs that are due, given the losses that are known.
+
+Pure functions of recorded losses, so that the work goes on over days and machines.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from polarlight.lab.claims.speedup.plan import (
+    AUX_RATES,
+    CHECK_LENGTH,
+    TUNING_SEED,
+    Part,
+    method_of,
+)
+from polarlight.lab.tuning import Search
+
+FURTHER = 2
+"""Learning rates beyond the ends of the grid, at most."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Numbers:
+    """Tuned numbers of a method.
+
+    Attributes:
+        lr: Learning rate of the hidden matrices.
+        weight_decay: Their decoupled weight decay.
+        aux_lr: AdamW's learning rate for the rest.
+    """
+
+    lr: float
+    weight_decay: float
+    aux_lr: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a part of the plan."""
+
+    method: str
+    length: float
+    numbers: Numbers
+    seed: int
+
+
+Losses = Mapping[Job, float]
+"""Final losses that are known; infinite where a run diverged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where a method stands: the jobs that are due, or the numbers that were found.
+
+    Attributes:
+        due: Jobs whose losses are needed next; empty when the stage is done.
+        best: Numbers of the lowest loss, once it is done.
+    """
+
+    due: tuple[Job, ...]
+    best: Numbers | None = None
+
+
+def grid(part: Part, method: str, known: Losses) -> Stage:
+    """Return the search over learning rate and weight decay, at the shortest length."""
+    base = method_of(method).recipe.lr
+    rates = [base * factor for factor in part.rates]
+    decays = [product / base for product in part.decays]
+
+    def job(lr: float, decay: float) -> Job:
+        return Job(method, part.lengths[0], Numbers(lr, decay, AUX_RATES[1]), TUNING_SEED)
+
+    jobs = [job(lr, decay) for decay in decays for lr in rates]
+    if missing := tuple(one for one in jobs if one not in known):
+        return Stage(missing)
+    best = min(jobs, key=known.__getitem__).numbers
+    if best.weight_decay == decays[-1]:
+        beyond = job(best.lr, 4 * decays[-1])
+        if beyond not in known:
+            return Stage((beyond,))
+        if known[beyond] < known[job(best.lr, best.weight_decay)]:
+            return Stage((), beyond.numbers)
+    search = Search(rates, extend=FURTHER)
+    return _searched(search, lambda lr: job(lr, best.weight_decay), known)
+
+
+def auxiliary(part: Part, method: str, numbers: Numbers, known: Losses) -> Stage:
+    """Return the search over AdamW's rate for embeddings, head and norms."""
+    search = Search(AUX_RATES, extend=1)
+
+    def job(aux_lr: float) -> Job:
+        tuned = Numbers(numbers.lr, numbers.weight_decay, aux_lr)
+        return Job(method, part.lengths[0], tuned, TUNING_SEED)
+
+    return _searched(search, job, known)
+
+
+def checked(part: Part, method: str, numbers: Numbers, known: Losses) -> Stage:
+    """Return the check of the learning rate at the longer length, where the part has one."""
+    if CHECK_LENGTH not in part.lengths_of(method):
+        return Stage((), numbers)
+    search = Search([numbers.lr * factor for factor in (0.5, 1.0, 2.0)], extend=0)
+
+    def job(lr: float) -> Job:
+        tuned = Numbers(lr, numbers.weight_decay, numbers.aux_lr)
+        return Job(method, CHECK_LENGTH, tuned, TUNING_SEED)
+
+    return _searched(search, job, known)
+
+
+def _searched(search: Search, job: Callable[[float], Job], known: Losses) -> Stage:
+    """Return the jobs that a search is waiting for, or the numbers of its best rate."""
+    while rates := search.due():
+        missing = tuple(job(rate) for rate in rates if job(rate) not in known)
+        if missing:
+            return Stage(missing)
+        for rate in rates:
+            search.tell(rate, known[job(rate)])
+    sweep = search.sweep
+    return Stage((), job(sweep.rates[sweep.best]).numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """Tuning of a method, as far as it has come.
+
+    Attributes:
+        due: Jobs of the tuning that are due next.
+        short: Numbers for lengths below the check; None while they are not known.
+        long: Numbers from the check on; None while they are not known.
+    """
+
+    due: tuple[Job, ...]
+    short: Numbers | None = None
+    long: Numbers | None = None
+
+    def at(self, length: float) -> Numbers | None:
+        """Return the numbers for a length."""
+        return self.long if length >= CHECK_LENGTH else self.short
+
+
+def tuned(part: Part, method: str, known: Losses) -> Tuned:
+    """Return how far the tuning of a method has come.
+
+    Raises:
+        ValueError: If every run of a search diverged.
+    """
+    first = grid(part, method, known)
+    if first.best is None:
+        return Tuned(first.due)
+    second = auxiliary(part, method, first.best, known)
+    if second.best is None:
+        return Tuned(second.due)
+    third = checked(part, method, second.best, known)
+    return Tuned(third.due, second.best, third.best)
+
+
+def finals(part: Part, method: str, found: Tuned) -> list[Job]:
+    """Return the runs that speedups are computed from, as far as their numbers are known."""
+    return [
+        Job(method, length, numbers, seed)
+        for length in part.lengths_of(method)
+        if (numbers := found.at(length)) is not None
+        for seed in range(part.seeds)
+    ]
+
+
+def due(part: Part, method: str, known: Losses) -> list[Job]:
+    """Return the jobs to run next: tuning first, then seeds; empty when the method is done."""
+    found = tuned(part, method, known)
+    ready = [job for job in finals(part, method, found) if job not in known]
+    return [*found.due, *ready] if found.due else ready
