@@ -7,9 +7,12 @@
 A softmax over experts does not depend on what all rows of a router [experts, width] have in common;
 a step along it only lets the weights grow. Not for sigmoid routers, which do depend on it.
 
-Norms are Frobenius norms of each matrix. Sources: hyperball: MuonH and AdamH among the track-3
-records of modded-nanogpt, dion's `MuonH`, NVIDIA-NeMo/Emerging-Optimizers; the floor on update over
-weight ("u/w floor", 0.35): the same records, from number 9 on.
+Norms are Frobenius norms of each matrix. A vector that `where` chooses is one matrix of one row for
+the norms; a router's bias [experts] is one column.
+
+Sources: hyperball: MuonH and AdamH among the track-3 records of modded-nanogpt, dion's `MuonH`,
+NVIDIA-NeMo/Emerging-Optimizers; the floor on update over weight ("u/w floor", 0.35): the same
+records, from number 9 on.
 The router: the symmetry-compatible principle (2026), arXiv
 2605.18106, shift symmetry.
 Deviations: the hyperball's radius is the norm of the step before, not of the first; without
@@ -18,6 +21,7 @@ rounding that is the same, and no state is needed.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from polarlight.hooks.attach import Group
@@ -46,9 +50,9 @@ class HyperBall:
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
         """Return a step of length lr |W| along the optimizer's, rescaled to the norm |W|."""
         W, step = at_least_float32(before), _step(weight, before, group)
-        radius = frobenius_norm(W)
-        Z: Tensor = W + group["lr"] * radius * step / nonzero(frobenius_norm(step))
-        return (Z * (radius / nonzero(frobenius_norm(Z)))).to(weight.dtype)
+        radius = _norm(W)
+        Z: Tensor = W + group["lr"] * radius * step / nonzero(_norm(step))
+        return (Z * (radius / nonzero(_norm(Z)))).to(weight.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +80,8 @@ class UpdateFloor:
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
         """Return the weight after a step of at least lr * floor * |W|; zero steps stay zero."""
         W, step = at_least_float32(before), _step(weight, before, group)
-        least = group["lr"] * self.floor * frobenius_norm(W)
-        factor: Tensor = (least / nonzero(frobenius_norm(step))).clamp_min(1)
+        least = group["lr"] * self.floor * _norm(W)
+        factor: Tensor = (least / nonzero(_norm(step))).clamp_min(1)
         return (at_least_float32(weight) + (factor - 1) * step).to(weight.dtype)
 
 
@@ -97,8 +101,13 @@ class CentreRouter:
     """
 
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
-        """Return the centred weight, [..., experts, width]."""
-        return weight - weight.mean(dim=-2, keepdim=True)
+        """Return the centred weight [..., experts, width], or bias [experts]."""
+        return weight - weight.mean(dim=-2 if weight.ndim > 1 else -1, keepdim=True)
+
+
+def _norm(X: Tensor) -> Tensor:
+    """Return the norm of each matrix [..., 1, 1], of a vector [1], or of a number []."""
+    return frobenius_norm(X) if X.ndim > 1 else torch.linalg.vector_norm(X, keepdim=True)
 
 
 def _step(weight: Tensor, before: Tensor, group: Group) -> Tensor:

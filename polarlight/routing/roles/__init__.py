@@ -6,7 +6,7 @@ next, names last. No library of models is imported: what is known of one is know
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
 
