@@ -51,7 +51,8 @@ def starved(groups: Sequence[Group], folder: Path) -> Section:
             over_steps(groups, _unevenness(name)),
             f"unevenness_{name}",
             f"How uneven the shares are, by {words}",
-            "Effective: as many equal rows would be as uneven; over all rows, 100 % if all are "
+            "Effective: number of equal rows that would be as uneven, over all "
+            "rows, 100 % if all are "
             "equal. Least: of any row, mean over matrices. Zero is not on the least share's scale.",
         )
     album.add(
