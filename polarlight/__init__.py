@@ -5,7 +5,7 @@
 Given a module, hidden matrices get the method and everything else gets AdamW;
 `print(explain(optimizer))` shows which parameter gets which rule, and why. What ablations need is
 in the public submodules: `rules`, `linalg`, `stages`, `view`, `routing`, `recipes`, `optimizer`,
-`properties`, `diagnostics`, `hooks`, `migration`, `diloco`.
+`properties`, `diagnostics`, `hooks`, `scheduling`, `migration`, `diloco`.
 """
 
 from importlib import import_module
@@ -31,7 +31,7 @@ from polarlight.rules.soap import SOAP
 from polarlight.rules.unormuon import UNorMuon
 
 if TYPE_CHECKING:
-    from polarlight import diagnostics, diloco, hooks, migration, properties
+    from polarlight import diagnostics, diloco, hooks, migration, properties, scheduling
     from polarlight.diagnostics import NeuronMonitor, RuleCheck
 
 __version__ = "0.2.0"
@@ -72,6 +72,7 @@ __all__ = [
     "route",
     "routing",
     "rules",
+    "scheduling",
     "stages",
     "view",
 ]
@@ -79,7 +80,9 @@ __all__ = [
 _ON_USE = {"NeuronMonitor": "diagnostics", "RuleCheck": "diagnostics"}
 """Names that are imported when they are first asked for, and the submodule that has them."""
 
-_SUBMODULES = ("diagnostics", "diloco", "hooks", "integrations", "migration", "properties")
+_SUBMODULES = (
+    *("diagnostics", "diloco", "hooks", "integrations", "migration", "properties", "scheduling"),
+)
 """Submodules that are imported when they are first asked for."""
 
 MOVED = {

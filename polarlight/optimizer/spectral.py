@@ -41,6 +41,7 @@ from polarlight.optimizer.masked import (
     join_flags,
     mask_for,
     update_momenta,
+    with_gradients_read,
 )
 from polarlight.optimizer.param_groups import (
     STRUCTURE,
@@ -357,7 +358,8 @@ class SpectralOptimizer(Optimizer):
         held = [{name: to_local(state[name]) for name in extra} for state in states]
         momenta = update_momenta(rule.momentum, held, gradients, buffers, group["momentum"], flags)
         # A rule writes to clones where flags decide afterwards which of them are kept.
-        written = states if flags is None else clone_buffers(states)
+        clones = states if flags is None else clone_buffers(states)
+        written = with_gradients_read(rule, view, params, gradients, clones, flags)
         rules = [rule] * len(params)
         if torch.compiler.is_compiling():
             rules = [self._graph.rule_of(p, rule) for p in params]

@@ -3,7 +3,6 @@
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
     w <- (1 - lr wd) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-Entries that rarely agree in sign move less; the scale of the gradient cancels.
 Source: Loshchilov and Hutter (2019), arXiv 1711.05101, alg. 2.
 Deviations: none; torch's fused kernel. b1 is the group's `momentum`, which schedulers may drive.
 """
@@ -20,22 +19,24 @@ from polarlight.registry import registered
 from polarlight.rule import ElementwiseRule, Numbers
 from polarlight.stages.torch_adamw import last_direction, rescaled_moments, torch_adamw
 
+_FREE = ("beta2", "eps", "name", "bias_correction")
 
-@registered(
-    "adamw", stateful=True, may_differ=("beta2", "eps", "name"), former_names=("AdamWRule",)
-)
+
+@registered("adamw", stateful=True, may_differ=_FREE, former_names=("AdamWRule",))
 @dataclass(frozen=True, slots=True)
 class AdamWRule(ElementwiseRule):
     """Elementwise AdamW.
 
     Attributes:
         beta2: Decay of the second moment, in [0, 1). The first moment's is the group's `momentum`.
-        eps: Added to the root of the second moment, in units of the gradient: AdamW's own floor.
+        eps: Added to the root of the second moment, in units of the gradient.
+        bias_correction: Divide the moments by 1 - beta^t; without it the first steps are longer.
     """
 
     beta2: float = 0.95
     eps: float = 1e-10
     name: str = "adamw"
+    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta2 < 1:
@@ -64,7 +65,7 @@ class AdamWRule(ElementwiseRule):
         momentum: float | Tensor,
     ) -> None:
         """Step by torch's kernel; see `stages/torch_adamw.py`."""
-        numbers = lr, weight_decay, (momentum, self.beta2), self.eps
+        numbers = lr, weight_decay, (momentum, self.beta2), self.eps, self.bias_correction
         torch_adamw(parameters, gradients, states, None, *numbers)
 
     def step_finite(
@@ -79,22 +80,21 @@ class AdamWRule(ElementwiseRule):
         momentum: float | Tensor,
     ) -> None:
         """Step like `step`; parameters whose flag, bool [], is False keep all state."""
-        betas, rows = (momentum, self.beta2), list(zip(parameters, gradients, states, strict=True))
+        numbers = lr, weight_decay, (momentum, self.beta2), self.eps, self.bias_correction
         for kind in by_kind(finite):
             found_inf = stacked([finite[i] for i in kind]).logical_not().float().unbind()
             for i, bad in zip(kind, found_inf, strict=True):
-                p, g, state = rows[i]
-                torch_adamw([p], [g], [state], bad, lr, weight_decay, betas, self.eps)
+                torch_adamw([parameters[i]], [gradients[i]], [states[i]], bad, *numbers)
 
     def adapted_state(
         self, state: Mapping[str, Tensor], fields: Mapping[str, Any], momenta: Numbers
     ) -> dict[str, Tensor]:
         """Return moments whose bias-corrected values, and so the next step, are the saved ones."""
         numbers = {"exp_avg": momenta, "exp_avg_sq": (float(fields["beta2"]), self.beta2)}
-        return rescaled_moments(state, numbers)
+        return rescaled_moments(state, numbers) if self.bias_correction else {}
 
     def momentum_and_direction(
         self, state: Mapping[str, Tensor], momentum: float
     ) -> tuple[Tensor, Tensor]:
-        """Bias-corrected first moment, and the direction of the last step."""
-        return last_direction(state, (momentum, self.beta2), self.eps)
+        """First moment as it is used, and the direction of the last step."""
+        return last_direction(state, (momentum, self.beta2), self.eps, self.bias_correction)

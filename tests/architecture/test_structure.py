@@ -41,7 +41,13 @@ MAY_IMPORT = {
         *("execution", "linalg", "lookup", "optimizer", "registry", "routing", "rule", "rules"),
         *("stages", "view"),
     },
-    "recipes": {"linalg", "lookup", "routing", "rule", "rules", "stages", "view"},
+    "leaderboard": {
+        *("diloco", "hooks", "leaderboard", "linalg", "lookup", "optimizer", "routing", "rule"),
+        *("rules", "scheduling", "stages"),
+    },
+    "recipes": {
+        *("leaderboard", "linalg", "lookup", "routing", "rule", "rules", "stages", "view"),
+    },
     "properties": {"linalg", "properties", "rule", "rules", "stages"},
     "diagnostics": {"diagnostics", "linalg", "optimizer", "properties", "routing", "rule", "view"},
     "hooks": {"hooks", "linalg", "optimizer", "rule"},
@@ -56,13 +62,14 @@ MAY_IMPORT = {
         "view",
     },
     "diloco": {"execution", "linalg"},
+    "scheduling": set(),
     "integrations": {
         *("diagnostics", "execution", "integrations", "lookup", "optimizer", "recipes", "routing"),
         *("rule", "rules", "stages", "view"),
     },
     "__init__": {
         *("diagnostics", "diloco", "execution", "hooks", "linalg", "migration", "optimizer"),
-        *("properties", "recipes", "routing", "rule", "rules", "stages", "view"),
+        *("properties", "recipes", "routing", "rule", "rules", "scheduling", "stages", "view"),
     },
     "__main__": {"lab"},
 }
@@ -275,7 +282,7 @@ def test_references_import_nothing_of_the_package():
 
 NAMESPACES = [
     *("", "linalg", "rules", "stages", "view", "routing", "recipes", "optimizer", "properties"),
-    *("diagnostics", "diagnostics.sinks", "hooks", "migration", "diloco"),
+    *("diagnostics", "diagnostics.sinks", "hooks", "migration", "diloco", "scheduling"),
 ]
 
 

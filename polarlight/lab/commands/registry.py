@@ -83,10 +83,10 @@ def engines() -> dict[str, Engine]:
 def unbounded() -> dict[str, Engine]:
     """Return Gram forms with fewer restarts than they need, of which no band is promised."""
     return {
-        "gram polar-express, one restart fp16": GramNewtonSchulz(
+        "gram polar-express restarted once fp16": GramNewtonSchulz(
             polar_express(5), torch.float16, restarts=(2,)
         ),
-        "auto (Gram), one restart bf16": GramNewtonSchulz(
+        "auto (Gram) restarted once bf16": GramNewtonSchulz(
             schedules.QUICK, _HALF, Schatten8(), (2,)
         ),
     }

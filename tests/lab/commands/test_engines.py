@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from polarlight.lab.commands.app import app
-from polarlight.lab.commands.registry import SCHEDULES, choose, engines
+from polarlight.lab.commands.registry import SCHEDULES, choose, engines, unbounded
 from polarlight.linalg.cost import flops
 
 
@@ -65,6 +65,11 @@ def test_unknown_names_raise_with_the_known_ones(arguments, said):
 def test_names_choose_in_their_order():
     assert list(choose("you, jordan", SCHEDULES, "schedule")) == ["you", "jordan"]
     assert choose("", SCHEDULES, "schedule").keys() == SCHEDULES.keys()
+
+
+def test_no_name_of_an_engine_has_the_comma_that_separates_names():
+    known = engines() | unbounded()
+    assert choose(",".join(known), known, "engine") == known
 
 
 def test_the_cost_of_every_engine_is_counted():
