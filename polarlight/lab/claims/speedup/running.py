@@ -27,7 +27,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where runs live and where they are recorded.
+    """Folder of the runs and file of their records.
 
     Attributes:
         out: Folder of the runs.
