@@ -70,9 +70,14 @@ def symmetric_eigen(S: Tensor) -> tuple[Tensor, Tensor]:
     return values.to(S.dtype), vectors.to(S.dtype)
 
 
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return `dtype` where factorisations exist in it, float32 for anything narrower."""
+    return dtype if dtype in DTYPES else torch.float32
+
+
 def decomposition_dtype(M: Tensor) -> torch.dtype:
-    """The dtype of M where factorisations exist in it, float32 for anything narrower."""
-    return M.dtype if M.dtype in DTYPES else torch.float32
+    """Return the dtype in which M is factorised."""
+    return computing_dtype(M.dtype)
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

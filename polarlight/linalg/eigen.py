@@ -12,15 +12,18 @@ Source: Higham, "Functions of Matrices" (2008), chapter 8.
 Deviations: lengths of M v_i instead of L^(1/2); the last step; relative cut-off.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from polarlight.linalg.band import Band, coarser, exact_band
 from polarlight.linalg.decomposition import (
     by_decomposition,
     by_gram,
     check_dtype,
+    computing_dtype,
     symmetric_eigen,
 )
 from polarlight.linalg.matrices import nonzero
@@ -49,8 +52,9 @@ class EigenPolar(PolarMap):
     Accuracy: within 5 eps / s^2 of the exact factor (relative, Frobenius), s the least singular
     value over the largest: condition 1000 is the limit in float32, 1e7 in float64. Beyond it
     directions near the cut-off mix; none is stretched, for every singular value that comes out is
-    at most 1 to rounding. Zero rows and columns stay exactly zero; NaN or Inf anywhere makes that
-    matrix NaN and no other.
+    at most 1 to rounding. From five times the default cut-off on they come out at 1 - k (eps /
+    s^2)^2 / 2 or more (`band`; a lower cut-off promises nothing). Zero rows and columns stay
+    exactly zero; NaN or Inf anywhere makes that matrix NaN and no other.
 
     Raises:
         TypeError: If M is not a real floating-point tensor.
@@ -93,6 +97,20 @@ class EigenPolar(PolarMap):
         S.diagonal(dim1=-2, dim2=-1).add_(1.0)
         polar: Tensor = Y @ (2 * torch.cholesky_solve(V.mT, torch.linalg.cholesky_ex(S).L))
         return polar
+
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return 1, less what directions near the cut-off lose, for what is above five of it.
+
+        Columns of Y are orthogonal up to d = sqrt(k) eps / s^2, and the last step loses d^2 / 2. A
+        cut-off below the root of epsilon keeps columns of noise, and has no lower end.
+        """
+        own = self.dtype or computing_dtype(dtype)
+        eps = torch.finfo(own).eps
+        above = 5 * max(self.cutoff or 0.0, eps**0.5)
+        if self.cutoff is not None and self.cutoff < eps**0.5:
+            return exact_band(coarser(own, dtype), above, math.inf, loss=1.0)
+        loss = min(m, n) * (eps / above**2) ** 2 / 2
+        return exact_band(coarser(own, dtype), above, math.inf, loss)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

@@ -30,11 +30,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from polarlight.linalg.band import GRAM_ROUNDING, Band, coarser, iteration_band
 from polarlight.linalg.coefficients import Quintic, Schedule
-from polarlight.linalg.isolation import isolated
+from polarlight.linalg.iterated import IteratedPolar
 from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
-from polarlight.linalg.matrices import check_matrix
-from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, started
+from polarlight.linalg.normalisation import Start
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import gram_dtype
 from polarlight.linalg.products import (
@@ -43,20 +43,11 @@ from polarlight.linalg.products import (
     symmetric_multiply_add,
     times_short,
 )
-from polarlight.linalg.properties import (
-    LEFT,
-    LEFT_SIGNED,
-    RIGHT,
-    RIGHT_SIGNED,
-    ROTATIONS,
-    Invariants,
-    Symmetries,
-    polar_invariants,
-)
-from polarlight.linalg.row_sums import ALL_ROWS, Rows, check_tall
-from polarlight.linalg.slot import PolarMap
-from polarlight.lookup import check_object
+from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.registry import registered
+
+NO_END = (math.inf, math.inf)
+"""Rounding that leaves a band without ends."""
 
 CONDITION = 200.0
 """Largest condition of an accumulated factor in float16 (0.2 / eps) and wider."""
@@ -79,7 +70,7 @@ HALF_SAFE = polar_express(5, safety=1.02)
 
 @registered("GramNewtonSchulz", removed=("tile",))
 @dataclass(frozen=True, slots=True)
-class GramNewtonSchulz(PolarMap):
+class GramNewtonSchulz(IteratedPolar):
     """Newton-Schulz for oblong matrices, iterating on the Gram matrix of the short side.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -100,8 +91,9 @@ class GramNewtonSchulz(PolarMap):
     Accuracy: that of `NewtonSchulz` with this schedule and dtype. An adversarial search
     (`docs/accuracy.md`) finds no singular value above the schedule's largest by more than 0.001 in
     float32, 0.02 in float16 and 0.04 in bfloat16, with the derived restarts; others have no bound:
-    two segments of Polar Express in float16 reach 4. Up to condition 1e3 the two forms agree
-    (relative, Frobenius) within 5e-2 in float16, 2e-4 in float32 and 4e-13 in float64.
+    two segments of Polar Express in float16 reach 4. `band` states both ends. Up to condition 1e3
+    the two forms agree (relative, Frobenius) within 5e-2 in float16, 2e-4 in float32 and 4e-13 in
+    float64.
 
     Raises:
         TypeError: If M is not a real floating-point tensor.
@@ -117,44 +109,24 @@ class GramNewtonSchulz(PolarMap):
     """
 
     schedule: Schedule = HALF_SAFE
-    dtype: torch.dtype | None = None
-    normalisation: Normalisation = FROBENIUS
     restarts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_object("schedule", self.schedule)
-        self.schedule.check(self.normalisation)
+        IteratedPolar.__post_init__(self)
         bounds = (0, *(self.restarts or ()), len(self.schedule.steps))
         if any(i >= j for i, j in pairwise(bounds)):
             raise ValueError(
                 f"restarts must increase within 1 .. {bounds[-1] - 1}, got {self.restarts}"
             )
 
-    def __call__(self, M: Tensor) -> Tensor:
-        """Return the polar factor of M; see the class."""
-        check_matrix(M)
-        if M.numel() == 0:
-            return M.clone()
-        return self._polar(M, ALL_ROWS)
+    def own_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """Return the dtype of the iteration for input of `dtype` on this device."""
+        return self.dtype or gram_dtype(dtype, device)
 
-    def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
-        """Return those rows of the factor of tall matrices: a sum of Gram matrices per segment."""
-        check_tall(X, rows)
-        return self._polar(X, rows)
-
-    def call_prescaled(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
-        """Return the factor of an X of ordinary size that may be overwritten; see `MatrixMap`."""
-        if rows is not ALL_ROWS:
-            check_tall(X, rows)
-        return self._polar(X, rows, scaled=True)
-
-    @isolated
-    def _polar(self, M: Tensor, rows: Rows, scaled: bool = False) -> Tensor:
-        dtype = self.dtype or gram_dtype(M.dtype, M.device)
-        start = started(M, self.normalisation, self.schedule.safety, dtype, rows, scaled)
+    def _iterate(self, start: Start, dtype: torch.dtype, rows: Rows) -> Tensor:
         for steps in self.segments(dtype):
             start = Start(_segment(start, steps, rows))
-        return start.X.to(M.dtype)
+        return start.X
 
     def segments(self, dtype: torch.dtype) -> tuple[tuple[Quintic, ...], ...]:
         """Return the schedule cut at its restarts."""
@@ -164,21 +136,20 @@ class GramNewtonSchulz(PolarMap):
             restarts = restart_positions(self.schedule, dtype)
         return tuple(steps[i:j] for i, j in pairwise((0, *restarts, len(steps))))
 
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return all rotations; fewer on a short side that is divided row by row."""
-        if self.normalisation.scalar:
-            return ROTATIONS
-        return LEFT | RIGHT_SIGNED if m > n else LEFT_SIGNED | RIGHT
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return the schedule's own, with the rounding of the iteration.
 
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the polynomials."""
-        return self.dtype or gram_dtype(dtype, device)
+        It holds for restarts that keep to NOISE; others have no upper end.
+        """
+        own = self.own_dtype(dtype, device)
+        rounding = GRAM_ROUNDING[coarser(own, dtype)] if self.keeps_noise(own) else NO_END
+        return iteration_band(self.schedule, self.normalisation, own, rounding)
 
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return polar_invariants(self.schedule, scalar=self.normalisation.scalar)
+    def keeps_noise(self, dtype: torch.dtype) -> bool:
+        """Return whether an error of the Gram matrix stays small in every segment."""
+        *first, last = self.segments(dtype)
+        within = all(segment_noise(steps, dtype) <= NOISE for steps in first)
+        return within and segment_noise(last, dtype) <= LAST_NOISE
 
     def __str__(self) -> str:
         return f"Gram Newton-Schulz, {self.schedule.name}"

@@ -36,3 +36,13 @@ def assume_constant(function: Callable[P, R]) -> Callable[P, R]:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def constant_size(n: int) -> int:
+    """Return a size; while torch compiles, as a constant of the graph, with a guard on its value.
+
+    Shapes are symbols under `dynamic=True`. What depends on a shape otherwise than by arithmetic,
+    and functions that are assumed constant, need the number. `int` leaves it a symbol, a range does
+    not.
+    """
+    return len(range(n))

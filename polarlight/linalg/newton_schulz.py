@@ -6,32 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.band import ROUNDING, Band, coarser, iteration_band
 from polarlight.linalg.coefficients import Quintic, Schedule
-from polarlight.linalg.isolation import isolated
-from polarlight.linalg.matrices import check_matrix
-from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Schatten8, Start, started
+from polarlight.linalg.iterated import IteratedPolar
+from polarlight.linalg.normalisation import FROBENIUS, Schatten8, Start
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.products import gram, gram_polynomial, times_short
-from polarlight.linalg.properties import (
-    LEFT,
-    LEFT_SIGNED,
-    RIGHT,
-    RIGHT_SIGNED,
-    ROTATIONS,
-    Invariants,
-    Symmetries,
-    polar_invariants,
-)
-from polarlight.linalg.row_sums import ALL_ROWS, Rows, check_tall
-from polarlight.linalg.slot import PolarMap
-from polarlight.lookup import check_object
+from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.registry import registered
 
 
 @registered("NewtonSchulz")
 @dataclass(frozen=True, slots=True)
-class NewtonSchulz(PolarMap):
+class NewtonSchulz(IteratedPolar):
     """Approximate polar factor of each matrix in a batch, by repeated odd quintics.
 
         X <- a X + b (X X') X + c (X X')^2 X,        X_0 = M / (safety |M|)
@@ -49,8 +37,10 @@ class NewtonSchulz(PolarMap):
     Accuracy: the singular value s of M comes out as `schedule(s / |M|)`, plus the rounding of the
     iteration's dtype (about 5e-3 in bfloat16). An adversarial search (`docs/accuracy.md`) finds no
     singular value above the schedule's largest by more than 0.04 in bfloat16, 0.004 in float16 and
-    5e-4 in float32. A zero matrix maps to zero, NaN or Inf anywhere makes that matrix NaN and no
-    other.
+    5e-4 in float32. Singular values of at least 0.01 of the norm, and half an epsilon more, come
+    out no smaller than `band` says: the least value of the schedule there, less what rounding
+    takes. CANS has no lower end in bfloat16. A zero matrix maps to zero, NaN or Inf anywhere makes
+    that matrix NaN and no other.
 
     Raises:
         TypeError: If M is not a real floating-point tensor.
@@ -67,58 +57,24 @@ class NewtonSchulz(PolarMap):
     """
 
     schedule: Schedule = polar_express(5)
-    dtype: torch.dtype | None = None
-    normalisation: Normalisation = FROBENIUS
 
-    def __post_init__(self) -> None:
-        check_object("schedule", self.schedule)
-        self.schedule.check(self.normalisation)
+    def own_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """Return the dtype of the iteration for input of `dtype` on this device."""
+        return self.dtype or iteration_dtype(dtype, device)
 
-    def __call__(self, M: Tensor) -> Tensor:
-        """Return the polar factor of M; see the class."""
-        check_matrix(M)
-        if M.numel() == 0:
-            return M.clone()
-        return self._polar(M, ALL_ROWS)
+    def _iterate(self, start: Start, dtype: torch.dtype, rows: Rows) -> Tensor:
+        return iterate(start, self.schedule.steps, rows)
 
-    def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
-        """Return those rows of the factor of tall matrices: a sum of Gram matrices per step."""
-        check_tall(X, rows)
-        return self._polar(X, rows)
-
-    def call_prescaled(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
-        """Return the factor of an X of ordinary size that may be overwritten; see `MatrixMap`."""
-        if rows is not ALL_ROWS:
-            check_tall(X, rows)
-        return self._polar(X, rows, scaled=True)
-
-    @isolated
-    def _polar(self, M: Tensor, rows: Rows, scaled: bool = False) -> Tensor:
-        dtype = self.dtype or iteration_dtype(M.dtype, M.device)
-        start = started(M, self.normalisation, self.schedule.safety, dtype, rows, scaled)
-        return iterate(start, self.schedule.steps, rows).to(M.dtype)
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return the schedule's own, with the rounding of the iteration."""
+        own = self.own_dtype(dtype, device)
+        return iteration_band(self.schedule, self.normalisation, own, ROUNDING[coarser(own, dtype)])
 
     def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """Return bfloat16 where it iterates and scales in that: other norms divide in float32."""
         if not isinstance(self.normalisation, Schatten8):
             return dtype
-        return read_as(dtype, self.dtype or iteration_dtype(dtype, device))
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return all rotations; fewer on a short side that is divided row by row."""
-        if self.normalisation.scalar:
-            return ROTATIONS
-        return LEFT | RIGHT_SIGNED if m > n else LEFT_SIGNED | RIGHT
-
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the polynomials."""
-        return self.dtype or iteration_dtype(dtype, device)
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return polar_invariants(self.schedule, scalar=self.normalisation.scalar)
+        return read_as(dtype, self.own_dtype(dtype, device))
 
     def __str__(self) -> str:
         name = f"Newton-Schulz, {self.schedule.name}"

@@ -16,6 +16,7 @@ al. (2025), arXiv 2506.10935. AOL: Prach and Lampert, "Almost-Orthogonal Layers"
 Deviations: divisors have no absolute floor; zero rows and columns stay zero.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -39,9 +40,11 @@ class Normalisation(Protocol):
 
     Attributes:
         scalar: Whether the divisor is one number per matrix, so that the polar factor is kept.
+        order: Of the Schatten norm that it is; infinite where it is none.
     """
 
     scalar: ClassVar[bool]
+    order: ClassVar[float]
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """Return the divisor of X [..., m, n], or of the matrix of `rows`, for this `dtype`."""
@@ -63,6 +66,7 @@ class Frobenius:
     """
 
     scalar: ClassVar[bool] = True
+    order: ClassVar[float] = 2.0
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """Return the norm, [..., m, n] -> [..., 1, 1], in the dtype of X."""
@@ -93,6 +97,7 @@ class Schatten4:
     """
 
     scalar: ClassVar[bool] = True
+    order: ClassVar[float] = 4.0
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """Return the norm, [..., m, n] -> [..., 1, 1], in float32 or float64."""
@@ -120,6 +125,7 @@ class Schatten8:
     """
 
     scalar: ClassVar[bool] = True
+    order: ClassVar[float] = 8.0
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """Return the norm, [..., m, n] -> [..., 1, 1], in float32 or float64."""
@@ -146,6 +152,7 @@ class AOL:
     """
 
     scalar: ClassVar[bool] = False
+    order: ClassVar[float] = math.inf
 
     def __call__(self, X: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
         """Return the divisor: [..., 1, n] for a tall X [..., m, n], [..., m, 1] for any other."""

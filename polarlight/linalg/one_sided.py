@@ -9,15 +9,17 @@ factor costs, and to which mean eigenvalue a damping is relative; it does not ch
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from polarlight.linalg.band import Band
 from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.matrices import check_matrix
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries
 from polarlight.linalg.regularised import RegularisedPolar
 from polarlight.linalg.slot import PolarMap
-from polarlight.registry import registered
+from polarlight.registry import loadable, registered
 
 GramPolar = EigenPolar | RegularisedPolar
 """Engines that decompose a Gram matrix: with a pseudo-inverse cut-off, or with relative damping."""
@@ -27,6 +29,7 @@ SHORT_SIDE = EigenPolar()
 """The default engine: a value, so that signatures can share it."""
 
 
+@loadable
 class GramSide(Enum):
     """LEFT: M M', m x m. RIGHT: M'M, n x n."""
 
@@ -78,6 +81,11 @@ class OneSidedPolar(PolarMap):
         """Return the factor from X'X; a wide X is padded, since engines take the short side."""
         m, n = X.shape[-2:]
         return self.engine(pad(X, (0, 0, 0, max(n - m, 0))))[..., :m, :]
+
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return that of the engine for a matrix that is square where its side is the long one."""
+        side = m if self.side is GramSide.LEFT else n
+        return self.engine.band(max(m, n), side, dtype, device)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

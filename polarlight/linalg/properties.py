@@ -5,9 +5,11 @@ of every image and can be measured. Each slot declares both for an m x n matrix;
 `polarlight.properties` combines the declarations of a rule's slots, and tests hold them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
-from functools import lru_cache
+
+from polarlight.linalg.band import REACH, extremes
+from polarlight.linalg.coefficients import Schedule
 
 
 class Symmetry(StrEnum):
@@ -98,9 +100,6 @@ POWERS = 0.2
 SLACK = 1.1
 """Addition of rounding to bfloat16 to the spread that a schedule leaves in exact arithmetic."""
 
-REACH = 1e-2
-"""The least singular value, over the norm, that a schedule is held to."""
-
 Invariants = Mapping[Invariant, float]
 """Declared invariants, each with the largest value of its measure that counts as kept."""
 
@@ -126,16 +125,18 @@ def mirror_invariants(kept: Invariants) -> Invariants:
     return {name: limit for name, limit in mirrored if name is not None}
 
 
-def polar_invariants(
-    schedule: Callable[[float], float] | None = None, *, scalar: bool = True
-) -> Invariants:
+def polar_invariants(schedule: Schedule | None = None, *, scalar: bool = True) -> Invariants:
     """Return the invariants of a polar factor.
 
     Args:
         schedule: The polynomials that make it; None for an exact one.
         scalar: Whether the input is divided by a number, which keeps its singular vectors.
+
+    The measure of ISOMETRY is the deviation of s^2 over its mean, for values within [a, b] at most
+    (b^2 - a^2) / (2 a b). Singular values below REACH of the norm come out smaller than a; they are
+    hardly weighted.
     """
-    a, b = (1.0, 1.0) if schedule is None else _band(schedule)
+    a, b = (1.0, 1.0) if schedule is None else extremes(schedule, REACH)
     spread, off = (b * b - a * a) / (2 * a * b), max(1 - a, b - 1)
     return {
         **(usual_limits(Invariant.SPECTRAL) if scalar else {}),
@@ -154,15 +155,3 @@ def balanced_invariants(polar: Invariants) -> Invariants:
 def rescaled_invariants(polar: Invariants) -> Invariants:
     """Return those of a balanced polar factor that is the polar factor of rescaled rows."""
     return {**usual_limits(Invariant.ROWS_SCALED), **balanced_invariants(polar)}
-
-
-@lru_cache
-def _band(schedule: Callable[[float], float], points: int = 2000) -> tuple[float, float]:
-    """Return the least and the largest singular value that a schedule puts out.
-
-    The measure of ISOMETRY is the deviation of s^2 over its mean, for values within [a, b] at most
-    (b^2 - a^2) / (2 a b). Singular values below REACH of the norm come out smaller than a; they are
-    hardly weighted.
-    """
-    values = [schedule(REACH ** (i / points)) for i in range(points + 1)]
-    return min(values), max(values)

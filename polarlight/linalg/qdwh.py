@@ -17,13 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.decomposition import by_decomposition, check_dtype
+from polarlight.linalg.band import Band, coarser, exact_band, vector_loss
+from polarlight.linalg.decomposition import by_decomposition, check_dtype, computing_dtype
 from polarlight.linalg.lru_cache_eager import lru_cache_eager
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.rational import (
     RationalStep,
     check_lower,
+    cut_off,
     iterate,
+    least_value,
     polished,
 )
 from polarlight.linalg.slot import PolarMap
@@ -48,10 +51,11 @@ class QDWH(PolarMap):
 
     Accuracy: singular values above `lower`, and above the cut-off of max(8, sqrt(max(m, n)))
     epsilons of |M|_F, arrive within a few epsilons of 1; with 3 float32 steps within 1e-4 of it.
-    Those below `lower` arrive between 0 and 1, in order. Those below the cut-off are rounding
-    noise and fall to 0, in full from a quarter of it on, so that a matrix of rank r has a polar
-    factor of rank r. A `lower` above 1e-5 in float32, 1e-13 in float64, needs no cut-off: noise
-    arrives at up to ten epsilons / lower. Zero rows and columns stay exactly zero. NaN or Inf
+    `band` holds from twice the cut-off on: a row of zeros may take (2 eps / s)^2 / 2 of a
+    direction. Those below `lower` arrive between 0 and 1, in order. Those below the cut-off are
+    rounding noise and fall to 0, in full from a quarter of it on, so that a matrix of rank r has a
+    polar factor of rank r. A `lower` above 1e-5 in float32, 1e-13 in float64, needs no cut-off:
+    noise arrives at up to ten epsilons / lower. Zero rows and columns stay exactly zero. NaN or Inf
     anywhere makes that matrix NaN and no other.
 
     Raises:
@@ -84,6 +88,13 @@ class QDWH(PolarMap):
         """Return the steps of a computation in float32 or float64."""
         eps = torch.finfo(dtype).eps
         return halley(max(self.lower or eps, eps), self.steps, eps)
+
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return the values of the steps from `lower`, and twice the cut-off, on."""
+        own = self.dtype or computing_dtype(dtype)
+        above = max(self.lower or 0.0, 2 * cut_off(m, n, own))
+        loss = 1 - least_value(self.plan(own), above) + vector_loss(torch.finfo(own).eps, above)
+        return exact_band(coarser(own, dtype), above, 2.0, loss)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

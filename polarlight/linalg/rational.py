@@ -30,7 +30,11 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.cost import iteration_count
-from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
+from polarlight.linalg.lru_cache_eager import (
+    assume_constant,
+    constant_size,
+    lru_cache_eager,
+)
 from polarlight.linalg.matrices import frobenius_norm, nonzero
 from polarlight.linalg.products import multiply_add
 
@@ -70,6 +74,18 @@ def cut_off(m: int, n: int, dtype: torch.dtype) -> float:
     return max(8.0, math.sqrt(max(m, n))) * torch.finfo(dtype).eps
 
 
+@lru_cache_eager
+def least_value(steps: tuple[RationalStep, ...], lowest: float, points: int = 2000) -> float:
+    """Return the least singular value that the steps and the polish make of [lowest, 1]."""
+    values = []
+    for i in range(points + 1):
+        x = lowest ** (i / points)
+        for step in steps:
+            x = step(x)
+        values.append(polished(x))
+    return min(values)
+
+
 def noise_shift(step: RationalStep, cutoff: float, dtype: torch.dtype) -> float | None:
     """Return the shift whose QR gives the directions below the cut-off.
 
@@ -85,7 +101,8 @@ def iterate(X: Tensor, steps: Sequence[RationalStep]) -> Tensor:
     """Map the singular values x |X|_F of tall X by the steps at x, without noise, and polish."""
     X = X / nonzero(frobenius_norm(X))
     m, n = X.shape[-2:]
-    long = m > n and _reduces(m, n, tuple(step.terms for step in steps))
+    terms = tuple(step.terms for step in steps)
+    long = m > n and _reduces(constant_size(m), constant_size(n), terms)
     run = _run_reduced if long else _run
     return run(X, steps, cut_off(m, n, X.dtype))
 

@@ -21,10 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.band import REACH, Band, coarser, exact_band
 from polarlight.linalg.decomposition import (
     by_decomposition,
     by_gram,
     check_dtype,
+    computing_dtype,
     symmetric_eigen,
 )
 from polarlight.linalg.matrices import nonzero
@@ -95,6 +97,14 @@ class RegularisedPolar(PolarMap):
         damped = nonzero(squares.clamp_min(0) + self.delta * mean)
         damped_polar: Tensor = X @ ((V * damped.rsqrt().unsqueeze(-2)) @ V.mT)
         return damped_polar
+
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return x / sqrt(x^2 + delta), less rounding, for the least x that is promised."""
+        own = self.dtype or computing_dtype(dtype)
+        k, eps = min(m, n), torch.finfo(own).eps
+        x = REACH * math.sqrt(k)  # relative to the rms singular value
+        loss = 1 - x / math.sqrt(x * x + self.delta) + 10 * eps * (1 + k / self.delta)
+        return exact_band(coarser(own, dtype), REACH, 2.0, loss)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

@@ -1,11 +1,13 @@
 """The exact polar factor: slow, and the yardstick for everything faster."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from polarlight.linalg.decomposition import by_decomposition, check_dtype
+from polarlight.linalg.band import Band, coarser, exact_band, vector_loss
+from polarlight.linalg.decomposition import by_decomposition, check_dtype, computing_dtype
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.slot import PolarMap
 from polarlight.registry import registered
@@ -26,8 +28,10 @@ class ExactPolar(PolarMap):
         dtype: Dtype of the decomposition: float32 or float64. None takes that of M, at least
             float32.
 
-    Accuracy: singular values 1 to 20 machine epsilons (searched), or 0. Zero rows and columns stay
-    exactly zero; NaN or Inf anywhere makes that matrix NaN and no other.
+    Accuracy: singular values 1 to 20 machine epsilons (searched), or 0. Singular vectors of s are
+    rounded by up to 2 eps / s, s relative to the largest, and a row of zeros takes that part away:
+    twice above the cut-off a direction may lose half the square of that (`band`). Zero rows and
+    columns stay exactly zero; NaN or Inf anywhere makes that matrix NaN and no other.
 
     Raises:
         TypeError: If M is not a real floating-point tensor.
@@ -57,12 +61,22 @@ class ExactPolar(PolarMap):
 
     def _polar(self, X: Tensor) -> Tensor:
         U, S, Vh = torch.linalg.svd(X, full_matrices=False)
-        cutoff = self.cutoff
-        if cutoff is None:
-            cutoff = max(X.shape[-2:]) ** 0.5 * torch.finfo(X.dtype).eps
+        cutoff = self._cutoff(X.shape[-2], X.shape[-1], X.dtype)
         kept = cutoff * S[..., :1] < S
         polar: Tensor = (U * kept.unsqueeze(-2)) @ Vh
         return polar
+
+    def _cutoff(self, m: int, n: int, dtype: torch.dtype) -> float:
+        noise: float = max(m, n) ** 0.5 * torch.finfo(dtype).eps
+        return noise if self.cutoff is None else self.cutoff
+
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return about 1 for what is above twice the cut-off, and above twice rounding's noise."""
+        own = self.dtype or computing_dtype(dtype)
+        noise = ExactPolar()._cutoff(m, n, own)
+        above = 2 * max(self._cutoff(m, n, own), noise)
+        loss = vector_loss(torch.finfo(own).eps, above)
+        return exact_band(coarser(own, dtype), above, math.inf, loss)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

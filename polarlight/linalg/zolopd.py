@@ -17,15 +17,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.band import Band, coarser, exact_band, vector_loss
 from polarlight.linalg.decomposition import (
     DTYPES,
     by_decomposition,
     check_dtype,
+    computing_dtype,
     decomposition_dtype,
 )
 from polarlight.linalg.matrices import check_matrix, frobenius_norm, unit_scale
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
-from polarlight.linalg.rational import RationalStep, check_lower, iterate
+from polarlight.linalg.rational import RationalStep, check_lower, cut_off, iterate, least_value
 from polarlight.linalg.slot import PolarMap
 from polarlight.linalg.zolotarev import MOST_TERMS, two_zolotarev_steps
 from polarlight.registry import registered
@@ -108,6 +110,13 @@ class ZoloPD(PolarMap):
         """Return the two steps of a computation in float32 or float64."""
         eps = torch.finfo(dtype).eps
         return two_zolotarev_steps(max(self.lower or eps, eps), self.terms, eps)
+
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return the values of the steps from `lower`, and twice the cut-off, on."""
+        own = self.dtype or computing_dtype(dtype)
+        above = max(self.lower or 0.0, 2 * cut_off(m, n, own))
+        loss = 1 - least_value(self.plan(own), above) + vector_loss(torch.finfo(own).eps, above)
+        return exact_band(coarser(own, dtype), above, 2.0, loss)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

@@ -16,13 +16,14 @@ relative accuracy for every l; r from the interval, not from a table.
 
 import math
 
-from polarlight.linalg.lru_cache_eager import lru_cache_eager
+from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
 from polarlight.linalg.rational import RationalStep, polished
 
 MOST_TERMS = 8
 """Enough for [1e-25, 1] in float64."""
 
 
+@assume_constant
 @lru_cache_eager
 def two_zolotarev_steps(
     lower: float, terms: int | None, accuracy: float

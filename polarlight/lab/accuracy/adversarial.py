@@ -1,8 +1,13 @@
-"""Search for the matrix that an engine stretches most.
+"""Search for the matrices that an engine stretches and shortens most.
 
 A family draws matrices of a kind that rounding handles badly: uneven rows, blocks of unequal size,
 clustered singular values, low rank, one entry above all others. `search` maps many of each, takes
 the worst, and climbs from there by random relative changes of entries, keeping what is worse.
+
+The upper end of a band (`linalg/band.py`) holds for every matrix: the score is `largest`. The lower
+end holds for singular values from `Band.above` on, so that a matrix is first `lifted`: singular
+values less than a thousandfold below that are raised to it. Smaller ones stay, and are not asked
+for: matrices of full rank just within the promise are searched as well as matrices of low rank.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from polarlight.linalg.band import Band
 
 Shape = tuple[int, int]
 Family = Callable[[Shape, int, torch.Generator], Tensor]
@@ -21,6 +28,12 @@ SHAPES: tuple[Shape, ...] = ((1, 7), (2, 2), (3, 9), (4, 16), (8, 8), (16, 4), (
 LARGE: tuple[Shape, ...] = ((64, 64), (128, 96), (64, 256), (128, 128))
 """Shapes for a longer search."""
 
+LIFT = 1.05
+"""Factor above `Band.above` to which singular values are raised: the norm grows by it too."""
+
+NOISE = 32 * torch.finfo(torch.float64).eps
+"""Error of singular values of a float64 matrix, over its norm: engines in float64 share it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Worst:
@@ -29,7 +42,7 @@ class Worst:
     Attributes:
         score: The score; infinite where the map gave NaN or Inf.
         family: Name of the family from which the climb started.
-        matrix: The matrix, [m, n].
+        matrix: The matrix as it was given to the score, [m, n].
     """
 
     score: float
@@ -48,6 +61,41 @@ def largest(U: Tensor) -> Tensor:
         U = U if U.shape[-2] >= U.shape[-1] else U.mT
         found = torch.linalg.eigvalsh(U.mT @ U)[..., -1].clamp_min(0).sqrt()
     return torch.where(finite, found, torch.inf)
+
+
+def lifted(M: Tensor, band: Band) -> tuple[Tensor, Tensor]:
+    """Raise singular values to those that the band promises something for.
+
+    Returns:
+        The matrices, [count, m, n] in the dtype of M, and how many of their singular values the
+        band promises, [count].
+    """
+    U, sigma, Vh = torch.linalg.svd(M.double(), full_matrices=False)
+    least = (LIFT * band.above + NOISE) * _norm(sigma, band.order)  # [count, 1]
+    sigma = torch.where((sigma < least) & (sigma > 1e-3 * least), least, sigma)
+    least = (band.above + NOISE) * _norm(sigma, band.order)
+    promised = (sigma >= least) & (sigma > 0)
+    return (U * sigma.unsqueeze(-2) @ Vh).to(M.dtype), promised.sum(dim=-1)
+
+
+def least_promised(engine: Callable[[Tensor], Tensor], M: Tensor, band: Band) -> Tensor:
+    """Return the least promised singular value that an engine makes of `lifted` M.
+
+    Shapes: [count, m, n] -> [count]. Infinite where none is promised, minus infinity for NaN.
+    """
+    X, promised = lifted(M, band)
+    U = engine(X).double()
+    finite = U.isfinite().all(dim=-1).all(dim=-1)
+    sigma = torch.linalg.svdvals(torch.where(finite[:, None, None], U, 0.0))
+    found = sigma.gather(-1, (promised - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    found = torch.where(promised > 0, found, torch.inf)
+    return torch.where(finite, found, -torch.inf)
+
+
+def _norm(sigma: Tensor, order: float) -> Tensor:
+    """Return the Schatten norm of singular values [..., k], -> [..., 1]."""
+    norm: Tensor = torch.linalg.vector_norm(sigma, order, dim=-1, keepdim=True)
+    return norm
 
 
 def search(

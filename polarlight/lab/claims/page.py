@@ -9,6 +9,8 @@ from typing import Any
 from polarlight.lab.claims.claim import Area, Claim
 from polarlight.lab.claims.cost import core_seconds, hidden_parameters
 from polarlight.lab.claims.results import Result, findings, page_verdicts, result_of
+from polarlight.lab.claims.speedup.page import section
+from polarlight.lab.claims.store import SHIPPED, RunStore
 from polarlight.lab.claims.verdict import Finding, Verdict, overall
 
 HEAD = """# Claims, tested
@@ -61,15 +63,16 @@ TOKENS_PER_PARAMETER = 20
 def write_claims(claims: Sequence[Claim], out: Path | None, path: Path) -> None:
     """Write the page from the results in `out`, and from the runs that polarlight ships."""
     found = {claim.name: (claim, result_of(claim, out)) for claim in claims}
-    path.write_text("\n".join(_lines(found)) + "\n", encoding="utf-8")
+    path.write_text("\n".join(_lines(found, out)) + "\n", encoding="utf-8")
 
 
 Found = Mapping[str, tuple[Claim, Result | None]]
 
 
-def _lines(found: Found) -> Iterator[str]:
+def _lines(found: Found, out: Path | None) -> Iterator[str]:
     verdicts = page_verdicts(found)
     yield HEAD
+    yield from section(RunStore([SHIPPED, out] if out is not None else [SHIPPED]))
     yield from _summary(found)
     yield "\n## All claims\n"
     spent = sum(result["cpu_seconds"] for _, result in found.values() if result)

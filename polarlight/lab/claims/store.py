@@ -95,8 +95,7 @@ def run_setting(arm: Arm, plan: Plan) -> Callable[[Spec], str]:
     of the plan enter the entries that differ from their defaults.
     """
     extras: list[object] = [getattr(f, "__qualname__", "") for f in (arm.prepare, arm.finish)]
-    if arm.recipe.groups is not None:
-        extras.append(_routed(arm, plan))
+    extras.append("" if arm.recipe.groups is None else _routed(arm, plan))
     plain = asdict(Plan())
     entries = {k: x for k, x in asdict(plan).items() if k not in NO_INFLUENCE and x != plain[k]}
     about = [entries, config_of(arm.recipe.rule()), extras]

@@ -130,10 +130,11 @@ Block = Text | Table | Listing | Facts | Files | Picture | Grid | Details
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading and its blocks."""
+    """A heading and its blocks; a folded one shows its heading until it is opened."""
 
     title: str
     blocks: Sequence[Block]
+    folded: bool = False
 
     @property
     def anchor(self) -> str:

@@ -42,13 +42,16 @@ class LineStyle:
 
 
 def styles(labels: Iterable[str]) -> dict[str, LineStyle]:
-    """Return a style per label in order of appearance; after eight, colours return dashed."""
+    """Return a style per label in order of appearance, no two alike among the first 32.
+
+    Neighbours differ in colour and dashes: curves that cover each other stay visible.
+    """
     unique = list(dict.fromkeys(labels))
     return {label: _style(index) for index, label in enumerate(unique)}
 
 
 def _style(index: int) -> LineStyle:
-    dashes = DASHES[index // len(COLOURS) % len(DASHES)]
+    dashes = DASHES[(index + index // len(COLOURS)) % len(DASHES)]
     return LineStyle(COLOURS[index % len(COLOURS)], dashes)
 
 

@@ -58,6 +58,16 @@ def test_every_block_is_shown_and_closed(html):
         assert reader.tags[tag], tag
 
 
+def test_a_folded_section_shows_its_heading_and_hides_its_blocks():
+    page = Page("a", [], [Section("open", [Text("x")]), Section("shut", [Text("y")], folded=True)])
+    reader = Reader(html := render(page))
+    assert not reader.open
+    assert reader.tags["details"] == 1
+    shut = html[html.index('id="shut"') :]
+    assert shut.index("<details") < shut.index("<h2>shut</h2>") < shut.index("</summary>")
+    assert shut.index("</summary>") < shut.index("<p") < shut.index("</details>")
+
+
 def test_everything_is_escaped(html):
     reader = Reader(html)
     assert not reader.tags["script"]

@@ -1,6 +1,7 @@
 """Figures: a style per label, legends that fit, and the same bytes each time."""
 
 import base64
+import itertools
 
 import pytest
 
@@ -25,6 +26,13 @@ def test_styles_are_unique_and_follow_the_first_appearance():
     assert list(look) == ["b", "a", *SWEEP]
     assert look["b"].colour == COLOURS[0]
     assert len(set(look.values())) == len(look)
+
+
+def test_neighbours_differ_in_colour_and_in_dashes():
+    look = list(styles(SWEEP).values())
+    for first, second in itertools.pairwise(look):
+        assert first.colour != second.colour
+        assert first.dashes != second.dashes
 
 
 @pytest.mark.parametrize("labels", [["a"], SWEEP[:4], SWEEP, ["x" * 80, "short", "y" * 25]])

@@ -1,6 +1,7 @@
 """Plan and results of the speedup runs as text and as a figure."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from polarlight.lab.claims.cost import hidden_parameters
+from polarlight.lab.claims.cost import core_seconds, hidden_parameters
 from polarlight.lab.claims.speedup.analysis import (
     REFERENCE,
     Speedup,
@@ -17,8 +18,10 @@ from polarlight.lab.claims.speedup.analysis import (
     mistuned,
     speedups,
 )
-from polarlight.lab.claims.speedup.plan import CHECKS, DATED, Part
+from polarlight.lab.claims.speedup.plan import CHECKS, DATED, SIZES, Part
+from polarlight.lab.claims.speedup.running import losses_of
 from polarlight.lab.claims.speedup.tuning import Losses, due
+from polarlight.lab.claims.store import RunStore
 from polarlight.lab.report.style import legend, styles, tidy
 from polarlight.lab.statistics import BySeed, against_reference, sentence
 
@@ -118,3 +121,67 @@ def write_figure(parts: Mapping[str, Sequence[Speedup]], path: Path) -> None:
     canvas.figure.set_dpi(120)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.print_png(path, metadata={"Software": None})
+
+
+def section(runs: RunStore) -> Iterator[str]:
+    """Yield the part of `docs/claims.md` on speedups, with the cost of what was not run."""
+    yield "## Speedup over tuned AdamW\n"
+    yield "`polarlight reproduce speedup --size small`: steps that tuned AdamW needs to reach a"
+    yield "method's loss, over the method's own steps, interpolated along AdamW's runs of several"
+    yield "lengths. Every method is tuned at one Chinchilla budget (20 bytes per parameter) with"
+    yield "the same number of runs: 4 x 3 learning rates and decays, 2 rates for embeddings, and"
+    yield "up to 4 more where the best is at an end. The learning rate is checked at 4 budgets."
+    yield f"Tuning has a seed of its own. Thresholds of {DATED}, before the runs:\n"
+    yield from (f"- {check}" for check in CHECKS)
+    yield "\nSpeedups in time are not given: step times were not measured under load.\n"
+    missing = []
+    for part in SIZES["small"]:
+        known = losses_of(part, runs, _data_of(part, runs))
+        left = sum(_left(part, m, known) for m in part.methods if due(part, m, known))
+        if left:
+            missing.append(f"{part.name} {left / 3600:.2g} core hours")
+        if known:
+            yield from _part_section(part, known)
+    yield f"\nNot run yet, with the estimated cost: {'; '.join(missing) or 'nothing'}."
+    yield "`--size gpu` has a setting for one GPU (`--plan` prints its cost).\n"
+
+
+def _data_of(part: Part, runs: RunStore) -> str:
+    """Return the data of most records of a part's methods."""
+    counts = Counter(r.data for r in runs if r.arm in part.methods)
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+def _left(part: Part, method: str, known: Losses) -> float:
+    """Return the estimated processor time of the runs of a method that are not recorded."""
+    done = Counter(job.length for job in known if job.method == method)
+    return sum(
+        max(0, count - done[length]) * core_seconds(part.plan(length))
+        for length, count in part.runs(method).items()
+    )
+
+
+def _part_section(part: Part, known: Losses) -> Iterator[str]:
+    open_ = [m for m in part.methods if due(part, m, known)]
+    size = f"{hidden_parameters(part.model) / 1e6:.2g} M parameters"
+    batch = part.model.tokens_per_step
+    yield f"**{part.name}**: {size}, {batch} bytes per step, {len(known)} runs recorded;"
+    yield f"not finished: {', '.join(open_) or 'none'}.\n"
+    found = speedups(part, known)
+    if found:
+        yield "| method | budgets | speedup in steps | 95 % interval | n |"
+        yield "|---|---|---|---|---|"
+        yield from map(_row, found)
+        yield ""
+    lines = list(result_lines(part, known))[1 + len(found) :]
+    yield from (f"- {line.strip()}" for line in lines)
+
+
+def _row(one: Speedup) -> str:
+    interval = "-" if math.isnan(one.low) else f"{one.low:.2f} to {_end(one.high)}"
+    ratio = f"{one.beyond} {one.ratio:.2f}".strip()
+    return f"| {one.method} | {one.length:g} | {ratio} | {interval} | {one.seeds} |"
+
+
+def _end(high: float) -> str:
+    return "no upper end" if math.isinf(high) else f"{high:.2f}"

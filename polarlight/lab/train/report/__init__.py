@@ -1,6 +1,7 @@
 """Report of `polarlight compare`: one model, several optimizers, one or more seeds."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,8 @@ def write_report(histories: Sequence[History], about: Mapping[str, Any], out: Pa
     write_summary(histories, out / "summary.csv")
     write_curves(histories, out / "curves.csv")
     groups = by_label(histories)
-    written = [
-        sections.loss(groups, out),
-        neuron_sections.starved(groups, out),
+    answers = [sections.loss(groups, out), neuron_sections.starved(groups, out)]
+    more = [
         neuron_sections.silent(groups, out),
         neuron_sections.rows(groups, out),
         neuron_sections.shape(groups, out),
@@ -56,6 +56,7 @@ def write_report(histories: Sequence[History], about: Mapping[str, Any], out: Pa
         sections.layers(groups),
         about_the_run(groups, about),
     ]
+    written = [*answers, *(replace(section, folded=True) for section in more if section)]
     files = Files("The numbers behind this page:", ["summary.csv", "curves.csv"])
     page = Page(
         title=str(about.get("title") or "Comparison of optimizers"),

@@ -99,7 +99,7 @@ def test_a_diverged_rate_is_never_chosen():
     assert found.lr <= 0.01
 
 
-def test_work_goes_on_from_what_is_recorded():
+def test_work_resumes_from_the_records():
     known, _ = run(PART, "muon", bowl(0.02, 0.0))
     some = {job: loss for i, (job, loss) in enumerate(known.items()) if i % 3}
     while jobs := due(PART, "muon", some):
@@ -120,7 +120,7 @@ def test_adamw_is_trained_around_every_length_of_the_others(part: Part):
         assert tokens == pytest.approx(20 * length * hidden_parameters(part.model), rel=0.05)
 
 
-def test_names_are_looked_up():
+def test_unknown_names_raise_with_the_nearest():
     with pytest.raises(ValueError, match="Did you mean 'small'"):
         parts_of("smal")
     with pytest.raises(ValueError, match=r"unknown part '1M'"):

@@ -1,0 +1,97 @@
+"""Common part of Newton-Schulz in its plain and in its Gram form."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polarlight.linalg.band import Band
+from polarlight.linalg.coefficients import Schedule
+from polarlight.linalg.isolation import isolated
+from polarlight.linalg.matrices import check_matrix
+from polarlight.linalg.normalisation import FROBENIUS, Normalisation, Start, started
+from polarlight.linalg.properties import (
+    LEFT,
+    LEFT_SIGNED,
+    RIGHT,
+    RIGHT_SIGNED,
+    ROTATIONS,
+    Invariants,
+    Symmetries,
+    polar_invariants,
+)
+from polarlight.linalg.row_sums import ALL_ROWS, Rows, check_tall
+from polarlight.linalg.slot import PolarMap
+from polarlight.lookup import check_object
+
+
+@dataclass(frozen=True, slots=True)
+class IteratedPolar(PolarMap):
+    """Polynomials of a schedule on a normalised matrix, in a dtype of the engine's choice.
+
+    Args:
+        schedule: The polynomials.
+        dtype: Dtype of the iteration; None leaves it to the engine.
+        normalisation: What the input is divided by.
+    """
+
+    schedule: Schedule
+    dtype: torch.dtype | None = None
+    normalisation: Normalisation = FROBENIUS
+
+    def __post_init__(self) -> None:
+        check_object("schedule", self.schedule)
+        self.schedule.check(self.normalisation)
+
+    def __call__(self, M: Tensor) -> Tensor:
+        """Return the polar factor of M; see the class."""
+        check_matrix(M)
+        if M.numel() == 0:
+            return M.clone()
+        return self._polar(M, ALL_ROWS)
+
+    def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
+        """Return those rows of the factor of tall matrices, by sums of Gram matrices."""
+        check_tall(X, rows)
+        return self._polar(X, rows)
+
+    def call_prescaled(self, X: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
+        """Return the factor of an X of ordinary size that may be overwritten; see `MatrixMap`."""
+        if rows is not ALL_ROWS:
+            check_tall(X, rows)
+        return self._polar(X, rows, scaled=True)
+
+    @isolated
+    def _polar(self, M: Tensor, rows: Rows, scaled: bool = False) -> Tensor:
+        dtype = self.own_dtype(M.dtype, M.device)
+        start = started(M, self.normalisation, self.schedule.safety, dtype, rows, scaled)
+        return self._iterate(start, dtype, rows).to(M.dtype)
+
+    @abstractmethod
+    def own_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """Return the dtype of the iteration for input of `dtype` on this device."""
+
+    @abstractmethod
+    def _iterate(self, start: Start, dtype: torch.dtype, rows: Rows) -> Tensor:
+        """Return the image of a start in `dtype`, [..., m, n]."""
+
+    @abstractmethod
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return the band of m x n matrices of `dtype` on this device."""
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return all rotations; fewer on a short side that is divided row by row."""
+        if self.normalisation.scalar:
+            return ROTATIONS
+        return LEFT | RIGHT_SIGNED if m > n else LEFT_SIGNED | RIGHT
+
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return the dtype of the polynomials."""
+        return self.own_dtype(dtype, device)
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return polar_invariants(self.schedule, scalar=self.normalisation.scalar)
