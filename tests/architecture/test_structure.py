@@ -278,6 +278,7 @@ def test_references_import_nothing_of_the_package():
 NAMESPACES = [
     *("", "linalg", "rules", "stages", "view", "routing", "recipes", "optimizer", "properties"),
     *("diagnostics", "diagnostics.sinks", "hooks", "migration", "diloco", "scheduling"),
+    "leaderboard",
 ]
 
 
