@@ -1,21 +1,22 @@
-"""Owners and bytes of a step on 8 to 4,096 processes, planned from shapes.
+"""Owners, bytes and memory of a step on 512 to 4,096 processes, planned from shapes.
 
     python -m benchmarks.plans_at_scale
-    python -m benchmarks.plans_at_scale --models deepseek-v3 --ranks 4096
+    python -m benchmarks.plans_at_scale --models deepseek-v3 --layouts 4096 "copies 16 x 64"
 
 Plans are made of shapes alone: no process, no weights. Hidden matrices in bfloat16 under
-`aurora_mlp`; embeddings, heads and norms are elementwise and move nothing. FSDP cuts every
-parameter's first dimension among all processes (a stack of experts into whole experts); HSDP does
-so among 64 and has copies of that. "busiest" and "costliest" are over the mean load; "exchange" in
-the JSON file is what plain all-to-alls to owners and back would send. Writes that file and a
-picture.
+`aurora_mlp`; embeddings, heads and norms are elementwise and move nothing. A number is FSDP: it
+cuts every parameter's first dimension among all processes (a stack of experts into whole experts).
+"copies 16 x 64" is HSDP with 16 copies of 64 shards, "experts 64 x 32" cuts stacks of experts among
+64 processes, their rows among 32, and everything else among all. "busiest" and "costliest" are over
+the mean load, of which bytes are a part. "peak" counts messages and assembled matrices of the
+process with most load, sent or received bytes. Writes a JSON file and a picture.
 """
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,15 @@ from rich.progress import track
 from rich.table import Table
 
 import polarlight as pl
-from polarlight.execution.sharded.forecast import forecast, summary
+from polarlight.execution.sharded.forecast import LayoutOf, forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
-from polarlight.execution.sharded.plan import Plan
+from polarlight.execution.sharded.memory import largest_bucket, messages, peak_bytes
+from polarlight.execution.sharded.plan import Options, Plan
 from polarlight.execution.sharded.schedule import ProcessSchedule
-from polarlight.lab.report.style import figure, legend, styles, tidy
+from polarlight.execution.sharded.traffic import traffic
+from polarlight.lab.report.style import figure, styles, tidy
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
-SHARDS = 64
-"""Processes that HSDP cuts a parameter among."""
 
 
 def dense(layers: int, width: int, keys: int, neurons: int) -> Shapes:
@@ -85,97 +86,157 @@ def deepseek_v3() -> Shapes:
             yield from mlp(f"{at}.mlp.shared_experts", 7168, 2048)
 
 
+def kimi_like() -> Shapes:
+    """61 layers with 384 experts of 2048 x 7168."""
+    for i in range(61):
+        at = f"model.layers.{i}"
+        yield f"{at}.self_attn.q_a_proj.weight", (1536, 7168)
+        yield f"{at}.self_attn.q_b_proj.weight", (12288, 1536)
+        yield f"{at}.self_attn.kv_a_proj_with_mqa.weight", (576, 7168)
+        yield f"{at}.self_attn.kv_b_proj.weight", (16384, 512)
+        yield f"{at}.self_attn.o_proj.weight", (7168, 8192)
+        if i < 1:
+            yield from mlp(f"{at}.mlp", 7168, 18432)
+        else:
+            yield from experts(at, 384, 7168, 2048)
+            yield from mlp(f"{at}.mlp.shared_experts", 7168, 2048)
+
+
 MODELS = {
     "dense-1.1b": lambda: dense(16, 2048, 2048, 8192),
     "llama-3-8b": lambda: dense(32, 4096, 1024, 14336),
     "qwen3-30b-a3b": qwen3_30b_a3b,
     "deepseek-v3": deepseek_v3,
+    "kimi-like": kimi_like,
 }
 
+LAYOUTS = {
+    "llama-3-8b": ("512", "1024", "4096", "copies 16 x 64", "copies 128 x 8"),
+    "qwen3-30b-a3b": ("512", "1024", "copies 8 x 64"),
+    "deepseek-v3": ("1024", "4096"),
+    "kimi-like": ("experts 64 x 32",),
+}
+"""FSDP on so many processes; HSDP as copies x shards; expert parallel x FSDP."""
 
-def plan_of(shapes: Shapes, processes: int, hybrid: bool) -> Plan:
-    """The plan for all hidden matrices of a model."""
+
+def layout_on(layout: str) -> LayoutOf:
+    """The layout of each parameter."""
+    kind, sizes = layout.split(" ", 1) if " " in layout else ("", layout)
+    mesh = tuple(map(int, sizes.split(" x ")))
+
+    def lay(name: str, p: torch.Tensor) -> Layout:
+        shape = tuple(p.shape)
+        if kind == "copies":
+            return Layout(shape, mesh, (None, Split(0)))
+        if kind == "experts" and p.ndim == 3:
+            return Layout(shape, mesh, (Split(0), Split(1)))
+        return Layout(shape, (math.prod(mesh),), (Split(0),))
+
+    return lay
+
+
+def plans_of(shapes: Shapes, layout: str, options: Options | None = None) -> list[Plan]:
+    """The plans for all hidden matrices of a model, one per mesh."""
     meta = torch.device("meta")
     named = [(n, torch.empty(s, device=meta, dtype=torch.bfloat16)) for n, s in shapes]
-    mesh = (processes // SHARDS, SHARDS) if hybrid else (processes,)
-    splits = (None, Split(0)) if hybrid else (Split(0),)
-    (plan,) = forecast(
-        pl.recipes.aurora_mlp(named, lr=0.02), lambda name, p: Layout(tuple(p.shape), mesh, splits)
-    )
-    return plan
+    return forecast(pl.recipes.aurora_mlp(named, lr=0.02), layout_on(layout), options)
 
 
-def measure(model: str, processes: int, hybrid: bool) -> dict[str, Any]:
-    """The plan in numbers, and the seconds it took one process to be ready for its first step."""
+def measure(model: str, layout: str) -> dict[str, Any]:
+    """The plans in numbers, and the seconds that one process takes for its first step."""
     start = time.perf_counter()
-    plan = plan_of(MODELS[model](), processes, hybrid)
-    ProcessSchedule(plan, plan.loads.index(max(plan.loads)))
+    plans = plans_of(MODELS[model](), layout)
+    loads = plans[-1].loads  # of all plans
+    busiest = loads.index(max(loads))
+    schedules = [ProcessSchedule(plan, busiest) for plan in plans]
     seconds = time.perf_counter() - start
-    costliest = max(plan.costs) * plan.size / sum(plan.costs)
-    about = {"model": model, "processes": processes, "layout": "HSDP" if hybrid else "FSDP"}
-    found = asdict(summary(plan))
-    found["rowwise"] = len(found["rowwise"])
-    return {**about, **found, "costliest_over_mean": costliest, "plan_seconds": seconds}
+    moved = [traffic(plan) for plan in plans]
+    total = list(zip(*moved, strict=True))  # by process
+    summaries = [summary(plan) for plan in plans]
+    mean = sum(loads) / len(loads)
+    costs = [cost for plan in plans for cost in plan.costs]
+    ends = [
+        ProcessSchedule(plan, rank)
+        for plan, of_plan in zip(plans, moved, strict=True)
+        for rank in {
+            max(range(plan.size), key=lambda r: of_plan[r].sent),
+            max(range(plan.size), key=lambda r: of_plan[r].received),
+        }
+    ]
+    return {
+        "model": model,
+        "layout": layout,
+        "processes": plans[-1].size,
+        "matrices": sum(s.matrices for s in summaries),
+        "local": sum(s.local for s in summaries),
+        "rowwise": sum(len(s.rowwise) for s in summaries),
+        "balance": max(loads) / mean,
+        "costliest_over_mean": max(costs) / mean,
+        "sent": max(sum(t.sent for t in own) for own in total),
+        "received": max(sum(t.received for t in own) for own in total),
+        "all_gather": sum(s.all_gather for s in summaries),
+        "peers": max(len(set().union(*(t.peers for t in own))) for own in total),
+        "messages": max(map(messages, ends)),
+        "buckets": max(s.buckets for s in summaries),
+        "largest_bucket": max(map(largest_bucket, [*schedules, *ends])),
+        "peak_memory": max(map(peak_bytes, [*schedules, *ends])),
+        "plan_seconds": seconds,
+    }
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
-    """Balance and bytes over the number of processes, FSDP alone; dotted: gather everything."""
-    drawn, (above, below) = figure(5.4, panels=2, sharex=True)
+    """Bars: balance, bytes and peak memory, peers of each plan."""
+    drawn, panels = figure(7.5, panels=3, sharex=True)
+    names = [f"{r['model']}\n{r['layout']}" for r in records]
     looks = styles(dict.fromkeys(r["model"] for r in records))
-    for model, look in looks.items():
-        rows = [r for r in records if r["model"] == model and r["layout"] == "FSDP"]
-        enough = [r for r in rows if r["costliest_over_mean"] <= 1]
-        x = [r["processes"] for r in rows]
-        line = {"color": look.colour, "lw": 1.4}
-        above.plot(x, [r["balance"] for r in rows], **line)
-        above.plot([r["processes"] for r in enough], [r["balance"] for r in enough], "o", **line)
-        below.plot(x, [r["sent"] / 1e9 for r in rows], **line)
-        below.plot(x, [r["all_gather"] / 1e9 for r in rows], ls="dotted", **line)
-    above.axhline(1.1, color="#999999", lw=0.8)
-    for ax in (above, below):
-        ax.set_xscale("log", base=2)
-        ax.set_yscale("log")
-    tidy(above, "busiest over mean load; dots: no matrix is above the mean", "", "ratio")
-    tidy(
-        below, "sent per step by the busiest; dotted: all gathered by all", "processes (FSDP)", "GB"
-    )
-    legend(drawn, looks)
+    colours = [looks[r["model"]].colour for r in records]
+    place = range(len(records))
+    panels[0].bar(place, [r["balance"] for r in records], color=colours)
+    panels[0].plot(place, [max(1, r["costliest_over_mean"]) for r in records], "k_")
+    panels[1].bar(place, [r["sent"] / 1e9 for r in records], color=colours)
+    panels[1].plot(place, [r["peak_memory"] / 1e9 for r in records], "k_")
+    panels[2].bar(place, [r["peers"] for r in records], color=colours)
+    panels[2].axhline(128, color="#999999", lw=0.8)
+    tidy(panels[0], "busiest over mean load; -: costliest matrix over the mean", "", "ratio")
+    tidy(panels[1], "sent per step by the busiest; -: peak of messages and matrices", "", "GB")
+    tidy(panels[2], "others that a process exchanges messages with", "", "processes")
+    panels[2].set_xticks(place, names, rotation=30, ha="right", fontsize=7)
     FigureCanvasAgg(drawn).print_png(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--ranks", nargs="+", type=int, default=[8, 32, 128, 512, 2048, 4096])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(LAYOUTS))
+    parser.add_argument("--layouts", nargs="+", help="such as 512, 'copies 16 x 64'")
     parser.add_argument("--out", type=Path, default=Path("runs/plans-at-scale"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console(width=None if Console().is_terminal else 160)
     cases = [
-        (model, processes, hybrid)
+        (model, layout)
         for model in options.models
-        for processes in options.ranks
-        for hybrid in (False, True)
-        if not hybrid or (processes > SHARDS and processes % SHARDS == 0)
+        for layout in options.layouts or LAYOUTS.get(model, ("512",))
     ]
     records = [measure(*case) for case in track(cases, "planning", console=console)]
-    table = Table("model", "processes", "matrices", "local", "staying", "busiest", "costliest")
-    for column in ("GB sent", "GB received", "GB, gather all", "seconds"):
+    table = Table("model", "layout", "matrices", "local", "staying", "busiest", "costliest")
+    for column in ("GB sent", "GB received", "peers", "messages", "GB bucket", "GB peak", "s"):
         table.add_column(column, justify="right")
     for r in records:
-        sizes = (f"{r[key] / 1e9:.2f}" for key in ("sent", "received", "all_gather"))
-        shape = f"{r['layout']} {' x '.join(map(str, r['mesh']))}"
-        ratios = (f"{r['balance']:.2f}", f"{r['costliest_over_mean']:.2f}")
-        seconds = f"{r['plan_seconds']:.1f}"
+        sizes = [f"{r[key] / 1e9:.3f}" for key in ("largest_bucket", "peak_memory")]
         table.add_row(
             r["model"],
-            shape,
+            r["layout"],
             f"{r['matrices']:,}",
             f"{r['local']:,}",
             str(r["rowwise"]),
-            *ratios,
+            f"{r['balance']:.2f}",
+            f"{r['costliest_over_mean']:.2f}",
+            f"{r['sent'] / 1e9:.3f}",
+            f"{r['received'] / 1e9:.3f}",
+            str(r["peers"]),
+            str(r["messages"]),
             *sizes,
-            seconds,
+            f"{r['plan_seconds']:.1f}",
         )
     console.print(table)
     (options.out / "plans.json").write_text(json.dumps(records, indent=1))

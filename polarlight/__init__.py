@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from polarlight import linalg, optimizer, recipes, routing, rules, stages, view
 from polarlight.execution.batched import Batched
-from polarlight.execution.one_by_one import OneByOne
+from polarlight.execution.job import OneByOne
 from polarlight.execution.sharded.executor import Sharded
 from polarlight.optimizer import NonFinite, SpectralOptimizer, clip_grad_norm_
 from polarlight.routing import Part, Role, Route, explain, route

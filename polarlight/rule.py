@@ -22,7 +22,7 @@ from polarlight.linalg.rest import SIZES, sizes_shape, zero_at_rest
 from polarlight.linalg.row_sums import Rows
 from polarlight.linalg.slot import GRADIENT, Buffers, Slot
 from polarlight.lookup import check_objects_in
-from polarlight.registry import stable_text
+from polarlight.registry import loadable, stable_text
 
 Numbers = tuple[float, float]
 """A number as it was and as it is."""
@@ -98,6 +98,7 @@ class Momentum(ABC):
         return (MOMENTUM,)
 
 
+@loadable
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRule:
     """One method, as a value: compare, print, and vary it with `dataclasses.replace`.

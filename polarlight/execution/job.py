@@ -31,6 +31,15 @@ class Executor(Protocol):
         """Return one direction per job, in order; update the jobs' buffers in place."""
 
 
+@dataclass(frozen=True, slots=True)
+class OneByOne:
+    """Executor that computes each job on its own, in order; the reference for other executors."""
+
+    def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
+        """Return one direction per job, in order."""
+        return [job.rule.direction(job.matrix, job.buffers) for job in jobs]
+
+
 def new_buffers(
     rule: UpdateRule,
     view: MatrixView,

@@ -1,10 +1,10 @@
-"""AdamW: the rule for vectors, embeddings and heads, and the baseline for everything.
+"""AdamW: rule for vectors, embeddings and heads, and the baseline.
 
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
     w <- (1 - lr wd) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), arXiv 1711.05101.
-Deviations: none; the arithmetic is torch's own fused kernel. b1 is the group's `momentum`.
+Source: Loshchilov and Hutter (2019), arXiv 1711.05101, alg. 2.
+Deviations: none; torch's fused kernel. b1 is the group's `momentum`, which schedulers may drive.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ from polarlight.registry import registered
 from polarlight.rule import ElementwiseRule, Numbers
 from polarlight.stages.torch_adamw import last_direction, rescaled_moments, torch_adamw
 
-FREE = ("beta2", "eps", "name", "bias_correction")
+_FREE = ("beta2", "eps", "name", "bias_correction")
 
 
-@registered("adamw", stateful=True, may_differ=FREE, former_names=("AdamWRule",))
+@registered("adamw", stateful=True, may_differ=_FREE, former_names=("AdamWRule",))
 @dataclass(frozen=True, slots=True)
 class AdamWRule(ElementwiseRule):
     """Elementwise AdamW.
@@ -51,9 +51,8 @@ class AdamWRule(ElementwiseRule):
 
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """`step` (a float32 scalar), `exp_avg` and `exp_avg_sq`, named as in torch."""
-        zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        return {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+        return {"step": step} | {x: torch.zeros_like(parameter) for x in ("exp_avg", "exp_avg_sq")}
 
     def step(
         self,
@@ -65,7 +64,7 @@ class AdamWRule(ElementwiseRule):
         weight_decay: float,
         momentum: float | Tensor,
     ) -> None:
-        """One step of torch's; see `stages/torch_adamw.py`."""
+        """Step by torch's kernel; see `stages/torch_adamw.py`."""
         numbers = lr, weight_decay, (momentum, self.beta2), self.eps, self.bias_correction
         torch_adamw(parameters, gradients, states, None, *numbers)
 
@@ -83,7 +82,8 @@ class AdamWRule(ElementwiseRule):
         """Step like `step`; parameters whose flag, bool [], is False keep all state."""
         numbers = lr, weight_decay, (momentum, self.beta2), self.eps, self.bias_correction
         for kind in by_kind(finite):
-            for i, bad in zip(kind, (~stacked([finite[i] for i in kind])).float(), strict=True):
+            found_inf = stacked([finite[i] for i in kind]).logical_not().float().unbind()
+            for i, bad in zip(kind, found_inf, strict=True):
                 torch_adamw([parameters[i]], [gradients[i]], [states[i]], bad, *numbers)
 
     def adapted_state(

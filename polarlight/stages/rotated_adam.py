@@ -215,7 +215,7 @@ def follow_bases(members: BatchBuffers, refresh: PowerIteration) -> None:
 
 
 class Due(Enum):
-    """What the bases of a matrix need in a call."""
+    """Work that the bases of a matrix need in a call."""
 
     START = "start"
     REFRESH = "refresh"

@@ -17,9 +17,10 @@ from polarlight.linalg.properties import (
 from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
 from polarlight.linalg.slot import Buffers, MatrixMap, Slot, Stage
 from polarlight.lookup import check_object
-from polarlight.registry import registered
+from polarlight.registry import loadable, registered
 
 
+@loadable
 class Side(Enum):
     """Matrices that a row method touches; the others keep the plain map.
 

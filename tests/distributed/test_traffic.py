@@ -1,5 +1,6 @@
 """Traffic of a step: buckets, the planned bytes, nothing gathered to all."""
 
+from collections import Counter
 from dataclasses import replace
 
 import torch
@@ -10,6 +11,7 @@ import polarlight
 from polarlight.diagnostics.sharding import check_sharding, gradient, shard_like, table
 from polarlight.execution.sharded.plan import Options
 from polarlight.execution.sharded.traffic import traffic
+from polarlight.optimizer import gradient_guard
 from tests.distributed.layouts import LAYOUTS, models
 from tests.distributed.processes import run
 from tests.distributed.test_conformance import EIGEN, optimizer
@@ -26,12 +28,13 @@ class Received(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.names, self.bytes = set(), 0
+        self.names, self.bytes, self.counts = set(), 0, Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace in ("c10d", "_c10d_functional"):
             name = func.overloadpacket.__name__
             self.names.add(name)
+            self.counts[name] += 1
             self.bytes += args[0].nbytes if name.startswith("alltoall") else 0
         return func(*args, **(kwargs or {}))
 
@@ -116,8 +119,61 @@ def check_plan_is_kept(rank):
     assert "allgather_" not in found.names
 
 
+def check_host_reads(rank):
+    """The host waits for one tensor per step, whose gradients it cannot read otherwise."""
+    _, model = models(torch.float64, LAYOUTS[4]["rows"], SHAPES)
+    made = optimizer(RULE, executor=polarlight.Sharded(options=SMALL))(model)
+    with_gradients(model)
+    made.step()
+    reads = []
+    asked, kept = gradient_guard.is_host_readable, {}
+    gradient_guard.is_host_readable = lambda device: False
+    for name in ("tolist", "item", "__bool__"):
+        kept[name] = getattr(torch.Tensor, name)
+        setattr(torch.Tensor, name, recording(kept[name], name, reads))
+    try:
+        made.step()
+    finally:
+        gradient_guard.is_host_readable = asked
+        for name, method in kept.items():
+            setattr(torch.Tensor, name, method)
+    assert reads == ["tolist"], reads
+
+
+def recording(method, name, reads):
+    def call(self):
+        reads.append(name)
+        return method(self)
+
+    return call
+
+
+def check_row_sums_are_shared(rank):
+    """Ten row-wise matrices of equal shape need as many sums as one of them."""
+    counts = []
+    for shapes in ([(64, 4)], [(64, 4)] * 10):
+        _, model = models(torch.float64, LAYOUTS[4]["rows"], shapes)
+        made = optimizer(RULE, executor=polarlight.Sharded(options=ROWS))(model)
+        with_gradients(model)
+        made.step()
+        with Received() as found:
+            made.step()
+        assert len(made.executor.plans()[0].rowwise) == len(shapes)
+        counts.append(found.counts["allreduce_"])
+    assert counts[0] == counts[1] > 1
+    pair = models(torch.float64, LAYOUTS[4]["rows"], [(64, 4)] * 3)
+    executor = polarlight.Sharded(options=ROWS)
+    found = check_sharding(*pair, optimizer(RULE, executor=executor), steps=3)
+    assert all(d.same for d in found), table(found)
+
+
+ROWS = Options(row_bytes=0, sum_weight=0)
+
+
 def every(rank):
     check_plan_is_kept(rank)
+    check_host_reads(rank)
+    check_row_sums_are_shared(rank)
     for layout in ("rows", "HSDP", "columns"):
         for options in (SMALL, TWO_LEVELS):
             check_buckets(rank, layout, options)

@@ -179,7 +179,7 @@ def summary(plan: Plan) -> Summary:
 
 
 def _format_bytes(count: float) -> str:
-    """Format a number of bytes with its unit."""
+    """Format a number of bytes in decimal units, B to TB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             break

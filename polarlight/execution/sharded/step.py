@@ -4,11 +4,12 @@ For each bucket: gather shards of momenta and buffers to the owners of their mat
 directions there, scatter directions and buffers back to the shards.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from polarlight.execution.batched import capped_stacks
 from polarlight.execution.job import Executor, Job
 from polarlight.execution.param_task import ParamTask, to_local
 from polarlight.execution.sharded.collectives import ProcessMesh, shared_rows
@@ -59,8 +60,8 @@ class ShardedStep:
         buckets = self.schedule.buckets
         gathers = [self._start_gather(bucket) for bucket in buckets[: PREFETCH + 1]]
         # Row-wise parameters need no gather: they are computed while the first bucket is received.
-        for number, rowwise in self.schedule.rowwise.items():
-            self._compute_rowwise(number, rowwise.axes)
+        for numbers in self._rowwise_stacks():
+            self._compute_rowwise(numbers)
         scatter: list[Transfer] = []
         for number, bucket in enumerate(buckets):
             self._finish_gather(bucket, gathers.pop(0))
@@ -84,16 +85,42 @@ class ShardedStep:
             if HOST_COUNTER in task.state:
                 task.state[HOST_COUNTER].add_(1)
 
-    def _compute_rowwise(self, number: int, axes: Sequence[int]) -> None:
-        """Compute one parameter on the rows of this process, with sums over the other rows."""
-        task, shards = self.tasks[number], self.shards[number]
-        inputs = {name: x.to(self.mesh.device, non_blocking=True) for name, x in shards.items()}
-        M = inputs.pop(MATRIX)  # [..., rows of this process, n]
-        rows = shared_rows(task.parameter, axes)
-        self.directions[number].copy_(task.rule.direction_on_rows(M, rows, inputs))
-        for name, x in inputs.items():
-            if x is not shards[name] and name != GRADIENT:  # a copy, on the mesh's device
-                shards[name].copy_(x)
+    def _rowwise_stacks(self) -> Iterator[list[int]]:
+        """Yield numbers of row-wise parameters that share every sum, up to `bucket_bytes`."""
+        alike: dict[Hashable, list[int]] = {}
+        for number, rowwise in self.schedule.rowwise.items():
+            spec, task = self.schedule.plan.params[number], self.tasks[number]
+            layouts = tuple(spec.layouts.items()), tuple(spec.dtypes.items())
+            key = (rowwise.axes, layouts, id(task.rule), task.parameter.dtype)
+            alike.setdefault(key, []).append(number)
+        limit = self.schedule.plan.options.bucket_bytes
+        for numbers in alike.values():
+            tensors = [self.shards[number][MATRIX] for number in numbers]
+            for stack in capped_stacks(range(len(numbers)), tensors, limit):
+                yield [numbers[k] for k in stack]
+
+    def _compute_rowwise(self, numbers: Sequence[int]) -> None:
+        """Compute parameters of equal layout on the rows of this process, with common sums."""
+        task, shards = self.tasks[numbers[0]], [self.shards[number] for number in numbers]
+        device = self.mesh.device
+        inputs = {
+            name: torch.stack([own[name].to(device, non_blocking=True) for own in shards])
+            if len(numbers) > 1
+            else shards[0][name].to(device, non_blocking=True)
+            for name in shards[0]
+        }
+        M = inputs.pop(MATRIX)  # [stacked, ..., rows of this process, n]
+        rows = shared_rows(task.parameter, self.schedule.rowwise[numbers[0]].axes)
+        D = task.rule.direction_on_rows(M, rows, inputs)
+        many = len(numbers) > 1
+        for k, number in enumerate(numbers):
+            self.directions[number].copy_(D[k] if many else D)
+            for name, x in inputs.items():
+                own = x[k] if many else x
+                if (
+                    name != GRADIENT and own is not shards[k][name]
+                ):  # a copy: stacked, or on the mesh's device
+                    shards[k][name].copy_(own)
 
     def _start_gather(self, bucket: Bucket) -> list[Transfer]:
         """Start to send shards to the owners of their matrices."""

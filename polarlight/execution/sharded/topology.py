@@ -46,6 +46,7 @@ class Topology:
         self._order = sorted(range(len(coordinates)), key=ranks.__getitem__)
         self._groups: dict[tuple[Axes, bool], dict[Coordinate, tuple[int, ...]]] = {}
         self._known_places: dict[Axes, dict[int, tuple[int, int]]] = {}
+        self._grids: dict[Axes, tuple[int, int] | None] = {}
 
     def cut_group(self, axes: Axes, rank: int) -> tuple[int, ...]:
         """Return the processes of one copy of a tensor that is replicated along `axes`."""
@@ -57,7 +58,9 @@ class Topology:
 
     def grid_of(self, axes: Axes) -> tuple[int, int] | None:
         """Return the two-level grid of the cut groups of these axes; None if they are small."""
-        return grid(len(self.cut_group(axes, 0)), self.peers)
+        if axes not in self._grids:
+            self._grids[axes] = grid(len(self.cut_group(axes, 0)), self.peers)
+        return self._grids[axes]
 
     def node(self, axes: Axes, rank: int) -> tuple[int, ...]:
         """Return the processes of a cut group in the node of this one; all of a small group."""

@@ -1,7 +1,7 @@
 """Traffic of a plan: bytes and partners of every process in a step, counted without one."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from polarlight.execution.sharded.layouts import Coordinate, Layout
 from polarlight.execution.sharded.plan import Plan
@@ -10,9 +10,9 @@ from polarlight.execution.sharded.topology import Axes
 from polarlight.linalg.slot import GRADIENT
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Traffic:
-    """What one process sends and receives in a step; data that stays on it is not counted.
+    """Bytes that one process sends and receives in a step; local data is not counted.
 
     Attributes:
         sent: Bytes sent, those passed on for others included.
@@ -21,63 +21,93 @@ class Traffic:
             and come from the last one in a ring.
     """
 
-    sent: float = 0
-    received: float = 0
-    peers: set[int] = field(default_factory=set)
+    sent: float
+    received: float
+    peers: frozenset[int]
+
+
+Amounts = list[tuple[int, int, int]]
+"""(rank, bytes gathered from it, bytes scattered to it) of the holders of a matrix."""
 
 
 def traffic(plan: Plan) -> list[Traffic]:
     """Return the traffic of every process."""
     sums = sum(rowwise.sent for rowwise in plan.rowwise.values())
-    found = [Traffic(sums, sums) for _ in range(plan.size)]
-    # Entries by holder depend on layout and block alone: equal matrices are counted once.
-    known: dict[tuple[Layout, Block], list[tuple[int, int, Coordinate]]] = {}
-    for number, (matrix, owner) in enumerate(zip(plan.matrices, plan.owners, strict=True)):
-        spec, axes = plan.params[matrix.param], plan.axes_of(number)
-        for name, block in matrix.blocks.items():
-            layout, itemsize = spec.layouts[name], spec.dtypes[name].itemsize
-            if (layout, block) not in known:
-                known[layout, block] = list(_entries_by_holder(plan, layout, block))
-            owner_copy = layout.copy_index(plan.coordinates[owner])
-            for rank, entries, copy in known[layout, block]:
-                amount = entries * itemsize
-                if axes and name != GRADIENT:
-                    _add_broadcast(plan, found, axes, owner, rank, amount)
-                if rank != owner and plan.in_one_copy(axes, rank, owner):
-                    returned = plan.returned[number] and name != GRADIENT
-                    gathered = plan.gathered[number] and copy == owner_copy
-                    ways = [(rank, owner)] * gathered + [(owner, rank)] * returned
-                    for pair in ways:
-                        _add_message(plan, found, axes, pair, rank, amount)
-    return found
+    sent, received = [float(sums)] * plan.size, [float(sums)] * plan.size
+    pairs: set[tuple[int, int]] = set()
+    known: Entries = {}
+    for number, owner in enumerate(plan.owners):
+        axes, amounts = plan.axes_of(number), _amounts(plan, number, known)
+        if axes:
+            _add_broadcasts(plan, number, amounts, sent, received, pairs)
+            inside = set(plan.topology.cut_group(axes, owner))
+            amounts = [entry for entry in amounts if entry[0] in inside]
+        for rank, gathered, scattered in amounts:
+            for here, there in _hops(plan, axes, rank, owner):
+                sent[here] += gathered
+                received[there] += gathered
+                sent[there] += scattered
+                received[here] += scattered
+                pairs.add((here, there))
+    peers: list[set[int]] = [set() for _ in range(plan.size)]
+    for here, there in pairs:
+        peers[here].add(there)
+        peers[there].add(here)
+    every = zip(sent, received, map(frozenset, peers), strict=True)
+    return [Traffic(*own) for own in every]
 
 
-def _add_message(
-    plan: Plan, found: list[Traffic], axes: Axes, pair: tuple[int, int], peer: int, amount: int
+Entries = dict[tuple[Layout, Block], list[tuple[int, int, Coordinate]]]
+"""Rank, number of entries and copy index of all holders: equal matrices are counted once."""
+
+
+def _hops(plan: Plan, axes: Axes, rank: int, owner: int) -> list[tuple[int, int]]:
+    """Return the hops from a process to an owner."""
+    if rank == owner:
+        return []
+    if plan.topology.grid_of(axes) is None:
+        return [(rank, owner)]
+    via = plan.topology.via(axes, rank, owner)
+    return [hop for hop in ((rank, via), (via, owner)) if hop[0] != hop[1]]
+
+
+def _amounts(plan: Plan, number: int, known: Entries) -> Amounts:
+    """Return the bytes that each holder exchanges for a matrix and its buffers."""
+    matrix, owner = plan.matrices[number], plan.owners[number]
+    spec = plan.params[matrix.param]
+    found: dict[int, tuple[int, int]] = {}
+    for name, block in matrix.blocks.items():
+        layout, itemsize = spec.layouts[name], spec.dtypes[name].itemsize
+        if (layout, block) not in known:
+            known[layout, block] = list(_entries_by_holder(plan, layout, block))
+        owner_copy = layout.copy_index(plan.coordinates[owner])
+        gathers = itemsize * plan.gathered[number]
+        scatters = itemsize * plan.returned[number] if not plan.axes_of(number) else itemsize
+        if name == GRADIENT:  # read, never changed
+            scatters = 0
+        for rank, entries, copy in known[layout, block]:
+            gathered, scattered = found.get(rank, (0, 0))
+            gathered += entries * gathers if copy == owner_copy else 0
+            found[rank] = gathered, scattered + entries * scatters
+    return [(rank, *both) for rank, both in found.items() if any(both)]
+
+
+def _add_broadcasts(
+    plan: Plan,
+    number: int,
+    amounts: Amounts,
+    sent: list[float],
+    received: list[float],
+    pairs: set[tuple[int, int]],
 ) -> None:
-    """Add a message between a process and an owner, over the one that passes it on."""
-    source, destination = pair
-    hops = [pair]
-    if plan.topology.grid_of(axes) is not None:
-        via = plan.topology.via(axes, peer, destination if peer == source else source)
-        hops = [hop for hop in ((source, via), (via, destination)) if hop[0] != hop[1]]
-    for here, there in hops:
-        found[here].sent += amount
-        found[there].received += amount
-        found[here].peers.add(there)
-        found[there].peers.add(here)
-
-
-def _add_broadcast(
-    plan: Plan, found: list[Traffic], axes: Axes, owner: int, rank: int, amount: int
-) -> None:
-    """Add one process's part in a broadcast among copies, of which all but one pass it on."""
-    group = plan.topology.copies(axes, rank)
-    place = group.index(rank)
-    found[rank].sent += amount * (len(group) - 1) / len(group)
-    if not plan.in_one_copy(axes, rank, owner):
-        found[rank].received += amount
-    found[rank].peers |= {group[place - 1], group[(place + 1) % len(group)]}
+    """Add the broadcasts of a matrix among copies, of which all but one pass it on."""
+    axes, owner = plan.axes_of(number), plan.owners[number]
+    for rank, _, amount in amounts:
+        group = plan.topology.copies(axes, rank)
+        sent[rank] += amount * (len(group) - 1) / len(group)
+        if not plan.in_one_copy(axes, rank, owner):
+            received[rank] += amount
+        pairs.add((rank, group[(group.index(rank) + 1) % len(group)]))
 
 
 def _entries_by_holder(

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import polarlight
-from benchmarks.plans_at_scale import MODELS, plan_of
+from benchmarks.plans_at_scale import MODELS, plans_of
 from polarlight.execution.cost import flops
 from polarlight.execution.sharded.forecast import forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
@@ -33,11 +33,12 @@ def small(mesh, splits, shapes, **options):
 
 
 @pytest.mark.parametrize(
-    ("model", "processes", "hybrid"),
-    [("dense-1.1b", 8, False), ("llama-3-8b", 32, False), ("qwen3-30b-a3b", 512, True)],
+    ("model", "layout"),
+    [("dense-1.1b", "8"), ("llama-3-8b", "32"), ("qwen3-30b-a3b", "copies 8 x 64")],
 )
-def test_published_shapes_are_spread_evenly(model, processes, hybrid):
-    found = summary(plan_of(MODELS[model](), processes, hybrid))
+def test_published_shapes_are_spread_evenly(model, layout):
+    (plan,) = plans_of(MODELS[model](), layout)
+    found = summary(plan)
     assert found.balance <= 1.1
     assert found.sent < found.all_gather / 3
     # Row scales travel with their matrices: a number per row of thousands.

@@ -1,0 +1,137 @@
+"""Plans on 1,024 and 4,096 processes: partners, bytes at a time and balance are bounded."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import polarlight
+from benchmarks.plans_at_scale import MODELS, plans_of
+from polarlight.execution.sharded import collectives
+from polarlight.execution.sharded.memory import largest_bucket, messages
+from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.schedule import ProcessSchedule
+from polarlight.execution.sharded.topology import Topology, grid
+from polarlight.execution.sharded.traffic import traffic
+
+
+def total(plans):
+    """(bytes sent, partners) of each process, over all meshes."""
+    by_process = zip(*map(traffic, plans), strict=True)
+    return [(sum(t.sent for t in own), set().union(*(t.peers for t in own))) for own in by_process]
+
+
+@pytest.mark.parametrize("layout", ["1024", "4096", "copies 16 x 64", "copies 128 x 8"])
+def test_a_process_has_at_most_128_partners_and_a_bucket_at_most_twice_its_bytes(layout):
+    (plan,) = plans_of(llama_of_two_layers(), layout)
+    moved = traffic(plan)
+    assert max(len(t.peers) for t in moved) <= 128
+    ends = {0, plan.owners[0], max(range(plan.size), key=lambda r: moved[r].received)}
+    for rank in ends:
+        schedule = ProcessSchedule(plan, rank)
+        assert largest_bucket(schedule) <= 2 * plan.options.bucket_bytes
+        assert messages(schedule) <= 2 * 128 * 2 * len(plan.buckets) + len(plan.matrices)
+
+
+def llama_of_two_layers():
+    return (
+        (n, s)
+        for n, s in MODELS["llama-3-8b"]()
+        if n.startswith(("model.layers.0.", "model.layers.1."))
+    )
+
+
+def test_the_busiest_of_128_copies_sends_about_what_one_copy_alone_sends():
+    """A copy of eight shards has to receive its shards; before, an owner sent 127 of them."""
+    copies, alone = (plans_of(llama_of_two_layers(), x) for x in ("copies 128 x 8", "8"))
+    busiest = max(sent for sent, _ in total(copies))
+    assert busiest <= 1.2 * max(sent for sent, _ in total(alone))
+
+
+def test_two_meshes_are_balanced_together():
+    """Experts on one mesh, everything else on another one of the same processes."""
+
+    def shapes():
+        for i in range(8):
+            yield f"model.layers.{i}.mlp.experts.down_proj", (12, 256, 64)
+            yield f"model.layers.{i}.self_attn.o_proj.weight", (256, 256)
+
+    plans = plans_of(shapes(), "experts 8 x 2", Options(flops_per_byte=0))
+    assert len(plans) == 2
+    assert plans[1].busy == plans[0].loads
+    together = plans[1].loads
+    assert max(together) <= 1.15 * sum(together) / len(together)
+    apart = [a + b for a, b in zip(plans[0].loads, without_others(plans[1]).loads, strict=True)]
+    assert max(apart) > max(together)
+
+
+def without_others(plan):
+    return type(plan)(plan.params, plan.coordinates, plan.options, plan.ranks)
+
+
+def test_few_owners_are_spread_over_copies_nodes_and_places():
+    (plan,) = plans_of(llama_of_two_layers(), "copies 16 x 64")  # 14 matrices
+    assert len({plan.coordinates[owner][0] for owner in plan.owners}) >= 10
+    assert len({owner % 8 for owner in plan.owners}) >= 6
+
+
+@pytest.mark.parametrize(
+    ("size", "peers", "expected"),
+    [
+        (64, 128, None),
+        (1024, 128, (32, 32)),
+        (4096, 128, (64, 64)),
+        (131, 128, None),
+        (6, 1, (2, 3)),
+    ],
+)
+def test_a_grid_has_the_least_partners(size, peers, expected):
+    assert grid(size, peers) == expected
+
+
+def test_messages_pass_through_the_node_of_one_end_and_the_place_of_the_other():
+    ranks = [5, 1, 3, 0, 2, 4]  # the mesh orders its ranks otherwise
+    topology = Topology([(i,) for i in range(6)], ranks, peers=1)
+    for peer in range(6):
+        for owner in range(6):
+            via = topology.via((), peer, owner)
+            assert via in topology.node((), peer)
+            assert via in topology.column((), owner)
+    assert [ranks[r] for r in topology.node((), ranks.index(3))] == [2, 3]
+    assert [ranks[r] for r in topology.column((), ranks.index(3))] == [1, 3, 5]
+
+
+@pytest.mark.parametrize("world", [1024, 4096])
+def test_a_step_exchanges_with_a_node_and_a_column(world, monkeypatch):
+    """On a fake process group, on which collectives do nothing."""
+    partners = []
+
+    def record(sent, outgoing, incoming, group):
+        assert sum(outgoing) == len(sent)
+        partners.append(sum(map(bool, outgoing)) + sum(map(bool, incoming)))
+        return collectives.Pending(sent.new_zeros(sum(incoming)), sent, Done())
+
+    monkeypatch.setattr(collectives, "start_exchange", record)
+    dist.init_process_group("fake", rank=7, world_size=world, store=FakeStore())
+    try:
+        model = nn.Sequential(*(nn.Linear(16, 2 * world, bias=False) for _ in range(3)))
+        fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        executor = polarlight.Sharded(options=Options(sum_weight=1e9))
+        optimizer = polarlight.Muon(model.parameters(), lr=0.1, executor=executor)
+        optimizer.step()
+        (plan,) = executor.plans()
+        assert not plan.rowwise
+        assert len(partners) == 2 * 2 * len(plan.buckets)  # two hops there, two back
+        assert max(partners) <= 2 * max(grid(world, 128))
+    finally:
+        dist.destroy_process_group()
+
+
+class Done:
+    def wait(self):
+        pass
