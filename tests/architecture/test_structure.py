@@ -43,7 +43,7 @@ MAY_IMPORT = {
     },
     "leaderboard": {
         *("diloco", "hooks", "leaderboard", "linalg", "lookup", "optimizer", "routing", "rule"),
-        *("rules", "scheduling", "stages"),
+        *("rules", "scheduling", "stages", "view"),
     },
     "recipes": {
         *("leaderboard", "linalg", "lookup", "routing", "rule", "rules", "stages", "view"),
