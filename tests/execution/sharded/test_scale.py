@@ -63,7 +63,7 @@ def test_two_meshes_are_balanced_together():
     assert len(plans) == 2
     assert plans[1].busy == plans[0].loads
     together = plans[1].loads
-    assert max(together) <= 1.15 * sum(together) / len(together)
+    assert max(together) <= 1.05 * max(plans[1].costs)  # nobody has one of these and experts
     apart = [a + b for a, b in zip(plans[0].loads, without_others(plans[1]).loads, strict=True)]
     assert max(apart) > max(together)
 
