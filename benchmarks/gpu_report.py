@@ -53,7 +53,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass
 class Report:
-    """What all parts share.
+    """Settings and results that all parts of the report share.
 
     Attributes:
         device: Where steps run.

@@ -9,7 +9,7 @@ from torchtitan.components.optimizer import LRSchedulersContainer
 from torchtitan.models.common.attention import ScaledDotProductAttention
 
 import polarlight
-from polarlight.integrations.titan_recipe import TOY, aurora, decoder
+from polarlight.lab.train.titan_recipe import TOY, aurora, decoder
 
 
 def batch(step):

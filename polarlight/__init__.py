@@ -5,7 +5,7 @@
 Given a module, hidden matrices get the method and everything else gets AdamW;
 `print(explain(optimizer))` shows which parameter gets which rule, and why. What ablations need is
 in the public submodules: `rules`, `linalg`, `stages`, `view`, `routing`, `recipes`, `optimizer`,
-`properties`, `diagnostics`, `hooks`, `migration`, `diloco`.
+`properties`, `diagnostics`, `hooks`, `scheduling`, `migration`, `diloco`.
 """
 
 from importlib import import_module
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from polarlight import linalg, optimizer, recipes, routing, rules, stages, view
 from polarlight.execution.batched import Batched
-from polarlight.execution.one_by_one import OneByOne
+from polarlight.execution.job import OneByOne
 from polarlight.execution.sharded.executor import Sharded
 from polarlight.optimizer import NonFinite, SpectralOptimizer, clip_grad_norm_
 from polarlight.routing import Part, Role, Route, explain, route
@@ -31,7 +31,7 @@ from polarlight.rules.soap import SOAP
 from polarlight.rules.unormuon import UNorMuon
 
 if TYPE_CHECKING:
-    from polarlight import diagnostics, diloco, hooks, migration, properties
+    from polarlight import diagnostics, diloco, hooks, migration, properties, scheduling
     from polarlight.diagnostics import NeuronMonitor, RuleCheck
 
 __version__ = "0.2.0"
@@ -72,6 +72,7 @@ __all__ = [
     "route",
     "routing",
     "rules",
+    "scheduling",
     "stages",
     "view",
 ]
@@ -79,7 +80,9 @@ __all__ = [
 _ON_USE = {"NeuronMonitor": "diagnostics", "RuleCheck": "diagnostics"}
 """Names that are imported when they are first asked for, and the submodule that has them."""
 
-_SUBMODULES = ("diagnostics", "diloco", "hooks", "integrations", "migration", "properties")
+_SUBMODULES = (
+    *("diagnostics", "diloco", "hooks", "integrations", "migration", "properties", "scheduling"),
+)
 """Submodules that are imported when they are first asked for."""
 
 MOVED = {

@@ -28,6 +28,7 @@ from enum import StrEnum
 
 from torch import Tensor, nn
 
+from polarlight.leaderboard import record
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
 from polarlight.lookup import option_named
 from polarlight.routing.left_over import route_and_warn
@@ -50,6 +51,7 @@ __all__ = [
     "RouterRule",
     "aurora_mlp",
     "muon_with_adamw",
+    "record",
     "symmetric_stack",
     "with_head_rate",
 ]

@@ -132,6 +132,17 @@ def fields_of(cls: type) -> Iterator[dataclasses.Field[Any]]:
         yield from (f for f in dataclasses.fields(cls) if f.compare)
 
 
+def loadable(cls: C) -> C:
+    """Let `torch.load(..., weights_only=True)` read objects of a class, as torch does for DTensor.
+
+    `SpectralOptimizer` saves rules and views as text. torch's wrappers, which save param groups of
+    their own (`ZeroRedundancyOptimizer`), put the objects into a file. Only for classes of values,
+    whose construction does nothing else; every registered class is one.
+    """
+    torch.serialization.add_safe_globals([cls])
+    return cls
+
+
 def _add(entry: Registration) -> None:
     for name in (entry.name, *entry.former_names):
         there = _BY_NAME.get(name)
@@ -140,6 +151,7 @@ def _add(entry: Registration) -> None:
             raise ValueError(f"{name!r} is registered by {there.cls!r}: choose another name")
         _BY_NAME[name] = entry
     _BY_CLASS[entry.cls] = entry
+    loadable(entry.cls)
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:

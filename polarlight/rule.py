@@ -8,7 +8,7 @@ memory (`linalg/slot.py`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import frexp
 from typing import Any, Protocol
@@ -20,9 +20,9 @@ from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import at_least_float32
 from polarlight.linalg.rest import SIZES, sizes_shape, zero_at_rest
 from polarlight.linalg.row_sums import Rows
-from polarlight.linalg.slot import Buffers, Slot
+from polarlight.linalg.slot import GRADIENT, Buffers, Slot
 from polarlight.lookup import check_objects_in
-from polarlight.registry import stable_text
+from polarlight.registry import loadable, stable_text
 
 Numbers = tuple[float, float]
 """A number as it was and as it is."""
@@ -98,6 +98,7 @@ class Momentum(ABC):
         return (MOMENTUM,)
 
 
+@loadable
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRule:
     """One method, as a value: compare, print, and vary it with `dataclasses.replace`.
@@ -128,6 +129,7 @@ class UpdateRule:
                 )
         for shape in (torch.Size((2, 1)), torch.Size((1, 2))):
             names = [name for slot in self.slots for name in slot.buffer_shapes(shape)]
+            names = [name for name in names if name != GRADIENT]  # which several may ask for
             if len(names) != len(set(names)):
                 raise ValueError(f"rule {self.name!r} has two stages with equal buffers: {names}")
         stable_text(self)  # refuses what other processes could not compare with theirs
@@ -138,11 +140,18 @@ class UpdateRule:
         return (*(() if self.balance is None else (self.balance,)), self.map, *self.post)
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """Return all buffers that a matrix of this shape needs: the stages', and its sizes."""
+        """Return all buffers that a matrix of this shape needs: the stages', and its sizes.
+
+        `GRADIENT` among them is no state: see `linalg/slot.py`.
+        """
         shapes = {SIZES: sizes_shape(shape)} if self.momentum.buffered else {}
         for slot in self.slots:
             shapes |= slot.buffer_shapes(shape)
         return shapes
+
+    def reads_gradient(self, shapes: Iterable[torch.Size]) -> bool:
+        """Return whether a stage asks for the gradient of matrices of one of these shapes."""
+        return any(GRADIENT in slot.buffer_shapes(s) for s in set(shapes) for slot in self.slots)
 
     def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """Return the dtype in which `direction` may be handed its matrix, without other values.

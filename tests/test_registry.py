@@ -3,15 +3,19 @@
 import dataclasses
 import importlib
 import inspect
+import io
+import pickle
 import pkgutil
 from functools import partial
 
 import pytest
+import torch
 
 import polarlight
 from polarlight import registry, rules, view
 from polarlight.registry import registration_named, registration_of
 from polarlight.rule import Momentum
+from tests.contracts.catalogue import SHIPPED
 
 MODULES = [
     importlib.import_module(found.name)
@@ -21,7 +25,9 @@ MODULES = [
     )
 ] + [view]
 NO_SLOTS = {"RuleEntry", "Count", "Rates", "RationalStep", "TangentSpace", "Quadratic"}
-"""What a computation and a product cost, one rational step, and an ascent's intermediate values."""
+NO_SLOTS |= {"_DecidedRotatedAdam"}
+"""What a computation and a product cost, one rational step, an ascent's intermediate values, and a
+stage within one compiled step."""
 
 
 def dataclasses_of(module):
@@ -87,3 +93,30 @@ def test_equal_rules_have_equal_texts_and_other_ones_do_not():
     assert len(set(texts)) == len(texts)
     assert registry.stable_text(rules.muon()) == texts[0]
     assert not any("0x" in text for text in texts)
+
+
+VIEWS = (
+    view.Whole(),
+    view.RowBlocks((4, 2)),
+    view.Heads(4),
+    view.Slices(2),
+    view.Flattened((2, 2)),
+)
+
+
+@pytest.mark.parametrize("value", [*SHIPPED.values(), *VIEWS, rules.AdamWRule()], ids=str)
+def test_rules_and_views_are_read_with_weights_only(value):
+    assert through_a_file(value) == value
+
+
+def test_a_rule_with_a_function_from_elsewhere_is_not_read_with_weights_only():
+    foreign = dataclasses.replace(rules.muon(), map=polarlight.linalg.Function(inspect.cleandoc))
+    with pytest.raises(pickle.UnpicklingError, match="cleandoc"):
+        through_a_file(foreign)
+
+
+def through_a_file(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)

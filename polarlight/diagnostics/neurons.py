@@ -156,7 +156,8 @@ class NeuronMonitor:
 
     def _record(self, key: str, sample: MatrixSample) -> Readings:
         """Measure one sample, add its record under `key`, and return the readings."""
-        turn = (len(self._records) - self._turn) % max(1, self._matrices())
+        seen = len(self._persistence[READINGS[0]].names)  # matrices, known from the second step on
+        turn = (len(self._records) - self._turn) % max(1, seen)
         readings = measure_matrix(sample, spectra=self.full or turn < self.spectra)
         record = readings.record
         for reading, shares in _both(readings):
@@ -167,10 +168,6 @@ class NeuronMonitor:
             record["singular_values"] = singular_values(sample.direction).flatten()
         self._records[key] = record
         return readings
-
-    def _matrices(self) -> int:
-        """Return the number of matrices seen so far."""
-        return len(self._persistence[READINGS[0]].names)
 
     def _remember(self, place: tuple[str, str] | None, key: str, readings: Readings) -> None:
         """Keep the starved rows of a gate or up projection until the step ends."""

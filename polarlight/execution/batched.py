@@ -9,6 +9,7 @@ from torch import Tensor
 
 from polarlight.execution.job import Job
 from polarlight.linalg import foreach
+from polarlight.linalg.slot import GRADIENT
 from polarlight.linalg.stacks import stack_of
 from polarlight.rule import UpdateRule
 
@@ -115,7 +116,7 @@ def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
     }
     directions = rule.direction(_stack(matrices, dtype), batches)  # [b, m, n]
     for name, batch in batches.items():
-        if kept[name] is None:
+        if kept[name] is None and name != GRADIENT:
             foreach.copy_(buffers[name], _unstack(batch, buffers[name]))
     return _unstack(_to_step_dtype(directions, first), matrices)
 

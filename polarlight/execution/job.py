@@ -7,8 +7,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from polarlight.linalg import foreach
 from polarlight.linalg.matrices import wide
-from polarlight.linalg.slot import Buffers
+from polarlight.linalg.slot import GRADIENT, Buffers
 from polarlight.rule import HOST_COUNTER, UpdateRule
 from polarlight.view import MatrixView
 
@@ -28,6 +29,15 @@ class Executor(Protocol):
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
         """Return one direction per job, in order; update the jobs' buffers in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneByOne:
+    """Executor that computes each job on its own, in order; the reference for other executors."""
+
+    def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
+        """Return one direction per job, in order."""
+        return [job.rule.direction(job.matrix, job.buffers) for job in jobs]
 
 
 def new_buffers(
@@ -51,7 +61,7 @@ def new_buffers(
     dtype = wide(parameter.dtype)
     parts = view.shapes(parameter.shape)
     by_part = [rule.buffer_shapes(part) for part in parts]
-    names = dict.fromkeys(name for shapes in by_part for name in shapes)
+    names = dict.fromkeys(name for shapes in by_part for name in shapes if name != GRADIENT)
     batch = shared_batch(view, parameter.shape)
     wanted = {name: [shapes[name] for shapes in by_part if name in shapes] for name in names}
     return {
@@ -89,7 +99,7 @@ def jobs_of(
         rule: The update rule.
         view: The view that splits the parameter into matrices.
         momentum: Input of the rule, in the parameter's shape.
-        state: The parameter's buffers by name.
+        state: The parameter's buffers by name, and its gradient if a stage asks for it.
         known: Cache of buffer shapes; added to.
     """
     parts = view.split(momentum)
@@ -99,14 +109,20 @@ def jobs_of(
         if key not in known:
             known[key] = rule.buffer_shapes(part.shape)
         buffer_shapes.append(known[key])
+    asked = any(GRADIENT in shapes for shapes in buffer_shapes)
+    gradients = view.split(foreach.as_plain(state[GRADIENT])) if asked else []
     if len(parts) == 1:
+        state = {**state, GRADIENT: gradients[0]} if asked else state
         return [Job(rule, parts[0], {name: state[name] for name in buffer_shapes[0]})]
     taken: dict[str, int] = {}
     batch_dims = len(shared_batch(view, momentum.shape))
     jobs = []
-    for part, shapes in zip(parts, buffer_shapes, strict=True):
+    for number, (part, shapes) in enumerate(zip(parts, buffer_shapes, strict=True)):
         buffers = {}
         for name, shape in shapes.items():
+            if name == GRADIENT:
+                buffers[name] = gradients[number]
+                continue
             start = taken.get(name, 0)
             taken[name] = start + shape[batch_dims:].numel()
             vector = state[name][..., start : taken[name]]  # [*batch, p q]

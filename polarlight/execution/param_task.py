@@ -64,7 +64,8 @@ class ParamTask:
         view: The view that splits the parameter into matrices.
         parameter: The parameter; a DTensor carries mesh and placements.
         momentum: Local part of what the rule maps.
-        state: Buffers by name; DTensors if the parameter is one.
+        state: Buffers by name, and the gradient under `GRADIENT` if the rule reads it; DTensors if
+            the parameter is one.
     """
 
     name: str
@@ -130,9 +131,14 @@ def full_tensor(x: Tensor, parameter: Tensor | None = None) -> Tensor:
 
     A collective: every process of the mesh must call it.
     """
-    if parameter is not None and is_sharded(parameter):
-        x = collectives.as_dtensor_like(x, parameter)
+    if parameter is not None:
+        x = placed_like(x, parameter)
     return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
+
+
+def placed_like(x: Tensor, parameter: Tensor) -> Tensor:
+    """Return a shard as a DTensor placed like the parameter; x itself for a plain parameter."""
+    return collectives.as_dtensor_like(x, parameter) if is_sharded(parameter) else x
 
 
 def local_gradient(parameter: Tensor) -> Tensor:

@@ -4,16 +4,28 @@ handle = attach(optimizer, CautiousDecay(0.1))
 handle.remove()
 """
 
-from polarlight.hooks.attach import WeightHook, attach
+from polarlight.hooks.attach import Chain, FromGroup, WeightHook, attach
+from polarlight.hooks.averaging import Snapshot, TailAverage, UpdateAverage
 from polarlight.hooks.constraints import CentreRouter, HyperBall, UpdateFloor
 from polarlight.hooks.decay import CautiousDecay, couple_decay_to_schedule
+from polarlight.hooks.lookahead import Anchor, EmaNesterov
 from polarlight.hooks.qk_clip import QKClip, clip_queries_and_keys
+from polarlight.hooks.radius import RadialBrake, RadiusPin
 
 __all__ = [
+    "Anchor",
     "CautiousDecay",
     "CentreRouter",
+    "Chain",
+    "EmaNesterov",
+    "FromGroup",
     "HyperBall",
     "QKClip",
+    "RadialBrake",
+    "RadiusPin",
+    "Snapshot",
+    "TailAverage",
+    "UpdateAverage",
     "UpdateFloor",
     "WeightHook",
     "attach",

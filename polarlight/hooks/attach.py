@@ -9,6 +9,7 @@ to allocate state. A parameter without a gradient does not change either.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from polarlight.linalg.matrices import at_least_float32
 from polarlight.optimizer.param_groups import named_params
 from polarlight.rule import UpdateRule
 
@@ -34,6 +36,56 @@ class WeightHook(Protocol):
             before: The weight before it.
             group: The param group, with `lr` and `weight_decay` of this step.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Several hooks in turn, each on what the one before left; one copy of the weights for all.
+
+    Weights narrower than float32 are rounded once, after the last hook.
+
+    Attributes:
+        hooks: The hooks, in the order in which they act.
+
+    Examples:
+        >>> from polarlight.hooks import Chain, RadialBrake, RadiusPin, UpdateFloor
+        >>> record = Chain((RadialBrake(0.5), UpdateFloor(0.3825), RadiusPin()))
+    """
+
+    hooks: tuple[WeightHook, ...]
+
+    def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
+        """The weight after the last hook."""
+        wide = at_least_float32(weight)
+        for hook in self.hooks:
+            wide = hook(wide, before, group)
+        return wide.to(weight.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class FromGroup:
+    """Number that a hook reads from the param group, where a schedule may write it.
+
+    Attributes:
+        key: Entry of the group.
+        otherwise: Value where the group has no such entry.
+    """
+
+    key: str
+    otherwise: float
+
+    def __call__(self, group: Group) -> float:
+        """Return the group's value."""
+        return float(group.get(self.key, self.otherwise))
+
+
+HookNumber = float | FromGroup
+"""A number of a hook, fixed or read from the param group."""
+
+
+def number_of(number: HookNumber, group: Group) -> float:
+    """Return the number in this step."""
+    return number(group) if isinstance(number, FromGroup) else number
 
 
 class _Handle:

@@ -1,27 +1,31 @@
 """Constraints on a weight: a constant norm, a least step, router rows that sum to zero.
 
     hyperball:   W <- |W| Z / |Z|,   Z = W - lr |W| U / |U|
-    floor:       U <- U max(1, floor |W| / |U|)
+    floor:       U <- U max(1, floor |W| / |U|), of the matrix or of each row
     router:      W <- W - mean of its rows
 
 A softmax over experts does not depend on what all rows of a router [experts, width] have in common;
 a step along it only lets the weights grow. Not for sigmoid routers, which do depend on it.
 
-Norms are Frobenius norms of each matrix. Sources: hyperball: MuonH and AdamH among the track-3
-records of modded-nanogpt, dion's `MuonH`, NVIDIA-NeMo/Emerging-Optimizers; the floor on update over
-weight ("u/w floor", 0.35): the same records, from number 9 on.
-The router: the symmetry-compatible principle (2026), arXiv
-2605.18106, shift symmetry.
+Norms are Frobenius norms of each matrix. A vector that `where` chooses is one matrix of one row for
+the norms; a router's bias [experts] is one column.
+
+Sources: hyperball: MuonH and AdamH among the track-3 records of modded-nanogpt, dion's `MuonH`,
+NVIDIA-NeMo/Emerging-Optimizers; the floor on update over weight ("u/w floor", 0.35): the same
+records, from number 9 on, by rows in number 46. The router: the symmetry-compatible principle
+(2026), arXiv 2605.18106, shift symmetry.
 Deviations: the hyperball's radius is the norm of the step before, not of the first; without
 rounding that is the same, and no state is needed.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from polarlight.hooks.attach import Group
+from polarlight.hooks.attach import FromGroup, Group, HookNumber, number_of
 from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero
+from polarlight.linalg.rows import row_norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +49,10 @@ class HyperBall:
 
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
         """Return a step of length lr |W| along the optimizer's, rescaled to the norm |W|."""
-        W, step = at_least_float32(before), _step(weight, before, group)
-        radius = frobenius_norm(W)
-        Z: Tensor = W + group["lr"] * radius * step / nonzero(frobenius_norm(step))
-        return (Z * (radius / nonzero(frobenius_norm(Z)))).to(weight.dtype)
+        W, step = at_least_float32(before), step_of(weight, before, group)
+        radius = _norm(W)
+        Z: Tensor = W + group["lr"] * radius * step / nonzero(_norm(step))
+        return (Z * (radius / nonzero(_norm(Z)))).to(weight.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,9 @@ class UpdateFloor:
     """Lengthen directions whose norm is small against their weight's.
 
     Attributes:
-        floor: Least norm of the direction over the weight's norm, > 0.
+        floor: Least norm of the direction over the weight's norm, > 0; a `FromGroup` follows a
+            schedule.
+        rows: Hold each row to the floor, instead of the matrix.
 
     Examples:
         >>> import torch, polarlight
@@ -67,17 +73,19 @@ class UpdateFloor:
         >>> optimizer.step()
     """
 
-    floor: float
+    floor: HookNumber
+    rows: bool = False
 
     def __post_init__(self) -> None:
-        if not self.floor > 0:
+        if not isinstance(self.floor, FromGroup) and not self.floor > 0:
             raise ValueError(f"floor must be > 0, got {self.floor}")
 
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
         """Return the weight after a step of at least lr * floor * |W|; zero steps stay zero."""
-        W, step = at_least_float32(before), _step(weight, before, group)
-        least = group["lr"] * self.floor * frobenius_norm(W)
-        factor: Tensor = (least / nonzero(frobenius_norm(step))).clamp_min(1)
+        W, step = at_least_float32(before), step_of(weight, before, group)
+        norm = row_norms if self.rows and W.ndim > 1 else _norm
+        least = group["lr"] * number_of(self.floor, group) * norm(W)
+        factor: Tensor = (least / nonzero(norm(step))).clamp_min(1)
         return (at_least_float32(weight) + (factor - 1) * step).to(weight.dtype)
 
 
@@ -97,11 +105,16 @@ class CentreRouter:
     """
 
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
-        """Return the centred weight, [..., experts, width]."""
-        return weight - weight.mean(dim=-2, keepdim=True)
+        """Return the centred weight [..., experts, width], or bias [experts]."""
+        return weight - weight.mean(dim=-2 if weight.ndim > 1 else -1, keepdim=True)
 
 
-def _step(weight: Tensor, before: Tensor, group: Group) -> Tensor:
+def _norm(X: Tensor) -> Tensor:
+    """Return the norm of each matrix [..., 1, 1], of a vector [1], or of a number []."""
+    return frobenius_norm(X) if X.ndim > 1 else torch.linalg.vector_norm(X, keepdim=True)
+
+
+def step_of(weight: Tensor, before: Tensor, group: Group) -> Tensor:
     """Return -lr times the direction: the weight's change without its decay."""
     W = at_least_float32(before)
     step: Tensor = at_least_float32(weight) - W + group["lr"] * group.get("weight_decay", 0.0) * W

@@ -101,7 +101,7 @@ class PolarlightOptimizers(OptimizersContainer):
                 for part in routed(model, MAKERS[name], entry.optimizer_kwargs, taken["params"])
             ]
             groups[name] = [part for _, part in parts]
-            patterns[name] = [f"{found}: {_called(part)}" for found, part in parts]
+            patterns[name] = [f"{f}: {part['role']}, {part['rule'].name}" for f, part in parts]
         return groups, patterns
 
 
@@ -130,8 +130,3 @@ def _restricted(group: ParamGroup, wanted: set[int], reasons: Mapping[str, str])
         "param_names": [canonical_fqn(name) for name, _ in kept],
         "reasons": {canonical_fqn(name): said[name] for name, _ in kept if name in said},
     }
-
-
-def _called(group: ParamGroup) -> str:
-    """Return a group's role and rule name as text."""
-    return f"{group['role']}, {group['rule'].name}"

@@ -161,7 +161,7 @@ class _Callback:
         """Return a no-op for Trainer events without a method here."""
         if not name.startswith("on_"):
             raise AttributeError(name)
-        return _nothing
+        return lambda *arguments, **more: None
 
 
 class ClipCallback(_Callback):
@@ -240,8 +240,3 @@ class NeuronCallback(_Callback):
                 "starved_rows": sum(starved) / len(updates),
                 "row_spread": sum(update["spread"] for update in updates) / len(updates),
             }
-
-
-def _nothing(*arguments: Any, **more: Any) -> None:
-    """Ignore all arguments."""
-    return

@@ -141,17 +141,13 @@ def _few_tensors() -> Iterator[None]:
         handle.remove()
 
 
-def _is_model(transformers: Any, named: Any) -> bool:
-    """Tell whether an attribute of transformers is a model class."""
-    return isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
-
-
 def _build(transformers: Any, config: Any) -> Any:
     """Build the model by the config's architectures, else by the first fitting auto class."""
     for name in config.architectures or ():
         named: Any = getattr(transformers, name, None)
-        if _is_model(transformers, named):
-            return named._from_config(config)
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            made: Any = named
+            return made._from_config(config)
     for name in _AUTO_CLASSES:
         auto = getattr(transformers, name)
         if type(config) in auto._model_mapping:

@@ -4,8 +4,9 @@
     optimizer = ZeroRedundancy(groups, optimizer_class=polarlight.SpectralOptimizer)
 
 torch's class divides whole parameters among processes that hold copies of a model. It saves param
-groups with rules and views as objects. This one saves them as text, as `SpectralOptimizer` does, so
-that `torch.load(..., weights_only=True)` reads them, and restores its own objects on load.
+groups with rules and views as objects, which `torch.load(..., weights_only=True)` reads only where
+polarlight is imported and has the same names of classes. This one saves them as text, as
+`SpectralOptimizer` does, and restores its own objects on load.
 """
 
 from typing import Any

@@ -16,9 +16,11 @@ from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.qdwh import QDWH
 from polarlight.linalg.rates import Rates
 from polarlight.linalg.regularised import RegularisedPolar
+from polarlight.linalg.sign import Sign
 from polarlight.linalg.slot import Function, MatrixMap, Slot, Stage
 from polarlight.linalg.spectral_power import ExactPower, RationalPower
 from polarlight.linalg.svd import ExactPolar
+from polarlight.linalg.weighted_iterates import WeightedIterates
 from polarlight.linalg.zolopd import ZoloPD
 
 __all__ = [
@@ -42,8 +44,10 @@ __all__ = [
     "Schatten4",
     "Schatten8",
     "Schedule",
+    "Sign",
     "Slot",
     "Stage",
+    "WeightedIterates",
     "ZoloPD",
     "polar_express",
     "schedules",

@@ -18,8 +18,10 @@ the norm is felt least. Kaon's code iterates in bfloat16.
 from dataclasses import dataclass
 from math import sqrt
 
+import torch
 from torch import Tensor
 
+from polarlight.linalg.band import Band
 from polarlight.linalg.coefficients import Quintic, Schedule
 from polarlight.linalg.matrices import at_least_float32, check_matrix
 from polarlight.linalg.newton_schulz import NewtonSchulz
@@ -27,6 +29,9 @@ from polarlight.linalg.normalisation import Frobenius
 from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.slot import MatrixMap
 from polarlight.registry import registered
+
+EXCESS = 0.012
+"""Distance above 1 that rounding may lift a singular value: twice what a search finds."""
 
 SAFETY = 1.021
 """Factor that enlarges the norm; also absorbs a norm above 1 by rounding."""
@@ -97,6 +102,10 @@ class Chaotic(MatrixMap):
         dtype = at_least_float32(M[..., :1, :1]).dtype
         # Explicit: torch.compile traces the making of an object, but not one that is a default.
         return NewtonSchulz(self.schedule, dtype, Frobenius())(M)
+
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return an upper end only: singular values land anywhere below it."""
+        return Band(0.0, 1 + EXCESS, 1.0)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

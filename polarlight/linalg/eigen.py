@@ -52,8 +52,9 @@ class EigenPolar(PolarMap):
     Accuracy: within 5 eps / s^2 of the exact factor (relative, Frobenius), s the least singular
     value over the largest: condition 1000 is the limit in float32, 1e7 in float64. Beyond it
     directions near the cut-off mix; none is stretched, for every singular value that comes out is
-    at most 1 to rounding. Zero rows and columns stay exactly zero; NaN or Inf anywhere makes that
-    matrix NaN and no other.
+    at most 1 to rounding. From five times the default cut-off on they come out at 1 - k (eps /
+    s^2)^2 / 2 or more (`band`; a lower cut-off promises nothing). Zero rows and columns stay
+    exactly zero; NaN or Inf anywhere makes that matrix NaN and no other.
 
     Raises:
         TypeError: If M is not a real floating-point tensor.

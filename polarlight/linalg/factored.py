@@ -66,9 +66,9 @@ def steepest_in_both(
     return dA, steepest_in_left(M_B, A, polar, damping)
 
 
-def check_whole(factor: Tensor) -> None:
+def check_whole(sharded: bool) -> None:
     """Raise ValueError if a factor is sharded: its step needs the whole pair."""
-    if hasattr(factor, "placements"):
+    if sharded:
         raise ValueError(
             "LoraProduct needs whole factors on every process, this one is a DTensor: leave "
             "the adapters out of fully_shard (ignored_params=...), or use lora_groups"

@@ -91,8 +91,9 @@ class GramNewtonSchulz(IteratedPolar):
     Accuracy: that of `NewtonSchulz` with this schedule and dtype. An adversarial search
     (`docs/accuracy.md`) finds no singular value above the schedule's largest by more than 0.001 in
     float32, 0.02 in float16 and 0.04 in bfloat16, with the derived restarts; others have no bound:
-    two segments of Polar Express in float16 reach 4. Up to condition 1e3 the two forms agree
-    (relative, Frobenius) within 5e-2 in float16, 2e-4 in float32 and 4e-13 in float64.
+    two segments of Polar Express in float16 reach 4. `band` states both ends. Up to condition 1e3
+    the two forms agree (relative, Frobenius) within 5e-2 in float16, 2e-4 in float32 and 4e-13 in
+    float64.
 
     Raises:
         TypeError: If M is not a real floating-point tensor.

@@ -37,8 +37,10 @@ class NewtonSchulz(IteratedPolar):
     Accuracy: the singular value s of M comes out as `schedule(s / |M|)`, plus the rounding of the
     iteration's dtype (about 5e-3 in bfloat16). An adversarial search (`docs/accuracy.md`) finds no
     singular value above the schedule's largest by more than 0.04 in bfloat16, 0.004 in float16 and
-    5e-4 in float32. A zero matrix maps to zero, NaN or Inf anywhere makes that matrix NaN and no
-    other.
+    5e-4 in float32. Singular values of at least 0.01 of the norm, and half an epsilon more, come
+    out no smaller than `band` says: the least value of the schedule there, less what rounding
+    takes. CANS has no lower end in bfloat16. A zero matrix maps to zero, NaN or Inf anywhere makes
+    that matrix NaN and no other.
 
     Raises:
         TypeError: If M is not a real floating-point tensor.

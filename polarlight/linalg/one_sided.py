@@ -19,7 +19,7 @@ from polarlight.linalg.matrices import check_matrix
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries
 from polarlight.linalg.regularised import RegularisedPolar
 from polarlight.linalg.slot import PolarMap
-from polarlight.registry import registered
+from polarlight.registry import loadable, registered
 
 GramPolar = EigenPolar | RegularisedPolar
 """Engines that decompose a Gram matrix: with a pseudo-inverse cut-off, or with relative damping."""
@@ -29,6 +29,7 @@ SHORT_SIDE = EigenPolar()
 """The default engine: a value, so that signatures can share it."""
 
 
+@loadable
 class GramSide(Enum):
     """LEFT: M M', m x m. RIGHT: M'M, n x n."""
 

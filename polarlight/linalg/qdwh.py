@@ -51,10 +51,11 @@ class QDWH(PolarMap):
 
     Accuracy: singular values above `lower`, and above the cut-off of max(8, sqrt(max(m, n)))
     epsilons of |M|_F, arrive within a few epsilons of 1; with 3 float32 steps within 1e-4 of it.
-    Those below `lower` arrive between 0 and 1, in order. Those below the cut-off are rounding
-    noise and fall to 0, in full from a quarter of it on, so that a matrix of rank r has a polar
-    factor of rank r. A `lower` above 1e-5 in float32, 1e-13 in float64, needs no cut-off: noise
-    arrives at up to ten epsilons / lower. Zero rows and columns stay exactly zero. NaN or Inf
+    `band` holds from twice the cut-off on: a row of zeros may take (2 eps / s)^2 / 2 of a
+    direction. Those below `lower` arrive between 0 and 1, in order. Those below the cut-off are
+    rounding noise and fall to 0, in full from a quarter of it on, so that a matrix of rank r has a
+    polar factor of rank r. A `lower` above 1e-5 in float32, 1e-13 in float64, needs no cut-off:
+    noise arrives at up to ten epsilons / lower. Zero rows and columns stay exactly zero. NaN or Inf
     anywhere makes that matrix NaN and no other.
 
     Raises:

@@ -23,6 +23,13 @@ from polarlight.registry import registered
 Buffers = Mapping[str, Tensor]
 """A stage's memory by name; each tensor has the batch dimensions of the matrix and two more."""
 
+GRADIENT = "gradient"
+"""Name in `buffer_shapes` by which a stage asks for the gradient of the step, beside its input.
+
+It comes with the matrix and is read-only: no state is kept for it, and nothing is sent back. Where
+a rule is called without one, `gradient_of` takes the input for it.
+"""
+
 
 class Slot(ABC):
     """A part of a rule that maps matrices [..., m, n] -> [..., m, n]."""
@@ -119,6 +126,11 @@ class Slot(ABC):
         changed = {name: x for name, x in decided.items() if x is not inner[name]}
         whole: Any = self
         return replace(whole, **changed) if changed else self
+
+
+def gradient_of(X: Tensor, buffers: Buffers) -> Tensor:
+    """Return the gradient [..., m, n] beside the input X; X itself where none was passed."""
+    return buffers.get(GRADIENT, X)
 
 
 class MatrixMap(Slot):

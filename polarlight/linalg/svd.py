@@ -28,8 +28,10 @@ class ExactPolar(PolarMap):
         dtype: Dtype of the decomposition: float32 or float64. None takes that of M, at least
             float32.
 
-    Accuracy: singular values 1 to 20 machine epsilons (searched), or 0. Zero rows and columns stay
-    exactly zero; NaN or Inf anywhere makes that matrix NaN and no other.
+    Accuracy: singular values 1 to 20 machine epsilons (searched), or 0. Singular vectors of s are
+    rounded by up to 2 eps / s, s relative to the largest, and a row of zeros takes that part away:
+    twice above the cut-off a direction may lose half the square of that (`band`). Zero rows and
+    columns stay exactly zero; NaN or Inf anywhere makes that matrix NaN and no other.
 
     Raises:
         TypeError: If M is not a real floating-point tensor.

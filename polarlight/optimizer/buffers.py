@@ -47,17 +47,17 @@ class RuleBuffers:
                 state[p].update(self.by_param[p])
 
     def _complete_param(
-        self, group: Group, i: int, k: int, state: dict[str, Tensor]
+        self, group: Group, group_index: int, index: int, state: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Allocate missing buffers in one parameter's state; return the rule's part of it."""
-        p, rule, view = group["params"][k], group["rule"], group["view"]
+        """Allocate missing momentum, buffers and counters of one parameter; return only these."""
+        p, rule, view = group["params"][index], group["rule"], group["view"]
         # Buffer names depend on these alone; they are kept, as `new_state` allocates to find them.
         key = (id(rule), id(view), p.shape, p.dtype, bool(group.get(STOCHASTIC_ROUNDING)))
         known_rule, known_view, names = self._names.get(key, (None, None, frozenset()))
         known = known_rule is rule and known_view is view
         if not known or not names <= state.keys():
-            check_is_matrix(group, i, k)
-            fresh = new_state(group, p, name_of(group, i, k))
+            check_is_matrix(group, group_index, index)
+            fresh = new_state(group, p, name_of(group, group_index, index))
             names = frozenset(fresh)
             self._names[key] = (rule, view, names)
             for name, buffer in fresh.items():

@@ -21,7 +21,7 @@ from polarlight.rule import HOST_COUNTER, UpdateRule
 
 
 class GraphInputs:
-    """What a graph of `torch.compile` is given from outside, made before it runs.
+    """Inputs of a graph of `torch.compile`, made before it runs.
 
     Attributes:
         groups: Copies of the param groups, each with its momentum as a tensor [].

@@ -65,7 +65,7 @@ def fingerprint(value: object) -> str:
 
 
 def config_of(value: object) -> Config:
-    """Return the configuration of a rule or view; None is `Whole()`."""
+    """Return the configuration of a rule or view, registered or not; None is `Whole()`."""
     if value is None:
         value = Whole()
     if isinstance(value, UpdateRule):

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polarlight.execution.param_task import placed_like
 from polarlight.linalg import foreach
 from polarlight.linalg.matrices import wide
+from polarlight.linalg.slot import GRADIENT
 from polarlight.linalg.stacks import (
     as_column,
     by_kind,
@@ -27,7 +29,8 @@ from polarlight.linalg.stacks import (
     stack_of,
     stacked,
 )
-from polarlight.rule import MOMENTUM, ElementwiseRule, Momentum
+from polarlight.rule import MOMENTUM, ElementwiseRule, Momentum, UpdateRule
+from polarlight.view import MatrixView
 
 FiniteFlags = list[Tensor] | None
 """One bool [] per parameter of a list, True where its gradient is finite; None if all are."""
@@ -129,6 +132,28 @@ def select(
     return [found[i] for i in range(len(new))]
 
 
+def with_gradients_read(
+    rule: UpdateRule,
+    view: MatrixView,
+    params: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    states: Sequence[State],
+    finite: FiniteFlags,
+) -> Sequence[State]:
+    """Return the states with the local gradients beside the buffers, if the rule reads them.
+
+    Zero takes the place of a gradient that is not finite.
+    """
+    if not rule.reads_gradient(shape for p in params for shape in view.shapes(p.shape)):
+        return states
+    if finite is not None:
+        gradients = select(finite, gradients, None)
+    return [
+        {**state, GRADIENT: placed_like(g, p)}
+        for state, g, p in zip(states, gradients, params, strict=True)
+    ]
+
+
 def clone_buffers(states: Sequence[State]) -> list[State]:
     """Return clones of all buffers but the momentum, for a rule to write to."""
     names = [[name for name in state if name != MOMENTUM] for state in states]
@@ -149,6 +174,7 @@ def commit_where_finite(
         (state[name], value, ok)
         for ok, state, clones in zip(finite, states, written, strict=True)
         for name, value in clones.items()
+        if name != GRADIENT
     ]
     if rows:
         old, new, flags = zip(*rows, strict=True)

@@ -41,6 +41,7 @@ from polarlight.optimizer.masked import (
     join_flags,
     mask_for,
     update_momenta,
+    with_gradients_read,
 )
 from polarlight.optimizer.param_groups import (
     STRUCTURE,
@@ -82,13 +83,11 @@ class SpectralOptimizer(Optimizer):
         nonfinite: What to do about a gradient with a NaN or an Inf: leave its parameter out of the
             step (default), raise, or use it. Also settable later, as `optimizer.nonfinite`.
 
-    State per parameter: `momentum_buffer` in the parameter's shape and dtype, unless the momentum
-    keeps it otherwise (`InBfloat16`, `InInt8`), and the rule's own buffers in float32 (float64 for
-    float64 parameters), all present from the first step, `state_dict` or load on; DTensors for
-    DTensors. A parameter without a gradient is left untouched, its state too, and by default one
-    whose gradient is not finite as well; `skipped()` tells which ones these were. Momenta and
-    directions are made for at most 256 MiB of parameters at a time (8 on a CPU), unless work is
-    shared.
+    State per parameter, from the first step, `state_dict` or load on: `momentum_buffer` in the
+    parameter's shape and dtype (unless under `InBfloat16` or `InInt8`), and the rule's buffers in
+    float32 (float64 for float64 parameters); DTensors for DTensors. A step skips parameters without
+    a gradient and, by default, those with a non-finite one; `skipped()` counts these. Momenta and
+    directions are made for at most 256 MiB of parameters at a time (8 on a CPU), unless shared.
 
     Raises:
         ValueError: If a number is out of range or a parameter does not fit its rule; the message
@@ -223,13 +222,9 @@ class SpectralOptimizer(Optimizer):
     ) -> None:
         """Step active parameters but those in `nonfinite`, found so on another process."""
         observing = [probe for probe in self._probes.values() if probe.begin()]
+        states, wait = self._buffers.by_param, bool(observing)
         masks = self._guard.flag_nonfinite(
-            groups,
-            active,
-            self._buffers.by_param,
-            sharded=sharded,
-            elsewhere=nonfinite,
-            wait=bool(observing),
+            groups, active, states, sharded=sharded, elsewhere=nonfinite, wait=wait
         )
         matrices = [i for i, group in enumerate(groups) if isinstance(group["rule"], UpdateRule)]
         shared = isinstance(self.executor, ParamExecutor)
@@ -264,8 +259,7 @@ class SpectralOptimizer(Optimizer):
     def skipped(self) -> dict[str, int]:
         """Return how many steps left each parameter out for a non-finite gradient, by name.
 
-        Parameters that were never left out are absent. Counted since construction, copy or
-        unpickling; waits for the device.
+        Counted since construction, copy or unpickling; zeros are absent. Waits for the device.
         """
         return self._guard.skipped(self.param_groups)
 
@@ -304,30 +298,23 @@ class SpectralOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what `__getstate__` returned; torch's `load_state_dict` calls this too."""
-        self.__dict__.setdefault("_probes", OrderedDict())
-        self.__dict__.setdefault("_buffers", RuleBuffers())
-        self.__dict__.setdefault("_graph", GraphInputs())
-        self.__dict__.setdefault("_shared", SharedGradients())
-        policy = state.pop("nonfinite", NonFinite.SKIP)
-        self.__dict__.setdefault("_guard", NonFiniteGuard(policy))
+        parts = {"_probes": OrderedDict(), "_buffers": RuleBuffers(), "_graph": GraphInputs()}
+        parts |= {"_guard": NonFiniteGuard(state.pop("nonfinite", NonFinite.SKIP))}
+        parts |= {"_shared": SharedGradients()}
+        for name, part in parts.items():
+            self.__dict__.setdefault(name, part)
         super().__setstate__(state)
 
     @_disable_dynamo  # as torch.compiler.disable, without importing the compiler
     @torch.inference_mode(False)  # a state made while evaluating is trained later
     def _complete_state(self) -> None:
-        """Allocate missing state of trainable parameters, and skip counts.
-
-        Not part of a graph: tensors that a graph writes have to exist before it runs.
-        """
+        """Allocate missing state of trainable parameters and skip counts, outside of graphs."""
         self._guard.allocate_counts(self.param_groups)
         self._buffers.complete(self.param_groups, self.state)
 
     @property
     def _groups(self) -> list[Group]:
-        """Param groups; in a graph, their copies with momentum tensors.
-
-        The compiler takes every number in an optimizer's `param_groups` for a constant.
-        """
+        """Param groups; in a graph, copies with tensors for numbers, which were constants there."""
         return self._graph.groups if torch.compiler.is_compiling() else self.param_groups
 
     def _step_matrices(
@@ -359,12 +346,7 @@ class SpectralOptimizer(Optimizer):
     def _update_momenta(
         self, places: Sequence[tuple[int, int]], finite: Mapping[int, FiniteFlags]
     ) -> "_Part":
-        """Update momenta of parameters of groups that are alike; return what follows needs.
-
-        Args:
-            places: Group index and param index of each parameter, group by group.
-            finite: Flags of the parameters of each group, by group index.
-        """
+        """Update momenta of equal groups' parameters, at (group, param) indices; return tasks."""
         groups = self._groups
         group = groups[places[0][0]]
         rule, view = group["rule"], group["view"] or Whole()
@@ -376,7 +358,8 @@ class SpectralOptimizer(Optimizer):
         held = [{name: to_local(state[name]) for name in extra} for state in states]
         momenta = update_momenta(rule.momentum, held, gradients, buffers, group["momentum"], flags)
         # A rule writes to clones where flags decide afterwards which of them are kept.
-        written = states if flags is None else clone_buffers(states)
+        clones = states if flags is None else clone_buffers(states)
+        written = with_gradients_read(rule, view, params, gradients, clones, flags)
         rules = [rule] * len(params)
         if torch.compiler.is_compiling():
             rules = [self._graph.rule_of(p, rule) for p in params]
@@ -406,14 +389,7 @@ class SpectralOptimizer(Optimizer):
 
 
 class _Part(NamedTuple):
-    """Parameters of one batch whose groups are alike.
-
-    Attributes:
-        places: Group index and param index of each.
-        weights: Their local parts.
-        tasks: Their tasks.
-        finite: Their flags.
-    """
+    """Parameters of equal groups: (group, param) indices, local weights, tasks and flags."""
 
     places: Sequence[tuple[int, int]]
     weights: list[Tensor]

@@ -55,7 +55,7 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
 
     def check(_: Optimizer, loaded: StateDict) -> StateDict:
         given.update(replace_fingerprints(loaded, optimizer.param_groups))
-        forms.update(_buffer_forms(given, optimizer.param_groups))
+        forms.update(_checked_buffer_forms(given, optimizer.param_groups))
         saved_rules.extend(read_fingerprint(group["rule"]) for group in loaded["param_groups"])
         return given
 
@@ -160,10 +160,13 @@ def _warn_of_differences(differing: Mapping[str, list[int]]) -> None:
         )
 
 
-def _buffer_forms(given: StateDict, groups: list[Group]) -> dict[Any, dict[str, BufferForm]]:
-    """Return dtype and device of every buffer of a new state, by saved parameter and name.
+def _checked_buffer_forms(
+    given: StateDict, groups: list[Group]
+) -> dict[Any, dict[str, BufferForm]]:
+    """Check saved states, turn their step into a tensor; return forms of a new state's buffers.
 
-    One new state at a time is in memory.
+    The forms are dtype and device, by saved parameter and buffer. One new state at a time is in
+    memory.
 
     Raises:
         ValueError: If a state lacks a buffer, or one is of another shape; names the parameters.

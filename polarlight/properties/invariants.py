@@ -10,7 +10,6 @@ steps keep singular values within a factor of 1.7 of one another, and are not as
 import torch
 
 from polarlight.linalg.properties import Invariant, Invariants, usual_limits
-from polarlight.properties.reference import is_repeatable
 from polarlight.rule import Rule, UpdateRule
 from polarlight.stages.side import Identity
 
@@ -52,6 +51,11 @@ def invariants(
     dtypes = {dtype, *(slot.iteration_dtype(m, n, dtype, device) for slot in rule.slots)}
     rounding = max(ROUNDING * torch.finfo(x).eps for x in dtypes)
     return {k: max(limit, rounding) if k in _ROUNDED else limit for k, limit in kept.items()}
+
+
+def is_repeatable(rule: UpdateRule, m: int, n: int) -> bool:
+    """Return whether an m x n direction can be computed again, without buffers."""
+    return all(slot.repeatable(m, n) or slot.rescales_rows(m, n) for slot in rule.slots)
 
 
 def _of_slots(rule: UpdateRule, m: int, n: int) -> Invariants:

@@ -1,4 +1,4 @@
-"""Measures of what a rule invariants of its updates, on the device and without a host sync.
+"""Measures of the invariants of a rule's updates, on the device and without a host sync.
 
 An update is compared with its momentum on directions that the momentum determines. Singular vectors
 of equal singular values may be mixed, and those of values at the level of rounding are arbitrary.
@@ -24,7 +24,6 @@ from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import Schatten8
 from polarlight.linalg.properties import Invariant
 from polarlight.linalg.rows import row_norms
-from polarlight.properties.reference import Reference, balanced_input, reference
 from polarlight.rule import Rule, UpdateRule
 
 PROBES = 8
@@ -52,6 +51,37 @@ _LEVEL = Schedule(name="level", steps=PADE_QUINTIC.steps[:1] * 5, source="Kenney
 def measure(invariant: Invariant, M: Tensor, D: Tensor, rule: Rule | None = None) -> Tensor:
     """Return how far the update D of M, both [..., m, n], is from keeping the invariant."""
     return Update(M, D, rule, {invariant: 0.0, Invariant.SPECTRAL: 0.0}).measure(invariant)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A direction computed again.
+
+    Attributes:
+        direction: Before the rule's factor for the shape, [..., m, n].
+        rows_free: Whether its rows have other norms than the rule gives them: a second moment of
+            rows was left out. The Frobenius norm is right.
+    """
+
+    direction: Tensor
+    rows_free: bool
+
+
+def balanced_input(rule: UpdateRule, M: Tensor) -> Tensor:
+    """M after the rule's balance, if that has no memory; else M itself."""
+    balance = rule.balance
+    if balance is None or balance.buffer_shapes(M.shape):
+        return M
+    return balance.apply(M, {})
+
+
+def reference(rule: UpdateRule, M: Tensor) -> Reference:
+    """Apply the rule's slots to M, but for a second moment of rows; for a repeatable rule."""
+    m, n = M.shape[-2:]
+    X = M
+    for slot in rule.slots:
+        X = X if slot.rescales_rows(m, n) else slot.apply(X, {})
+    return Reference(at_least_float32(X), any(slot.rescales_rows(m, n) for slot in rule.slots))
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _has_rule(found: Routed) -> bool:
 
 
 def _may_be_matrix(found: Routed) -> bool:
-    """Return whether a parameter could be a matrix that its role does not show."""
+    """Return whether the role is unknown, or a kernel neither depthwise nor of patches."""
     assignment = found.assignment
     if assignment.role is Role.CONV:
         return assignment.part not in (Part.DEPTHWISE, Part.PATCH)

@@ -1,14 +1,10 @@
-"""AdamW: the rule for vectors, embeddings and heads, and the baseline for everything.
+"""AdamW: rule for vectors, embeddings and heads, and the baseline.
 
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
     w <- (1 - lr wd) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-Entries that rarely agree in sign move less; the scale of the gradient cancels.
-
-Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), arXiv 1711.05101,
-    alg. 2.
-Deviations: none; the arithmetic is torch's own fused kernel. b1 is the group's `momentum`, so that
-schedulers drive it like every other rule's.
+Source: Loshchilov and Hutter (2019), arXiv 1711.05101, alg. 2.
+Deviations: none; torch's fused kernel. b1 is the group's `momentum`, which schedulers may drive.
 """
 
 from collections.abc import Mapping
@@ -23,22 +19,24 @@ from polarlight.registry import registered
 from polarlight.rule import ElementwiseRule, Numbers
 from polarlight.stages.torch_adamw import last_direction, rescaled_moments, torch_adamw
 
+_FREE = ("beta2", "eps", "name", "bias_correction")
 
-@registered(
-    "adamw", stateful=True, may_differ=("beta2", "eps", "name"), former_names=("AdamWRule",)
-)
+
+@registered("adamw", stateful=True, may_differ=_FREE, former_names=("AdamWRule",))
 @dataclass(frozen=True, slots=True)
 class AdamWRule(ElementwiseRule):
     """Elementwise AdamW.
 
     Attributes:
         beta2: Decay of the second moment, in [0, 1). The first moment's is the group's `momentum`.
-        eps: Added to the root of the second moment, in units of the gradient: AdamW's own floor.
+        eps: Added to the root of the second moment, in units of the gradient.
+        bias_correction: Divide the moments by 1 - beta^t; without it the first steps are longer.
     """
 
     beta2: float = 0.95
     eps: float = 1e-10
     name: str = "adamw"
+    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta2 < 1:
@@ -54,8 +52,7 @@ class AdamWRule(ElementwiseRule):
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """`step` (a float32 scalar), `exp_avg` and `exp_avg_sq`, named as in torch."""
         step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+        return {"step": step} | {x: torch.zeros_like(parameter) for x in ("exp_avg", "exp_avg_sq")}
 
     def step(
         self,
@@ -67,9 +64,9 @@ class AdamWRule(ElementwiseRule):
         weight_decay: float,
         momentum: float | Tensor,
     ) -> None:
-        """One step of torch's; see `stages/torch_adamw.py`."""
-        betas = momentum, self.beta2
-        torch_adamw(parameters, gradients, states, None, lr, weight_decay, betas, self.eps)
+        """Step by torch's kernel; see `stages/torch_adamw.py`."""
+        numbers = lr, weight_decay, (momentum, self.beta2), self.eps, self.bias_correction
+        torch_adamw(parameters, gradients, states, None, *numbers)
 
     def step_finite(
         self,
@@ -83,23 +80,21 @@ class AdamWRule(ElementwiseRule):
         momentum: float | Tensor,
     ) -> None:
         """Step like `step`; parameters whose flag, bool [], is False keep all state."""
-        betas = momentum, self.beta2
-        rows = list(zip(parameters, gradients, states, finite, strict=True))
+        numbers = lr, weight_decay, (momentum, self.beta2), self.eps, self.bias_correction
         for kind in by_kind(finite):
-            found_inf = stacked([finite[i] for i in kind]).logical_not().float()
-            for i, bad in zip(kind, found_inf.unbind(), strict=True):
-                p, g, state, _ = rows[i]
-                torch_adamw([p], [g], [state], bad, lr, weight_decay, betas, self.eps)
+            found_inf = stacked([finite[i] for i in kind]).logical_not().float().unbind()
+            for i, bad in zip(kind, found_inf, strict=True):
+                torch_adamw([parameters[i]], [gradients[i]], [states[i]], bad, *numbers)
 
     def adapted_state(
         self, state: Mapping[str, Tensor], fields: Mapping[str, Any], momenta: Numbers
     ) -> dict[str, Tensor]:
         """Return moments whose bias-corrected values, and so the next step, are the saved ones."""
         numbers = {"exp_avg": momenta, "exp_avg_sq": (float(fields["beta2"]), self.beta2)}
-        return rescaled_moments(state, numbers)
+        return rescaled_moments(state, numbers) if self.bias_correction else {}
 
     def momentum_and_direction(
         self, state: Mapping[str, Tensor], momentum: float
     ) -> tuple[Tensor, Tensor]:
-        """Bias-corrected first moment, and the direction of the last step."""
-        return last_direction(state, (momentum, self.beta2), self.eps)
+        """First moment as it is used, and the direction of the last step."""
+        return last_direction(state, (momentum, self.beta2), self.eps, self.bias_correction)

@@ -20,9 +20,9 @@ Deviations: P and Q are damped relative to their mean eigenvalue, which breaks t
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from torch import Tensor, preserve_format, zeros_like
 
+from polarlight.execution.param_task import is_sharded
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.factored import check_whole, pair_of, steepest_in_both
 from polarlight.linalg.slot import MatrixMap
@@ -66,8 +66,8 @@ class LoraProduct(ElementwiseRule):
 
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """`momentum_buffer` and `direction`, what the last step multiplied by -lr."""
-        check_whole(parameter)
-        zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        check_whole(is_sharded(parameter))
+        zeros = zeros_like(parameter, memory_format=preserve_format)
         return {MOMENTUM: zeros, DIRECTION: zeros.clone()}
 
     def step(

@@ -27,7 +27,7 @@ from polarlight.linalg.properties import (
     usual_limits,
 )
 from polarlight.linalg.row_sums import ALL_ROWS, Rows, over_rows
-from polarlight.linalg.slot import Buffers, Slot, Stage
+from polarlight.linalg.slot import GRADIENT, Buffers, Slot, Stage
 from polarlight.registry import registered
 from polarlight.rule import UpdateRule
 from polarlight.stages.orientation import each_slot
@@ -66,6 +66,8 @@ class Centred(Stage):
 
     def _on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """Return those rows of the image, if the inner slot can."""
+        if GRADIENT in buffers:
+            buffers = {**buffers, GRADIENT: without_mean_row(buffers[GRADIENT], rows)}
         mapped = self.inner.apply_on_rows(without_mean_row(X, rows), rows, buffers)
         return without_mean_row(mapped, rows)
 

@@ -22,7 +22,7 @@ from polarlight.linalg.properties import (
     mirror_invariants,
     mirror_symmetries,
 )
-from polarlight.linalg.slot import Buffers, Slot, Stage
+from polarlight.linalg.slot import GRADIENT, Buffers, Slot, Stage
 from polarlight.registry import registered
 from polarlight.rule import Scale, UpdateRule
 from polarlight.stages.equilibrate import EquilibrateRows
@@ -123,11 +123,14 @@ class Oriented(Stage):
         return self.inner.select(p, q)
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """Return those of the inner slot for the layout."""
-        return self.inner.buffer_shapes(self.orientation.shape(shape))
+        """Return those of the inner slot for the layout; a gradient comes as the matrix does."""
+        shapes = self.inner.buffer_shapes(self.orientation.shape(shape))
+        return {**shapes, GRADIENT: shape} if GRADIENT in shapes else shapes
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """The inner slot's result, back in the matrix's own layout."""
+        if GRADIENT in buffers:
+            buffers = {**buffers, GRADIENT: self.orientation.work(buffers[GRADIENT])}
         return self.orientation.back(self.inner.apply(self.orientation.work(X), buffers))
 
     def symmetries(self, m: int, n: int) -> Symmetries:

@@ -6,7 +6,8 @@ from math import inf, sqrt
 import torch
 from torch import Tensor
 
-from polarlight.linalg.matrices import frobenius_norm, nonzero
+from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero
+from polarlight.linalg.normalisation import FROBENIUS, Normalisation
 from polarlight.linalg.properties import (
     NO_INVARIANTS,
     ROTATIONS,
@@ -23,9 +24,15 @@ from polarlight.registry import registered
 @registered("KeepNorm")
 @dataclass(frozen=True, slots=True)
 class KeepNorm(Stage):
-    """The inner slot's result, rescaled to the Frobenius norm of its input; zero stays zero."""
+    """The inner slot's result, rescaled to a norm of its input; zero stays zero.
+
+    Args:
+        inner: The slot.
+        norm: The norm that is kept, the Frobenius norm by default.
+    """
 
     inner: Slot
+    norm: Normalisation = FROBENIUS
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
         """Return those of the inner slot."""
@@ -38,8 +45,8 @@ class KeepNorm(Stage):
     def _on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """Return those rows of the image."""
         Y = self.inner.apply_on_rows(X, rows, buffers)
-        norm = frobenius_norm(X, rows)
-        return (Y * (norm / nonzero(frobenius_norm(Y, rows)))).to(X.dtype)
+        norm, own = (self.norm(Z, at_least_float32(Z).dtype, rows) for Z in (X, Y))
+        return (Y * (norm / nonzero(own))).to(X.dtype)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the inner slot's equivariances: sizes and shared parts of the input are kept."""
@@ -68,8 +75,8 @@ class KeepNorm(Stage):
         return 1.0
 
     def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
-        """Return the root mean square entry; see `Slot`."""
-        return incoming
+        """Return the input's, where the Frobenius norm is kept."""
+        return incoming if self.norm == FROBENIUS else None
 
     def moves(self, m: int, n: int) -> bool:
         """Return whether the inner slot moves at once."""

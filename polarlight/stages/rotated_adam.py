@@ -28,7 +28,7 @@ from polarlight.linalg.properties import (
     Symmetry,
 )
 from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
-from polarlight.linalg.slot import Buffers, Stage
+from polarlight.linalg.slot import GRADIENT, Buffers, Stage
 from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER
 from polarlight.stages.adam import adam_direction, check_betas, check_eps
@@ -49,10 +49,10 @@ class RotatedAdam(Stage):
 
     Shapes: [..., m, n] -> [..., m, n]. State: `first_moment` and `second_moment` [..., m, n] in the
     bases, `left_basis`, `right_basis`, the factors' buffers, `unit` [..., 1, 1], `momentum_sizes`
-    [..., 1, 2], `step` on the host. The first call sets the bases and returns zero, so that no
-    gradient is seen in a basis of its own making; every later one rotates, steps, and only then
-    lets factors and bases follow. A row or column without any gradient so far stays at rest, and so
-    does a matrix whose first moment is (`linalg/rest.py`).
+    [..., 1, 2], `step` on the host. The first call sets the bases and returns zero (unless
+    `at_once`), so that no gradient is seen in a basis of its own making; every later one rotates,
+    steps, and only then lets factors and bases follow. A row or column without any gradient so far
+    stays at rest, and so does a matrix whose first moment is (`linalg/rest.py`).
 
     Cost per call: products of about 6 m n (m + n) flops; every `every` calls two QR factors. The
     products want full float32: eigenvectors do not survive TF32.
@@ -65,6 +65,8 @@ class RotatedAdam(Stage):
         eps: Adam's floor, as a fraction of the root mean square of the second moment's root.
         bias_correction: Divide the moments by 1 - beta^t.
         max_side: A longer side keeps its own coordinates.
+        at_once: Set the bases before the first direction instead of after it, so that the first
+            call moves, in bases of its own gradient.
     """
 
     betas: tuple[float, float] = (0.95, 0.95)
@@ -74,6 +76,7 @@ class RotatedAdam(Stage):
     eps: float = 1e-8
     bias_correction: bool = True
     max_side: int = 10_000
+    at_once: bool = False
 
     def __post_init__(self) -> None:
         check_betas(self.betas)
@@ -100,9 +103,11 @@ class RotatedAdam(Stage):
         step = members.pop(HOST_COUNTER)
         G = in_units(X.reshape(-1, *X.shape[-2:]), members["unit"])  # [b, m, n]
         # Factors first, then a direction in the old bases, then new bases for the next step.
+        members[GRADIENT] = G
         self.factors.update(G, members)
+        if self.at_once:
+            for_some(step == 0, self._start, members)
         direction = self._direction(G, members, step)
-        members["gradient"] = G
         self._move_bases(step, members)
         step.add_(1)
         return direction.reshape(X.shape).to(X.dtype)
@@ -110,12 +115,17 @@ class RotatedAdam(Stage):
     def _direction(self, G: Tensor, members: BatchBuffers, step: Tensor) -> Tensor:
         """Return Adam's direction in the bases, rotated back; zero for members without bases."""
         left, right = (members.get(f"{side}_basis") for side in SIDES)
-        rotated = rotate(G, left, right) * on_device(step > 0, G)  # [b, m, n], Left' G Right
+        rotated = rotate(G, left, right)  # [b, m, n], Left' G Right
+        if self.at_once:  # in its own bases a gradient is diagonal; the rest is rounding
+            diagonal = torch.eye(*G.shape[-2:], dtype=G.dtype, device=G.device)
+            rotated = rotated * on_device(step > 0, G).maximum(diagonal)
+        else:
+            rotated = rotated * on_device(step > 0, G)
         moments = members["first_moment"], members["second_moment"]
         D = adam_direction(rotated, *moments, self.betas, self.eps)
         D = D * moving(norm_of_any_size(moments[0]), members[SIZES])  # which no basis changes
         if self.bias_correction:
-            D = D * on_device(bias_correction(step, self.betas), G)
+            D = D * on_device(bias_correction(step + self.at_once, self.betas), G)
         turned_back = rotate(D, *(None if Q is None else Q.mT for Q in (left, right)))
         return turned_back * live_entries(G, members)
 
@@ -132,60 +142,80 @@ class RotatedAdam(Stage):
 
     def _start(self, members: BatchBuffers) -> None:
         """Set bases and factors from the first gradient."""
-        G = members["gradient"]
-        for side, X in zip(SIDES, (G, G.mT), strict=True):
-            if f"{side}_basis" in members:
-                members[f"{side}_basis"].copy_(starting_basis(X))
-        self.factors.start(G, members)
+        start_bases(members)
+        self.factors.start(members[GRADIENT], members)
 
     def _follow(self, members: BatchBuffers) -> None:
         """Refresh the bases; rotate the first moment with them, only reorder the second one."""
-        for side in SIDES:
-            if f"{side}_basis" not in members:
-                continue
-            old = members[f"{side}_basis"]
-            new, order = self.refresh(members[f"{side}_factor"], old)
-            order = order.unsqueeze(-1)  # [b, side, 1], of the old vectors
-            first, second = (
-                members[name] if side == "left" else members[name].mT
-                for name in ("first_moment", "second_moment")
-            )
-            # First moment: out of the old basis, into the new one. Second: no rotation exists.
-            first.copy_(new.mT @ (old @ first))
-            second.copy_(second.take_along_dim(order, dim=-2))
-            eigenvalues = members.get(f"{side}_eigenvalues")
-            if eigenvalues is not None:
-                eigenvalues.copy_(eigenvalues.take_along_dim(order, dim=-2))
-            old.copy_(new)
+        follow_bases(members, self.refresh)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return rotations on the sides that have bases, as far as these turn with the gradient.
-
-        The first gradient chooses min(m, n) vectors of each. Where the longer side needs two or
-        more beyond them, these are an arbitrary choice and do not turn with it.
-        """
+        """Return rotations on the sides that have bases, as far as these turn with the gradient."""
         if min(m, n) > self.max_side:
             return SIGNED | SIZES_IGNORED
-        turning, fixed = (LEFT, RIGHT_SIGNED) if m < n else (RIGHT, LEFT_SIGNED)
         if max(m, n) > self.max_side:
-            return turning | fixed
-        negated = {Symmetry.LEFT_SIGNS, Symmetry.RIGHT_SIGNS}
-        return ROTATIONS if abs(m - n) <= 1 else turning | (fixed & negated)
+            return LEFT | RIGHT_SIGNED if m < n else RIGHT | LEFT_SIGNED
+        return basis_symmetries(m, n)
 
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""
         return NO_INVARIANTS
 
     def moves(self, m: int, n: int) -> bool:
-        """Return False: the first call sets the bases and returns zero."""
-        return False
+        """Return whether the first call does more than set the bases."""
+        return self.at_once
 
     def __str__(self) -> str:
         return f"Adam in eigenbases that follow every {self.every} steps"
 
 
+def basis_symmetries(m: int, n: int) -> Symmetries:
+    """Return the symmetries of a method in two bases that start from the first gradient.
+
+    That gradient chooses min(m, n) vectors of each. Where the longer side needs two or more beyond
+    them, these are an arbitrary choice and do not turn with it.
+    """
+    turning, fixed = (LEFT, RIGHT_SIGNED) if m < n else (RIGHT, LEFT_SIGNED)
+    negated = {Symmetry.LEFT_SIGNS, Symmetry.RIGHT_SIGNS}
+    return ROTATIONS if abs(m - n) <= 1 else turning | (fixed & negated)
+
+
+def start_bases(members: BatchBuffers) -> None:
+    """Set each basis to the singular vectors of `gradient`, largest singular value first."""
+    G = members[GRADIENT]
+    for side, X in zip(SIDES, (G, G.mT), strict=True):
+        if f"{side}_basis" in members:
+            members[f"{side}_basis"].copy_(starting_basis(X))
+
+
+def follow_bases(members: BatchBuffers, refresh: PowerIteration) -> None:
+    """Refresh each basis by its factor; what is kept in the bases follows.
+
+    A `first_moment` is rotated, exactly. A `second_moment` and eigenvalues have no rotation: they
+    are reordered as the vectors are.
+    """
+    for side in SIDES:
+        if f"{side}_basis" not in members:
+            continue
+        old = members[f"{side}_basis"]
+        new, order = refresh(members[f"{side}_factor"], old)
+        order = order.unsqueeze(-1)  # [b, side, 1], of the old vectors
+        kept = {
+            name: members[name] if side == "left" else members[name].mT
+            for name in ("first_moment", "second_moment")
+            if name in members
+        }
+        if "first_moment" in kept:  # out of the old basis, into the new one
+            kept["first_moment"].copy_(new.mT @ (old @ kept["first_moment"]))
+        kept["second_moment"].copy_(kept["second_moment"].take_along_dim(order, dim=-2))
+        eigenvalues = members.get(f"{side}_eigenvalues")
+        if eigenvalues is not None:
+            eigenvalues.copy_(eigenvalues.take_along_dim(order, dim=-2))
+        old.copy_(new)
+
+
 class Due(Enum):
-    """What the bases of a matrix need in a call."""
+    """Work that the bases of a matrix need in a call."""
 
     START = "start"
     REFRESH = "refresh"
@@ -234,7 +264,7 @@ def for_some(mask: Tensor, change: Callable[[BatchBuffers], None], members: Batc
         change(members)
     elif mask.any():
         chosen = mask.flatten().nonzero().flatten()
-        index = chosen.to(members["gradient"].device, non_blocking=True)
+        index = chosen.to(members[GRADIENT].device, non_blocking=True)
         part = {name: tensor.index_select(0, index) for name, tensor in members.items()}
         change(part)
         for name, tensor in part.items():

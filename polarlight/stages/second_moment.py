@@ -1,4 +1,4 @@
-"""Second moments of the update, one number per row, kept between steps."""
+"""Second moments of the update, per row or per entry, kept between steps."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,8 @@ from polarlight.linalg.matrices import at_least_float32, nonzero
 from polarlight.linalg.properties import (
     NO_INVARIANTS,
     ROWS,
+    SIGNED,
+    SIZES_IGNORED,
     Invariant,
     Invariants,
     Symmetries,
@@ -68,3 +70,50 @@ class RowSecondMoment(Stage):
 
     def __str__(self) -> str:
         return f"row second moment {self.beta2:g}"
+
+
+@registered("EntrySecondMoment", stateful=True, may_differ=("beta2",))
+@dataclass(frozen=True, slots=True)
+class EntrySecondMoment(Stage):
+    """Each entry divided by the root of a running mean of its square.
+
+        v <- beta2 v + (1 - beta2) X o X,        X <- X / sqrt(v)
+
+    Shapes: [..., m, n] -> [..., m, n]. State: `entry_second_moment` [..., m, n]. No bias
+    correction: what follows fixes the overall size.
+
+    Args:
+        beta2: Decay rate, in [0, 1).
+        floor: Least root, as a fraction of its root mean square.
+    """
+
+    beta2: float = 0.95
+    floor: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
+        if not self.floor >= 0:
+            raise ValueError(f"floor must be >= 0, got {self.floor}")
+
+    def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
+        """One number per entry."""
+        return {"entry_second_moment": shape}
+
+    def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
+        """Updates the second moment and divides by its root."""
+        v = buffers["entry_second_moment"]
+        v.lerp_(at_least_float32(X).square().to(v.dtype), 1 - self.beta2)
+        least = self.floor * v.mean(dim=(-2, -1), keepdim=True).sqrt()
+        return (X / nonzero(v.sqrt() + least)).to(X.dtype)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return the declared symmetries."""
+        return SIGNED | SIZES_IGNORED
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return the declared invariants."""
+        return NO_INVARIANTS
+
+    def __str__(self) -> str:
+        return f"entry second moment {self.beta2:g}"

@@ -13,7 +13,7 @@ from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
 from polarlight.linalg.slot import Buffers, Stage
 from polarlight.registry import registered
 from polarlight.stages.adam import check_betas
-from polarlight.stages.factors import GramFactors, live_entries
+from polarlight.stages.factors import SIDES, GramFactors, live_entries
 from polarlight.stages.units import in_units
 
 
@@ -58,20 +58,11 @@ class Shampoo(Stage):
         G, M = in_units(X, buffers["unit"]), buffers["first_moment"]
         M.lerp_(G, 1 - self.betas[0])
         GramFactors(self.betas[1]).update(G, buffers)
-        left, right = (self._power(buffers[f"{side}_factor"]) for side in ("left", "right"))
+        left, right = (
+            factor_power(buffers[f"{side}_factor"], self.exponent, self.floor) for side in SIDES
+        )
         D = left @ M @ right * live_entries(G, buffers)
         return (D * moving(largest_entry(M), buffers[SIZES])).to(X.dtype)
-
-    def _power(self, S: Tensor) -> Tensor:
-        """The power of a positive semidefinite matrix on its range; NaN for a non-finite one."""
-        finite = S.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
-        eigenvalues, Q = symmetric_eigen(torch.where(finite, S, 0.0))
-        floor = self.floor
-        if floor is None:
-            floor = S.shape[-1] * torch.finfo(S.dtype).eps
-        kept = eigenvalues > floor * eigenvalues[..., -1:]
-        powers = torch.where(kept, eigenvalues, 1.0) ** self.exponent * kept
-        return torch.where(finite, (Q * powers.unsqueeze(-2)) @ Q.mT, torch.nan)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""
@@ -83,3 +74,20 @@ class Shampoo(Stage):
 
     def __str__(self) -> str:
         return f"Shampoo, power {self.exponent:g} per side"
+
+
+def factor_power(S: Tensor, exponent: float, floor: float | None = None) -> Tensor:
+    """Return the power of a positive semidefinite matrix on its range; NaN for a non-finite one.
+
+    Args:
+        S: [..., k, k].
+        exponent: The power.
+        floor: Eigenvalues up to this fraction of the largest count as zero. None takes k epsilons.
+    """
+    finite = S.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+    eigenvalues, Q = symmetric_eigen(torch.where(finite, S, 0.0))
+    if floor is None:
+        floor = S.shape[-1] * torch.finfo(S.dtype).eps
+    kept = eigenvalues > floor * eigenvalues[..., -1:]
+    powers = torch.where(kept, eigenvalues, 1.0) ** exponent * kept
+    return torch.where(finite, (Q * powers.unsqueeze(-2)) @ Q.mT, torch.nan)

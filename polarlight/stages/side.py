@@ -17,9 +17,10 @@ from polarlight.linalg.properties import (
 from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
 from polarlight.linalg.slot import Buffers, MatrixMap, Slot, Stage
 from polarlight.lookup import check_object
-from polarlight.registry import registered
+from polarlight.registry import loadable, registered
 
 
+@loadable
 class Side(Enum):
     """Matrices that a row method touches; the others keep the plain map.
 
@@ -82,12 +83,13 @@ class OnSide(Stage):
     """`then` on the matrices that `side` names, long axis as rows; `otherwise` on the rest.
 
     Shapes: [..., m, n] -> [..., m, n]. The buffers of `then` are turned with the matrix, so a
-    per-row buffer lies along the axis that it describes.
+    per-row buffer lies along the axis that it describes. With `Side.WIDE` and one slot for both,
+    the columns of wide matrices are treated, and the rows of all others, square ones included.
     """
 
     side: Side
     then: Slot
-    otherwise: MatrixMap = Identity()
+    otherwise: Slot = Identity()
 
     def __post_init__(self) -> None:
         check_object("side", self.side)
@@ -102,10 +104,10 @@ class OnSide(Stage):
         return then if then == otherwise else dtype
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
-        """Return those of `then`, where it is used."""
+        """Return those of the slot that does the work."""
         m, n = shape[-2:]
         if not self.side.touches(m, n):
-            return {}
+            return self.otherwise.buffer_shapes(shape)
         if m > n:
             return self.then.buffer_shapes(shape)
         turned = self.then.buffer_shapes(_swap(shape))
@@ -115,7 +117,7 @@ class OnSide(Stage):
         """`then` or `otherwise`, by shape."""
         m, n = X.shape[-2:]
         if not self.side.touches(m, n):
-            return self.otherwise(X)
+            return self.otherwise.apply(X, buffers)
         if m > n:
             return self.then.apply(X, buffers)
         return self.then.apply(X.mT, {name: buffer.mT for name, buffer in buffers.items()}).mT
@@ -124,7 +126,7 @@ class OnSide(Stage):
         """Return those rows of the image; not where the long axis are columns."""
         m, n = rows.count(X), X.shape[-1]
         if not self.side.touches(m, n):
-            return self.otherwise.on_rows(X, rows)
+            return self.otherwise.apply_on_rows(X, rows, buffers)
         if m < n:
             raise NeedsAllRowsError(f"{self.side!r} turns {m} x {n} matrices")
         return self.then.apply_on_rows(X, rows, buffers)
@@ -149,7 +151,8 @@ class OnSide(Stage):
 
     def rescales_rows(self, m: int, n: int) -> bool:
         """Return whether the slot that does the work rescales the rows of the matrix itself."""
-        return m > n and self.select(m, n).rescales_rows(m, n)
+        turned = self.side.touches(m, n) and m < n
+        return not turned and self.select(m, n).rescales_rows(m, n)
 
     def invariants(self, m: int, n: int) -> Invariants:
         """Return those of the slot that does the work, as the matrix sees them."""

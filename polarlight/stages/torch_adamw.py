@@ -12,6 +12,9 @@ from polarlight.linalg.matrices import at_least_float32
 
 _FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps", "meta")
 
+LONG_AGO = 2.0**22
+"""Steps after which 1 - beta^t is 1 in float32 for every beta up to 0.999996."""
+
 
 def torch_adamw(
     parameters: list[Tensor],
@@ -22,6 +25,7 @@ def torch_adamw(
     weight_decay: float,
     betas: tuple[float | Tensor, float],
     eps: float,
+    bias_correction: bool = True,
 ) -> None:
     """Do one step through torch's fused kernel where the device has one, foreach elsewhere.
 
@@ -37,7 +41,10 @@ def torch_adamw(
         weight_decay: Decoupled.
         betas: Decay rates of both moments.
         eps: Added to the root of the second moment.
+        bias_correction: Divide the moments by 1 - beta^t; else the kernel counts from long ago,
+            where that is 1.
     """
+    earlier = 0.0 if bias_correction else LONG_AGO
     beta1, beta2 = betas
     compiling = torch.compiler.is_compiling() and found_inf is None
     native = all(map(have_kernels, (parameters, gradients, *(s.values() for s in states))))
@@ -55,6 +62,7 @@ def torch_adamw(
     if isinstance(beta1, Tensor):  # in a graph; torch wants it in the dtype of the moments
         used = [[at_least_float32(x) for x in tensors] for tensors in used]
         beta1 = beta1.to(used[0][0].dtype)
+    steps = [state["step"].add_(earlier) if earlier else state["step"] for state in states]
     weights, means, squares, gradients = (list(x) for x in zip(*used, strict=True))
     adamw(
         weights,
@@ -62,7 +70,7 @@ def torch_adamw(
         means,
         squares,
         [],
-        [state["step"] for state in states],
+        steps,
         foreach=native and not fused,
         fused=fused,
         capturable=compiling or (not native and on_gpu),  # a loop would read `step` back
@@ -75,6 +83,9 @@ def torch_adamw(
         eps=eps,
         maximize=False,
     )
+    if earlier:
+        for step in steps:
+            step.sub_(earlier)
     for owned, results in zip(written, used, strict=True):
         for tensor, result in zip(owned, results, strict=False):
             if result is not tensor:
@@ -102,10 +113,13 @@ def rescaled_moments(
 
 
 def last_direction(
-    state: Mapping[str, Tensor], betas: tuple[float, float], eps: float
+    state: Mapping[str, Tensor],
+    betas: tuple[float, float],
+    eps: float,
+    bias_correction: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return the bias-corrected first moment, and the direction of the last step."""
-    step = state["step"].clamp_min(1)
+    step = state["step"].clamp_min(1) + (0.0 if bias_correction else LONG_AGO)
     mean = state["exp_avg"] / (1 - betas[0] ** step)
     spread = (state["exp_avg_sq"] / (1 - betas[1] ** step)).sqrt()
     return mean, mean / torch.where(spread == 0, 1.0, spread + eps)

@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "CONTRIBUTING.md"
-NAME = "soft_muon"
+NAME = "damped_muon"
 
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="not in the source distribution")
 

@@ -74,7 +74,7 @@ def second_step(name, executor="batched", policy=NonFinite.SKIP, dtype=torch.flo
 
 
 def waits(name):
-    """Whether the host has to know which gradients are finite, to branch on a counter."""
+    """Tell whether the host waits for flags of finite gradients, to branch on a counter."""
     return isinstance(RULES[name], UpdateRule) and counts_on_the_host(RULES[name])
 
 

@@ -112,3 +112,14 @@ def test_every_rule_and_layout(world, dtype, part):
     # A chaotic map multiplies a rounding by its slope, about a thousand: 1.3e-5 in float32.
     sharp = [name for name in RULES if dtype == torch.float64 or "maximal-slope" not in name]
     run(world, compare, sharp[part::6], world, dtype)
+
+
+READ_THE_GRADIENT = ["muon_squared", "soap_muon", "sink_soap"]
+
+
+def reading(rank):
+    compare(rank, READ_THE_GRADIENT, 2, torch.float64)
+
+
+def test_rules_that_read_the_gradient_on_two_processes():
+    run(2, reading)

@@ -133,7 +133,7 @@ def some(rank):
         experts_and_dense(rank)
 
 
-def test_two_meshes_of_equal_ranks_and_shape_are_told_apart():
+def test_two_meshes_of_equal_ranks_and_shape_have_different_keys():
     run(4, some)
 
 

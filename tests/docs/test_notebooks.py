@@ -15,7 +15,7 @@ def cells(notebook, kind):
     return ["".join(cell["source"]) for cell in found if cell["cell_type"] == kind]
 
 
-def test_there_are_notebooks():
+def test_the_folder_has_notebooks():
     assert len(NOTEBOOKS) >= 2
 
 

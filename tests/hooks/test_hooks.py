@@ -17,6 +17,7 @@ from polarlight.hooks import (
     clip_queries_and_keys,
     couple_decay_to_schedule,
 )
+from tests.matrices import gaussian
 
 HOOKS = [CautiousDecay(0.5), HyperBall(), UpdateFloor(0.35), CentreRouter()]
 
@@ -90,6 +91,22 @@ def test_the_hyperball_keeps_norms_and_steps_a_part_of_them(make):
             torch.testing.assert_close(after[name].norm(), W.norm())
             # a step of 0.1 |W| drawn back to the sphere: at most that long, at least its tangent
             assert 0 < (after[name] - W).norm() < 0.1001 * W.norm()
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: type(hook).__name__)
+def test_a_hook_on_a_vector_treats_it_as_one_matrix(hook):
+    """A pattern such as `layers.*` chooses biases too: one row, or one column of a router."""
+    vector, matrix = (gaussian(6, seed=1, dtype=torch.float32) for _ in "ab")
+    results = []
+    for shape in ((6,), (6, 1) if isinstance(hook, CentreRouter) else (1, 6)):
+        w = nn.Parameter(vector.reshape(shape).clone())
+        optimizer = polarlight.SpectralOptimizer([w], lr=0.1, rule=polarlight.rules.AdamWRule())
+        attach(optimizer, hook, where=lambda name, p: True)
+        w.grad = matrix.reshape(shape).square()
+        optimizer.step()
+        results.append(w.detach().flatten())
+    torch.testing.assert_close(*results)
+    assert not torch.equal(results[0], vector)
 
 
 def test_cautious_decay_acts_where_the_step_shrinks_an_entry():

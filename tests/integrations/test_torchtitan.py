@@ -35,8 +35,8 @@ with warnings.catch_warnings():
     from torchtitan.distributed.fsdp import apply_fsdp_to_decoder
     from torchtitan.models.common.attention import ScaledDotProductAttention
 
-    from polarlight.integrations import titan_recipe
     from polarlight.integrations.torchtitan import PolarlightOptimizers
+    from polarlight.lab.train import titan_recipe
 
 LR = {"lr": 0.02, "weight_decay": 0.01, "aux_lr": 3e-3}
 
@@ -239,7 +239,7 @@ def test_trained_on_two_processes_and_resumed_on_three_and_on_one(tmp_path):
 
 
 def test_the_recipe_loads_as_torchtitan_loads_it_and_builds_on_meta():
-    at = ["--module", "polarlight.integrations.titan_recipe", "--config", "aurora_1b"]
+    at = ["--module", "polarlight.lab.train.titan_recipe", "--config", "aurora_1b"]
     tokenizer = ["--hf_assets_path", str(EXAMPLES)]
     config = ConfigManager().parse_args([*at, *tokenizer, "--training.local_batch_size", "4"])
     assert config.training.local_batch_size == 4

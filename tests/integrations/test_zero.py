@@ -69,7 +69,7 @@ def check_plain_wrapper(rank):
     wrapped = around(model, ZeroRedundancyOptimizer)
     steps(model, wrapped, 0)
     assert equal(model, alone(2)[0])
-    state = consolidated(rank, wrapped)
+    state = through_a_file(consolidated(rank, wrapped))
     optimizer = polarlight.SpectralOptimizer(groups(model))
     optimizer.load_state_dict(state)
     steps(model, optimizer, 2)
@@ -103,11 +103,11 @@ def check_state_of_one_process(rank):
     assert equal(model, alone(4)[0])
 
 
-def test_state_of_torchs_wrapper_loads_into_a_plain_optimizer_one_process():
+def test_state_of_torchs_wrapper_loads_with_weights_only_one_process():
     run(1, check_plain_wrapper)
 
 
-def test_state_of_torchs_wrapper_loads_into_a_plain_optimizer_two_processes():
+def test_state_of_torchs_wrapper_loads_with_weights_only_two_processes():
     run(2, check_plain_wrapper)
 
 

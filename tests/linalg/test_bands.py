@@ -134,7 +134,7 @@ def test_no_engine_leaves_its_band_in_a_long_search(engine, dtype, rounds):
     ],
     ids=str,
 )
-def test_what_a_band_promises(engine, low, high):
+def test_bands_hold_at_both_ends(engine, low, high):
     """Written down apart from the engine, so that no wider one goes unnoticed; for 33 x 20."""
     band = band_of(engine, (33, 20))
     assert low < band.low < band.high < high

@@ -28,7 +28,7 @@ ENGINES = [
 @pytest.mark.parametrize("engine", ENGINES, ids=str)
 @pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "static"])
 def test_an_engine_compiles_to_one_graph(engine, dynamic):
-    """Its choice of a form, and its plan, depend on sizes: they are constants of the graph.
+    """An engine's form and plan depend on sizes, which are constants of the graph.
 
     300 x 80 takes the Gram form and reduces QDWH to a triangular factor; the others do not.
     """

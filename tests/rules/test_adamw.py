@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight import Role
+from polarlight import Role, SpectralOptimizer
 from polarlight.rules import AdamWRule
 from polarlight.stages import torch_adamw
 from tests.matrices import SHAPES, gaussian
@@ -188,3 +188,18 @@ def test_the_observed_mean_is_the_bias_corrected_one(steps):
     mean, direction = rule.momentum_and_direction(state, 0.6)
     torch.testing.assert_close(mean, torch.ones_like(p), rtol=1e-6, atol=0)
     torch.testing.assert_close(direction, torch.ones_like(p), rtol=1e-6, atol=0)
+
+
+def test_without_bias_correction_the_first_steps_are_longer():
+    """The oracle: w = 1, gradients 2 and -1, lr 0.01, betas 0.8 and 0.99."""
+    p = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    rule = AdamWRule(beta2=0.99, bias_correction=False)
+    optimizer = SpectralOptimizer([p], lr=0.01, momentum=0.8, rule=rule)
+    for g in (2.0, -1.0):
+        p.grad = torch.full_like(p, g)
+        optimizer.step()
+    assert p.item() == pytest.approx(0.974611841, abs=1e-9)
+    assert optimizer.state[p]["step"].item() == 2
+    M, U = rule.momentum_and_direction(optimizer.state[p], 0.8)
+    assert M.item() == pytest.approx(0.8 * 0.4 - 0.2)
+    assert U.item() == pytest.approx(M.item() / (0.99 * 0.04 + 0.01) ** 0.5)

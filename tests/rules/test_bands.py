@@ -13,8 +13,11 @@ from polarlight.rules.aurora_exact import ExactBalanced
 from polarlight.rules.aurora_paper import FeedbackPolar
 from polarlight.rules.aurora_release import BalancedPolar
 from polarlight.rules.aurora_warm import WarmPolar
+from polarlight.rules.kl_soap import kl_soap
 from polarlight.rules.riemannian_aurora import RiemannianPolar
+from polarlight.rules.soap import soap
 from polarlight.stages.eigenbasis import PowerIteration, starting_basis
+from polarlight.stages.shampoo import Shampoo
 
 BF16, FP32, FP64 = torch.bfloat16, torch.float32, torch.float64
 TALL = ((9, 3), (33, 20), (12, 11))
@@ -85,17 +88,89 @@ def test_an_exact_power_ends_at_its_floor(exponent):
     assert found < highest * (1 + 1e-5)
 
 
+def zeros(stage, M):
+    return {k: torch.zeros(size, dtype=M.dtype) for k, size in stage.buffer_shapes(M.shape).items()}
+
+
+def sequence(M):
+    """A matrix, its mirror image, the matrix again, and it upside down and a thousandth of that."""
+    return M, M.flip(-1), M, 1e-3 * M.flip(-2)
+
+
+def defect(Q):
+    """Return |Q'Q - I|_2."""
+    Q = Q.double()
+    return largest(Q.mT @ Q - torch.eye(Q.shape[-1], dtype=FP64))
+
+
+def defect_of_iteration(M):
+    """That of SOAP's bases: at the start, and after three steps of the power iteration."""
+    Q, S = starting_basis(M), M @ M.mT
+    for _ in range(3):
+        Q, _ = PowerIteration()(S, Q)
+    return torch.maximum(defect(starting_basis(M)), defect(Q))
+
+
+def defect_after(rule):
+    """That of both bases of a rule, after a sequence of gradients."""
+
+    def score(M):
+        buffers = zeros(rule.map, M)
+        for G in sequence(M):
+            rule.map(G, buffers)
+        return torch.maximum(defect(buffers["left_basis"]), defect(buffers["right_basis"]))
+
+    return score
+
+
+BASES = {
+    "iteration": defect_of_iteration,
+    "soap": defect_after(soap(every=1)),
+    "kl_soap": defect_after(kl_soap()),
+    "kl_soap, every 2": defect_after(kl_soap(every=2)),
+}
+
+
 @pytest.mark.parametrize("dtype", [FP32, FP64], ids=str)
-def test_bases_are_orthonormal_for_any_factor(dtype):
-    """SOAP's: at the start, and after three steps of the power iteration."""
+@pytest.mark.parametrize("name", BASES)
+def test_bases_are_orthonormal_whatever_the_factor(name, dtype):
+    """A search finds 11 epsilons."""
+    few = {"count": 32, "rounds": 3} if name == "iteration" else {"count": 4, "rounds": 1}
+    assert worst(BASES[name], TALL, dtype, **few) < 40 * torch.finfo(dtype).eps
 
-    def defect(M):
-        Q, S = starting_basis(M), M @ M.mT
-        for _ in range(3):
-            Q, _ = PowerIteration()(S, Q)
-        bases = torch.stack([starting_basis(M), Q]).double()
-        unit = torch.eye(Q.shape[-1], dtype=FP64)
-        return largest(bases.mT @ bases - unit).amax(dim=0)
 
-    found = worst(defect, TALL, dtype, 32, 3)
-    assert found < 40 * torch.finfo(dtype).eps
+def shampoo(betas, gradients):
+    """Return the largest singular value of the last direction of a sequence."""
+    stage = Shampoo(betas)
+
+    def score(M):
+        buffers = zeros(stage, M)
+        for G in gradients(M):
+            D = stage(G, buffers)
+        return largest(D)
+
+    return score
+
+
+SHAMPOO = {
+    "without memory": (shampoo((0.0, 0.0), lambda M: (M,)), 1.08),
+    "with memory": (shampoo((0.95, 0.95), sequence), 1.0),
+}
+"""Without memory the direction is the polar factor, from factors that see half of the digits. With
+equal decay rates M M' <= L and M' M <= R, so that L^(-1/4) M R^(-1/4) has norm 1 at most."""
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP64], ids=str)
+@pytest.mark.parametrize("name", SHAMPOO)
+def test_shampoo_stretches_nothing(name, dtype):
+    score, bound = SHAMPOO[name]
+    assert worst(score, TALL, dtype, count=8, rounds=2) < bound
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [FP32, FP64], ids=str)
+@pytest.mark.parametrize("name", [*BASES, *SHAMPOO])
+def test_bases_and_shampoo_in_a_long_search(name, dtype):
+    bases = (BASES.get(name), 40 * torch.finfo(dtype).eps)
+    score, bound = SHAMPOO.get(name, bases)
+    assert worst(score, TALL, dtype, count=128, rounds=20) < bound

@@ -6,10 +6,9 @@ A sink is called with a step and records by name. Sinks of other services import
 clients on use.
 """
 
-from polarlight.diagnostics.sinks.jsonl import JsonLines, read_json_lines
+from polarlight.diagnostics.sinks.files import JsonLines, TensorBoard, read_json_lines
 from polarlight.diagnostics.sinks.records import flat, several
 from polarlight.diagnostics.sinks.runs import RunLog, trackio, wandb
-from polarlight.diagnostics.sinks.tensorboard import TensorBoard
 
 __all__ = [
     "JsonLines",

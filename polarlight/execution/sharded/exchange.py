@@ -230,7 +230,7 @@ def run_rounds(groups: Groups, rounds: Iterable[tuple[Axes, list[Broadcast]]], v
 def _start_round(
     groups: Groups, axes: Axes, broadcasts: Sequence[Broadcast], view: View
 ) -> list[tuple[Broadcast, Tensor, object]]:
-    """Start the broadcasts of one round."""
+    """Start the broadcasts of one round; return each with its packed message and handle."""
     mesh, group = groups.mesh, groups.copies(axes).group
     started = []
     for broadcast in broadcasts:

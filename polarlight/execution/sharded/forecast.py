@@ -19,6 +19,7 @@ from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.plan import Options, Plan
 from polarlight.execution.sharded.specs import MATRIX, ParamSpec
 from polarlight.execution.sharded.traffic import traffic
+from polarlight.linalg.slot import GRADIENT
 from polarlight.rule import HOST_COUNTER, UpdateRule
 from polarlight.view import MatrixView, Whole
 
@@ -81,6 +82,8 @@ def _param_spec(
     buffers.pop(HOST_COUNTER, None)
     layouts = {MATRIX: layout} | {n: layout.for_buffer(b.shape) for n, b in buffers.items()}
     dtypes = {MATRIX: p.dtype} | {n: b.dtype for n, b in buffers.items()}
+    if rule.reads_gradient(view.shapes(p.shape)):
+        layouts[GRADIENT], dtypes[GRADIENT] = layout, p.dtype
     return ParamSpec(name, rule, view, layouts, dtypes)
 
 
@@ -176,7 +179,7 @@ def summary(plan: Plan) -> Summary:
 
 
 def _format_bytes(count: float) -> str:
-    """Format a number of bytes with its unit."""
+    """Format a number of bytes in decimal units, B to TB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             break

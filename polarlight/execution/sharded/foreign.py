@@ -1,4 +1,4 @@
-"""Parameters of engines that tell PyTorch nothing of their shards: refused, with the way out.
+"""Parameters of engines that tell PyTorch nothing of their shards: refused, with the fix.
 
 A polar factor of a shard is no shard of the polar factor. A DTensor says what it is a shard of. The
 engines here leave plain tensors with an attribute of their own, which is read and never written.
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from polarlight.execution.sharded import collectives
 
-Named = Iterable[tuple[str, Tensor]]
+NamedParams = Iterable[tuple[str, Tensor]]
 """(name, parameter) pairs."""
 
 
-def refuse_flattened(params: Named) -> None:
+def refuse_flattened(params: NamedParams) -> None:
     """Raise ValueError if FSDP1 flattened the parameters, so that no matrix is left.
 
     Parameters that it leaves whole (`NO_SHARD`) keep their shapes, and pass.
@@ -32,7 +32,7 @@ def refuse_flattened(params: Named) -> None:
     )
 
 
-def refuse_tensor_parallel(params: Named) -> None:
+def refuse_tensor_parallel(params: NamedParams) -> None:
     """Raise ValueError if a matrix is a shard of Megatron's tensor parallelism.
 
     Megatron marks its layers on one process as well; there, and where its state tells a size of 1,

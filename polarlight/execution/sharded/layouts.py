@@ -66,7 +66,7 @@ class Layout:
     def coordinates_of(
         self, ranges: Sequence[tuple[int, int]], *, whole: bool
     ) -> list[CoordinatePattern]:
-        """Return coordinates that hold all (or, without `whole`, any) indices of the ranges.
+        """Return coordinates that hold all (without `whole`, any) indices from first through last.
 
         Args:
             ranges: First and last index per dimension of the tensor.

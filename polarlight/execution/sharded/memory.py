@@ -74,7 +74,7 @@ def _hops(schedule: ProcessSchedule, axes: Axes, exchange: Exchange, gather: boo
 
 
 def _in_flight(exchanges: Iterable[Exchange]) -> int:
-    """Return the bytes of what exchanges send and receive; the larger one of two hops."""
+    """Return bytes of exchanges in flight: own sends and receives, or twice the relayed."""
     total = 0
     for exchange in exchanges:
         ends = _bytes_of(exchange.outgoing.values()) + _bytes_of(exchange.incoming.values())
@@ -84,7 +84,7 @@ def _in_flight(exchanges: Iterable[Exchange]) -> int:
 
 
 def _assembled_bytes(schedule: ProcessSchedule, bucket: Bucket) -> int:
-    """Return the bytes of the matrices that are put together on this process."""
+    """Return the bytes of matrices and buffers that are assembled here, without directions."""
     plan = schedule.plan
     numbers = [n for n in bucket.matrices if n not in bucket.local]
     return sum(plan.bytes_of(plan.matrices[n]) for n in numbers)

@@ -171,7 +171,7 @@ class Plan:
 
     @cached_property
     def buckets(self) -> list[list[int]]:
-        """Numbers of the matrices that are gathered, computed and scattered at the same time.
+        """Numbers of the matrices per bucket: `bucket_bytes` of each owner, local ones first.
 
         In each owner's queue, matrices that it holds in full come first: there is something to
         compute while the others are received. Larger ones come before smaller ones.

@@ -13,6 +13,7 @@ from polarlight.execution.sharded.layouts import Intervals
 from polarlight.execution.sharded.plan import Plan
 from polarlight.execution.sharded.regions import Segment, overlap, segments
 from polarlight.execution.sharded.topology import Axes
+from polarlight.linalg.slot import GRADIENT
 
 ALIGNMENT = 8
 """Bytes to a multiple of which a message is filled: fragments of any dtype start aligned."""
@@ -164,7 +165,7 @@ class ProcessSchedule:
             axes, owner = plan.axes_of(number), plan.owners[number]
             if plan.in_one_copy(axes, rank, owner):
                 self._add_exchanges(bucket, number)
-            if axes and (fragments := list(self._all_fragments(number, rank))):
+            if axes and (fragments := list(self._written(number, rank))):
                 source = plan.holder_in_copy_of(owner, axes, rank)
                 spread.setdefault(axes, {}).setdefault(source, []).extend(fragments)
         for exchange in (*bucket.gather.values(), *bucket.scatter.values()):
@@ -256,13 +257,19 @@ class ProcessSchedule:
         for name in matrix.blocks:
             layout = plan.params[matrix.param].layouts[name]
             here = layout.copy_index(plan.coordinates[peer])
-            if not gather or here == layout.copy_index(owner):
+            if gather and here == layout.copy_index(owner):
+                yield name
+            if not gather and name != GRADIENT:  # which is read, never changed
                 yield name
 
     def _all_fragments(self, number: int, rank: int) -> Iterator[Fragment]:
         """Yield the fragments of a matrix and its buffers that a process holds."""
         for name in self.plan.matrices[number].blocks:
             yield from self._of(number, name, rank)
+
+    def _written(self, number: int, rank: int) -> Iterator[Fragment]:
+        """Yield those of tensors that a step writes: all but the gradient."""
+        return (f for f in self._all_fragments(number, rank) if f.name != GRADIENT)
 
     def _of(self, number: int, name: str, rank: int) -> Iterator[Fragment]:
         """Yield the fragments of one tensor that a process holds."""

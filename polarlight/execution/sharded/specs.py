@@ -1,6 +1,6 @@
 """Specification of parameters and of their matrices, as plans see them: shapes, layouts, dtypes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -13,6 +13,7 @@ from polarlight.execution.param_task import Member, is_sharded
 from polarlight.execution.sharded.collectives import ProcessMesh, layout_of, replicated_layout
 from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.regions import Block, batch_block, split_view, vector_block
+from polarlight.linalg.slot import GRADIENT
 from polarlight.registry import stable_text
 from polarlight.rule import HOST_COUNTER, UpdateRule
 from polarlight.view import MatrixView
@@ -52,11 +53,15 @@ def _rule_text(rule: UpdateRule) -> str:
 
 
 def device_buffers(member: Member) -> dict[str, Tensor]:
-    """Return the buffers that are sent with a parameter's matrices: all but the host counter."""
+    """Return the buffers that are sent with a parameter's matrices: all but the host counter.
+
+    The gradient is one of them in a step where the rule reads it, and the member has it.
+    """
     assert isinstance(member.rule, UpdateRule)
     parts = member.view.shapes(member.parameter.shape)
     names = dict.fromkeys(name for shape in parts for name in member.rule.buffer_shapes(shape))
-    return {name: member.state[name] for name in names if name != HOST_COUNTER}
+    kept = (name for name in names if name != HOST_COUNTER)
+    return {name: member.state[name] for name in kept if name != GRADIENT or name in member.state}
 
 
 def param_spec(member: Member, mesh: ProcessMesh, dtype: torch.dtype | None = None) -> ParamSpec:
@@ -75,6 +80,8 @@ def param_spec(member: Member, mesh: ProcessMesh, dtype: torch.dtype | None = No
         for name, x in tensors.items()
     }
     dtypes = {name: x.dtype for name, x in tensors.items()} | {MATRIX: dtype or p.dtype}
+    if GRADIENT not in layouts and rule.reads_gradient(member.view.shapes(p.shape)):
+        layouts[GRADIENT], dtypes[GRADIENT] = layouts[MATRIX], p.dtype
     return ParamSpec(member.name, rule, member.view, layouts, dtypes)
 
 
@@ -106,20 +113,15 @@ def matrix_specs(number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
         raise ValueError(f"{spec.name}: {error}; only one process can hold it") from None
     parts = spec.view.shapes(shape)
     batch_dims = len(shared_batch(spec.view, shape))
-    # With several parts, the buffers of a name are concatenated in one vector: `offsets` has the
-    # first entry of each part in it.
-    offsets: list[dict[str, int]] = []
-    taken: dict[str, int] = {}
-    for part in parts:
-        offsets.append(dict(taken))
-        for name, buffer in spec.rule.buffer_shapes(part).items():
-            taken[name] = taken.get(name, 0) + buffer[batch_dims:].numel()
+    offsets = _offsets(spec.rule, parts, batch_dims)
     for position in positions:
         blocks, shapes = {MATRIX: position.block}, {MATRIX: position.block.size}
         buffer_shapes = spec.rule.buffer_shapes(torch.Size(position.block.size))
         for name, (p, q) in buffer_shapes.items():
             shapes[name] = (p, q)
-            if len(parts) == 1:  # a buffer [*batch, p, q]
+            if name == GRADIENT:  # laid out as the momentum
+                blocks[name] = position.block
+            elif len(parts) == 1:  # a buffer [*batch, p, q]
                 blocks[name] = batch_block(position.index, (p, q))
             else:  # a vector [*batch, n] per expert, or one vector [n] for all matrices
                 batch_index = position.index if batch_dims else ()
@@ -128,3 +130,19 @@ def matrix_specs(number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
                 blocks[name] = vector_block(batch_index, start, p * q)
         counter = blocks.pop(HOST_COUNTER, None)
         yield MatrixSpec(number, blocks, shapes, counter)
+
+
+def _offsets(
+    rule: UpdateRule, parts: Iterable[torch.Size], batch_dims: int
+) -> list[dict[str, int]]:
+    """Return the first entry of each part in the vector of each buffer, by name.
+
+    With several parts, the buffers of a name are concatenated in one vector.
+    """
+    offsets: list[dict[str, int]] = []
+    taken: dict[str, int] = {}
+    for part in parts:
+        offsets.append(dict(taken))
+        for name, buffer in rule.buffer_shapes(part).items():
+            taken[name] = taken.get(name, 0) + buffer[batch_dims:].numel()
+    return offsets

@@ -17,6 +17,7 @@ from polarlight.execution.sharded.exchange import Groups, Transfer, run_rounds
 from polarlight.execution.sharded.regions import segments
 from polarlight.execution.sharded.schedule import Bucket, Fragment, ProcessSchedule
 from polarlight.execution.sharded.specs import MATRIX, device_buffers
+from polarlight.linalg.slot import GRADIENT
 from polarlight.rule import HOST_COUNTER
 
 PREFETCH = 1
@@ -116,7 +117,9 @@ class ShardedStep:
             self.directions[number].copy_(D[k] if many else D)
             for name, x in inputs.items():
                 own = x[k] if many else x
-                if own is not shards[k][name]:  # a copy: stacked, or on the mesh's device
+                if (
+                    name != GRADIENT and own is not shards[k][name]
+                ):  # a copy: stacked, or on the mesh's device
                     shards[k][name].copy_(own)
 
     def _start_gather(self, bucket: Bucket) -> list[Transfer]:
@@ -164,6 +167,8 @@ class ShardedStep:
             if number in bucket.local:
                 self._store_local(number)
         for fragment in bucket.own_fragments:
+            if fragment.name == GRADIENT:  # read, never changed
+                continue
             self._output_view(fragment).copy_(self._block_view(fragment))
 
     def _load_local(self, number: int) -> None:
@@ -180,7 +185,7 @@ class ShardedStep:
         for fragment in self._local_fragments(number):
             output = self._output_view(fragment)
             copied = output.device != self.blocks[number, fragment.name].device
-            if fragment.name == MATRIX or copied:
+            if fragment.name == MATRIX or (copied and fragment.name != GRADIENT):
                 output.copy_(self._block_view(fragment))
 
     def _local_fragments(self, number: int) -> Iterator[Fragment]:
@@ -198,13 +203,19 @@ class ShardedStep:
         matrix = self.matrices[number]
         task, block = self.tasks[matrix.param], matrix.blocks[MATRIX]
         m, n = block.size
-        M = self.blocks[number, MATRIX]
-        M = M.reshape(n, m).mT if block.transposed else M.reshape(m, n)  # [m, n]
+
+        def as_matrix(name: str) -> Tensor:
+            X = self.blocks[number, name]
+            return X.reshape(n, m).mT if block.transposed else X.reshape(m, n)
+
+        M = as_matrix(MATRIX)  # [m, n]
         buffers = {
             name: self.blocks[number, name].view(shape)  # [p, q], as the rule's stages ask
             for name, shape in matrix.shapes.items()
-            if name not in (MATRIX, HOST_COUNTER)
+            if name not in (MATRIX, GRADIENT, HOST_COUNTER)
         }
+        if GRADIENT in matrix.shapes:
+            buffers[GRADIENT] = as_matrix(GRADIENT)
         if matrix.counter is not None:
             # A copy: every process advances the counter itself, at the end of the step.
             index = tuple(

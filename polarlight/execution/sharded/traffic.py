@@ -7,11 +7,12 @@ from polarlight.execution.sharded.layouts import Coordinate, Layout
 from polarlight.execution.sharded.plan import Plan
 from polarlight.execution.sharded.regions import Block, overlap
 from polarlight.execution.sharded.topology import Axes
+from polarlight.linalg.slot import GRADIENT
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What one process sends and receives in a step; data that stays on it is not counted.
+    """Bytes that one process sends and receives in a step; local data is not counted.
 
     Attributes:
         sent: Bytes sent, those passed on for others included.
@@ -82,6 +83,8 @@ def _amounts(plan: Plan, number: int, known: Entries) -> Amounts:
         owner_copy = layout.copy_index(plan.coordinates[owner])
         gathers = itemsize * plan.gathered[number]
         scatters = itemsize * plan.returned[number] if not plan.axes_of(number) else itemsize
+        if name == GRADIENT:  # read, never changed
+            scatters = 0
         for rank, entries, copy in known[layout, block]:
             gathered, scattered = found.get(rank, (0, 0))
             gathered += entries * gathers if copy == owner_copy else 0

@@ -7,11 +7,12 @@ read in the singular basis of the input, where an exact polar factor is the iden
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from polarlight.linalg.band import Band
 from polarlight.linalg.cost import counted
 
 THRESHOLDS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -23,6 +24,9 @@ class Engine(Protocol):
 
     def __call__(self, M: Tensor, /) -> Tensor:
         """Return the polar factor of M, [..., m, n] -> [..., m, n]."""
+
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device, /) -> Band:
+        """Return the singular values that come out of m x n matrices of `dtype`."""
 
 
 def _logspace(condition: float) -> Callable[[int], Tensor]:
@@ -77,13 +81,31 @@ class Case:
         return self.spectrum + (", one zero row" if self.zero_row else "")
 
 
-def measure(engine: Engine, M: Tensor, rank: int) -> dict[str, Any]:
-    """Measure the output of an engine for M, as JSON types.
+class Sample(NamedTuple):
+    """Matrix for an engine, with its float64 decomposition.
 
-    Args:
-        engine: The polar method.
+    Attributes:
         M: The input in the dtype it is to be given in, [m, n].
         rank: Its rank before it was rounded to that dtype; what rounding adds is not to be mapped.
+        U: Left singular vectors, [m, k].
+        S: Singular values, [k].
+        Vh: Right singular vectors, [k, n].
+    """
+
+    M: Tensor
+    rank: int
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+
+    @classmethod
+    def of(cls, M: Tensor, rank: int) -> "Sample":
+        """Decompose M."""
+        return cls(M, rank, *torch.linalg.svd(M.double(), full_matrices=False))
+
+
+def measure(engine: Engine, sample: Sample) -> dict[str, Any]:
+    """Measure the output of an engine for a sample, as JSON types.
 
     Returns:
         `bands`: least and greatest output singular value (diagonal in the input's basis) for inputs
@@ -91,7 +113,7 @@ def measure(engine: Engine, M: Tensor, rank: int) -> dict[str, Any]:
         the short side. `direction`: Frobenius norm of the part off that diagonal. `error`: |X -
         polar(M)|_F. The last three over sqrt(rank). `flops`, counted as it runs.
     """
-    U, S, Vh = torch.linalg.svd(M.double(), full_matrices=False)
+    M, rank, U, S, Vh = sample
     relative = S / S.norm()
     kept = (torch.arange(len(S)) < rank).double()
     X = engine(M).double()

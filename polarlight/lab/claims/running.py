@@ -40,7 +40,7 @@ FURTHER = 2
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where and how claims are run.
+    """Folder, devices and changes with which claims are run.
 
     Attributes:
         out: Folder of all runs and results.
@@ -70,7 +70,7 @@ class Setting:
 def run_claim(
     claim: Claim, setting: Setting, tell: Callable[[str], None] = lambda words: None
 ) -> dict[str, Any]:
-    """Trains what is missing and returns the result, which is also written to `NAME.json`.
+    """Train the missing runs and return the result, also written to `NAME.json`.
 
     Args:
         claim: The claim, as registered.
@@ -221,7 +221,7 @@ def record_of(
 
 
 def _watch(run: Run, arm: Arm) -> None:
-    """Adds the probes of a run; columns and activations as often as its own neurons."""
+    """Add a run's probes; columns and activations as often as its own neurons."""
     every = run.plan.neurons_every
     activations = JsonLines(run.folder / measures.ACTIVATIONS)
     if not run.model.config.is_mixture:

@@ -1,6 +1,5 @@
 """Commands `polarlight accuracy` and `polarlight plot-schedule`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,17 +10,15 @@ import typer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.progress import track
-from rich.table import Table
-from torch import Tensor
+from rich.table import Column, Table
 
-from polarlight.lab.accuracy.adversarial import SHAPES, largest, search
-from polarlight.lab.accuracy.spectra import SPECTRA, Case, Engine, measure
+from polarlight.lab.accuracy.record import Budget, Entry, measured
+from polarlight.lab.accuracy.spectra import THRESHOLDS
 from polarlight.lab.commands import options
 from polarlight.lab.commands.console import console, say
-from polarlight.lab.commands.registry import SCHEDULES, choose, engines
+from polarlight.lab.commands.registry import SCHEDULES, choose, engines, unbounded
 from polarlight.lab.report.engine_pictures import error_figure, schedule_figure
-
-Record = dict[str, Any]
+from polarlight.lab.train.environment import hardware, versions
 
 
 def plot_schedule(
@@ -61,98 +58,85 @@ def accuracy(
     matrices: Annotated[
         int, typer.Option("--search", help="Matrices per family and shape of the search.")
     ] = 64,
+    rounds: Annotated[int, typer.Option(help="Steps of the climb of the search.")] = 30,
+    large: Annotated[bool, typer.Option("--large", help="Search up to 128 x 128 too.")] = False,
     out: Annotated[
         Path,
         typer.Option(help="Folder of accuracy.json, .md and .png.", callback=options.new_folder),
     ] = Path("accuracy"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the record in --out.")] = False,
 ) -> None:
     """Measure every engine against the float64 singular value decomposition.
 
     Spectra from flat to condition 1e7, rank deficient, one zero row; shapes square, 4:1, 1:4, 30:1.
     For each: the band of output singular values, orthogonality, direction error, flops. Then search
-    small matrices of thirteen families for the largest output singular value.
+    matrices of thirteen families for the largest output singular value, and for the least one of
+    those that the engine promises to lift. Stop with Ctrl-C; run the same command again to resume.
     """
     if size < 4:
         raise ValueError(f"--size must be >= 4, got {size}")
     if matrices < 1:
         raise ValueError(f"--search must be >= 1, got {matrices}")
-    chosen = choose(names, engines(), "engine")
-    records = measure_all(chosen, size)
-    stretched = search_all(chosen, matrices)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "accuracy.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
-    _save(error_figure(*worst_errors(records)), out / "accuracy.png")
-    heads, rows = bands(records, stretched)
+    if rounds < 0:
+        raise ValueError(f"--rounds must be >= 0, got {rounds}")
+    chosen = choose(names, engines() | unbounded(), "engine")
+    record = out / "accuracy.json"
+    if fresh:
+        record.unlink(missing_ok=True)
+    machine = hardware(torch.device("cpu")) | versions()
+    follow = partial(track, description="measuring", console=console)
+    budget = Budget(size, matrices, rounds, large)
+    entries = measured(chosen, budget, machine, record, follow)
+    _save(error_figure(*worst_errors(entries)), out / "accuracy.png")
+    heads, rows = bands(entries)
     (out / "accuracy.md").write_text(markdown(heads, rows), encoding="utf-8")
-    table = Table(*heads)
+    table = Table(Column(heads[0], no_wrap=True), *heads[1:])
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    say(", ".join(f"{name}: {value}" for name, value in machine.items()))
     say("\n".join(f"{out / name}" for name in ("accuracy.json", "accuracy.md", "accuracy.png")))
 
 
-def measure_all(chosen: Mapping[str, Engine], size: int) -> list[Record]:
-    """Measure every engine on every spectrum and shape; return one record each."""
-    shapes = {"square": (size, size), "4:1": (4 * size, size), "1:4": (size, 4 * size)}
-    shapes["30:1"] = (30 * size, size)
-    cases = [
-        (name, Case(spectrum, shape, zero_row))
-        for name, shape in shapes.items()
-        for spectrum, zero_row in [*((s, False) for s in SPECTRA), ("condition 1e3", True)]
-    ]
-    records = []
-    for shape, case in track(cases, description="measuring", console=console):
-        M = case.matrix()
-        for name, engine in chosen.items():
-            about = {"engine": name, "case": str(case), "shape": shape, "size": list(M.shape)}
-            records.append(about | measure(engine, M.to(_given(name)), case.rank))
-    return records
-
-
-def worst_errors(records: Sequence[Record]) -> tuple[list[str], list[str], list[list[float]]]:
+def worst_errors(
+    entries: Mapping[str, Entry],
+) -> tuple[list[str], list[str], list[list[float]]]:
     """Return engines, cases, and the worst error over the shapes of each pair."""
-    names = list(dict.fromkeys(r["engine"] for r in records))
-    cases = list(dict.fromkeys(r["case"] for r in records))
-    worst = {(n, c): 0.0 for n in names for c in cases}
-    for r in records:
-        key = r["engine"], r["case"]
-        worst[key] = max(worst[key], r["error"])
-    return names, cases, [[worst[n, c] for c in cases] for n in names]
+    cases = list(dict.fromkeys(c["case"] for e in entries.values() for c in e["cases"]))
+    errors = [[_worst(entry, case, "error") for case in cases] for entry in entries.values()]
+    return list(entries), cases, errors
 
 
-def search_all(chosen: Mapping[str, Engine], matrices: int) -> dict[str, float]:
-    """Return the largest singular value that a search finds for each engine."""
-    found = {}
-    for name, engine in track(chosen.items(), description="searching", console=console):
-        score = partial(_stretched, engine)
-        dtype = _given(name)
-        worst = (search(score, shape, count=matrices, dtype=dtype) for shape in SHAPES)
-        found[name] = max(w.score for w in worst)
-    return found
+def _worst(entry: Entry, case: str, measure: str) -> float:
+    """Return the largest value of a measure over the shapes of a case."""
+    return max(float(c[measure]) for c in entry["cases"] if c["case"] == case)
 
 
-def _stretched(engine: Engine, M: Tensor) -> Tensor:
-    return largest(engine(M))
-
-
-def _given(name: str) -> torch.dtype:
-    """Return the dtype of an engine's input, from the engine's name."""
-    return torch.float64 if name.endswith("fp64") else torch.float32
-
-
-def bands(
-    records: Sequence[Record], stretched: Mapping[str, float]
-) -> tuple[list[str], list[list[str]]]:
-    """Return a table: per engine, least and greatest output above each threshold."""
-    thresholds = list(records[0]["bands"])
+def bands(entries: Mapping[str, Entry]) -> tuple[list[str], list[list[str]]]:
+    """Return a table: per engine, its output on spectra, both ends found, and operations."""
+    thresholds = [f"{t:g}" for t in THRESHOLDS]
     rows = []
-    for name in dict.fromkeys(r["engine"] for r in records):
-        own = [r for r in records if r["engine"] == name]
-        flops = next((r["flops"] for r in own if r["shape"] == "4:1"), 0.0)
-        cells = [_span([r["bands"][t] for r in own if r["bands"][t]]) for t in thresholds]
-        rows.append([name, *cells, f"{stretched[name]:.4f}", f"{flops:.2g}"])
-    heads = ["engine", *(f"sigma >= {t}" for t in thresholds), "largest found", "flops at 4:1"]
-    return heads, rows
+    for name, entry in entries.items():
+        cases = entry["cases"]
+        flops = next(c["flops"] for c in cases if c["shape"] == "4:1")
+        cells = [_span([c["bands"][t] for c in cases if c["bands"][t]]) for t in thresholds]
+        cells.append(f"{_worst(entry, 'condition 1e2', 'orthogonality'):.2g}")
+        cells.append(f"{_worst(entry, 'rank 1', 'error'):.2g}")
+        cells += [_end(entry["least"]), _end(entry["largest"]), f"{flops:.2g}"]
+        rows.append([name, *cells])
+    heads = ["engine", *(f"sigma >= {t}" for t in thresholds), "orthogonality at 1e2"]
+    heads += ["error at rank 1", "least found (promised)", "largest found (promised)"]
+    return [*heads, "flops at 4:1"], rows
+
+
+def _end(end: Entry | None) -> str:
+    """Return an end of a band as it was found, and as it is promised."""
+    if end is None:
+        return "-"
+    value, promised = end["value"], end["promised"]
+    if abs(value - 1) < 1e-4 and abs(promised - 1) < 1e-4:
+        return f"1 {value - 1:+.1e} (1 {promised - 1:+.1e})"
+    return f"{value:.4f} ({promised:.4f})"
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,49 +6,45 @@ from typing import TypeVar
 import torch
 
 from polarlight.lab.accuracy.spectra import Engine
-from polarlight.linalg.auto import QUICK, AutoPolar
-from polarlight.linalg.chaotic import KAON, MAXIMAL_SLOPE, Chaotic
-from polarlight.linalg.coefficients import (
-    CANS,
-    CUBIC,
-    CUBIC5,
-    DEEPSEEK_V4,
-    JORDAN,
-    PADE_QUINTIC,
-    SIMPLE_QUINTIC,
-    TURBO_MUON,
-    YOU,
+from polarlight.linalg import (
+    AOL,
+    QDWH,
+    AutoPolar,
+    Chaotic,
+    EigenPolar,
+    ExactPolar,
+    GramNewtonSchulz,
+    GramSide,
+    NewtonSchulz,
+    OneSidedPolar,
+    RegularisedPolar,
+    Schatten4,
+    Schatten8,
     Schedule,
+    ZoloPD,
+    polar_express,
+    schedules,
 )
-from polarlight.linalg.eigen import EigenPolar
-from polarlight.linalg.gram import GramNewtonSchulz
-from polarlight.linalg.newton_schulz import NewtonSchulz
-from polarlight.linalg.normalisation import AOL, Schatten4, Schatten8
-from polarlight.linalg.one_sided import GramSide, OneSidedPolar
-from polarlight.linalg.polar_express import MODDED_NANOGPT, polar_express, polar_express_listing
-from polarlight.linalg.qdwh import QDWH
-from polarlight.linalg.regularised import RegularisedPolar
-from polarlight.linalg.svd import ExactPolar
-from polarlight.linalg.zolopd import ZoloPD
+from polarlight.linalg.polar_express import polar_express_listing
 from polarlight.lookup import look_up
 
 SCHEDULES: Mapping[str, Schedule] = {
-    "jordan": JORDAN,
-    "you": YOU,
-    "simple": SIMPLE_QUINTIC,
-    "cubic": CUBIC,
-    "pade": PADE_QUINTIC,
-    "deepseek-v4": DEEPSEEK_V4,
+    "jordan": schedules.JORDAN,
+    "you": schedules.YOU,
+    "simple": schedules.SIMPLE_QUINTIC,
+    "cubic": schedules.CUBIC,
+    "pade": schedules.PADE_QUINTIC,
+    "deepseek-v4": schedules.DEEPSEEK_V4,
     "polar-express": polar_express(5),
     "polar-express-listing": polar_express_listing(5),
     "polar-express-6": polar_express(6),
     "polar-express-8": polar_express(8),
-    "modded-nanogpt": MODDED_NANOGPT,
-    "cans": CANS,
-    "cubic5": CUBIC5,
-    "turbo-muon": TURBO_MUON,
-    "kaon": KAON,
-    "maximal-slope": MAXIMAL_SLOPE,
+    "modded-nanogpt": schedules.MODDED_NANOGPT,
+    "cans": schedules.CANS,
+    "cubic5": schedules.CUBIC5,
+    "turbo-muon": schedules.TURBO_MUON,
+    "kaon": schedules.KAON,
+    "maximal-slope": schedules.MAXIMAL_SLOPE,
 }
 
 _ITERATED = {k: s for k, s in SCHEDULES.items() if k not in ("kaon", "maximal-slope", "turbo-muon")}
@@ -70,16 +66,30 @@ def engines() -> dict[str, Engine]:
     for name, schedule in _ITERATED.items():
         for dtype in (_HALF, _SINGLE):
             found[f"{name} {_short(dtype)}"] = NewtonSchulz(schedule, dtype)
-    found["turbo-muon (AOL) bf16"] = NewtonSchulz(TURBO_MUON, _HALF, AOL())
+    found["turbo-muon (AOL) bf16"] = NewtonSchulz(schedules.TURBO_MUON, _HALF, AOL())
     found["polar-express (Schatten-4) bf16"] = NewtonSchulz(polar_express(5), _HALF, Schatten4())
     for dtype in (_HALF, torch.float16, _SINGLE):
         found[f"auto {_short(dtype)}"] = AutoPolar(dtype=dtype)
-        found[f"auto (Gram) {_short(dtype)}"] = GramNewtonSchulz(QUICK, dtype, Schatten8())
+        found[f"auto (Gram) {_short(dtype)}"] = GramNewtonSchulz(
+            schedules.QUICK, dtype, Schatten8()
+        )
     for dtype in (torch.float16, _SINGLE):
         found[f"gram polar-express {_short(dtype)}"] = GramNewtonSchulz(dtype=dtype)
-    for schedule in (KAON, MAXIMAL_SLOPE):
+    for schedule in (schedules.KAON, schedules.MAXIMAL_SLOPE):
         found[f"{schedule.name.rsplit(maxsplit=1)[0]} fp32"] = Chaotic(schedule)
     return found
+
+
+def unbounded() -> dict[str, Engine]:
+    """Return Gram forms with fewer restarts than they need, of which no band is promised."""
+    return {
+        "gram polar-express restarted once fp16": GramNewtonSchulz(
+            polar_express(5), torch.float16, restarts=(2,)
+        ),
+        "auto (Gram) restarted once bf16": GramNewtonSchulz(
+            schedules.QUICK, _HALF, Schatten8(), (2,)
+        ),
+    }
 
 
 def choose(names: str, known: Mapping[str, "T"], what: str) -> dict[str, "T"]:

@@ -17,7 +17,7 @@ FIGURE = "speedup.png"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked of the command.
+    """Arguments of the command.
 
     Attributes:
         size: Name of a size, see `speedup.plan.SIZES`.

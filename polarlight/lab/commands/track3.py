@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,7 +21,10 @@ from polarlight.lab.train.track3.settings import (
     RULES,
     Track3,
     check,
+    setting_of,
 )
+from polarlight.leaderboard import Result, results
+from polarlight.leaderboard import record as result_of
 from polarlight.lookup import look_up, unknown
 from polarlight.rule import Rule
 
@@ -39,6 +42,16 @@ def track3(
     lr: Annotated[float | None, typer.Option(help="Learning rate of the rule.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the rule.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    record: Annotated[
+        int | None,
+        typer.Option(help="Result of the leaderboard with its own numbers; see --list."),
+    ] = None,
+    without: Annotated[
+        str, typer.Option(help="Parts of the result to leave out, separated by commas.")
+    ] = "",
+    list_: Annotated[
+        bool, typer.Option("--list", help="List the results with steps and parts, and stop.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, or a torch device.")] = "auto",
     out: Annotated[
         Path | None,
@@ -52,24 +65,63 @@ def track3(
     the published ones. The same command resumes. Finished runs of one preset are compared with
     Muon's, seed by seed.
 
+    `--record N` runs a result of the leaderboard with all of its parts, and its own rates and
+    initial weights: at reduced width with a scaled schedule, or as published with `--preset full`.
+
     ```
     polarlight track3 --optimizer aurora-tall
     polarlight track3 --preset record-12 --data data/fineweb10B
+    polarlight track3 --record 46 --without tail-ema,row-floor
+    polarlight track3 --record 46 --preset full --data data/fineweb10B
     ```
     """
+    if list_:
+        _list_results()
+        return
     setting = _setting(preset, seed, lr, weight_decay, steps)
+    what: Rule | Result
+    if record is None:
+        what, name = _rule(optimizer), optimizer
+    else:
+        what = _result(record, setting, steps, (lr, weight_decay), without, preset)
+        name = f"result-{record}" + (f"-without-{without.replace(',', '-')}" if without else "")
+        setting = setting_of(what, setting)
     if data is None and preset != "small":
         raise ValueError(f"--preset {preset} needs --data; {HOW_TO_GET_SHARDS}")
     if preset != "small":
         options.require_gpu(preset, device, small="small", anyway="--device cpu")
     where = device_of(device)
     corpus = load_corpus(data, vocab_size=GPT2_VOCAB_SIZE if preset != "small" else None)
-    folder = out or Path("runs") / "track3" / preset / optimizer / f"seed{seed}"
-    run = Track3Run(setting, _rule(optimizer), corpus, folder, where)
-    _train(run, optimizer)
+    folder = out or Path("runs") / "track3" / preset / name / f"seed{seed}"
+    _train(Track3Run(setting, what, corpus, folder, where), name, what)
     if out is None:
         for words in in_words(final_losses(folder.parent.parent, folder), preset, corpus.unit):
             say(words)
+
+
+def _result(
+    number: int,
+    setting: Track3,
+    steps: int | None,
+    rates: tuple[float | None, float | None],
+    without: str,
+    preset: str,
+) -> Result:
+    """Return a result for a run of the setting's length, or of its own at full size."""
+    if any(rate is not None for rate in rates):
+        raise ValueError("--record has its own learning rates and weight decay; leave them out")
+    names = tuple(name.strip() for name in without.split(",") if name.strip())
+    own_length = preset != "small" and steps is None
+    return result_of(number, steps=None if own_length else setting.steps, without=names)
+
+
+def _list_results() -> None:
+    """Print every covered result with its steps, its loss and its parts."""
+    for found in results().values():
+        named = ", ".join(part.name for part in found.parts)
+        scored = f"{found.loss:.4f} after {found.steps} steps, {found.runs} runs"
+        say(f"{found.number:3} {found.title}: {scored}{'; ' if named else ''}{named}")
+    say("source: KellerJordan/modded-nanogpt, records/track_3_optimization")
 
 
 def _setting(
@@ -94,7 +146,7 @@ def _rule(name: str) -> Rule:
     return recipe.rule()
 
 
-def _train(run: Track3Run, name: str) -> None:
+def _train(run: Track3Run, name: str, what: Rule | Result) -> None:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -105,9 +157,20 @@ def _train(run: Track3Run, name: str) -> None:
         task = progress.add_task(name, total=run.setting.steps, completed=run.step)
         for record in run.records(lambda step: progress.update(task, completed=step)):
             if record["kind"] == "validation":
-                compared = check(run.setting, record["step"], record["loss"])
-                note = f"  ({compared})" if compared and name == "muon" else ""
+                compared = _compared(run.setting, name, what, record)
+                note = f"  ({compared})" if compared else ""
                 progress.console.print(
                     f"step {record['step']}: validation {record['loss']:.4f}{note}", highlight=False
                 )
     say(f"records: {run.metrics}")
+
+
+def _compared(setting: Track3, name: str, what: Rule | Result, record: dict[str, Any]) -> str:
+    """Return the comparison of a validation loss with the published one, if there is one."""
+    step, loss = record["step"], record["loss"]
+    if isinstance(what, Result):
+        full = setting.width == PRESETS["full"].width and setting.steps == what.steps
+        if not full or step != what.steps or what.label != result_of(what.number).label:
+            return ""
+        return f"published for result {what.number}: {what.loss:.4f}, here {loss - what.loss:+.4f}"
+    return check(setting, step, loss) if name == "muon" else ""

@@ -16,7 +16,13 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, relu, scaled_dot_product_attention, silu
+from torch.nn.functional import (
+    cross_entropy,
+    relu,
+    rms_norm,
+    scaled_dot_product_attention,
+    silu,
+)
 
 from polarlight.lab.train.mixture import Experts, Mixture, Router
 from polarlight.lab.train.model_config import Architecture, Mlp, ModelConfig, qwen3_config
@@ -35,9 +41,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> [..., size]."""
-        wide = x.float()
-        rms = (wide.square().mean(dim=-1, keepdim=True) + self.eps).sqrt()
-        return (wide / rms * self.weight).to(x.dtype)
+        weight = self.weight.float()
+        return rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,10 +71,10 @@ class Explanation:
         """Return the totals per role as aligned text."""
         totals = self.totals()
         whole = {key: sum(entry[key] for entry in totals.values()) for key in _COUNTED}
-        rows = [
-            [role, *(f"{entry[key]:,}" for key in _COUNTED), _share(entry, whole)]
-            for role, entry in (*totals.items(), ("all", whole))
-        ]
+        rows = []
+        for role, entry in (*totals.items(), ("all", whole)):
+            share = 100 * entry["parameters"] / max(whole["parameters"], 1)
+            rows.append([role, *(f"{entry[key]:,}" for key in _COUNTED), f"{share:.1f} %"])
         return aligned([["role", *_COUNTED, "share"], *rows])
 
 
@@ -85,11 +85,6 @@ def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
 
 
 _COUNTED = ("tensors", "parameters", "frozen")
-
-
-def _share(entry: Mapping[str, int], whole: Mapping[str, int]) -> str:
-    """Format a role's number of parameters as a percentage of all parameters."""
-    return f"{100 * entry['parameters'] / max(whole['parameters'], 1):.1f} %"
 
 
 def explain(source: Optimizer | Sequence[Mapping[str, Any]]) -> Explanation:

@@ -1,6 +1,6 @@
 """The rows as text: one entry for equal parameters of repeated layers, narrow enough to read."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from textwrap import wrap
 
 from polarlight.routing.explain.folding import fold
@@ -20,7 +20,8 @@ def table_of(rows: Sequence[Row], *, every: bool, width: int) -> str:
     """
     named = [(row.name, [row]) for row in rows] if every else folded(rows)
     entries = [(_cells(name, same), _words(same[0])) for name, same in named]
-    widths = [max(len(cell) for cell in column) for column in _columns(entries)]
+    columns = zip(_HEADER, *(cells for cells, _ in entries), strict=True)
+    widths = [max(map(len, column)) for column in columns]
     widths[0] = max(min(widths[0], width - sum(widths[1:]) - 2 * len(widths[1:])), len(_HEADER[0]))
     lines = [_line(_HEADER, widths)]
     for cells, words in entries:
@@ -60,11 +61,6 @@ def folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
         entries += [(pattern, [by_name[n] for n in names]) for pattern, names in fold(by_name)]
     order = {id(row): place for place, row in enumerate(rows)}
     return sorted(entries, key=lambda entry: min(order[id(row)] for row in entry[1]))
-
-
-def _columns(entries: Iterable[Entry]) -> Iterable[tuple[str, ...]]:
-    """Return the cells of each column, its header first."""
-    return zip(_HEADER, *(cells for cells, _ in entries), strict=True)
 
 
 def _cells(name: str, same: Sequence[Row]) -> list[str]:

@@ -6,7 +6,7 @@ next, names last. No library of models is imported: what is known of one is know
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -46,12 +46,8 @@ def _assign(uses: Sequence[Site], heads: Mapping[int, str]) -> Assignment:
     found = next(_decisions(uses, heads))
     reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
     changed = {"reason": reason, "block": block_of(site, found)}
-    return Assignment(site.name, site.parameter, **(_decision_fields(found) | changed))
-
-
-def _decision_fields(decision: Decision) -> dict[str, Any]:
-    """Return the fields of a decision by name, without copies."""
-    return {field.name: getattr(decision, field.name) for field in fields(decision)}
+    decided = {field.name: getattr(found, field.name) for field in fields(found)}
+    return Assignment(site.name, site.parameter, **(decided | changed))
 
 
 def _decisions(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Decision]:

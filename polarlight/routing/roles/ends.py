@@ -17,7 +17,7 @@ _NO_TOKENS = (*_POSITIONS, "bias", "type")
 
 
 def heads_of(model: nn.Module | None, sites: Iterable[Sequence[Site]]) -> dict[int, str]:
-    """Return a reason for each output layer of a model and its submodels, by parameter id.
+    """Return reasons for heads by declaration or vocabulary size, not name; by parameter id.
 
     Args:
         model: None where only names are known.

@@ -21,7 +21,7 @@ _DOWN_WORDS = MLP[Part.DOWN]
 
 
 def mlp(site: Site, m: int, n: int, *, transposed: bool = False) -> Decision | None:
-    """Return the decision on a layer of an MLP, a map [m, n]; None if it is none.
+    """Return the decision on an MLP layer, a map [m, n], without `as_stored`; None if no MLP.
 
     `transposed` says that the parameter and its neighbours are stored (fan_in, fan_out).
     """
@@ -165,7 +165,7 @@ def _is_stack_transposed(site: Site, part: Part) -> tuple[bool, str]:
 
 
 def _flat_experts(site: Site, part: Part) -> Decision:
-    """Return the decision for experts in one 2-D parameter: stacked rows, or undivided."""
+    """Return EXPERT for experts stacked in rows of one 2-D parameter, else VECTOR."""
     count = site.number("moe_num_experts", "num_experts", "num_local_experts")
     if part is Part.NONE or not count or site.parameter.shape[0] % count:
         return unknown(site, f"{site.module_name} of {site.block_name}: no known matrix")

@@ -78,7 +78,7 @@ def part_of(word: str, table: Mapping[Part, tuple[str, ...]]) -> Part:
 
 
 def block_and_half(name: str, part: int, parts: int) -> tuple[str, str] | None:
-    """Return the name of a matrix's MLP and `gate` or `up`; None if the matrix is neither.
+    """Return a key that pairs a gate with its up, and `gate` or `up`; None if it is neither.
 
     Args:
         name: The parameter's name.

@@ -47,19 +47,20 @@ def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str
     """
     *path, leaf = words
     if path[-2:-1] == ["parametrizations"]:
-        return (*path[:-2], _parametrized(path[-1], ".".join(path), leaf, names))
+        return (*path[:-2], _parametrized(path[-1], leaf))
     stem = leaf.removesuffix("_orig")  # spectral_norm of torch.nn.utils, and pruning
     if leaf.endswith("_v") and ".".join((*path, leaf[:-2] + MAGNITUDE)) in names:
         stem = leaf[:-2]
     return (*path, stem)
 
 
-def _parametrized(own: str, path: str, leaf: str, names: Collection[str]) -> str:
-    """Return the layer's own name for a parametrized tensor, with a suffix for a magnitude.
+def _parametrized(own: str, leaf: str) -> str:
+    """Return the name of a tensor under torch.nn.utils.parametrizations.
 
-    Weight norm keeps two tensors: a magnitude, and the direction.
+    One tensor is called `original`, of several each has a number. Weight norm keeps two, a
+    magnitude and the direction.
     """
-    if leaf == "original" or f"{path}.original0" not in names:
+    if leaf == "original":
         return own
     return {"original0": f"{own}{MAGNITUDE}", "original1": own}.get(leaf, f"{own}_{leaf}")
 

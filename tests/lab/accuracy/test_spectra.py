@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight.lab.accuracy.spectra import SPECTRA, Case, measure
+from polarlight.lab.accuracy.spectra import SPECTRA, Case, Sample, measure
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def test_cases_have_the_spectrum_they_are_named_for(spectrum, shape):
 
 
 def test_a_scaled_factor_is_measured_as_such():
-    found = measure(Scaled(1.5), Case("power law", (24, 6)).matrix(), rank=6)
+    found = measure(Scaled(1.5), Sample.of(Case("power law", (24, 6)).matrix(), rank=6))
     assert found["bands"]["0.1"] == pytest.approx([1.5, 1.5])
     assert found["bands"]["1e-05"] == pytest.approx([1.5, 1.5])
     assert found["orthogonality"] == pytest.approx(1.25)
@@ -39,13 +39,13 @@ def test_a_scaled_factor_is_measured_as_such():
 
 
 def test_a_band_without_singular_values_is_null():
-    found = measure(Scaled(1.0), Case("flat", (150, 120)).matrix(), rank=120)
+    found = measure(Scaled(1.0), Sample.of(Case("flat", (150, 120)).matrix(), rank=120))
     assert found["bands"]["0.1"] is None  # all of them lie at 1 / sqrt(120) of the norm
     assert found["bands"]["0.01"] == pytest.approx([1, 1])
 
 
 def test_null_directions_must_stay_zero():
     M = Case("half rank", (24, 6)).matrix()
-    assert measure(Scaled(1.0), M, rank=3)["error"] == pytest.approx(0, abs=1e-12)
+    assert measure(Scaled(1.0), Sample.of(M, rank=3))["error"] == pytest.approx(0, abs=1e-12)
     noise = M + 1e-6 * torch.randn(24, 6, dtype=torch.float64)
-    assert measure(Scaled(1.0), noise, rank=3)["error"] == pytest.approx(1, rel=1e-3)
+    assert measure(Scaled(1.0), Sample.of(noise, rank=3))["error"] == pytest.approx(1, rel=1e-3)

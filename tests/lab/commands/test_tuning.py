@@ -57,7 +57,7 @@ def test_widths_transfer_the_head_and_keep_the_size_of_heads(tmp_path):
     assert json.loads((folder / "settings.json").read_text())["plan"]["heads"] == 4
 
 
-def test_several_seeds_tell_which_rates_are_worse(tmp_path):
+def test_several_seeds_show_which_rates_are_worse(tmp_path):
     more = ["--optimizers", "muon", "--rates", "1e-9,0.02", "--extend", 0, "--seeds", 3]
     result = find(tmp_path, *more)
     assert result.exit_code == 0, result.output

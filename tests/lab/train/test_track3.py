@@ -13,7 +13,7 @@ from polarlight.lab.commands.track3 import _setting as track3_setting
 from polarlight.lab.train import history
 from polarlight.lab.train.folder import SettingsError
 from polarlight.lab.train.track3.comparison import in_words
-from polarlight.lab.train.track3.loop import Track3Run, build
+from polarlight.lab.train.track3.loop import Track3Run, assembled
 from polarlight.lab.train.track3.model import Model, rotation
 from polarlight.lab.train.track3.settings import (
     PRESETS,
@@ -122,7 +122,7 @@ def test_logits_do_not_see_the_future():
 
 
 def test_every_parameter_has_the_benchmarks_optimizer():
-    optimizer = build(Model(TINY, 50, torch.float32), TINY, RULES["muon"])
+    optimizer = assembled(Model(TINY, 50, torch.float32), TINY, RULES["muon"]).optimizer
     by_name = {n: g for g in optimizer.param_groups for n in g["param_names"]}
     assert by_name["embed.weight"]["lr"] == 0.7
     assert by_name["proj.weight"]["lr"] == 0.004

@@ -274,6 +274,9 @@ NAMES = {
     "lm_head.modules_to_save.default.weight": "lm_head.weight",
     "mlp._fsdp_wrapped_module.up_proj.parametrizations.weight.original": "mlp.up_proj.weight",
     "mlp.up_proj.weight_orig": "mlp.up_proj.weight",
+    "mlp.up_proj.parametrizations.weight.original0": "mlp.up_proj.weight_g",  # weight_norm's
+    "mlp.up_proj.parametrizations.weight.original1": "mlp.up_proj.weight",  # magnitude, direction
+    "mlp.up_proj.parametrizations.weight.original2": "mlp.up_proj.weight_original2",
     "base_model.mlp.weight": "base_model.mlp.weight",  # no adapted model: `model` does not follow
     "modules_to_save": "modules_to_save",
 }
@@ -284,7 +287,9 @@ def test_names_lose_the_words_of_wrappers_and_no_others(name, plain):
     assert plain_name(name) == plain
 
 
-@pytest.mark.parametrize("name", [name for name, plain in NAMES.items() if "up_proj" in plain])
+@pytest.mark.parametrize(
+    "name", [name for name, plain in NAMES.items() if plain.endswith("up_proj.weight")]
+)
 def test_gate_and_up_are_paired_under_wrappers(name):
     block, half = block_and_half(name, 0, 1)
     assert half == "up"

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,7 +27,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where runs live and where they are recorded.
+    """Folder of the runs and file of their records.
 
     Attributes:
         out: Folder of the runs.
@@ -74,23 +74,32 @@ def losses_of(part: Part, runs: RunStore, data: str) -> dict[Job, float]:
 
 
 def run_part(part: Part, place: Place, tell: Tell, methods: tuple[str, ...] = ()) -> Losses:
-    """Train what is missing of a part, method by method, and return all losses.
+    """Train what is missing of a part, short runs first, and return all losses.
 
     Args:
         part: The part of the plan.
         place: Where runs live.
         tell: Called with a line for every run that is finished.
-        methods: Those that are trained, in this order; none takes all of the part.
+        methods: Those that are trained; none takes all of the part.
     """
     store, data = place.store(), corpus_of(place.data).fingerprint
     known = losses_of(part, store, data)
-    for method in methods or part.methods:
-        while jobs := due(part, method, known):
-            for job, record in _worked(part, jobs, place):
-                store.add(f"speedup-{part.name}", record)
-                known[job] = math.inf if record.diverged else record.measures["loss"]
-                tell(f"{part.name}: {in_words(job)}: loss {known[job]:.4f}")
+    while jobs := shortest_due(part, methods or part.methods, known):
+        for job, record in _worked(part, jobs, place):
+            store.add(f"speedup-{part.name}", record)
+            known[job] = math.inf if record.diverged else record.measures["loss"]
+            tell(f"{part.name}: {in_words(job)}: loss {known[job]:.4f}")
     return known
+
+
+def shortest_due(part: Part, methods: Sequence[str], known: Losses) -> list[Job]:
+    """Return the jobs of the shortest length that is due for any method.
+
+    So all methods are compared at short lengths before one is trained at a long one.
+    """
+    jobs = [job for method in methods for job in due(part, method, known)]
+    shortest = min((job.length for job in jobs), default=0.0)
+    return [job for job in jobs if job.length == shortest]
 
 
 def in_words(job: Job) -> str:

@@ -50,7 +50,7 @@ Losses = Mapping[Job, float]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where a method stands: the jobs that are due, or the numbers that were found.
+    """Progress of a method: the jobs that are due, or the numbers that were found.
 
     Attributes:
         due: Jobs whose losses are needed next; empty when the stage is done.

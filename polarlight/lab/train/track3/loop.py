@@ -4,14 +4,13 @@ The records are those of `train.history`: `step`, `validation` and `finished`.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polarlight import SpectralOptimizer
 from polarlight.execution.heap import raise_mmap_threshold
 from polarlight.lab.train import checkpoint, history
 from polarlight.lab.train.data import Corpus, validation_batches
@@ -19,35 +18,17 @@ from polarlight.lab.train.folder import claim
 from polarlight.lab.train.lock import FolderLock
 from polarlight.lab.train.track3.model import Model
 from polarlight.lab.train.track3.settings import Track3
-from polarlight.routing import infer_roles
+from polarlight.leaderboard import Assembled, Result
 from polarlight.rule import Rule
-from polarlight.rules import AdamWRule
 
 Record = dict[str, Any]
 
 
-def build(model: Model, setting: Track3, rule: Rule) -> SpectralOptimizer:
-    """Build the optimizer: the rule on the blocks' matrices, AdamW on all others."""
-    groups: dict[str, Record] = {}
-    adamw = AdamWRule(beta2=0.95, eps=1e-10)
-    rates = {"embed": setting.embed_lr, "head": setting.head_lr, "vectors": setting.vector_lr}
-    for found in infer_roles(model):
-        name, p, role = found.name, found.parameter, str(found.role)
-        if name.startswith("blocks.") and p.ndim >= 2:
-            group = groups.setdefault(role, {"params": [], "rule": rule, "role": role})
-        else:
-            kind = "vectors" if p.ndim < 2 else "embed" if name.startswith("embed") else "head"
-            other = {"rule": adamw, "lr": rates[kind], "momentum": 0.8, "role": role}
-            group = groups.setdefault(
-                kind, {"params": [], "weight_decay": setting.aux_weight_decay, **other}
-            )
-        group["params"].append((name, p))
-    return SpectralOptimizer(
-        groups.values(),
-        lr=setting.lr,
-        weight_decay=setting.weight_decay,
-        momentum=setting.momentum,
-    )
+def assembled(model: Model, setting: Track3, rule: Rule | Result) -> Assembled:
+    """Return a rule with the setting's numbers, or a result with its own, on the model."""
+    if isinstance(rule, Result):
+        return rule.assemble(model)
+    return Assembled(replace(setting.recipe, rule=rule), model)
 
 
 class Track3Run:
@@ -55,7 +36,8 @@ class Track3Run:
 
     Args:
         setting: The benchmark's numbers, or reduced ones.
-        rule: For the blocks' matrices.
+        rule: For the blocks' matrices, with the setting's numbers; or a result of the leaderboard,
+            with its own.
         corpus: Its tokens are read in order and never shuffled.
         folder: Where the run lives; what is there is resumed.
         device: Where it trains; a GPU gets bfloat16 activations and a compiled model, as there.
@@ -67,7 +49,12 @@ class Track3Run:
     """
 
     def __init__(
-        self, setting: Track3, rule: Rule, corpus: Corpus, folder: Path, device: torch.device
+        self,
+        setting: Track3,
+        rule: Rule | Result,
+        corpus: Corpus,
+        folder: Path,
+        device: torch.device,
     ) -> None:
         corpus.require(setting.context)
         self.setting, self.corpus, self.folder, self.device = setting, corpus, folder, device
@@ -76,13 +63,13 @@ class Track3Run:
             raise_mmap_threshold()
         dtype = torch.bfloat16 if gpu else torch.float32
         self.model = Model(setting, corpus.vocab_size, dtype).to(device)
-        self.optimizer = build(self.model, setting, rule)
-        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.parts = assembled(self.model, setting, rule)
+        self.optimizer = self.parts.optimizer
         self._loss = torch.compile(self.model, dynamic=False) if gpu else self.model
         self.step = 0
         self._settings = {
             "track3": asdict(setting),
-            "rule": repr(rule),
+            "rule": rule.label if isinstance(rule, Result) else repr(rule),
             "data": corpus.fingerprint,
         }
         self._lock: FolderLock | None = claim(folder, self._settings)
@@ -139,31 +126,31 @@ class Track3Run:
     def _advance(self) -> Tensor:
         """Make one step; return its mean loss, on the device."""
         total = torch.zeros((), device=self.device)
+        self.parts.ahead()
         for micro_step in range(self.setting.accumulate):
             tokens, targets = (x.to(self.device) for x in self.batch(self.step, micro_step))
             loss = self._loss(tokens, targets)
             loss.backward()
             total += loss.detach()
-        factor = self.setting.lr_factor(self.step)
-        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = lr * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.parts.step()
+        self.parts.zero_grad()
         self.step += 1
         return total / self.setting.tokens_per_step
 
     @torch.no_grad()
     def _validate(self) -> Record:
         total, count = torch.zeros((), device=self.device), 0
-        for batch in validation_batches(
+        batches = validation_batches(
             self.corpus.validation,
             batch=self.setting.micro_batch,
             context=self.setting.context,
             tokens_at_most=self.setting.validation_tokens,
-        ):
-            tokens, targets = (x.to(self.device) for x in batch)
-            total += self._loss(tokens, targets)
-            count += targets.numel()
+        )
+        with self.parts.evaluating():
+            for batch in batches:
+                tokens, targets = (x.to(self.device) for x in batch)
+                total += self._loss(tokens, targets)
+                count += targets.numel()
         return {"kind": "validation", "step": self.step, "loss": float(total) / count}
 
     def _write(self, record: Record) -> Record:
@@ -174,7 +161,7 @@ class Track3Run:
         content = {
             "step": self.step,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "parts": self.parts.state_dict(),
         }
         checkpoint.save(self.folder / "checkpoint.pt", content)
 
@@ -183,6 +170,6 @@ class Track3Run:
         if path.exists():
             content = checkpoint.load(path, self.device)
             self.model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
+            self.parts.load_state_dict(content["parts"])
             self.step = content["step"]
         history.truncate_after(self.metrics, self.step if path.exists() else -1)

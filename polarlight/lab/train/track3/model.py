@@ -16,26 +16,27 @@ from torch.nn.functional import (
     scaled_dot_product_attention,
 )
 
+from polarlight.lab.train.track3.initial import initialise
 from polarlight.lab.train.track3.settings import Track3
 
 SCALE = 0.12
 BASE = 1024.0
 CAP = 15.0
-VARIANCE = 0.33
-"""Of initial weights, over fan_in."""
 
 
 class Norm(nn.Module):
     """x / rms(x) * gain over the last dimension."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, wide: bool = False) -> None:
         super().__init__()
         self.gains = nn.Parameter(torch.ones(size))
+        self.wide = wide  # in float32, as about half of the results have it
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> [..., size]."""
-        normed: Tensor = rms_norm(x, (x.shape[-1],), self.gains.to(x.dtype))
-        return normed
+        inner = x.float() if self.wide and x.dtype != torch.float64 else x
+        normed: Tensor = rms_norm(inner, (x.shape[-1],), self.gains.to(inner.dtype))
+        return normed.to(x.dtype)
 
 
 class Linear(nn.Linear):
@@ -99,10 +100,10 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Attention, then the MLP."""
 
-    def __init__(self, width: int, head_dim: int) -> None:
+    def __init__(self, width: int, head_dim: int, wide_norms: bool = False) -> None:
         super().__init__()
-        self.norm1, self.attn = Norm(width), Attention(width, head_dim)
-        self.norm2, self.mlp = Norm(width), Mlp(width)
+        self.norm1, self.attn = Norm(width, wide_norms), Attention(width, head_dim)
+        self.norm2, self.mlp = Norm(width, wide_norms), Mlp(width)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[batch, positions, width] -> the same."""
@@ -125,13 +126,18 @@ class Model(nn.Module):
         self.head_dim = setting.head_dim
         with torch.device("meta"):
             self.embed = nn.Embedding(vocab_size, setting.width)
-            self.norm1, self.norm2 = Norm(setting.width), Norm(setting.width)
-            blocks = (Block(setting.width, setting.head_dim) for _ in range(setting.layers))
+            norms = (Norm(setting.width, setting.wide_norms) for _ in range(2))
+            self.norm1, self.norm2 = norms
+            blocks = (
+                Block(setting.width, setting.head_dim, setting.wide_norms)
+                for _ in range(setting.layers)
+            )
             self.blocks = nn.ModuleList(blocks)
             self.proj = Linear(setting.width, vocab_size)
         self.to_empty(device="cpu")
         self.embed.to(dtype)
-        self._initialise(setting.seed)
+        sizes = {"layers": setting.layers, "head_dim": setting.head_dim}
+        initialise(self, setting.initial, setting.seed, **sizes)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Return the sum of the cross entropies over [batch, positions], float32."""
@@ -142,16 +148,3 @@ class Model(nn.Module):
         logits = self.proj(self.norm2(x)).float()
         capped = CAP * logits * (logits.square() + CAP**2).rsqrt()
         return cross_entropy(capped.flatten(0, -2), targets.flatten(), reduction="sum")
-
-    @torch.no_grad()
-    def _initialise(self, seed: int) -> None:
-        """Set "proj" weights to zero and gains to one; draw the others by fan_in."""
-        generator = torch.Generator().manual_seed(seed)
-        for name, p in self.named_parameters():
-            if name.endswith("gains"):
-                p.fill_(1)
-            elif p.ndim < 2 or "proj" in name:
-                p.zero_()
-            else:
-                size = 1.0 if name == "embed.weight" else (VARIANCE / p.shape[-1]) ** 0.5
-                p.copy_(torch.randn(p.shape, generator=generator) * size)

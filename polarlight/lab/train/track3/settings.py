@@ -4,10 +4,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from polarlight.leaderboard import Aux, Recipe, Result
 from polarlight.linalg import NewtonSchulz
 from polarlight.linalg.schedules import SIMPLE_QUINTIC
 from polarlight.rule import Rule, UpdateRule
 from polarlight.rules import BalancedPolar, aurora, muon
+from polarlight.scheduling import Constant, Cooldown
 from polarlight.stages.side import Side
 
 HOW_TO_GET_SHARDS = (
@@ -40,6 +42,8 @@ class Track3:
         aux_weight_decay: AdamW's.
         validation_tokens: The first so many tokens of the validation stream.
         validate_every: Steps between validations; every fifth of it in the horizon's last tenth.
+        initial: Scheme of the initial weights; see `initial.py`.
+        wide_norms: Whether norms are taken in float32 whatever the activations' dtype.
         seed: Decides the initial weights.
 
     Raises:
@@ -64,6 +68,8 @@ class Track3:
     aux_weight_decay: float = 0.001
     validation_tokens: int = 10_485_760
     validate_every: int = 125
+    initial: str = "Z"
+    wide_norms: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -91,10 +97,27 @@ class Track3:
         """Steps of the schedule, whose end may lie beyond the run's."""
         return self.steps if self.horizon is None else self.horizon
 
+    @property
+    def recipe(self) -> Recipe:
+        """Learning rates, decay and schedule; its hidden matrices have plain Muon."""
+        fall = 1 - self.flat
+        return Recipe(
+            name="muon",
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            beta=self.momentum,
+            cooldown=Cooldown(self.schedule_steps, fall) if fall > 0 else Constant(),
+            aux=Aux(
+                embed=self.embed_lr,
+                head=self.head_lr,
+                vectors=self.vector_lr,
+                weight_decay=self.aux_weight_decay,
+            ),
+        )
+
     def lr_factor(self, step: int) -> float:
         """Return the factor on every learning rate at a step, counted from zero."""
-        left = (self.schedule_steps - step) / self.schedule_steps
-        return min(1.0, left / (1 - self.flat)) if self.flat < 1 else 1.0
+        return self.recipe.cooldown(step)
 
     def validates(self, step: int) -> bool:
         """Tell whether there is a validation after this many steps."""
@@ -118,6 +141,7 @@ PRESETS: Mapping[str, Track3] = {
         vector_lr=0.01,
         aux_weight_decay=0.0,
     ),
+    "full": Track3(),
     "small": Track3(
         width=128,
         layers=3,
@@ -130,9 +154,9 @@ PRESETS: Mapping[str, Track3] = {
         validate_every=50,
     ),
 }
-"""record-36: the current baseline script; record-12: the one whose losses by step are published,
-its rates falling over 3350 steps as in its log; small: reduced width for a CPU, any data, which
-ranks nothing."""
+"""full: the sizes of the benchmark, for `--record`; record-36: the current baseline script;
+record-12: the one whose losses by step are published, its rates falling over 3350 steps as in its
+log; small: reduced width for a CPU, any data, which ranks nothing."""
 
 PUBLISHED: Mapping[str, Mapping[int, float]] = {
     "record-12": {0: 10.82584, 500: 3.835, 1000: 3.645, 2000: 3.446, 3000: 3.312, 3325: 3.279},
@@ -156,6 +180,21 @@ RULES: Mapping[str, Rule] = {
 }
 """The clean ablation: Muon as published (twelve simple quintics), and Aurora with the same polar
 factor on the tall matrices, the wide ones, or both; nothing else changed."""
+
+
+WIDE_NORMS = {1, 2, 3, 4, 5, 7, 8, 9, 11, 13, 14, 16, 20, 24, 29, 30, 32, 34, 38, *range(40, 47)}
+"""Results whose scripts take norms in float32."""
+
+
+def setting_of(found: Result, sizes: Track3) -> Track3:
+    """Return the setting of a result of the leaderboard, in the sizes of another one."""
+    return replace(
+        sizes,
+        steps=found.steps,
+        horizon=max(found.horizon, found.steps),
+        initial=found.initial,
+        wide_norms=found.number in WIDE_NORMS,
+    )
 
 
 def check(preset: Track3, step: int, loss: float) -> str:

@@ -111,7 +111,7 @@ def test_speedups_follow_from_recorded_losses_of_tuned_runs():
     assert wrong[2.0] < 1 or wrong == {}
 
 
-def test_nothing_is_said_before_adamw_has_two_lengths():
+def test_no_ratio_is_given_before_adamw_has_two_lengths():
     assert speedups(PART, {}) == []
     assert fall(PART, "muon", {}) is None
     assert mistuned(PART, {}) == {}

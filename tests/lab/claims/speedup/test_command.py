@@ -24,7 +24,7 @@ def test_the_plan_names_thresholds_runs_and_cost_and_trains_nothing(tmp_path):
     assert "hours at 100 TFLOP/s" in gpu.output
 
 
-def test_it_trains_records_and_goes_on(tmp_path, monkeypatch):
+def test_the_command_trains_records_and_resumes(tmp_path, monkeypatch):
     corpus(tmp_path)
     trained = []
     original = running.train
@@ -62,7 +62,7 @@ def test_it_trains_records_and_goes_on(tmp_path, monkeypatch):
         (["--size", "gpu"], "--size gpu needs --data with about"),
     ],
 )
-def test_mistakes_are_one_line(more, said, tmp_path):
+def test_invalid_arguments_are_one_line_on_stderr(more, said, tmp_path):
     result = run(app, ["reproduce", "speedup", "--out", str(tmp_path), *more])
     assert result.exit_code == 2, result.output
     assert said in result.stderr

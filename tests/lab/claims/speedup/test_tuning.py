@@ -99,7 +99,7 @@ def test_a_diverged_rate_is_never_chosen():
     assert found.lr <= 0.01
 
 
-def test_work_goes_on_from_what_is_recorded():
+def test_work_resumes_from_the_records():
     known, _ = run(PART, "muon", bowl(0.02, 0.0))
     some = {job: loss for i, (job, loss) in enumerate(known.items()) if i % 3}
     while jobs := due(PART, "muon", some):

@@ -3,13 +3,13 @@
 On every node, with the first one's address in HEAD:
 
     torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint $HEAD:29500
-        -m torchtitan.train --module polarlight.integrations.titan_recipe --config aurora_1b
+        -m torchtitan.train --module polarlight.lab.train.titan_recipe --config aurora_1b
         --hf_assets_path ./tokenizer
 
 Any entry can be changed behind it (`--training.local_batch_size 4`, `--help` lists them), and what
 it means for a machine can be read beforehand, without one:
 
-    python -m polarlight.integrations.titan_recipe --ranks 8 32 128
+    python -m polarlight.lab.train.titan_recipe --ranks 8 32 128
 
 The architecture of Aurora-1.1B is not published in detail. This is a Llama with its number of
 parameters in hidden matrices: 16 layers of width 2048, 16 heads, 8192 neurons, tied tables. Steps

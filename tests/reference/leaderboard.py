@@ -1,0 +1,379 @@
+"""Results of modded-nanoGPT's track 3, step by step, for given gradients.
+
+Written from the formulas and constants of the benchmark's scripts. In a step t, counted from 0:
+
+    lookahead   W <- W + beta rate z
+    AdamW       embed, head, vectors
+    matrices    N = Nesterov momentum -> SOAP -> polar, tempered, contra, soft -> even rows ->
+                sqrt(max(1, m/n)) -> brake -> floor -> W <- (1 - lr wd) W - lr U -> pin -> decay
+    after       anchor, outer Nesterov, lookahead's average, averages for evaluation
+
+`clock` maps steps of the full run to those of this one. Bases of SOAP are those that the caller
+gives after the first step, since eigenvectors of singular factors are not unique.
+"""
+
+import numpy as np
+
+from tests.reference import dyn_muon, grafted_shampoo, pmuon, sink_soap, soap_h, soap_muon
+from tests.reference.contra_muon import power_iterations, schatten4
+from tests.reference.kl_soap import step as kl_soap_step
+from tests.reference.soft_muon import soft as soft_polar
+from tests.reference.tempered_muon import tempered as temper
+
+TOKENS = 524_288
+BALL = (4, 5, 8, 13, 19, 25, 27, 37)
+POWERCOOL = {20: 3105, 29: 3105, 30: 3050, 32: 3105, 38: 3020, 40: 2980, 42: 2980}
+POWERCOOL |= {44: 2900, 45: 2900, 46: 2900}
+PRUNED = (30, 38, 40, 42)
+LATE = (44, 45, 46)
+AURORA_WIDE = PRUNED
+MATRIX_LR = {1: (0.02, 0.01), 2: (0.0015, 0.1), 3: (0.025, 0.0125), 6: (0.025, 0.025)}
+MATRIX_LR |= {7: (0.10, 0.0125), 10: (0.035, 0.025), 12: (0.035, 0.025), 18: (0.035, 0.025)}
+MATRIX_LR |= {21: (0.0015, 0.2), 22: (0.03, 0.015), 26: (0.04, 0.025), 28: (0.02, 0.025)}
+MATRIX_LR |= {35: (0.01, 0.1), 36: (0.025, 0.05), 39: (0.035, 0.025)}
+LENGTH = {1: 3600, 2: 5625, 3: 3500, 4: 4875, 5: 3325, 6: 3375, 7: 3325, 8: 3275, 9: 3250, 10: 3300}
+LENGTH |= {11: 3225, 12: 3350, 13: 3210, 14: 3175, 16: 3175, 17: 3200, 18: 3250, 19: 3125, 21: 4150}
+LENGTH |= {22: 8500, 24: 3175, 25: 3125, 26: 3125, 27: 3200, 28: 3200, 35: 3375, 36: 3250, 37: 3250}
+LENGTH |= {39: 3150}
+
+
+def ramp(t, a, b):
+    return min(max((t - a) / (b - a), 0.0), 1.0)
+
+
+def linear(t, T, f):
+    return min(1.0, (1 - t / T) / f)
+
+
+def power(t, T, f, q, floor):
+    return floor + (1 - floor) * min(max((1 - t / T) / f, 0), 1) ** q
+
+
+def rates(k, t, clock):
+    """Factors on the rates of matrices and of the rest."""
+    if k in POWERCOOL:
+        left = (clock(POWERCOOL[k]) - t) / clock.ratio
+        both = (max(left, 0) / 2386.4) ** 1.2, (max(left, 0) / 1413.0) ** 1.2
+        return tuple(min(1.0, x) for x in both)
+    T = clock(LENGTH[k])
+    if k == 2:
+        both = linear(t, T, 0.7) * min(1, (t + 1) / max(clock(250), 1))
+        return both, both
+    if k == 4:
+        warm = max(clock(250), 1)
+        return (t / warm if t < warm else 1 - t / T), linear(t, T, 0.4)
+    if k == 25:
+        return power(t, T, 1, 1.5, 0.017), power(t, T, 0.4, 1.5, 0.04)
+    if k == 27:
+        return power(t, T, 1, 1.25, 0), linear(t, clock(3125), 0.4)
+    if k in BALL:
+        return 1 - t / T, linear(t, T, 0.85 if k == 37 else 0.4)
+    if k == 24:
+        return linear(t, T, 0.8), linear(t, T, 0.4)
+    return (linear(t, T, 0.7),) * 2
+
+
+def aux_numbers(k):
+    """Rates of embed, head and vectors, and weight decay."""
+    if k == 36:
+        return (0.7, 0.004, 0.015), 0.001
+    return ((0.91, 0.0064, 0.0195), 0.001) if k == 37 else ((0.3, 1 / 320, 0.01), 0.0)
+
+
+def aux_beta2(k, kind):
+    if k not in PRUNED + LATE:
+        return 0.95
+    if k in LATE:
+        return {"biases": 0.997, "output_biases": 0.9965}.get(kind, 0.99)
+    return 0.99
+
+
+def adamw(w, g, state, t, lr, wd, betas, eps, corrected=True):
+    state["m"] = betas[0] * state.get("m", 0.0) + (1 - betas[0]) * g
+    state["v"] = betas[1] * state.get("v", 0.0) + (1 - betas[1]) * g**2
+    one, two = (1 - b ** (t + 1) if corrected else 1.0 for b in betas)
+    return (1 - lr * wd) * w - lr * state["m"] / one / (np.sqrt(state["v"] / two) + eps)
+
+
+def momentum_of(k, t, clock):
+    nominal = {30: 3020, 38: 2900, 40: 2900, 42: 2900, 44: 2900, 45: 2900, 46: 2900}.get(k)
+    if nominal is None:
+        return 0.0 if k == 22 else 0.95
+    c = 200 if k in LATE else 100
+    warm, end = max(clock(300), 1), clock(nominal - c)
+    end = max(end, warm + 1)
+    last = max(clock(nominal), end + 1)
+    return 0.85 + 0.1 * ramp(t, 0, warm) - 0.1 * ramp(t, end, last)
+
+
+def quintics(X, norm):
+    """Twelve steps of 2 X - 1.5 X X' X + 0.5 (X X')^2 X."""
+    X = X / norm(X)
+    for _ in range(12):
+        S = X @ X.T
+        X = 2 * X - 1.5 * S @ X + 0.5 * S @ S @ X
+    return X
+
+
+def aurora(X, rounds, exponent, norm):
+    """Rows of a tall matrix of equal leverage, by rescaling."""
+    p, q = X.shape
+    D = 1 / np.linalg.norm(X, axis=1, keepdims=True)
+    U = quintics(D * X, norm)
+    for _ in range(rounds - 1):
+        D = D * ((q / p) / np.sum(U**2, axis=1, keepdims=True)) ** exponent
+        U = quintics(D * X, norm)
+    return U
+
+
+def polar(k, X):
+    norm = schatten4 if k in POWERCOOL else np.linalg.norm
+    m, n = X.shape
+    if k == 17 and m != n:
+        return aurora(X, 2, 0.5, norm) if m > n else aurora(X.T, 2, 0.5, norm).T
+    if k in AURORA_WIDE and m < n:
+        return aurora(X.T, 3, 0.25, norm).T
+    return quintics(X, norm)
+
+
+def preconditioned(k, kind, N, G, state, clock):
+    """SOAP where the result has it."""
+
+    def gate(t):
+        low = 0.45 * (1 - ramp(t, clock(1375), max(clock(1625), clock(1375) + 1)))
+        return low, 0.85 + 0.15 * ramp(t, clock(1624), max(clock(1625), clock(1624) + 1))
+
+    mlp = kind in ("fc", "down")
+    if k in (14, 16) and mlp:
+        return soap_muon.preconditioned(N, G, state, norm=np.linalg.norm)
+    if k == 16 and kind == "output":
+        return soap_muon.preconditioned(N, G, state, floor=0.2, gate=gate, norm=np.linalg.norm)
+    if k in (20, 29, 32, *PRUNED) and mlp:
+        return soap_muon.preconditioned(N, G, state)
+    if k in (20, 29, 32, *PRUNED) and kind == "value":
+        return soap_muon.preconditioned(N, G, state, floor=0.55, blend=0.95)
+    if k in LATE:
+        return soap_muon.preconditioned(
+            N, G, state, every=1, gate=gate if kind == "output" else None
+        )
+    return N
+
+
+def resized(U, like, norm):
+    return U * norm(like) / norm(U)
+
+
+def bent(k, X, t, clock):
+    """Polar factor, tempered, minus a part of the momentum, towards the soft one."""
+    U = polar(k, X)
+    if k == 38:
+        rho = 0.05 * ramp(t, clock(2600), max(clock(2800), clock(2600) + 1))
+        U = temper(X, U, rho)
+    if k in (11, 14, 16, 17, 24):
+        C = U - 0.2 * X / power_iterations(X)
+        U = resized(C, U, np.linalg.norm)
+    last = {20: 2000, 29: 2000, 32: 2000, 30: 2500, 40: 2500, 42: 2500, 38: 2750}.get(k)
+    if last is not None:
+        C = U - 0.2 * (1 - ramp(t, 0, max(clock(last), 1))) * X / schatten4(X)
+        U = resized(C, U, schatten4)
+    if k in (20, 29, 32):
+        b = 0.8 * ramp(t, clock(2500), max(clock(2908), clock(2500) + 1))
+        U = resized(U + b * (soft_polar(X) - U), U, schatten4)
+    return U
+
+
+def even(k, U, state):
+    """NorMuon-lite: rows, or columns of wide matrices."""
+    if k not in (8, 9, 10, 11, 13, 14, 16, 20, 24, 29, 32):
+        return U
+    axis = 1 if U.shape[0] >= U.shape[1] else 0
+    s = state["s"] = 0.95 * state.get("s", 0.0) + 0.05 * np.mean(U**2, axis=axis, keepdims=True)
+    X = U / np.sqrt(s)
+    if k in (8, 13):
+        return X
+    return resized(X, U, schatten4 if k in POWERCOOL else np.linalg.norm)
+
+
+def direction(k, kind, G, state, t, clock):
+    m, n = G.shape
+    asp = np.sqrt(max(1, m / n))
+    if k == 22:
+        return asp * quintics(G, np.linalg.norm)
+    mu = momentum_of(k, t, clock)
+    M = state["M"] = mu * state.get("M", 0.0) + (1 - mu) * G
+    N = (1 - mu) * G + mu * M
+    if k == 7:
+        V = state["V2"] = 0.95 * state.get("V2", 0.0) + 0.05 * G**2
+        N = N / np.sqrt(V)
+    X = preconditioned(k, kind, N, G, state, clock)
+    return asp * even(k, bent(k, X, t, clock), state)
+
+
+WHOLE = {18, 19, 21, 25, 26, 27, 28, 35}
+"""Results with a reference of their own for the matrices."""
+
+
+def whole_direction(k, G, state, t, clock):
+    """The direction of such a rule, as the step from zero at lr 1 without decay."""
+    zero, numbers = np.zeros_like(G), {"lr": 1.0, "weight_decay": 0.0}
+    if k in (19, 25):
+        return -kl_soap_step(zero, G, state, **numbers)
+    if k == 27:
+        return -soap_h.step(zero, G, state, **numbers)
+    if k == 21:
+        return -grafted_shampoo.step(zero, G, state, every=5, **numbers)
+    if k == 35:
+        betas = {"betas": (0.9, 0.9), "shampoo_beta": 0.9}
+        return -grafted_shampoo.step(zero, G, state, **betas, **numbers)
+    numbers["momentum"] = 0.95
+    if k == 18:
+        return -pmuon.step(zero, G, state, **numbers)
+    if k == 26:
+        return -sink_soap.step(zero, G, state, **numbers)
+    at = 128 * clock.ratio
+    return -dyn_muon.step(zero, G, state, unit=TOKENS, middle=at, width=at, **numbers)
+
+
+def floors(k, W, U, t, clock):
+    if k in (20, 29, 30, 32, 38, 40, 42, 44, 45):
+        tau = 0.3825
+        if k == 38:
+            tau += 0.0175 * ramp(t, clock(2400), max(clock(2800), clock(2400) + 1))
+    elif k in (9, 11, 14, 16, 17, 24):
+        tau = 0.35
+    elif k == 46:
+        least = 0.3825 * np.linalg.norm(W, axis=1) / np.linalg.norm(U, axis=1)
+        return U * np.maximum(1, least)[:, None]
+    else:
+        return U
+    return U * max(1, tau * np.linalg.norm(W) / np.linalg.norm(U))
+
+
+def moved(k, W, U, lr, wd, t, clock):
+    """The weight after a step along U with everything that the result does to it."""
+    norm = np.linalg.norm(W)
+    if k in BALL:
+        Z = W - lr * norm * U / np.linalg.norm(U)
+        return norm * Z / np.linalg.norm(Z)
+    pinned = k in (29, *PRUNED, *LATE)
+    if pinned and norm > 0:
+        o = 0.5
+        if k == 38:
+            o -= 0.1 * ramp(t, clock(2400), max(clock(2900), clock(2400) + 1))
+        inner = np.sum(U * W) / norm**2
+        U = U - (1 - o) * min(inner, 0) * W
+    U = floors(k, W, U, t, clock)
+    Z = (1 - lr * wd) * W - lr * U
+    if pinned:
+        radius = max(norm - lr * np.sum(U * W) / norm, 1e-8) if norm else 1e-8
+        Z = Z * radius / np.linalg.norm(Z)
+    if k == 46:
+        Z = Z * (1 - lr * 0.025 * (U * W > 0))
+    return Z
+
+
+def matrix_step(k, kind, W, G, state, t, clock, factor):
+    lr, wd = MATRIX_LR.get(k, (0.018 if k in BALL else 0.0375, 0.0))
+    lr = lr * factor
+    if k == 2:
+        return adamw(W, G, state, t, lr, wd, (0.9, 0.95), 1e-10)
+    if k == 4:
+        if lr == 0:
+            adamw(W, G, state, t, 0.0, 0.0, (0.9, 0.95), 1e-8)
+            return W
+        U = W - adamw(W, G, state, t, 1.0, 0.0, (0.9, 0.95), 1e-8)
+    elif k in WHOLE:
+        U = whole_direction(k, G, state, t, clock)
+        if not U.any():
+            return (1 - lr * wd) * W
+    else:
+        U = direction(k, kind, G, state, t, clock)
+    return moved(k, W, U, lr, wd, t, clock)
+
+
+def run(k, weights, kinds, gradient, steps, clock, bases):
+    """Weights by name after some steps, and those for evaluation."""
+    first = {name: w.copy() for name, w in weights.items()}
+    now = {name: w.copy() for name, w in weights.items()}
+    states = {name: {"Q": bases(name)} if bases(name) else {} for name in weights}
+    z = {name: np.zeros_like(w) for name, w in weights.items()}
+    outer = {name: np.zeros_like(w) for name, w in weights.items()}
+    before, anchors, rate, kept = first, first, 1.0, {}
+    for t in range(steps):
+        beta = looks_ahead(k, t, clock) * rate
+        now = {name: w + beta * z[name] for name, w in now.items()}
+        factors = rates(k, t, clock)
+        now = {
+            name: stepped(k, kinds[name], w, gradient(name, t), states[name], t, clock, factors)
+            + pull(k, kinds[name], t, clock) * (first[name] - w)
+            for name, w in now.items()
+        }
+        if k == 13 and (t + 1) % max(clock(30), 1) == 0:
+            outer = {n: 0.5 * outer[n] + 0.7 * (anchors[n] - w) for n, w in now.items()}
+            D = {n: anchors[n] - w for n, w in now.items()}
+            now = {n: anchors[n] - 0.5 * outer[n] - 0.7 * D[n] for n in now}
+            anchors = now
+        changed = {name: w - before[name] for name, w in now.items()}
+        z = {name: 0.99 * z[name] + 0.01 * changed[name] for name in now}
+        before, rate = now, factors[1]
+        kept = seen(k, kept, now, changed, kinds, t + 1, clock)
+    return now, readout(kept, now, kinds, steps, clock, k)
+
+
+AUX = ("embed", "head", "gains", "biases", "output_biases")
+
+
+def looks_ahead(k, t, clock):
+    """The length of the lookahead, 0 outside of its steps."""
+    if k not in (39, 40, 42, *LATE):
+        return 0.0
+    beta, a, b = (0.6, 500, 2400) if k == 39 else (0.3, 300, 1950)
+    return beta if clock(a) <= t < clock(b) else 0.0
+
+
+def pull(k, kind, t, clock):
+    """The strength of result 32's anchor."""
+    if k != 32 or kind in AUX:
+        return 0.0
+    return (1 + np.cos(np.pi * ramp(t / clock.ratio, 2000, 2750))) / 2 / (t + 2)
+
+
+def stepped(k, kind, W, G, state, t, clock, factors):
+    if kind not in AUX:
+        return matrix_step(k, kind, W, G, state, t, clock, factors[0])
+    lrs, wd = aux_numbers(k)
+    lr = lrs[{"embed": 0, "head": 1}.get(kind, 2)] * factors[1]
+    corrected = k not in LATE or kind in ("embed", "head")
+    return adamw(W, G, state, t, lr, wd, (0.8, aux_beta2(k, kind)), 1e-10, corrected)
+
+
+def seen(k, kept, weights, changed, kinds, step, clock):
+    """What is kept for evaluation: tail average, update average, reference."""
+    if k in (45, 46):
+        start = max(clock(2000 if k == 45 else 2400), 1)
+        inner = {name: w for name, w in weights.items() if kinds[name] != "embed"}
+        if step == start:
+            kept["average"] = inner
+        elif "average" in kept:
+            tau, e = max(150 * clock.ratio, 1), kept["average"]
+            kept["average"] = {name: e[name] + (w - e[name]) / tau for name, w in inner.items()}
+    if k == 38 and step >= clock(2500):
+        d = kept.get("d", {name: 0.0 for name in weights})
+        kept["d"] = {name: 0.9 * d[name] + 0.1 * changed[name] for name in weights}
+    if k in (38, 42) and step == max(clock(2375), 1):
+        kept["reference"] = weights
+    return kept
+
+
+def readout(kept, weights, kinds, step, clock, k):
+    """The weights for evaluation."""
+    read = dict(weights)
+    for name, e in kept.get("average", {}).items():
+        read[name] = 0.4 * weights[name] + 0.6 * e
+    for name, d in kept.get("d", {}).items():
+        if kinds[name] not in AUX:
+            w = weights[name]
+            read[name] = w - 6 * d * min(1, 0.01 * np.linalg.norm(w) / np.linalg.norm(d))
+    if "reference" in kept and step >= clock(2850 if k == 42 else 2900):
+        read = {name: 0.925 * w + 0.075 * kept["reference"][name] for name, w in read.items()}
+    return read
