@@ -92,7 +92,8 @@ def _mlp_part(site: Site, m: int, n: int) -> Part:
 def _is_mlp(site: Site) -> bool:
     """Return whether the class around a layer is an MLP by its name."""
     names = (type(module).__name__.lower() for module in site.modules[1:2])
-    return any("mlp" in name or "feedforward" in name for name in names)
+    called = any("mlp" in name or "feedforward" in name for name in names)
+    return called and site.has_other_matrix()  # one layer alone is none, whatever its class
 
 
 def block_of(site: Site, found: Decision) -> str:
