@@ -26,6 +26,7 @@ class Toy(nn.Module):
         self.embed = nn.Embedding(7, 6)
         block = nn.Module()
         block.norm1, block.attn, block.mlp = nn.LayerNorm(6, bias=False), nn.Module(), nn.Module()
+        block.attn.head_dim = 3
         for name in ("q", "v", "proj"):
             setattr(block.attn, name, nn.Linear(6, 6))
         block.mlp.fc, block.mlp.proj = nn.Linear(6, 8), nn.Linear(8, 6)
