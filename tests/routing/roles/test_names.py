@@ -175,7 +175,7 @@ class SegformerMLP(nn.Module):
         self.proj = linear(64, 32)
 
 
-def test_a_single_layer_whose_class_is_called_an_mlp_is_none():
+def test_a_single_layer_of_any_class_is_not_an_mlp():
     model = block(projections=nn.ModuleList([SegformerMLP()]))
     assert found(model)["projections.0.proj.weight"].role is Role.HIDDEN
 
