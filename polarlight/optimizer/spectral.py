@@ -180,12 +180,12 @@ class SpectralOptimizer(Optimizer):
 
     @partial(_disable_dynamo, recursive=False)
     def _step_in_graph(self) -> None:
-        """Run a compiled step: this function stays on the host, `_step` is a graph of its own."""
+        """Run a compiled step: this function stays on the host, `_step` becomes a graph."""
         run_isolated_around_graph(self._step, self._prepare_graph())
 
     @_disable_dynamo
     def _prepare_graph(self) -> set[str]:
-        """Make what a graph is given from outside; return the device types of the parameters."""
+        """Make the inputs of a compiled step; return the device types of the parameters."""
         self._complete_state()
         self._graph.prepare(self.param_groups, self._buffers.by_param)
         return self._device_types()

@@ -76,7 +76,7 @@ class Topology:
         return (rank,) if shape is None else group[group.index(rank) % shape[0] :: shape[0]]
 
     def via(self, axes: Axes, peer: int, owner: int) -> int:
-        """Return who passes messages on between a process and an owner of its large cut group.
+        """Return the process that relays messages between a process and an owner of a large group.
 
         It is in the node of the process, at the owner's place.
         """
