@@ -36,7 +36,7 @@ def mlp(site: Site, m: int, n: int, *, transposed: bool = False) -> Decision | N
 
 
 def expert(site: Site, *, transposed: bool) -> Decision:
-    """Return the decision on experts [E, ...] or one expert's matrix; VECTOR for one row.
+    """Return the decision on a stack of experts, which ignores `transposed`, or on one expert.
 
     `transposed` says that the parameter of a single expert is stored (fan_in, fan_out).
     """
@@ -131,7 +131,7 @@ def _is_gated(site: Site, m: int, n: int) -> bool:
 def _gate_up_view(
     site: Site, part: Part, m: int, n: int, *, transposed: bool
 ) -> tuple[MatrixView, str]:
-    """Return the view of an up projection, split if gate and up are fused, and the reason."""
+    """Return view, as (fan_out, fan_in), and reason of an up; split if gate and up are fused."""
     if part in (Part.NONE, Part.DOWN):
         return Whole(), ""
     down = site.sibling(_DOWN_WORDS)

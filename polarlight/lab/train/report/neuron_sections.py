@@ -51,9 +51,8 @@ def starved(groups: Sequence[Group], folder: Path) -> Section:
             over_steps(groups, _unevenness(name)),
             f"unevenness_{name}",
             f"How uneven the shares are, by {words}",
-            "Effective: number of equal rows that would be as uneven, over all rows, "
-            "100 % if all are equal. Least: of any row, mean over matrices. Zero is not on the least "
-            "share's scale.",
+            "Effective: number of equal rows that would be as uneven, over all rows; 100 % if all "
+            "are equal. Least: of any row, mean over matrices. Zero is not on its scale.",
         )
     album.add(
         over_steps(groups, _WHOLE_NEURONS),
