@@ -216,13 +216,13 @@ def _more(claim: Claim, found: Sequence[Finding]) -> str:
     if n >= SEEDS_TO_DECIDE:
         return ""
     seconds = sum((SEEDS_TO_DECIDE - n) * core_seconds(claim.plan_of(a)) for a in claim.arms)
-    level = pocock_level(len(LOOKS))
-    factor = detectable_at(SEEDS_TO_DECIDE, level) / detectable_at(n, level)
-    return (
-        f"More seeds: `polarlight reproduce {claim.name} --seeds {SEEDS_TO_DECIDE}`, about "
-        f"{seconds / 60:.0f} core minutes more; detectable effects shrink to about {factor:.2f} of "
-        "those above.\n"
-    )
+    said = f"More seeds: `polarlight reproduce {claim.name} --seeds {SEEDS_TO_DECIDE}`, about "
+    said += f"{seconds / 60:.0f} core minutes more"
+    if n > 1:
+        level = pocock_level(len(LOOKS))
+        factor = detectable_at(SEEDS_TO_DECIDE, level) / detectable_at(n, level)
+        said += f"; detectable effects shrink to about {factor:.2f} of those above"
+    return f"{said}.\n"
 
 
 def _part(finding: Finding) -> str:

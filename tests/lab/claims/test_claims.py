@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from polarlight.lab.claims import running
 from polarlight.lab.claims.claim import Task
-from polarlight.lab.claims.page import _rate, write_claims
+from polarlight.lab.claims.page import _more, _rate, write_claims
 from polarlight.lab.claims.registry import CLAIMS, find
 from polarlight.lab.claims.results import (
     findings,
@@ -20,7 +20,7 @@ from polarlight.lab.claims.results import (
 )
 from polarlight.lab.claims.running import Setting, run_claim
 from polarlight.lab.claims.store import SHIPPED, RunStore, read_runs
-from polarlight.lab.claims.verdict import Verdict
+from polarlight.lab.claims.verdict import Verdict, judged
 from polarlight.lab.commands.app import app
 from polarlight.lab.statistics import paired
 from tests.lab.train.tiny import corpus
@@ -244,6 +244,16 @@ def test_paired_errors_of_the_shipped_runs_are_the_stated_ones(shipped):
 def test_shipped_runs_of_the_page_are_each_recorded_once():
     settings = [(r.setting, r.data) for p in SHIPPED.glob("*.jsonl") for r in read_runs(p)]
     assert len(set(settings)) == len(settings) > 400
+
+
+def test_an_undecided_claim_is_answered_with_the_seeds_that_may_decide_it(shipped):
+    claim, result = shipped["kaon"]
+    said = _more(claim, findings(claim, result))
+    assert "`polarlight reproduce kaon --seeds 12`, about" in said
+    # t at level 0.0182: (4.6 + 1.0) / 2 of n = 4, (2.8 + 0.9) / sqrt(12) of n = 12.
+    assert "detectable effects shrink to about 0.37" in said
+    one = {label: {"loss": {0: x["loss"][0]}} for label, x in samples_of(result).items()}
+    assert "shrink" not in _more(claim, judged(claim.checks, one))
 
 
 def test_reproduced_claims_are_corrected_for_the_number_of_claims(shipped):
