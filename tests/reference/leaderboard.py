@@ -396,7 +396,7 @@ def stepped(k, kind, W, G, state, t, clock, factors):
 
 
 def seen(k, kept, weights, changed, kinds, step, clock):
-    """What is kept for evaluation: tail average, update average, reference."""
+    """Return the weights for evaluation: tail average, update average, reference."""
     if k in (45, 46):
         start = max(clock(2000 if k == 45 else 2400), 1)
         inner = {name: w for name, w in weights.items() if kinds[name] != "embed"}
