@@ -12,6 +12,7 @@ import polarlight
 from polarlight.leaderboard import record, results
 from polarlight.leaderboard.parts import Clock
 from polarlight.routing import infer_roles
+from polarlight.stages.psgd_kron import probe
 from tests.matrices import gaussian
 from tests.reference import leaderboard as reference
 
@@ -89,6 +90,12 @@ def trained(found, steps):
     return weights, read, bases
 
 
+def probes(name, t):
+    """Random numbers that result 33 draws for a matrix."""
+    calls = torch.full((1, 1), float(t), dtype=torch.float64)
+    return probe(torch.zeros(SHAPES[name], dtype=torch.float64), calls, 0).numpy()
+
+
 def apart(ours, theirs, start):
     """Largest distance over the way travelled, of all parameters."""
     return max(
@@ -108,7 +115,7 @@ def test_steps_follow_the_reference(number, scaled):
     weights, read, bases = trained(found, steps)
     start = {name: p.detach().numpy() for name, p in toy().named_parameters()}
     expected, expected_read = reference.run(
-        number, start, kinds_of(toy()), gradient, steps, clock, bases.get
+        number, start, kinds_of(toy()), gradient, steps, clock, bases.get, probes
     )
     # Floors of 1e-8 that the reference has none of, under roots: 1e-5 of a direction at most.
     assert apart(weights, expected, start) < 1e-4

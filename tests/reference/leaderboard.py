@@ -12,16 +12,26 @@ Written from the formulas and constants of the benchmark's scripts. In a step t,
 gives after the first step, since eigenvectors of singular factors are not unique.
 """
 
+from functools import partial
+
 import numpy as np
 
-from tests.reference import dyn_muon, grafted_shampoo, pmuon, sink_soap, soap_h, soap_muon
+from tests.reference import (
+    dyn_muon,
+    grafted_shampoo,
+    pmuon,
+    psgd_kron,
+    sink_soap,
+    soap_h,
+    soap_muon,
+)
 from tests.reference.contra_muon import power_iterations, schatten4
 from tests.reference.kl_soap import step as kl_soap_step
 from tests.reference.soft_muon import soft as soft_polar
 from tests.reference.tempered_muon import tempered as temper
 
 TOKENS = 524_288
-BALL = (4, 5, 8, 13, 19, 25, 27, 37)
+BALL = (4, 5, 8, 13, 19, 25, 27, 33, 37)
 POWERCOOL = {20: 3105, 29: 3105, 30: 3050, 32: 3105, 38: 3020, 40: 2980, 42: 2980}
 POWERCOOL |= {41: 2980, 44: 2900, 45: 2900, 46: 2900}
 PRUNED = (30, 38, 40, 41, 42)
@@ -34,7 +44,7 @@ MATRIX_LR |= {35: (0.01, 0.1), 36: (0.025, 0.05), 39: (0.035, 0.025)}
 LENGTH = {1: 3600, 2: 5625, 3: 3500, 4: 4875, 5: 3325, 6: 3375, 7: 3325, 8: 3275, 9: 3250, 10: 3300}
 LENGTH |= {11: 3225, 12: 3350, 13: 3210, 14: 3175, 16: 3175, 17: 3200, 18: 3250, 19: 3125, 21: 4150}
 LENGTH |= {22: 8500, 24: 3175, 25: 3125, 26: 3125, 27: 3200, 28: 3200, 35: 3375, 36: 3250, 37: 3250}
-LENGTH |= {39: 3150}
+LENGTH |= {33: 3400, 39: 3150}
 
 
 def ramp(t, a, b):
@@ -67,7 +77,8 @@ def rates(k, t, clock):
     if k == 27:
         return power(t, T, 1, 1.25, 0), linear(t, clock(3125), 0.4)
     if k in BALL:
-        return 1 - t / T, linear(t, T, 0.85 if k == 37 else 0.4)
+        aux = power(t, T, 0.5, 1, 0.1) if k == 33 else linear(t, T, 0.85 if k == 37 else 0.4)
+        return 1 - t / T, aux
     if k == 24:
         return linear(t, T, 0.8), linear(t, T, 0.4)
     return (linear(t, T, 0.7),) * 2
@@ -211,7 +222,7 @@ def direction(k, kind, G, state, t, clock):
     return asp * even(k, bent(k, X, t, clock), state)
 
 
-WHOLE = {18, 19, 21, 25, 26, 27, 28, 35}
+WHOLE = {18, 19, 21, 25, 26, 27, 28, 33, 35}
 """Results with a reference of their own for the matrices."""
 
 
@@ -220,6 +231,9 @@ def whole_direction(k, G, state, t, clock):
     zero, numbers = np.zeros_like(G), {"lr": 1.0, "weight_decay": 0.0}
     if k in (19, 25):
         return -kl_soap_step(zero, G, state, **numbers)
+    if k == 33:
+        probes = state["probes"]
+        return -psgd_kron.step(zero, G, state, probes=probes, **numbers)
     if k == 27:
         return -soap_h.step(zero, G, state, **numbers)
     if k == 21:
@@ -276,6 +290,7 @@ def moved(k, W, U, lr, wd, t, clock):
 
 def matrix_step(k, kind, W, G, state, t, clock, factor):
     lr, wd = MATRIX_LR.get(k, (0.018 if k in BALL else 0.0375, 0.0))
+    lr = 0.025 if k == 33 else lr
     lr = lr * factor
     if k == 2:
         return adamw(W, G, state, t, lr, wd, (0.9, 0.95), 1e-10)
@@ -295,11 +310,16 @@ def matrix_step(k, kind, W, G, state, t, clock, factor):
     return moved(k, W, U, lr, wd, t, clock)
 
 
-def run(k, weights, kinds, gradient, steps, clock, bases):
-    """Weights by name after some steps, and those for evaluation."""
+def run(k, weights, kinds, gradient, steps, clock, bases, probes=None):
+    """Weights by name after some steps, and those for evaluation.
+
+    `probes(name, t)` are the random numbers of result 33.
+    """
     first = {name: w.copy() for name, w in weights.items()}
     now = {name: w.copy() for name, w in weights.items()}
     states = {name: {"Q": bases(name)} if bases(name) else {} for name in weights}
+    for name, state in states.items() if k == 33 else ():
+        state["probes"] = partial(probes, name)
     z = {name: np.zeros_like(w) for name, w in weights.items()}
     outer = {name: np.zeros_like(w) for name, w in weights.items()}
     before, anchors, rate, kept = first, first, 1.0, {}
