@@ -201,6 +201,8 @@ def _powercool(clock: Clock) -> Iterator[Result]:
     ahead = around.lookahead(0.3, clock(300), clock(1950))
     forty = (*pruned, around.momentum_schedule(clock, 2900, 100), ahead, cool(2980))
     yield _powered(40, "EMA-Nesterov", forty, (2980, 2890, 3.2788, 16), "P")
+    some = (around.circuit_muon(), *forty)
+    yield _powered(41, "Circuit-Muon", some, (2980, 2875, 3.2790, 20), "P")
     some = (*forty, around.reference(clock(2375), clock(2850)))
     yield _powered(42, "reference", some, (2980, 2860, 3.2789, 16), "P0")
 

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     },
     "leaderboard": {
         *("diloco", "hooks", "leaderboard", "linalg", "lookup", "optimizer", "routing", "rule"),
-        *("rules", "scheduling", "stages"),
+        *("rules", "scheduling", "stages", "view"),
     },
     "recipes": {
         *("leaderboard", "linalg", "lookup", "routing", "rule", "rules", "stages", "view"),
@@ -283,6 +283,7 @@ def test_references_import_nothing_of_the_package():
 NAMESPACES = [
     *("", "linalg", "rules", "stages", "view", "routing", "recipes", "optimizer", "properties"),
     *("diagnostics", "diagnostics.sinks", "hooks", "migration", "diloco", "scheduling"),
+    "leaderboard",
 ]
 
 

@@ -26,6 +26,7 @@ class Toy(nn.Module):
         self.embed = nn.Embedding(7, 6)
         block = nn.Module()
         block.norm1, block.attn, block.mlp = nn.LayerNorm(6, bias=False), nn.Module(), nn.Module()
+        block.attn.head_dim = 3
         for name in ("q", "v", "proj"):
             setattr(block.attn, name, nn.Linear(6, 6))
         block.mlp.fc, block.mlp.proj = nn.Linear(6, 8), nn.Linear(8, 6)
@@ -119,7 +120,7 @@ def test_most_results_are_covered():
 
 
 @pytest.mark.parametrize("number", [13, 32, 38, 46])
-def test_a_saved_run_goes_on(number):
+def test_a_saved_run_resumes(number):
     def run(parts):
         model = toy()
         assembled = record(number, steps=12).assemble(model)
@@ -164,7 +165,7 @@ def test_every_part_can_be_left_out(number):
         record(number, steps=8, without=(part.name,)).assemble(toy())
 
 
-def test_a_number_or_part_that_is_not_there_is_refused():
+def test_unknown_results_and_parts_raise():
     with pytest.raises(ValueError, match="result 47 is not covered; choose from 1, 2, 3"):
         record(47)
     with pytest.raises(ValueError, match="tail-emma"):

@@ -63,7 +63,7 @@ class Topology:
         return self._grids[axes]
 
     def node(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the processes of a cut group in the node of this one; all of a small group."""
+        """Return `rank`'s node in a copy of what `axes` replicate; the whole copy if small."""
         group, shape = self.cut_group(axes, rank), self.grid_of(axes)
         if shape is None:
             return group

@@ -12,6 +12,7 @@ from polarlight.lab.claims.results import Result, findings, page_verdicts, resul
 from polarlight.lab.claims.speedup.page import section
 from polarlight.lab.claims.store import SHIPPED, RunStore
 from polarlight.lab.claims.verdict import Finding, Verdict, overall
+from polarlight.lab.statistics import LOOKS, detectable_at, pocock_level
 
 HEAD = """# Claims, tested
 
@@ -200,7 +201,28 @@ def _section(claim: Claim, result: Result | None, verdict: Verdict) -> Iterator[
     yield "|---|---|---|---|---|---|---|---|"
     yield from map(_part, found)
     yield ""
+    if verdict is Verdict.UNDECIDED:
+        yield _more(claim, found)
     yield from _table(claim, result)
+
+
+SEEDS_TO_DECIDE = 12
+"""Number of seeds that is suggested for an undecided claim."""
+
+
+def _more(claim: Claim, found: Sequence[Finding]) -> str:
+    """Return the command that adds seeds to an undecided claim, its cost and what it would find."""
+    n = min(part.difference.n for part in found)
+    if n >= SEEDS_TO_DECIDE:
+        return ""
+    seconds = sum((SEEDS_TO_DECIDE - n) * core_seconds(claim.plan_of(a)) for a in claim.arms)
+    level = pocock_level(len(LOOKS))
+    factor = detectable_at(SEEDS_TO_DECIDE, level) / detectable_at(n, level)
+    return (
+        f"More seeds: `polarlight reproduce {claim.name} --seeds {SEEDS_TO_DECIDE}`, about "
+        f"{seconds / 60:.0f} core minutes more; detectable effects shrink to about {factor:.2f} of "
+        "those above.\n"
+    )
 
 
 def _part(finding: Finding) -> str:

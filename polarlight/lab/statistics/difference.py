@@ -140,11 +140,20 @@ class Difference:
         scatter = self.error * math.sqrt(self.n)
 
         def shortfall(n: int) -> float:
-            factor = quantile(1 - level / 2, n - 1) + quantile(power, n - 1)
-            return abs(effect) - factor * scatter / math.sqrt(n)
+            return abs(effect) - detectable_at(n, level, power) * scatter
 
         n = 2 + bisect_left(range(2, MOST_SEEDS), 0.0, key=shortfall)
         return n if n < MOST_SEEDS else None
+
+
+def detectable_at(n: int, level: float = LEVEL, power: float = POWER) -> float:
+    """Return the detectable effect of n seeds, in standard deviations of a difference.
+
+    Example:
+        >>> round(detectable_at(4), 2)
+        2.08
+    """
+    return (quantile(1 - level / 2, n - 1) + quantile(power, n - 1)) / math.sqrt(n)
 
 
 def from_differences(differences: Sequence[float]) -> Difference:

@@ -129,8 +129,9 @@ def section(runs: RunStore) -> Iterator[str]:
     yield "`polarlight reproduce speedup --size small`: steps that tuned AdamW needs to reach a"
     yield "method's loss, over the method's own steps, interpolated along AdamW's runs of several"
     yield "lengths. Every method is tuned at one Chinchilla budget (20 bytes per parameter) with"
-    yield "the same number of runs: 4 x 3 learning rates and decays, 2 rates for embeddings, and"
-    yield "up to 4 more where the best is at an end. The learning rate is checked at 4 budgets."
+    yield "the same number of runs: 4 x 3 learning rates and decays, 2 rates for embeddings, head"
+    yield "and norms, 2 learning rates again, and up to 10 more where the best is at an end. The"
+    yield "learning rate is checked at 4 budgets."
     yield f"Tuning has a seed of its own. Thresholds of {DATED}, before the runs:\n"
     yield from (f"- {check}" for check in CHECKS)
     yield "\nSpeedups in time are not given: step times were not measured under load.\n"

@@ -3,10 +3,14 @@
 Every method has the same tuning budget at one Chinchilla budget (20 tokens per parameter), on a
 seed that is used for nothing else:
 
-1. learning rate x weight decay, 4 x 3 runs; up to 3 more where the best is at an end;
-2. AdamW's rate for embeddings, head and norms, 2 runs; up to 1 more at an end;
-3. at 4 budgets: the best learning rate, half and twice of it, 3 runs; the best of them is used from
+1. learning rate x weight decay, 4 x 3 runs; up to 6 more where the best is at an end;
+2. AdamW's rate for embeddings, head and norms, 2 runs; up to 2 more at an end;
+3. the learning rate again, half and twice of it, 2 runs; up to 2 more at an end;
+4. at 4 budgets: the best learning rate, half and twice of it, 3 runs; the best of them is used from
    there on.
+
+The first 18 tuning runs of AdamW (0.03M) ended at the end of what was allowed then, 2 rates beyond
+the grid and no step 3; both were widened for all methods before any run of the comparison.
 
 Then every length is trained with seeds 0, 1, ... AdamW is trained at more lengths than the others,
 so that their losses lie between its own.
@@ -120,7 +124,7 @@ class Part:
         """Return the number of runs by length, without extensions of the tuning."""
         first = self.lengths[0]
         counts = dict.fromkeys(self.lengths_of(method), self.seeds)
-        counts[first] = counts.get(first, 0) + len(self.rates) * len(self.decays) + 2
+        counts[first] = counts.get(first, 0) + len(self.rates) * len(self.decays) + 4
         if CHECK_LENGTH in counts:
             counts[CHECK_LENGTH] += 3
         return counts

@@ -15,8 +15,11 @@ from polarlight.lab.claims.speedup.plan import (
 )
 from polarlight.lab.tuning import Search
 
-FURTHER = 2
-"""Learning rates beyond the ends of the grid, at most."""
+FURTHER = 5
+"""Learning rates beyond an end of the grid, at most."""
+
+FURTHER_AUX = 2
+"""AdamW's rates for the rest beyond an end, at most."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -86,10 +89,21 @@ def grid(part: Part, method: str, known: Losses) -> Stage:
 
 def auxiliary(part: Part, method: str, numbers: Numbers, known: Losses) -> Stage:
     """Return the search over AdamW's rate for embeddings, head and norms."""
-    search = Search(AUX_RATES, extend=1)
+    search = Search(AUX_RATES, extend=FURTHER_AUX)
 
     def job(aux_lr: float) -> Job:
         tuned = Numbers(numbers.lr, numbers.weight_decay, aux_lr)
+        return Job(method, part.lengths[0], tuned, TUNING_SEED)
+
+    return _searched(search, job, known)
+
+
+def again(part: Part, method: str, numbers: Numbers, known: Losses) -> Stage:
+    """Return the second search over the learning rate, beside the rate found for the rest."""
+    search = Search([numbers.lr * factor for factor in (0.5, 1.0, 2.0)], extend=FURTHER_AUX)
+
+    def job(lr: float) -> Job:
+        tuned = Numbers(lr, numbers.weight_decay, numbers.aux_lr)
         return Job(method, part.lengths[0], tuned, TUNING_SEED)
 
     return _searched(search, job, known)
@@ -151,8 +165,11 @@ def tuned(part: Part, method: str, known: Losses) -> Tuned:
     second = auxiliary(part, method, first.best, known)
     if second.best is None:
         return Tuned(second.due)
-    third = checked(part, method, second.best, known)
-    return Tuned(third.due, second.best, third.best)
+    third = again(part, method, second.best, known)
+    if third.best is None:
+        return Tuned(third.due)
+    fourth = checked(part, method, third.best, known)
+    return Tuned(fourth.due, third.best, fourth.best)
 
 
 def finals(part: Part, method: str, found: Tuned) -> list[Job]:

@@ -18,7 +18,7 @@ def test_the_plan_names_thresholds_runs_and_cost_and_trains_nothing(tmp_path):
     assert result.exit_code == 0, result.output
     assert "Thresholds, written 2026-11-30" in result.output
     assert "0.03M: 32,960 parameters" in result.output
-    assert "10 methods: 306 runs, about 1.2 core hours" in result.output
+    assert "10 methods: 326 runs, about 1.2 core hours" in result.output
     assert not (tmp_path / "out").exists()
     gpu = run(app, ["reproduce", "speedup", "--plan", "--size", "gpu"])
     assert "hours at 100 TFLOP/s" in gpu.output
