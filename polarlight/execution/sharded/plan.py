@@ -137,16 +137,20 @@ class Plan:
     def owners(self) -> list[int]:
         """Rank of the process that computes each matrix."""
         holders: list[assignment.Holders] = []
+        partial: list[assignment.Holders] = []
         for matrix in self.matrices:
             layout = self.params[matrix.param].layouts[MATRIX]
             if layout.copies == self.size:  # replicated everywhere
                 holders.append(None)
+                partial.append(None)
                 continue
             patterns = layout.coordinates_of(matrix.blocks[MATRIX].ranges, whole=True)
             holders.append([rank for pattern in patterns for rank in self.ranks_at(pattern)])
+            some = list(self.holders_of(layout, matrix.blocks[MATRIX]))
+            partial.append(some if len(some) < self.size else None)
         busy, _ = self._rowwise_load
         return assignment.owners(
-            self.costs, holders, self.size, self.options.spread, busy, self.moved
+            self.costs, holders, self.size, self.options.spread, busy, self.moved, partial
         )
 
     @cached_property
