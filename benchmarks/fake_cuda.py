@@ -19,6 +19,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.optim import optimizer as torch_optimizer
 from torch.overrides import TorchFunctionMode
@@ -32,7 +33,7 @@ from polarlight.linalg.precision import has_fast_bfloat16
 aten = torch.ops.aten
 
 CACHES = (has_fast_bfloat16, quack._installed)
-"""What remembers a property of the device that `fake_cuda` replaces."""
+"""Functions that cache a property of the device that `fake_cuda` replaces."""
 
 
 @contextmanager
@@ -51,6 +52,7 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
             mock.patch.object(foreach, "_NATIVE", types),
             mock.patch.object(param_task, "_PLAIN", types),
             mock.patch.object(FakeTensor, "tolist", _all_true),
+            mock.patch.dict(fake_impls.op_implementations_dict, _IN_PLACE),
             mock.patch.object(torch_optimizer, "_foreach_supported_types", list(types)),
         ]
         for entered in (
@@ -63,6 +65,14 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
             cached.cache_clear()
             stack.callback(cached.cache_clear)
         yield
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """Stand for an operator that writes in place and returns nothing."""
+
+
+_IN_PLACE = {aten._fused_adamw_.tensor_lr: _nothing}
+"""Operators in place that torch cannot run on fake tensors."""
 
 
 def _all_true(flags: Tensor) -> list[bool]:
@@ -256,7 +266,9 @@ class Operations(Record, TorchDispatchMode):
         if func.namespace == "aten" and not (
             func.is_view or func.overloadpacket.__name__ in NO_LAUNCH
         ):
-            self.operations.append(_operation(func, args, kwargs or {}, result))
+            operation = _operation(func, args, kwargs or {}, result)
+            if operation.devices:  # else a question about dtypes
+                self.operations.append(operation)
         return result
 
 

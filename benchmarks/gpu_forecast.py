@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from math import prod
@@ -111,16 +112,32 @@ def fused_adamw(params: Any) -> Any:
     return torch.optim.AdamW(params, lr=1e-3, weight_decay=0.1, fused=True)
 
 
-OPTIMIZERS: dict[str, tuple[Callable[[Any], Any], bool, int]] = {
-    "Muon": (ours("Muon"), True, 1),
-    "NorMuon": (ours("NorMuon"), True, 1),
-    "Aurora": (ours("Aurora"), True, 1),
-    "SOAP": (ours("SOAP"), True, 10),
-    "release's Aurora": (release, True, 1),
-    "torch.optim.Muon": (torch_muon, False, 1),
-    "fused AdamW": (fused_adamw, False, 1),
+@dataclass(frozen=True)
+class Entry:
+    """An optimizer of the forecast.
+
+    Attributes:
+        make: Makes it for a list of matrices.
+        guarded: Whether it has a guard against non-finite gradients; the default one is used.
+        by_matrix: Whether it takes one matrix after another: one of each shape is recorded.
+        refresh: Share of the steps that do more work, of SOAP's 0.1; the second of two recorded.
+    """
+
+    make: Callable[[Any], Any]
+    guarded: bool = True
+    by_matrix: bool = False
+    refresh: float = 0.0
+
+
+OPTIMIZERS = {
+    "Muon": Entry(ours("Muon")),
+    "NorMuon": Entry(ours("NorMuon")),
+    "Aurora": Entry(ours("Aurora")),
+    "SOAP": Entry(ours("SOAP", every=2), refresh=0.1),
+    "release's Aurora": Entry(release, by_matrix=True),
+    "torch.optim.Muon": Entry(torch_muon, guarded=False, by_matrix=True),
+    "fused AdamW": Entry(fused_adamw, guarded=False),
 }
-"""Maker, whether it has a guard, and steps to average over."""
 
 
 def product_seconds(operation: Operation, device: Device) -> float:
@@ -158,27 +175,44 @@ def operation_seconds(operation: Operation, device: Device) -> float:
     return max(KERNEL, seconds)
 
 
-def forecast(records: Iterable[Record], device: Device) -> dict[str, float]:
-    """Return seconds per step in a graph and without one, averaged over the records."""
-    steps = [[o for o in record.operations if o.device != "cpu"] for record in records]
-    timed = [(o, operation_seconds(o, device)) for step in steps for o in step]
-    graph = sum(seconds for _, seconds in timed) / len(steps)
-    launches = len(timed) / len(steps)
-    products = sum(s for o, s in timed if o.operator in PRODUCTS) / len(steps)
+Weighted = list[tuple[float, Record]]
+"""Operators, and how often a step runs them on average."""
+
+
+def forecast(records: Weighted, device: Device) -> dict[str, float]:
+    """Return the mean seconds per step in a graph and without one."""
+    timed = [
+        (weight, operation_seconds(o, device), o.operator in PRODUCTS)
+        for weight, record in records
+        for o in record.operations
+        if o.device != "cpu"
+    ]
+    graph = sum(weight * seconds for weight, seconds, _ in timed)
+    launches = sum(weight for weight, _, _ in timed)
+    products = sum(weight * seconds for weight, seconds, is_product in timed if is_product)
     return {
-        "launches": launches,
+        "launches": round(launches, 1),
         "graph_seconds": graph,
         "eager_seconds": max(graph, launches * LAUNCH),
         "products_share": products / graph,
     }
 
 
-def records_of(label: str, shapes: Iterable[tuple[int, int]]) -> list[Record]:
+def records_of(label: str, shapes: list[tuple[int, int]]) -> Weighted:
     """Return the operators of an optimizer's steps after the first one."""
-    make, guarded, steps = OPTIMIZERS[label]
-    params = [nn.Parameter(torch.empty(shape, device="cuda")) for shape in shapes]
-    policy = NonFinite.SKIP if guarded else None
-    return step_records(make, params, steps=steps, policy=policy)
+    entry = OPTIMIZERS[label]
+    policy = NonFinite.SKIP if entry.guarded else None
+
+    def recorded(some: list[tuple[int, int]]) -> list[Record]:
+        params = [nn.Parameter(torch.empty(shape, device="cuda")) for shape in some]
+        return step_records(entry.make, params, steps=2 if entry.refresh else 1, policy=policy)
+
+    if entry.by_matrix:
+        return [(count, recorded([shape])[0]) for shape, count in Counter(shapes).items()]
+    records = sorted(recorded(shapes), key=lambda record: record.launches)
+    if entry.refresh:
+        return list(zip((1 - entry.refresh, entry.refresh), records, strict=True))
+    return [(1.0, records[0])]
 
 
 Found = dict[str, dict[str, dict[str, dict[str, float]]]]

@@ -226,7 +226,7 @@ def compiled(report: Report) -> Any:
 
 def makers(report: Report) -> dict[str, Callable[[Any], Any]]:
     """Return the optimizers of the step times; compiled ones step through `torch.compile`."""
-    found = {label: make for label, (make, _, _) in OPTIMIZERS.items()}
+    found = {label: entry.make for label, entry in OPTIMIZERS.items()}
     if not report.on_cuda:
         found = {label: found[label] for label in ("Muon", "Aurora")}
         return found | {"float32 AdamW": lambda ps: torch.optim.AdamW(ps, lr=1e-3)}

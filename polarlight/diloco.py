@@ -132,13 +132,16 @@ class Outer:
 
     Create it when the weights are loaded and sharded, before the first inner step. Memory: a copy
     of the weights in at least float32 (the anchor), the outer optimizer's state, and one sum during
-    the outer step. Traffic: one all-reduce of that sum per round. Inner optimizers keep their
-    momenta.
+    the outer step. Traffic: one all-reduce of that sum per round, and of three numbers. Inner
+    optimizers keep their momenta.
 
     Attributes:
         optimizer: The outer optimizer; its groups take schedules.
         rounds: Number of finished rounds.
         taken: Steps taken in the present round.
+        left_out: Number of contributions with a NaN or Inf, of all workers and rounds. Such a
+            worker has no part in its round's sum and goes on from the anchor; the weights of the
+            others are scaled to the same sum. If none is left, the anchor stays as it is.
 
     Raises:
         ValueError: If no worker is given, workers differ, or an argument is outside its range.
@@ -161,6 +164,7 @@ class Outer:
         self.every = every
         self.rounds = 0
         self.taken = 0
+        self.left_out = 0
         self._workers = [[p for _, p in parameters] for parameters in named]
         self._anchors = [
             nn.Parameter(at_least_float32(p.detach()).clone()) for p in self._workers[0]
@@ -189,7 +193,10 @@ class Outer:
         """End the round now, for a shorter last round; arguments as for `step`."""
         if not self._total:
             self._total = self._compare_processes()
-        weights = self._weights(weights)
+        weights = self._finite_weights(self._weights(weights))
+        if weights is None:
+            self._reset_workers()
+            return
         sums = [self._sum(i, weights) for i in range(len(self._anchors))]
         if self._group is not None:
             collectives.all_reduce_sum(sums, self._group)
@@ -199,11 +206,49 @@ class Outer:
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self._reset_workers()
+
+    def _reset_workers(self) -> None:
+        """Copy the anchor to all workers; begin the next round."""
         for worker in self._workers:
             for p, anchor in zip(worker, self._anchors, strict=True):
                 p.copy_(anchor)
         self.rounds += 1
         self.taken = 0
+
+    def _finite_weights(self, weights: Sequence[float]) -> Sequence[float] | None:
+        """Return weights without workers whose contribution is not finite; None if none is left.
+
+        The weights of the others are scaled to the same sum.
+        """
+        finite = [
+            not weight or self._is_finite(worker)
+            for worker, weight in zip(self._workers, weights, strict=True)
+        ]
+        kept = [w if ok else 0.0 for w, ok in zip(weights, finite, strict=True)]
+        device = to_local(self._anchors[0]).device
+        both = torch.tensor([sum(weights), sum(kept), finite.count(False)], dtype=torch.float64)
+        sums = both.to(device)
+        if self._group is not None:
+            collectives.all_reduce_sum([sums], self._group)
+        total, rest, left_out = sums.tolist()
+        if not left_out:
+            return weights
+        self.left_out += int(left_out)
+        return [w * total / rest for w in kept] if rest else None
+
+    def _is_finite(self, worker: Sequence[Tensor]) -> bool:
+        """Return whether all of a worker's contributions are finite, on all of its processes."""
+        flags = [
+            self._contribution(anchor, p).isfinite().all()
+            for anchor, p in zip(self._anchors, worker, strict=True)
+        ]
+        bad = (~torch.stack(flags).all()).to(torch.int64).reshape(1)
+        shards: dict[Any, Any] = {p.device_mesh: p for p in worker if is_sharded(p)}  # type: ignore[attr-defined]
+        for p in shards.values():
+            if (mesh := collectives.mesh_of_dtensor(p)) is not None:
+                bad = collectives.reduce_max(bad.to(mesh.device), mesh)
+        return not bad.item()
 
     def state_dict(self) -> dict[str, Any]:
         """Return anchors by name, the outer optimizer's state and the round's step count.

@@ -136,6 +136,41 @@ def test_a_client_of_weight_zero_is_not_read():
         torch.testing.assert_close(model.weights[0], gaussian(4, 3, seed=100) + 0.5)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("weights", [None, [0.5, 0.2, 0.3]])
+def test_a_client_that_is_not_finite_does_not_reach_the_others(value, weights):
+    three, two = clients(3, (8, 3), (4, 4)), clients(2, (8, 3), (4, 4))
+    rounds, others = (Outer(*models, every=1) for models in (three, two))
+    for step in range(3):
+        for models in (three, two):
+            for client, model in enumerate(models):
+                model.pull(client, step)
+                with torch.no_grad():
+                    for p in model.parameters():
+                        p.sub_(0.1 * p.grad)
+        with torch.no_grad():
+            three[2].weights[1][0, 0] = value
+        rounds.step(weights)
+        scaled = None if weights is None else [w / 0.7 for w in weights[:2]]
+        others.step(scaled)
+    assert rounds.left_out == 3
+    assert others.left_out == 0
+    for model in three:
+        assert_close([model], two[0], 1e-12)
+
+
+def test_a_round_without_a_finite_client_leaves_the_anchor_and_resets_all():
+    models = clients(2, (4, 3))
+    start = models[0].weights[0].detach().clone()
+    rounds = Outer(*models, every=1)
+    with torch.no_grad():
+        for model in models:
+            model.weights[0][1, 1] = math.nan
+    assert rounds.step()
+    assert (rounds.rounds, rounds.left_out) == (1, 2)
+    assert all(torch.equal(model.weights[0], start) for model in models)
+
+
 def test_sampling_is_unbiased():
     shares, count, draws = [0.4, 0.3, 0.2, 0.05, 0.05], 2, 4000
     generator = torch.Generator().manual_seed(0)

@@ -102,7 +102,7 @@ def test_momentum_is_set_and_weight_decay_multiplied():
     assert [wd for _, _, wd in seen] == pytest.approx([0.1, 0.075, 0.05])
 
 
-def test_it_is_a_scheduler_of_torch_and_resumes():
+def test_the_scheduler_is_torchs_and_resumes():
     straight = optimizer()
     expected = run(straight, GroupSchedule(straight, Cooldown(6, fall=1.0)), 6)
     first = optimizer()
@@ -140,6 +140,6 @@ def test_a_tensor_rate_stays_a_tensor():
         (lambda: Piecewise(), "points need rising steps"),
     ],
 )
-def test_mistakes_are_named(make, said):
+def test_invalid_arguments_raise_with_their_value(make, said):
     with pytest.raises(ValueError, match=said):
         make()

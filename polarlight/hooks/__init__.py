@@ -6,6 +6,7 @@ handle.remove()
 
 from polarlight.hooks.attach import Chain, FromGroup, WeightHook, attach
 from polarlight.hooks.averaging import Snapshot, TailAverage, UpdateAverage
+from polarlight.hooks.circuit import Circuit, CircuitMuon
 from polarlight.hooks.constraints import CentreRouter, HyperBall, UpdateFloor
 from polarlight.hooks.decay import CautiousDecay, couple_decay_to_schedule
 from polarlight.hooks.lookahead import Anchor, EmaNesterov
@@ -17,6 +18,8 @@ __all__ = [
     "CautiousDecay",
     "CentreRouter",
     "Chain",
+    "Circuit",
+    "CircuitMuon",
     "EmaNesterov",
     "FromGroup",
     "HyperBall",

@@ -132,7 +132,7 @@ class Readout(Memory, ABC):
     @property
     @abstractmethod
     def ready(self) -> bool:
-        """Whether there is something to read out."""
+        """True once there are weights to read out."""
 
     @abstractmethod
     def weights(self, name: str, p: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class TailAverage(Readout):
 
     @property
     def ready(self) -> bool:
-        """Whether the average has begun."""
+        """True once the average has begun."""
         return bool(self.kept["average"])
 
     def weights(self, name: str, p: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ class UpdateAverage(Readout):
 
     @property
     def ready(self) -> bool:
-        """Whether an update has been averaged."""
+        """True once an update has been averaged."""
         return bool(self.kept["update"])
 
     def weights(self, name: str, p: Tensor) -> Tensor:
@@ -272,7 +272,7 @@ class Snapshot(Readout):
 
     @property
     def ready(self) -> bool:
-        """Whether the step has been reached from which on it is read out."""
+        """True from the step on after which weights are read out."""
         return bool(self.kept["snapshot"]) and self.steps >= self.read_from
 
     def weights(self, name: str, p: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class EmaNesterov(Memory):
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether the next step looks ahead."""
+        """True if the next step evaluates gradients ahead of the weights."""
         return self.prefill <= self.steps and (self.rest is None or self.steps < self.rest)
 
     @torch.no_grad()

@@ -185,6 +185,16 @@ def anchor(clock: Clock) -> RecordPart:
     return change
 
 
+def circuit_muon(damping: float = 1e-3) -> RecordPart:
+    """Steps of value and output projections made for each other."""
+
+    @part("circuit-muon", f"value and output steps coupled per head, damping {damping:g}")
+    def change(recipe: Recipe) -> Recipe:
+        return replace(recipe, circuits=damping)
+
+    return change
+
+
 def muloco(every: int) -> RecordPart:
     """Outer Nesterov on all parameters every few steps."""
 

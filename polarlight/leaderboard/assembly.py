@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from polarlight.diloco import Outer, OuterNesterov
 from polarlight.hooks.attach import Chain, attach
 from polarlight.hooks.averaging import Readout
+from polarlight.hooks.circuit import Circuit, CircuitMuon
 from polarlight.hooks.lookahead import Anchor, EmaNesterov
 from polarlight.leaderboard.recipe import Aux, Named, Recipe, RecordPart
 from polarlight.optimizer import SpectralOptimizer
@@ -29,6 +30,7 @@ from polarlight.routing.roles import Assignment, Part, Role, infer_roles
 from polarlight.rule import UpdateRule
 from polarlight.rules.adamw import AdamWRule
 from polarlight.scheduling import Curve, GroupSchedule
+from polarlight.view import Heads
 
 HIDDEN_ROLES = frozenset({Role.HIDDEN, Role.GATE_UP, Role.DOWN, Role.ATTENTION, Role.EXPERT})
 KIND = "kind"
@@ -50,6 +52,8 @@ class Assembled:
         self.optimizer = SpectralOptimizer(param_groups(recipe, model), lr=recipe.lr)
         named = _named(model, self.optimizer)
         hidden = {id(p) for _, p in named["hidden"]}
+        if recipe.circuits is not None:
+            CircuitMuon(circuits_of(model), recipe.circuits).attach(self.optimizer)
         if recipe.hooks:
             attach(self.optimizer, Chain(recipe.hooks), where=lambda _, p: id(p) in hidden)
         self.anchor: Anchor | None = None
@@ -132,6 +136,31 @@ class Assembled:
         yield from ((name, 0, part) for name, part in single.items() if part is not None)
         yield from (("readout", i, part) for i, part in enumerate(self.readouts))
         yield from (("schedule", i, part) for i, part in enumerate(self.schedules))
+
+
+def circuits_of(model: nn.Module) -> list[Circuit]:
+    """Return value and output projections of every attention layer whose heads are known.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    found = {(_layer(a), a.part): a for a in infer_roles(model) if isinstance(a.heads, Heads)}
+    pairs = [
+        (value, found[layer, Part.OUTPUT])
+        for (layer, kind), value in found.items()
+        if kind is Part.VALUE and (layer, Part.OUTPUT) in found
+    ]
+    if not pairs:
+        raise ValueError(
+            "Circuit-Muon needs attention layers with separate value and output projections and a "
+            "known number of heads; leave the part out: without=('circuit-muon',)"
+        )
+    return [Circuit(v.parameter, o.parameter, v.heads.count) for v, o in pairs]  # type: ignore[union-attr]
+
+
+def _layer(assignment: Assignment) -> str:
+    """Return the name of the module that holds a projection."""
+    return assignment.name.rpartition(".")[0].rpartition(".")[0]
 
 
 def param_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:

@@ -114,6 +114,7 @@ class Recipe:
         lookahead: EMA-Nesterov on all parameters, or None.
         readouts: Weights for evaluation, outermost first.
         anchor: Fade of the pull of hidden matrices towards their start, or None.
+        circuits: Damping of Circuit-Muon on value and output projections, or None.
         outer: Steps of a round, learning rate and momentum of the outer Nesterov, or None.
     """
 
@@ -135,6 +136,7 @@ class Recipe:
     lookahead: Lookahead | None = None
     readouts: tuple[ReadoutMaker, ...] = ()
     anchor: Curve | None = None
+    circuits: float | None = None
     outer: tuple[int, float, float] | None = None
 
     def rule_of(self, kind: Kind) -> Rule:

@@ -22,6 +22,7 @@ from polarlight.rules.dyn_muon import dyn_muon
 from polarlight.rules.grafted_shampoo import grafted_shampoo
 from polarlight.rules.kl_soap import kl_soap
 from polarlight.rules.pmuon import pmuon
+from polarlight.rules.psgd_kron import psgd_kron
 from polarlight.rules.sink_soap import sink_soap
 from polarlight.rules.soap_h import soap_h
 from polarlight.scheduling import Constant, Cooldown, Curve, Joined, Piecewise, WarmUp
@@ -139,6 +140,9 @@ def _on_the_hyperball(clock: Clock) -> Iterator[Result]:
     bent = around.split_cooldown(curved(3200, 1.0, 1.25, 0.0), _falling(clock, 3125, 0.4))
     soap = recipe(rule=soap_h())
     yield _row(27, "SOAP-H", soap, (ball, bent), initial="H", scored=(3200, 3125, 3.2782, 6))
+    psgd = {**recipe(rule=psgd_kron()), "lr": 0.025}
+    some = (ball, around.split_cooldown(_falling(clock, 3400, 1.0), curved(3400, 0.5, 1.0, 0.1)))
+    yield _row(33, "PSGD-Kron", psgd, some, initial="K", scored=(3400, 3375, 3.2779, 5))
     retuned = recipe(aux=Aux(embed=0.91, head=0.0064, vectors=0.0195, weight_decay=0.001))
     some = (ball, linear(3250, 0.85))
     yield _row(37, "MuonH, retuned", retuned, some, initial="N", scored=(3250, 3250, 3.2786, 10))
@@ -201,6 +205,8 @@ def _powercool(clock: Clock) -> Iterator[Result]:
     ahead = around.lookahead(0.3, clock(300), clock(1950))
     forty = (*pruned, around.momentum_schedule(clock, 2900, 100), ahead, cool(2980))
     yield _powered(40, "EMA-Nesterov", forty, (2980, 2890, 3.2788, 16), "P")
+    some = (around.circuit_muon(), *forty)
+    yield _powered(41, "Circuit-Muon", some, (2980, 2875, 3.2790, 20), "P")
     some = (*forty, around.reference(clock(2375), clock(2850)))
     yield _powered(42, "reference", some, (2980, 2860, 3.2789, 16), "P0")
 

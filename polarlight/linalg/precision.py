@@ -1,5 +1,7 @@
 """Dtype in which a device multiplies matrices at full speed."""
 
+from collections.abc import Callable
+
 import torch
 
 from polarlight.linalg.lru_cache_eager import assume_constant, lru_cache_eager
@@ -40,13 +42,31 @@ def gram_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 @assume_constant
 @lru_cache_eager
 def has_fast_bfloat16(device_type: str, index: int | None = None) -> bool:
-    """Return True if the device multiplies bfloat16 matrices in hardware."""
-    if device_type == "cuda":
-        return torch.cuda.get_device_capability(index) >= (8, 0)
-    if device_type == "cpu":
-        capabilities = cpu_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return False
+    """Return True if the device multiplies bfloat16 matrices in hardware; see `FAST_BFLOAT16`."""
+    has = FAST_BFLOAT16.get(device_type)
+    return has is not None and has(index)
+
+
+def _npu_has_bfloat16(index: int | None) -> bool:
+    """Return what the extension `torch_npu` says of the current device, False without it."""
+    supported = getattr(getattr(torch, "npu", None), "is_bf16_supported", None)
+    return supported is not None and bool(supported())
+
+
+FAST_BFLOAT16: dict[str, Callable[[int | None], bool]] = {
+    "cuda": lambda index: torch.cuda.get_device_capability(index) >= (8, 0),
+    "cpu": lambda index: any(
+        cpu_capabilities().get(units) for units in ("avx512_bf16", "amx_bf16")
+    ),
+    "xpu": lambda index: torch.xpu.get_device_properties(index).has_bfloat16_conversions,
+    "mps": lambda index: bool(torch.backends.mps.is_macos_or_newer(14, 0)),
+    "npu": _npu_has_bfloat16,
+}
+"""Type of a device -> whether the device of an index multiplies bfloat16 matrices in hardware.
+
+CUDA from Ampere on, CPUs with AVX512-BF16 or AMX, Intel GPUs with conversions, Apple's from macOS
+14 on, Ascend by its extension. A type that is absent iterates in float32.
+"""
 
 
 def cpu_capabilities() -> dict[str, object]:

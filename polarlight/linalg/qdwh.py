@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polarlight.linalg.band import Band, coarser, exact_band, vector_loss
 from polarlight.linalg.decomposition import by_decomposition, check_dtype, computing_dtype
-from polarlight.linalg.lru_cache_eager import lru_cache_eager
+from polarlight.linalg.lru_cache_eager import constant_size, lru_cache_eager
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.rational import (
     RationalStep,
@@ -44,7 +44,7 @@ class QDWH(PolarMap):
 
     Args:
         lower: The least singular value, relative to |M|_F, that is to arrive at 1; in [1e-20, 1).
-            None, and anything less, takes the machine epsilon of the computation.
+            None, and anything less, takes the cut-off below.
         steps: Number of Halley steps. None takes the fewest that bring `lower` to within an epsilon
             of 1: 4 in float32 and 5 in float64 for the default bound, 3 from 1e-3 in float32.
         dtype: Dtype of the computation: float32 or float64. None takes that of M, at least float32.
@@ -53,10 +53,10 @@ class QDWH(PolarMap):
     epsilons of |M|_F, arrive within a few epsilons of 1; with 3 float32 steps within 1e-4 of it.
     `band` holds from twice the cut-off on: a row of zeros may take (2 eps / s)^2 / 2 of a
     direction. Those below `lower` arrive between 0 and 1, in order. Those below the cut-off are
-    rounding noise and fall to 0, in full from a quarter of it on, so that a matrix of rank r has a
-    polar factor of rank r. A `lower` above 1e-5 in float32, 1e-13 in float64, needs no cut-off:
-    noise arrives at up to ten epsilons / lower. Zero rows and columns stay exactly zero. NaN or Inf
-    anywhere makes that matrix NaN and no other.
+    rounding noise and fall towards 0: a quarter of the cut-off comes out below 0.03, an eighth
+    below 1e-3, so that a matrix of rank r has a polar factor of rank r. A `lower` above 1e-5 in
+    float32, 1e-13 in float64, needs no cut-off: noise arrives at up to ten epsilons / lower. Zero
+    rows and columns stay exactly zero. NaN or Inf anywhere makes that matrix NaN and no other.
 
     Raises:
         TypeError: If M is not a real floating-point tensor.
@@ -82,18 +82,29 @@ class QDWH(PolarMap):
 
     def __call__(self, M: Tensor) -> Tensor:
         """Return the polar factor of M; see the class."""
-        return by_decomposition(M, self.dtype, lambda X: iterate(X, self.plan(X.dtype)))
+        return by_decomposition(M, self.dtype, self._polar)
 
-    def plan(self, dtype: torch.dtype) -> tuple[RationalStep, ...]:
-        """Return the steps of a computation in float32 or float64."""
+    def _polar(self, X: Tensor) -> Tensor:
+        m, n = (constant_size(side) for side in X.shape[-2:])
+        return iterate(X, self.plan(X.dtype, cut_off(m, n, X.dtype)))
+
+    def plan(self, dtype: torch.dtype, cutoff: float = 0.0) -> tuple[RationalStep, ...]:
+        """Return the steps of a computation in float32 or float64.
+
+        Nothing below the `cutoff` is lifted: steps for less would lift the noise again.
+        """
         eps = torch.finfo(dtype).eps
-        return halley(max(self.lower or eps, eps), self.steps, eps)
+        return halley(max(self.lower or eps, eps, cutoff), self.steps, eps)
 
     def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
         """Return the values of the steps from `lower`, and twice the cut-off, on."""
         own = self.dtype or computing_dtype(dtype)
         above = max(self.lower or 0.0, 2 * cut_off(m, n, own))
-        loss = 1 - least_value(self.plan(own), above) + vector_loss(torch.finfo(own).eps, above)
+        loss = (
+            1
+            - least_value(self.plan(own, cut_off(m, n, own)), above)
+            + vector_loss(torch.finfo(own).eps, above)
+        )
         return exact_band(coarser(own, dtype), above, 2.0, loss)
 
     def symmetries(self, m: int, n: int) -> Symmetries:

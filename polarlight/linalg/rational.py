@@ -14,7 +14,8 @@ s I)^-1 =: E is about x^2 / s at x, so that with t = E at the cut-off c
     P = (1 + t) E (E + t I)^-1 = x^2 / (x^2 + c^2),        X_1 <- X_1 P^2
 
 leaves of a direction at c / 8 one part in 4000, and almost all of one above c, which the later
-steps bring to 1 all the same: a matrix of rank r has a polar factor of rank r.
+steps bring to 1 all the same: a matrix of rank r has a polar factor of rank r. The steps are
+made for singular values from c on: for less they would lift the noise again.
 
 Source: Nakatsukasa, Bai, Gygi (2010), SIAM J. Matrix Anal. Appl. 31, 2700.
 Deviations: the cut-off; a failed Cholesky factorisation gives NaN in its own matrix, without a look

@@ -94,12 +94,12 @@ class WeightedIterates(MatrixMap):
         for weight, (a, b, c) in zip(self.weights[1:], self.schedule.steps, strict=False):
             X = times_short(X, gram_polynomial(gram(X), b, c), a)
             total = total + weight * X.to(M.dtype)
-        return self._resized(total, norm).to(M.dtype)
+        return self._resized(total, norm, dtype).to(M.dtype)
 
-    def _resized(self, S: Tensor, norm: Normalisation) -> Tensor:
+    def _resized(self, S: Tensor, norm: Normalisation, dtype: torch.dtype) -> Tensor:
         X = at_least_float32(S)
         size = min(S.shape[-2:]) ** 0.25  # Schatten-4 norm of an isometry of this rank
-        resized: Tensor = X * (size / nonzero(norm(X, X.dtype)))
+        resized: Tensor = X * (size / nonzero(norm(X, dtype)))
         return resized
 
     def symmetries(self, m: int, n: int) -> Symmetries:

@@ -25,6 +25,7 @@ from polarlight.linalg.decomposition import (
     computing_dtype,
     decomposition_dtype,
 )
+from polarlight.linalg.lru_cache_eager import constant_size
 from polarlight.linalg.matrices import check_matrix, frobenius_norm, unit_scale
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.rational import RationalStep, check_lower, cut_off, iterate, least_value
@@ -45,7 +46,7 @@ class ZoloPD(PolarMap):
 
     Args:
         lower: The least singular value, relative to |M|_F, that is to arrive at 1; in [1e-20, 1).
-            None, and anything less, takes the machine epsilon of the computation.
+            None, and anything less, takes the cut-off of `QDWH`.
         terms: r, from 1 (two QDWH steps) to 8. None takes the fewest that bring `lower` to within
             an epsilon of 1.
         dtype: Dtype of the computation: float32 or float64. None takes that of M, at least float32.
@@ -104,18 +105,26 @@ class ZoloPD(PolarMap):
 
     def __call__(self, M: Tensor) -> Tensor:
         """Return the polar factor of M; see the class."""
-        return by_decomposition(M, self.dtype, lambda X: iterate(X, self.plan(X.dtype)))
+        return by_decomposition(M, self.dtype, self._polar)
 
-    def plan(self, dtype: torch.dtype) -> tuple[RationalStep, RationalStep]:
-        """Return the two steps of a computation in float32 or float64."""
+    def _polar(self, X: Tensor) -> Tensor:
+        m, n = (constant_size(side) for side in X.shape[-2:])
+        return iterate(X, self.plan(X.dtype, cut_off(m, n, X.dtype)))
+
+    def plan(self, dtype: torch.dtype, cutoff: float = 0.0) -> tuple[RationalStep, RationalStep]:
+        """Return the two steps of a computation in float32 or float64; see `QDWH.plan`."""
         eps = torch.finfo(dtype).eps
-        return two_zolotarev_steps(max(self.lower or eps, eps), self.terms, eps)
+        return two_zolotarev_steps(max(self.lower or eps, eps, cutoff), self.terms, eps)
 
     def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
         """Return the values of the steps from `lower`, and twice the cut-off, on."""
         own = self.dtype or computing_dtype(dtype)
         above = max(self.lower or 0.0, 2 * cut_off(m, n, own))
-        loss = 1 - least_value(self.plan(own), above) + vector_loss(torch.finfo(own).eps, above)
+        loss = (
+            1
+            - least_value(self.plan(own, cut_off(m, n, own)), above)
+            + vector_loss(torch.finfo(own).eps, above)
+        )
         return exact_band(coarser(own, dtype), above, 2.0, loss)
 
     def symmetries(self, m: int, n: int) -> Symmetries:

@@ -187,7 +187,7 @@ def _fields_or_slots(config: Config) -> dict[str, Any]:
 
 
 def completed(config: Config) -> dict[str, Any]:
-    """Return all fields of a configuration, with the defaults of its version filled in."""
+    """Return a configuration's fields under present names, with its version's defaults added."""
     content = _fields_or_slots(config)
     known = None if "slots" in config else registration_named(config["method"])
     if known is None:

@@ -147,7 +147,7 @@ class NonFiniteGuard:
     def _drop_waiting(
         self, i: int, group: Group, param_indices: list[int], sharded: Collection[int]
     ) -> None:
-        """Remove plain non-finite ones on devices from `param_indices`; the host waits for them."""
+        """Remove param indices with a plain non-finite gradient; the host waits for flags."""
         plain = [k for k in param_indices if k not in sharded]
         for device, on_device, gradients in gradients_by_device(group["params"], plain):
             if not is_host_readable(device):

@@ -11,12 +11,12 @@ In a graph of `torch.compile` all are, since the compiler fuses launches and cop
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from polarlight.execution.param_task import placed_like
+from polarlight.execution.param_task import ParamTask, placed_like
 from polarlight.linalg import foreach
 from polarlight.linalg.matrices import wide
 from polarlight.linalg.slot import GRADIENT
@@ -40,6 +40,23 @@ FiniteMask = Mapping[int, Tensor] | None
 
 State = dict[str, Tensor]
 """Buffers of one parameter by name."""
+
+
+class AlikeTasks(NamedTuple):
+    """Parameters of one batch whose groups are alike, after their momenta were updated.
+
+    Attributes:
+        places: Group index and param index of each.
+        weights: Their local parts.
+        tasks: Their tasks.
+        finite: Their flags.
+    """
+
+    places: Sequence[tuple[int, int]]
+    weights: list[Tensor]
+    tasks: list[ParamTask]
+    finite: FiniteFlags
+
 
 LARGE = 2**22
 """Entries from which a tensor is selected alone: a launch then takes less time than a copy."""

@@ -4,6 +4,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -240,8 +241,10 @@ def alike_groups(groups: Sequence[Group], indices: Iterable[int]) -> list[list[i
     """Return indices of groups that are stepped as one: equal rule, view and numbers.
 
     On a CPU each group stays alone: merging saves launches, and changes what is multiplied as one
-    batch. So it does where numbers are tensors of their own, as in a graph of `torch.compile`.
+    batch. So it does in a graph of `torch.compile`, where each momentum is a tensor of its own.
     """
+    if torch.compiler.is_compiling():
+        return [[i] for i in indices]
     found: dict[Hashable, list[int]] = {}
     for i in indices:
         group = groups[i]

@@ -7,7 +7,7 @@ A param group has a rule and a view besides torch's scheduled numbers (`lr`, `we
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from polarlight.optimizer.compiled import GraphInputs, check_lr
 from polarlight.optimizer.fingerprint import fingerprint
 from polarlight.optimizer.gradient_guard import NonFinite, NonFiniteGuard
 from polarlight.optimizer.masked import (
+    AlikeTasks,
     FiniteFlags,
     clone_buffers,
     commit_where_finite,
@@ -179,12 +180,12 @@ class SpectralOptimizer(Optimizer):
 
     @partial(_disable_dynamo, recursive=False)
     def _step_in_graph(self) -> None:
-        """Run a compiled step: this function stays on the host, `_step` is a graph of its own."""
+        """Run a compiled step: this function stays on the host, `_step` becomes a graph."""
         run_isolated_around_graph(self._step, self._prepare_graph())
 
     @_disable_dynamo
     def _prepare_graph(self) -> set[str]:
-        """Make what a graph is given from outside; return the device types of the parameters."""
+        """Make the inputs of a compiled step; return the device types of the parameters."""
         self._complete_state()
         self._graph.prepare(self.param_groups, self._buffers.by_param)
         return self._device_types()
@@ -326,15 +327,13 @@ class SpectralOptimizer(Optimizer):
             for alike in alike_groups(self._groups, finite)
         ]
         # Directions of whole matrices, of all groups at once: the executor batches or shares them.
-        directions = iter(
-            directions_of(self.executor, [task for part in parts for task in part.tasks])
-        )
+        tasks = [task for part in parts for task in part.tasks]
+        directions = iter(directions_of(self.executor, tasks))
         for part in parts:  # weights, elementwise on the local shards
             D = [next(directions) for _ in part.tasks]
             states = [self._buffers.by_param[task.parameter] for task in part.tasks]
             if part.finite is not None:
-                written = [task.state for task in part.tasks]
-                commit_where_finite(D, states, written, part.finite)
+                commit_where_finite(D, states, [task.state for task in part.tasks], part.finite)
             for probe in observing:
                 for (i, _), task, direction in zip(part.places, part.tasks, D, strict=True):
                     p = task.parameter
@@ -345,8 +344,8 @@ class SpectralOptimizer(Optimizer):
 
     def _update_momenta(
         self, places: Sequence[tuple[int, int]], finite: Mapping[int, FiniteFlags]
-    ) -> "_Part":
-        """Update momenta of equal groups' parameters, at (group, param) indices; return tasks."""
+    ) -> AlikeTasks:
+        """Update momenta of parameters at (group, param) indices, whose groups are alike."""
         groups = self._groups
         group = groups[places[0][0]]
         rule, view = group["rule"], group["view"] or Whole()
@@ -367,7 +366,7 @@ class SpectralOptimizer(Optimizer):
             ParamTask(name_of(groups[i], i, k), r, view, p, M, state)
             for (i, k), r, p, M, state in zip(places, rules, params, momenta, written, strict=True)
         ]
-        return _Part(places, weights, tasks, flags)
+        return AlikeTasks(places, weights, tasks, flags)
 
     def _step_elementwise(
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
@@ -386,12 +385,3 @@ class SpectralOptimizer(Optimizer):
                     M, U = group["rule"].momentum_and_direction(local, group["momentum"])
                     M, U = full_tensor(M, p), full_tensor(U, p)
                     probe.observe(Observation(name_of(group, i, k), W, M, U, group))
-
-
-class _Part(NamedTuple):
-    """Parameters of equal groups: (group, param) indices, local weights, tasks and flags."""
-
-    places: Sequence[tuple[int, int]]
-    weights: list[Tensor]
-    tasks: list[ParamTask]
-    finite: FiniteFlags

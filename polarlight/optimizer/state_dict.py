@@ -54,6 +54,7 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
     saved_rules: list[Config] = []
 
     def check(_: Optimizer, loaded: StateDict) -> StateDict:
+        """Check a loaded state dict, keep it for `finish`; return it with rules for texts."""
         given.update(replace_fingerprints(loaded, optimizer.param_groups))
         forms.update(_checked_buffer_forms(given, optimizer.param_groups))
         saved_rules.extend(read_fingerprint(group["rule"]) for group in loaded["param_groups"])

@@ -221,7 +221,7 @@ def _first_match(assignment: Assignment, keys: Iterable[Key]) -> Key | None:
 
 
 def _matches_key(assignment: Assignment, key: Key) -> bool:
-    """Return whether a parameter has the key's role, role and part, or a matching name."""
+    """Return whether a key fits: role, role with part or name pattern, or name pattern alone."""
     if isinstance(key, Role):
         return assignment.role is key
     if isinstance(key, tuple):

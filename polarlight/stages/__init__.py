@@ -11,6 +11,7 @@ from polarlight.stages.interpolated import Contra, Interpolated, Normalised, Pow
 from polarlight.stages.momentum import EMA, HeavyBall, InBfloat16, RawGradient
 from polarlight.stages.momentum_power import MomentumPower
 from polarlight.stages.orientation import Columns, Pairs, oriented
+from polarlight.stages.psgd_kron import PsgdKron
 from polarlight.stages.ramp import Logistic, Ramp
 from polarlight.stages.renormalise import KeepNorm, MatchRms, PolarNorm
 from polarlight.stages.scales import MatchRmsAdamW, Original, RmsToRms, Unscaled
@@ -47,6 +48,7 @@ __all__ = [
     "PolarNorm",
     "PowerIteration",
     "PowerIterationNorm",
+    "PsgdKron",
     "Ramp",
     "RawGradient",
     "RmsToRms",

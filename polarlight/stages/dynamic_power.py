@@ -8,6 +8,7 @@ from torch import Tensor
 from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import frobenius_norm, nonzero, unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.precision import iteration_dtype
 from polarlight.linalg.products import gram, times_short
 from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.slot import Buffers, MatrixMap, Stage
@@ -51,11 +52,12 @@ class DynamicPower(Stage):
         p = counted(self.power, "power_calls", buffers)
         N = unit_scale(X)
         N = N / nonzero(frobenius_norm(N))
-        E = gram(N)  # on the short side, [..., k, k]
+        narrow = iteration_dtype(N.dtype, N.device)
+        E = gram(N.to(narrow))  # on the short side, [..., k, k]
         E = E - torch.eye(E.shape[-1], dtype=E.dtype, device=E.device)
         d = p / 2
-        bend = d * E + (d * (d - 1) / 2) * (E @ E)
-        U = times_short(self.polar(X).to(N.dtype), bend, 1.0)
+        bend = (d * E + (d * (d - 1) / 2) * (E @ E)).to(narrow)
+        U = times_short(self.polar(X).to(narrow), bend, 1.0).to(N.dtype)
         if self.unit is not None:
             U = U * nonzero(norm_of_any_size(X.to(N.dtype)) / self.unit) ** p
         return U.to(X.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.isolation import isolated
-from polarlight.linalg.matrices import frobenius_norm, largest_entry, nonzero
+from polarlight.linalg.matrices import frobenius_norm, largest_entry, nonzero, wide
 from polarlight.linalg.properties import NO_INVARIANTS, SIGNED, Invariants, Symmetries
 from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
 from polarlight.linalg.slot import GRADIENT, Buffers, Stage
@@ -114,6 +114,12 @@ class GraftedShampoo(Stage):
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return what Adam's size leaves: permutations and signs."""
         return SIGNED
+
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return float32 at least: statistics are not narrower."""
+        return wide(dtype)
 
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""

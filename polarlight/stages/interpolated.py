@@ -21,6 +21,7 @@ from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero, unit_scale
 from polarlight.linalg.normalisation import Normalisation, Schatten4
+from polarlight.linalg.precision import iteration_dtype
 from polarlight.linalg.properties import (
     LEFT,
     NO_INVARIANTS,
@@ -70,8 +71,8 @@ Divisor = Normalisation | PowerIterationNorm
 
 
 def size_of(X: Tensor, norm: Divisor) -> Tensor:
-    """Return the norm of X at full precision, [..., m, n] -> [..., 1, 1]."""
-    return norm(X, X.dtype)
+    """Return the norm of X, [..., m, n] -> [..., 1, 1], from products in the device's dtype."""
+    return norm(X, iteration_dtype(X.dtype, X.device))
 
 
 def resized(X: Tensor, like: Tensor, norm: Divisor) -> Tensor:
@@ -98,6 +99,12 @@ class Normalised(MatrixMap):
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""
         return {Invariant.SPECTRAL: POWERS}
+
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return the dtype of the norm's products."""
+        return iteration_dtype(dtype, device)
 
     def only_rescales(self, m: int, n: int) -> bool:
         """Return True: a matrix is multiplied by a number."""

@@ -47,7 +47,7 @@ class RowSecondMoment(Stage):
         return {"row_second_moment": torch.Size((*shape[:-1], 1))}
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
-        """Update the second moment and divides by its root."""
+        """Update the second moment and divide by its root."""
         v = buffers["row_second_moment"]
         v.lerp_(at_least_float32(X).square().mean(dim=-1, keepdim=True).to(v.dtype), 1 - self.beta2)
         return (X / nonzero(v.sqrt())).to(X.dtype)
@@ -101,7 +101,7 @@ class EntrySecondMoment(Stage):
         return {"entry_second_moment": shape}
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
-        """Updates the second moment and divides by its root."""
+        """Update the second moment and divide by its root."""
         v = buffers["entry_second_moment"]
         v.lerp_(at_least_float32(X).square().to(v.dtype), 1 - self.beta2)
         least = self.floor * v.mean(dim=(-2, -1), keepdim=True).sqrt()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from polarlight.linalg.decomposition import symmetric_eigen
 from polarlight.linalg.isolation import isolated
-from polarlight.linalg.matrices import nonzero
+from polarlight.linalg.matrices import nonzero, wide
 from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariants, Symmetries
 from polarlight.linalg.slot import GRADIENT, Buffers, Stage, gradient_of
 from polarlight.registry import registered
@@ -72,6 +72,12 @@ class SinkSoap(Stage):
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""
         return ROTATIONS
+
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return float32 at least: statistics are not narrower."""
+        return wide(dtype)
 
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.isolation import isolated
-from polarlight.linalg.matrices import frobenius_norm, nonzero
+from polarlight.linalg.matrices import frobenius_norm, nonzero, wide
 from polarlight.linalg.normalisation import Normalisation, Schatten4
 from polarlight.linalg.properties import NO_INVARIANTS, Invariants, Symmetries
 from polarlight.linalg.slot import GRADIENT, Buffers, Stage, gradient_of
@@ -188,6 +188,12 @@ class SoapBalance(Stage):
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return rotations, as far as the bases turn with the gradient."""
         return basis_symmetries(m, n)
+
+    def iteration_dtype(
+        self, m: int, n: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.dtype:
+        """Return float32 at least: statistics are not narrower."""
+        return wide(dtype)
 
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     },
     "leaderboard": {
         *("diloco", "hooks", "leaderboard", "linalg", "lookup", "optimizer", "routing", "rule"),
-        *("rules", "scheduling", "stages"),
+        *("rules", "scheduling", "stages", "view"),
     },
     "recipes": {
         *("leaderboard", "linalg", "lookup", "routing", "rule", "rules", "stages", "view"),
@@ -231,7 +231,7 @@ ACROSS = {
 WHOLE_FOLDER = {
     *("diagnostics/sinks/test_sinks", "hooks/test_hooks", "routing/explain/test_explain"),
     *(f"integrations/test_{name}" for name in ("accelerate", "evaluation", "examples")),
-    *("integrations/test_lightning", "execution/test_launches"),
+    "integrations/test_lightning",
     *("lab/claims/test_claims", "lab/claims/speedup/test_command"),
     *("lab/commands/test_messages", "lab/explore/test_explore"),
     *(f"linalg/test_{name}" for name in ("arguments", "bands", "batches", "compile", "defaults")),
@@ -283,6 +283,7 @@ def test_references_import_nothing_of_the_package():
 NAMESPACES = [
     *("", "linalg", "rules", "stages", "view", "routing", "recipes", "optimizer", "properties"),
     *("diagnostics", "diagnostics.sinks", "hooks", "migration", "diloco", "scheduling"),
+    "leaderboard",
 ]
 
 

@@ -55,6 +55,8 @@ ELSEWHERE = {
     "torch.testing._internal.common_optimizers.OptimizerErrorEnum": "the same",
     "torch.testing._internal.common_optimizers.OptimizerInfo": "the same",
     "torch.testing._internal.common_optimizers.OptimizerInput": "the same",
+    "torch.testing._internal.common_optimizers.get_error_inputs_for_all_optims": "the same",
+    "torch.testing._internal.common_optimizers.optim_db": "settings of its own optimizers",
     "torch.testing._internal.distributed.fake_pg.FakeStore": "processes that are not there",
     "torch.utils._python_dispatch.TorchDispatchMode": "sees every operator of a step",
     "torch.utils._pytree.tree_leaves": "tensors in any structure",

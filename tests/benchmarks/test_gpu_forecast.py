@@ -46,7 +46,7 @@ def test_other_operators_take_their_bytes_and_no_less_than_a_kernel():
 def test_many_small_launches_are_bound_by_the_host_without_a_graph():
     like = Like((2,), torch.float32, "cuda")
     step = Record([Operation("aten.mul.Tensor", 8, 8, (like,), (like,))] * 100)
-    found = forecast([step, Record()], H100)  # averaged over two steps
+    found = forecast([(0.5, step), (0.5, Record())], H100)  # averaged over two steps
     assert found["launches"] == 50
     assert found["graph_seconds"] == pytest.approx(50 * KERNEL)
     assert found["eager_seconds"] == pytest.approx(50 * LAUNCH)

@@ -11,6 +11,8 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 import polarlight
 from polarlight.diagnostics.sharding import full, shard_like
+from polarlight.execution.sharded.copies import checksum
+from polarlight.execution.sharded.plan import Options
 from tests.distributed.layouts import LAYOUTS, models
 from tests.distributed.processes import run
 
@@ -108,6 +110,52 @@ def check_pending_sum(rank):
     polarlight.SpectralOptimizer([("up", q)], rule=polarlight.rules.muon()).step()
 
 
+def check_versions(rank):
+    """Another version of the library on one process, which may plan otherwise."""
+    params = parameters(init_device_mesh("cpu", (2,)))
+    optimizer = polarlight.SpectralOptimizer(list(zip("ab", params, strict=True)), rule=MUON)
+    kept, polarlight.__version__ = polarlight.__version__, f"9.{rank}"
+    before = [full(p) for p in params]
+    with pytest.raises(ValueError, match=r"the library is \[polarlight 9.0.* on rank 0 .*9.1"):
+        optimizer.step()
+    polarlight.__version__ = kept
+    assert all(torch.equal(full(p), b) for p, b in zip(params, before, strict=True))
+
+
+def check_options(rank):
+    params = parameters(init_device_mesh("cpu", (2,)))
+    executor = polarlight.Sharded(options=Options(spread=1.1 + rank))
+    optimizer = polarlight.SpectralOptimizer(params, rule=MUON, executor=executor)
+    with pytest.raises(ValueError, match=r"spread=1.1.*on rank 0.*spread=2.1.*on rank 1"):
+        optimizer.step()
+
+
+def check_copies_stay_equal(rank):
+    """Many steps under `Sharded(group)`: both processes keep the same bits."""
+    shapes = [(6, 4), (4, 6)]
+    params = [
+        nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(1))) for s in shapes
+    ]
+    executor = polarlight.Sharded(group=torch.distributed.group.WORLD)
+    optimizer = polarlight.SpectralOptimizer(
+        params, rule=polarlight.rules.normuon(), executor=executor
+    )
+    for step in range(STEPS):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+        optimizer.step()
+    (plan,) = executor.plans()
+    buffers = [x for p in params for x in optimizer.state[p].values()]
+    sums = torch.stack([checksum(x) for x in (*params, *buffers)])
+    found = [torch.empty_like(sums) for _ in range(2)]
+    torch.distributed.all_gather(found, sums)
+    assert torch.equal(*found)
+    assert len(set(plan.owners)) == 2
+
+
+MUON = polarlight.rules.muon()
+STEPS = 100
+
 LEFT, NOTICED = 0, 9
 """Exit codes: of the process that dies without a word, and of the one that says so."""
 
@@ -126,6 +174,7 @@ def die_in_the_middle(rank):
 
 def every(rank):
     checks = (check_disagreement, check_nan, check_nothing_to_do, check_pending_sum)
+    checks += (check_versions, check_options, check_copies_stay_equal)
     for check in (*checks, die_in_the_middle):
         check(rank)
 

@@ -60,6 +60,7 @@ def assert_same(model, expected):
 def everything(rank, folder):
     four_workers(rank)
     two_sharded_workers(rank, folder)
+    a_worker_with_a_nan(rank)
     unequal_starts(rank)
 
 
@@ -84,6 +85,23 @@ def two_sharded_workers(rank, folder):
     second[2].load_state_dict(loaded["outer"])
     train(second, [worker], range(EVERY + 1, 2 * EVERY))
     assert_same(second[0][0], simulated(2, 2 * EVERY))
+
+
+def a_worker_with_a_nan(rank):
+    """In one shard of worker 1: all its shards are left out, and it goes on from the anchor."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("workers", "shard"))
+    worker = mesh.get_local_rank("workers")
+    run_ = begin(mesh["shard"], group=mesh["workers"].get_group())
+    train(run_, [worker], range(EVERY - 1))
+    if rank == 3:
+        with torch.no_grad():
+            run_[0][0].p0.to_local()[:] = float("nan")
+    run_[2].end_round()
+    alone = begin()
+    train(alone, [0], range(EVERY - 1))
+    alone[2].end_round()
+    assert_same(run_[0][0], alone[0][0])
+    assert run_[2].left_out == 1
 
 
 def states(run_, worker):

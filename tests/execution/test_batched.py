@@ -77,3 +77,16 @@ def test_capped_stacks_bound_the_bytes_of_a_batch(monkeypatch):
     tensors = [torch.zeros(shape) for shape in [(8, 5), (4, 4), (8, 5), (30, 10), (4, 4), (8, 5)]]
     assert batched.step_stacks(tensors) == [[1, 4, 0], [2, 5], [3]]
     assert batched.step_stacks([]) == []
+
+
+def test_batches_of_an_accelerator_end_where_a_shape_ends(monkeypatch):
+    monkeypatch.setattr(batched, "MOST_BYTES", 10 * 32)  # ten matrices of 4 x 2
+    shapes = [(4, 2)] * 6 + [(2, 4)] * 6 + [(8, 1)] * 3
+    params = [torch.nn.Parameter(torch.ones(s, device="meta")) for s in shapes]
+    stacks = batched.step_stacks(params)
+    assert [[tuple(params[i].shape) for i in stack] for stack in stacks] == [
+        [(2, 4)] * 6,
+        [(4, 2)] * 6 + [(8, 1)] * 3,
+    ]
+    many = [torch.nn.Parameter(torch.ones(4, 2, device="meta")) for _ in range(23)]
+    assert [len(stack) for stack in batched.step_stacks(many)] == [10, 10, 3]

@@ -122,7 +122,7 @@ def test_training_is_not_changed_by_a_readout():
     )
 
 
-def test_a_saved_average_goes_on():
+def test_a_saved_average_resumes():
     def run(parts):
         net = small()
         optimizer = polarlight.Muon(net, lr=0.05)
@@ -145,7 +145,7 @@ def test_a_saved_average_goes_on():
         assert torch.equal(x, twice.kept["average"][name])
 
 
-def test_readouts_nest():
+def test_readouts_can_be_nested():
     p = scalar()
     outer, inner = (
         Snapshot([("w", p)], at=1, weight=0.5),
@@ -177,6 +177,6 @@ def test_readouts_nest():
         ),
     ],
 )
-def test_mistakes_are_named(make, said):
+def test_invalid_arguments_raise_with_their_value(make, said):
     with pytest.raises(ValueError, match=said):
         make()

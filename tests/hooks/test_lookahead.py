@@ -26,7 +26,7 @@ def test_the_oracle_of_the_lookahead():
     assert changes == pytest.approx([-0.001, -0.001993, -0.002979049], abs=1e-12)
 
 
-def test_it_rests_again():
+def test_the_lookahead_rests_for_the_given_steps():
     p = torch.nn.Parameter(torch.ones(2, 2))
     lookahead = EmaNesterov([("w", p)], prefill=1, rest=3)
     seen = []
@@ -93,7 +93,7 @@ def test_the_length_follows_the_rate_of_the_step_before():
     assert rates == pytest.approx([1.0, 1.0, 0.75, 0.5])
 
 
-def test_a_saved_lookahead_goes_on():
+def test_a_saved_lookahead_resumes():
     def run(parts):
         net = small()
         optimizers = optimizers_of(net)
@@ -145,6 +145,6 @@ def test_the_anchor_fades_as_in_result_32():
         ({"beta": -0.1}, "beta must be >= 0, got -0.1"),
     ],
 )
-def test_mistakes_are_named(numbers, said):
+def test_invalid_arguments_raise_with_their_value(numbers, said):
     with pytest.raises(ValueError, match=said):
         EmaNesterov(small(), **numbers)

@@ -150,6 +150,6 @@ def test_records_hooks_follow_a_float64_loop():
         (lambda: UpdateFloor(0.0, rows=True), "floor must be > 0, got 0.0"),
     ],
 )
-def test_mistakes_are_named(make, said):
+def test_invalid_arguments_raise_with_their_value(make, said):
     with pytest.raises(ValueError, match=said):
         make()

@@ -12,6 +12,7 @@ import polarlight
 from polarlight.leaderboard import record, results
 from polarlight.leaderboard.parts import Clock
 from polarlight.routing import infer_roles
+from polarlight.stages.psgd_kron import probe
 from tests.matrices import gaussian
 from tests.reference import leaderboard as reference
 
@@ -26,6 +27,7 @@ class Toy(nn.Module):
         self.embed = nn.Embedding(7, 6)
         block = nn.Module()
         block.norm1, block.attn, block.mlp = nn.LayerNorm(6, bias=False), nn.Module(), nn.Module()
+        block.attn.head_dim = 3
         for name in ("q", "v", "proj"):
             setattr(block.attn, name, nn.Linear(6, 6))
         block.mlp.fc, block.mlp.proj = nn.Linear(6, 8), nn.Linear(8, 6)
@@ -88,6 +90,12 @@ def trained(found, steps):
     return weights, read, bases
 
 
+def probes(name, t):
+    """Random numbers that result 33 draws for a matrix."""
+    calls = torch.full((1, 1), float(t), dtype=torch.float64)
+    return probe(torch.zeros(SHAPES[name], dtype=torch.float64), calls, 0).numpy()
+
+
 def apart(ours, theirs, start):
     """Largest distance over the way travelled, of all parameters."""
     return max(
@@ -107,7 +115,7 @@ def test_steps_follow_the_reference(number, scaled):
     weights, read, bases = trained(found, steps)
     start = {name: p.detach().numpy() for name, p in toy().named_parameters()}
     expected, expected_read = reference.run(
-        number, start, kinds_of(toy()), gradient, steps, clock, bases.get
+        number, start, kinds_of(toy()), gradient, steps, clock, bases.get, probes
     )
     # Floors of 1e-8 that the reference has none of, under roots: 1e-5 of a direction at most.
     assert apart(weights, expected, start) < 1e-4
@@ -119,7 +127,7 @@ def test_most_results_are_covered():
 
 
 @pytest.mark.parametrize("number", [13, 32, 38, 46])
-def test_a_saved_run_goes_on(number):
+def test_a_saved_run_resumes(number):
     def run(parts):
         model = toy()
         assembled = record(number, steps=12).assemble(model)
@@ -164,7 +172,7 @@ def test_every_part_can_be_left_out(number):
         record(number, steps=8, without=(part.name,)).assemble(toy())
 
 
-def test_a_number_or_part_that_is_not_there_is_refused():
+def test_unknown_results_and_parts_raise():
     with pytest.raises(ValueError, match="result 47 is not covered; choose from 1, 2, 3"):
         record(47)
     with pytest.raises(ValueError, match="tail-emma"):

@@ -1,5 +1,7 @@
 """In which dtype an iteration runs, by what the device can do."""
 
+import types
+
 import pytest
 import torch
 
@@ -48,7 +50,24 @@ def test_gpus_multiply_bfloat16_from_ampere_on(monkeypatch, capability, fast):
 def test_cpus_multiply_bfloat16_by_their_flags(monkeypatch, capabilities, fast):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert precision.has_fast_bfloat16.__wrapped__("cpu") is fast
-    assert precision.has_fast_bfloat16.__wrapped__("mps") is False
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_other_accelerators_take_bfloat16_where_they_have_it(monkeypatch, fast):
+    has = precision.has_fast_bfloat16.__wrapped__
+    properties = types.SimpleNamespace(has_bfloat16_conversions=fast)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(
+        torch.backends.mps, "is_macos_or_newer", lambda *version: fast and version == (14, 0)
+    )
+    npu = types.SimpleNamespace(is_bf16_supported=lambda: fast)
+    monkeypatch.setattr(torch, "npu", npu, raising=False)
+    assert [has(kind, 0) for kind in ("xpu", "mps", "npu")] == [fast] * 3
+
+
+def test_an_accelerator_without_an_extension_or_entry_iterates_in_float32():
+    assert not precision.has_fast_bfloat16.__wrapped__("npu")
+    assert not precision.has_fast_bfloat16.__wrapped__("vulkan")
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -187,6 +187,21 @@ def test_the_cut_off_lies_where_it_is_documented(engine):
         assert low < gains[10:].min() <= gains[10:].max() < high
 
 
+@pytest.mark.parametrize("engine", [QDWH(), ZoloPD()], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(60, 20), (960, 32), (4000, 16)], ids=str)
+def test_noise_is_cut_off_alike_on_sides_of_any_length(engine, dtype, shape):
+    """The cut-off grows with the sides. Steps made for an epsilon lifted a quarter of it to 0.8."""
+    m, n = shape
+    left, right = (torch.linalg.qr(gaussian(side, n, seed=side)).Q for side in shape)
+    for part, low, high in ((0.125, 0, 1e-3), (0.25, 0, 0.03), (2.0, 0.992, 1.001)):
+        sigma = torch.ones(n, dtype=torch.float64)
+        sigma[n // 2 :] = part * cut_off(m, n, dtype) * (n // 2) ** 0.5
+        U = engine(((left * sigma) @ right.mT).to(dtype)).double()
+        gains = (left.mT @ U @ right).diagonal()[n // 2 :]
+        assert low < gains.min() <= gains.max() < high
+
+
 @engines
 def test_zero_rows_and_columns_stay_exactly_zero(engine):
     M = gaussian(30, 8, dtype=torch.float32)

@@ -6,6 +6,7 @@ import torch
 import polarlight
 from polarlight import NonFinite, SpectralOptimizer
 from polarlight.optimizer import with_stochastic_rounding
+from polarlight.optimizer.param_groups import alike_groups
 from polarlight.recipes import muon_with_adamw
 from tests.nets import optimizer_of, parameter, step
 
@@ -276,3 +277,20 @@ def test_keys_that_select_methods_in_other_libraries_raise_with_the_fix(make, ke
 def test_invalid_numbers_raise_at_construction(numbers, said):
     with pytest.raises(ValueError, match=said):
         polarlight.Muon([parameter(4, 4)], **numbers)
+
+
+def test_groups_with_equal_rule_view_and_numbers_are_merged_on_an_accelerator(monkeypatch):
+    rule, lr = polarlight.rules.muon(), torch.tensor(0.1)
+
+    def group(device="meta", **changes):
+        params = [torch.nn.Parameter(torch.ones(4, 2, device=device))]
+        numbers = {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "maximize": False}
+        return {"params": params, "rule": rule, "view": None, **numbers, **changes}
+
+    groups = [group(), group(lr=0.2), group(), group(rule=polarlight.rules.muon()), group("cpu")]
+    groups += [group("cpu"), group(lr=lr), group(lr=lr), group(lr=lr.clone()), group(maximize=True)]
+    groups += [group(stochastic_rounding=True), group(view=polarlight.view.Transposed())]
+    found = alike_groups(groups, range(len(groups)))
+    assert found == [[0, 2], [1], [3], [4], [5], [6, 7], [8], [9], [10], [11]]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert alike_groups(groups, [0, 2]) == [[0], [2]]

@@ -12,19 +12,29 @@ Written from the formulas and constants of the benchmark's scripts. In a step t,
 gives after the first step, since eigenvectors of singular factors are not unique.
 """
 
+from functools import partial
+
 import numpy as np
 
-from tests.reference import dyn_muon, grafted_shampoo, pmuon, sink_soap, soap_h, soap_muon
+from tests.reference import (
+    dyn_muon,
+    grafted_shampoo,
+    pmuon,
+    psgd_kron,
+    sink_soap,
+    soap_h,
+    soap_muon,
+)
 from tests.reference.contra_muon import power_iterations, schatten4
 from tests.reference.kl_soap import step as kl_soap_step
 from tests.reference.soft_muon import soft as soft_polar
 from tests.reference.tempered_muon import tempered as temper
 
 TOKENS = 524_288
-BALL = (4, 5, 8, 13, 19, 25, 27, 37)
+BALL = (4, 5, 8, 13, 19, 25, 27, 33, 37)
 POWERCOOL = {20: 3105, 29: 3105, 30: 3050, 32: 3105, 38: 3020, 40: 2980, 42: 2980}
-POWERCOOL |= {44: 2900, 45: 2900, 46: 2900}
-PRUNED = (30, 38, 40, 42)
+POWERCOOL |= {41: 2980, 44: 2900, 45: 2900, 46: 2900}
+PRUNED = (30, 38, 40, 41, 42)
 LATE = (44, 45, 46)
 AURORA_WIDE = PRUNED
 MATRIX_LR = {1: (0.02, 0.01), 2: (0.0015, 0.1), 3: (0.025, 0.0125), 6: (0.025, 0.025)}
@@ -34,7 +44,7 @@ MATRIX_LR |= {35: (0.01, 0.1), 36: (0.025, 0.05), 39: (0.035, 0.025)}
 LENGTH = {1: 3600, 2: 5625, 3: 3500, 4: 4875, 5: 3325, 6: 3375, 7: 3325, 8: 3275, 9: 3250, 10: 3300}
 LENGTH |= {11: 3225, 12: 3350, 13: 3210, 14: 3175, 16: 3175, 17: 3200, 18: 3250, 19: 3125, 21: 4150}
 LENGTH |= {22: 8500, 24: 3175, 25: 3125, 26: 3125, 27: 3200, 28: 3200, 35: 3375, 36: 3250, 37: 3250}
-LENGTH |= {39: 3150}
+LENGTH |= {33: 3400, 39: 3150}
 
 
 def ramp(t, a, b):
@@ -67,7 +77,8 @@ def rates(k, t, clock):
     if k == 27:
         return power(t, T, 1, 1.25, 0), linear(t, clock(3125), 0.4)
     if k in BALL:
-        return 1 - t / T, linear(t, T, 0.85 if k == 37 else 0.4)
+        aux = power(t, T, 0.5, 1, 0.1) if k == 33 else linear(t, T, 0.85 if k == 37 else 0.4)
+        return 1 - t / T, aux
     if k == 24:
         return linear(t, T, 0.8), linear(t, T, 0.4)
     return (linear(t, T, 0.7),) * 2
@@ -96,7 +107,9 @@ def adamw(w, g, state, t, lr, wd, betas, eps, corrected=True):
 
 
 def momentum_of(k, t, clock):
-    nominal = {30: 3020, 38: 2900, 40: 2900, 42: 2900, 44: 2900, 45: 2900, 46: 2900}.get(k)
+    nominal = {30: 3020, 38: 2900, 40: 2900, 41: 2900, 42: 2900, 44: 2900, 45: 2900, 46: 2900}.get(
+        k
+    )
     if nominal is None:
         return 0.0 if k == 22 else 0.95
     c = 200 if k in LATE else 100
@@ -172,7 +185,7 @@ def bent(k, X, t, clock):
     if k in (11, 14, 16, 17, 24):
         C = U - 0.2 * X / power_iterations(X)
         U = resized(C, U, np.linalg.norm)
-    last = {20: 2000, 29: 2000, 32: 2000, 30: 2500, 40: 2500, 42: 2500, 38: 2750}.get(k)
+    last = {20: 2000, 29: 2000, 32: 2000, 30: 2500, 40: 2500, 41: 2500, 42: 2500, 38: 2750}.get(k)
     if last is not None:
         C = U - 0.2 * (1 - ramp(t, 0, max(clock(last), 1))) * X / schatten4(X)
         U = resized(C, U, schatten4)
@@ -209,7 +222,7 @@ def direction(k, kind, G, state, t, clock):
     return asp * even(k, bent(k, X, t, clock), state)
 
 
-WHOLE = {18, 19, 21, 25, 26, 27, 28, 35}
+WHOLE = {18, 19, 21, 25, 26, 27, 28, 33, 35}
 """Results with a reference of their own for the matrices."""
 
 
@@ -218,6 +231,9 @@ def whole_direction(k, G, state, t, clock):
     zero, numbers = np.zeros_like(G), {"lr": 1.0, "weight_decay": 0.0}
     if k in (19, 25):
         return -kl_soap_step(zero, G, state, **numbers)
+    if k == 33:
+        probes = state["probes"]
+        return -psgd_kron.step(zero, G, state, probes=probes, **numbers)
     if k == 27:
         return -soap_h.step(zero, G, state, **numbers)
     if k == 21:
@@ -235,7 +251,7 @@ def whole_direction(k, G, state, t, clock):
 
 
 def floors(k, W, U, t, clock):
-    if k in (20, 29, 30, 32, 38, 40, 42, 44, 45):
+    if k in (20, 29, 30, 32, 38, 40, 41, 42, 44, 45):
         tau = 0.3825
         if k == 38:
             tau += 0.0175 * ramp(t, clock(2400), max(clock(2800), clock(2400) + 1))
@@ -274,6 +290,7 @@ def moved(k, W, U, lr, wd, t, clock):
 
 def matrix_step(k, kind, W, G, state, t, clock, factor):
     lr, wd = MATRIX_LR.get(k, (0.018 if k in BALL else 0.0375, 0.0))
+    lr = 0.025 if k == 33 else lr
     lr = lr * factor
     if k == 2:
         return adamw(W, G, state, t, lr, wd, (0.9, 0.95), 1e-10)
@@ -282,6 +299,8 @@ def matrix_step(k, kind, W, G, state, t, clock, factor):
             adamw(W, G, state, t, 0.0, 0.0, (0.9, 0.95), 1e-8)
             return W
         U = W - adamw(W, G, state, t, 1.0, 0.0, (0.9, 0.95), 1e-8)
+    elif "coupled" in state:
+        U = state.pop("coupled")
     elif k in WHOLE:
         U = whole_direction(k, G, state, t, clock)
         if not U.any():
@@ -291,11 +310,16 @@ def matrix_step(k, kind, W, G, state, t, clock, factor):
     return moved(k, W, U, lr, wd, t, clock)
 
 
-def run(k, weights, kinds, gradient, steps, clock, bases):
-    """Weights by name after some steps, and those for evaluation."""
+def run(k, weights, kinds, gradient, steps, clock, bases, probes=None):
+    """Weights by name after some steps, and those for evaluation.
+
+    `probes(name, t)` are the random numbers of result 33.
+    """
     first = {name: w.copy() for name, w in weights.items()}
     now = {name: w.copy() for name, w in weights.items()}
     states = {name: {"Q": bases(name)} if bases(name) else {} for name in weights}
+    for name, state in states.items() if k == 33 else ():
+        state["probes"] = partial(probes, name)
     z = {name: np.zeros_like(w) for name, w in weights.items()}
     outer = {name: np.zeros_like(w) for name, w in weights.items()}
     before, anchors, rate, kept = first, first, 1.0, {}
@@ -303,6 +327,8 @@ def run(k, weights, kinds, gradient, steps, clock, bases):
         beta = looks_ahead(k, t, clock) * rate
         now = {name: w + beta * z[name] for name, w in now.items()}
         factors = rates(k, t, clock)
+        if k == 41:
+            couple(now, kinds, gradient, states, t, clock)
         now = {
             name: stepped(k, kinds[name], w, gradient(name, t), states[name], t, clock, factors)
             + pull(k, kinds[name], t, clock) * (first[name] - w)
@@ -320,12 +346,34 @@ def run(k, weights, kinds, gradient, steps, clock, bases):
     return now, readout(kept, now, kinds, steps, clock, k)
 
 
+def couple(weights, kinds, gradient, states, t, clock, heads=2, lam=1e-3):
+    """Directions of value and output projections, made for each other head by head."""
+    names = {kind: name for name, kind in kinds.items() if kind in ("value", "output")}
+    dV, dO = (
+        direction(41, kind, gradient(names[kind], t), states[names[kind]], t, clock)
+        for kind in ("value", "output")
+    )
+    V, W = weights[names["value"]], weights[names["output"]]
+    h = len(V) // heads
+    rows = [slice(i * h, (i + 1) * h) for i in range(heads)]
+    a, b = dV.copy(), dO.copy()
+    for r in rows:
+        a[r] *= (np.sum(W[:, r] ** 2) / h + lam) ** -0.5
+        b[:, r] *= (np.sum(V[r] ** 2) / h + lam) ** -0.5
+    a, b = resized(a, dV, np.linalg.norm), resized(b, dO, np.linalg.norm)
+    for r in rows:
+        size = np.sum(V[r] ** 2) + np.sum(W[:, r] ** 2) + 2 * h * lam
+        x = (np.sum(V[r] * a[r]) - np.sum(W[:, r] * b[:, r])) / size
+        a[r], b[:, r] = a[r] - x * V[r], b[:, r] + x * W[:, r]
+    states[names["value"]]["coupled"], states[names["output"]]["coupled"] = a, b
+
+
 AUX = ("embed", "head", "gains", "biases", "output_biases")
 
 
 def looks_ahead(k, t, clock):
     """The length of the lookahead, 0 outside of its steps."""
-    if k not in (39, 40, 42, *LATE):
+    if k not in (39, 40, 41, 42, *LATE):
         return 0.0
     beta, a, b = (0.6, 500, 2400) if k == 39 else (0.3, 300, 1950)
     return beta if clock(a) <= t < clock(b) else 0.0
@@ -348,7 +396,7 @@ def stepped(k, kind, W, G, state, t, clock, factors):
 
 
 def seen(k, kept, weights, changed, kinds, step, clock):
-    """What is kept for evaluation: tail average, update average, reference."""
+    """Return the weights for evaluation: tail average, update average, reference."""
     if k in (45, 46):
         start = max(clock(2000 if k == 45 else 2400), 1)
         inner = {name: w for name, w in weights.items() if kinds[name] != "embed"}

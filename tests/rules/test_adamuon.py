@@ -32,7 +32,7 @@ def test_the_update_has_the_given_root_mean_square():
     assert U.square().mean().sqrt().item() == pytest.approx(0.3)
 
 
-def test_mistakes_are_named():
+def test_invalid_arguments_raise_with_their_value():
     with pytest.raises(ValueError, match=r"beta2 must lie in \[0, 1\), got 1"):
         EntrySecondMoment(1.0)
     with pytest.raises(ValueError, match="floor must be >= 0, got -1"):

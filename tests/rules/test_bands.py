@@ -104,7 +104,7 @@ def defect(Q):
 
 
 def defect_of_iteration(M):
-    """That of SOAP's bases: at the start, and after three steps of the power iteration."""
+    """Return the defect of SOAP's bases, at the start and after three power iterations."""
     Q, S = starting_basis(M), M @ M.mT
     for _ in range(3):
         Q, _ = PowerIteration()(S, Q)
@@ -112,7 +112,7 @@ def defect_of_iteration(M):
 
 
 def defect_after(rule):
-    """That of both bases of a rule, after a sequence of gradients."""
+    """Return the defect of both bases of a rule after a sequence of gradients."""
 
     def score(M):
         buffers = zeros(rule.map, M)
@@ -133,7 +133,7 @@ BASES = {
 
 @pytest.mark.parametrize("dtype", [FP32, FP64], ids=str)
 @pytest.mark.parametrize("name", BASES)
-def test_bases_are_orthonormal_whatever_the_factor(name, dtype):
+def test_bases_are_orthonormal_for_any_factor(name, dtype):
     """A search finds 11 epsilons."""
     few = {"count": 32, "rounds": 3} if name == "iteration" else {"count": 4, "rounds": 1}
     assert worst(BASES[name], TALL, dtype, **few) < 40 * torch.finfo(dtype).eps

@@ -32,7 +32,7 @@ def test_a_moving_fraction_follows_the_reference(shape):
     assert distance(contra_muon(polar=EXACT, contra=ramp), moving, shape) < ROUNDING
 
 
-def test_the_oracles():
+def test_updates_follow_the_oracles():
     power = numbers([0.926038, -0.042480, 0.358239], [0.273280, 0.673999, -0.695239])
     rule = contra_muon(polar=EXACT, **POWER_FORM)
     torch.testing.assert_close(updates(rule, A)[0], power, **SIX_DIGITS)

@@ -21,7 +21,7 @@ def test_steps_follow_the_reference(shape):
     assert distance(rule, partial(reference.step, unit=0.7, **fast), shape) < ROUNDING
 
 
-def test_the_oracle():
+def test_updates_follow_the_oracle():
     # The oracle maps A itself; the first momentum is 1.95 A, which only its norm sees.
     expected = numbers([0.694007, -0.030398, 0.266800], [0.206004, 0.503202, -0.518401])
     rule = dyn_muon(polar=EXACT, power=-0.25, unit=1.95)
@@ -49,6 +49,6 @@ def test_power_zero_is_muon():
         (lambda: Logistic(1, 0, 5, 0), "width must be > 0, got 0"),
     ],
 )
-def test_mistakes_are_named(make, said):
+def test_invalid_arguments_raise_with_their_value(make, said):
     with pytest.raises(ValueError, match=said):
         make()

@@ -43,6 +43,6 @@ def test_before_the_first_powers_the_direction_is_adams():
         ({"every": 0}, "every must be >= 1, got 0"),
     ],
 )
-def test_mistakes_are_named(numbers, said):
+def test_invalid_arguments_raise_with_their_value(numbers, said):
     with pytest.raises(ValueError, match=said):
         GraftedShampoo(**numbers)

@@ -26,7 +26,7 @@ def test_steps_follow_the_reference(shape):
     assert distance(rule, partial(reference.step, **betas), shape) < ROUNDING
 
 
-def test_the_oracle():
+def test_updates_follow_the_oracle():
     expected = numbers([0.573984, -0.739468, 0.351753], [0.783995, 0.620277, 0.024659])
     torch.testing.assert_close(updates(muon_squared(polar=EXACT), A, B)[1], expected, **SIX_DIGITS)
 

@@ -43,6 +43,6 @@ def test_power_zero_is_muon():
         ({"floor": 0.0}, "floor must be > 0, got 0.0"),
     ],
 )
-def test_mistakes_are_named(numbers, said):
+def test_invalid_arguments_raise_with_their_value(numbers, said):
     with pytest.raises(ValueError, match=said):
         MomentumPower(**numbers)

@@ -20,7 +20,7 @@ def test_steps_follow_the_reference(shape):
     assert distance(sink_soap(), reference.step, shape) < 1e-8
 
 
-def test_the_oracles():
+def test_updates_follow_the_oracles():
     D = numbers([0.626853, -0.573196, -0.187974], [0.533289, 0.973206, -0.107892])
     stage = SinkSoap()
     buffers = {name: A.new_zeros(shape) for name, shape in stage.buffer_shapes(A.shape).items()}
@@ -54,6 +54,6 @@ def test_energies_in_the_eigenbases_are_even(shape):
         ({"floor": 0.0}, "floor must be > 0, got 0.0"),
     ],
 )
-def test_mistakes_are_named(numbers, said):
+def test_invalid_arguments_raise_with_their_value(numbers, said):
     with pytest.raises(ValueError, match=said):
         SinkSoap(**numbers)

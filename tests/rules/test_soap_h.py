@@ -15,7 +15,7 @@ def test_fifty_steps_follow_the_reference(shape):
     assert distance(soap_h(eps=0.0), reference.step, shape) < 1e-9  # 1e-12 is the worst
 
 
-def test_the_oracle():
+def test_updates_follow_the_oracle():
     expected = numbers([0.193338, -0.254874, 0.019620], [0.211377, 0.144029, -0.016797])
     torch.testing.assert_close(updates(soap_h(), A, B)[1], expected, **SIX_DIGITS)
 

@@ -67,7 +67,7 @@ def momenta(*gradients, mu=0.95):
 
 
 def balanced(stage, *gradients):
-    """What the stage makes of each momentum, at its size."""
+    """Return the stage's output for each momentum, at its size."""
     buffers = {name: A.new_zeros(shape) for name, shape in stage.buffer_shapes(A.shape).items()}
     found = []
     for N, G in momenta(*gradients):
@@ -113,6 +113,6 @@ def test_a_row_without_any_gradient_stays_at_rest():
         ({"blend": 0.0}, r"blend must lie in \(0, 1\], got 0.0"),
     ],
 )
-def test_mistakes_are_named(numbers, said):
+def test_invalid_arguments_raise_with_their_value(numbers, said):
     with pytest.raises(ValueError, match=said):
         SoapBalance(**numbers)

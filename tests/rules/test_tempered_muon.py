@@ -19,7 +19,7 @@ def test_steps_follow_the_reference(shape, rho):
     assert distance(rule, partial(reference.step, rho=rho), shape) < ROUNDING
 
 
-def test_the_oracle():
+def test_updates_follow_the_oracle():
     expected = numbers([0.937036, -0.032998, 0.350842], [0.284847, 0.668687, -0.685186])
     torch.testing.assert_close(updates(tempered_muon(polar=EXACT), A)[0], expected, **SIX_DIGITS)
 

@@ -5,6 +5,10 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum
 
 import polarlight
@@ -229,3 +233,34 @@ def test_a_model_of_all_kinds_of_parameters(info, executor):
     assert not torch.equal(model.norm.weight.detach(), still)
     names = [n for group in optimizer.param_groups for n in group["param_names"]]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+
+
+@infos
+def test_hooks_of_all_optimizers_run_around_those_of_one(info):
+    """torch's global hooks come first before a step, and last after it."""
+    optimizer, called = build(info.optim_cls, parameters((6, 3))), []
+    optimizer.register_step_pre_hook(lambda *_: called.append("own pre"))
+    optimizer.register_step_post_hook(lambda *_: called.append("own post"))
+    handles = [
+        register_optimizer_step_pre_hook(lambda *_: called.append("all pre")),
+        register_optimizer_step_post_hook(lambda *_: called.append("all post")),
+    ]
+    try:
+        run(optimizer, steps=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert called == ["all pre", "own pre", "own post", "all post"]
+
+
+@infos
+def test_the_default_dtype_of_torch_changes_no_step(info):
+    expected = run(build(info.optim_cls, parameters()), steps=2)
+    before = torch.get_default_dtype()
+    optimizer = build(info.optim_cls, parameters())
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = run(optimizer, steps=2)
+    finally:
+        torch.set_default_dtype(before)
+    assert_equal(found, expected)

@@ -146,3 +146,46 @@ def test_copies_take_equal_and_independent_steps(info, executor, copied):
     ours = run(optimizer, steps=2, start=3)
     assert_equal(weights(twin), before)
     assert_equal(run(twin, steps=2, start=3), ours)
+
+
+def params_of(kind):
+    """Parameters alone, or with names."""
+    p = parameters((6, 3), (4, 4))
+    return p if kind == "plain" else [(f"{i}.weight", q) for i, q in enumerate(p)]
+
+
+@infos
+@pytest.mark.parametrize("target", ["plain", "named"])
+@pytest.mark.parametrize("source", ["plain", "named"])
+def test_states_load_with_and_without_names_into_each_other(info, source, target):
+    """Through the class itself, which routes what has names and takes a list as it is."""
+    saved = build(info.optim_cls, params_of(source))
+    run(saved, steps=2)
+    optimizer = build(info.optim_cls, params_of(target))
+    optimizer.load_state_dict(copy.deepcopy(saved.state_dict()))
+    with torch.no_grad():
+        for p, w in zip(optimizer.param_groups[0]["params"], weights(saved), strict=True):
+            p.copy_(w)
+    assert_equal(run(optimizer, steps=2, start=2), run(saved, steps=2, start=2))
+
+
+@infos
+def test_a_state_whose_step_is_a_number_or_that_lacks_maximize_loads(info):
+    """As states of older releases do in torch."""
+    optimizer = build(info.optim_cls, parameters((6, 3)))
+    run(optimizer, steps=2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for state in saved["state"].values():
+        state.update({k: v.max().item() for k, v in state.items() if k == "step"})
+    for group in saved["param_groups"]:
+        del group["maximize"]
+    twin = build(info.optim_cls, [nn.Parameter(w) for w in weights(optimizer)])
+    twin.load_state_dict(saved)
+    assert_equal(run(twin, steps=2, start=2), run(optimizer, steps=2, start=2))
+
+
+@infos
+def test_state_exists_after_the_first_step_and_is_not_empty(info):
+    optimizer = build(info.optim_cls, parameters((6, 3)))
+    run(optimizer, steps=1)
+    assert all(optimizer.state[p] for p in optimizer.param_groups[0]["params"])

@@ -173,7 +173,7 @@ class Agreement:
         finite: Finite,
         missing_is_zero: bool,
     ) -> list[list[int]]:
-        """All-reduce (max) each mesh's vector of hashes and states; wait once; return the rows.
+        """All-reduce (max) hashes, states and trouble of each mesh; return rows, trouble in each.
 
         Trouble on one mesh is carried to the next ones, and back where no last mesh has all
         processes: none of them must wait on another mesh for one that raised.

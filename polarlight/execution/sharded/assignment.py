@@ -20,6 +20,7 @@ def owners(
     spread: float = 1.1,
     busy: Sequence[float] = (),
     moved: Sequence[float] = (),
+    partial: Sequence[Holders] = (),
 ) -> list[int]:
     """Return the process that computes each matrix.
 
@@ -31,6 +32,8 @@ def owners(
             costliest matrix where that is more.
         busy: Load of each process besides these matrices, in the same unit; zero by default.
         moved: Additional cost of each matrix for a process that does not hold it in full.
+        partial: Processes that hold a part of each matrix; None where that is all of them. The
+            matrix stays among them up to the same limit, so that it is exchanged by few.
 
     Returns:
         Numbers in [0, processes), one per matrix.
@@ -39,6 +42,8 @@ def owners(
     whole = [cost + more for cost, more in zip(costs, moved or [0.0] * len(costs), strict=True)]
     mean = (sum(costs) + sum(loads)) / processes
     limit = max(spread * mean, max(costs, default=0.0)) * (1 + 1e-9)
+    mean = (sum(whole) + sum(loads)) / processes
+    moved_limit = max(spread * mean, max(whole, default=0.0)) * (1 + 1e-9)
     found = [0] * len(costs)
     order = spread_out(processes)
     heap = [(load, order[rank], rank) for rank, load in enumerate(loads)]
@@ -48,7 +53,10 @@ def owners(
         rank = min(held, key=lambda r: (loads[r], order[r])) if held else -1
         cost = costs[i]
         if rank < 0 or loads[rank] + cost > limit:
-            rank = _least_loaded(heap, loads)
+            some = partial[i] if partial and held is not None else None
+            rank = min(some, key=lambda r: (loads[r], order[r])) if some else -1
+            if rank < 0 or loads[rank] + whole[i] > moved_limit:
+                rank = _least_loaded(heap, loads)
             cost = costs[i] if held is None or rank in held else whole[i]
         found[i] = rank
         loads[rank] += cost

@@ -292,7 +292,7 @@ def shared_rows(x: Any, axes: Sequence[int]) -> SharedRows:
 
 @dataclass(frozen=True, slots=True)
 class Subgroup:
-    """Some processes of a mesh.
+    """Subset of the processes of a mesh, with its process group.
 
     Attributes:
         group: Process group of exactly these.
@@ -329,7 +329,7 @@ class Pending:
 def start_exchange(
     sent: Tensor, outgoing: list[int], incoming: list[int], group: ProcessGroup
 ) -> Pending:
-    """Start an all-to-all that sends `outgoing[k]` entries of the vector `sent` to the k-th one."""
+    """Start an all-to-all that sends `outgoing[k]` entries of `sent` to the group's rank k."""
     received = sent.new_empty(sum(incoming))
     handle = dist.all_to_all_single(received, sent, incoming, outgoing, group=group, async_op=True)
     return Pending(received, sent, handle)

@@ -257,7 +257,7 @@ def _finish_round(
 
 
 def pack(tensors: Sequence[Tensor], device: str) -> Tensor:
-    """Return the bytes of tensors, one after the other, filled to a multiple of `ALIGNMENT`."""
+    """Return the bytes of all tensors joined, zeros at the end to a multiple of `ALIGNMENT`."""
     parts = [
         x.to(device, non_blocking=True).reshape(-1).contiguous().view(torch.uint8)
         for x in tensors

@@ -43,7 +43,7 @@ class _GatherBytes:
 def choose_rowwise(
     params: Sequence[ParamSpec], row_bytes: int, sum_weight: float
 ) -> dict[int, Rowwise]:
-    """Return the parameters that are computed row-wise, by number.
+    """Return the reductions of parameters, of `row_bytes` or more, that are computed row-wise.
 
     1. A parameter is, if that moves fewer bytes, summed over all processes.
     2. Of the others, those with the most gathered bytes per byte of sums are, as long as the

@@ -251,7 +251,7 @@ class ProcessSchedule:
         )
 
     def _names(self, number: int, peer: int, gather: bool) -> Iterator[str]:
-        """Yield the tensors that travel: a buffer that is replicated is gathered from one copy."""
+        """Yield names of the tensors to send; a replicated buffer is gathered from one copy."""
         plan, matrix = self.plan, self.plan.matrices[number]
         owner = plan.coordinates[plan.owners[number]]
         for name in matrix.blocks:
@@ -268,7 +268,7 @@ class ProcessSchedule:
             yield from self._of(number, name, rank)
 
     def _written(self, number: int, rank: int) -> Iterator[Fragment]:
-        """Yield those of tensors that a step writes: all but the gradient."""
+        """Yield a process's fragments of the tensors that a step writes: all but the gradient."""
         return (f for f in self._all_fragments(number, rank) if f.name != GRADIENT)
 
     def _of(self, number: int, name: str, rank: int) -> Iterator[Fragment]:

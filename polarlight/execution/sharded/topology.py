@@ -63,7 +63,7 @@ class Topology:
         return self._grids[axes]
 
     def node(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the processes of a cut group in the node of this one; all of a small group."""
+        """Return `rank`'s node in a copy of what `axes` replicate; the whole copy if small."""
         group, shape = self.cut_group(axes, rank), self.grid_of(axes)
         if shape is None:
             return group
@@ -76,7 +76,7 @@ class Topology:
         return (rank,) if shape is None else group[group.index(rank) % shape[0] :: shape[0]]
 
     def via(self, axes: Axes, peer: int, owner: int) -> int:
-        """Return who passes messages on between a process and an owner of its large cut group.
+        """Return the process that relays messages between a process and an owner of a large group.
 
         It is in the node of the process, at the owner's place.
         """

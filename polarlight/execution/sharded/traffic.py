@@ -62,7 +62,7 @@ Entries = dict[tuple[Layout, Block], list[tuple[int, int, Coordinate]]]
 
 
 def _hops(plan: Plan, axes: Axes, rank: int, owner: int) -> list[tuple[int, int]]:
-    """Return the hops from a process to an owner."""
+    """Return the (sender, receiver) pairs of a message from a process to an owner."""
     if rank == owner:
         return []
     if plan.topology.grid_of(axes) is None:
@@ -100,7 +100,7 @@ def _add_broadcasts(
     received: list[float],
     pairs: set[tuple[int, int]],
 ) -> None:
-    """Add the broadcasts of a matrix among copies, of which all but one pass it on."""
+    """Add a matrix's broadcasts among copies to the bytes of every process."""
     axes, owner = plan.axes_of(number), plan.owners[number]
     for rank, _, amount in amounts:
         group = plan.topology.copies(axes, rank)

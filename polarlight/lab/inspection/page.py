@@ -110,7 +110,7 @@ def _pictures(found: Inspection, out: Path) -> Iterator[Picture]:
             out,
             "row_scale",
             title="Row scale that Aurora kept",
-            caption="Largest over median: how far it lifts the row that would starve most.",
+            caption="Largest over median: the lift of the most starved row.",
         )
 
 

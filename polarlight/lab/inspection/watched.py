@@ -122,7 +122,7 @@ def _last(names: list[str], numbers: Numbers) -> Table:
     columns = [Column("matrix", left=True)]
     columns += [Column(KNOWN[key][0], hint=KNOWN[key][1]) for key in keys]
     rows = [[Cell(name), *(_cell(numbers.get((name, key))) for key in keys)] for name in names]
-    return Table(columns, rows, "Of each quantity the last that was measured.")
+    return Table(columns, rows, "Last measurement of each quantity.")
 
 
 def _cell(values: Mapping[int, float] | None) -> Cell:

@@ -31,7 +31,8 @@ NEURONS: Mapping[str, Reading] = {
         "Starved ever since", "rows that were below 0.1 in some sample, and in every sample since"
     ),
     "update/effective": Reading(
-        "Effective neurons", "as many equal rows would be as uneven as the update's; over all rows"
+        "Effective neurons",
+        "number of equal rows that would be as uneven as the update's, over all rows",
     ),
     "update/spread": Reading("Spread of the shares", "deviation over mean of the rows' shares"),
     "update/min": Reading("Least share", "of any row, in units of an equal share of the update"),

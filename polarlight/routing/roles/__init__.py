@@ -125,7 +125,7 @@ def _is_kernel_by_name(site: Site) -> bool:
 
 
 def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Decision:
-    """Return role and view of a convolution kernel."""
+    """Return the decision on a convolution kernel: CONV, its view, DEPTHWISE or PATCH if so."""
     kind = type(module).__name__
     inner: MatrixView = Transposed() if module.transposed else Whole()
     if module.groups > 1:

@@ -6,13 +6,22 @@ import torch
 from torch import nn
 
 from polarlight.routing.roles.modulation import is_modulation, names_modulation
-from polarlight.routing.roles.names import EMBEDDINGS, HEADS, MLP_BLOCKS, ONLY_HEADS
+from polarlight.routing.roles.names import (
+    EMBEDDINGS,
+    HEAD_ENDINGS,
+    HEADS,
+    MLP_BLOCKS,
+    NO_HEADS,
+    ONLY_HEADS,
+)
 from polarlight.routing.roles.site import Site
 from polarlight.routing.roles.vocabulary import Decision, Part, Role
 from polarlight.view import Flattened, Whole
 
-_POSITIONS = ("position", "pos_emb", "pos_embed", "wpe", "posemb")
-_HEAD = ("_head", "_heads")
+_POSITIONS = ("position", "pos_emb", "pos_embed", "wpe", "posemb", "rel_pos", "emb_rel")
+_SEVERAL = ("heads", "classifiers", "class_embed", "bbox_embed")
+"""Endings of words for lists of output layers, one per entry."""
+
 _NO_TOKENS = (*_POSITIONS, "bias", "type")
 
 
@@ -148,13 +157,20 @@ def _is_head_by_name(site: Site, *, others: bool) -> bool:
         return False
     if site.path[-1:] == ("fc",) and not _in_layers(site.path) and _is_last_layer(site):
         return True
-    place = next((i for i in range(len(site.path)) if _names_head(site, i)), None)
-    if place is None or any(word in MLP_BLOCKS for word in site.path[place + 1 :]):
-        return False
-    unmistakable = site.path[-1] in ONLY_HEADS
+    places = [i for i in range(len(site.path)) if _names_head(site, i)]
+    unmistakable = site.path[-1:] != () and site.path[-1] in ONLY_HEADS
     if others and p.shape[0] == p.shape[1] and not unmistakable:
         return False
-    several = site.path[place].endswith(("heads", "classifiers"))
+    # Its own word counts beside the outermost one: a head may have several output layers.
+    own = [i for i in places[1:] if i == len(site.path) - 1]
+    return any(_ends_at(site, place) for place in (*places[:1], *own))
+
+
+def _ends_at(site: Site, place: int) -> bool:
+    """Return whether a matrix is the last one of the head that the path's word `place` names."""
+    if any(word in MLP_BLOCKS for word in site.path[place + 1 :]):
+        return False
+    several = site.path[place].endswith(_SEVERAL)
     listed = several and _in_layers(site.path[place + 1 : place + 2])
     return _is_last_matrix(site, ".".join(site.path[: place + 1 + listed]) + ".")
 
@@ -167,7 +183,9 @@ def _names_head(site: Site, place: int) -> bool:
     word, before = site.path[place], site.path[:place]
     if word in ONLY_HEADS:
         return True
-    if word not in HEADS and not word.startswith("aux") and not word.endswith(_HEAD):
+    if word in NO_HEADS:
+        return False
+    if word not in HEADS and not word.startswith("aux") and not word.endswith(HEAD_ENDINGS):
         return False
     numbers = [i for i, w in enumerate(before) if w.isdigit()]
     if numbers and not site.encloses_table(numbers[-1] + 1):

@@ -36,11 +36,16 @@ def _router_reason(site: Site) -> str | None:
     for module in site.modules[:2]:
         if "Router" in type(module).__name__:
             return f"weight of {type(module).__name__}"
-    path = site.path
-    if "router" in path:
-        return f"inside {'.'.join(path[: path.index('router') + 1])}"
-    if site.module_name in ROUTERS and site.has_sibling_block("experts"):
-        return f"{site.module_name} beside experts in {site.block_name}"
+    words = (*site.block, site.module_name)
+    for place, word in enumerate(words):
+        if "router" in word:
+            return f"inside {'.'.join(words[: place + 1])}"
+        experts = 0 if word == "experts" else site.expert_count(place)
+        if experts and word in ROUTERS:
+            inner = ".".join(words[:place])
+            return f"{word} beside experts in {inner if words[place + 1 :] else site.block_name}"
+        if experts == site.parameter.shape[0] and place == len(words) - 1:
+            return f"{word} beside {experts} experts, with a row for each"
     return None
 
 

@@ -36,7 +36,7 @@ def mlp(site: Site, m: int, n: int, *, transposed: bool = False) -> Decision | N
 
 
 def expert(site: Site, *, transposed: bool) -> Decision:
-    """Return the decision on experts [E, ...] or one expert's matrix; VECTOR for one row.
+    """Return the decision on a stack of experts, which ignores `transposed`, or on one expert.
 
     `transposed` says that the parameter of a single expert is stored (fan_in, fan_out).
     """
@@ -92,7 +92,8 @@ def _mlp_part(site: Site, m: int, n: int) -> Part:
 def _is_mlp(site: Site) -> bool:
     """Return whether the class around a layer is an MLP by its name."""
     names = (type(module).__name__.lower() for module in site.modules[1:2])
-    return any("mlp" in name or "feedforward" in name for name in names)
+    called = any("mlp" in name or "feedforward" in name for name in names)
+    return called and site.has_other_matrix()  # one layer alone is none, whatever its class
 
 
 def block_of(site: Site, found: Decision) -> str:
@@ -130,7 +131,7 @@ def _is_gated(site: Site, m: int, n: int) -> bool:
 def _gate_up_view(
     site: Site, part: Part, m: int, n: int, *, transposed: bool
 ) -> tuple[MatrixView, str]:
-    """Return the view of an up projection, split if gate and up are fused, and the reason."""
+    """Return view, as (fan_out, fan_in), and reason of an up; split if gate and up are fused."""
     if part in (Part.NONE, Part.DOWN):
         return Whole(), ""
     down = site.sibling(_DOWN_WORDS)

@@ -26,7 +26,8 @@ def names_modulation(name: str) -> bool:
 
 def _says_modulation(word: str) -> bool:
     """Return whether a lower-case name or class starts with a word for modulation."""
-    return any(word.startswith(known) for known in MODULATIONS) or word.startswith("adalayernorm")
+    starts = (*MODULATIONS, "adalayernorm")
+    return word.startswith(starts) or word == "mod" or word.endswith("_mod")
 
 
 def modulation(site: Site, m: int, n: int) -> Decision | None:

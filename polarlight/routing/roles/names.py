@@ -12,12 +12,20 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 EMBEDDINGS = _words(
-    "embed embedding embeddings embed_tokens tok_embeddings word_embeddings shared wte wpe"
+    "embed embedding embeddings embed_tokens tok_embeddings word_embeddings shared wte wpe "
+    "token_embedding word_embedding token_emb tok_emb word_emb embed_in lut"
 )
 HEADS = _words(
-    "head heads output score classifiers proj_out conv_out final_layer head_dist out_layer lm_heads"
+    "head heads output score classifiers proj_out conv_out final_layer head_dist out_layer "
+    "lm_heads logits class_embed bbox_embed last_linear outc regressor regression_layer"
 )
-"""Words for output layers; so are those that begin with `aux` or end in `_head`."""
+"""Words for output layers; so are those that begin with `aux` or end in one of `HEAD_ENDINGS`."""
+
+HEAD_ENDINGS = _words("_head _heads _classifier _classifiers _logits _predictor _pred _score")
+"""Endings of words for output layers: `mlp_head`, `distillation_classifier`, `bbox_pred`."""
+
+NO_HEADS = _words("conv_head pre_classifier pre_logits")
+"""Words with such an ending for layers before the last one."""
 
 ONLY_HEADS = _words(
     "lm_head unembed embed_out classifier qa_outputs seq_relationship classification_head "
@@ -25,13 +33,17 @@ ONLY_HEADS = _words(
 )
 """Words that mean an output layer even inside of a numbered layer."""
 
-MODULATIONS = _words("adaln modulation adaln_single norm_out")
-"""Words for layers that compute shifts, scales and gates from a condition (adaptive norms)."""
+MODULATIONS = _words("adaln ada_ln ada_norm ada_lin modulation norm_out")
+"""First letters of layers that compute shifts, scales and gates from a condition (adaptive norms).
+
+So do `mod` and words that end in `_mod`.
+"""
 
 NO_MATRICES = _words("token latent queries prompt a_log scale_shift_table gamma scale")
 """Parts of names of raw parameters whose rows are learned inputs, decays or factors."""
 
-ROUTERS = _words("router gate gating wg")
+ROUTERS = _words("gate gates gating wg gate_network gating_network")
+"""Words for routers beside experts; so are all that contain `router`."""
 
 ATTENTION = {
     Part.QUERY: _words(
@@ -57,10 +69,13 @@ ALONE_ATTENTION = _words(
 
 MLP = {
     Part.GATE: _words("gate_proj w1 gate wi_0"),
-    Part.UP: _words("up_proj w3 v1 wi_1 wi up c_fc fc fc1 fc_in ffn lin1 linear1 dense_h_to_4h"),
+    Part.UP: _words(
+        "up_proj w3 v1 wi_1 wi up c_fc fc fc1 fc_in ffn lin1 linear1 dense_h_to_4h pwconv1"
+    ),
     Part.GATE_UP: _words("gate_up_proj input_linear gate_up w12 w13"),
     Part.DOWN: _words(
-        "down_proj w2 wo down fc2 fc_out ffn_output lin2 linear2 dense_4h_to_h output_linear c_proj"
+        "down_proj w2 wo down fc2 fc_out ffn_output lin2 linear2 dense_4h_to_h output_linear "
+        "c_proj pwconv2"
     ),
 }
 """Layers of an MLP, dense or expert, by the last word of the module's or parameter's name."""

@@ -145,9 +145,25 @@ class Site:
         shapes = (self.model_index.shapes[name] for name in names if name != own)
         return any(sorted(shape) in wanted for shape in shapes)
 
-    def has_sibling_block(self, block: str) -> bool:
-        """Return whether a block of this name is in the block that holds the matrix."""
-        return ".".join((*self.block, block)) in self.model_index.blocks
+    def has_other_matrix(self) -> bool:
+        """Return whether the block that holds the matrix holds another matrix or kernel."""
+        own, inside = ".".join(self.words), self.model_index.inside.get(".".join(self.block), ())
+        return any(name != own and len(self.model_index.shapes[name]) > 1 for name in inside)
+
+    def expert_count(self, depth: int) -> int:
+        """Return the number of experts in the block of the path's first `depth` words.
+
+        They are entries of a list `experts`, or the first dimension of stacks in it; 0 if there is
+        no such block, 1 if it does not tell.
+        """
+        experts = ".".join((*self.words[:depth], "experts"))
+        if experts not in self.model_index.blocks:
+            return 0
+        inside = self.model_index.inside.get(experts, ())
+        listed = {name[len(experts) + 1 :].split(".")[0] for name in inside}
+        shapes = (self.model_index.shapes[name] for name in inside)
+        stacked = next((shape[0] for shape in shapes if len(shape) > 2), 1)
+        return sum(word.isdigit() for word in listed) or stacked
 
     def has_outer_param(self, tail: str) -> bool:
         """Return whether the block one level further out has a parameter of this name."""

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 WRAPPERS: tuple[tuple[str, ...], ...] = (
     ("module",),  # DistributedDataParallel, DataParallel, AveragedModel
     ("_orig_mod",),  # torch.compile
+    ("_forward_module",),  # Lightning Fabric
     ("_fsdp_wrapped_module",),
     ("_checkpoint_wrapped_module",),
     ("base_layer",),  # an adapted layer of peft

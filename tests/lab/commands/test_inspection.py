@@ -48,7 +48,7 @@ def test_a_watched_run_becomes_a_page(tmp_path):
     result = run(app, ["watched", str(path), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     text = (tmp_path / "out" / "index.html").read_text()
-    assert "3 looks from step 1 to 5 at 6 matrices" in text.replace(THIN, " ")
+    assert "3 samples from step 1 to 5 at 6 matrices" in text.replace(THIN, " ")
     for title in ("Starved neurons", "Alignment with the momentum", "Update over weight"):
         assert title in text
     assert "Silent neurons" not in text

@@ -196,6 +196,7 @@ def twice(model):
 WRAPPED = {
     "module": lambda m: block(module=m),
     "_orig_mod": lambda m: torch.compile(m, backend="eager"),
+    "_forward_module": lambda m: block(_forward_module=m),
     "_fsdp_wrapped_module": lambda m: block(_fsdp_wrapped_module=m),
     "_checkpoint_wrapped_module": lambda m: block(_checkpoint_wrapped_module=m),
     "base_model.model": lambda m: block(base_model=block(model=m)),

@@ -24,7 +24,7 @@ _TITLES = {
     "data": "Data",
     "versions": "Versions",
     "hardware": "Hardware",
-    "explain": "Routing: which parameter got which rule, and why",
+    "explain": "Routing: rule of every parameter, with the reason",
 }
 
 

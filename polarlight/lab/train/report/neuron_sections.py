@@ -51,15 +51,15 @@ def starved(groups: Sequence[Group], folder: Path) -> Section:
             over_steps(groups, _unevenness(name)),
             f"unevenness_{name}",
             f"How uneven the shares are, by {words}",
-            "Effective: as many equal rows would be as uneven; over all rows, 100 % if all are "
-            "equal. Least: of any row, mean over matrices. Zero is not on the least share's scale.",
+            "Effective: number of equal rows that would be as uneven, over all rows; 100 % if all "
+            "are equal. Least: of any row, mean over matrices. Zero is not on its scale.",
         )
     album.add(
         over_steps(groups, _WHOLE_NEURONS),
         "starved_neurons",
         "Starved neurons",
         "Neurons of a gated MLP whose gate and up rows both are below 0.1 of an equal share: one "
-        "row that moves is enough for a neuron to live.",
+        "moving row keeps a neuron from starving.",
     )
     album.add(
         over_steps(groups, _PERSISTENCE),

@@ -105,7 +105,7 @@ def trust(groups: Sequence[Group], about: Mapping[str, Any]) -> list[Block]:
 
 _ONE_SEED = (
     "One seed cannot separate the optimizers: the same optimizer ends at another loss with another "
-    "seed, and these runs do not tell how far."
+    "seed, by an amount that these runs do not show."
 )
 _LIMITS = "Valid for this model, data, settings and length of training, and for no others."
 

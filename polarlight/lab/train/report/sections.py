@@ -47,10 +47,10 @@ def loss(groups: Sequence[Group], folder: Path) -> Section:
         final_losses(groups),
         "loss_final",
         "Final validation loss",
-        "One dot per seed, a bar at the mean. Where the dots of two optimizers mix, the seeds "
-        "explain as much as the optimizers do."
+        "One dot per seed, a bar at the mean. If the dots of two optimizers overlap, seeds may "
+        "explain the difference."
         if several
-        else "One dot per run. How far other seeds would scatter is not known.",
+        else "One dot per run; the spread between seeds is unknown.",
     )
     return Section("Loss", album.blocks("No loss has been recorded yet."))
 

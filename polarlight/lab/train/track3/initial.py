@@ -4,6 +4,8 @@
     T     weights and biases uniform within 1 / sqrt(fan_in), "proj": 0; embedding N(0, 1)
     H     T, but attn.proj, mlp.fc, mlp.proj are 1.25, 1.5, 3 times such weights; "proj" biases 0
     N     normal weights of variance 0.33 / fan_in with the factors of H; biases and head 0
+    K     normal weights of variance 1 / (3 fan_in) with the factors of H; biases and head as T
+          would have them without its zeros
     P     T; mlp.fc smaller with depth, by 0.3 in the last block; gains 1 -+ 0.14 by random signs
     P125  P with 0.125; the second half of the blocks in pairs with opposite signs
     P0    P with gains 1 and biases 0
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 VARIANCE = 0.33
 """Of normal initial weights, over fan_in."""
 
-SCHEMES = ("Z", "T", "H", "N", "P", "P125", "P0")
+SCHEMES = ("Z", "T", "H", "N", "K", "P", "P125", "P0")
 
 _FACTORS = {"attn.proj.weight": 1.25, "mlp.fc.weight": 1.5, "mlp.proj.weight": 3.0}
 _GAINS = {"P": 0.14, "P125": 0.125}
@@ -58,16 +60,18 @@ def _drawn(
     if name == "embed.weight":
         return torch.randn(p.shape, generator=generator)
     factor = next((x for end, x in _FACTORS.items() if name.endswith(end)), 1.0)
-    factored = scheme in ("H", "N") and factor != 1
-    projection = "proj" in name and not factored
+    factored = scheme in ("H", "N", "K") and factor != 1
+    projection = "proj" in name and not factored and scheme != "K"
     no_biases = scheme in ("Z", "N", "P0")
     if projection or (p.ndim < 2 and no_biases):
         return torch.zeros_like(p)
     scale = factor if factored else 1.0
     fan_in: int = named[name.removesuffix("bias") + "weight" if p.ndim < 2 else name].shape[-1]
-    if scheme in ("Z", "N"):
+    of_blocks = scheme == "K" and p.ndim == 2 and name != "proj.weight"
+    if scheme in ("Z", "N") or of_blocks:
         normal = torch.randn(p.shape, generator=generator)
-        return normal.mul_((VARIANCE / fan_in) ** 0.5 * scale)
+        variance = 1 / 3 if of_blocks else VARIANCE
+        return normal.mul_((variance / fan_in) ** 0.5 * scale)
     uniform = torch.rand(p.shape, generator=generator) * 2 - 1
     return uniform.mul_(scale / fan_in**0.5)
 

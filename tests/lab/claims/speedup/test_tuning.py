@@ -134,7 +134,7 @@ def test_adamw_is_trained_around_every_length_of_the_others(part: Part):
         assert tokens == pytest.approx(20 * length * hidden_parameters(part.model), rel=0.05)
 
 
-def test_names_are_looked_up():
+def test_unknown_names_raise_with_the_nearest():
     with pytest.raises(ValueError, match="Did you mean 'small'"):
         parts_of("smal")
     with pytest.raises(ValueError, match=r"unknown part '1M'"):
