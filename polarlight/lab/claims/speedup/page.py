@@ -19,9 +19,9 @@ from polarlight.lab.claims.speedup.analysis import (
     speedups,
 )
 from polarlight.lab.claims.speedup.plan import CHECKS, DATED, SIZES, Part
-from polarlight.lab.claims.speedup.running import losses_of
-from polarlight.lab.claims.speedup.tuning import Losses, due
-from polarlight.lab.claims.store import RunStore
+from polarlight.lab.claims.speedup.running import losses_of, records_of
+from polarlight.lab.claims.speedup.tuning import Job, Losses, due
+from polarlight.lab.claims.store import RunRecord, RunStore
 from polarlight.lab.report.style import legend, styles, tidy
 from polarlight.lab.statistics import BySeed, against_reference, sentence
 
@@ -137,13 +137,17 @@ def section(runs: RunStore) -> Iterator[str]:
     yield "\nSpeedups in time are not given: step times were not measured under load.\n"
     missing = []
     for part in SIZES["small"]:
-        known = losses_of(part, runs, _data_of(part, runs))
+        data = _data_of(part, runs)
+        known = losses_of(part, runs, data)
         left = sum(_left(part, m, known) for m in part.methods if due(part, m, known))
+        left *= _dearer(part, records_of(part, runs, data))
         if left:
             missing.append(f"{part.name} {left / 3600:.2g} core hours")
         if known:
             yield from _part_section(part, known)
-    yield f"\nNot run yet, with the estimated cost: {'; '.join(missing) or 'nothing'}."
+    yield f"\nNot run yet, with the estimated cost: {'; '.join(missing) or 'nothing'}. Estimates go"
+    yield "by tokens and parameters, and by the processor time of recorded runs of the same part:"
+    yield "small models cost more than their parameters tell."
     yield "`--size gpu` has a setting for one GPU (`--plan` prints its cost).\n"
 
 
@@ -151,6 +155,13 @@ def _data_of(part: Part, runs: RunStore) -> str:
     """Return the data of most records of a part's methods."""
     counts = Counter(r.data for r in runs if r.arm in part.methods)
     return counts.most_common(1)[0][0] if counts else ""
+
+
+def _dearer(part: Part, found: Mapping[Job, RunRecord]) -> float:
+    """Return the processor time of recorded runs over their estimate; 1 without runs."""
+    spent = sum(record.cpu_seconds for record in found.values())
+    guessed = sum(core_seconds(part.plan(job.length)) for job in found)
+    return spent / guessed if guessed else 1.0
 
 
 def _left(part: Part, method: str, known: Losses) -> float:

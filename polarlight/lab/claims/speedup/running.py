@@ -55,6 +55,12 @@ def spec_of_job(job: Job) -> Spec:
 
 def losses_of(part: Part, runs: RunStore, data: str) -> dict[Job, float]:
     """Return the final losses of a part that are recorded, on this data."""
+    found = records_of(part, runs, data)
+    return {job: math.inf if r.diverged else r.measures["loss"] for job, r in found.items()}
+
+
+def records_of(part: Part, runs: RunStore, data: str) -> dict[Job, RunRecord]:
+    """Return the records of a part, on this data."""
     settings = {
         (method, length): run_setting(method_of(method), part.plan(length))
         for method in part.methods
@@ -68,8 +74,7 @@ def losses_of(part: Part, runs: RunStore, data: str) -> dict[Job, float]:
         for length in part.lengths_of(record.arm):
             job = Job(record.arm, length, numbers, record.seed)
             if settings[record.arm, length](spec_of_job(job)) == record.setting:
-                loss = record.measures["loss"]
-                found[job] = math.inf if record.diverged else loss
+                found[job] = record
     return found
 
 
