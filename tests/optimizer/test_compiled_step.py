@@ -175,7 +175,7 @@ def test_a_compiled_step_of_bfloat16_weights_under_adamw_follows_the_momentum():
 def test_schedulers_need_one_graph_for_every_rule_and_kind_of_step(name):
     """Rules with a counter on the host start, refresh and do neither; the others step alike."""
     found, distance = scheduled_steps(under(SHIPPED[name]), steps=12)
-    assert found == {"soap": 3, "kl_soap": 2}.get(name, 1)  # KL-SOAP refreshes in every step
+    assert found == len({SHIPPED[name].at_step(t) for t in range(12)})
     assert distance < 1e-3  # maps in bfloat16 may round once to the other side
 
 
