@@ -2,7 +2,6 @@
 
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
     w <- (1 - lr wd) w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
-
 Source: Loshchilov and Hutter (2019), arXiv 1711.05101, alg. 2.
 Deviations: none; torch's fused kernel. b1 is the group's `momentum`, which schedulers may drive.
 """
@@ -81,10 +80,11 @@ class AdamWRule(ElementwiseRule):
     ) -> None:
         """Step like `step`; parameters whose flag, bool [], is False keep all state."""
         numbers = lr, weight_decay, (momentum, self.beta2), self.eps, self.bias_correction
+        rows = list(zip(parameters, gradients, states, finite, strict=True))
         for kind in by_kind(finite):
             found_inf = stacked([finite[i] for i in kind]).logical_not().float().unbind()
-            for i, bad in zip(kind, found_inf, strict=True):
-                torch_adamw([parameters[i]], [gradients[i]], [states[i]], bad, *numbers)
+            for (p, g, state, _), bad in zip((rows[i] for i in kind), found_inf, strict=True):
+                torch_adamw([p], [g], [state], bad, *numbers)
 
     def adapted_state(
         self, state: Mapping[str, Tensor], fields: Mapping[str, Any], momenta: Numbers

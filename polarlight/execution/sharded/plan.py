@@ -12,6 +12,7 @@ from math import inf, prod
 
 from polarlight.execution.cost import cost, flops
 from polarlight.execution.sharded import assignment
+from polarlight.execution.sharded.bucketing import Buckets
 from polarlight.execution.sharded.layouts import Coordinate, CoordinatePattern, Layout
 from polarlight.execution.sharded.regions import Block
 from polarlight.execution.sharded.rowwise import Rowwise, choose_rowwise, param_rowwise_cost
@@ -174,22 +175,27 @@ class Plan:
         """Numbers of the matrices per bucket: `bucket_bytes` of each owner, local ones first.
 
         In each owner's queue, matrices that it holds in full come first: there is something to
-        compute while the others are received. Larger ones come before smaller ones.
+        compute while the others are received. Larger ones come before smaller ones. A bucket is
+        bounded for owners, and for processes that hold whole matrices of many owners.
         """
         queues: list[list[int]] = [[] for _ in range(self.size)]
         for number, owner in enumerate(self.owners):
             queues[owner].append(number)
         nbytes = [self.bytes_of(matrix) for matrix in self.matrices]
-        buckets: list[list[int]] = []
-        for queue in queues:
-            size = bucket = 0
+        buckets = Buckets(self.options.bucket_bytes)
+        for owner, queue in enumerate(queues):
+            bucket = 0
             for number in sorted(queue, key=lambda n: (self.gathered[n], -nbytes[n], n)):
-                if size and size + nbytes[number] > self.options.bucket_bytes:
-                    size, bucket = 0, bucket + 1
-                size += nbytes[number]
-                buckets += [[] for _ in range(len(buckets), bucket + 1)]
-                buckets[bucket].append(number)
-        return [sorted(bucket) for bucket in buckets if bucket]
+                holders = self._senders(number) if self.gathered[number] else ()
+                bucket = buckets.add(number, owner, nbytes[number], holders, bucket)
+        return [sorted(bucket) for bucket in buckets.numbers if bucket]
+
+    def _senders(self, number: int) -> list[int]:
+        """Return the processes of the owner's copy that hold a part of a matrix."""
+        matrix, owner, axes = self.matrices[number], self.owners[number], self.axes_of(number)
+        layout = self.params[matrix.param].layouts[MATRIX]
+        holders = self.holders_of(layout, matrix.blocks[MATRIX])
+        return [rank for rank in holders if self.in_one_copy(axes, rank, owner)]
 
     @cached_property
     def gathered(self) -> list[bool]:

@@ -110,7 +110,7 @@ def ends(engine: Engine, budget: Budget, dtype: torch.dtype) -> Entry:
     kept = [end for end in bottoms if end["value"] < float("inf")]
     return {
         "largest": max(tops, key=lambda end: end["value"]),
-        "least": min(kept, key=lambda end: end["value"] - end["promised"], default=None),
+        "least": min(kept, key=lambda end: end["value"], default=None),
     }
 
 

@@ -18,7 +18,10 @@ from polarlight.routing.roles.site import Site
 from polarlight.routing.roles.vocabulary import Decision, Part, Role
 from polarlight.view import Flattened, Whole
 
-_POSITIONS = ("position", "pos_emb", "pos_embed", "wpe", "posemb")
+_POSITIONS = ("position", "pos_emb", "pos_embed", "wpe", "posemb", "rel_pos", "emb_rel")
+_SEVERAL = ("heads", "classifiers", "class_embed", "bbox_embed")
+"""Endings of words for lists of output layers, one per entry."""
+
 _NO_TOKENS = (*_POSITIONS, "bias", "type")
 
 
@@ -167,7 +170,7 @@ def _ends_at(site: Site, place: int) -> bool:
     """Return whether a matrix is the last one of the head that the path's word `place` names."""
     if any(word in MLP_BLOCKS for word in site.path[place + 1 :]):
         return False
-    several = site.path[place].endswith(("heads", "classifiers"))
+    several = site.path[place].endswith(_SEVERAL)
     listed = several and _in_layers(site.path[place + 1 : place + 2])
     return _is_last_matrix(site, ".".join(site.path[: place + 1 + listed]) + ".")
 

@@ -51,6 +51,17 @@ def test_the_busiest_of_128_copies_sends_about_what_one_copy_alone_sends():
     assert busiest <= 1.2 * max(sent for sent, _ in total(alone))
 
 
+def test_a_process_that_holds_the_matrices_of_many_owners_sends_them_in_several_buckets():
+    """Of 32 stacks of four experts four processes of 64 hold all; every process owns two."""
+    limit = 8 * 64 * 64 * 2
+    shapes = [(f"model.layers.{i}.mlp.experts.down_proj", (4, 64, 64)) for i in range(32)]
+    (plan,) = plans_of(iter(shapes), "64", Options(bucket_bytes=limit, peers=8))
+    assert len(set(plan.owners)) == 64
+    assert max(t.sent for t in traffic(plan)) > 3 * limit
+    for rank in range(64):
+        assert largest_bucket(ProcessSchedule(plan, rank)) <= 2 * limit
+
+
 def test_two_meshes_are_balanced_together():
     """Experts on one mesh, everything else on another one of the same processes."""
 

@@ -42,6 +42,16 @@ NAMED = {
         {"class_labels_classifier": linear(21, 32), "bbox_predictor": boxes()},
         ["bbox_predictor.layers.2.weight", "class_labels_classifier.weight"],
     ),
+    "a head per layer of a decoder": (  # Deformable DETR, RT-DETR
+        {
+            "class_embed": nn.ModuleList([linear(21, 32), linear(21, 32)]),
+            "bbox_embed": nn.ModuleList([boxes(), boxes()]),
+        },
+        [
+            *("bbox_embed.0.layers.2.weight", "bbox_embed.1.layers.2.weight"),
+            *("class_embed.0.weight", "class_embed.1.weight"),
+        ],
+    ),
     "two layers that end one head": (  # torchvision's region proposals
         {"rpn": block(head=REGIONS)},
         ["rpn.head.bbox_pred.weight", "rpn.head.cls_logits.weight"],
@@ -174,6 +184,17 @@ def test_layers_of_convnexts_mlp_are_up_and_down():
     model = block(layers=nn.ModuleList([block(pwconv1=linear(128, 32), pwconv2=linear(32, 128))]))
     parts = [a.part for a in infer_roles(model)]
     assert parts == [Part.UP, Part.DOWN]
+
+
+@pytest.mark.parametrize("name", ["rel_pos_h", "emb_rel_k", "pos_embed"])
+def test_raw_tables_of_positions_are_embeddings_and_known(name):
+    """Segment Anything's and VITS's."""
+    attention = block(qkv=linear(96, 32), **{name: raw(27, 8)})
+    model = block(layers=nn.ModuleList([block(attn=attention)]))
+    for source in (model, model.named_parameters()):
+        (table,) = (a for a in infer_roles(source) if a.name.endswith(name))
+        assert table.known
+        assert (table.role, table.part) == (Role.EMBEDDING, Part.POSITION)
 
 
 @pytest.mark.parametrize("name", ["token_embedding", "token_emb", "tok_emb", "lut", "embed_in"])
