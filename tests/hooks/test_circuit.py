@@ -12,7 +12,7 @@ from tests.oracle import POLAR_A, W, numbers
 OUT = numbers([2.0, 1], [0, 1], [1, 0])
 
 
-def test_updates_follow_the_oracle():
+def test_values_equal_the_numeric_oracle_of_the_specification():
     dV, dO = coupled(W, OUT, POLAR_A, POLAR_A.mT, heads=2, damping=1e-3)
     value = numbers([0.809664, 0.178983, 0.266103], [0.338333, 0.679639, -0.700227])
     output = numbers([0.502123, 0.458884], [-0.026045, 0.920741], [0.163589, -0.820777])
@@ -55,7 +55,7 @@ def test_lr_zero_moves_nothing():
     assert torch.equal(p.detach(), gaussian(4, 5))
 
 
-def test_invalid_arguments_raise_with_their_value():
+def test_wrong_pairs_and_numbers_are_refused_with_the_value():
     with pytest.raises(ValueError, match="3 heads do not fit a value weight of 4 rows"):
         Circuit(torch.ones(4, 5), torch.ones(5, 4), heads=3)
     with pytest.raises(ValueError, match="damping must be > 0, got 0"):
