@@ -45,6 +45,14 @@ ELSEWHERE = {
     "torch._dynamo.utils": "where it counts",
     "torch._dynamo.utils.counters": "how often a graph broke",
     "torch._dynamo.utils.counters.clear": "the same",
+    "torch._subclasses.fake_impls": "where fake tensors ask for a CUDA that is not linked",
+    "torch._subclasses.fake_tensor.FakeTensor": "a tensor on a device that is not there",
+    "torch._subclasses.fake_tensor.FakeTensorMode": "the same",
+    "torch._subclasses.fake_tensor.unset_fake_temporarily": "the same",
+    "torch.cpu._is_avx2_supported": "which instruction sets a machine has",
+    "torch.cpu._is_avx512_bf16_supported": "the same",
+    "torch.cpu._is_avx512_supported": "the same",
+    "torch.distributed.fsdp._common_utils._set_fsdp_flattened": "the mark of FSDP1's parameters",
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.checkpoint_wrapper": (
         "the name that it puts before a parameter's"
     ),

@@ -77,7 +77,7 @@ def everything(rank):
     file = io.BytesIO()
     torch.save([around[1].state_dict(), around[2][2].state_dict()], file)
     file.seek(0)
-    saved = torch.load(file, weights_only=False)
+    saved = torch.load(file, weights_only=True)
     around[1].load_state_dict(saved[0])
     around[2][2].load_state_dict(saved[1])
     train(whole, alone, range(4, 6))

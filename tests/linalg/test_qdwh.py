@@ -190,7 +190,7 @@ def test_the_cut_off_lies_where_it_is_documented(engine):
 @pytest.mark.parametrize("engine", [QDWH(), ZoloPD()], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(60, 20), (960, 32), (4000, 16)], ids=str)
-def test_noise_is_cut_off_alike_on_sides_of_any_length(engine, dtype, shape):
+def test_noise_is_cut_off_on_sides_of_any_length(engine, dtype, shape):
     """The cut-off grows with the sides. Steps made for an epsilon lifted a quarter of it to 0.8."""
     m, n = shape
     left, right = (torch.linalg.qr(gaussian(side, n, seed=side)).Q for side in shape)

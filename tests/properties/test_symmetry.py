@@ -44,7 +44,8 @@ def blunt(value):
     return replace(value, **{name: blunt(part) for name, part in inner.items()})
 
 
-CATALOGUE = {name: blunt(rule) for name, rule in RULES.items() if "bfloat16" not in name}
+ROUNDED = ("muon-bfloat16-momentum", "muon-int8-momentum")
+CATALOGUE = {name: blunt(rule) for name, rule in RULES.items() if name not in ROUNDED}
 """A momentum that is rounded has no symmetry to more than its rounding."""
 CATALOGUE |= {name: rule for name, (rule, _) in GROWING.items()}
 CATALOGUE |= {f"muon-{polar}": polarlight.rules.muon(polar=polar) for polar in ENGINES}

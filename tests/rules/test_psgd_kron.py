@@ -70,6 +70,6 @@ def test_a_row_without_gradients_rests():
         ({"noise": -1.0}, "noise must be >= 0, got -1.0"),
     ],
 )
-def test_mistakes_are_named(numbers, said):
+def test_wrong_numbers_are_refused_with_the_value(numbers, said):
     with pytest.raises(ValueError, match=said):
         PsgdKron(**numbers)
