@@ -162,7 +162,7 @@ def test_a_cuda_graph_can_hold_a_step_but_for_decompositions_that_wait(name):
         assert illegal <= (SYNCHRONIZES if name in DECOMPOSES else set())
 
 
-DECOMPOSES = {"one_sided", "shampoo"}
+DECOMPOSES = {"one_sided", "shampoo", "sink_soap"}
 """Rules that ask for eigenvalues or singular values, whose return code the host reads."""
 
 

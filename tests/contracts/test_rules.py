@@ -9,6 +9,7 @@ import torch
 import polarlight
 from polarlight import SpectralOptimizer
 from polarlight.execution.job import Job
+from polarlight.stages import InInt8
 from polarlight.view import Flattened, Taps
 from tests.contracts.catalogue import GROWING, RULES, SHIPPED
 
@@ -91,9 +92,16 @@ VIEWS = [
 ]
 
 
+def _keeps_rows(view):
+    """Whether every row of a part is a row of the parameter."""
+    return not isinstance(view, polarlight.view.Transposed | Taps) and getattr(view, "dim", 0) != -1
+
+
 @rules
 @pytest.mark.parametrize(("view", "shape", "cut"), VIEWS, ids=[str(view) for view, _, _ in VIEWS])
 def test_a_view_is_its_parts_as_parameters_of_their_own(rule, view, shape, cut):
+    if isinstance(getattr(rule, "momentum", None), InInt8) and not _keeps_rows(view):
+        pytest.skip("a block is a run of a parameter's row, whatever the view makes of it")
     whole = torch.nn.Parameter(random(*shape))
     parts = [torch.nn.Parameter(x.clone()) for x in cut(whole.detach())]
     one = SpectralOptimizer([whole], lr=0.1, rule=rule, view=view)
