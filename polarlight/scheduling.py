@@ -170,7 +170,7 @@ class Piecewise:
 
     Examples:
         >>> from polarlight.scheduling import Piecewise
-        >>> Piecewise((0, 0.85), (300, 0.95), (2700, 0.95), (2900, 0.85))(150)
+        >>> round(Piecewise((0, 0.85), (300, 0.95), (2700, 0.95), (2900, 0.85))(150), 6)
         0.9
     """
 

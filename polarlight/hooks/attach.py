@@ -69,6 +69,11 @@ class FromGroup:
     Attributes:
         key: Entry of the group.
         otherwise: Value where the group has no such entry.
+
+    Examples:
+        >>> from polarlight.hooks import FromGroup
+        >>> FromGroup("floor", 0.35)({"floor": 0.2}), FromGroup("floor", 0.35)({})
+        (0.2, 0.35)
     """
 
     key: str

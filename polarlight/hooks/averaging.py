@@ -209,6 +209,17 @@ class UpdateAverage(Readout):
         start: Step from which on updates are averaged; at least 0.
 
     Memory: two float32 copies of the weights.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Muon(model, lr=0.02)
+        >>> average = polarlight.hooks.UpdateAverage(model)
+        >>> handle = average.attach(optimizer)
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> average.ready
+        True
     """
 
     def __init__(
@@ -259,6 +270,17 @@ class Snapshot(Readout):
         at: The step, counted from 1.
         weight: Part of the way, in [0, 1].
         read_from: First step at whose end it is read out; None for `at`.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Muon(model, lr=0.02)
+        >>> snapshot = polarlight.hooks.Snapshot(model, at=1)
+        >>> handle = snapshot.attach(optimizer)
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> snapshot.ready
+        True
     """
 
     def __init__(

@@ -33,6 +33,12 @@ class Circuit:
         value: Weight [heads * h, width].
         output: Weight [width, heads * h].
         heads: Number of heads.
+
+    Examples:
+        >>> import torch
+        >>> from polarlight.hooks import Circuit
+        >>> Circuit(torch.ones(8, 16), torch.ones(16, 8), heads=2).heads
+        2
     """
 
     value: Tensor

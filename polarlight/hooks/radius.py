@@ -66,6 +66,14 @@ class RadiusPin:
 
     Attributes:
         weight_decay: Entries are multiplied by 1 - lr * weight_decay after the rescale; at least 0.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> optimizer = polarlight.Muon(model, lr=0.02)
+        >>> handle = polarlight.hooks.attach(optimizer, polarlight.hooks.RadiusPin(0.025))
+        >>> model(torch.ones(2, 8)).square().mean().backward()
+        >>> optimizer.step()
     """
 
     weight_decay: float = 0.0

@@ -21,7 +21,7 @@ from polarlight.registry import registered
 class Sign(MatrixMap):
     """-1, 0 or 1 for every entry, [..., m, n] -> [..., m, n] in the dtype of M; NaN stays NaN.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from polarlight.linalg.sign import Sign
         >>> Sign()(torch.tensor([[-2.0, 0.0, 3.0]]))

@@ -55,7 +55,7 @@ class WeightedIterates(MatrixMap):
 
     Source: see the module.
 
-    Example:
+    Examples:
         >>> from polarlight.linalg.weighted_iterates import WeightedIterates
         >>> round(WeightedIterates().weighted(0.1), 4)  # 0.1 ** 0.1 = 0.7943
         0.7942

@@ -31,7 +31,7 @@ class Ramp:
 
     Examples:
         >>> from polarlight.stages import Ramp
-        >>> Ramp(0.2, 0.0, first=0, last=2000)(500)
+        >>> round(Ramp(0.2, 0.0, first=0, last=2000)(500), 6)
         0.15
     """
 

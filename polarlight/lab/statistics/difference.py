@@ -149,7 +149,7 @@ class Difference:
 def detectable_at(n: int, level: float = LEVEL, power: float = POWER) -> float:
     """Return the detectable effect of n seeds, in standard deviations of a difference.
 
-    Example:
+    Examples:
         >>> round(detectable_at(4), 2)
         2.08
     """

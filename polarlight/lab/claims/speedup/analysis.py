@@ -104,7 +104,7 @@ def speedup(
         losses: Its final losses.
         base: AdamW's final losses by length.
 
-    Example:
+    Examples:
         >>> base = {1: {0: 2.0}, 2: {0: 1.8}, 4: {0: 1.6}}
         >>> round(speedup("muon", 1, {0: 1.8}, base).ratio, 6)
         2.0
@@ -211,7 +211,7 @@ def length_for(loss: float, curve: Mapping[float, float]) -> tuple[float, str]:
     Raises:
         ValueError: If the curve has fewer than two lengths.
 
-    Example:
+    Examples:
         >>> length, beyond = length_for(1.7, {1: 2.0, 2: 1.8, 4: 1.6})
         >>> round(length, 6), beyond
         (2.828427, '')

@@ -73,7 +73,7 @@ def in_words(losses: Mapping[str, BySeed], preset: str, unit: str) -> list[str]:
 def benchmark_rule(losses: BySeed, reference: BySeed) -> str:
     """Return the benchmark's statistic of two optimizers, in words.
 
-    Example:
+    Examples:
         >>> benchmark_rule({0: 3.270, 1: 3.271}, {0: 3.279, 1: 3.280})
         'statistic 0.0090, counts as lower (0.004 is needed)'
     """
