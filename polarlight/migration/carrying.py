@@ -167,7 +167,7 @@ def _fill_one(name: str, group: Mapping[str, Any], state: dict[str, Tensor], one
         if key in state and value is not None and state[key].shape == value.shape
     ]
     for key in [*filled]:
-        if key == MOMENTUM:
+        if key == MOMENTUM and spectral:
             written = group["rule"].momentum.store(state, values[key])
             filled += [other for other in written if other not in filled]
         else:
