@@ -108,6 +108,9 @@ SHAPES = [(32, 8), (8, 32), (12, 12)]
 UNDECLARED = {"centred_polar_then_row"}
 """On wide matrices the rows of a centred polar factor are equal; the slots do not know that."""
 
+OF_THE_SPECTRUM = {"contra_muon", "contra_soft_muon", "dyn_muon", "tempered_muon"}
+"""Rules whose size depends on the spectrum and the step, by less than 0.001 in some trials."""
+
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", [*RULES, *(f"shipped-{name}" for name in SHIPPED)])
@@ -115,7 +118,7 @@ def test_the_declared_update_size_is_that_of_directions(name, shape):
     rule = SHIPPED[name.removeprefix("shipped-")] if name.startswith("shipped") else RULES[name]
     declared, found = rule.update_rms(*shape), list(trials(rule, *shape))
     if declared is None:
-        if name not in UNDECLARED:
+        if name.removeprefix("shipped-") not in UNDECLARED | OF_THE_SPECTRUM:
             assert max(found) > 1.001 * min(found) or "soap" in name or "shampoo" in name
         return
     # Approximate polar factors of a condition of 30 keep singular values within [0.65, 1.25]; a
