@@ -93,7 +93,7 @@ VIEWS = [
 
 
 def _keeps_rows(view):
-    """Whether every row of a part is a row of the parameter."""
+    """True if every row of a part is a row of the parameter."""
     return not isinstance(view, polarlight.view.Transposed | Taps) and getattr(view, "dim", 0) != -1
 
 
