@@ -67,7 +67,7 @@ FINETUNE = {
     "LoRA, adamw": (adamw, 1.6e-2, True),
     "LoRA, one product": (one_product, 0.2, True),
 }
-"""How the optimizer is made, the middle of its first five rates, and whether LoRA is trained."""
+"""Constructor of the optimizer, middle of its first five rates, True if LoRA is trained."""
 
 
 def domains():

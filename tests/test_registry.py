@@ -25,9 +25,9 @@ MODULES = [
     )
 ] + [view]
 NO_SLOTS = {"RuleEntry", "Count", "Rates", "RationalStep", "TangentSpace", "Quadratic"}
-NO_SLOTS |= {"_DecidedRotatedAdam", "Band", "IteratedPolar"}
-"""What a computation and a product cost, one rational step, an ascent's intermediate values, a
-stage within one compiled step, the ends of a band, and the base of engines by polynomials."""
+NO_SLOTS |= {"Band", "IteratedPolar"}
+"""Costs of a computation and a product, one rational step, an ascent's intermediate values, the
+ends of a band, and the base of engines by polynomials."""
 
 
 def dataclasses_of(module):

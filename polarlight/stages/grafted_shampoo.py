@@ -19,7 +19,8 @@ from polarlight.stages.rotated_adam import (
     Due,
     as_batch,
     bias_correction,
-    for_some,
+    do_due,
+    due_at,
     on_device,
 )
 from polarlight.stages.shampoo import factor_power
@@ -92,10 +93,7 @@ class GraftedShampoo(Stage):
         A = A * on_device(bias_correction(step + 1, betas), G)
         step.add_(1)
         members[GRADIENT] = G  # says on which device the members are
-        if self.due is None:
-            for_some(step % self.every == 0, self._take_powers, members)
-        elif self.due is Due.REFRESH:
-            self._take_powers(members)
+        do_due(self.due, step, members, refresh=self._take_powers, every=self.every)
         S = members["left_power"] @ M @ members["right_power"] * live_entries(G, members)
         S = S * (frobenius_norm(A) / nonzero(frobenius_norm(S)))
         D = torch.where(on_device(step >= self.every, G).bool(), S, A)
@@ -104,7 +102,7 @@ class GraftedShampoo(Stage):
 
     def at_step(self, t: int) -> "GraftedShampoo":
         """Return the stage that computes its powers or keeps them, as it does at count t."""
-        return replace(self, due=Due.NOTHING if (t + 1) % self.every else Due.REFRESH)
+        return replace(self, due=due_at(t + 1, self.every))
 
     def _take_powers(self, members: BatchBuffers) -> None:
         for side in SIDES:

@@ -18,7 +18,7 @@ from polarlight.stages.rotated_adam import (
     Due,
     as_batch,
     basis_symmetries,
-    for_some,
+    do_due,
     start_bases,
 )
 from polarlight.stages.units import in_units
@@ -71,10 +71,7 @@ class MomentumPower(Stage):
         step = members.pop(HOST_COUNTER)
         N = in_units(X.reshape(-1, *X.shape[-2:]), members["unit"])  # [b, m, n]
         members[GRADIENT] = N
-        if self.due is None:
-            for_some(step == 0, start_bases, members)
-        elif self.due is Due.START:
-            start_bases(members)
+        do_due(self.due, step, members, start=start_bases)
         step.add_(1)
         left = self._power(N, "left", members)
         right = self._power(N.mT, "right", members)

@@ -7,7 +7,7 @@ members that are due are taken out and worked on. Nothing of the gradients decid
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -40,6 +40,14 @@ BatchBuffers = dict[str, Tensor]
 """Buffers and `gradient` of some matrices, each [b, p, q]."""
 
 
+class Due(Enum):
+    """Work that the bases of a matrix need in a call."""
+
+    START = "start"
+    REFRESH = "refresh"
+    NOTHING = "nothing"
+
+
 @registered(
     "RotatedAdam", stateful=True, may_differ=("betas", "refresh", "every", "eps", "bias_correction")
 )
@@ -67,6 +75,7 @@ class RotatedAdam(Stage):
         max_side: A longer side keeps its own coordinates.
         at_once: Set the bases before the first direction instead of after it, so that the first
             call moves, in bases of its own gradient.
+        due: Work of the bases in this call; None asks the counter. Set by `at_step`.
     """
 
     betas: tuple[float, float] = (0.95, 0.95)
@@ -77,6 +86,7 @@ class RotatedAdam(Stage):
     bias_correction: bool = True
     max_side: int = 10_000
     at_once: bool = False
+    due: Due | None = None
 
     def __post_init__(self) -> None:
         check_betas(self.betas)
@@ -106,9 +116,10 @@ class RotatedAdam(Stage):
         members[GRADIENT] = G
         self.factors.update(G, members)
         if self.at_once:
-            for_some(step == 0, self._start, members)
+            do_due(self.due, step, members, start=self._start)
         direction = self._direction(G, members, step)
-        self._move_bases(step, members)
+        start = None if self.at_once else self._start
+        do_due(self.due, step, members, start=start, refresh=self._follow, every=self.every)
         step.add_(1)
         return direction.reshape(X.shape).to(X.dtype)
 
@@ -129,16 +140,9 @@ class RotatedAdam(Stage):
         turned_back = rotate(D, *(None if Q is None else Q.mT for Q in (left, right)))
         return turned_back * live_entries(G, members)
 
-    def _move_bases(self, step: Tensor, members: BatchBuffers) -> None:
-        """Set the bases of members at their first call; refresh those of members that are due."""
-        for_some(step == 0, self._start, members)
-        for_some((step > 0) & (step % self.every == 0), self._follow, members)
-
     def at_step(self, t: int) -> "RotatedAdam":
         """Return the stage that starts, refreshes or keeps its bases, as it does at count t."""
-        due = Due.START if t == 0 else Due.REFRESH if t % self.every == 0 else Due.NOTHING
-        own = {f.name: getattr(self, f.name) for f in fields(RotatedAdam)}
-        return _DecidedRotatedAdam(**own, due=due)
+        return replace(self, due=due_at(t, self.every))
 
     def _start(self, members: BatchBuffers) -> None:
         """Set bases and factors from the first gradient."""
@@ -214,26 +218,40 @@ def follow_bases(members: BatchBuffers, refresh: PowerIteration) -> None:
         old.copy_(new)
 
 
-class Due(Enum):
-    """Work that the bases of a matrix need in a call."""
-
-    START = "start"
-    REFRESH = "refresh"
-    NOTHING = "nothing"
+def due_at(t: int, every: int) -> Due:
+    """Return the work due at count t: a start at 0, a refresh every `every` calls after it."""
+    return Due.START if t == 0 else Due.NOTHING if t % every else Due.REFRESH
 
 
-@dataclass(frozen=True, slots=True)
-class _DecidedRotatedAdam(RotatedAdam):
-    """`RotatedAdam` in one call, for members that all need the same; reads no counter to branch."""
+def do_due(
+    due: Due | None,
+    step: Tensor,
+    members: BatchBuffers,
+    *,
+    start: Callable[[BatchBuffers], None] | None = None,
+    refresh: Callable[[BatchBuffers], None] | None = None,
+    every: int = 1,
+) -> None:
+    """Start or refresh members in place where due; with `due` given, all of them alike.
 
-    due: Due = Due.NOTHING
-
-    def _move_bases(self, step: Tensor, members: BatchBuffers) -> None:
-        """Do what is due, for all members."""
-        if self.due is Due.START:
-            self._start(members)
-        elif self.due is Due.REFRESH:
-            self._follow(members)
+    Args:
+        due: Work of all members; None asks the counters.
+        step: Counters [b, 1, 1] on the host.
+        members: Buffers [b, p, q] of the members, and their gradient.
+        start: Work at count 0, if any.
+        refresh: Work every `every` counts after 0, if any.
+        every: Counts between two refreshes.
+    """
+    if start is not None:
+        if due is None:
+            for_some(step == 0, start, members)
+        elif due is Due.START:
+            start(members)
+    if refresh is not None:
+        if due is None:
+            for_some((step > 0) & (step % every == 0), refresh, members)
+        elif due is Due.REFRESH:
+            refresh(members)
 
 
 def rotate(X: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:

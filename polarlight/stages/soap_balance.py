@@ -34,8 +34,9 @@ from polarlight.stages.rotated_adam import (
     Due,
     as_batch,
     basis_symmetries,
+    do_due,
+    due_at,
     follow_bases,
-    for_some,
     on_device,
     rotate,
     start_bases,
@@ -144,25 +145,17 @@ class SoapBalance(Stage):
         S = self._preconditioned(N / nonzero(members["unit"]), G, N, members, step)
         members[GRADIENT] = G
         GramFactors(self.beta).update(G, members)
-        self._move_bases(step, members)
+        do_due(self.due, step, members, start=start_bases, refresh=self._follow, every=self.every)
         step.add_(1)
         return S.reshape(X.shape).to(X.dtype)
 
     def at_step(self, t: int) -> "SoapBalance":
         """Return the stage that starts, refreshes or keeps its bases, as it does at count t."""
-        due = Due.START if t == 0 else Due.REFRESH if t % self.every == 0 else Due.NOTHING
-        return replace(self, due=due)
+        return replace(self, due=due_at(t, self.every))
 
-    def _move_bases(self, step: Tensor, members: BatchBuffers) -> None:
-        """Set the bases of members at their first call; refresh those of members that are due."""
-        if self.due is None:
-            due = (step > 0) & (step % self.every == 0)
-            for_some(step == 0, start_bases, members)
-            for_some(due, lambda some: follow_bases(some, self.refresh), members)
-        elif self.due is Due.START:
-            start_bases(members)
-        elif self.due is Due.REFRESH:
-            follow_bases(members, self.refresh)
+    def _follow(self, members: BatchBuffers) -> None:
+        """Refresh the bases."""
+        follow_bases(members, self.refresh)
 
     def _preconditioned(
         self, N: Tensor, G: Tensor, raw: Tensor, members: BatchBuffers, step: Tensor
