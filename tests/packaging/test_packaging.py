@@ -41,6 +41,26 @@ def test_importing_is_light():
     assert len(new) < 200
 
 
+@pytest.mark.parametrize("words", [["--version"], ["version"]])
+def test_the_script_prints_its_version_without_torch(words):
+    code = (
+        "import sys\n"
+        f"sys.argv = ['polarlight', *{words}]\n"
+        "import polarlight_command\n"
+        "polarlight_command.main()\n"
+        "print(sorted({'torch', 'typer', 'polarlight'} & set(sys.modules)))"
+    )
+    assert python("-c", code).splitlines() == [polarlight.__version__, "[]"]
+
+
+def test_the_script_is_the_entry_point_and_hands_other_words_on():
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    assert 'polarlight = "polarlight_command:main"' in text
+    code = "import sys; sys.argv = ['polarlight', 'doctor', '--json']; import polarlight_command"
+    found = json.loads(python("-c", f"{code}; polarlight_command.main()"))
+    assert found["versions"]["polarlight"] == polarlight.__version__
+
+
 def test_doctor_answers_where_the_command_line_is_missing():
     code = (
         "import sys\n"

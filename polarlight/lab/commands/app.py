@@ -31,8 +31,18 @@ app = typer.Typer(
 )
 
 
+def print_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        console.print(polarlight.__version__, highlight=False)
+        raise typer.Exit()
+
+
 @app.callback()
 def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
     plugin: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,7 +84,7 @@ def examine(
     raise typer.Exit(doctor.main(["--json"] if as_json else []))
 
 
-@app.command()
-def version() -> None:
+@app.command("version")
+def show_version() -> None:
     """Print the version."""
-    console.print(polarlight.__version__, highlight=False)
+    print_version(True)

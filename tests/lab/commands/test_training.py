@@ -137,8 +137,9 @@ def test_options_become_values():
     assert options.plan("quick", ["steps=6"], {"steps": None}).steps == 6  # --steps is not given
 
 
-def test_the_command_is_there_as_a_module():
+@pytest.mark.parametrize("word", ["version", "--version"])
+def test_the_command_is_there_as_a_module(word):
     done = subprocess.run(
-        [sys.executable, "-m", "polarlight", "version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "polarlight", word], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == polarlight.__version__
