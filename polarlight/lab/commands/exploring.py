@@ -31,9 +31,10 @@ def explore(
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Write a page on which a matrix goes through Muon, Aurora and others, round by round.
+    """Write a page on which a matrix goes through two methods, round by round.
 
-    It shows singular values, row shares, alignment, and a schedule's output for any singular value.
+    It opens on Muon beside Aurora and a matrix whose rows starve under Muon, and shows row shares,
+    singular values, alignment, and a schedule's output for any singular value.
     The page is one file with plain JavaScript and loads nothing.
 
     ```
@@ -44,7 +45,7 @@ def explore(
     momenta = {} if run is None else _momenta(run)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page(SCHEDULES, momenta), encoding="utf-8")
-    say(str(out))
+    say(f"page: {out.resolve()}")
     if show:
         webbrowser.open(out.resolve().as_uri())
 
