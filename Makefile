@@ -11,8 +11,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .PHONY: bench demo gpu-report test test-slow test-gpu test-isa test-sinks test-titan test-torch fuzz mutants
 .PHONY: check audit clean lock pinned sbom site
 
-demo: $(VENV)/.train  ## train four optimizers side by side, minutes on a laptop
-	$(BIN)/polarlight compare
+demo: $(VENV)/.train  ## train four optimizers side by side, three seeds each, minutes on a laptop
+	$(BIN)/polarlight compare --preset demo --seeds 3
 
 test: $(VENV)/.dev  ## all tests but the slow and GPU ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not gpu"

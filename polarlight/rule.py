@@ -88,6 +88,13 @@ class Momentum(ABC):
         """Return the momentum with its extra state, one mapping per parameter."""
         return self
 
+    def loaded(self, buffers: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the buffers that a step updates, on the gradients' devices; by default themselves.
+
+        Where a tensor is another one, the step copies it back when it is updated.
+        """
+        return buffers
+
     def shard_error(self, shape: torch.Size, shard: torch.Size) -> str:
         """Return why this momentum cannot be kept for such a shard; empty if it can."""
         return ""

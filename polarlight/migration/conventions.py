@@ -26,6 +26,7 @@ from math import sqrt
 
 from polarlight.lookup import look_up
 from polarlight.rule import Momentum, Scale
+from polarlight.stages.host_momentum import OnHost
 from polarlight.stages.int8_momentum import InInt8
 from polarlight.stages.momentum import EMA, HeavyBall, InBfloat16
 from polarlight.stages.scales import MatchRmsAdamW, Original, RmsToRms, Unscaled
@@ -259,7 +260,7 @@ _FOLLOWS = {
 
 def _length(momentum: object, beta: float) -> float:
     """Return the limit of the momentum under a constant gradient of 1."""
-    if isinstance(momentum, InBfloat16 | InInt8):
+    if isinstance(momentum, InBfloat16 | InInt8 | OnHost):
         return _length(momentum.average, beta)
     return 1 / (1 - beta) if isinstance(momentum, HeavyBall) else 1.0
 

@@ -107,6 +107,23 @@ def update_momenta(
     finite: FiniteFlags,
 ) -> list[Tensor]:
     """Update momentum buffers in place where gradients are finite; return what rules map."""
+    held = momentum.loaded(buffers, gradients) if momentum.buffered else buffers
+    result = _update_loaded(momentum, states, gradients, held, beta, finite)
+    for buffer, used in zip(buffers, held, strict=True):
+        if used is not buffer:
+            buffer.copy_(used)
+    return result
+
+
+def _update_loaded(
+    momentum: Momentum,
+    states: Sequence[Mapping[str, Tensor]],
+    gradients: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    beta: float | Tensor,
+    finite: FiniteFlags,
+) -> list[Tensor]:
+    """Update buffers on their gradients' devices where gradients are finite; see above."""
     average = momentum.bind_state(states)
     if finite is None:
         return average(gradients, buffers, beta)

@@ -6,6 +6,7 @@ from polarlight.stages.eigenbasis import PowerIteration
 from polarlight.stages.equilibrate import EquilibrateBoth, EquilibrateColumns, EquilibrateRows
 from polarlight.stages.gradient_moment import GradientSecondMoment
 from polarlight.stages.grafted_shampoo import GraftedShampoo
+from polarlight.stages.host_momentum import OnHost
 from polarlight.stages.int8_momentum import InInt8
 from polarlight.stages.interpolated import Contra, Interpolated, Normalised, PowerIterationNorm
 from polarlight.stages.momentum import EMA, HeavyBall, InBfloat16, RawGradient
@@ -42,6 +43,7 @@ __all__ = [
     "MatchRmsAdamW",
     "MomentumPower",
     "Normalised",
+    "OnHost",
     "OnSide",
     "Original",
     "Pairs",

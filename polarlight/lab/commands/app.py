@@ -54,7 +54,7 @@ def about(
 ) -> None:
     """Spectral optimizers for language models: train, compare and inspect them.
 
-    Start with `polarlight compare`: it needs no data and no GPU.
+    Start with `polarlight compare --preset demo --seeds 3`: it needs no data and no GPU.
     """
     for module in plugin or ():
         options.module_named(module)

@@ -1,5 +1,6 @@
 """Command `polarlight track3`: the modded-nanoGPT optimization benchmark."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from polarlight.lab.commands import options
 from polarlight.lab.commands.console import console, say
 from polarlight.lab.train.corpus import load_corpus
+from polarlight.lab.train.display import PLAIN_EVERY
 from polarlight.lab.train.loop import device_of
 from polarlight.lab.train.recipes import recipe_of, recipes
 from polarlight.lab.train.shards import GPT2_VOCAB_SIZE
@@ -155,7 +157,16 @@ def _train(run: Track3Run, name: str, what: Rule | Result) -> None:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(name, total=run.setting.steps, completed=run.step)
-        for record in run.records(lambda step: progress.update(task, completed=step)):
+        said = time.monotonic()
+
+        def tell(step: int) -> None:
+            nonlocal said
+            progress.update(task, completed=step)
+            if not console.is_terminal and time.monotonic() - said >= PLAIN_EVERY:
+                said = time.monotonic()
+                say(f"step {step} of {run.setting.steps}")
+
+        for record in run.records(tell):
             if record["kind"] == "validation":
                 compared = _compared(run.setting, name, what, record)
                 note = f"  ({compared})" if compared else ""

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ import polarlight
 from polarlight.integrations.transformers import explain_hf
 from polarlight.lab.commands import options
 from polarlight.lab.commands.console import console, say
-from polarlight.lab.train.compare import SWEEPABLE, Comparison, first_interrupt, specs
+from polarlight.lab.train.compare import SWEEPABLE, Comparison, Watcher, first_interrupt, specs
 from polarlight.lab.train.corpus import load_corpus
 from polarlight.lab.train.display import Display
 from polarlight.lab.train.memory import require_model
@@ -87,7 +88,7 @@ def compare(
     the same command again to resume. Finished runs are skipped.
 
     ```
-    polarlight compare
+    polarlight compare --preset demo --seeds 3
     polarlight compare --optimizers muon,aurora --seeds 3
     polarlight compare --optimizers aurora --sweep lr=0.01,0.02,0.04
     polarlight compare --model moe --optimizers adamw,muon-rms,symmetric
@@ -128,21 +129,65 @@ class Silent:
         """Do nothing."""
 
 
+REPORT_EVERY = 120.0
+"""Seconds after which the report is written for the first time, and anew."""
+
+
+class Reporting:
+    """Watcher that hands records on, and writes the report of what is there from time to time.
+
+    Args:
+        comparison: The runs.
+        command: The command line, for the report.
+        inner: The watcher that every record is handed to.
+    """
+
+    def __init__(self, comparison: Comparison, command: str, inner: Watcher) -> None:
+        self._comparison, self._command, self._inner = comparison, command, inner
+        self._about: dict[str, Any] = {}
+        self._written = time.monotonic()
+        self._announced = False
+
+    def follow(self, spec: Spec, record: Mapping[str, Any]) -> None:
+        """Hand the record on; after a validation, write the report if it is due."""
+        self._inner.follow(spec, record)
+        due = time.monotonic() - self._written >= REPORT_EVERY
+        if not due or record["kind"] not in ("validation", "finished"):
+            return
+        page = self.write()
+        if not self._announced:
+            say(f"report so far: {page} (anew every {REPORT_EVERY / 60:g} minutes)")
+            self._announced = True
+
+    def write(self) -> Path:
+        """Write the report and return its path."""
+        self._about = self._about or self._comparison.about(self._command)
+        out = self._comparison.out / "report"
+        page = write_report(self._comparison.histories(), self._about, out)
+        self._written = time.monotonic()
+        return page
+
+    def in_words(self) -> list[str]:
+        """Return the result in sentences."""
+        about = self._about or self._comparison.about(self._command)
+        return results_in_words(self._comparison.histories(), about)
+
+
 def _train(comparison: Comparison) -> None:
     """Train, write the report also after an error, and print how to continue."""
     command = shlex.join(["polarlight", *sys.argv[1:]])
     interrupted = False
+    view = Display(comparison.specs, comparison.plan, console)
+    reporting = Reporting(comparison, command, view)
     try:
-        with first_interrupt() as stop, Display(comparison.specs, comparison.plan, console) as view:
-            comparison.train(view, stop)
+        with first_interrupt() as stop, view:
+            comparison.train(reporting, stop)
             interrupted = stop()
     finally:
-        histories = comparison.histories()
-        if histories:
-            about = comparison.about(command)
+        if comparison.histories():
             with console.status("writing the report"):
-                page = write_report(histories, about, comparison.out / "report")
-            for words in results_in_words(histories, about):
+                page = reporting.write()
+            for words in reporting.in_words():
                 say(words)
             say(f"report: {page}")
     if interrupted:

@@ -155,7 +155,7 @@ def _searched(
 def _report(found: Sequence[Searched], out: Path, corpus: Corpus, device: str) -> None:
     """Write the table, the picture and the numbers."""
     out.mkdir(parents=True, exist_ok=True)
-    canvas: Any = FigureCanvasAgg(draw(found))
+    canvas: Any = FigureCanvasAgg(draw(found, corpus.unit))
     canvas.figure.set_dpi(110)
     canvas.print_png(out / "find-lr.png", metadata={"Software": None})
     about = {

@@ -67,19 +67,44 @@ def summary(found: Inspection) -> str:
     neurons = sum(mlp.neurons for mlp in found.mlps)
     size = f"{compact(found.parameters)} parameters, {count(len(found.matrices), 'hidden matrix')}"
     size = size.replace("matrixs", "matrices")
+    starving = starved_in_words(found.matrices)
     if not neurons:
-        return f"{size}; no MLP whose neurons could be followed through its matrices."
+        return f"{starving}{size}; no MLP whose neurons could be followed through its matrices."
     return (
-        f"{size}. Of {count(neurons, 'neuron')} in {count(len(found.mlps), 'MLP')}, "
+        f"{starving}{size}. Of {count(neurons, 'neuron')} in {count(len(found.mlps), 'MLP')}, "
         f"{fixed(dead, 0)} ({percent(dead / neurons, 2)}) are dead by their weights and "
         f"{fixed(doubles, 0)} {'pair is' if doubles == 1 else 'pairs are'} doubled."
     )
+
+
+def starved_in_words(matrices: Sequence[MatrixReport]) -> str:
+    """Return a sentence on the starved neurons in the momentum; empty without a momentum."""
+    shares = {m.name: m.starved["0.1"] for m in matrices if m.starved}
+    if not shares:
+        return ""
+    worst = max(shares, key=lambda name: shares[name])
+    low, high = percent(min(shares.values()), 1), percent(shares[worst], 1)
+    span = high if low == high else f"{low} to {high}"
+    most = "" if low == high else f", most in {worst}"
+    return (
+        f"In the momentum {span} of the neurons of {count(len(shares), 'MLP matrix')} are starved: "
+        f"below a tenth of an equal share{most}. "
+    ).replace("matrixs", "matrices")
 
 
 def _pictures(found: Inspection, out: Path) -> Iterator[Picture]:
     spread = by_depth(found.matrices, lambda m: m.neurons)
     if not spread.depths:
         return
+    starved = by_depth(found.matrices, lambda m: m.starved["0.1"] if m.starved else None)
+    if starved.depths:
+        yield picture(
+            heatmap(starved, percent=True),
+            out,
+            "starved",
+            title="Starved neurons in the optimizer's momentum",
+            caption="Rows with less than a tenth of an equal share of the momentum's polar factor.",
+        )
     yield picture(
         heatmap(spread),
         out,
@@ -94,15 +119,6 @@ def _pictures(found: Inspection, out: Path) -> Iterator[Picture]:
         title="Stable rank",
         caption="Squared Frobenius over squared spectral norm, over the shorter side.",
     )
-    starved = by_depth(found.matrices, lambda m: m.starved["0.1"] if m.starved else None)
-    if starved.depths:
-        yield picture(
-            heatmap(starved, percent=True),
-            out,
-            "starved",
-            title="Starved neurons in the optimizer's momentum",
-            caption="Rows with less than a tenth of an equal share of the momentum's polar factor.",
-        )
     lift = by_depth(found.matrices, lambda m: m.lift)
     if lift.depths:
         yield picture(

@@ -11,6 +11,10 @@ _MOST_NUMBERS = 16
 """Layers up to which cells are labelled with their number."""
 
 
+_ACROSS = 72
+"""Characters of size 8 that fit beside each other under the picture."""
+
+
 def heatmap(table: DepthTable, *, percent: bool = False) -> Figure:
     """Draw layers from top to bottom, kinds of matrices from left to right; darker is more."""
     rows, columns = len(table.depths), len(table.kinds)
@@ -22,8 +26,10 @@ def heatmap(table: DepthTable, *, percent: bool = False) -> Figure:
     bar.ax.tick_params(labelsize=8, color=FAINT)
     bar.ax.yaxis.set_major_formatter(lambda x, _: _word(x, percent=percent))
     ax.set_xticks(range(columns))
-    names = [shorten(kind, 24) for kind in table.kinds]
-    for text in ax.set_xticklabels(names, rotation=35, ha="right", rotation_mode="anchor"):
+    names = [_stacked(shorten(kind, 24)) for kind in table.kinds]
+    upright = all(len(line) * columns <= _ACROSS for name in names for line in name.split("\n"))
+    turned = {} if upright else {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    for text in ax.set_xticklabels(names, **turned):
         plain(text)
     every = max(1, -(-rows // 20))
     ax.set_yticks(range(0, rows, every), [str(d) for d in table.depths[::every]])
@@ -36,9 +42,16 @@ def heatmap(table: DepthTable, *, percent: bool = False) -> Figure:
             if np.isfinite(value):
                 colour = "white" if value > 0.7 * top else INK
                 words = _word(value, percent=percent)
-                ax.text(j, i, words, ha="center", va="center", fontsize=7, color=colour)
+                ax.text(j, i, words, ha="center", va="center", fontsize=8, color=colour)
     return new
 
 
+def _stacked(kind: str) -> str:
+    """Return `mlp.up_proj` as two lines."""
+    return kind.replace(".", "\n")
+
+
 def _word(x: float, *, percent: bool) -> str:
-    return f"{100 * x:.0f} %" if percent else f"{x:.2g}"
+    if percent:
+        return f"{100 * x:.0f} %"
+    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.2g}"

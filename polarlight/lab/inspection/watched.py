@@ -22,6 +22,7 @@ from polarlight.lab.report import (
     count,
     figure,
     glossary,
+    percent,
     picture,
     plain,
     render,
@@ -33,6 +34,9 @@ KNOWN = {**glossary.NEURONS, **glossary.ACTIVATIONS, **glossary.DESCENT}
 """What is drawn where a probe tells it: its key, a title, how to read it."""
 
 _PREFIX = "x"
+
+Numbers = Mapping[tuple[str, str], Mapping[int, float]]
+"""By name and key: a number per step."""
 
 
 def write_watched(title: str, records: Iterable[tuple[int, Mapping[str, Any]]], out: Path) -> Path:
@@ -57,7 +61,7 @@ def write_watched(title: str, records: Iterable[tuple[int, Mapping[str, Any]]], 
     opening: list[Block] = [
         Text(
             f"{count(len(steps), 'sample')} from step {steps[0]} to {steps[-1]} at "
-            f"{len(names)} matrices or layers.",
+            f"{len(names)} matrices or layers.{_starving(steps[-1], numbers)}",
             "lead",
         )
     ]
@@ -70,13 +74,19 @@ def write_watched(title: str, records: Iterable[tuple[int, Mapping[str, Any]]], 
     return path
 
 
+def _starving(step: int, numbers: Numbers) -> str:
+    """Return a sentence on the starved rows in the last sample; empty where it has none."""
+    found = [at[step] for (_, k), at in numbers.items() if k == "update/starved/0.1" and step in at]
+    if not found:
+        return ""
+    low, high = percent(min(found)), percent(max(found))
+    span = low if low == high else f"{low} to {high}"
+    return f" In the last one {span} of the rows of a matrix are starved."
+
+
 _READING = (
     "Lines are means over matrices; shaded is the range from the least to the greatest of them."
 )
-
-Numbers = Mapping[tuple[str, str], Mapping[int, float]]
-"""By name and key: a number per step."""
-
 
 def _table(records: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[list[int], Numbers]:
     steps: list[int] = []

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from polarlight.lab.report.style import FAINT, LineStyle, legend, styles, tidy
 from polarlight.lab.statistics import BySeed, Standing, against_reference
@@ -72,8 +73,8 @@ def predictions(found: Sequence[Searched]) -> list[float]:
     return [exp(level) / one.step for one in found]
 
 
-def draw(found: Sequence[Searched]) -> Figure:
-    """Draw a row per optimizer: losses over rates, and optima over width for several."""
+def draw(found: Sequence[Searched], unit: str = "nats/token") -> Figure:
+    """Draw a row per optimizer: losses in `unit` over rates, and optima over width for several."""
     names = list(dict.fromkeys(one.optimizer for one in found))
     widths = list(dict.fromkeys(one.width for one in found))
     looks = styles(f"width {width}" for width in widths)
@@ -81,23 +82,29 @@ def draw(found: Sequence[Searched]) -> Figure:
     figure = Figure(figsize=(4.6 * columns, 3.1 * len(names)), layout="constrained")
     for axes, name in zip(figure.subplots(len(names), columns, squeeze=False), names, strict=True):
         some = [one for one in found if one.optimizer == name]
-        _losses(axes[0], some, looks)
+        _losses(axes[0], some, looks, unit)
         if columns > 1:
             _optima(axes[1], some, looks)
     legend(figure, looks)
     return figure
 
 
-def _losses(ax: Axes, found: Sequence[Searched], looks: Mapping[str, LineStyle]) -> None:
+def _losses(
+    ax: Axes, found: Sequence[Searched], looks: Mapping[str, LineStyle], unit: str
+) -> None:
     """Draw finite losses above the least of each width, as wider models have lower losses."""
     for one in found:
         look, best = looks[f"width {one.width}"], one.sweep.optimum
         above = [loss - best.loss for loss in one.sweep.losses]
-        ax.plot(one.sweep.rates, above, "o-", color=look.colour, markersize=3, linewidth=1.2)
+        line = {"color": look.colour, "ls": look.dashes, "lw": 1.2}
+        ax.plot(one.sweep.rates, above, marker="o", markersize=3, **line)
         ax.plot(best.lr, 0.0, "*", color=look.colour, markersize=9, clip_on=False)
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_ylim(0, 0.12)
-    tidy(ax, found[0].optimizer, "learning rate", "loss above the least, nats per token")
+    tidy(ax, f"{found[0].optimizer} (star: optimum)", "learning rate", f"loss above least ({unit})")
 
 
 def _optima(ax: Axes, found: Sequence[Searched], looks: Mapping[str, LineStyle]) -> None:
@@ -112,4 +119,6 @@ def _optima(ax: Axes, found: Sequence[Searched], looks: Mapping[str, LineStyle])
     ax.set(xscale="log", yscale="log", ylim=(min(expected) / 6, max(expected) * 6))
     ax.set_xticks(widths, [str(width) for width in widths])
     ax.minorticks_off()
-    tidy(ax, "dashed: equal steps; bar: loss within 0.01", "width", "best learning rate")
+    title = "star: optimum; bar: within 0.01 of it; dashed: equal steps"
+    tidy(ax, title, "width", "best learning rate")
+    ax.set_title(title, loc="left", fontsize=8)

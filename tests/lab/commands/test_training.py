@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import polarlight
-from polarlight.lab.commands import options
+from polarlight.lab.commands import options, training
 from polarlight.lab.commands.app import app
 from polarlight.lab.train.model_config import Mlp
 from polarlight.lab.train.settings import PRESETS
@@ -40,6 +40,28 @@ def test_compare_trains_and_writes_a_report(tmp_path):
     assert "sha256" in result.output
 
 
+def test_the_report_is_written_while_the_runs_are_not_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "REPORT_EVERY", 0.0)
+    written = []
+
+    def write_report(histories, about, out):
+        written.append(sum(run.finished for run in histories))
+        return out / "index.html"
+
+    monkeypatch.setattr(training, "write_report", write_report)
+    result = compare(tmp_path, "--optimizers", "muon,aurora")
+    assert result.exit_code == 0, result.output
+    assert written[0] == 0  # after the first validation of the first run
+    assert written == sorted(written)
+    assert written[-1] == 2
+    assert result.output.count("report so far:") == 1
+
+
+def test_the_demo_gives_intervals_for_four_optimizers():
+    makefile = (Path(__file__).parents[3] / "Makefile").read_text()
+    assert "polarlight compare --preset demo --seeds 3" in makefile
+
+
 def test_compare_again_resumes_and_overwrite_starts_again(tmp_path):
     assert compare(tmp_path, "--optimizers", "muon").exit_code == 0
     metrics = tmp_path / "out" / "muon" / "seed0" / "metrics.jsonl"
@@ -59,7 +81,7 @@ def test_compare_again_resumes_and_overwrite_starts_again(tmp_path):
         (["--optimizers", "auorra"], "Did you mean 'aurora'?"),
         (["--optimizers", "muon,muon"], "listed twice"),
         (["--optimizers", ","], "at least one name"),
-        (["--preset", "huge"], "Known: quick, small, gpu"),
+        (["--preset", "huge"], "Known: quick, demo, small, gpu"),
         (["--model", "mixture"], "Known: dense, moe"),
         (["--set", "architecture=mix"], "expected dense or moe"),
         (["--set", "widht=3"], "Did you mean 'width'?"),

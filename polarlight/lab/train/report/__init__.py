@@ -12,7 +12,7 @@ from polarlight.lab.train.report.details import about_the_run
 from polarlight.lab.train.report.experts import experts
 from polarlight.lab.train.report.files import write_curves, write_summary
 from polarlight.lab.train.report.groups import by_label
-from polarlight.lab.train.report.opening import opening, statements
+from polarlight.lab.train.report.opening import opening, statements, unit_of
 
 __all__ = ["results_in_words", "write_report"]
 
@@ -45,7 +45,7 @@ def write_report(histories: Sequence[History], about: Mapping[str, Any], out: Pa
     write_summary(histories, out / "summary.csv")
     write_curves(histories, out / "curves.csv")
     groups = by_label(histories)
-    answers = [sections.loss(groups, out), neuron_sections.starved(groups, out)]
+    answers = [sections.loss(groups, out, unit_of(about)), neuron_sections.starved(groups, out)]
     more = [
         neuron_sections.silent(groups, out),
         neuron_sections.rows(groups, out),

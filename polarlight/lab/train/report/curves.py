@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from polarlight.lab.report import figure, legend, tidy
-from polarlight.lab.train.report.drawing import Extract, draw, peak
+from polarlight.lab.train.report.drawing import Extract, draw, end_labels, peak
 from polarlight.lab.train.report.groups import Group
 
 Scale = Callable[[Axes, float], None]
@@ -82,6 +82,7 @@ def over_steps(
         draw(ax, groups, panel.extract, markers=markers)
         tidy(ax, title=panel.title, ylabel=panel.ylabel)
         panel.scale(ax, highest if panel.scale is share else top)
+        end_labels(ax, groups, panel.extract)
     axes[-1].set_xlabel("step", fontsize=8.5)
     axes[-1].set_xlim(left=0)
     legend(new, {group.label: group.style for group in groups})

@@ -9,15 +9,25 @@ from matplotlib.ticker import MaxNLocator
 
 from polarlight.lab.report import figure, legend, plain, shorten, tidy
 from polarlight.lab.report.style import FAINT
-from polarlight.lab.train.report.drawing import Extract, draw, faint, lines_of, robust_limits
+from polarlight.lab.train.report.drawing import (
+    Extract,
+    draw,
+    end_labels,
+    faint,
+    lines_of,
+    robust_limits,
+)
 from polarlight.lab.train.report.groups import Group
 from polarlight.lab.train.report.series import Array, smoothed_training, validation
+from polarlight.lab.train.report.significance import TOKENS
 
 STRETCH = 0.6
 """Where the last stretch begins, as a fraction of the steps."""
 
 
-def loss_curves(groups: Sequence[Group], *, clock: bool = False) -> Figure | None:
+def loss_curves(
+    groups: Sequence[Group], *, unit: str = TOKENS, clock: bool = False
+) -> Figure | None:
     """Training and validation loss against steps, or against seconds; None without any loss."""
     lines = [*_lines(groups, smoothed_training), *_lines(groups, validation)]
     limits = robust_limits(lines, _finals(groups), 0.15 * _end(lines))
@@ -26,14 +36,15 @@ def loss_curves(groups: Sequence[Group], *, clock: bool = False) -> Figure | Non
     new, (ax,) = figure(3.4)
     faint(ax, groups, smoothed_training, clock=clock)
     draw(ax, groups, validation, clock=clock, markers=True)
-    tidy(ax, xlabel="training time, seconds" if clock else "step", ylabel="loss")
+    tidy(ax, xlabel="training time (s)" if clock else "step", ylabel=f"loss ({unit})")
     ax.set_ylim(*limits)
     ax.set_xlim(left=0)
+    end_labels(ax, groups, validation, clock=clock)
     legend(new, {group.label: group.style for group in groups})
     return new
 
 
-def last_stretch(groups: Sequence[Group]) -> Figure | None:
+def last_stretch(groups: Sequence[Group], *, unit: str = TOKENS) -> Figure | None:
     """The validation loss over the last steps, with limits of its own."""
     lines = _lines(groups, validation)
     end = _end(lines)
@@ -43,21 +54,22 @@ def last_stretch(groups: Sequence[Group]) -> Figure | None:
         return None
     new, (ax,) = figure(3.4)
     draw(ax, groups, validation, markers=True)
-    tidy(ax, xlabel="step", ylabel="validation loss")
+    tidy(ax, xlabel="step", ylabel=f"validation loss ({unit})")
     ax.set_ylim(*limits)
     ax.set_xlim(start, end + 0.03 * (end - start))
+    end_labels(ax, groups, validation)
     legend(new, {group.label: group.style for group in groups})
     return new
 
 
-def final_losses(groups: Sequence[Group]) -> Figure | None:
+def final_losses(groups: Sequence[Group], *, unit: str = TOKENS) -> Figure | None:
     """The final validation loss of each seed as a dot, the mean as a bar."""
     if not any(group.losses for group in groups):
         return None
     new, (ax,) = figure(max(2.0, 0.9 + 0.36 * len(groups)))
     for row, group in enumerate(groups):
         _dots(ax, row, group)
-    tidy(ax, xlabel="final validation loss")
+    tidy(ax, xlabel=f"final validation loss ({unit})")
     names = ax.set_yticks(range(len(groups)), [shorten(group.label, 24) for group in groups])
     for tick in names:
         plain(tick.label1)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from polarlight.lab.report import figure, legend, percent, plain, shorten, tidy
 from polarlight.lab.report.style import FAINT, INK
@@ -77,6 +77,8 @@ def quantiles_over_time(groups: Sequence[Group]) -> Figure | None:
     limits = [limit for ax in axes for limit in ax.get_ylim()]
     for ax in axes:
         ax.set_ylim(min(limits), max(limits))
+        if max(limits) > 4 * min(limits):  # 1, 2, 5, 10 ... would touch in a panel this low
+            ax.yaxis.set_major_locator(LogLocator(subs=(1,)))
     axes[-1].set_xlabel("step", fontsize=8.5)
     axes[-1].set_xlim(left=0)
     return new

@@ -31,9 +31,14 @@ def statements(groups: Sequence[Group], about: Mapping[str, Any]) -> list[str]:
     found = compared(groups)
     if not found:
         return []
-    unit = str(_get(about, "data", "unit") or TOKENS)
+    unit = unit_of(about)
     others = [sentence(one, unit) for one in found[1:]]
     return [headline(found, unit, str(about.get("command") or "")), *others]
+
+
+def unit_of(about: Mapping[str, Any]) -> str:
+    """Return the unit of the losses."""
+    return str(_get(about, "data", "unit") or TOKENS)
 
 
 def statement(groups: Sequence[Group], about: Mapping[str, Any]) -> str:

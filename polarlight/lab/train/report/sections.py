@@ -14,8 +14,8 @@ from polarlight.lab.train.report.tables import per_layer
 from polarlight.lab.train.report.time_figures import step_times
 
 
-def loss(groups: Sequence[Group], folder: Path) -> Section:
-    """Return the section on the loss over steps and seconds, and the final losses."""
+def loss(groups: Sequence[Group], folder: Path, unit: str) -> Section:
+    """Return the section on the loss over steps and seconds, and the final losses, in `unit`."""
     album = Album(folder)
     several = any(len(group.finished) > 1 for group in groups)
     how = "Points: validation"
@@ -26,25 +26,26 @@ def loss(groups: Sequence[Group], folder: Path) -> Section:
             " Thin, with a cross or a circle at the end: a run that was stopped or is unfinished."
         )
     album.add(
-        loss_curves(groups),
+        loss_curves(groups, unit=unit),
         "loss_steps",
         "Loss against steps",
         f"{how} The frame leaves out the first steps, where the loss is large.",
     )
     album.add(
-        loss_curves(groups, clock=True),
+        loss_curves(groups, unit=unit, clock=True),
         "loss_seconds",
         "Loss against training time",
-        "The same losses against seconds of training, without validation and measurements.",
+        "The same losses against steps times the median time of a step: training alone, whatever "
+        "else the machine did for a while.",
     )
     album.add(
-        last_stretch(groups),
+        last_stretch(groups, unit=unit),
         "loss_end",
         "The last stretch",
         "Validation loss over the last two fifths of the steps, on a scale of its own.",
     )
     album.add(
-        final_losses(groups),
+        final_losses(groups, unit=unit),
         "loss_final",
         "Final validation loss",
         "One dot per seed, a bar at the mean. If the dots of two optimizers overlap, seeds may "

@@ -1,0 +1,79 @@
+"""`OnDevice`: directions of matrices that lie on the host, computed on an accelerator."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from polarlight.execution.batched import MOST_BYTES, Batched, capped_stacks
+from polarlight.execution.job import Executor, Job
+from polarlight.linalg import foreach
+from polarlight.linalg.slot import GRADIENT
+from polarlight.rule import HOST_COUNTER
+
+
+@dataclass(frozen=True, slots=True)
+class OnDevice:
+    """Executor that copies jobs to a device, computes them there, and copies directions back.
+
+    For weights and state in host memory with an accelerator at hand, as under FSDP2's CPU offload:
+    `executor=OnDevice("cuda")`, and `executor=Sharded(OnDevice("cuda"))` for shards. Momenta and
+    weights are still updated on the host; matrix products run on the device. Jobs that are on the
+    device already are computed without a copy.
+
+    Args:
+        device: Where matrices are mapped.
+        executor: Computes the jobs there.
+        max_bytes: Largest sum of input matrices that are on the device at a time; a larger one
+            comes alone.
+
+    Speed was not measured.
+
+    Examples:
+        >>> import torch, polarlight
+        >>> from polarlight.execution.on_device import OnDevice
+        >>> weight = torch.nn.Parameter(torch.ones(8, 4))
+        >>> optimizer = polarlight.Muon([weight], lr=0.02, executor=OnDevice("cpu"))
+        >>> weight.grad = torch.randn(8, 4)
+        >>> optimizer.step()
+    """
+
+    device: torch.device | str
+    executor: Executor = field(default_factory=Batched)
+    max_bytes: int = MOST_BYTES
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 0:
+            raise ValueError(f"max_bytes must be >= 0, got {self.max_bytes}")
+
+    def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
+        """Return one direction per job, in order and where its matrix is; update its buffers."""
+        matrices = [job.matrix for job in jobs]
+        results: dict[int, Tensor] = {}
+        for some in capped_stacks(range(len(jobs)), matrices, self.max_bytes):
+            results.update(zip(some, self._computed([jobs[i] for i in some]), strict=True))
+        return [results[i] for i in range(len(jobs))]
+
+    def _computed(self, jobs: Sequence[Job]) -> list[Tensor]:
+        moved = [self._moved(job) for job in jobs]
+        directions = self.executor.directions(moved)
+        pairs = [
+            (mine[name], x)
+            for mine, there in zip(
+                (job.buffers for job in jobs), (job.buffers for job in moved), strict=True
+            )
+            for name, x in there.items()
+            if name != GRADIENT and x is not mine[name]
+        ]
+        if pairs:
+            foreach.copy_([mine for mine, _ in pairs], [x for _, x in pairs])
+        return [D.to(job.matrix.device) for D, job in zip(directions, jobs, strict=True)]
+
+    def _moved(self, job: Job) -> Job:
+        """Return the job on the device; counters that the host reads stay where they are."""
+        buffers = {
+            name: x if name == HOST_COUNTER else x.to(self.device, non_blocking=True)
+            for name, x in job.buffers.items()
+        }
+        return replace(job, matrix=job.matrix.to(self.device, non_blocking=True), buffers=buffers)
