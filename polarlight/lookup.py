@@ -51,7 +51,8 @@ LEGAL: Mapping[str, str] = {
     "side": "polarlight.stages: Side.TALL, Side.WIDE or Side.LONG_AXIS",
     "schedule": "polarlight.linalg: schedules.JORDAN, schedules.QUICK or polar_express(5)",
     "balance": "polarlight.stages: EquilibrateRows(), EquilibrateColumns() or EquilibrateBoth()",
-    "momentum": "polarlight.stages: EMA(), HeavyBall(), RawGradient(), InBfloat16(), InInt8(), OnHost()",
+    "momentum": "polarlight.stages: EMA(), HeavyBall(), RawGradient(), InBfloat16(), InInt8() or "
+    "OnHost()",
     "power": "polarlight.linalg: RationalPower(6, 4) or ExactPower(-0.5)",
     "size": "polarlight.rules: PolarSize(), MeanNorm(), SumNorm() or OwnSize()",
     "refresh": "polarlight.stages: PowerIteration()",

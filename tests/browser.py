@@ -74,7 +74,9 @@ return { width, dark: view.matchMedia("(prefers-color-scheme: dark)").matches, f
 def framed(page, width, height=900, script=""):
     """A page in a frame of any width, as the browser's own window has a least one."""
     inside = html.escape(page, quote=True)
-    frame = f'<iframe width="{width}" height="{height}" style="border:0" srcdoc="{inside}"></iframe>'
+    frame = (
+        f'<iframe width="{width}" height="{height}" style="border:0" srcdoc="{inside}"></iframe>'
+    )
     return f'<html><body style="margin:0">{frame}<script>{script}</script></body></html>'
 
 
@@ -88,8 +90,8 @@ def _framed_options(path, width, height, dark):
 def faults(page, path, width, *, dark=False):
     """Width, dark mode and faults of a page at this width, by scripts in the browser."""
     script = (
-        "const look = () => {%s}; onload = () => { setTimeout(() => { document.title = "
-        "'at:' + JSON.stringify(look()) + ':at' }, 500) }" % FAULTS
+        f"const look = () => {{{FAULTS}}}; onload = () => {{ setTimeout(() => {{ document.title = "
+        "'at:' + JSON.stringify(look()) + ':at' }, 500) }"
     )
     path.write_text(framed(page, width, script=script), encoding="utf-8")
     command = [*_framed_options(path, width, 900, dark), "--dump-dom", path.as_uri()]

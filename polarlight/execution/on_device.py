@@ -19,8 +19,8 @@ class OnDevice:
 
     For weights and state in host memory with an accelerator at hand, as under FSDP2's CPU offload:
     `executor=OnDevice("cuda")`, and `executor=Sharded(OnDevice("cuda"))` for shards. Momenta and
-    weights are still updated on the host; matrix products run on the device. Jobs that are on the
-    device already are computed without a copy.
+    weights are still updated on the host, matrices that `Sharded` computes row-wise too; all other
+    matrix products run on the device. A job that is on the device already is not copied.
 
     Args:
         device: Where matrices are mapped.

@@ -11,6 +11,7 @@ from benchmarks.fake_cuda import PRODUCTS, Operations, fake_cuda
 from polarlight.execution.job import Job, new_buffers
 from polarlight.execution.on_device import OnDevice
 from polarlight.view import Whole
+from tests.distributed.processes import run as run_processes
 from tests.matrices import gaussian
 
 RULES = {
@@ -78,3 +79,25 @@ def test_products_run_on_the_device_and_directions_come_back():
 def test_a_negative_limit_is_refused():
     with pytest.raises(ValueError, match=r"max_bytes must be >= 0, got -1"):
         OnDevice("cpu", max_bytes=-1)
+
+
+def _sharded(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+    W, gradients = gaussian(7, 4).float(), [gaussian(7, 4, seed=t).float() for t in range(3)]
+    rule = polarlight.rules.normuon()
+    whole, p = nn.Parameter(W.clone()), nn.Parameter(distribute_tensor(W, mesh, [Shard(0)]))
+    alone = polarlight.SpectralOptimizer([whole], rule=rule)
+    inner = Elsewhere("cpu", polarlight.OneByOne())
+    optimizer = polarlight.SpectralOptimizer([p], rule=rule, executor=polarlight.Sharded(inner))
+    for G in gradients:
+        whole.grad, p.grad = G, distribute_tensor(G, mesh, [Shard(0)])
+        alone.step()
+        optimizer.step()
+    torch.testing.assert_close(p.full_tensor(), whole, rtol=0, atol=1e-6)
+
+
+def test_shards_are_computed_there_too():
+    run_processes(2, _sharded)

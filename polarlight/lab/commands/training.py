@@ -213,6 +213,9 @@ def explain(
 ) -> None:
     """Print the rule of every parameter of a model, with the reason; train nothing.
 
+    Learning rates are those of `compare`, AdamW's 0.01 beside every rule; the default `aux_lr` of
+    the classes is 0.003.
+
     ```
     polarlight explain
     polarlight explain --optimizer normuon --hf Qwen3-0.6B/config.json

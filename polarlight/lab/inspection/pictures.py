@@ -1,5 +1,7 @@
 """Heatmaps over depth."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -28,7 +30,9 @@ def heatmap(table: DepthTable, *, percent: bool = False) -> Figure:
     ax.set_xticks(range(columns))
     names = [_stacked(shorten(kind, 24)) for kind in table.kinds]
     upright = all(len(line) * columns <= _ACROSS for name in names for line in name.split("\n"))
-    turned = {} if upright else {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    turned: dict[str, Any] = (
+        {} if upright else {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    )
     for text in ax.set_xticklabels(names, **turned):
         plain(text)
     every = max(1, -(-rows // 20))

@@ -88,6 +88,7 @@ _READING = (
     "Lines are means over matrices; shaded is the range from the least to the greatest of them."
 )
 
+
 def _table(records: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[list[int], Numbers]:
     steps: list[int] = []
     numbers: dict[tuple[str, str], dict[int, float]] = {}

@@ -89,14 +89,12 @@ def draw(found: Sequence[Searched], unit: str = "nats/token") -> Figure:
     return figure
 
 
-def _losses(
-    ax: Axes, found: Sequence[Searched], looks: Mapping[str, LineStyle], unit: str
-) -> None:
+def _losses(ax: Axes, found: Sequence[Searched], looks: Mapping[str, LineStyle], unit: str) -> None:
     """Draw finite losses above the least of each width, as wider models have lower losses."""
     for one in found:
         look, best = looks[f"width {one.width}"], one.sweep.optimum
         above = [loss - best.loss for loss in one.sweep.losses]
-        line = {"color": look.colour, "ls": look.dashes, "lw": 1.2}
+        line: dict[str, Any] = {"color": look.colour, "ls": look.dashes, "lw": 1.2}
         ax.plot(one.sweep.rates, above, marker="o", markersize=3, **line)
         ax.plot(best.lr, 0.0, "*", color=look.colour, markersize=9, clip_on=False)
     ax.set_xscale("log")

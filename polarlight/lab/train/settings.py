@@ -169,7 +169,8 @@ PRESETS: Mapping[str, Plan] = {
         compile=True,
     ),
 }
-"""quick: minutes on two CPU cores; demo: a sixth of its time, for three seeds of four optimizers; small: hours on a CPU; gpu: GPT-2 small's size on one GPU.
+"""quick: minutes on two CPU cores; demo: three seeds of four optimizers in a few minutes; small:
+hours on a CPU; gpu: GPT-2 small's size on one GPU.
 
 All are dense; each is a mixture of experts with `architecture="moe"`, with as many neurons per
 token and four times as many in all.

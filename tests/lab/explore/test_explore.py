@@ -103,8 +103,10 @@ def test_the_page_draws_and_follows_its_controls(tmp_path):
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")  # nothing is loaded
     first = dom(page, tmp_path / "page.html")
     assert 'data-ready="yes"' in first
-    assert "64 x 16, round 2 of 6" in first
-    assert first.count("<rect") == 64 + 16
+    assert "64 x 16. Muon (round 1 of 1): starved rows 18.8 %" in first
+    assert "Aurora (round 6 of 6): starved rows 0 %" in first
+    assert first.count("<rect") == 64 + 64
+    assert first.count('<rect class="starved"') == 12  # 18.8 % of 64, all of them Muon's
     change = (
         "for (const [id, value] of Object.entries(%s)) document.getElementById(id).value = value;"
         "document.getElementById('method').dispatchEvent(new Event('input', {bubbles: true}));"
@@ -112,9 +114,9 @@ def test_the_page_draws_and_follows_its_controls(tmp_path):
     choices = {"method": "newton-schulz", "schedule": "jordan", "round": 5, "matrix": "<w>"}
     second = dom(page, tmp_path / "second.html", change % json.dumps(choices))
     said = re.search(r'<p id="said">(.*?)</p>', second).group(1)
-    assert "96 x 12, step 5 of 5" in said
+    assert "96 x 12. Newton-Schulz, step by step (step 5 of 5)" in said
     assert "corner 96 x 12 of 200 x 12" in second
-    assert second.count("<rect") == 96 + 12
+    assert second.count("<rect") == 96 + 96
 
 
 def test_the_command_writes_the_page_with_a_runs_momenta(tmp_path):
@@ -122,6 +124,7 @@ def test_the_command_writes_the_page_with_a_runs_momenta(tmp_path):
     out = tmp_path / "page.html"
     done = CliRunner().invoke(app, ["explore", "--run", str(run_folder), "--out", str(out)])
     assert done.exit_code == 0, done.output
+    assert done.output.strip() == f"page: {out.resolve()}"
     data = re.search(r'id="data">(.*?)</script>', out.read_text()).group(1)
     assert "model.layers.0.mlp.up_proj.weight" in json.loads(data)["recorded"]
     wrong = CliRunner().invoke(app, ["explore", "--run", str(tmp_path), "--out", str(out)])

@@ -5,6 +5,7 @@ from statistics import median
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from polarlight.lab.report import plain, shorten
 from polarlight.lab.train.history import History
@@ -64,9 +65,7 @@ def _across(group: Group, band: Band, cut_short: History | None) -> Array:
     return band.seconds if ms is None else band.steps * ms / 1e3
 
 
-def end_labels(
-    ax: Axes, groups: Sequence[Group], extract: Extract, *, clock: bool = False
-) -> None:
+def end_labels(ax: Axes, groups: Sequence[Group], extract: Extract, *, clock: bool = False) -> None:
     """Write labels right of the axes, at the ends of their lines; close ones are moved apart.
 
     Call it when the limits of the axes are set.
@@ -77,6 +76,10 @@ def end_labels(
             x = _across(group, band, cut_short) if clock else band.steps
             at = ax.transData.transform((x[-1], band.mean[-1]))
             ends.append((float(ax.transAxes.inverted().transform(at)[1]), group))
+    new = ax.get_figure(root=True)
+    engine = new.get_layout_engine() if new else None
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(rect=(0, 0, 0.98, 1))  # letters of an SVG are wider than those measured here
     ends.sort(key=lambda end: end[0])
     heights = apart([height for height, _ in ends], _LABEL / _inches_high(ax))
     for height, (_, group) in zip(heights, ends, strict=True):
