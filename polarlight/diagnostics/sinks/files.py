@@ -52,7 +52,7 @@ class TensorBoard:
         ImportError: If tensorboard is not installed; the message names the extra to install.
     """
 
-    def __init__(self, folder: Any, prefix: str = "neurons", *, layers: bool = True) -> None:
+    def __init__(self, folder: Any, prefix: str = "neurons", *, layers: bool = False) -> None:
         self.prefix, self.layers = prefix, layers
         self.writer = _writer(folder) if isinstance(folder, str | Path) else folder
 

@@ -30,7 +30,7 @@ class RunLog:
 
     run: TrackedRun
     prefix: str = "neurons"
-    layers: bool = True
+    layers: bool = False
 
     def __call__(self, step: int, records: Mapping[str, Mapping[str, Any]]) -> None:
         """Log the records of one step."""
@@ -39,7 +39,7 @@ class RunLog:
 
 
 def trackio(
-    run: Any = None, prefix: str = "neurons", *, layers: bool = True, **settings: Any
+    run: Any = None, prefix: str = "neurons", *, layers: bool = False, **settings: Any
 ) -> RunLog:
     """Return a sink into a run of trackio; the client's files stay on this machine.
 
@@ -55,7 +55,7 @@ def trackio(
     return RunLog(_client("trackio").init(**settings) if run is None else run, prefix, layers)
 
 
-def wandb(run: Any = None, prefix: str = "neurons", *, layers: bool = True) -> RunLog:
+def wandb(run: Any = None, prefix: str = "neurons", *, layers: bool = False) -> RunLog:
     """Return a sink into a run of Weights & Biases, with curves over the optimizer's steps.
 
     Args:

@@ -1,5 +1,6 @@
 """Names of repeated layers in one line: `layers.0.up`, `layers.1.up` as `layers.{0-1}.up`."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 MANY_RUNS = 4
@@ -7,25 +8,37 @@ MANY_RUNS = 4
 
 _Cells = tuple[str, ...]
 
+_NUMBER = re.compile(r"(?<=_)(\d+)(?=\.)")
+"""A number at the end of a part of a name that other parts follow."""
+
+_GLUE = "\0"
+"""Ends a part that is to be joined with the number after it without a dot."""
+
 
 def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
     """Fold names of repeated layers into patterns; return each pattern with its names.
 
-    Names that differ in numbers between dots are folded, and only if the pattern covers exactly
+    Names that differ in numbers between dots, or between an underscore and a dot
+    (`encoder_layer_0.up` of torchvision), are folded, and only if the pattern covers exactly
     them: with two numbers, every value of one occurs with every value of the other.
     """
     alike: dict[_Cells, list[_Cells]] = {}
     for name in names:
-        cells = tuple(name.split("."))
+        cells = tuple(_NUMBER.sub(rf"{_GLUE}.\1", name).split("."))
         template = tuple("" if cell.isdigit() else cell for cell in cells)
         alike.setdefault(template, []).append(cells)
     folded = (block for same in alike.values() for block in _fold(same))
-    return [(".".join(cells), members) for cells, members in folded]
+    return [(_joined(cells), members) for cells, members in folded]
+
+
+def _joined(cells: _Cells) -> str:
+    """Return the name of which these are the parts."""
+    return ".".join(cells).replace(f"{_GLUE}.", "")
 
 
 def _fold(names: Sequence[_Cells]) -> list[tuple[_Cells, list[str]]]:
     """Fold names that differ in numbers alone, and have them at the same positions."""
-    blocks = [(cells, [".".join(cells)]) for cells in names]
+    blocks = [(cells, [_joined(cells)]) for cells in names]
     for place in reversed(range(len(names[0]))):
         merged: dict[_Cells, list[tuple[_Cells, list[str]]]] = {}
         for cells, members in blocks:

@@ -52,7 +52,7 @@ def test_tensorboard_holds_scalars_and_histograms(tmp_path):
     pytest.importorskip("tensorboard", reason="the client of TensorBoard is not installed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the client's own
-        sinks.TensorBoard(tmp_path)(7, RECORDS)
+        sinks.TensorBoard(tmp_path, layers=True)(7, RECORDS)
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(tmp_path))
@@ -78,7 +78,7 @@ class Log:
 
 def test_a_run_of_weights_and_biases_gets_curves_over_our_steps():
     run = Log()
-    sinks.wandb(run, layers=False)(9, RECORDS)
+    sinks.wandb(run)(9, RECORDS)
     assert ("neurons/*", {"step_metric": "neurons/step"}) in run.metrics
     assert run.logged == [
         {"neurons/step": 9, "neurons/mean/update/starved/0.1": 0.25, "neurons/mean/rms": 2.0}
@@ -91,7 +91,7 @@ def test_an_offline_run_of_weights_and_biases(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb", reason="the client of Weights & Biases is not installed")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = wandb.init(mode="offline", dir=str(tmp_path), project="test")
-    sink = sinks.wandb()
+    sink = sinks.wandb(layers=True)
     run.log({"loss": 1.0})
     sink(3, RECORDS)
     run.log({"loss": 0.5})
@@ -114,7 +114,7 @@ def test_wandb_without_an_open_run_raises():
 def test_a_local_run_of_trackio(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
     trackio = pytest.importorskip("trackio", reason="the client of trackio is not installed")
-    sink = sinks.trackio(project="test", embed=False)
+    sink = sinks.trackio(project="test", layers=True, embed=False)
     sink(3, RECORDS)
     trackio.finish()
     from trackio.sqlite_storage import SQLiteStorage
