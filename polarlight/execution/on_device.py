@@ -56,6 +56,7 @@ class OnDevice:
         return [results[i] for i in range(len(jobs))]
 
     def _computed(self, jobs: Sequence[Job]) -> list[Tensor]:
+        """Return the directions of jobs that fit on the device together; update their buffers."""
         moved = [self._moved(job) for job in jobs]
         directions = self.executor.directions(moved)
         pairs = [

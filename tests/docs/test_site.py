@@ -34,7 +34,7 @@ setInterval(() => {
 class Site(SimpleHTTPRequestHandler):
     """Files of the site, and the two addresses of the page above."""
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         if self.path == "/outer":
             self._answer(OUTER.encode())
         elif self.path == "/found":
