@@ -223,6 +223,8 @@ def draw(runs, cells, path):
         chosen = [measure(sweep[lr]) for measure in MEASURES.values()]
         axes.plot(*chosen, "*", markersize=12, color=line.get_color())
     axes.set(xlabel="new-domain loss (nats/byte)", ylabel="forgetting (nats/byte)", xscale="log")
+    axes.set_xticks([1, 1.2, 1.5, 2, 2.5], ["1", "1.2", "1.5", "2", "2.5"])
+    axes.minorticks_off()
     axes.legend(title="pretrained: fine-tuned", fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
