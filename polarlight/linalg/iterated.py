@@ -117,4 +117,5 @@ def _pieces(M: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
     if M.ndim == 2 or M.device.type != "cpu" or torch.compiler.is_compiling():
         return [M]
     matrix = M.shape[-2:].numel() * dtype.itemsize
-    return M.flatten(0, -3).split(max(1, PIECE // matrix))
+    flat = M.flatten(0, -3)
+    return list(flat.split(max(1, PIECE // matrix)))  # type: ignore[no-untyped-call]
