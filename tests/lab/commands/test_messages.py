@@ -220,6 +220,7 @@ TINY = ["width=16", "layers=1", "heads=2", "context=16", "batch=2", "steps=2", "
 
 
 @on_linux
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("file", ["checkpoint.pt", "settings.json"])
 def test_a_full_disk_while_training(tmp_path, file):
     corpus(tmp_path)

@@ -1,0 +1,30 @@
+"""Hooks and fixtures of the whole suite."""
+
+import gc
+
+import pytest
+
+
+def pytest_collection_finish():
+    """Leave the items out of garbage collection: millions of objects that live to the end."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages without drawing: figures are made, PNG files and SVGs are stubs.
+
+    A report draws about 20 figures twice, which takes most of its time.
+    """
+    from polarlight.lab.report import pictures
+
+    class Canvas:
+        def __init__(self, figure):
+            """Takes what `FigureCanvasAgg` takes."""
+
+        def print_png(self, path, metadata):
+            path.write_bytes(b"\x89PNG")
+
+    monkeypatch.setattr(pictures, "FigureCanvasAgg", Canvas)
+    monkeypatch.setattr(pictures, "_svg_uri", lambda figure: "data:image/svg+xml;base64,")
