@@ -17,6 +17,7 @@ PRELOADED = [
     *("torch", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp"),
     *("torch.distributed.tensor.parallel", "polarlight", "polarlight.execution.sharded.step"),
     *("polarlight.diagnostics", "tests.contracts.catalogue", "tests.distributed.layouts"),
+    *("torch._dynamo", "pytest", "polarlight.lab.train.compare"),  # else first used in each process
 ]
 """Imported once by a server process, from which test processes are forked: imports took longer
 than most checks. The server has no threads and has computed nothing."""

@@ -296,6 +296,7 @@ def on_my_mesh():
 """
 
 
+@pytest.mark.slow  # two imports of torch; `test_sharding.py` checks a target by the module
 def test_a_target_beside_its_module_is_found(tmp_path):
     """By the installed command, whose path does not have the current folder."""
     (tmp_path / "my_models.py").write_text(MODULE)
