@@ -155,7 +155,13 @@ def scheduled_steps(make, steps=6, dtype=torch.float32):
     return graphs(), farthest(models)
 
 
-@pytest.mark.parametrize("make", SCHEDULED.values(), ids=SCHEDULED)
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=[pytest.mark.slow] if name == "kaon" else [])
+        for name, make in SCHEDULED.items()
+    ],
+)
 def test_schedulers_of_learning_rate_and_momentum_need_one_graph(make):
     found, distance = scheduled_steps(make)
     assert found == 1

@@ -220,6 +220,7 @@ TINY = ["width=16", "layers=1", "heads=2", "context=16", "batch=2", "steps=2", "
 
 
 @on_linux
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("file", ["checkpoint.pt", "settings.json"])
 def test_a_full_disk_while_training(tmp_path, file):
     corpus(tmp_path)
@@ -295,6 +296,7 @@ def on_my_mesh():
 """
 
 
+@pytest.mark.slow  # two imports of torch; `test_sharding.py` checks a target by the module
 def test_a_target_beside_its_module_is_found(tmp_path):
     """By the installed command, whose path does not have the current folder."""
     (tmp_path / "my_models.py").write_text(MODULE)

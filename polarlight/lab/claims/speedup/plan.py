@@ -162,7 +162,7 @@ SIZES: Mapping[str, tuple[Part, ...]] = {
         Part(
             name="tiny",
             model=replace(
-                _RUN, width=8, layers=1, heads=2, context=16, batch=64, validation_tokens=256
+                _RUN, width=8, layers=1, heads=2, context=16, batch=256, validation_tokens=256
             ),
             lengths=(1, 4),
             adamw_lengths=(1, 2, 4, 8),
