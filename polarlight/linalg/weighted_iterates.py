@@ -118,4 +118,5 @@ def _resized(S: Tensor, dtype: torch.dtype) -> Tensor:
     """Return S at the Schatten-4 norm of an isometry, in at least float32; `dtype` of products."""
     X = at_least_float32(S)
     size = min(S.shape[-2:]) ** 0.25
-    return X * (size / nonzero(SCHATTEN4(X, dtype)))
+    resized: Tensor = X * (size / nonzero(SCHATTEN4(X, dtype)))
+    return resized

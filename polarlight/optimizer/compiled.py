@@ -37,7 +37,7 @@ class GraphInputs:
         self._rules: dict[str, UpdateRule] = {}
 
     def prepare(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> None:
-        """Make momenta tensors, and decide rules by the counters in the states."""
+        """Copy the groups with momenta as tensors; decide rules by the counters in the states."""
         self.groups = [dict(group) for group in groups]
         self._kinds.clear()
         self._rules.clear()
@@ -47,7 +47,7 @@ class GraphInputs:
                 self._decide(p, group["rule"], states.get(p, {}))
 
     def rule_of(self, p: Tensor, rule: UpdateRule) -> UpdateRule:
-        """Return a parameter's rule as it acts in the coming step."""
+        """Return a parameter's rule with the branches of the coming step decided."""
         return self._rules[self._kinds[p]] if p in self._kinds else rule
 
     def _make_momentum_tensor(self, i: int, group: Group) -> None:
@@ -95,7 +95,7 @@ _warned: set[str] = set()
 
 
 def _warn_once(text: str) -> None:
-    """Warn once per process."""
+    """Give a warning with this text once per process."""
     if text not in _warned:
         _warned.add(text)
         warnings.warn(text, UserWarning, stacklevel=3)

@@ -304,7 +304,7 @@ def _parsed(node: ast.AST) -> Any:
 
 
 def _call_config(name: str, fields: dict[str, Any]) -> Config:
-    """Return the configuration of a constructor call in a `repr`."""
+    """Return the configuration of the object that `name(**fields)` in a `repr` of 0.1.0 makes."""
     if name == "UpdateRule":
         method = fields.pop("name")
         return {"method": method, "version": 1, "slots": fields}

@@ -200,7 +200,7 @@ class SpectralOptimizer(Optimizer):
         return self._device_types()
 
     def _device_types(self) -> set[str]:
-        """Return the types of the devices that parameters are on."""
+        """Return the device types of all parameters, such as {"cuda"}."""
         return {p.device.type for group in self.param_groups for p in group["params"]}
 
     def _step(self) -> None:
@@ -230,7 +230,7 @@ class SpectralOptimizer(Optimizer):
         sharded: list[set[int]],
         nonfinite: set[tuple[int, int]],
     ) -> None:
-        """Step active parameters but those in `nonfinite`, found so on another process."""
+        """Step active parameters with finite gradients; `nonfinite` ones are known already."""
         observing = [probe for probe in self._probes.values() if probe.begin()]
         states, wait = self._buffers.by_param, bool(observing)
         masks = self._guard.flag_nonfinite(

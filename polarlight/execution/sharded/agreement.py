@@ -229,7 +229,7 @@ def _raise_if_trouble(
     states: Sequence[int],
     missing_is_zero: bool,
 ) -> None:
-    """Raise ValueError if processes of a mesh of this process, or of one beside it, disagree."""
+    """Raise ValueError if any row reports that processes disagree; name the parameter."""
     if not any(row[TROUBLE] for row in rows):
         return
     messages = []
@@ -388,7 +388,7 @@ def _gradient_mark(member: Member, state: int) -> str:
 
 
 def _gradient_text(member: Member, state: int) -> str:
-    """Return a sentence on a parameter's gradient, for messages."""
+    """Return `name has a gradient`, `... no gradient` or its placements, for messages."""
     gradient: Any = member.parameter.grad
     how = {ABSENT: "no gradient", PRESENT: "a gradient"}.get(state)
     return f"{member.name} has {how or f'a gradient in placements {gradient.placements}'}"

@@ -38,22 +38,23 @@ class Groups:
         self._known: dict[tuple[int, ...], Subgroup] = {}
 
     def cut(self, axes: Axes) -> Subgroup:
-        """Return the processes of this copy."""
+        """Return the processes that hold this process's copy of what `axes` replicate."""
         return self._of(self.plan.topology.cut_group(axes, self.mesh.rank))
 
     def node(self, axes: Axes) -> Subgroup:
-        """Return the processes of this copy in this node."""
+        """Return the processes of this copy that are in this process's node."""
         return self._of(self.plan.topology.node(axes, self.mesh.rank))
 
     def column(self, axes: Axes) -> Subgroup:
-        """Return the processes of this copy at this place of every node."""
+        """Return the processes of this copy at this process's place of every node."""
         return self._of(self.plan.topology.column(axes, self.mesh.rank))
 
     def copies(self, axes: Axes) -> Subgroup:
-        """Return the processes with this shard."""
+        """Return the processes with this process's shard, one per copy."""
         return self._of(self.plan.topology.copies(axes, self.mesh.rank))
 
     def _of(self, members: tuple[int, ...]) -> Subgroup:
+        """Return the subgroup of these ranks, made once."""
         if members not in self._known:
             self._known[members] = collectives.subgroup(self.mesh, members)
         return self._known[members]
@@ -97,7 +98,7 @@ class Transfer:
         self._start(first, *self._relay.first_hop(sizes, self._relayed, messages), device)
 
     def _own_sizes(self) -> dict[tuple[int, int], int]:
-        """Return the bytes of all messages from and to this process."""
+        """Return the bytes of this process's messages by (sender, receiver)."""
         exchange, rank = self._exchange, self._rank
         sizes = {(rank, to): _bytes_of(fragments) for to, fragments in exchange.outgoing.items()}
         sizes |= {(by, rank): _bytes_of(fragments) for by, fragments in exchange.incoming.items()}
@@ -213,7 +214,7 @@ class _Relay:
 
 
 def _add(sizes: dict[tuple[int, int], int], pair: tuple[int, int], size: int) -> None:
-    """Add bytes to a message."""
+    """Add `size` bytes to the message of a (sender, receiver) pair."""
     sizes[pair] = sizes.get(pair, 0) + size
 
 

@@ -125,7 +125,7 @@ class Summary:
     sums: int
 
     def __str__(self) -> str:
-        """Return the summary as sentences."""
+        """Return loads, bytes and messages of a plan as sentences."""
         shape = " x ".join(map(str, self.mesh))
         return (
             f"{self.matrices:,} matrices shared by a mesh of {shape} processes, {self.local:,} of "
@@ -151,7 +151,7 @@ class Summary:
 
 
 def summary(plan: Plan) -> Summary:
-    """Return the numbers of a plan."""
+    """Return loads, bytes and messages of a plan, for reports."""
     moved = traffic(plan)
     layouts = [spec.layouts[MATRIX] for spec in plan.params]
     gathered, exchanged = 0.0, 0.0

@@ -124,12 +124,12 @@ class Plan:
 
     @cached_property
     def topology(self) -> Topology:
-        """Groups in which processes exchange."""
+        """Groups of processes that exchange shards, nodes and copies among them."""
         return Topology(self.coordinates, self.ranks or range(self.size), self.options.peers)
 
     @cached_property
     def moved(self) -> list[float]:
-        """Cost of each matrix for the bytes of an owner that holds none of it, in flops."""
+        """Cost of sending each matrix to an owner and back, as the flops of that time."""
         weight = 2 * self.options.flops_per_byte
         return [weight * self.bytes_of(matrix) for matrix in self.matrices]
 
@@ -203,7 +203,7 @@ class Plan:
 
     @cached_property
     def gathered(self) -> list[bool]:
-        """True for each matrix of which its owner does not hold all entries and buffers."""
+        """True for each matrix that has to be gathered: its owner does not hold all of it."""
         return [
             not self.has_all(matrix, owner)
             for matrix, owner in zip(self.matrices, self.owners, strict=True)
@@ -211,7 +211,7 @@ class Plan:
 
     @cached_property
     def returned(self) -> list[bool]:
-        """True for each matrix of which another process of the owner's copy holds a part.
+        """True for each matrix whose direction goes to other processes of the owner's copy.
 
         One whose owner holds it in full may have buffers on others: two numbers of a single row.
         """
