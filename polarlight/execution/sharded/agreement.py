@@ -26,7 +26,7 @@ from polarlight.execution.sharded.collectives import (
     layout_of,
 )
 from polarlight.execution.sharded.copies import check_copies
-from polarlight.execution.sharded.plan import Plan
+from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.specs import param_spec
 from polarlight.registry import stable_text
 from polarlight.rule import UpdateRule
@@ -271,7 +271,7 @@ def _gradients_message(roster: Roster, members: Sequence[Member], states: Sequen
     )
 
 
-def check_plan(plan: Plan, mesh: ProcessMesh) -> None:
+def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
     """Raise ValueError on every process of a mesh unless all of them made the same plan."""
     mark = hash_of(plan.fingerprint)
     both = torch.tensor([mark, -mark, len(plan.params)], dtype=torch.int64).to(mesh.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polarlight.execution.sharded import collectives
 from polarlight.execution.sharded.collectives import Pending, ProcessMesh, Subgroup
-from polarlight.execution.sharded.plan import Plan
+from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.schedule import (
     ALIGNMENT,
     Broadcast,
@@ -33,7 +33,7 @@ Sizes = Mapping[tuple[int, int], int]
 class Groups:
     """Process groups of a plan's exchanges, made when they are first needed."""
 
-    def __init__(self, mesh: ProcessMesh, plan: Plan) -> None:
+    def __init__(self, mesh: ProcessMesh, plan: ShardedPlan) -> None:
         self.mesh, self.plan = mesh, plan
         self._known: dict[tuple[int, ...], Subgroup] = {}
 
@@ -149,7 +149,7 @@ class _Relay:
     Messages of a hop are concatenated in the order of their final destinations, then sources.
     """
 
-    def __init__(self, plan: Plan, axes: Axes, rank: int, gather: bool) -> None:
+    def __init__(self, plan: ShardedPlan, axes: Axes, rank: int, gather: bool) -> None:
         self._topology, self._axes, self._rank, self._gather = plan.topology, axes, rank, gather
 
     def via(self, source: int, destination: int) -> int:

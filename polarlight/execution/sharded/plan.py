@@ -1,4 +1,4 @@
-"""`Plan`: owner and order of every matrix of a step on many processes, decided beforehand.
+"""`ShardedPlan`: owner and order of every matrix of a step on many processes, decided beforehand.
 
 It is made of shapes, layouts and rules alone, and nothing is measured: equal on every process.
 """
@@ -14,7 +14,7 @@ from polarlight.execution.cost import cost, flops
 from polarlight.execution.sharded import assignment
 from polarlight.execution.sharded.bucketing import Buckets
 from polarlight.execution.sharded.layouts import Coordinate, CoordinatePattern, Layout
-from polarlight.execution.sharded.regions import Block
+from polarlight.execution.sharded.regions import StridedBlock
 from polarlight.execution.sharded.rowwise import Rowwise, choose_rowwise, param_rowwise_cost
 from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec, matrix_specs
 from polarlight.execution.sharded.topology import Axes, Topology, replicated_axes
@@ -64,7 +64,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardedPlan:
     """Owners and order of all matrices of some parameters.
 
     Attributes:
@@ -268,7 +268,7 @@ class Plan:
         dtypes = self.params[matrix.param].dtypes
         return sum(block.numel * dtypes[name].itemsize for name, block in matrix.blocks.items())
 
-    def holders_of(self, layout: Layout, block: Block) -> Iterator[int]:
+    def holders_of(self, layout: Layout, block: StridedBlock) -> Iterator[int]:
         """Yield the ranks of processes that hold any entry of a block."""
         for pattern in layout.coordinates_of(block.ranges, whole=False):
             yield from self.ranks_at(pattern)

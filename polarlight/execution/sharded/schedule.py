@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 
 from polarlight.execution.sharded.layouts import Intervals
-from polarlight.execution.sharded.plan import Plan
+from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.regions import Segment, overlap, segments
 from polarlight.execution.sharded.topology import Axes
 from polarlight.linalg.slot import GRADIENT
@@ -141,7 +141,7 @@ class ProcessSchedule:
         rank: Rank of the process in the plan's group.
     """
 
-    def __init__(self, plan: Plan, rank: int) -> None:
+    def __init__(self, plan: ShardedPlan, rank: int) -> None:
         self.plan, self.rank = plan, rank
         self._held: dict[tuple[int, str, int], tuple[Intervals, ...]] = {}
         self.rowwise = plan.rowwise
