@@ -202,8 +202,8 @@ class Sharded:
             if cached.is_for(mesh, members, dtypes):
                 return cached
         specs = [param_spec(m, mesh, dtype) for m, dtype in zip(members, dtypes, strict=True)]
-        busy = collectives.gather_equal(self._load_elsewhere(mesh), mesh).tolist()
-        plan = ShardedPlan(specs, mesh.coordinates, self.options, mesh.ranks, busy)
+        base_loads = collectives.gather_equal(self._load_elsewhere(mesh), mesh).tolist()
+        plan = ShardedPlan(specs, mesh.coordinates, self.options, mesh.ranks, base_loads)
         check_plan(plan, mesh)
         made = [
             (ref(m.parameter), m.rule, m.view, dtype)

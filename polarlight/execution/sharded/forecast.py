@@ -60,9 +60,9 @@ def forecast(
     plans: list[ShardedPlan] = []
     loads: dict[int, float] = {}  # by global rank, of the plans so far
     for (_, ranks, shape), same in sorted(by_mesh.items(), key=lambda entry: entry[0]):
-        busy = [loads.get(rank, 0.0) for rank in ranks]
+        base_loads = [loads.get(rank, 0.0) for rank in ranks]
         plan = ShardedPlan(
-            same, tuple(product(*map(range, shape))), options or Options(), ranks, busy
+            same, tuple(product(*map(range, shape))), options or Options(), ranks, base_loads
         )
         plans.append(plan)
         loads |= zip(ranks, plan.loads, strict=True)

@@ -72,14 +72,14 @@ class ShardedPlan:
         coordinates: Mesh coordinate of every process, by rank in the group.
         options: Limits and thresholds.
         ranks: Global rank of every process, by rank in the group; by default the same.
-        busy: Load of every process by parameters on other meshes, in flops; by default none.
+        base_loads: Load of every process by parameters on other meshes, in flops; by default none.
     """
 
     params: Sequence[ParamSpec]
     coordinates: Sequence[Coordinate]
     options: Options
     ranks: Sequence[int] = ()
-    busy: Sequence[float] = ()
+    base_loads: Sequence[float] = ()
 
     @property
     def size(self) -> int:
@@ -100,7 +100,7 @@ class ShardedPlan:
     @cached_property
     def _rowwise_load(self) -> tuple[list[float], list[int]]:
         """Cost and flops of each process besides owned matrices, two lists [size]."""
-        costs, total = list(self.busy) or [0.0] * self.size, [0] * self.size
+        costs, total = list(self.base_loads) or [0.0] * self.size, [0] * self.size
         for number in self.rowwise:
             spec = self.params[number]
             shapes = [spec.layouts[MATRIX].local_shape(where) for where in self.coordinates]
@@ -128,7 +128,7 @@ class ShardedPlan:
         return Topology(self.coordinates, self.ranks or range(self.size), self.options.peers)
 
     @cached_property
-    def moved(self) -> list[float]:
+    def transfer_costs(self) -> list[float]:
         """Cost of sending each matrix to an owner and back, as the flops of that time."""
         weight = 2 * self.options.flops_per_byte
         return [weight * self.bytes_of(matrix) for matrix in self.matrices]
@@ -137,20 +137,26 @@ class ShardedPlan:
     def owners(self) -> list[int]:
         """Rank of the process that computes each matrix."""
         holders: list[assignment.Holders] = []
-        partial: list[assignment.Holders] = []
+        part_holders: list[assignment.Holders] = []
         for matrix in self.matrices:
             layout = self.params[matrix.param].layouts[MATRIX]
             if layout.copies == self.size:  # replicated everywhere
                 holders.append(None)
-                partial.append(None)
+                part_holders.append(None)
                 continue
             patterns = layout.coordinates_of(matrix.blocks[MATRIX].ranges, whole=True)
             holders.append([rank for pattern in patterns for rank in self.ranks_at(pattern)])
             some = list(self.holders_of(layout, matrix.blocks[MATRIX]))
-            partial.append(some if len(some) < self.size else None)
-        busy, _ = self._rowwise_load
+            part_holders.append(some if len(some) < self.size else None)
+        base_loads, _ = self._rowwise_load
         return assignment.owners(
-            self.costs, holders, self.size, self.options.spread, busy, self.moved, partial
+            self.costs,
+            holders,
+            self.size,
+            self.options.spread,
+            base_loads,
+            self.transfer_costs,
+            part_holders,
         )
 
     @cached_property
@@ -158,13 +164,15 @@ class ShardedPlan:
         """Load of each process, in flops, with bytes at their price and other meshes."""
         costs = [
             cost + moved if gathered else cost
-            for cost, moved, gathered in zip(self.costs, self.moved, self.gathered, strict=True)
+            for cost, moved, gathered in zip(
+                self.costs, self.transfer_costs, self.gathered, strict=True
+            )
         ]
         return assignment.loads(costs, self.owners, self.size, self._rowwise_load[0])
 
     def load_of_its_own(self, rank: int) -> float:
         """Return the load of a process by the parameters of this plan alone, in flops."""
-        return self.loads[rank] - (self.busy[rank] if self.busy else 0.0)
+        return self.loads[rank] - (self.base_loads[rank] if self.base_loads else 0.0)
 
     @cached_property
     def flops(self) -> list[int]:
@@ -283,6 +291,6 @@ class ShardedPlan:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of parameters, options and owners, equal on processes that agree on all of them."""
-        placed = str((self.ranks or tuple(range(self.size)), self.coordinates, self.busy))
+        placed = str((self.ranks or tuple(range(self.size)), self.coordinates, self.base_loads))
         text = "\n".join((*map(str, self.params), str(self.options), placed, str(self.owners)))
         return hashlib.sha256(text.encode()).hexdigest()
