@@ -26,12 +26,18 @@ def capped_stacks(positions: Sequence[int], tensors: Sequence[Tensor], cap: int)
     stacks: list[list[int]] = []
     size = 0
     for i in positions:
-        if not stacks or size + tensors[i].nbytes > cap:
+        nbytes = _nbytes(tensors[i])
+        if not stacks or size + nbytes > cap:
             stacks.append([])
             size = 0
         stacks[-1].append(i)
-        size += tensors[i].nbytes
+        size += nbytes
     return stacks
+
+
+def _nbytes(x: Tensor) -> int:
+    """Return the bytes of x; `Tensor.nbytes` fails on shapes that a compiler keeps as symbols."""
+    return x.numel() * x.element_size()
 
 
 def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
@@ -47,7 +53,7 @@ def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
     size = 0
     for _, shape in groupby(order, key=lambda i: tensors[i].shape):
         for stack in capped_stacks(list(shape), tensors, MOST_BYTES):
-            nbytes = sum(tensors[i].nbytes for i in stack)
+            nbytes = sum(_nbytes(tensors[i]) for i in stack)
             if not stacks or size + nbytes > MOST_BYTES:
                 stacks.append([])
                 size = 0

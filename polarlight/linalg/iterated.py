@@ -118,4 +118,4 @@ def _pieces(M: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
         return [M]
     matrix = M.shape[-2:].numel() * dtype.itemsize
     flat = M.flatten(0, -3)
-    return list(flat.split(max(1, PIECE // matrix)))  # type: ignore[no-untyped-call]
+    return list(flat.split(max(1, PIECE // matrix)))

@@ -150,12 +150,6 @@ class Contra(Stage):
         """Return the singular vectors, where the inner slot keeps them."""
         return _spectral(self.inner.invariants(m, n))
 
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the inner slot."""
-        return self.inner.iteration_dtype(m, n, dtype, device)
-
     def repeatable(self, m: int, n: int) -> bool:
         """Return whether nothing moves and the inner slot is."""
         return not isinstance(self.contra, Moving) and self.inner.repeatable(m, n)
@@ -221,12 +215,6 @@ class Interpolated(Stage):
         """Return the singular vectors, where both keep them."""
         both = Invariant.SPECTRAL in self.towards.invariants(m, n)
         return _spectral(self.inner.invariants(m, n)) if both else NO_INVARIANTS
-
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the inner slot."""
-        return self.inner.iteration_dtype(m, n, dtype, device)
 
     def repeatable(self, m: int, n: int) -> bool:
         """Return whether nothing moves and the inner slot is."""

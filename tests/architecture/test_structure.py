@@ -5,6 +5,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -304,6 +305,15 @@ def test_public_names_exist_and_are_documented(name):
 def test_no_two_public_names_differ_by_case_alone(name):
     names = set(namespace(name).__all__) - {"Route"}  # a value, and `route` the function on a model
     assert len({public.lower() for public in names}) == len(names)
+
+
+def test_class_names_are_unique_in_the_package():
+    places = defaultdict(list)
+    for file in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
 @pytest.mark.parametrize("name", NAMESPACES)

@@ -176,6 +176,21 @@ def test_a_compiled_step_of_bfloat16_weights_under_adamw_follows_the_momentum():
     assert distance <= 2**-6  # a unit in the last place of a weight up to 4
 
 
+def test_a_step_compiles_where_the_compiler_takes_sizes_for_symbols():
+    torch._dynamo.reset()
+    models = [Small(), Small()]
+    optimizers = [
+        polarlight.Muon(m, lr=torch.tensor(0.02), aux_lr=torch.tensor(0.01)) for m in models
+    ]
+    step = torch.compile(optimizers[1].step, backend="eager", dynamic=True)
+    for t in range(2):
+        set_gradients(models, t)
+        optimizers[0].step()
+        step()
+    torch._dynamo.reset()
+    assert farthest(models) < 1e-6  # float32 rounding of AdamW's formulas
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_schedulers_need_one_graph_for_every_rule_and_kind_of_step(name):
@@ -212,7 +227,7 @@ def test_a_momentum_with_a_tensor_for_its_decay_is_that_with_the_number(momentum
 
 @pytest.fixture
 def not_warned_yet(monkeypatch):
-    monkeypatch.setattr(compiled, "_warned", [])
+    monkeypatch.setattr(compiled, "_warned", set())
 
 
 def test_a_compiled_step_warns_once_of_a_float_learning_rate(not_warned_yet):

@@ -18,7 +18,7 @@ from torch import Tensor
 from polarlight.execution.heap import raise_mmap_threshold
 from polarlight.lab.train import checkpoint, durable, history
 from polarlight.lab.train.checkpoint import CheckpointError
-from polarlight.lab.train.clock import Clock
+from polarlight.lab.train.clock import PartTimer
 from polarlight.lab.train.data import Batches, Corpus, validation_batches
 from polarlight.lab.train.folder import claim
 from polarlight.lab.train.lock import FolderLock
@@ -33,7 +33,7 @@ from polarlight.lab.train.parallel import (
     share_work,
     whole_state,
 )
-from polarlight.lab.train.recipes import Recipe, build
+from polarlight.lab.train.recipes import TrainingRecipe, build
 from polarlight.lab.train.router_load import describe, load_balancing_loss
 from polarlight.lab.train.settings import Plan, Spec, as_record
 from polarlight.lab.train.watching import Watch
@@ -106,7 +106,7 @@ class Run:
         plan: Plan,
         corpus: Corpus,
         folder: Path,
-        recipe: Recipe | None = None,
+        recipe: TrainingRecipe | None = None,
         team: Team = ALONE,
     ) -> None:
         require_fitting(plan, corpus.vocab_size, team)
@@ -122,7 +122,7 @@ class Run:
         self.step, self.seconds = 0, 0.0
         loss = self._laid_out.loss_and_load
         self._loss_and_load = torch.compile(loss) if plan.compile else loss
-        self._clock = Clock(self.device)
+        self._clock = PartTimer(self.device)
         whole = team.kind is not Parallel.TP
         self._watch = Watch(self.model, plan.neurons_every, plan.steps, activations=whole)
         self._reported: Counter[str] = Counter()

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from polarlight.lab.train.history import History
 from polarlight.lab.train.report.groups import Group
-from polarlight.lab.train.report.series import Array, Band, Series, over_seeds
+from polarlight.lab.train.report.series import Array, SeedBand, Series, over_seeds
 
 Extract = Callable[[History], Series]
 
@@ -16,10 +16,12 @@ _MOST_POINTS = 600
 _MOST_MARKERS = 30
 
 
-def lines_of(group: Group, extract: Extract) -> list[tuple[Band, History | None]]:
+def lines_of(group: Group, extract: Extract) -> list[tuple[SeedBand, History | None]]:
     """Return the curves of a group: its finished runs as one band, the others each alone."""
     finished = [s for run in group.finished if len((s := extract(run)).steps)]
-    bands: list[tuple[Band, History | None]] = [(over_seeds(finished), None)] if finished else []
+    bands: list[tuple[SeedBand, History | None]] = (
+        [(over_seeds(finished), None)] if finished else []
+    )
     alone = [(extract(run), run) for run in group.cut_short]
     return bands + [(over_seeds([series]), run) for series, run in alone if len(series.steps)]
 
@@ -55,7 +57,9 @@ def draw(
                 _mark_end(ax, group, x[-1], band.mean[-1], stopped=cut_short.stopped is not None)
 
 
-def _draw_band(ax: Axes, group: Group, x: Array, band: Band, *, markers: bool, alone: bool) -> None:
+def _draw_band(
+    ax: Axes, group: Group, x: Array, band: SeedBand, *, markers: bool, alone: bool
+) -> None:
     colour = group.style.colour
     marked = "o" if len(x) == 1 or (markers and len(x) <= _MOST_MARKERS) else ""
     ax.plot(
