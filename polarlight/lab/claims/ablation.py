@@ -47,14 +47,14 @@ ALL = "all parts"
 SIZES = replace(
     PRESETS["small"],
     width=64,
-    layers=2,
+    layers=1,
     head_dim=32,
     context=64,
     tokens_per_step=1024,
     micro_batch=16,
-    steps=150,
-    validation_tokens=32_768,
-    validate_every=150,
+    steps=100,
+    validation_tokens=16_384,
+    validate_every=100,
 )
 """Sizes of a run that takes seconds on one core."""
 
