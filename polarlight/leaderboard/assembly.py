@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from polarlight.diloco import Outer, OuterNesterov
 from polarlight.hooks.attach import Chain, attach
-from polarlight.hooks.averaging import Readout
+from polarlight.hooks.averaging import Memory, Readout
 from polarlight.hooks.circuit import Circuit, CircuitMuon
+from polarlight.hooks.gradients import GradientHook
 from polarlight.hooks.lookahead import Anchor, EmaNesterov
 from polarlight.leaderboard.recipe import Aux, Named, Recipe, RecordPart
 from polarlight.optimizer import SpectralOptimizer
@@ -45,6 +46,8 @@ class Assembled:
         schedules: Schedules of its groups.
         lookahead: EMA-Nesterov, or None.
         readouts: Weights for evaluation, outermost first.
+        gradients: Hooks on gradients.
+        changes: Changes of weights at fixed steps.
         outer: Rounds of the outer optimizer, or None.
     """
 
@@ -52,6 +55,9 @@ class Assembled:
         self.optimizer = SpectralOptimizer(param_groups(recipe, model), lr=recipe.lr)
         named = _named(model, self.optimizer)
         hidden = {id(p) for _, p in named["hidden"]}
+        self.gradients: list[GradientHook] = [make(model, named) for make in recipe.gradients]
+        for hook in self.gradients:
+            hook.attach(self.optimizer)
         if recipe.circuits is not None:
             CircuitMuon(circuits_of(model), recipe.circuits).attach(self.optimizer)
         if recipe.hooks:
@@ -75,6 +81,7 @@ class Assembled:
                 group=first_aux,
             )
         self.readouts: list[Readout] = [make(named) for make in recipe.readouts]
+        self.changes: list[Memory] = [make(named) for make in recipe.changes]
         self.outer: Outer | None = None
         if recipe.outer is not None:
             every, lr, momentum = recipe.outer
@@ -93,8 +100,8 @@ class Assembled:
             self.outer.step()
         if self.lookahead is not None:
             self.lookahead.follow()
-        for readout in self.readouts:
-            readout.update()
+        for follower in (*self.changes, *self.readouts):
+            follower.update()
         for schedule in self.schedules:
             schedule.step()
 
@@ -135,7 +142,12 @@ class Assembled:
         single = {"lookahead": self.lookahead, "anchor": self.anchor, "outer": self.outer}
         yield from ((name, 0, part) for name, part in single.items() if part is not None)
         yield from (("readout", i, part) for i, part in enumerate(self.readouts))
-        yield from (("schedule", i, part) for i, part in enumerate(self.schedules))
+        for name, several in (
+            ("schedule", self.schedules),
+            ("gradient", self.gradients),
+            ("change", self.changes),
+        ):
+            yield from ((name, i, part) for i, part in enumerate(several))
 
 
 def circuits_of(model: nn.Module) -> list[Circuit]:
@@ -175,8 +187,10 @@ def param_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
         name, p = assignment.name, assignment.parameter
         if assignment.role in HIDDEN_ROLES and p.ndim >= 2:
             rule = recipe.rule_of(assignment.part)
-            key: object = (assignment.role, rule, assignment.view)
-            numbers = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, KIND: "hidden"}
+            own = (recipe.lr, recipe.weight_decay)
+            lr, decay = recipe.rates.get(assignment.part, own)
+            key: object = (assignment.role, rule, assignment.view, lr, decay)
+            numbers = {"lr": lr, "weight_decay": decay, KIND: "hidden"}
             more = {"view": assignment.view} if isinstance(rule, UpdateRule) else {}
             fresh = {"rule": rule, "momentum": recipe.beta, **numbers, **more}
         else:
@@ -212,7 +226,7 @@ def _aux_group(aux: Aux, kind: str) -> tuple[object, dict[str, Any]]:
 
 
 def _named(model: nn.Module, optimizer: SpectralOptimizer) -> dict[str, Named]:
-    """Return the parameters by name: all, hidden matrices, all but embeddings."""
+    """Return the parameters: all, hidden matrices, all but embeddings, hidden ones by kind."""
     named = [
         (name, p, group[KIND])
         for group in optimizer.param_groups
@@ -223,7 +237,11 @@ def _named(model: nn.Module, optimizer: SpectralOptimizer) -> dict[str, Named]:
         return [(name, p) for name, p, kind in named if kind not in without]
 
     hidden = [(name, p) for name, p, kind in named if kind == "hidden"]
-    return {"all": chosen(), "hidden": hidden, "not_embedding": chosen("embed")}
+    parts = {a.name: a.part for a in infer_roles(model)}
+    by_kind: dict[str, list[tuple[str, Tensor]]] = {str(part): [] for part in Part}
+    for name, p in hidden:
+        by_kind[str(parts[name])].append((name, p))
+    return {**by_kind, "all": chosen(), "hidden": hidden, "not_embedding": chosen("embed")}
 
 
 def _schedules(recipe: Recipe, optimizer: SpectralOptimizer) -> list[GroupSchedule]:

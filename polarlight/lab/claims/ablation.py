@@ -153,7 +153,7 @@ class Ablation:
 
     def losses(
         self, store: RunStore, corpus: Corpus, train: Callable[[str, Result, Track3], RunRecord]
-    ) -> dict[str, BySeed]:
+    ) -> Mapping[str, BySeed]:
         """Return the last loss of every run by arm and seed; call `train` for missing ones.
 
         Args:

@@ -90,17 +90,12 @@ def track3(
         _list_results()
         return
     setting = _setting(preset, seed, lr, weight_decay, steps)
-    what: Rule | Result
-    if record is None:
-        what, name = _rule(optimizer), optimizer
-    else:
-        what = _result(record, setting, steps, (lr, weight_decay), without, preset)
-        name = f"result-{record}" + (f"-without-{without.replace(',', '-')}" if without else "")
+    what, name = _asked(optimizer, record, setting, steps, (lr, weight_decay), without, preset)
+    if isinstance(what, Result):
         setting = setting_of(what, setting)
-        if show:
-            for line in described(what, setting):
-                say(line)
-            return
+    if show:
+        _show(what, setting)
+        return
     if data is None and preset != "small":
         raise ValueError(f"--preset {preset} needs --data; {HOW_TO_GET_SHARDS}")
     if preset != "small":
@@ -113,6 +108,30 @@ def track3(
     if out is None:
         for words in in_words(final_losses(folder.parent.parent, folder), preset, corpus.unit):
             say(words)
+
+
+def _asked(
+    optimizer: str,
+    record: int | None,
+    setting: Track3,
+    steps: int | None,
+    rates: tuple[float | None, float | None],
+    without: str,
+    preset: str,
+) -> tuple[Rule | Result, str]:
+    """Return a rule or a result, and its name in paths."""
+    if record is None:
+        return _rule(optimizer), optimizer
+    name = f"result-{record}" + (f"-without-{without.replace(',', '-')}" if without else "")
+    return _result(record, setting, steps, rates, without, preset), name
+
+
+def _show(what: Rule | Result, setting: Track3) -> None:
+    """Print the setting of a result line by line."""
+    if not isinstance(what, Result):
+        raise ValueError("--show prints the setting of a result; name it: --record 46")
+    for line in described(what, setting):
+        say(line)
 
 
 def _say_verdict(setting: Track3, name: str, what: Rule | Result, folder: Path) -> None:

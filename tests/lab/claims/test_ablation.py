@@ -63,7 +63,7 @@ def test_a_recorded_run_is_not_trained_again(tmp_path):
     assert [seed for _, seed in more] == [2] * 5
 
 
-def test_what_decides_a_run_is_in_its_setting():
+def test_a_runs_setting_holds_all_that_decides_its_numbers():
     found = record(46, steps=10)
     base = run_setting(found, TINY, 20)
     assert run_setting(record(46, steps=10), TINY, 20) == base
@@ -85,7 +85,7 @@ def verdicts(**arms):
     return {row.part: row for row in rows({ALL: BASE, **named})}
 
 
-def test_verdicts_of_parts():
+def test_verdicts_follow_from_the_differences_per_seed():
     noisy = arm(0.0, noise=30.0)
     gone = {**arm(0.1), 3: math.nan}
     found = verdicts(good=arm(0.1), bad=arm(-0.1), none=arm(0.0), noisy=noisy, gone=gone)
