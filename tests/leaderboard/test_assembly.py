@@ -11,9 +11,11 @@ from torch import nn
 import polarlight
 from polarlight.leaderboard import record, results
 from polarlight.leaderboard.parts import Clock
+from polarlight.linalg import ExactPolar
 from polarlight.routing import infer_roles
+from polarlight.routing.roles import Part
 from polarlight.stages.psgd_kron import probe
-from tests.matrices import gaussian
+from tests.matrices import gaussian, skewed
 from tests.reference import leaderboard as reference
 
 KINDS = {"value": "value", "output": "output", "up": "fc", "down": "down"}
@@ -218,11 +220,46 @@ def test_parts_that_belong_to_the_benchmark_are_named():
     assert record(46).of_benchmark == ()
 
 
+def spread(X, dim):
+    norms = X.norm(dim=dim)
+    return (norms.std() / norms.mean()).item()
+
+
+@pytest.mark.parametrize(("number", "tall_is_even"), [(17, True), (30, False)])
+def test_result_17_balances_both_long_sides_and_result_30_columns_alone(number, tall_is_even):
+    solver = record(number, without=("contra",)).recipe().rule_of(Part.UP).map
+    tall = skewed(24, 6)
+    plain = ExactPolar()(tall)
+    assert (spread(solver(tall, {}), -1) < 0.5 * spread(plain, -1)) == tall_is_even
+    assert spread(solver(tall.mT, {}), -2) < 0.5 * spread(plain, -1)
+
+
 def test_explain_shows_each_parameters_rule():
     run = record(46).assemble(toy())
     text = str(polarlight.explain(run.optimizer))
     assert "track3_46" in text
     assert "adamw" in text
+
+
+def test_explain_shows_each_parameters_parts():
+    rows = polarlight.explain(record(46).assemble(toy()).optimizer).rows
+    parts = {row.name: row.reason.partition("; parts ")[2].split(", ") for row in rows}
+    value, output = (parts[f"blocks.0.attn.{name}.weight"] for name in ("v", "proj"))
+    assert "soap" in value
+    assert "trust-gate" not in value
+    assert "trust-gate" in output
+    assert {"radial-brake", "row-floor", "radius-pin", "momentum-schedule"} <= {*value}
+    assert "aux-beta2" not in value
+    bias = parts["blocks.0.attn.q.bias"]
+    assert bias == ["aux-beta2", "uncorrected-vectors", "ema-nesterov", "powercool", "tail-ema"]
+
+
+@pytest.mark.parametrize("number", results())
+def test_every_part_concerns_some_parameter(number):
+    found = record(number)
+    kinds = [None, Part.VALUE, Part.OUTPUT, Part.UP, Part.DOWN]
+    concerned = {name for kind in kinds for name in found.parts_of(kind)}
+    assert concerned == {part.name for part in found.parts}
 
 
 def test_equal_results_have_equal_labels():
