@@ -87,8 +87,8 @@ def resized(X: Tensor, like: Tensor, norm: Divisor) -> Tensor:
     Norms are taken at unit scale: a Schatten-4 norm has fourth powers in it.
     """
     to, of = (largest_entry(at_least_float32(M)) for M in (like, X))  # [..., 1, 1]
-    sizes = (size_of(M / nonzero(largest), norm) for M, largest in ((like, to), (X, of)))
-    return X * (next(sizes) * to / nonzero(next(sizes) * of))
+    wanted, present = size_of(like / nonzero(to), norm) * to, size_of(X / nonzero(of), norm) * of
+    return X * (wanted / nonzero(present))
 
 
 @registered("Normalised")
