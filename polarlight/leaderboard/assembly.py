@@ -218,7 +218,9 @@ def param_groups(
         group["params"].append((name, p))
         hidden = group[KIND] == "hidden"
         named = ", ".join(parts(assignment.part if hidden else None))
-        group["reasons"][name] = f"{assignment.reason}; parts {named}" if named else assignment.reason
+        group["reasons"][name] = (
+            f"{assignment.reason}; parts {named}" if named else assignment.reason
+        )
     return list(groups.values())
 
 

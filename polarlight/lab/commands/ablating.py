@@ -70,4 +70,4 @@ def ablate(
     losses = asked.losses(store, corpus, train)
     for line in table(rows(losses), losses):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    say(f"losses in {corpus.unit}; {width} wide, {layers} blocks, {steps} steps, {seeds} seeds")
+    say(f"losses in {corpus.unit}; width {width}, layers {layers}, steps {steps}, seeds {seeds}")

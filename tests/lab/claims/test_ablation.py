@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from polarlight.lab.claims.ablation import (
     table,
     trained,
 )
-from polarlight.lab.claims.store import RunStore
+from polarlight.lab.claims.store import SHIPPED, RunStore, read_runs
 from polarlight.lab.commands.app import app
 from polarlight.lab.statistics import LEVEL, paired
 from polarlight.leaderboard import record
@@ -140,3 +141,30 @@ def test_the_command_trains_prints_and_resumes(tmp_path):
     again = CliRunner().invoke(app, ["ablate", *options])
     assert "without split-cooldown, seed 0" not in again.output
     assert "| split-cooldown |" in again.output
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "track3.md"
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The shipped runs of result 46 by setting."""
+    return {r.setting: r for r in read_runs(SHIPPED / "ablation-46.jsonl")}
+
+
+def test_shipped_runs_are_those_of_the_command(shipped):
+    """Of its sizes, parts and rates as they are now: none is trained again."""
+    tasks = [
+        (label, run_setting(found, s, 256), s.seed) for label, found, s in Ablation(46).tasks()
+    ]
+    found = {(shipped[setting].arm, setting, shipped[setting].seed) for _, setting, _ in tasks}
+    assert found == set(tasks)
+    assert len(shipped) == len(tasks) == 84
+
+
+def test_the_pages_table_is_what_the_shipped_runs_say(shipped):
+    losses = {}
+    for r in shipped.values():
+        losses.setdefault(r.arm, {})[r.seed] = r.measures["loss"]
+    losses = {label: losses[label] for label in arms_of(46, 10)}
+    assert "\n".join(table(rows(losses), losses)) in PAGE.read_text(encoding="utf-8")
