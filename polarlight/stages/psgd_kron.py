@@ -101,6 +101,8 @@ def whitened(
     A = left @ M @ right.mT
     solved = torch.linalg.solve_triangular(left.mT, v, upper=False)
     B = torch.linalg.solve_triangular(right, solved, upper=True, left=False)
+    common = nonzero(torch.maximum(largest_entry(A), largest_entry(B)))  # cancels in the step
+    A, B = A / common, B / common
     pairs = ((left, A @ A.mT, B @ B.mT), (right, A.mT @ A, B.mT @ B))
     new = [Q - rate * torch.triu(S - T) @ Q / nonzero(_norm(S + T)) for Q, S, T in pairs]
     return new[0], new[1]

@@ -196,6 +196,7 @@ FOLDERS = {
     "compare": [],
     "find-lr": [],
     "track3": [],
+    "ablate": [],
     "reproduce": ["down-columns"],
     "accuracy": [],
     "inspect": ["x.pt"],
