@@ -15,7 +15,7 @@ demo: $(VENV)/.train  ## train four optimizers side by side, three seeds each, m
 	$(BIN)/polarlight compare --preset demo --seeds 3
 
 test: $(VENV)/.dev  ## all tests but the slow and GPU ones
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow
@@ -40,7 +40,7 @@ test-torch:  ## train, save, resume, shard under another release: make test-torc
 	test -e build/torch-$(VERSION)/.installed || \
 		$(PYTHON) tests/install_torch.py $(VERSION) build/torch-$(VERSION)
 	touch build/torch-$(VERSION)/.installed
-	OMP_NUM_THREADS=1 build/torch-$(VERSION)/bin/python -m pytest -n 2 \
+	OMP_NUM_THREADS=1 build/torch-$(VERSION)/bin/python -m pytest -n 2 --dist loadfile \
 		-m "not slow and not gpu" $(CORE)
 
 fuzz: $(VENV)/.dev  ## many random gradients, histories and bytes, anew each time

@@ -16,7 +16,7 @@ from polarlight.lab.train import recipes
 from polarlight.lab.train.compare import Comparison, first_interrupt, specs
 from polarlight.lab.train.corpus import load_corpus
 from polarlight.lab.train.display import Display
-from polarlight.lab.train.recipes import Recipe
+from polarlight.lab.train.recipes import TrainingRecipe
 from polarlight.lab.train.report import write_report
 from polarlight.lab.train.settings import PRESETS
 
@@ -69,7 +69,9 @@ def main() -> None:
     parser.add_argument("--lr", default="0.02", help="learning rates, by commas")
     parser.add_argument("--out", type=Path, default=Path("runs/aurora-variants"))
     options = parser.parse_args()
-    known = {name: Recipe(rule=make, lr=0.02, about=name) for name, make in VARIANTS.items()}
+    known = {
+        name: TrainingRecipe(rule=make, lr=0.02, about=name) for name, make in VARIANTS.items()
+    }
     recipes.RECIPES = {**recipes.RECIPES, **known}
     sweep = {"lr": [float(lr) for lr in options.lr.split(",")]}
     runs = specs(options.variants.split(","), options.seeds, sweep)

@@ -30,7 +30,7 @@ import polarlight as pl
 from polarlight.execution.sharded.forecast import LayoutOf, forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
 from polarlight.execution.sharded.memory import largest_bucket, messages, peak_bytes
-from polarlight.execution.sharded.plan import Options, Plan
+from polarlight.execution.sharded.plan import Options, ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.traffic import traffic
 from polarlight.lab.report.style import figure, styles, tidy
@@ -135,7 +135,7 @@ def layout_on(layout: str) -> LayoutOf:
     return lay
 
 
-def plans_of(shapes: Shapes, layout: str, options: Options | None = None) -> list[Plan]:
+def plans_of(shapes: Shapes, layout: str, options: Options | None = None) -> list[ShardedPlan]:
     """The plans for all hidden matrices of a model, one per mesh."""
     meta = torch.device("meta")
     named = [(n, torch.empty(s, device=meta, dtype=torch.bfloat16)) for n, s in shapes]

@@ -30,7 +30,7 @@ LEVELS = (0.1, 0.5, 0.9)
 """Quantiles over neurons of the mean magnitude."""
 
 
-class _Sums(nn.Module):
+class _ActivationSums(nn.Module):
     """Running sums of one layer's hooks, in buffers, which a compiled graph can write in place."""
 
     def __init__(self, neurons: int, device: torch.device) -> None:
@@ -105,7 +105,7 @@ class ActivationMonitor:
         self.sink, self.every, self.step, self.seconds = sink, every, 0, 0.0
         self.history: History = new_history()
         self._switch = _Switch()
-        self._sums: dict[str, _Sums] = {}
+        self._sums: dict[str, _ActivationSums] = {}
         self._gated: set[str] = set()
         self._handles: list[Any] = []
         modules = dict(getattr(model, "_orig_mod", model).named_modules())
@@ -162,7 +162,7 @@ class ActivationMonitor:
         """Hook one down projection, and its gate projection if there is one."""
         down = modules[name]
         assert isinstance(down, nn.Linear)
-        sums = self._sums[name] = _Sums(down.in_features, down.weight.device)
+        sums = self._sums[name] = _ActivationSums(down.in_features, down.weight.device)
         self._handles.append(down.register_forward_pre_hook(_magnitudes(self._switch, sums)))
         block = name.rpartition(".")[0]
         inside = (".".join(filter(None, (block, word))) for word in MLP[Part.GATE])
@@ -171,7 +171,7 @@ class ActivationMonitor:
             self._gated.add(name)
             self._handles.append(gate.register_forward_hook(_gates(self._switch, sums)))
 
-    def _record(self, name: str, sums: _Sums) -> Record:
+    def _record(self, name: str, sums: _ActivationSums) -> Record:
         """Return one layer's record from its sums."""
         tokens = sums.get_buffer("tokens").clamp_min(1)
         magnitude = sums.get_buffer("magnitude") / tokens
@@ -204,7 +204,7 @@ def _down_projections(model: nn.Module, modules: Mapping[str, nn.Module]) -> lis
     return [name for name in names if isinstance(modules.get(name), nn.Linear)]
 
 
-def _magnitudes(switch: _Switch, sums: _Sums) -> Callable[..., None]:
+def _magnitudes(switch: _Switch, sums: _ActivationSums) -> Callable[..., None]:
     """Return a pre-hook that adds |input| per neuron and the count of tokens to the sums."""
     total, tokens = sums.get_buffer("magnitude"), sums.get_buffer("tokens")
 
@@ -217,7 +217,7 @@ def _magnitudes(switch: _Switch, sums: _Sums) -> Callable[..., None]:
     return hook
 
 
-def _gates(switch: _Switch, sums: _Sums) -> Callable[..., None]:
+def _gates(switch: _Switch, sums: _ActivationSums) -> Callable[..., None]:
     """Return a hook that counts gate outputs below -4 and above 4 per neuron in the sums."""
     closed, opened = sums.get_buffer("closed"), sums.get_buffer("open")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from polarlight.execution.job import Job
 from polarlight.linalg import foreach
+from polarlight.linalg.iterated import PIECE
 from polarlight.linalg.slot import GRADIENT
 from polarlight.linalg.stacks import stack_of
 from polarlight.rule import UpdateRule
@@ -25,12 +26,18 @@ def capped_stacks(positions: Sequence[int], tensors: Sequence[Tensor], cap: int)
     stacks: list[list[int]] = []
     size = 0
     for i in positions:
-        if not stacks or size + tensors[i].nbytes > cap:
+        nbytes = _nbytes(tensors[i])
+        if not stacks or size + nbytes > cap:
             stacks.append([])
             size = 0
         stacks[-1].append(i)
-        size += tensors[i].nbytes
+        size += nbytes
     return stacks
+
+
+def _nbytes(x: Tensor) -> int:
+    """Return the bytes of x; `Tensor.nbytes` fails on shapes that a compiler keeps as symbols."""
+    return x.numel() * x.element_size()
 
 
 def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
@@ -46,7 +53,7 @@ def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
     size = 0
     for _, shape in groupby(order, key=lambda i: tensors[i].shape):
         for stack in capped_stacks(list(shape), tensors, MOST_BYTES):
-            nbytes = sum(tensors[i].nbytes for i in stack)
+            nbytes = sum(_nbytes(tensors[i]) for i in stack)
             if not stacks or size + nbytes > MOST_BYTES:
                 stacks.append([])
                 size = 0
@@ -62,18 +69,17 @@ class Batched:
     Attributes:
         max_bytes: Largest stack, in bytes of its input matrices; a larger job is a stack of its
             own. Bounds the extra memory to a small multiple of this.
-        alone_on_cpu: Entries from which a matrix on a CPU is not stacked: one such product keeps
-            all cores busy, and a stack would only leave the cache.
+        max_bytes_on_cpu: The same on a CPU, where a stack is to stay in the cache through all
+            operations of its rule, and one large product keeps all cores busy.
     """
 
     max_bytes: int = MOST_BYTES
-    alone_on_cpu: int = 2**18
+    max_bytes_on_cpu: int = PIECE
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 0:
-            raise ValueError(f"max_bytes must be >= 0, got {self.max_bytes}")
-        if self.alone_on_cpu < 0:
-            raise ValueError(f"alone_on_cpu must be >= 0, got {self.alone_on_cpu}")
+        for name in ("max_bytes", "max_bytes_on_cpu"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
         """Return one direction per job, in order; update the jobs' buffers in place."""
@@ -85,7 +91,7 @@ class Batched:
         return [results[index] for index in range(len(jobs))]
 
     def _stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
-        """Yield positions of equal jobs (rule, shape, dtype, device), up to `max_bytes` each."""
+        """Yield positions of equal jobs (rule, shape, dtype, device), up to the cap each."""
         groups: dict[Hashable, list[int]] = {}
         rules: dict[UpdateRule, int] = {}  # hashed once per rule, not per job: the hash is slow
         distinct = {id(job.rule): job.rule for job in jobs}
@@ -96,9 +102,10 @@ class Batched:
             groups.setdefault(kind, []).append(index)
         matrices = [job.matrix for job in jobs]
         for group in groups.values():
-            first = matrices[group[0]]
-            large = first.device.type == "cpu" and first.shape[-2:].numel() >= self.alone_on_cpu
-            yield from capped_stacks(group, matrices, 0 if large else self.max_bytes)
+            on_cpu = matrices[group[0]].device.type == "cpu"
+            on_cpu = on_cpu and not torch.compiler.is_compiling()  # every stack is code there
+            cap = min(self.max_bytes, self.max_bytes_on_cpu) if on_cpu else self.max_bytes
+            yield from capped_stacks(group, matrices, cap)
 
 
 def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
@@ -123,9 +130,7 @@ def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
 
 def _existing_stack(tensors: Sequence[Tensor]) -> Tensor | None:
     """Return the batch [b, p, q] that these buffers are all parts of; None if there is none."""
-    if any(x.ndim != 2 for x in tensors):
-        return None
-    return stack_of(tensors)
+    return stack_of(tensors) if tensors[0].ndim == 2 else None
 
 
 def _stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -174,4 +174,4 @@ def new_param_buffers(
     if not is_sharded(parameter):
         return new_buffers(rule, view, parameter)
     collectives.layout_of(parameter, name)  # refuses a placement before anything is allocated
-    return new_buffers(rule, view, parameter, partial(collectives.zeros_beside, parameter, name))
+    return new_buffers(rule, view, parameter, partial(collectives.sharded_zeros, parameter, name))

@@ -9,7 +9,10 @@ from polarlight.hooks.averaging import Snapshot, TailAverage, UpdateAverage
 from polarlight.hooks.circuit import Circuit, CircuitMuon
 from polarlight.hooks.constraints import CentreRouter, HyperBall, UpdateFloor
 from polarlight.hooks.decay import CautiousDecay, couple_decay_to_schedule
+from polarlight.hooks.gradients import GradientHook
 from polarlight.hooks.lookahead import Anchor, EmaNesterov
+from polarlight.hooks.muown import Muown
+from polarlight.hooks.newton_muon import NewtonMuon
 from polarlight.hooks.qk_clip import QKClip, clip_queries_and_keys
 from polarlight.hooks.radius import RadialBrake, RadiusPin
 
@@ -22,7 +25,10 @@ __all__ = [
     "CircuitMuon",
     "EmaNesterov",
     "FromGroup",
+    "GradientHook",
     "HyperBall",
+    "Muown",
+    "NewtonMuon",
     "QKClip",
     "RadialBrake",
     "RadiusPin",

@@ -58,6 +58,10 @@ class Memory:
         self.steps = 0
         self.kept: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
 
+    def update(self) -> None:
+        """Take the weights after one more step."""
+        self.steps += 1
+
     def copy_now(self, kind: str) -> None:
         """Keep a copy of the weights, in float32 at least."""
         self.kept[kind] = {
@@ -98,7 +102,7 @@ class Readout(Memory, ABC):
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights after one more step."""
-        self.steps += 1
+        super().update()
         self._take()
 
     def attach(self, optimizer: Optimizer) -> Any:

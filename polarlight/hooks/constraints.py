@@ -50,9 +50,8 @@ class HyperBall:
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
         """Return a step of length lr |W| along the optimizer's, rescaled to the norm |W|."""
         W, step = at_least_float32(before), step_of(weight, before, group)
-        radius = _norm(W)
-        Z: Tensor = W + group["lr"] * radius * step / nonzero(_norm(step))
-        return (Z * (radius / nonzero(_norm(Z)))).to(weight.dtype)
+        radius = norm_of(W)
+        return with_norm(W + group["lr"] * with_norm(step, radius), radius).to(weight.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ class UpdateFloor:
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
         """Return the weight after a step of at least lr * floor * |W|; zero steps stay zero."""
         W, step = at_least_float32(before), step_of(weight, before, group)
-        norm = row_norms if self.rows and W.ndim > 1 else _norm
+        norm = row_norms if self.rows and W.ndim > 1 else norm_of
         least = group["lr"] * number_of(self.floor, group) * norm(W)
         factor: Tensor = (least / nonzero(norm(step))).clamp_min(1)
         return (at_least_float32(weight) + (factor - 1) * step).to(weight.dtype)
@@ -109,9 +108,15 @@ class CentreRouter:
         return weight - weight.mean(dim=-2 if weight.ndim > 1 else -1, keepdim=True)
 
 
-def _norm(X: Tensor) -> Tensor:
+def norm_of(X: Tensor) -> Tensor:
     """Return the norm of each matrix [..., 1, 1], of a vector [1], or of a number []."""
     return frobenius_norm(X) if X.ndim > 1 else torch.linalg.vector_norm(X, keepdim=True)
+
+
+def with_norm(X: Tensor, norm: Tensor) -> Tensor:
+    """Return X rescaled to a norm in the shape of `norm_of`; zero stays zero."""
+    rescaled: Tensor = norm * X / nonzero(norm_of(X))
+    return rescaled
 
 
 def step_of(weight: Tensor, before: Tensor, group: Group) -> Tensor:

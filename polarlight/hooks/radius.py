@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from polarlight.hooks.attach import FromGroup, Group, HookNumber, number_of
-from polarlight.hooks.constraints import step_of
-from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero
+from polarlight.hooks.constraints import norm_of, step_of, with_norm
+from polarlight.linalg.matrices import at_least_float32, nonzero
 
 LEAST_RADIUS = 1e-8
 """Norm of a weight after its first step from zero under a pin, as in the records."""
@@ -85,17 +85,16 @@ class RadiusPin:
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
         """Return the weight at its radius; one that was not stepped is as it was."""
         W, step = at_least_float32(before), step_of(weight, before, group)
-        norm = frobenius_norm(W)
+        norm = norm_of(W)
         radius = (norm + _inner(step, W) / nonzero(norm)).clamp_min(LEAST_RADIUS)
-        Z = W + step
-        pinned = Z * (radius / nonzero(frobenius_norm(Z)))
+        pinned = with_norm(W + step, radius)
         if self.weight_decay:
             shrinks = (step * W < 0).to(pinned.dtype)
             pinned = pinned * (1 - group["lr"] * self.weight_decay * shrinks)
-        moved = (step != 0).any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
+        moved = norm_of((step != 0).to(step.dtype)) > 0
         return torch.where(moved, pinned.to(weight.dtype), weight)
 
 
 def _inner(X: Tensor, Y: Tensor) -> Tensor:
-    """Return <X, Y> of each matrix, [..., 1, 1]."""
-    return (X * Y).sum(dim=(-2, -1), keepdim=True)
+    """Return <X, Y> of each matrix [..., 1, 1], of vectors [1], or of numbers []."""
+    return (X * Y).sum(dim=(-2, -1)[2 - min(X.ndim, 2) :], keepdim=True)

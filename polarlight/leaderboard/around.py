@@ -4,10 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import cos, pi
 
+from torch import nn
+
 from polarlight.hooks.attach import FromGroup, HookNumber, WeightHook
-from polarlight.hooks.averaging import Readout, Snapshot, TailAverage, UpdateAverage
+from polarlight.hooks.averaging import Memory, Readout, Snapshot, TailAverage, UpdateAverage
 from polarlight.hooks.constraints import HyperBall, UpdateFloor
 from polarlight.hooks.decay import CautiousDecay
+from polarlight.hooks.gradients import GradientHook
+from polarlight.hooks.muown import Muown
+from polarlight.hooks.newton_muon import NewtonMuon
 from polarlight.hooks.radius import RadialBrake, RadiusPin
 from polarlight.leaderboard.parts import Clock, part
 from polarlight.leaderboard.recipe import (
@@ -18,7 +23,12 @@ from polarlight.leaderboard.recipe import (
     Recipe,
     RecordPart,
 )
-from polarlight.scheduling import Curve, Piecewise, PowerCool
+from polarlight.leaderboard.weight_changes import Extrapolation, Pulses
+from polarlight.linalg.newton_schulz import NewtonSchulz
+from polarlight.linalg.polar_express import polar_express
+from polarlight.routing.roles import Part as Kind
+from polarlight.scheduling import Curve, Joined, Piecewise, PowerCool
+from polarlight.stages.scales import MatchRmsAdamW
 
 
 def _hooked(name: str, about: str, hook: WeightHook) -> RecordPart:
@@ -102,6 +112,21 @@ def power_cool(clock: Clock, horizon: float) -> RecordPart:
             cooldown=PowerCool(at, 2386.4 * clock.ratio),
             aux_cooldown=PowerCool(at, 1413.0 * clock.ratio),
         )
+
+    return change
+
+
+def power_cool_twice(clock: Clock, horizon: float, at: float, then: float) -> RecordPart:
+    """PowerCool towards one horizon, from a step on towards another."""
+    first, second, switch = clock(horizon), clock(then), clock(at)
+
+    @part("powercool", f"power 1.2 of the steps left of {first}, from step {switch} of {second}")
+    def change(recipe: Recipe) -> Recipe:
+        both = (
+            Joined(PowerCool(first, length), switch, PowerCool(second, length))
+            for length in (2386.4 * clock.ratio, 1413.0 * clock.ratio)
+        )
+        return replace(recipe, cooldown=next(both), aux_cooldown=next(both))
 
     return change
 
@@ -232,6 +257,79 @@ def uncorrected_vectors() -> RecordPart:
     def change(recipe: Recipe) -> Recipe:
         kinds = frozenset({"gains", "biases", "output_biases"})
         return replace(recipe, aux=replace(recipe.aux, uncorrected=kinds))
+
+    return change
+
+
+def newton_muon(clock: Clock) -> RecordPart:
+    """Gradients times the inverse covariance of their layer's inputs."""
+    every = max(clock(64), 1)
+
+    def make(model: nn.Module, named: Mapping[str, Named]) -> GradientHook:
+        return NewtonMuon(model, named["hidden"], every=every)
+
+    @part("newton", f"inverse covariance of inputs, seen every {every} steps")
+    def change(recipe: Recipe) -> Recipe:
+        return replace(recipe, gradients=(*recipe.gradients, make))
+
+    return change
+
+
+def muown(length: int, power: float, factors: Mapping[Kind, float]) -> RecordPart:
+    """Directions and norms of rows trained apart.
+
+    Args:
+        length: Steps of the schedule of row norms.
+        power: Of the schedule.
+        factors: By kind of matrix, on the last norm of 2.496.
+    """
+
+    def make(model: nn.Module, named: Mapping[str, Named]) -> GradientHook:
+        target = {name: 2.496 for name, _ in named["hidden"]}
+        for kind, factor in factors.items():
+            target |= {name: 2.496 * factor for name, _ in named[str(kind)]}
+        return Muown(named["hidden"], target.__getitem__, length=max(length, 2), power=power)
+
+    told = ", ".join(f"{kind} {factor:.3g}" for kind, factor in factors.items())
+    fine = NewtonSchulz(polar_express(12))
+
+    @part("muown", f"row norms to 2.496 over {length} steps, power {power:g}, times {told}")
+    def change(recipe: Recipe) -> Recipe:
+        return replace(
+            recipe,
+            gradients=(*recipe.gradients, make),
+            scale=MatchRmsAdamW(),
+            map=lambda kind: fine,
+        )
+
+    return change
+
+
+def extrapolation(clock: Clock) -> RecordPart:
+    """Weights moved along their last changes, every five steps near the end."""
+    start, last = clock(2820), clock(2925)
+
+    def make(named: Mapping[str, Named]) -> Memory:
+        return Extrapolation(named["hidden"], start=start, last=last)
+
+    @part("extrapolation", f"every 5 steps from step {start}", of_benchmark=True)
+    def change(recipe: Recipe) -> Recipe:
+        return replace(recipe, changes=(*recipe.changes, make))
+
+    return change
+
+
+def pulses(clock: Clock) -> RecordPart:
+    """Changes of weights at five steps."""
+
+    def make(named: Mapping[str, Named]) -> Memory:
+        circuits = {name for kind in (Kind.VALUE, Kind.OUTPUT) for name, _ in named[str(kind)]}
+        other = frozenset(name for name, _ in named["hidden"]) - circuits
+        return Pulses(named["not_embedding"], other, clock)
+
+    @part("pulses", f"weights changed at steps {clock(2400)} to {clock(2850)}", of_benchmark=True)
+    def change(recipe: Recipe) -> Recipe:
+        return replace(recipe, changes=(*recipe.changes, make))
 
     return change
 

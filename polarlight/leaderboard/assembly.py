@@ -12,7 +12,7 @@
 Everything of it is saved by `state_dict` and restored by `load_state_dict`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from polarlight.diloco import Outer, OuterNesterov
 from polarlight.hooks.attach import Chain, attach
-from polarlight.hooks.averaging import Readout
+from polarlight.hooks.averaging import Memory, Readout
 from polarlight.hooks.circuit import Circuit, CircuitMuon
+from polarlight.hooks.gradients import GradientHook
 from polarlight.hooks.lookahead import Anchor, EmaNesterov
-from polarlight.leaderboard.recipe import Aux, Named, Recipe, RecordPart
+from polarlight.leaderboard.recipe import Aux, GroupCurve, Named, Recipe, RecordPart
 from polarlight.optimizer import SpectralOptimizer
 from polarlight.routing.roles import Assignment, Part, Role, infer_roles
 from polarlight.rule import UpdateRule
@@ -37,21 +38,36 @@ KIND = "kind"
 """Entry of the groups: "hidden", or the kind of AdamW's parameters."""
 
 
+PartsOf = Callable[[Part | None], Sequence[str]]
+"""Kind of hidden matrix, or None for AdamW's parameters -> names of the parts that concern it."""
+
+
 class Assembled:
     """A recipe on a model.
+
+    Args:
+        recipe: The recipe.
+        model: The model, whose weights are as they are.
+        parts: Names of parts for `explain`; None for none.
 
     Attributes:
         optimizer: The optimizer; hooks on weights and the anchor are attached to it.
         schedules: Schedules of its groups.
         lookahead: EMA-Nesterov, or None.
         readouts: Weights for evaluation, outermost first.
+        gradients: Hooks on gradients.
+        changes: Changes of weights at fixed steps.
         outer: Rounds of the outer optimizer, or None.
     """
 
-    def __init__(self, recipe: Recipe, model: nn.Module) -> None:
-        self.optimizer = SpectralOptimizer(param_groups(recipe, model), lr=recipe.lr)
+    def __init__(self, recipe: Recipe, model: nn.Module, parts: PartsOf | None = None) -> None:
+        groups = param_groups(recipe, model, parts or (lambda kind: ()))
+        self.optimizer = SpectralOptimizer(groups, lr=recipe.lr)
         named = _named(model, self.optimizer)
         hidden = {id(p) for _, p in named["hidden"]}
+        self.gradients: list[GradientHook] = [make(model, named) for make in recipe.gradients]
+        for hook in self.gradients:
+            hook.attach(self.optimizer)
         if recipe.circuits is not None:
             CircuitMuon(circuits_of(model), recipe.circuits).attach(self.optimizer)
         if recipe.hooks:
@@ -75,6 +91,7 @@ class Assembled:
                 group=first_aux,
             )
         self.readouts: list[Readout] = [make(named) for make in recipe.readouts]
+        self.changes: list[Memory] = [make(named) for make in recipe.changes]
         self.outer: Outer | None = None
         if recipe.outer is not None:
             every, lr, momentum = recipe.outer
@@ -93,8 +110,8 @@ class Assembled:
             self.outer.step()
         if self.lookahead is not None:
             self.lookahead.follow()
-        for readout in self.readouts:
-            readout.update()
+        for follower in (*self.changes, *self.readouts):
+            follower.update()
         for schedule in self.schedules:
             schedule.step()
 
@@ -135,7 +152,12 @@ class Assembled:
         single = {"lookahead": self.lookahead, "anchor": self.anchor, "outer": self.outer}
         yield from ((name, 0, part) for name, part in single.items() if part is not None)
         yield from (("readout", i, part) for i, part in enumerate(self.readouts))
-        yield from (("schedule", i, part) for i, part in enumerate(self.schedules))
+        for name, several in (
+            ("schedule", self.schedules),
+            ("gradient", self.gradients),
+            ("change", self.changes),
+        ):
+            yield from ((name, i, part) for i, part in enumerate(several))
 
 
 def circuits_of(model: nn.Module) -> list[Circuit]:
@@ -163,10 +185,17 @@ def _layer(assignment: Assignment) -> str:
     return assignment.name.rpartition(".")[0].rpartition(".")[0]
 
 
-def param_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
+def param_groups(
+    recipe: Recipe, model: nn.Module, parts: PartsOf = lambda kind: ()
+) -> list[dict[str, Any]]:
     """Return the param groups of a recipe, by the roles of the model's parameters.
 
     Hidden matrices of one role with one rule are a group; so are AdamW's parameters of a kind.
+
+    Args:
+        recipe: The recipe.
+        model: Its parameters are grouped.
+        parts: Names of parts by kind of matrix, for `explain`.
     """
     groups: dict[object, dict[str, Any]] = {}
     found = list(infer_roles(model))
@@ -175,15 +204,23 @@ def param_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
         name, p = assignment.name, assignment.parameter
         if assignment.role in HIDDEN_ROLES and p.ndim >= 2:
             rule = recipe.rule_of(assignment.part)
-            key: object = (assignment.role, rule, assignment.view)
-            numbers = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, KIND: "hidden"}
+            own = (recipe.lr, recipe.weight_decay)
+            lr, decay = recipe.rates.get(assignment.part, own)
+            key: object = (assignment.role, rule, assignment.view, lr, decay)
+            numbers = {"lr": lr, "weight_decay": decay, KIND: "hidden"}
             more = {"view": assignment.view} if isinstance(rule, UpdateRule) else {}
             fresh = {"rule": rule, "momentum": recipe.beta, **numbers, **more}
         else:
             kind = aux_kind(assignment, output)
             key, fresh = _aux_group(recipe.aux, kind)
-        group = groups.setdefault(key, {"params": [], "role": str(assignment.role), **fresh})
+        fresh |= {"role": str(assignment.role), "params": [], "reasons": {}}
+        group = groups.setdefault(key, fresh)
         group["params"].append((name, p))
+        hidden = group[KIND] == "hidden"
+        named = ", ".join(parts(assignment.part if hidden else None))
+        group["reasons"][name] = (
+            f"{assignment.reason}; parts {named}" if named else assignment.reason
+        )
     return list(groups.values())
 
 
@@ -212,7 +249,7 @@ def _aux_group(aux: Aux, kind: str) -> tuple[object, dict[str, Any]]:
 
 
 def _named(model: nn.Module, optimizer: SpectralOptimizer) -> dict[str, Named]:
-    """Return the parameters by name: all, hidden matrices, all but embeddings."""
+    """Return the parameters: all, hidden matrices, all but embeddings, hidden ones by kind."""
     named = [
         (name, p, group[KIND])
         for group in optimizer.param_groups
@@ -223,7 +260,11 @@ def _named(model: nn.Module, optimizer: SpectralOptimizer) -> dict[str, Named]:
         return [(name, p) for name, p, kind in named if kind not in without]
 
     hidden = [(name, p) for name, p, kind in named if kind == "hidden"]
-    return {"all": chosen(), "hidden": hidden, "not_embedding": chosen("embed")}
+    parts = {a.name: a.part for a in infer_roles(model)}
+    by_kind: dict[str, list[tuple[str, Tensor]]] = {str(part): [] for part in Part}
+    for name, p in hidden:
+        by_kind[str(parts[name])].append((name, p))
+    return {**by_kind, "all": chosen(), "hidden": hidden, "not_embedding": chosen("embed")}
 
 
 def _schedules(recipe: Recipe, optimizer: SpectralOptimizer) -> list[GroupSchedule]:
@@ -277,7 +318,21 @@ class Result:
 
     def assemble(self, model: nn.Module) -> Assembled:
         """Return the recipe on a model, whose weights are as they are."""
-        return Assembled(self.recipe(), model)
+        return Assembled(self.recipe(), model, self.parts_of)
+
+    def parts_of(self, kind: Part | None) -> list[str]:
+        """Return the names of the parts that concern a kind of hidden matrix.
+
+        Args:
+            kind: The kind; None for the parameters that AdamW has.
+        """
+        found, before = [], self.base
+        for part in self.parts:
+            after = part.change(before)
+            if _concerns(before, after, kind):
+                found.append(part.name)
+            before = after
+        return found
 
     @property
     def label(self) -> str:
@@ -288,3 +343,27 @@ class Result:
     def of_benchmark(self) -> tuple[str, ...]:
         """Names of the parts whose numbers belong to the benchmark's model or loss."""
         return tuple(part.name for part in self.parts if part.of_benchmark)
+
+
+_OF_ALL = ("lookahead", "readouts", "changes", "outer")
+_OF_HIDDEN = ("lr", "weight_decay", "beta", "rates", "gradients", "hooks", "cooldown", "anchor")
+_OF_AUX = ("aux", "aux_cooldown")
+"""Entries of a recipe by what they concern; those of the rule are seen in the rule."""
+
+
+def _concerns(before: Recipe, after: Recipe, kind: Part | None) -> bool:
+    """Tell whether a change of a recipe concerns a kind of matrix, None for AdamW's parameters."""
+
+    def differs(names: tuple[str, ...]) -> bool:
+        return any(getattr(before, name) != getattr(after, name) for name in names)
+
+    def curves(recipe: Recipe) -> list[GroupCurve]:
+        return [curve for curve in recipe.curves if curve.hidden == (kind is not None)]
+
+    if differs(_OF_ALL) or curves(before) != curves(after):
+        return True
+    if kind is None:
+        shared = after.aux_cooldown is None and differs(("cooldown",))
+        return shared or differs(_OF_AUX)
+    coupled = kind in (Part.VALUE, Part.OUTPUT) and differs(("circuits",))
+    return coupled or differs(_OF_HIDDEN) or before.rule_of(kind) != after.rule_of(kind)

@@ -8,10 +8,11 @@ a recipe on a model.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from polarlight.hooks.attach import WeightHook
-from polarlight.hooks.averaging import Readout
+from polarlight.hooks.averaging import Memory, Readout
+from polarlight.hooks.gradients import GradientHook
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.schedules import SIMPLE_QUINTIC
 from polarlight.linalg.slot import Slot
@@ -30,7 +31,13 @@ EVERY_KIND = frozenset(Kind)
 
 Named = Sequence[tuple[str, Tensor]]
 ReadoutMaker = Callable[[Mapping[str, Named]], Readout]
-"""Parameters by "all", "hidden", "not_embedding" -> a readout of some of them."""
+"""Parameters by "all", "hidden", "not_embedding" or kind of matrix -> a readout of some of them."""
+
+GradientMaker = Callable[[nn.Module, Mapping[str, Named]], GradientHook]
+"""Model, parameters likewise -> a hook on the gradients of some of them."""
+
+ChangeMaker = Callable[[Mapping[str, Named]], Memory]
+"""Parameters likewise -> an object whose `update()` changes weights after a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +113,8 @@ class Recipe:
         lr: Learning rate of hidden matrices.
         weight_decay: Their decoupled weight decay.
         beta: Their momentum, if no curve moves it.
+        rates: Learning rate and weight decay of some kinds of matrices, in place of these.
+        gradients: Hooks on gradients, before the step.
         hooks: Weight hooks of hidden matrices, in order.
         aux: AdamW of the rest.
         cooldown: Factor on the learning rate of hidden matrices.
@@ -113,6 +122,7 @@ class Recipe:
         curves: Curves of other entries.
         lookahead: EMA-Nesterov on all parameters, or None.
         readouts: Weights for evaluation, outermost first.
+        changes: Changes of weights at fixed steps.
         anchor: Fade of the pull of hidden matrices towards their start, or None.
         circuits: Damping of Circuit-Muon on value and output projections, or None.
         outer: Steps of a round, learning rate and momentum of the outer Nesterov, or None.
@@ -128,6 +138,8 @@ class Recipe:
     lr: float = 0.02
     weight_decay: float = 0.0
     beta: float = 0.95
+    rates: Mapping[Kind, tuple[float, float]] = field(default_factory=dict)
+    gradients: tuple[GradientMaker, ...] = ()
     hooks: tuple[WeightHook, ...] = ()
     aux: Aux = field(default_factory=Aux)
     cooldown: Curve = Constant()  # noqa: RUF009  a frozen value
@@ -135,6 +147,7 @@ class Recipe:
     curves: tuple[GroupCurve, ...] = ()
     lookahead: Lookahead | None = None
     readouts: tuple[ReadoutMaker, ...] = ()
+    changes: tuple[ChangeMaker, ...] = ()
     anchor: Curve | None = None
     circuits: float | None = None
     outer: tuple[int, float, float] | None = None

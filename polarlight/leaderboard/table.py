@@ -1,7 +1,7 @@
 """The results of modded-nanoGPT's optimization benchmark (track 3), as parts.
 
 Source: KellerJordan/modded-nanogpt, records/track_3_optimization, results 1 to 46, by their scripts
-and logs. `docs/track3.md` lists which are covered, and why the others are not.
+and logs. `docs/track3.md` lists them with their parts.
 
 `scored` is: steps of the schedule, step at which the result is scored, mean loss there, runs.
 """
@@ -84,6 +84,30 @@ def _muons(clock: Clock) -> Iterator[Result]:
     yield _row(36, "Muon, retuned", recipe, scored=(3250, 3250, 3.2787, 10))
     recipe = at(3150, 0.035, 0.025)
     yield _row(39, "EMA-Nesterov", recipe, (ahead,), scored=(3150, 3125, 3.2786, 20))
+
+
+def _on_gradients(clock: Clock) -> Iterator[Result]:
+    """Gradients changed in front of the momentum."""
+    rates = {
+        **dict.fromkeys((Kind.QUERY, Kind.KEY, Kind.VALUE), (0.020, 0.025)),
+        Kind.OUTPUT: (0.025, 0.025),
+        Kind.UP: (0.030, 0.0375),
+        Kind.DOWN: (0.030, 0.025),
+    }
+    recipe = _at(_falling(clock, 3300), 0.02, 0.025, rates=rates)
+    newton = around.newton_muon(clock)
+    yield _row(15, "Newton-Muon", recipe, (newton,), scored=(3300, 3275, 3.2785, 15))
+    aux = Aux(embed=0.6, head=0.009375, vectors=0.03)
+    down = {Kind.DOWN: 10 / 3}
+    recipe = _at(_falling(clock, 3165, power=0.9), 0.00325, aux=aux)
+    some: Parts = (around.muown(clock(3165), 1.2, down),)
+    yield _row(23, "Muown", recipe, some, scored=(3165, 3075, 3.2790, 30))
+    recipe = _at(_falling(clock, 3045, power=0.9), 0.0045, aux=aux, beta=0.946)
+    contra = parts.contra(clock.ramp(0.325, 0.0, 0, 1925), power_form=True)
+    factors = {**down, Kind.OUTPUT: 1.5, Kind.UP: 1.5}
+    rows = around.muown(clock(3005), 0.9, factors)
+    some = (rows, contra, parts.normuon_lite(beta2=0.8))
+    yield _row(31, "Muown, Contra-Muon", recipe, some, scored=(3045, 2995, 3.2789, 20))
 
 
 def _other_rules(clock: Clock) -> Iterator[Result]:
@@ -175,7 +199,7 @@ def _powered(number: int, title: str, some: Parts, scored: Scored, initial: str 
 
 
 def _powercool(clock: Clock) -> Iterator[Result]:
-    """Results 20 to 42 with PowerCool."""
+    """Results 20 to 43 with PowerCool."""
     brake, pin = around.radial_brake(), around.radius_pin()
     floor, soap = around.update_floor(0.3825), parts.soap_mlp_and_value()
     wide = parts.aurora(Side.WIDE, 3, 0.25, parts.POLAR4)
@@ -200,6 +224,8 @@ def _powercool(clock: Clock) -> Iterator[Result]:
     pruned = (*soap, wide, contra(2500), brake, floor, pin, around.aux_beta2(**_SLOWER))
     some = (*pruned, around.momentum_schedule(clock, 3020, 100), cool(3050))
     yield _powered(30, "pruned stack", some, (3050, 2930, 3.2784, 16), "P")
+    some = (*some, around.extrapolation(clock))
+    yield _powered(34, "RRE extrapolation", some, (3050, 2925, 3.2781, 8), "P")
     some = (*soap, *_tempered(clock, wide), cool(3020))
     yield _powered(38, "Tempered-Polar", some, (3020, 2900, 3.2786, 9), "P")
     ahead = around.lookahead(0.3, clock(300), clock(1950))
@@ -207,8 +233,21 @@ def _powercool(clock: Clock) -> Iterator[Result]:
     yield _powered(40, "EMA-Nesterov", forty, (2980, 2890, 3.2788, 16), "P")
     some = (around.circuit_muon(), *forty)
     yield _powered(41, "Circuit-Muon", some, (2980, 2875, 3.2790, 20), "P")
+    yield _pulsed(clock, (around.circuit_muon(), *pruned))
     some = (*forty, around.reference(clock(2375), clock(2850)))
     yield _powered(42, "reference", some, (2980, 2860, 3.2789, 16), "P0")
+
+
+def _pulsed(clock: Clock, before: Parts) -> Result:
+    """Return result 43."""
+    some = (
+        *before,
+        around.momentum_schedule(clock, 2850, 100),
+        around.lookahead(0.3, clock(300), clock(1900)),
+        around.power_cool_twice(clock, 2950, 2600, 3010),
+        around.pulses(clock),
+    )
+    return _powered(43, "Circuit-Muon, pulses", some, (3010, 2850, 3.2786, 13), "P")
 
 
 _SLOWER = dict.fromkeys(("embed", "head", "gains", "biases", "output_biases"), 0.99)
@@ -261,11 +300,11 @@ def _lately(clock: Clock) -> Iterator[Result]:
     yield _powered(46, "row floor, cautious decay", some, (2900, 2690, 3.2783, 8), "P125")
 
 
-_TABLES = (_muons, _other_rules, _on_the_hyperball, _floored, _powercool, _lately)
+_TABLES = (_muons, _on_gradients, _other_rules, _on_the_hyperball, _floored, _powercool, _lately)
 
 
 def results(ratio: float = 1.0) -> dict[int, Result]:
-    """Return the covered results by number.
+    """Return the results by number.
 
     Args:
         ratio: Length of a run over that of the full one, to which schedules are scaled.
@@ -285,14 +324,11 @@ def result(number: int, *, steps: int | None = None, without: tuple[str, ...] = 
         without: Names of parts to leave out.
 
     Raises:
-        ValueError: If the number is not covered, or a part is not one of the result's.
+        ValueError: If there is no such result, or a part is not one of the result's.
     """
     known = results()
     if number not in known:
-        raise ValueError(
-            f"result {number} is not covered; choose from {', '.join(map(str, known))} "
-            "(docs/track3.md says why)"
-        )
+        raise ValueError(f"a result is a number from 1 to {max(known)}, got {number}")
     found = known[number]
     if steps is not None:
         ratio = steps / found.steps

@@ -116,7 +116,7 @@ def note_symmetric(result: Tensor, inner: int) -> None:
         operations.symmetric += 2 * result.numel() * inner
 
 
-class _Sums:
+class _CountingMode:
     """Add up the operations that are dispatched, unless a count inside this one takes them.
 
     Not in `_Operations` itself, where torch would wrap it and import the compiler to do so.
@@ -141,7 +141,7 @@ class _Sums:
         return out
 
 
-class _Operations(_Sums, TorchDispatchMode):
+class _Operations(_CountingMode, TorchDispatchMode):
     """A count in progress."""
 
 

@@ -1,5 +1,6 @@
-"""Preparation of matrices for factorisations: finite, tall, scaled; zero rows come out zero."""
+"""Polar maps by factorisations, of matrices made finite, tall and scaled; zero rows stay zero."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -7,7 +8,9 @@ from torch import Tensor
 
 from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import check_matrix, unit_scale
+from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.row_sums import Rows, check_tall
+from polarlight.linalg.slot import PolarMap
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -55,6 +58,33 @@ def by_gram(
     live = rows.sum((Y != 0).sum(dim=-2, keepdim=True).to(dtype)) != 0
     U = polar(Y, rows) * (Y != 0).any(-1, keepdim=True) * live
     return torch.where(lost, torch.nan, U).to(X.dtype)
+
+
+class DecompositionPolar(PolarMap):
+    """Exact polar map by a factorisation of finite, tall matrices with largest entry 1.
+
+    Attributes:
+        dtype: Dtype of the factorisation; None takes that of the input, at least float32.
+    """
+
+    __slots__ = ()
+    dtype: torch.dtype | None
+
+    @abstractmethod
+    def _polar(self, X: Tensor) -> Tensor:
+        """Return the polar factor of tall or square X; see `by_decomposition`."""
+
+    def __call__(self, M: Tensor) -> Tensor:
+        """Return the polar factor of M; see the class."""
+        return by_decomposition(M, self.dtype, self._polar)
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return rotations of both sides."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return those of an exact polar factor."""
+        return polar_invariants()
 
 
 def symmetric_eigen(S: Tensor) -> tuple[Tensor, Tensor]:

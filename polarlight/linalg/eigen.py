@@ -20,7 +20,7 @@ from torch import Tensor
 
 from polarlight.linalg.band import Band, coarser, exact_band
 from polarlight.linalg.decomposition import (
-    by_decomposition,
+    DecompositionPolar,
     by_gram,
     check_dtype,
     computing_dtype,
@@ -28,15 +28,13 @@ from polarlight.linalg.decomposition import (
 )
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.products import gram
-from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.row_sums import ALL_ROWS, Rows, over_rows
-from polarlight.linalg.slot import PolarMap
 from polarlight.registry import registered
 
 
 @registered("EigenPolar")
 @dataclass(frozen=True, slots=True)
-class EigenPolar(PolarMap):
+class EigenPolar(DecompositionPolar):
     """Polar factor of each matrix in a batch, by eigendecomposition of its Gram matrix.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -76,10 +74,6 @@ class EigenPolar(PolarMap):
             raise ValueError(f"cutoff must lie in (0, 1), got {self.cutoff}")
         check_dtype(self.dtype)
 
-    def __call__(self, M: Tensor) -> Tensor:
-        """Return the polar factor of M; see the class."""
-        return by_decomposition(M, self.dtype, self._polar)
-
     def _on_rows(self, X: Tensor, rows: Rows) -> Tensor:
         """Return those rows of the factor of tall matrices, from a sum of Gram matrices."""
         return by_gram(X, rows, self.dtype, self._polar)
@@ -111,14 +105,6 @@ class EigenPolar(PolarMap):
             return exact_band(coarser(own, dtype), above, math.inf, loss=1.0)
         loss = min(m, n) * (eps / above**2) ** 2 / 2
         return exact_band(coarser(own, dtype), above, math.inf, loss)
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return ROTATIONS
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return polar_invariants()
 
     def __str__(self) -> str:
         return "exact (eigenvectors of the Gram matrix)"

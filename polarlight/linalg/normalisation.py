@@ -107,6 +107,10 @@ class Schatten4:
         return "Schatten-4"
 
 
+SCHATTEN4 = Schatten4()
+"""For calls inside of a step: the compiler cannot call an object that a graph makes."""
+
+
 @registered("Schatten8")
 @dataclass(frozen=True, slots=True)
 class Schatten8:

@@ -41,12 +41,6 @@ class NuclearPolar(MatrixMap):
         """Return the declared symmetries."""
         return self.polar.symmetries(m, n) & ROTATIONS
 
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the polar method."""
-        return self.polar.iteration_dtype(m, n, dtype, device)
-
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the polar method's, but for the size."""
         polar = self.polar.invariants(m, n)

@@ -1,6 +1,8 @@
 """Dtype in which a device multiplies matrices at full speed."""
 
+import platform
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -11,8 +13,7 @@ def iteration_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Return the dtype in which an iteration that tolerates bfloat16 should run.
 
     Float64 input asks for exactness and stays float64. Everything else runs in bfloat16 where the
-    device has bfloat16 matrix units, in float32 elsewhere (emulated bfloat16 is slower than
-    float32).
+    device multiplies it faster, in float32 elsewhere.
     """
     if dtype == torch.float64:
         return dtype
@@ -42,7 +43,7 @@ def gram_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 @assume_constant
 @lru_cache_eager
 def has_fast_bfloat16(device_type: str, index: int | None = None) -> bool:
-    """Return True if the device multiplies bfloat16 matrices in hardware; see `FAST_BFLOAT16`."""
+    """Return True if the device multiplies bfloat16 faster than float32; see `FAST_BFLOAT16`."""
     has = FAST_BFLOAT16.get(device_type)
     return has is not None and has(index)
 
@@ -53,19 +54,28 @@ def _npu_has_bfloat16(index: int | None) -> bool:
     return supported is not None and bool(supported())
 
 
+def _cpu_has_bfloat16(index: int | None) -> bool:
+    """Return whether bfloat16 products are faster than float32 ones on this CPU.
+
+    AMX is, on every CPU that has it. AVX512-BF16 alone is not on Intel's: their cores start two
+    float32 multiply-adds of full width per cycle and one of bfloat16, which has twice the terms,
+    and the conversions come on top (measured: `docs/performance.md`).
+    """
+    found = cpu_capabilities()
+    return bool(found.get("amx_bf16") or (found.get("avx512_bf16") and "Intel" not in cpu_name()))
+
+
 FAST_BFLOAT16: dict[str, Callable[[int | None], bool]] = {
     "cuda": lambda index: torch.cuda.get_device_capability(index) >= (8, 0),
-    "cpu": lambda index: any(
-        cpu_capabilities().get(units) for units in ("avx512_bf16", "amx_bf16")
-    ),
+    "cpu": _cpu_has_bfloat16,
     "xpu": lambda index: torch.xpu.get_device_properties(index).has_bfloat16_conversions,
     "mps": lambda index: bool(torch.backends.mps.is_macos_or_newer(14, 0)),
     "npu": _npu_has_bfloat16,
 }
-"""Type of a device -> whether the device of an index multiplies bfloat16 matrices in hardware.
+"""Type of a device -> whether the device of an index multiplies bfloat16 faster than float32.
 
-CUDA from Ampere on, CPUs with AVX512-BF16 or AMX, Intel GPUs with conversions, Apple's from macOS
-14 on, Ascend by its extension. A type that is absent iterates in float32.
+CUDA from Ampere on, CPUs with AMX, AMD's with AVX512-BF16, Intel GPUs with conversions, Apple's
+from macOS 14 on, Ascend by its extension. A type that is absent iterates in float32.
 """
 
 
@@ -79,3 +89,16 @@ def cpu_capabilities() -> dict[str, object]:
     if report is not None:
         return dict(report())
     return {"avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
+
+
+def cpu_name() -> str:
+    """Return the CPU's name, which has its maker's in it; empty where nothing tells."""
+    reported = cpu_capabilities().get("cpu_name")
+    if reported:
+        return str(reported)
+    try:  # releases of torch before 2.11 report none
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

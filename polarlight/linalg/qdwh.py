@@ -15,27 +15,21 @@ device. A cubic Newton-Schulz step follows the last.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from polarlight.linalg.band import Band, coarser, exact_band, vector_loss
-from polarlight.linalg.decomposition import by_decomposition, check_dtype, computing_dtype
-from polarlight.linalg.lru_cache_eager import constant_size, lru_cache_eager
-from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
+from polarlight.linalg.decomposition import check_dtype
+from polarlight.linalg.lru_cache_eager import lru_cache_eager
 from polarlight.linalg.rational import (
+    RationalPolar,
     RationalStep,
     check_lower,
-    cut_off,
-    iterate,
-    least_value,
     polished,
 )
-from polarlight.linalg.slot import PolarMap
 from polarlight.registry import registered
 
 
 @registered("QDWH")
 @dataclass(frozen=True, slots=True)
-class QDWH(PolarMap):
+class QDWH(RationalPolar):
     """Polar factor of each matrix in a batch, by QR and Cholesky factorisations.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -80,14 +74,6 @@ class QDWH(PolarMap):
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps must be >= 1, got {self.steps}")
 
-    def __call__(self, M: Tensor) -> Tensor:
-        """Return the polar factor of M; see the class."""
-        return by_decomposition(M, self.dtype, self._polar)
-
-    def _polar(self, X: Tensor) -> Tensor:
-        m, n = (constant_size(side) for side in X.shape[-2:])
-        return iterate(X, self.plan(X.dtype, cut_off(m, n, X.dtype)))
-
     def plan(self, dtype: torch.dtype, cutoff: float = 0.0) -> tuple[RationalStep, ...]:
         """Return the steps of a computation in float32 or float64.
 
@@ -95,25 +81,6 @@ class QDWH(PolarMap):
         """
         eps = torch.finfo(dtype).eps
         return halley(max(self.lower or eps, eps, cutoff), self.steps, eps)
-
-    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
-        """Return the values of the steps from `lower`, and twice the cut-off, on."""
-        own = self.dtype or computing_dtype(dtype)
-        above = max(self.lower or 0.0, 2 * cut_off(m, n, own))
-        loss = (
-            1
-            - least_value(self.plan(own, cut_off(m, n, own)), above)
-            + vector_loss(torch.finfo(own).eps, above)
-        )
-        return exact_band(coarser(own, dtype), above, 2.0, loss)
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return ROTATIONS
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return polar_invariants()
 
     def __str__(self) -> str:
         steps = "" if self.steps is None else f" x{self.steps}"

@@ -24,13 +24,16 @@ after another.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from polarlight.linalg.band import Band, coarser, exact_band, vector_loss
 from polarlight.linalg.cost import iteration_count
+from polarlight.linalg.decomposition import DecompositionPolar, computing_dtype
 from polarlight.linalg.lru_cache_eager import (
     assume_constant,
     constant_size,
@@ -73,6 +76,40 @@ def check_lower(lower: float | None) -> None:
 def cut_off(m: int, n: int, dtype: torch.dtype) -> float:
     """Return the singular value, relative to |X|_F, below which a direction is taken as noise."""
     return max(8.0, math.sqrt(max(m, n))) * torch.finfo(dtype).eps
+
+
+class RationalPolar(DecompositionPolar):
+    """Polar map by rational steps on singular values above the cut-off.
+
+    Attributes:
+        lower: Least singular value, relative to |M|_F, that arrives at 1; None: the cut-off.
+    """
+
+    __slots__ = ()
+    lower: float | None
+
+    @abstractmethod
+    def plan(self, dtype: torch.dtype, cutoff: float = 0.0) -> tuple[RationalStep, ...]:
+        """Return the steps of a computation in float32 or float64.
+
+        Nothing below the `cutoff` is lifted: steps for less would lift the noise again.
+        """
+
+    def _polar(self, X: Tensor) -> Tensor:
+        """Return the polar factor of tall or square X by the steps of the plan."""
+        m, n = (constant_size(side) for side in X.shape[-2:])
+        return iterate(X, self.plan(X.dtype, cut_off(m, n, X.dtype)))
+
+    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
+        """Return the values of the steps from `lower`, and twice the cut-off, on."""
+        own = self.dtype or computing_dtype(dtype)
+        above = max(self.lower or 0.0, 2 * cut_off(m, n, own))
+        loss = (
+            1
+            - least_value(self.plan(own, cut_off(m, n, own)), above)
+            + vector_loss(torch.finfo(own).eps, above)
+        )
+        return exact_band(coarser(own, dtype), above, 2.0, loss)
 
 
 @lru_cache_eager

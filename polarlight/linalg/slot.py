@@ -99,8 +99,12 @@ class Slot(ABC):
     def iteration_dtype(
         self, m: int, n: int, dtype: torch.dtype, device: torch.device
     ) -> torch.dtype:
-        """Return the dtype whose rounding an image has, for m x n input of `dtype`."""
-        return dtype
+        """Return the dtype whose rounding an image has, for m x n input of `dtype`.
+
+        Default: the coarsest of the slots in fields; `dtype` without any.
+        """
+        inner = [x.iteration_dtype(m, n, dtype, device) for x in self._slots_in_fields().values()]
+        return max(inner, key=lambda d: torch.finfo(d).eps, default=dtype)
 
     def repeatable(self, m: int, n: int) -> bool:
         """Return whether two computations of an image agree to a few epsilons."""
@@ -120,12 +124,16 @@ class Slot(ABC):
         A graph of `torch.compile` cannot branch on a buffer. Slots in fields are decided too. Few
         different slots may come of all t, as each makes a graph. Default: no branch, itself.
         """
-        names: list[str] = [f.name for f in fields(self)] if is_dataclass(self) else []
-        inner = {name: getattr(self, name) for name in names}
-        decided = {name: x.at_step(t) for name, x in inner.items() if isinstance(x, Slot)}
+        inner = self._slots_in_fields()
+        decided = {name: x.at_step(t) for name, x in inner.items()}
         changed = {name: x for name, x in decided.items() if x is not inner[name]}
         whole: Any = self
         return replace(whole, **changed) if changed else self
+
+    def _slots_in_fields(self) -> dict[str, "Slot"]:
+        """Return the slots that this one computes by, by the name of their field."""
+        names: list[str] = [f.name for f in fields(self)] if is_dataclass(self) else []
+        return {name: x for name in names if isinstance(x := getattr(self, name), Slot)}
 
 
 def gradient_of(X: Tensor, buffers: Buffers) -> Tensor:

@@ -7,15 +7,13 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.band import Band, coarser, exact_band, vector_loss
-from polarlight.linalg.decomposition import by_decomposition, check_dtype, computing_dtype
-from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
-from polarlight.linalg.slot import PolarMap
+from polarlight.linalg.decomposition import DecompositionPolar, check_dtype, computing_dtype
 from polarlight.registry import registered
 
 
 @registered("ExactPolar")
 @dataclass(frozen=True, slots=True)
-class ExactPolar(PolarMap):
+class ExactPolar(DecompositionPolar):
     """Polar factor U V' of each matrix U S V' in a batch, by singular value decomposition.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -55,10 +53,6 @@ class ExactPolar(PolarMap):
             raise ValueError(f"cutoff must lie in [0, 1), got {self.cutoff}")
         check_dtype(self.dtype)
 
-    def __call__(self, M: Tensor) -> Tensor:
-        """Return the polar factor of M; see the class."""
-        return by_decomposition(M, self.dtype, self._polar)
-
     def _polar(self, X: Tensor) -> Tensor:
         U, S, Vh = torch.linalg.svd(X, full_matrices=False)
         cutoff = self._cutoff(X.shape[-2], X.shape[-1], X.dtype)
@@ -77,14 +71,6 @@ class ExactPolar(PolarMap):
         above = 2 * max(self._cutoff(m, n, own), noise)
         loss = vector_loss(torch.finfo(own).eps, above)
         return exact_band(coarser(own, dtype), above, math.inf, loss)
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return ROTATIONS
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return polar_invariants()
 
     def __str__(self) -> str:
         return "exact (SVD)"

@@ -19,7 +19,7 @@ from torch import Tensor
 from polarlight.linalg.coefficients import SIMPLE_QUINTIC, Schedule
 from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import at_least_float32, check_matrix, nonzero
-from polarlight.linalg.normalisation import Normalisation, Schatten4, normalised
+from polarlight.linalg.normalisation import SCHATTEN4, normalised
 from polarlight.linalg.precision import iteration_dtype
 from polarlight.linalg.products import gram, gram_polynomial, times_short
 from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
@@ -88,19 +88,13 @@ class WeightedIterates(MatrixMap):
         check_matrix(M)
         if M.numel() == 0:
             return M.clone()
-        dtype, norm = self.dtype or iteration_dtype(M.dtype, M.device), Schatten4()
-        X = normalised(M, norm, self.schedule.safety, dtype)  # [..., m, n]
+        dtype = self.dtype or iteration_dtype(M.dtype, M.device)
+        X = normalised(M, SCHATTEN4, self.schedule.safety, dtype)  # [..., m, n]
         total = self.weights[0] * X.to(M.dtype)
         for weight, (a, b, c) in zip(self.weights[1:], self.schedule.steps, strict=False):
             X = times_short(X, gram_polynomial(gram(X), b, c), a)
             total = total + weight * X.to(M.dtype)
-        return self._resized(total, norm, dtype).to(M.dtype)
-
-    def _resized(self, S: Tensor, norm: Normalisation, dtype: torch.dtype) -> Tensor:
-        X = at_least_float32(S)
-        size = min(S.shape[-2:]) ** 0.25  # Schatten-4 norm of an isometry of this rank
-        resized: Tensor = X * (size / nonzero(norm(X, dtype)))
-        return resized
+        return _resized(total, dtype).to(M.dtype)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""
@@ -118,3 +112,11 @@ class WeightedIterates(MatrixMap):
 
     def __str__(self) -> str:
         return f"{len(self.weights)} weighted iterates, {self.schedule.name}"
+
+
+def _resized(S: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return S at the Schatten-4 norm of an isometry, in at least float32; `dtype` of products."""
+    X = at_least_float32(S)
+    size = min(S.shape[-2:]) ** 0.25
+    resized: Tensor = X * (size / nonzero(SCHATTEN4(X, dtype)))
+    return resized

@@ -17,26 +17,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.band import Band, coarser, exact_band, vector_loss
 from polarlight.linalg.decomposition import (
     DTYPES,
-    by_decomposition,
     check_dtype,
-    computing_dtype,
     decomposition_dtype,
 )
-from polarlight.linalg.lru_cache_eager import constant_size
 from polarlight.linalg.matrices import check_matrix, frobenius_norm, unit_scale
-from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
-from polarlight.linalg.rational import RationalStep, check_lower, cut_off, iterate, least_value
-from polarlight.linalg.slot import PolarMap
+from polarlight.linalg.rational import (
+    RationalPolar,
+    RationalStep,
+    check_lower,
+)
 from polarlight.linalg.zolotarev import MOST_TERMS, two_zolotarev_steps
 from polarlight.registry import registered
 
 
 @registered("ZoloPD")
 @dataclass(frozen=True, slots=True)
-class ZoloPD(PolarMap):
+class ZoloPD(RationalPolar):
     """Polar factor of each matrix in a batch, by two Zolotarev steps.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -103,37 +101,10 @@ class ZoloPD(PolarMap):
         eps = torch.finfo(dtype or decomposition_dtype(M)).eps
         return cls(max(power, eps), dtype=dtype)
 
-    def __call__(self, M: Tensor) -> Tensor:
-        """Return the polar factor of M; see the class."""
-        return by_decomposition(M, self.dtype, self._polar)
-
-    def _polar(self, X: Tensor) -> Tensor:
-        m, n = (constant_size(side) for side in X.shape[-2:])
-        return iterate(X, self.plan(X.dtype, cut_off(m, n, X.dtype)))
-
     def plan(self, dtype: torch.dtype, cutoff: float = 0.0) -> tuple[RationalStep, RationalStep]:
         """Return the two steps of a computation in float32 or float64; see `QDWH.plan`."""
         eps = torch.finfo(dtype).eps
         return two_zolotarev_steps(max(self.lower or eps, eps, cutoff), self.terms, eps)
-
-    def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
-        """Return the values of the steps from `lower`, and twice the cut-off, on."""
-        own = self.dtype or computing_dtype(dtype)
-        above = max(self.lower or 0.0, 2 * cut_off(m, n, own))
-        loss = (
-            1
-            - least_value(self.plan(own, cut_off(m, n, own)), above)
-            + vector_loss(torch.finfo(own).eps, above)
-        )
-        return exact_band(coarser(own, dtype), above, 2.0, loss)
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return ROTATIONS
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return polar_invariants()
 
     def __str__(self) -> str:
         terms = "" if self.terms is None else f" r={self.terms}"

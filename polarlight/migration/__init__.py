@@ -5,7 +5,7 @@ from polarlight.migration.carrying import Line, Report, carry_over, load_carried
 from polarlight.migration.conventions import (
     CONVENTIONS,
     Convention,
-    Size,
+    UpdateSize,
     convention_of,
     lr_for_rms,
     momentum_factor,
@@ -22,8 +22,8 @@ __all__ = [
     "Convention",
     "Line",
     "Report",
-    "Size",
     "Source",
+    "UpdateSize",
     "carry_over",
     "convention_of",
     "from_file",

@@ -39,7 +39,7 @@ ADAMW = "adamw"
 """Convention of AdamW, whose updates are not polar factors but have a matched RMS."""
 
 
-class Size(StrEnum):
+class UpdateSize(StrEnum):
     """Quantity that sets the size of an update before the scale."""
 
     POLAR = "polar"
@@ -64,13 +64,13 @@ class Convention:
     where: str
     scale: Scale
     momentum: Momentum
-    size: Size = Size.POLAR
+    size: UpdateSize = UpdateSize.POLAR
     method: str = "Muon"
 
     @property
     def here(self) -> str:
         """Call of the polarlight class with the same rule and the same meaning of lr."""
-        default = "scale=Original()" if self.size is Size.POLAR else "scale=Unscaled()"
+        default = "scale=Original()" if self.size is UpdateSize.POLAR else "scale=Unscaled()"
         scale = f"scale={self.scale!r}"
         return f"{self.method}({'' if scale == default else scale})"
 
@@ -84,7 +84,7 @@ def _named(
     where: str,
     scale: Scale,
     momentum: Momentum,
-    size: Size = Size.POLAR,
+    size: UpdateSize = UpdateSize.POLAR,
     method: str = "Muon",
 ) -> Convention:
     """Build a convention from positional arguments."""
@@ -146,17 +146,17 @@ _ALL = (
     ),
     _named("aurora-release", "the Aurora release's eta", Original(), _EMA_AHEAD, method="Aurora"),
     _named(ADAMW, "AdamW, its direction taken to have rms 0.2", MatchRmsAdamW(ADAMW_RMS), _EMA),
-    _named("polargrad", "polarlight.PolarGrad", Unscaled(), _EMA, Size.NUCLEAR, "PolarGrad"),
+    _named("polargrad", "polarlight.PolarGrad", Unscaled(), _EMA, UpdateSize.NUCLEAR, "PolarGrad"),
     _named(
         "polargrad-heavy-ball",
         "PolarGrad on a momentum that is a sum",
         Unscaled(),
         _SUM,
-        Size.NUCLEAR,
+        UpdateSize.NUCLEAR,
         "PolarGrad",
     ),
-    _named("sgd-ema", "SGD on an average of gradients", Unscaled(), _EMA, Size.GRADIENT),
-    _named("sgd", "torch.optim.SGD(momentum=...)", Unscaled(), _SUM, Size.GRADIENT),
+    _named("sgd-ema", "SGD on an average of gradients", Unscaled(), _EMA, UpdateSize.GRADIENT),
+    _named("sgd", "torch.optim.SGD(momentum=...)", Unscaled(), _SUM, UpdateSize.GRADIENT),
 )
 
 CONVENTIONS: Mapping[str, Convention] = {convention.name: convention for convention in _ALL}
@@ -188,7 +188,7 @@ def update_rms(lr: float, convention: str | Convention, shape: tuple[int, int]) 
     """
     _check(lr, shape)
     kind = convention_of(convention)
-    if kind.size is not Size.POLAR:
+    if kind.size is not UpdateSize.POLAR:
         raise ValueError(
             f"the updates of {kind.name!r} are as large as the gradients make them; "
             "measure them with an optimizer's probe"
@@ -233,7 +233,7 @@ def translate_lr(
             f"{_FOLLOWS[there.size]}: no factor that holds for all gradients translates them"
         )
     ratio = here.scale(*shape) / there.scale(*shape)
-    if here.size is not Size.POLAR:
+    if here.size is not UpdateSize.POLAR:
         ratio *= momentum_factor(there.momentum, here.momentum, beta)
     return lr * ratio
 
@@ -252,9 +252,9 @@ def momentum_factor(source: Momentum, target: Momentum, beta: float) -> float:
 
 
 _FOLLOWS = {
-    Size.POLAR: "polar factor",
-    Size.NUCLEAR: "momentum's nuclear norm",
-    Size.GRADIENT: "momentum",
+    UpdateSize.POLAR: "polar factor",
+    UpdateSize.NUCLEAR: "momentum's nuclear norm",
+    UpdateSize.GRADIENT: "momentum",
 }
 
 

@@ -19,7 +19,7 @@ Source: Yang, Simon and Bernstein, "A spectral condition for feature learning" (
 
 from math import sqrt
 
-from polarlight.migration.conventions import ADAMW, ADAMW_RMS, Convention, Size, convention_of
+from polarlight.migration.conventions import ADAMW, ADAMW_RMS, Convention, UpdateSize, convention_of
 
 Shape = tuple[int, int]
 
@@ -34,7 +34,7 @@ def operator_step(lr: float, convention: str | Convention, shape: Shape) -> floa
             gradients make them.
     """
     kind = convention_of(convention)
-    if kind.size is not Size.POLAR:
+    if kind.size is not UpdateSize.POLAR:
         raise ValueError(f"the updates of {kind.name!r} are as large as the gradients make them")
     if not lr >= 0 or min(shape) < 1:
         raise ValueError(f"lr must be >= 0 and sizes >= 1, got {lr} and {shape}")

@@ -98,7 +98,7 @@ def _new_momentum(momentum: Momentum, p: Tensor, name: str) -> dict[str, Tensor]
             raise ValueError(f"{name}: {error}")
         for key, x in state.items():
             if x.ndim and not is_sharded(x):
-                state[key] = collectives.zeros_beside(
+                state[key] = collectives.sharded_zeros(
                     p, name, x.shape, dtype=x.dtype, device=x.device
                 )
     return state

@@ -37,7 +37,7 @@ class GraphInputs:
         self._rules: dict[str, UpdateRule] = {}
 
     def prepare(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> None:
-        """Make momenta tensors, and decide rules by the counters in the states."""
+        """Copy the groups with momenta as tensors; decide rules by the counters in the states."""
         self.groups = [dict(group) for group in groups]
         self._kinds.clear()
         self._rules.clear()
@@ -47,7 +47,7 @@ class GraphInputs:
                 self._decide(p, group["rule"], states.get(p, {}))
 
     def rule_of(self, p: Tensor, rule: UpdateRule) -> UpdateRule:
-        """Return a parameter's rule as it acts in the coming step."""
+        """Return a parameter's rule with the branches of the coming step decided."""
         return self._rules[self._kinds[p]] if p in self._kinds else rule
 
     def _make_momentum_tensor(self, i: int, group: Group) -> None:
@@ -90,18 +90,31 @@ def check_lr(lrs: Sequence[float | Tensor]) -> None:
         _warn_of_numbers()
 
 
-_warned: list[bool] = []
+_warned: set[str] = set()
+"""Texts of the warnings given in this process."""
+
+
+def _warn_once(text: str) -> None:
+    """Give a warning with this text once per process."""
+    if text not in _warned:
+        _warned.add(text)
+        warnings.warn(text, UserWarning, stacklevel=3)
 
 
 @assume_constant
 def _warn_of_numbers() -> None:
     """Warn once per process that a float learning rate is compiled into the graph."""
-    if not _warned:
-        _warned.append(True)
-        warnings.warn(
-            "a compiled step takes a float learning rate for a constant and is compiled anew when "
-            "a scheduler changes it; use a tensor learning rate: lr=torch.tensor(0.02), and "
-            "aux_lr=torch.tensor(0.003) where the class has one",
-            UserWarning,
-            stacklevel=2,
-        )
+    _warn_once(
+        "a compiled step takes a float learning rate for a constant and is compiled anew when a "
+        "scheduler changes it; use a tensor learning rate: lr=torch.tensor(0.02), and "
+        "aux_lr=torch.tensor(0.003) where the class has one"
+    )
+
+
+def warn_of_eager_step() -> None:
+    """Warn once per process that a compiled step of shared parameters runs eagerly."""
+    _warn_once(
+        "torch.compile leaves optimizer.step eager where processes share parameters (Sharded, "
+        "FSDP2, any DTensor), with the same values: the exchange is no part of a graph; call "
+        "optimizer.step uncompiled"
+    )

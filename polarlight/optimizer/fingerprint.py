@@ -39,7 +39,7 @@ _CONTENT = ("slots", "fields")
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class FieldDifference:
     """Difference between a saved configuration and the optimizer's in one field.
 
     Attributes:
@@ -115,7 +115,7 @@ def _is_plain(value: object) -> bool:
     return _is_config(value) if isinstance(value, dict) else True
 
 
-def differences(saved: object, now: object, where: str = "") -> Iterator[Difference]:
+def differences(saved: object, now: object, where: str = "") -> Iterator[FieldDifference]:
     """Yield the fields in which two configurations differ, with defaults filled in."""
     if isinstance(saved, dict) and isinstance(now, dict) and _are_comparable(saved, now):
         yield from _fields_that_differ(saved, now, where)
@@ -127,7 +127,7 @@ def differences(saved: object, now: object, where: str = "") -> Iterator[Differe
         texts = _schedule_name(saved), _schedule_name(now)
         if None in texts or texts[0] == texts[1]:
             texts = _python_text(saved), _python_text(now)
-        yield Difference(where or "method", str(texts[0]), str(texts[1]), harmless)
+        yield FieldDifference(where or "method", str(texts[0]), str(texts[1]), harmless)
 
 
 def keeps_state(value: object) -> bool:
@@ -141,7 +141,7 @@ def keeps_state(value: object) -> bool:
     return own or any(map(keeps_state, _fields_or_slots(value).values()))
 
 
-def _fields_that_differ(saved: Config, now: Config, where: str) -> Iterator[Difference]:
+def _fields_that_differ(saved: Config, now: Config, where: str) -> Iterator[FieldDifference]:
     """Yield the differing fields of two configurations of the same method."""
     known = registration_named(now["method"])
     free = "slots" in now or (not keeps_state(saved) and not keeps_state(now))
@@ -304,7 +304,7 @@ def _parsed(node: ast.AST) -> Any:
 
 
 def _call_config(name: str, fields: dict[str, Any]) -> Config:
-    """Return the configuration of a constructor call in a `repr`."""
+    """Return the configuration of the object that `name(**fields)` in a `repr` of 0.1.0 makes."""
     if name == "UpdateRule":
         method = fields.pop("name")
         return {"method": method, "version": 1, "slots": fields}

@@ -216,7 +216,7 @@ class SkipCounts:
     def flag_and_count(
         self, groups: Sequence[Group], active: Collection[tuple[int, int]]
     ) -> Tensor:
-        """Return a bool per place, True where a gradient is finite or not active; count others."""
+        """Return a bool per place, False where an active gradient is not finite; count these."""
         measures = [self._finite] * len(self.places)
         for squares in (False, True):
             positions = [
@@ -257,7 +257,7 @@ def gradients_by_device(
 
 
 def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
-    """Return `finite_flags` as Python bools, in one transfer."""
+    """Return one Python bool per gradient on a device, True where finite; waits for the device."""
     if is_host_readable(gradients[0].device) and not squares:
         # A finite sum has finite terms, and is the cheapest to compute; a sum may also overflow.
         sums = torch.stack([foreach.as_plain(g.sum()) for g in gradients]).tolist()
@@ -275,9 +275,9 @@ def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
 
 
 def _norms(gradients: Sequence[Tensor], squares: bool) -> list[Tensor]:
-    """Return a number [] for each gradient that is finite where the gradient is.
+    """Return one norm [] per gradient, NaN or Inf where an entry of the gradient is.
 
-    The largest entry, or with `squares` the Frobenius norm, in float32 or float64.
+    The largest magnitude, or with `squares` the Frobenius norm, in float32 or float64.
     """
     order = 2.0 if squares else math.inf
     norms: dict[int, Tensor] = {}

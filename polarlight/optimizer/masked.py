@@ -106,7 +106,7 @@ def update_momenta(
     beta: float | Tensor,
     finite: FiniteFlags,
 ) -> list[Tensor]:
-    """Update momentum buffers in place where gradients are finite; return what rules map."""
+    """Update momentum buffers in place where gradients are finite; return the rules' inputs."""
     held = momentum.loaded(buffers, gradients) if momentum.buffered else buffers
     result = _update_loaded(momentum, states, gradients, held, beta, finite)
     for buffer, used in zip(buffers, held, strict=True):
@@ -303,7 +303,7 @@ def _step_and_undo(
     """
     written = [x for p, _, state, _ in rows for x in (p, *state.values())]
     flags = [ok for p, _, state, ok in rows for _ in (p, *state)]
-    small = [i for i, x in enumerate(written) if x.numel() < LARGE_TABLE and _may_stack(x)]
+    small = [i for i, x in enumerate(written) if x.numel() < LARGE_TABLE and _has_stack_kernels(x)]
     kinds = [[small[k] for k in kind] for kind in by_kind([written[i] for i in small])]
     flat = [flat_copy([written[i] for i in kind])[0] for kind in kinds]
     before = {i: written[i].clone() for i in range(len(written)) if i not in set(small)}
@@ -318,8 +318,8 @@ def _step_and_undo(
         foreach.copy_(tensors, parts_of(restored, tensors))
 
 
-def _may_stack(x: Tensor) -> bool:
-    """Return whether tensors like this one are put together to be selected."""
+def _has_stack_kernels(x: Tensor) -> bool:
+    """Return whether tensors like x can be stacked: torch's own type, outside of a graph."""
     return foreach.have_kernels([x]) and not torch.compiler.is_compiling()
 
 
@@ -333,7 +333,7 @@ def _stackable(
     alone: list[int] = []
     groups: dict[Hashable, list[int]] = {}
     for i, (_, *tensors) in enumerate(zip(flags, *lists, strict=True)):
-        if all(_may_stack(x) and x.numel() < LARGE for x in tensors):
+        if all(_has_stack_kernels(x) and x.numel() < LARGE for x in tensors):
             kind = tuple((x.shape, x.dtype, x.device) for x in tensors)
             groups.setdefault(kind, []).append(i)
         else:

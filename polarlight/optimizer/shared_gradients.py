@@ -37,7 +37,7 @@ class SharedGradients:
         executor: Executor | ParamExecutor,
         policy: NonFinite,
     ) -> Iterator[set[Pair]]:
-        """Yield the parameters with a non-finite gradient on some process, after agreement.
+        """Agree on gradients with all processes; yield (group, param) of the non-finite ones.
 
         While the context lasts, `p.grad` of a pending gradient is the reduced one, and a missing
         gradient that counts as zero is zero; afterwards every `p.grad` is what it was.

@@ -31,7 +31,7 @@ from polarlight.execution.sharded.executor import Sharded, check_executor
 from polarlight.linalg.isolation import run_isolated, run_isolated_around_graph
 from polarlight.optimizer.apply import apply_update, step_elementwise_group
 from polarlight.optimizer.buffers import RuleBuffers
-from polarlight.optimizer.compiled import GraphInputs, check_lr
+from polarlight.optimizer.compiled import GraphInputs, check_lr, warn_of_eager_step
 from polarlight.optimizer.fingerprint import fingerprint
 from polarlight.optimizer.gradient_guard import NonFinite, NonFiniteGuard
 from polarlight.optimizer.masked import (
@@ -180,8 +180,17 @@ class SpectralOptimizer(Optimizer):
 
     @partial(_disable_dynamo, recursive=False)
     def _step_in_graph(self) -> None:
-        """Run a compiled step: this function stays on the host, `_step` becomes a graph."""
-        run_isolated_around_graph(self._step, self._prepare_graph())
+        """Run a compiled step: this function stays on the host, `_step` becomes a graph.
+
+        Where processes share parameters it is eager: the exchange is no part of a graph.
+        """
+        devices = self._prepare_graph()
+        params = [group["params"] for group in self.param_groups]
+        if isinstance(self.executor, ParamExecutor) or any(shared_indices(params, self.executor)):
+            warn_of_eager_step()
+            _disable_dynamo(run_isolated)(self._step, devices)
+        else:
+            run_isolated_around_graph(self._step, devices)
 
     @_disable_dynamo
     def _prepare_graph(self) -> set[str]:
@@ -191,7 +200,7 @@ class SpectralOptimizer(Optimizer):
         return self._device_types()
 
     def _device_types(self) -> set[str]:
-        """Return the types of the devices that parameters are on."""
+        """Return the device types of all parameters, such as {"cuda"}."""
         return {p.device.type for group in self.param_groups for p in group["params"]}
 
     def _step(self) -> None:
@@ -221,7 +230,7 @@ class SpectralOptimizer(Optimizer):
         sharded: list[set[int]],
         nonfinite: set[tuple[int, int]],
     ) -> None:
-        """Step active parameters but those in `nonfinite`, found so on another process."""
+        """Step active parameters with finite gradients; `nonfinite` ones are known already."""
         observing = [probe for probe in self._probes.values() if probe.begin()]
         states, wait = self._buffers.by_param, bool(observing)
         masks = self._guard.flag_nonfinite(

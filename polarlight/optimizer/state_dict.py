@@ -61,6 +61,7 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
         return given
 
     def finish(_: Optimizer) -> None:
+        """Undo torch's casts of loaded buffers; adapt states saved under other numbers."""
         _restore_forms(optimizer, given, forms)
         _adapt_elementwise(optimizer, saved_rules)
 

@@ -120,12 +120,6 @@ class ExactBalanced(PolarMap):
         """Return the polar method's on rows as units."""
         return self.polar.symmetries(m, n) & ROWS
 
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the polar method."""
-        return self.polar.iteration_dtype(m, n, dtype, device)
-
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""
         return usual_limits(Invariant.EQUAL_ROWS, Invariant.ISOMETRY, Invariant.SIZE)

@@ -81,12 +81,6 @@ class FeedbackPolar(PolarMap):
         group = self.polar.symmetries(m, n) & ROWS
         return group if self.damping else group | {Symmetry.ROW_RESCALING}
 
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the polar method."""
-        return self.polar.iteration_dtype(m, n, dtype, device)
-
     def invariants(self, m: int, n: int) -> Invariants:
         """Return equal rows, and singular values as equal as the polar method leaves them."""
         return balanced_invariants(self.polar.invariants(m, n))

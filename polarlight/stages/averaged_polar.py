@@ -42,12 +42,6 @@ class AveragedPolar(Stage):
         """Return the declared symmetries."""
         return self.polar.symmetries(m, n) & ROTATIONS
 
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the polar method."""
-        return self.polar.iteration_dtype(m, n, dtype, device)
-
     def invariants(self, m: int, n: int) -> Invariants:
         """Return the declared invariants."""
         return NO_INVARIANTS

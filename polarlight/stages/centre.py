@@ -76,12 +76,6 @@ class Centred(Stage):
         kept = RIGHT | {Symmetry.LEFT_PERMUTATIONS, Symmetry.COLUMN_RESCALING}
         return (self.inner.symmetries(m, n) & kept) | SHARED
 
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the inner slot."""
-        return self.inner.iteration_dtype(m, n, dtype, device)
-
     def repeatable(self, m: int, n: int) -> bool:
         """Return whether the inner slot is."""
         return self.inner.repeatable(m, n)

@@ -70,12 +70,6 @@ class DynamicPower(Stage):
         """Return that the singular vectors are kept."""
         return {Invariant.SPECTRAL: POWERS}
 
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the polar method."""
-        return self.polar.iteration_dtype(m, n, dtype, device)
-
     def degree(self, m: int, n: int) -> float:
         """Return the power where the size follows the input's; 0 for one that moves."""
         return 0.0 if self.unit is None or isinstance(self.power, Moving) else self.power

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.isolation import isolated
-from polarlight.linalg.matrices import frobenius_norm, largest_entry, nonzero, wide
-from polarlight.linalg.properties import NO_INVARIANTS, SIGNED, Invariants, Symmetries
+from polarlight.linalg.matrices import frobenius_norm, largest_entry, nonzero
+from polarlight.linalg.properties import SIGNED, Symmetries
 from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
-from polarlight.linalg.slot import GRADIENT, Buffers, Stage
+from polarlight.linalg.slot import GRADIENT, Buffers
 from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER
 from polarlight.stages.adam import adam_direction, check_eps
@@ -24,6 +24,7 @@ from polarlight.stages.rotated_adam import (
     on_device,
 )
 from polarlight.stages.shampoo import factor_power
+from polarlight.stages.statistics import StatisticsStage, batch_shapes
 from polarlight.stages.units import in_units
 
 
@@ -33,7 +34,7 @@ from polarlight.stages.units import in_units
     may_differ=("beta1", "factor_beta", "beta2", "exponent", "every", "floor", "eps"),
 )
 @dataclass(frozen=True, slots=True)
-class GraftedShampoo(Stage):
+class GraftedShampoo(StatisticsStage):
     """S |A| / |S| with S = L^exponent M R^exponent and A Adam's bias-corrected direction.
 
     Shapes: [..., m, n] -> [..., m, n]; the gradient comes from `RawGradient`. State: `unit`,
@@ -79,7 +80,7 @@ class GraftedShampoo(Stage):
         sizes |= {"first_moment": (m, n), "second_moment": (m, n)}
         for side, length in zip(SIDES, (m, n), strict=True):
             sizes |= {f"{side}_{kept}": (length, length) for kept in ("factor", "power")}
-        return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
+        return batch_shapes(batch, sizes)
 
     @isolated
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
@@ -112,16 +113,6 @@ class GraftedShampoo(Stage):
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return what Adam's size leaves: permutations and signs."""
         return SIGNED
-
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return float32 at least: statistics are not narrower."""
-        return wide(dtype)
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return NO_INVARIANTS
 
     def __str__(self) -> str:
         return f"Shampoo, power {self.exponent:g} per side, at Adam's size"

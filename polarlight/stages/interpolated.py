@@ -19,7 +19,13 @@ from math import inf
 import torch
 from torch import Tensor
 
-from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero, unit_scale
+from polarlight.linalg.matrices import (
+    at_least_float32,
+    frobenius_norm,
+    largest_entry,
+    nonzero,
+    unit_scale,
+)
 from polarlight.linalg.normalisation import Normalisation, Schatten4
 from polarlight.linalg.precision import iteration_dtype
 from polarlight.linalg.properties import (
@@ -76,8 +82,13 @@ def size_of(X: Tensor, norm: Divisor) -> Tensor:
 
 
 def resized(X: Tensor, like: Tensor, norm: Divisor) -> Tensor:
-    """Return X multiplied by one number per matrix, so that its norm is that of `like`."""
-    return X * (size_of(like, norm) / nonzero(size_of(X, norm)))
+    """Return X multiplied by one number per matrix, so that its norm is that of `like`.
+
+    Norms are taken at unit scale: a Schatten-4 norm has fourth powers in it.
+    """
+    to, of = (largest_entry(at_least_float32(M)) for M in (like, X))  # [..., 1, 1]
+    wanted, present = size_of(like / nonzero(to), norm) * to, size_of(X / nonzero(of), norm) * of
+    return X * (wanted / nonzero(present))
 
 
 @registered("Normalised")
@@ -150,12 +161,6 @@ class Contra(Stage):
         """Return the singular vectors, where the inner slot keeps them."""
         return _spectral(self.inner.invariants(m, n))
 
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the inner slot."""
-        return self.inner.iteration_dtype(m, n, dtype, device)
-
     def repeatable(self, m: int, n: int) -> bool:
         """Return whether nothing moves and the inner slot is."""
         return not isinstance(self.contra, Moving) and self.inner.repeatable(m, n)
@@ -221,12 +226,6 @@ class Interpolated(Stage):
         """Return the singular vectors, where both keep them."""
         both = Invariant.SPECTRAL in self.towards.invariants(m, n)
         return _spectral(self.inner.invariants(m, n)) if both else NO_INVARIANTS
-
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the inner slot."""
-        return self.inner.iteration_dtype(m, n, dtype, device)
 
     def repeatable(self, m: int, n: int) -> bool:
         """Return whether nothing moves and the inner slot is."""

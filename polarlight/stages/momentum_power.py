@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.isolation import isolated
-from polarlight.linalg.matrices import nonzero, wide
-from polarlight.linalg.properties import NO_INVARIANTS, Invariants, Symmetries
-from polarlight.linalg.slot import GRADIENT, Buffers, Stage
+from polarlight.linalg.matrices import nonzero
+from polarlight.linalg.properties import Symmetries
+from polarlight.linalg.slot import GRADIENT, Buffers
 from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER
 from polarlight.stages.eigenbasis import PowerIteration
@@ -21,12 +21,13 @@ from polarlight.stages.rotated_adam import (
     do_due,
     start_bases,
 )
+from polarlight.stages.statistics import StatisticsStage, batch_shapes, keep_zero_lines
 from polarlight.stages.units import in_units
 
 
 @registered("MomentumPower", stateful=True, may_differ=("beta", "exponent", "refresh", "floor"))
 @dataclass(frozen=True, slots=True)
-class MomentumPower(Stage):
+class MomentumPower(StatisticsStage):
     """E^exponent N C^exponent with sums of N N' and N' N, the newest counted 1 + beta times.
 
         C <- beta C + N'N,   C~ = N'N + beta C;   E likewise with N N'
@@ -62,7 +63,7 @@ class MomentumPower(Stage):
         sizes = {HOST_COUNTER: (1, 1), "unit": (1, 1)}
         for side, length in zip(SIDES, (m, n), strict=True):
             sizes |= {f"{side}_{kept}": (length, length) for kept in ("factor", "basis")}
-        return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
+        return batch_shapes(batch, sizes)
 
     @isolated
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
@@ -75,8 +76,7 @@ class MomentumPower(Stage):
         step.add_(1)
         left = self._power(N, "left", members)
         right = self._power(N.mT, "right", members)
-        live = [(N != 0).any(dim=side, keepdim=True) for side in (-1, -2)]
-        return (left @ N @ right * live[0] * live[1]).reshape(X.shape).to(X.dtype)
+        return keep_zero_lines(left @ N @ right, N).reshape(X.shape).to(X.dtype)
 
     def at_step(self, t: int) -> "MomentumPower":
         """Return the stage that starts its bases at count 0, and nowhere else."""
@@ -96,16 +96,6 @@ class MomentumPower(Stage):
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return rotations, as far as the bases turn with the momentum."""
         return basis_symmetries(m, n)
-
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return float32 at least: statistics are not narrower."""
-        return wide(dtype)
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return NO_INVARIANTS
 
     def __str__(self) -> str:
         return f"power {self.exponent:g} of both Gram sums of the momentum"

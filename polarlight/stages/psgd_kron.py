@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.isolation import isolated
-from polarlight.linalg.matrices import frobenius_norm, largest_entry, nonzero, wide
-from polarlight.linalg.properties import NO_INVARIANTS, Invariants, Symmetries
+from polarlight.linalg.matrices import frobenius_norm, largest_entry, nonzero
+from polarlight.linalg.properties import Symmetries
 from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
-from polarlight.linalg.slot import Buffers, Stage
+from polarlight.linalg.slot import Buffers
 from polarlight.registry import registered
 from polarlight.stages.factors import check_beta
+from polarlight.stages.statistics import StatisticsStage, batch_shapes, keep_zero_lines
 from polarlight.stages.units import in_units
 
 LEAST = 1e-24
@@ -20,7 +21,7 @@ LEAST = 1e-24
 
 @registered("PsgdKron", stateful=True, may_differ=("beta", "rate", "noise"))
 @dataclass(frozen=True, slots=True)
-class PsgdKron(Stage):
+class PsgdKron(StatisticsStage):
     """Q_L' Q_L M Q_R' Q_R with triangular factors that whiten the momentum M.
 
         A = Q_L (M + noise |M| z) Q_R',   B = Q_L^-T v Q_R^-1,   v, z normal
@@ -53,7 +54,7 @@ class PsgdKron(Stage):
         *batch, m, n = shape
         sizes = {"unit": (1, 1), "psgd_calls": (1, 1), SIZES: PER_MATRIX, "first_moment": (m, n)}
         sizes |= {"left_triangle": (m, m), "right_triangle": (n, n)}
-        return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
+        return batch_shapes(batch, sizes)
 
     @isolated
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
@@ -72,23 +73,12 @@ class PsgdKron(Stage):
             T.copy_(torch.where(some, fresh, old))
         calls.add_(1)
         left, right = (T.mT @ T for T in triangles)
-        live = [(M != 0).any(dim=side, keepdim=True) for side in (-1, -2)]
-        D = left @ M @ right * live[0] * live[1]
+        D = keep_zero_lines(left @ M @ right, M)
         return (D * moving(largest_entry(M), buffers[SIZES])).to(X.dtype)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return none: probes do not turn with the gradient."""
         return frozenset()
-
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return float32 at least: statistics are not narrower."""
-        return wide(dtype)
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return NO_INVARIANTS
 
     def __str__(self) -> str:
         return "PSGD, Kronecker factors"
@@ -111,6 +101,8 @@ def whitened(
     A = left @ M @ right.mT
     solved = torch.linalg.solve_triangular(left.mT, v, upper=False)
     B = torch.linalg.solve_triangular(right, solved, upper=True, left=False)
+    common = nonzero(torch.maximum(largest_entry(A), largest_entry(B)))  # cancels in the step
+    A, B = A / common, B / common
     pairs = ((left, A @ A.mT, B @ B.mT), (right, A.mT @ A, B.mT @ B))
     new = [Q - rate * torch.triu(S - T) @ Q / nonzero(_norm(S + T)) for Q, S, T in pairs]
     return new[0], new[1]

@@ -52,12 +52,6 @@ class KeepNorm(Stage):
         """Return the inner slot's equivariances: sizes and shared parts of the input are kept."""
         return self.inner.symmetries(m, n) - SIZES_IGNORED - {Symmetry.SHARED_SHIFT}
 
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the inner slot."""
-        return self.inner.iteration_dtype(m, n, dtype, device)
-
     def repeatable(self, m: int, n: int) -> bool:
         """Return whether the inner slot is."""
         return self.inner.repeatable(m, n)

@@ -34,6 +34,7 @@ from polarlight.rule import HOST_COUNTER
 from polarlight.stages.adam import adam_direction, check_betas, check_eps
 from polarlight.stages.eigenbasis import PowerIteration, starting_basis
 from polarlight.stages.factors import SIDES, Factors, GramFactors, live_entries
+from polarlight.stages.statistics import batch_shapes
 from polarlight.stages.units import in_units, norm_of_any_size
 
 BatchBuffers = dict[str, Tensor]
@@ -104,7 +105,7 @@ class RotatedAdam(Stage):
         for side, length in zip(SIDES, (m, n), strict=True):
             if length <= self.max_side:
                 sizes |= {f"{side}_basis": (length, length)} | self.factors.sizes(side, length)
-        return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
+        return batch_shapes(batch, sizes)
 
     @isolated
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:

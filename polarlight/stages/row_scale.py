@@ -24,12 +24,6 @@ class RowsRescaled(Slot):
         """Return the polar method's on rows as units; row sizes are balanced away."""
         return (self.polar.symmetries(m, n) & ROWS) | {Symmetry.ROW_RESCALING}
 
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return the dtype of the polar method."""
-        return self.polar.iteration_dtype(m, n, dtype, device)
-
     def invariants(self, m: int, n: int) -> Invariants:
         """Return equal rows, and singular values as equal as the polar method leaves them."""
         return rescaled_invariants(self.polar.invariants(m, n))

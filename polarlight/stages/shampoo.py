@@ -14,6 +14,7 @@ from polarlight.linalg.slot import Buffers, Stage
 from polarlight.registry import registered
 from polarlight.stages.adam import check_betas
 from polarlight.stages.factors import SIDES, GramFactors, live_entries
+from polarlight.stages.statistics import batch_shapes
 from polarlight.stages.units import in_units
 
 
@@ -50,7 +51,7 @@ class Shampoo(Stage):
         *batch, m, n = shape
         sizes = {"unit": (1, 1), "first_moment": (m, n), SIZES: PER_MATRIX}
         sizes |= {"left_factor": (m, m), "right_factor": (n, n)}
-        return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
+        return batch_shapes(batch, sizes)
 
     @isolated
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:

@@ -7,17 +7,18 @@ from torch import Tensor
 
 from polarlight.linalg.decomposition import symmetric_eigen
 from polarlight.linalg.isolation import isolated
-from polarlight.linalg.matrices import nonzero, wide
-from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariants, Symmetries
-from polarlight.linalg.slot import GRADIENT, Buffers, Stage, gradient_of
+from polarlight.linalg.matrices import nonzero
+from polarlight.linalg.properties import ROTATIONS, Symmetries
+from polarlight.linalg.slot import GRADIENT, Buffers, gradient_of
 from polarlight.registry import registered
 from polarlight.stages.factors import SIDES, GramFactors, check_beta
+from polarlight.stages.statistics import StatisticsStage, batch_shapes, keep_zero_lines
 from polarlight.stages.units import in_units
 
 
 @registered("SinkSoap", stateful=True, may_differ=("beta", "rounds", "floor"))
 @dataclass(frozen=True, slots=True)
-class SinkSoap(Stage):
+class SinkSoap(StatisticsStage):
     """Q_L (r^(1/2) X c^(1/2)) Q_R' with X = Q_L' N Q_R, r and c by Sinkhorn's iteration on X o X.
 
         L <- b L + (1 - b) G G',  R <- b R + (1 - b) G' G;  Q_L, Q_R their eigenvectors
@@ -48,7 +49,7 @@ class SinkSoap(Stage):
         """Return both factors, the unit, and the gradient."""
         *batch, m, n = shape
         sizes = {"unit": (1, 1), "left_factor": (m, m), "right_factor": (n, n), GRADIENT: (m, n)}
-        return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
+        return batch_shapes(batch, sizes)
 
     @isolated
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
@@ -66,22 +67,11 @@ class SinkSoap(Stage):
             r = 1 / (m * (E @ c))  # [..., m, 1]
             c = 1 / (n * (E.mT @ r))
         D = left @ (r.sqrt() * Y * c.sqrt().mT) @ right.mT
-        live = [(N != 0).any(dim=side, keepdim=True) for side in (-1, -2)]
-        return (D * live[0] * live[1]).to(X.dtype)
+        return keep_zero_lines(D, N).to(X.dtype)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""
         return ROTATIONS
-
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return float32 at least: statistics are not narrower."""
-        return wide(dtype)
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return NO_INVARIANTS
 
     def __str__(self) -> str:
         return f"even energies in eigenbases, {self.rounds} rounds"

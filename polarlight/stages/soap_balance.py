@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.isolation import isolated
-from polarlight.linalg.matrices import frobenius_norm, nonzero, wide
+from polarlight.linalg.matrices import frobenius_norm, nonzero
 from polarlight.linalg.normalisation import Normalisation, Schatten4
-from polarlight.linalg.properties import NO_INVARIANTS, Invariants, Symmetries
-from polarlight.linalg.slot import GRADIENT, Buffers, Stage, gradient_of
+from polarlight.linalg.properties import Symmetries
+from polarlight.linalg.slot import GRADIENT, Buffers, gradient_of
 from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER
 from polarlight.stages.eigenbasis import PowerIteration
@@ -41,6 +41,7 @@ from polarlight.stages.rotated_adam import (
     rotate,
     start_bases,
 )
+from polarlight.stages.statistics import StatisticsStage, batch_shapes, keep_zero_lines
 from polarlight.stages.units import in_units
 
 
@@ -85,7 +86,7 @@ class TrustGate:
     may_differ=("beta", "every", "refresh", "floor", "blend", "gate", "norm"),
 )
 @dataclass(frozen=True, slots=True)
-class SoapBalance(Stage):
+class SoapBalance(StatisticsStage):
     """The momentum in units of its root mean square, entry by entry in the eigenbases.
 
     Shapes: [..., m, n] -> [..., m, n]. Reads the gradient. State: `unit` [..., 1, 1],
@@ -131,7 +132,7 @@ class SoapBalance(Stage):
         sizes = {HOST_COUNTER: (1, 1), "unit": (1, 1), "second_moment": (m, n), GRADIENT: (m, n)}
         for side, length in zip(SIDES, (m, n), strict=True):
             sizes |= {f"{side}_{kept}": (length, length) for kept in ("factor", "basis")}
-        return {name: torch.Size((*batch, *size)) for name, size in sizes.items()}
+        return batch_shapes(batch, sizes)
 
     @isolated
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
@@ -168,8 +169,7 @@ class SoapBalance(Stage):
         root = V.sqrt()
         least = self.floor * V.mean(dim=(-2, -1), keepdim=True).sqrt()
         S = rotate(Y / nonzero(torch.maximum(root, least)), left.mT, right.mT)
-        live = [(N != 0).any(dim=side, keepdim=True) for side in (-1, -2)]
-        S = S * live[0] * live[1]  # bases mix rows; one without any gradient rests
+        S = keep_zero_lines(S, N)
         if self.blend < 1:
             S = self.blend * S + (1 - self.blend) * raw
         S = resized(S, N, self.norm)
@@ -181,16 +181,6 @@ class SoapBalance(Stage):
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return rotations, as far as the bases turn with the gradient."""
         return basis_symmetries(m, n)
-
-    def iteration_dtype(
-        self, m: int, n: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.dtype:
-        """Return float32 at least: statistics are not narrower."""
-        return wide(dtype)
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return NO_INVARIANTS
 
     def __str__(self) -> str:
         return f"SOAP's preconditioner, bases every {self.every} steps"

@@ -73,7 +73,7 @@ def test_the_added_optimizers_tests_and_the_contract_suite_pass(copy):
     done = python(copy, "-m", "pytest", *options, *named, "-v")
     assert done.returncode == 0, done.stdout
     for test in (
-        "test_soft_muon.py::test_steps_follow_the_reference",
+        f"test_{NAME}.py::test_steps_follow_the_reference",
         f"test_every_rule_has_a_reference_a_test_and_a_row_in_the_papers[{NAME}]",
         f"test_the_declaration_is_exact[{NAME}",
         f"test_every_recipe_trains[{NAME}]",

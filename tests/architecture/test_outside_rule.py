@@ -54,13 +54,12 @@ def test_the_catalogue_of_the_contracts_has_it(toy):
 def test_the_contracts_and_the_tests_of_symmetries_and_invariants_run_on_it():
     """In a process of its own: what is tested is fixed when tests are collected."""
     files = ["tests/contracts/test_rules.py", "tests/properties/test_symmetry.py"]
-    options = ["-q", "-p", MODULE, "-k", NAME, "-p", "no:cacheprovider", "--tb=short"]
-    done = python("-m", "pytest", *options, "--co", *files)
+    options = ["-v", "-p", MODULE, "-k", NAME, "-p", "no:cacheprovider", "--tb=short"]
+    done = python("-m", "pytest", *options, *files)
+    assert done.returncode == 0, done.stdout
     for file in files:
         assert f"{file}::" in done.stdout
     assert f"::test_the_declaration_is_exact[{NAME}" in done.stdout
-    done = python("-m", "pytest", *options, *files)
-    assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
 
 
@@ -90,10 +89,11 @@ def test_a_checkpoint_names_it(toy):
     polarlight.SpectralOptimizer([weight], rule=toy()).load_state_dict(saved)
 
 
-@pytest.mark.usefixtures("clean")
+@pytest.mark.usefixtures("clean", "undrawn")
 def test_the_command_line_trains_with_it(tmp_path):
     small = ["--steps", "2", "--out", str(tmp_path / "runs"), "--set", "width=48"]
     small += ["--set", "layers=1", "--set", "context=16", "--set", "batch=2"]
+    small += ["--set", "validation_tokens=64"]
     command = ["--plugin", MODULE, "compare", "--optimizers", NAME, *small]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output

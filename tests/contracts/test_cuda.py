@@ -1,4 +1,4 @@
-"""Steps on fake CUDA devices: every rule, executor and view, without a GPU.
+"""Steps on fake CUDA devices, without a GPU: every rule and executor; some rules in every view.
 
 No kernel runs. What is held here is what the host does: which devices, dtypes and copies operators
 get, and whether a CUDA graph could hold them.
@@ -31,6 +31,9 @@ VIEWS = [
     (Flattened((2, 1)), [(64, 16, 2, 1)]),
     (Taps(), [(64, 32, 2, 1)]),
 ]
+EVERY_VIEW = {"adamw", "aurora", "muon", "normuon", "shampoo", "soap"}
+"""Rules that are stepped in every view; the others in two, in the ordinary run."""
+
 WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"}
 SYNCHRONIZES = {"_linalg_eigh", "_linalg_svd", "_linalg_check_errors"}
 """Their result is checked on the host: cuSOLVER's return code."""
@@ -76,8 +79,9 @@ def addresses(optimizer):
 
 
 @cache
-def a_step(name, executor="batched", policy=NonFinite.SKIP, dtype=torch.float32, views=len(VIEWS)):  # noqa: B008
+def a_step(name, executor="batched", policy=NonFinite.SKIP, dtype=torch.float32, views=None):
     """The operators of a step, and whether it left all tensors of the optimizer where they were."""
+    views = views or (len(VIEWS) if name in EVERY_VIEW else 2)
     with fake_cuda():
         optimizer = optimizer_of(RULES[name], executor, dtype, VIEWS[:views], nonfinite=policy)
         before = addresses(optimizer)
@@ -129,11 +133,10 @@ def test_products_run_in_the_documented_dtypes(name, dtype):
     rule = RULES[name]
     if not isinstance(rule, UpdateRule):
         pytest.skip("an elementwise rule has no products")
+    record = a_step(name)[0] if dtype.itemsize == 4 else a_step(name, dtype=dtype, views=1)[0]
     found = {
         x.dtype
-        for o in a_step(name, dtype=dtype, views=len(VIEWS) if dtype.itemsize == 4 else 1)[
-            0
-        ].operations
+        for o in record.operations
         if o.operator in PRODUCTS
         for x in (*o.inputs, *o.outputs)
     }
@@ -169,6 +172,15 @@ DECOMPOSES = {"one_sided", "shampoo", "sink_soap"}
 @rules
 def test_a_step_replaces_no_tensor(name):
     assert a_step(name)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(RULES) - EVERY_VIEW))
+def test_every_view_stays_on_the_device_and_in_place(name):
+    record, in_place = a_step(name, views=len(VIEWS))
+    test_no_operator_gets_tensors_of_two_devices(name, lambda _: record)
+    test_nothing_on_the_device_is_read_back(name, lambda _: record)
+    assert in_place
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from polarlight.execution.job import Job
 from polarlight.stages import InInt8
 from polarlight.view import Flattened, Taps
 from tests.contracts.catalogue import GROWING, RULES, SHIPPED
+from tests.in_turn import in_turn
 
 SHAPES = [(12, 4), (4, 12), (6, 6), (3, 12, 4), (3, 4, 12)]
 
@@ -23,7 +24,6 @@ scale_free = pytest.mark.parametrize(
     ids=[name for name in SHIPPED if name not in GROWING],
 )
 growing = pytest.mark.parametrize(("rule", "degree"), GROWING.values(), ids=GROWING)
-shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -65,8 +65,7 @@ def test_a_small_cap_on_the_batch_changes_nothing(rule):
     torch.testing.assert_close(capped, whole, rtol=1e-9, atol=1e-9)
 
 
-@rules
-@shapes
+@pytest.mark.parametrize(("rule", "shape"), in_turn(RULES, SHAPES, 2))
 def test_leading_dimensions_are_a_batch(rule, shape):
     if len(shape) == 2:
         shape = (3, *shape)
@@ -97,8 +96,9 @@ def _keeps_rows(view):
     return not isinstance(view, polarlight.view.Transposed | Taps) and getattr(view, "dim", 0) != -1
 
 
-@rules
-@pytest.mark.parametrize(("view", "shape", "cut"), VIEWS, ids=[str(view) for view, _, _ in VIEWS])
+@pytest.mark.parametrize(
+    ("rule", "view", "shape", "cut"), in_turn(RULES, {str(case[0]): case for case in VIEWS}, 3)
+)
 def test_a_view_is_its_parts_as_parameters_of_their_own(rule, view, shape, cut):
     if isinstance(getattr(rule, "momentum", None), InInt8) and not _keeps_rows(view):
         pytest.skip("a block is a run of a parameter's row, whatever the view makes of it")
@@ -117,8 +117,7 @@ def test_a_view_is_its_parts_as_parameters_of_their_own(rule, view, shape, cut):
     )
 
 
-@shipped
-@shapes
+@pytest.mark.parametrize(("rule", "shape"), in_turn(SHIPPED, SHAPES, 2))
 def test_zero_gradients_move_nothing(rule, shape):
     before = random(*shape, dtype=torch.float32)
     p = torch.nn.Parameter(before.clone())
@@ -129,8 +128,12 @@ def test_zero_gradients_move_nothing(rule, shape):
     assert torch.equal(p.detach(), before)
 
 
-def reads_bfloat16(rule):
-    return rule.input_dtype(torch.float32, torch.device("cpu")) == torch.bfloat16
+NARROW = {
+    name: rule
+    for name, rule in SHIPPED.items()
+    if rule.input_dtype(torch.float32, torch.device("cpu")) == torch.bfloat16
+}
+"""Rules that read their matrix in bfloat16; the others are given it as it is."""
 
 
 @scale_free
@@ -150,12 +153,10 @@ def test_the_scale_of_the_gradients_does_not_matter(rule, factor):
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=8e-2 if narrow else 5e-2)
 
 
-@scale_free
+@pytest.mark.parametrize("name", [name for name in NARROW if name not in GROWING])
 @pytest.mark.parametrize("factor", [2.0**-100, 2.0**40])
-def test_a_power_of_two_changes_no_bit_of_bfloat16_input(rule, factor):
-    if not reads_bfloat16(rule):
-        pytest.skip("is given its matrix as it is")
-    results = []
+def test_a_power_of_two_changes_no_bit_of_bfloat16_input(name, factor):
+    rule, results = NARROW[name], []
     for scale in (1.0, factor):
         p = torch.nn.Parameter(random(12, 4, dtype=torch.float32))
         optimizer = SpectralOptimizer([p], lr=1.0, rule=rule)
@@ -166,12 +167,9 @@ def test_a_power_of_two_changes_no_bit_of_bfloat16_input(rule, factor):
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("rule", SHIPPED.values(), ids=SHIPPED)
-@pytest.mark.parametrize("shape", [(12, 4), (4, 12), (600, 600)], ids=str)
+@pytest.mark.parametrize(("rule", "shape"), in_turn(NARROW, [(12, 4), (4, 12), (600, 600)], 1))
 def test_a_matrix_may_be_handed_over_in_what_is_read(rule, shape):
     """Executors do: they choose time and place, never values."""
-    if not reads_bfloat16(rule):
-        pytest.skip("is given its matrix as it is")
     M = random(*shape, dtype=torch.float32)
     kept = [{n: torch.zeros(s) for n, s in rule.buffer_shapes(M.shape).items()} for _ in range(2)]
     narrow = rule.direction(M.bfloat16(), kept[0])

@@ -1,8 +1,10 @@
 """Several processes over gloo, started once for many checks; nothing distributed is global."""
 
 import os
+import runpy
 import socket
 import sys
+from contextlib import redirect_stdout
 from datetime import timedelta
 
 import torch
@@ -15,6 +17,7 @@ PRELOADED = [
     *("torch", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp"),
     *("torch.distributed.tensor.parallel", "polarlight", "polarlight.execution.sharded.step"),
     *("polarlight.diagnostics", "tests.contracts.catalogue", "tests.distributed.layouts"),
+    *("torch._dynamo", "pytest", "polarlight.lab.train.compare"),  # else first used in each process
 ]
 """Imported once by a server process, from which test processes are forked: imports took longer
 than most checks. The server has no threads and has computed nothing."""
@@ -61,6 +64,21 @@ def _process(rank, world, port, function, arguments):
         function(rank, *arguments)
     finally:
         dist.destroy_process_group()
+
+
+def printed(world, script, folder):
+    """Runs a script on `world` processes with torchrun's environment; returns what each prints."""
+    start(_script, (world, _free_port(), script, folder), nprocs=world)
+    return [(folder / f"{rank}.txt").read_text() for rank in range(world)]
+
+
+def _script(rank, world, port, script, folder):
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {name: str(value) for name, value in (ranks | address).items()}
+    torch.set_num_threads(1)
+    with (folder / f"{rank}.txt").open("w") as file, redirect_stdout(file):
+        runpy.run_path(str(script), run_name="__main__")
 
 
 def endings(world, function, *arguments):

@@ -52,12 +52,12 @@ def save(rank, folder, world, name):
         dcp.save(states, checkpoint_id=f"{folder}/{rule}")
 
 
-def resume(rank, folder, layouts):
-    """Load into each layout, continue, and compare with a run that never stopped."""
-    for rule in RULES:
+def resume(rank, folder, layouts, every=True):
+    """Load into each layout, or one in turn; continue and compare with a run without a stop."""
+    for place, rule in enumerate(RULES):
         straight = build(rule)
         train(*straight, range(5))
-        for layout in layouts:
+        for layout in layouts if every else layouts[place % len(layouts) :][:1]:
             model, optimizer = build(rule, layout)
             before = [full(p).clone() for p in model.parameters()]
             saved, states = get_state_dict(model, optimizer)  # takes a step with nothing
@@ -82,7 +82,7 @@ def pass_on(rank, folder, target, layout):
 
 
 def resume_and_pass_on(rank, folder, target, layouts):
-    resume(rank, folder, layouts)
+    resume(rank, folder, layouts, every=False)
     pass_on(rank, folder, target, layouts[0])
 
 

@@ -1,10 +1,11 @@
 """Every rule, every layout: the parameters of one device, to rounding.
 
 One start of the processes serves many cases; a failure names the rule, the layout and the table of
-parameters. The full cross product is slow.
+parameters. The full cross product is slow; the ordinary run takes each rule in one layout, in turn,
+and one rule in every layout.
 """
 
-from itertools import product
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tests.distributed.processes import run
 
 SHARP = {name: _exact(make) for name, make in _plain()}
 FEW = ["aurora", "normuon", "soap", "row_norm"]
+READ_THE_GRADIENT = ["muon_squared", "soap_muon", "sink_soap"]
 
 
 def optimizer(rule, **options):
@@ -30,16 +32,21 @@ def optimizer(rule, **options):
     return make
 
 
-def compare(rank, names, world, dtype, rules=RULES):
+def compare(rank, cases, world, dtype, rules=RULES, steps=5):
     """Raises AssertionError, with what differs, on the first process that sees it."""
     wrong = []
-    for name in names:
-        for layout, placed in LAYOUTS[world].items():
-            shapes = [s for s in SHAPES if "pairs" not in name or s[-2] % 2 == 0]
-            found = check_sharding(*models(dtype, placed, shapes), optimizer(rules[name]))
-            if not all(d.same for d in found):
-                wrong.append(f"{name}, {layout}:\n{table(found)}")
+    for name, layout in cases:
+        shapes = [s for s in SHAPES if "pairs" not in name or s[-2] % 2 == 0]
+        pair = models(dtype, LAYOUTS[world][layout], shapes)
+        found = check_sharding(*pair, optimizer(rules[name]), steps=steps)
+        if not all(d.same for d in found):
+            wrong.append(f"{name}, {layout}:\n{table(found)}")
     assert not wrong, "\n".join(wrong)
+
+
+def in_turn(names, world):
+    """Each rule in one layout."""
+    return list(zip(names, cycle(LAYOUTS[world]), strict=False))
 
 
 def by_rows(rank, world):
@@ -72,14 +79,15 @@ def by_gram(rank, world):
     In `test_rowwise.py` every rule that can do so does, on threads.
     """
     stay = polarlight.Sharded(options=Options(row_bytes=0, sum_weight=0))
-    cases = [(name, layout, torch.float64) for name, layout in product(GRAM, LAYOUTS[world])]
+    cut = [x for x in ("rows", "HSDP", "FSDP x TP, rows") if x in LAYOUTS[world]]
+    cases = [("aurora", layout, torch.float64) for layout in cut]
+    cases += [(name, "rows", torch.float64) for name in GRAM if name != "aurora"]
     for name, layout, dtype in [*cases, ("aurora", "rows", torch.float32)]:
-        if layout in ("rows", "HSDP", "FSDP x TP, rows"):
-            whole, sharded = models(dtype, LAYOUTS[world][layout], TALL)
-            found = check_sharding(whole, sharded, optimizer(GRAM[name], executor=stay), steps=3)
-            assert all(d.same for d in found), f"{name}, {layout}, {dtype}:\n{table(found)}"
-            kept = list(stay.plans()[-1].rowwise)
-            assert kept == [0, 1, 2], (name, layout, kept)
+        whole, sharded = models(dtype, LAYOUTS[world][layout], TALL)
+        found = check_sharding(whole, sharded, optimizer(GRAM[name], executor=stay), steps=3)
+        assert all(d.same for d in found), f"{name}, {layout}, {dtype}:\n{table(found)}"
+        kept = list(stay.plans()[-1].rowwise)
+        assert kept == [0, 1, 2], (name, layout, kept)
 
 
 def test_shipped_rules_on_two_processes():
@@ -89,15 +97,17 @@ def test_shipped_rules_on_two_processes():
 def shipped(rank):
     by_rows(rank, 2)
     by_gram(rank, 2)
-    compare(rank, list(SHARP), 2, torch.float64)
+    compare(rank, in_turn(SHARP, 2), 2, torch.float64, steps=3)
+    compare(rank, product(READ_THE_GRADIENT, LAYOUTS[2]), 2, torch.float64, steps=3)
 
 
 def some(rank):
     by_rows(rank, 4)
     by_gram(rank, 4)
-    compare(rank, FEW, 4, torch.float64)
+    everywhere = product(FEW[:1], LAYOUTS[4])
+    compare(rank, [*everywhere, *in_turn(FEW[1:], 4)], 4, torch.float64, steps=3)
     # In float32: engines that run in bfloat16 round a batch and its matrices apart.
-    compare(rank, FEW[:2], 4, torch.float32, SHARP)
+    compare(rank, in_turn(FEW[:2], 4), 4, torch.float32, SHARP, steps=3)
 
 
 def test_some_rules_on_four_processes():
@@ -111,15 +121,4 @@ def test_some_rules_on_four_processes():
 def test_every_rule_and_layout(world, dtype, part):
     # A chaotic map multiplies a rounding by its slope, about a thousand: 1.3e-5 in float32.
     sharp = [name for name in RULES if dtype == torch.float64 or "maximal-slope" not in name]
-    run(world, compare, sharp[part::6], world, dtype)
-
-
-READ_THE_GRADIENT = ["muon_squared", "soap_muon", "sink_soap"]
-
-
-def reading(rank):
-    compare(rank, READ_THE_GRADIENT, 2, torch.float64)
-
-
-def test_rules_that_read_the_gradient_on_two_processes():
-    run(2, reading)
+    run(world, compare, list(product(sharp[part::6], LAYOUTS[world])), world, dtype)

@@ -94,7 +94,7 @@ def by_heads(model):
     return polarlight.SpectralOptimizer(route(model, table), lr=0.02)
 
 
-def train(model, optimizer, steps=3, *, clip=None, micro_batches=1):
+def train(model, optimizer, steps=2, *, clip=None, micro_batches=1):
     """Losses of some steps on a batch that is the same everywhere."""
     losses = []
     for step in range(steps):

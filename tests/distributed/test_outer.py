@@ -1,8 +1,6 @@
 """Rounds over real processes are those of simulated clients, sharded workers' too."""
 
 import re
-import subprocess
-import sys
 from contextlib import nullcontext
 
 import pytest
@@ -15,7 +13,7 @@ from torch.distributed.tensor import Shard
 import polarlight
 from polarlight.diagnostics.sharding import full, gradient, shard_like
 from tests.distributed.layouts import Parameters
-from tests.distributed.processes import run
+from tests.distributed.processes import printed, run
 from tests.integrations.running import EXAMPLES, example
 
 SHAPES = [(12, 4), (4, 12), (10, 5), (1, 4)]
@@ -132,18 +130,11 @@ def test_four_processes_are_four_clients_or_two_sharded_ones(tmp_path):
     run(4, everything, tmp_path)
 
 
-def test_the_example_prints_equal_losses_alone_and_under_torchrun(capsys):
+def test_the_example_prints_equal_losses_alone_and_on_two_processes(tmp_path, capsys):
     _, losses = example("muloco").main()
     assert losses[-1] < 0.5 * losses[0]
     assert "after 6 averages" in capsys.readouterr().out
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*command, "--nproc-per-node", "2", EXAMPLES / "muloco.py"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    ends = sorted(re.findall(r"loss [\d.]+ -> ([\d.]+) after 6 averages", done.stdout))
+    out = "".join(printed(2, EXAMPLES / "muloco.py", tmp_path))
+    ends = re.findall(r"loss [\d.]+ -> ([\d.]+) after 6 averages", out)
     assert len(ends) == 2
     assert f"{losses[-1]:.3f}" in ends

@@ -17,13 +17,13 @@ from polarlight.lab.train.data import DataError
 from polarlight.lab.train.history import HistoryError
 from polarlight.lab.train.shards import HEADER_BYTES, MAGIC, map_shard
 from polarlight.routing import view_from_json
-from tests.fuzz.test_gradients import EXAMPLES
+from tests.fuzz.test_gradients import EXAMPLES, FAST
 
 CPU = torch.device("cpu")
 FAST = settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize=EXAMPLES == 100,
+    derandomize=FAST.derandomize,
     suppress_health_check=list(HealthCheck),
 )
 

@@ -16,11 +16,11 @@ from polarlight.rules import AdamWRule
 from tests.contracts.catalogue import GROWING, SHIPPED
 from tests.matrices import gaussian
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 FAST = settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize=EXAMPLES == 100,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 

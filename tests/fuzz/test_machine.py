@@ -17,7 +17,7 @@ from torch import nn
 import polarlight
 from polarlight import SpectralOptimizer
 from polarlight.rules import AdamWRule
-from tests.fuzz.test_gradients import EXAMPLES
+from tests.fuzz.test_gradients import EXAMPLES, FAST
 from tests.matrices import gaussian
 from tests.reference import adamw, muon, normuon
 
@@ -211,5 +211,5 @@ TestMachine.settings = settings(
     max_examples=max(30, EXAMPLES // 5),
     stateful_step_count=25,
     deadline=None,
-    derandomize=EXAMPLES == 100,
+    derandomize=FAST.derandomize,
 )

@@ -12,6 +12,8 @@ from polarlight.hooks import (
     CentreRouter,
     HyperBall,
     QKClip,
+    RadialBrake,
+    RadiusPin,
     UpdateFloor,
     attach,
     clip_queries_and_keys,
@@ -19,7 +21,10 @@ from polarlight.hooks import (
 )
 from tests.matrices import gaussian
 
-HOOKS = [CautiousDecay(0.5), HyperBall(), UpdateFloor(0.35), CentreRouter()]
+HOOKS = [
+    *(CautiousDecay(0.5), HyperBall(), UpdateFloor(0.35), CentreRouter()),
+    *(RadialBrake(0.5), RadiusPin(0.025)),
+]
 
 
 def model():

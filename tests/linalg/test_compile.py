@@ -11,6 +11,7 @@ from polarlight.linalg import (
     NewtonSchulz,
     ZoloPD,
 )
+from polarlight.linalg.weighted_iterates import WeightedIterates
 from tests.matrices import gaussian
 from tests.releases import needs_compiled_steps
 
@@ -21,6 +22,7 @@ ENGINES = [
     QDWH(),
     ZoloPD(),
     EigenPolar(),
+    WeightedIterates(dtype=torch.float32),
 ]
 
 

@@ -68,6 +68,9 @@ ENGINES = [
     ZoloPD(1e-3, terms=1),
 ]
 
+OVERSHOOT = 0.62
+"""Twice what the steepest schedule, rounded the wrong way at each step, exceeds 1 by: 0.31."""
+
 engines = pytest.mark.parametrize("engine", ENGINES, ids=str)
 schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
 
@@ -238,8 +241,9 @@ def test_rank_one_in_bfloat16_keeps_its_sign_and_size(schedule, normalisation):
         along = (u.mT @ U @ v).item() / (u.norm() * v.norm()).item()
         # AOL evens the entries of v out, so that the direction turns, by E|v| = 0.8 for Gaussian v.
         least = 0.6 if normalisation.scalar else 0.35
-        assert least < along < 1.35, (m, n)
-        assert torch.linalg.matrix_norm(U, 2) < 1.35, (m, n)
+        assert along > least, (m, n)
+        assert along - 1 < OVERSHOOT, (m, n)
+        assert torch.linalg.matrix_norm(U, 2) - 1 < OVERSHOOT, (m, n)
 
 
 @schedules
@@ -253,4 +257,4 @@ def test_rounding_of_every_step_stays_inside(schedule):
     for (a, b, c), sign in zip(schedule.steps, signs.mT[1:], strict=True):
         x = x * (a + b * x**2 + c * x**4) * (1 + 0.006 * sign)
     assert x.min() > 0.6
-    assert x.max() < 1.35
+    assert x.max() - 1 < OVERSHOOT

@@ -27,7 +27,7 @@ from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import AOL, Frobenius
 from polarlight.linalg.polar_express import MODDED_NANOGPT, polar_express
 from tests.linalg.spectra import error, known
-from tests.linalg.test_engines import SCHEDULES
+from tests.linalg.test_engines import OVERSHOOT, SCHEDULES
 from tests.matrices import gaussian
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -64,8 +64,9 @@ def test_no_schedule_runs_away(schedule, dtype, name):
     """Noise in null directions is amplified, as in the plain form, but never beyond the rest."""
     gram, _ = pair(schedule, dtype)
     U = gram(known(name, 96, 24).M)
-    # 1.3 is the schedules' own; bfloat16 adds its rounding of a condition up to 200.
-    assert torch.linalg.matrix_norm(U, 2) < (2.5 if dtype == torch.bfloat16 else 1.5)
+    # Schedules exceed 1 by 0.3 themselves; bfloat16 adds its rounding of a condition up to 200.
+    excess = torch.linalg.matrix_norm(U, 2) - 1
+    assert excess < (2.4 if dtype == torch.bfloat16 else OVERSHOOT)
 
 
 def test_without_restarts_half_precision_is_lost():

@@ -42,12 +42,14 @@ def test_gpus_multiply_bfloat16_from_ampere_on(monkeypatch, capability, fast):
     ("capabilities", "fast"),
     [
         ({}, False),
-        ({"avx512_bf16": True}, True),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, True),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, False),  # float32 is faster there
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, True),
         ({"amx_bf16": True}, True),
-        ({"avx2": True}, False),
+        ({"avx2": True, "cpu_name": "AMD EPYC"}, False),
     ],
 )
-def test_cpus_multiply_bfloat16_by_their_flags(monkeypatch, capabilities, fast):
+def test_cpus_iterate_in_bfloat16_by_their_flags_and_maker(monkeypatch, capabilities, fast):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert precision.has_fast_bfloat16.__wrapped__("cpu") is fast
 
@@ -74,6 +76,7 @@ def test_an_accelerator_without_an_extension_or_entry_iterates_in_float32():
 def test_torch_without_a_report_of_capabilities_is_asked_for_avx512_bf16(monkeypatch, fast):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(precision, "cpu_name", lambda: "AMD EPYC")
     assert precision.has_fast_bfloat16.__wrapped__("cpu") is fast
     assert precision.cpu_capabilities() == {"avx512_bf16": fast}
 
@@ -113,3 +116,26 @@ def test_a_discount_is_what_a_symmetric_product_costs_of_a_plain_one(
     monkeypatch.setattr(rates, "_seconds", lambda product, device, repeats: next(times))
     found = rates._measured.__wrapped__(torch.device("cpu"), torch.float32, side=4)
     assert found == rates.Rates(discount, symmetric_from=512, gram_from=64)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        (
+            "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Processor\n",
+            "Intel(R) Xeon(R) Processor",
+        ),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\n", "of the platform"),
+        (None, "of the platform"),
+    ],
+)
+def test_without_a_reported_name_the_system_names_the_cpu(monkeypatch, cpuinfo, name):
+    def read(path):
+        if cpuinfo is None:
+            raise FileNotFoundError(path)
+        return cpuinfo
+
+    monkeypatch.setattr(precision, "cpu_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(precision.Path, "read_text", read)
+    monkeypatch.setattr(precision.platform, "processor", lambda: "of the platform")
+    assert precision.cpu_name() == name

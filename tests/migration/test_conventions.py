@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import polarlight
 from polarlight.migration import (
     CONVENTIONS,
-    Size,
+    UpdateSize,
     convention_of,
     lr_for_rms,
     momentum_factor,
@@ -18,7 +18,7 @@ from polarlight.migration import (
     update_rms,
 )
 
-POLAR = sorted(name for name, c in CONVENTIONS.items() if c.size is Size.POLAR)
+POLAR = sorted(name for name, c in CONVENTIONS.items() if c.size is UpdateSize.POLAR)
 SHAPES = [(96, 24), (24, 96), (48, 48), (8, 64)]
 names = st.sampled_from(POLAR)
 sizes = st.tuples(st.integers(1, 10000), st.integers(1, 10000))

@@ -33,18 +33,23 @@ from tests.reference.tempered_muon import tempered as temper
 TOKENS = 524_288
 BALL = (4, 5, 8, 13, 19, 25, 27, 33, 37)
 POWERCOOL = {20: 3105, 29: 3105, 30: 3050, 32: 3105, 38: 3020, 40: 2980, 42: 2980}
+POWERCOOL |= {34: 3050, 43: 2950}
 POWERCOOL |= {41: 2980, 44: 2900, 45: 2900, 46: 2900}
-PRUNED = (30, 38, 40, 41, 42)
+PRUNED = (30, 34, 38, 40, 41, 42, 43)
+MUOWN = (23, 31)
+MUOWN_TARGET = {23: {"down": 10 / 3}, 31: {"down": 10 / 3, "output": 1.5, "fc": 1.5}}
 LATE = (44, 45, 46)
 AURORA_WIDE = PRUNED
 MATRIX_LR = {1: (0.02, 0.01), 2: (0.0015, 0.1), 3: (0.025, 0.0125), 6: (0.025, 0.025)}
 MATRIX_LR |= {7: (0.10, 0.0125), 10: (0.035, 0.025), 12: (0.035, 0.025), 18: (0.035, 0.025)}
 MATRIX_LR |= {21: (0.0015, 0.2), 22: (0.03, 0.015), 26: (0.04, 0.025), 28: (0.02, 0.025)}
+MATRIX_LR |= {15: (0.02, 0.025), 23: (0.00325, 0.0), 31: (0.0045, 0.0)}
+KIND_LR = {"output": (0.025, 0.025), "fc": (0.03, 0.0375), "down": (0.03, 0.025)}
 MATRIX_LR |= {35: (0.01, 0.1), 36: (0.025, 0.05), 39: (0.035, 0.025)}
 LENGTH = {1: 3600, 2: 5625, 3: 3500, 4: 4875, 5: 3325, 6: 3375, 7: 3325, 8: 3275, 9: 3250, 10: 3300}
 LENGTH |= {11: 3225, 12: 3350, 13: 3210, 14: 3175, 16: 3175, 17: 3200, 18: 3250, 19: 3125, 21: 4150}
 LENGTH |= {22: 8500, 24: 3175, 25: 3125, 26: 3125, 27: 3200, 28: 3200, 35: 3375, 36: 3250, 37: 3250}
-LENGTH |= {33: 3400, 39: 3150}
+LENGTH |= {15: 3300, 23: 3165, 31: 3045, 33: 3400, 39: 3150}
 
 
 def ramp(t, a, b):
@@ -59,12 +64,16 @@ def power(t, T, f, q, floor):
     return floor + (1 - floor) * min(max((1 - t / T) / f, 0), 1) ** q
 
 
+def power_cool(k, t, clock):
+    end = 3010 if k == 43 and t >= clock(2600) else POWERCOOL[k]
+    left = max((clock(end) - t) / clock.ratio, 0)
+    return tuple(min(1.0, (left / length) ** 1.2) for length in (2386.4, 1413.0))
+
+
 def rates(k, t, clock):
     """Factors on the rates of matrices and of the rest."""
     if k in POWERCOOL:
-        left = (clock(POWERCOOL[k]) - t) / clock.ratio
-        both = (max(left, 0) / 2386.4) ** 1.2, (max(left, 0) / 1413.0) ** 1.2
-        return tuple(min(1.0, x) for x in both)
+        return power_cool(k, t, clock)
     T = clock(LENGTH[k])
     if k == 2:
         both = linear(t, T, 0.7) * min(1, (t + 1) / max(clock(250), 1))
@@ -79,15 +88,17 @@ def rates(k, t, clock):
     if k in BALL:
         aux = power(t, T, 0.5, 1, 0.1) if k == 33 else linear(t, T, 0.85 if k == 37 else 0.4)
         return 1 - t / T, aux
-    if k == 24:
-        return linear(t, T, 0.8), linear(t, T, 0.4)
-    return (linear(t, T, 0.7),) * 2
+    if k in MUOWN:
+        return (power(t, T, 0.7, 0.9, 0),) * 2
+    return tuple(linear(t, T, fall) for fall in ((0.8, 0.4) if k == 24 else (0.7, 0.7)))
 
 
 def aux_numbers(k):
     """Rates of embed, head and vectors, and weight decay."""
     if k == 36:
         return (0.7, 0.004, 0.015), 0.001
+    if k in MUOWN:
+        return (0.6, 0.009375, 0.03), 0.0
     return ((0.91, 0.0064, 0.0195), 0.001) if k == 37 else ((0.3, 1 / 320, 0.01), 0.0)
 
 
@@ -107,9 +118,20 @@ def adamw(w, g, state, t, lr, wd, betas, eps, corrected=True):
 
 
 def momentum_of(k, t, clock):
-    nominal = {30: 3020, 38: 2900, 40: 2900, 41: 2900, 42: 2900, 44: 2900, 45: 2900, 46: 2900}.get(
-        k
-    )
+    if k == 31:
+        return 0.946
+    nominal = {
+        30: 3020,
+        34: 3020,
+        43: 2850,
+        38: 2900,
+        40: 2900,
+        41: 2900,
+        42: 2900,
+        44: 2900,
+        45: 2900,
+        46: 2900,
+    }.get(k)
     if nominal is None:
         return 0.0 if k == 22 else 0.95
     c = 200 if k in LATE else 100
@@ -144,6 +166,9 @@ def polar(k, X):
     m, n = X.shape
     if k == 17 and m != n:
         return aurora(X, 2, 0.5, norm) if m > n else aurora(X.T, 2, 0.5, norm).T
+    if k in MUOWN:
+        left, _, right = np.linalg.svd(X, full_matrices=False)
+        return left @ right
     if k in AURORA_WIDE and m < n:
         return aurora(X.T, 3, 0.25, norm).T
     return quintics(X, norm)
@@ -185,7 +210,21 @@ def bent(k, X, t, clock):
     if k in (11, 14, 16, 17, 24):
         C = U - 0.2 * X / power_iterations(X)
         U = resized(C, U, np.linalg.norm)
-    last = {20: 2000, 29: 2000, 32: 2000, 30: 2500, 40: 2500, 41: 2500, 42: 2500, 38: 2750}.get(k)
+    if k == 31:
+        c = 0.325 * (1 - ramp(t, 0, max(clock(1925), 1)))
+        U = resized(U - c * X / power_iterations(X), U, np.linalg.norm)
+    last = {
+        34: 2500,
+        43: 2500,
+        20: 2000,
+        29: 2000,
+        32: 2000,
+        30: 2500,
+        40: 2500,
+        41: 2500,
+        42: 2500,
+        38: 2750,
+    }.get(k)
     if last is not None:
         C = U - 0.2 * (1 - ramp(t, 0, max(clock(last), 1))) * X / schatten4(X)
         U = resized(C, U, schatten4)
@@ -197,10 +236,11 @@ def bent(k, X, t, clock):
 
 def even(k, U, state):
     """NorMuon-lite: rows, or columns of wide matrices."""
-    if k not in (8, 9, 10, 11, 13, 14, 16, 20, 24, 29, 32):
+    if k not in (8, 9, 10, 11, 13, 14, 16, 20, 24, 29, 31, 32):
         return U
     axis = 1 if U.shape[0] >= U.shape[1] else 0
-    s = state["s"] = 0.95 * state.get("s", 0.0) + 0.05 * np.mean(U**2, axis=axis, keepdims=True)
+    b = 0.8 if k == 31 else 0.95
+    s = state["s"] = b * state.get("s", 0.0) + (1 - b) * np.mean(U**2, axis=axis, keepdims=True)
     X = U / np.sqrt(s)
     if k in (8, 13):
         return X
@@ -209,9 +249,11 @@ def even(k, U, state):
 
 def direction(k, kind, G, state, t, clock):
     m, n = G.shape
-    asp = np.sqrt(max(1, m / n))
+    asp = 0.2 * np.sqrt(max(m, n)) if k in MUOWN else np.sqrt(max(1, m / n))
     if k == 22:
         return asp * quintics(G, np.linalg.norm)
+    if k == 15:
+        G = G @ inverse(state, t, clock)
     mu = momentum_of(k, t, clock)
     M = state["M"] = mu * state.get("M", 0.0) + (1 - mu) * G
     N = (1 - mu) * G + mu * M
@@ -251,7 +293,7 @@ def whole_direction(k, G, state, t, clock):
 
 
 def floors(k, W, U, t, clock):
-    if k in (20, 29, 30, 32, 38, 40, 41, 42, 44, 45):
+    if k in (20, 29, 32, *PRUNED, 44, 45):
         tau = 0.3825
         if k == 38:
             tau += 0.0175 * ramp(t, clock(2400), max(clock(2800), clock(2400) + 1))
@@ -288,10 +330,17 @@ def moved(k, W, U, lr, wd, t, clock):
     return Z
 
 
-def matrix_step(k, kind, W, G, state, t, clock, factor):
+def matrix_lr(k, kind):
     lr, wd = MATRIX_LR.get(k, (0.018 if k in BALL else 0.0375, 0.0))
-    lr = 0.025 if k == 33 else lr
+    lr, wd = KIND_LR.get(kind, (lr, wd)) if k == 15 else (lr, wd)
+    return (0.025 if k == 33 else lr), wd
+
+
+def matrix_step(k, kind, W, G, state, t, clock, factor):
+    lr, wd = matrix_lr(k, kind)
     lr = lr * factor
+    if k in MUOWN:
+        return muown(k, kind, W, G, state, t, clock, lr)
     if k == 2:
         return adamw(W, G, state, t, lr, wd, (0.9, 0.95), 1e-10)
     if k == 4:
@@ -310,16 +359,71 @@ def matrix_step(k, kind, W, G, state, t, clock, factor):
     return moved(k, W, U, lr, wd, t, clock)
 
 
-def run(k, weights, kinds, gradient, steps, clock, bases, probes=None):
+def inverse(state, t, clock):
+    """Inverse covariance of a layer's inputs, seen every 64 steps of the full run."""
+    if (t + 1) % max(clock(64), 1) == 0:
+        X = state["inputs"](t)
+        n = X.shape[1]
+        C = state["C"] = 0.95 * state.get("C", 0.001 * np.eye(n)) + 0.05 * X.T @ X / len(X)
+        K = C + (0.2 * np.trace(C) / n + 1e-8) * np.eye(n)
+        state["K"] = np.linalg.inv(K)
+    return state["K"] if "K" in state else np.eye(state["inputs"](t).shape[1])
+
+
+def muown(k, kind, W, G, state, t, clock, lr):
+    """Rows as norm and direction: the first by Adam, the second by Muon."""
+    norms = np.linalg.norm(W, axis=1, keepdims=True)
+    first = state.setdefault("first", norms)
+    g, radius = state.get("g", norms), state.get("radius", norms)
+    u = W / g
+    dg = np.sum(G * u, axis=1, keepdims=True)
+    v = u * radius - lr * direction(k, kind, g / radius * (G - u * dg), state, t, clock)
+    state["g"] = g = adamw(g, dg, state.setdefault("adam", {}), t, lr, 0.0, (0.9, 0.95), 1e-8)
+    T, q = (clock(3165), 1.2) if k == 23 else (clock(3005), 0.9)
+    target = 2.496 * MUOWN_TARGET[k].get(kind, 1.0)
+    state["radius"] = first + (target - first) * min(t / (T - 1), 1) ** q
+    return g * v / np.linalg.norm(v, axis=1, keepdims=True)
+
+
+def pulsed(weights, kept, kinds, step, clock):
+    """Result 43's changes of weights at fixed steps of the full run."""
+    w = dict(weights)
+    inner = [n for n in w if kinds[n] != "embed"]
+    other = [n for n in w if kinds[n] not in (*AUX, "value", "output")]
+    if step == clock(2000):
+        kept["w2000"] = w
+    if step == clock(2400):
+        w |= {n: w[n] - 0.005 * (w[n] - kept["w2000"][n]) for n in other}
+        kept["w2400"] = dict(w)
+    if step == clock(2650):
+        kept["w2650"] = dict(w)
+    if step == clock(2750):
+        kept["trail"] = {n: w[n] - kept["w2650"][n] for n in inner}
+        w |= {n: w[n] - 0.04 * kept["trail"][n] for n in inner}
+        kept["w2750"] = dict(w)
+    if step == clock(2850):
+        w |= {n: w[n] - 0.12 * (w[n] - kept["w2750"][n] + kept["trail"][n]) for n in inner}
+        for n in other:
+            v = w[n] - kept["w2750"][n]
+            a = v - (kept["w2750"][n] - kept["w2650"][n])
+            h = a - np.sum(a * v) / np.sum(v * v) * v
+            w[n] = w[n] + 0.01 * h * np.linalg.norm(v) / np.linalg.norm(h)
+        w |= {n: w[n] + 0.08 * (kept["w2400"][n] - w[n]) for n in inner}
+    return w
+
+
+def run(k, weights, kinds, gradient, steps, clock, bases, probes=None, inputs=None):
     """Weights by name after some steps, and those for evaluation.
 
-    `probes(name, t)` are the random numbers of result 33.
+    `probes(name, t)` are the random numbers of result 33, `inputs(name, t)` those of a layer.
     """
     first = {name: w.copy() for name, w in weights.items()}
     now = {name: w.copy() for name, w in weights.items()}
     states = {name: {"Q": bases(name)} if bases(name) else {} for name in weights}
     for name, state in states.items() if k == 33 else ():
         state["probes"] = partial(probes, name)
+    for name, state in states.items():
+        state["inputs"] = partial(inputs, name) if inputs else None
     z = {name: np.zeros_like(w) for name, w in weights.items()}
     outer = {name: np.zeros_like(w) for name, w in weights.items()}
     before, anchors, rate, kept = first, first, 1.0, {}
@@ -327,8 +431,8 @@ def run(k, weights, kinds, gradient, steps, clock, bases, probes=None):
         beta = looks_ahead(k, t, clock) * rate
         now = {name: w + beta * z[name] for name, w in now.items()}
         factors = rates(k, t, clock)
-        if k == 41:
-            couple(now, kinds, gradient, states, t, clock)
+        if k in (41, 43):
+            couple(k, now, kinds, gradient, states, t, clock)
         now = {
             name: stepped(k, kinds[name], w, gradient(name, t), states[name], t, clock, factors)
             + pull(k, kinds[name], t, clock) * (first[name] - w)
@@ -342,15 +446,17 @@ def run(k, weights, kinds, gradient, steps, clock, bases, probes=None):
         changed = {name: w - before[name] for name, w in now.items()}
         z = {name: 0.99 * z[name] + 0.01 * changed[name] for name in now}
         before, rate = now, factors[1]
+        if k == 43:
+            now = pulsed(now, kept, kinds, t + 1, clock)
         kept = seen(k, kept, now, changed, kinds, t + 1, clock)
     return now, readout(kept, now, kinds, steps, clock, k)
 
 
-def couple(weights, kinds, gradient, states, t, clock, heads=2, lam=1e-3):
+def couple(k, weights, kinds, gradient, states, t, clock, heads=2, lam=1e-3):
     """Directions of value and output projections, made for each other head by head."""
     names = {kind: name for name, kind in kinds.items() if kind in ("value", "output")}
     dV, dO = (
-        direction(41, kind, gradient(names[kind], t), states[names[kind]], t, clock)
+        direction(k, kind, gradient(names[kind], t), states[names[kind]], t, clock)
         for kind in ("value", "output")
     )
     V, W = weights[names["value"]], weights[names["output"]]
@@ -373,9 +479,9 @@ AUX = ("embed", "head", "gains", "biases", "output_biases")
 
 def looks_ahead(k, t, clock):
     """The length of the lookahead, 0 outside of its steps."""
-    if k not in (39, 40, 41, 42, *LATE):
+    if k not in (39, 40, 41, 42, 43, *LATE):
         return 0.0
-    beta, a, b = (0.6, 500, 2400) if k == 39 else (0.3, 300, 1950)
+    beta, a, b = (0.6, 500, 2400) if k == 39 else (0.3, 300, 1900 if k == 43 else 1950)
     return beta if clock(a) <= t < clock(b) else 0.0
 
 

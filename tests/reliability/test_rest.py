@@ -73,24 +73,26 @@ def test_every_executor_comes_to_rest(rule, executor):
     assert not any(run(rule, executor=executor)[-50:])
 
 
+@pytest.mark.parametrize("zeros", [400, pytest.param(1500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rule", SHIPPED.values(), ids=SHIPPED)
-def test_every_rule_comes_to_rest_when_gradients_stay_zero_for_1500_steps(rule):
-    lengths = run(rule, (2, 12, 4), zeros=1500)
+def test_every_rule_comes_to_rest_when_gradients_stay_zero(rule, zeros):
+    lengths = run(rule, (2, 12, 4), zeros=zeros)
     assert steps_taken(lengths) <= longest(0.95)  # the slowest momentum of any rule's own
-    assert not any(lengths[-1000:])
+    assert not any(lengths[ORDINARY + longest(0.95) :])
 
 
 @pytest.mark.parametrize("rule", ODD.values(), ids=ODD)
 def test_adams_quotient_comes_to_rest_where_it_does_not_shrink(rule):
-    assert not any(run(rule, zeros=1200)[-800:])
+    assert not any(run(rule, zeros=600)[-200:])
 
 
 @needs_torchs_muon
 def test_updates_stop_within_one_and_a_half_times_torchs_steps():
     """torch's floor is 1e-7 of a norm, whatever the gradients: 363 steps for some, 0 for others."""
     p = torch.nn.Parameter(torch.zeros(8, 8))
-    theirs = moves(p, torch.optim.Muon([p], lr=0.02, weight_decay=0.0), gradients((8, 8)))
-    ours = run(polarlight.rules.muon(), momentum=0.95)
+    found = gradients((8, 8), zeros=400)
+    theirs = moves(p, torch.optim.Muon([p], lr=0.02, weight_decay=0.0), found)
+    ours = run(polarlight.rules.muon(), momentum=0.95, zeros=400)
     assert 0 < steps_taken(ours) <= longest(0.95)
     assert steps_taken(ours) <= 1.5 * steps_taken(theirs)
 
@@ -129,11 +131,11 @@ def test_a_momentum_kept_in_bfloat16_comes_to_rest(stochastic):
 
 @pytest.mark.parametrize("name", ["muon", "muoneq", "aurora", "polar_adamw"])
 def test_gradients_that_shrink_over_many_decades_still_update(name):
-    """By 3 % per step and never zero: 3e-11 of the first after 800 steps."""
+    """By 6 % per step and never zero: 2e-11 of the first after 400 steps."""
     p = torch.nn.Parameter(torch.zeros(8, 8))
     optimizer = SpectralOptimizer([p], lr=0.02, momentum=0.9, rule=SHIPPED[name])
     generator = torch.Generator().manual_seed(0)
-    found = (0.97**t * torch.randn(8, 8, generator=generator) for t in range(800))
+    found = (0.94**t * torch.randn(8, 8, generator=generator) for t in range(400))
     lengths = moves(p, optimizer, found)
     assert min(lengths[ORDINARY:]) > 0.1 * lengths[ORDINARY]
 
@@ -151,7 +153,7 @@ def test_a_spike_does_not_stop_what_comes_after_it():
 def test_a_gradient_ends_the_rest_at_once_however_small():
     p = torch.nn.Parameter(torch.zeros(8, 8))
     optimizer = SpectralOptimizer([p], lr=0.02, momentum=0.9, rule=polarlight.rules.muon())
-    assert moves(p, optimizer, gradients((8, 8), zeros=400))[-1] == 0
+    assert moves(p, optimizer, gradients((8, 8)))[-1] == 0
     (length,) = moves(p, optimizer, [1e-12 * torch.eye(8)])
     assert length == pytest.approx(0.02 * 8**0.5, rel=0.05)
 
@@ -200,7 +202,7 @@ def test_weight_decay_at_rest_equals_torchs():
 def test_rest_survives_a_checkpoint(name):
     p = torch.nn.Parameter(torch.zeros(8, 8))
     optimizer = SpectralOptimizer([p], lr=0.02, momentum=0.9, rule=SHIPPED[name])
-    moves(p, optimizer, gradients((8, 8), zeros=400))
+    moves(p, optimizer, gradients((8, 8)))
     again = SpectralOptimizer([p], rule=SHIPPED[name])
     again.load_state_dict(optimizer.state_dict())
     assert moves(p, again, [torch.zeros(8, 8)]) == [0]
@@ -219,4 +221,4 @@ def test_a_state_without_sizes_loads_and_resumes(name):
     again.load_state_dict(saved)
     more = list(gradients((8, 8), ordinary=5, zeros=0))
     assert moves(twin, again, more) == moves(p, optimizer, more)
-    assert not any(moves(twin, again, gradients((8, 8), ordinary=0, zeros=400))[-50:])
+    assert not any(moves(twin, again, gradients((8, 8), ordinary=0))[-50:])

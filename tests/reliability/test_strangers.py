@@ -85,11 +85,14 @@ def test_names_of_tensors_are_shown_and_do_nothing(tmp_path):
     assert_shown(assert_harmless(tmp_path / "out" / "index.html"))
 
 
-def test_labels_and_reasons_of_runs_are_shown_and_do_nothing(tmp_path):
+def test_labels_and_reasons_of_runs_are_shown_and_do_nothing(tmp_path, undrawn):
     small = {"layers": 1, "rows": 16, "steps": 50}
-    runs = [fake_run(word, seed=0, end=word, **small) for word in HOSTILE]
+    words = [*HOSTILE, "", "_b", "a" * 60, "= 1\n2"]  # the last ones harm a legend at most
+    runs = [fake_run(word, seed=0, end=word or "finished", **small) for word in words]
     about = ABOUT | {word: {word: word} for word in HOSTILE} | {"command": SCRIPT}
     assert_shown(assert_harmless(write_report(runs, about, tmp_path)))
+    for figure in undrawn[::6]:  # labels in legends, on axes and above panels
+        figure.draw_without_rendering()
 
 
 def test_names_of_layers_that_were_watched_are_shown_and_do_nothing(tmp_path):
@@ -150,7 +153,7 @@ def offline(monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 
-@pytest.mark.usefixtures("offline")
+@pytest.mark.usefixtures("offline", "undrawn")
 def test_commands_ask_for_no_network(tmp_path):
     corpus(tmp_path)
     out = tmp_path / "out"

@@ -19,7 +19,7 @@ NEARLY = (12, 10)
 """Two gradients fill the longer side, so that refreshing in every step is well-defined."""
 
 FIFTY_STEPS = 1e-10
-"""Of fifty steps. 2e-13 is the worst of the shapes; the bases amplify rounding."""
+"""Of fifty steps. Measured here: 2e-14, refreshing in every step 7e-14; bases amplify rounding."""
 
 
 def plain(**numbers):

@@ -26,7 +26,7 @@ from polarlight.execution.sharded.collectives import (
     layout_of,
 )
 from polarlight.execution.sharded.copies import check_copies
-from polarlight.execution.sharded.plan import Plan
+from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.specs import param_spec
 from polarlight.registry import stable_text
 from polarlight.rule import UpdateRule
@@ -229,7 +229,7 @@ def _raise_if_trouble(
     states: Sequence[int],
     missing_is_zero: bool,
 ) -> None:
-    """Raise ValueError if processes of a mesh of this process, or of one beside it, disagree."""
+    """Raise ValueError if any row reports that processes disagree; name the parameter."""
     if not any(row[TROUBLE] for row in rows):
         return
     messages = []
@@ -271,7 +271,7 @@ def _gradients_message(roster: Roster, members: Sequence[Member], states: Sequen
     )
 
 
-def check_plan(plan: Plan, mesh: ProcessMesh) -> None:
+def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
     """Raise ValueError on every process of a mesh unless all of them made the same plan."""
     mark = hash_of(plan.fingerprint)
     both = torch.tensor([mark, -mark, len(plan.params)], dtype=torch.int64).to(mesh.device)
@@ -388,7 +388,7 @@ def _gradient_mark(member: Member, state: int) -> str:
 
 
 def _gradient_text(member: Member, state: int) -> str:
-    """Return a sentence on a parameter's gradient, for messages."""
+    """Return `name has a gradient`, `... no gradient` or its placements, for messages."""
     gradient: Any = member.parameter.grad
     how = {ABSENT: "no gradient", PRESENT: "a gradient"}.get(state)
     return f"{member.name} has {how or f'a gradient in placements {gradient.placements}'}"

@@ -18,11 +18,11 @@ def owners(
     holders: Sequence[Holders],
     processes: int,
     spread: float = 1.1,
-    busy: Sequence[float] = (),
-    moved: Sequence[float] = (),
-    partial: Sequence[Holders] = (),
+    base_loads: Sequence[float] = (),
+    transfer_costs: Sequence[float] = (),
+    part_holders: Sequence[Holders] = (),
 ) -> list[int]:
-    """Return the process that computes each matrix.
+    """Assign each matrix to a process, its holders first, by load; return the processes.
 
     Args:
         costs: Cost of each matrix, in any unit.
@@ -30,16 +30,18 @@ def owners(
         processes: Number of processes.
         spread: A matrix stays with a holder up to this multiple of the mean load, or of the
             costliest matrix where that is more.
-        busy: Load of each process besides these matrices, in the same unit; zero by default.
-        moved: Additional cost of each matrix for a process that does not hold it in full.
-        partial: Processes that hold a part of each matrix; None where that is all of them. The
+        base_loads: Load of each process besides these matrices, in the same unit; zero by default.
+        transfer_costs: Additional cost of each matrix for a process that does not hold it in full.
+        part_holders: Processes that hold a part of each matrix; None where that is all of them. The
             matrix stays among them up to the same limit, so that it is exchanged by few.
 
     Returns:
         Numbers in [0, processes), one per matrix.
     """
-    loads = list(busy) or [0.0] * processes
-    whole = [cost + more for cost, more in zip(costs, moved or [0.0] * len(costs), strict=True)]
+    loads = list(base_loads) or [0.0] * processes
+    whole = [
+        cost + more for cost, more in zip(costs, transfer_costs or [0.0] * len(costs), strict=True)
+    ]
     mean = (sum(costs) + sum(loads)) / processes
     limit = max(spread * mean, max(costs, default=0.0)) * (1 + 1e-9)
     mean = (sum(whole) + sum(loads)) / processes
@@ -53,7 +55,7 @@ def owners(
         rank = min(held, key=lambda r: (loads[r], order[r])) if held else -1
         cost = costs[i]
         if rank < 0 or loads[rank] + cost > limit:
-            some = partial[i] if partial and held is not None else None
+            some = part_holders[i] if part_holders and held is not None else None
             rank = min(some, key=lambda r: (loads[r], order[r])) if some else -1
             if rank < 0 or loads[rank] + whole[i] > moved_limit:
                 rank = _least_loaded(heap, loads)
@@ -87,10 +89,10 @@ def _least_loaded(heap: list[tuple[float, int, int]], loads: Sequence[float]) ->
 
 
 def loads(
-    costs: Sequence[float], owner: Sequence[int], processes: int, busy: Sequence[float] = ()
+    costs: Sequence[float], owner: Sequence[int], processes: int, base_loads: Sequence[float] = ()
 ) -> list[float]:
     """Return the load of each process under an assignment."""
-    total = list(busy) or [0.0] * processes
+    total = list(base_loads) or [0.0] * processes
     for cost, rank in zip(costs, owner, strict=True):
         total[rank] += cost
     return total

@@ -23,7 +23,7 @@ class Buckets:
     _sent: dict[tuple[int, int], float] = field(default_factory=lambda: defaultdict(float))
     _spread: dict[int, float] = field(default_factory=lambda: defaultdict(float))
 
-    def add(self, number: int, owner: int, size: int, holders: Sequence[int], first: int) -> int:
+    def add(self, number: int, owner: int, size: int, holders: Sequence[int], start: int) -> int:
         """Add a matrix to the first bucket that has room for it; return which one.
 
         Args:
@@ -31,11 +31,11 @@ class Buckets:
             owner: Process that gathers it.
             size: Bytes of the matrix and its buffers.
             holders: Processes that send a part of it; all of them an equal one.
-            first: First bucket to try: that of the owner's last matrix.
+            start: First bucket to try: that of the owner's last matrix.
         """
         share = size / max(1, len(holders))
         few = holders if len(holders) <= FEW else ()
-        bucket = first
+        bucket = start
         while not self._has_room(bucket, owner, size, few, share):
             bucket += 1
         self.numbers += [[] for _ in range(len(self.numbers), bucket + 1)]

@@ -130,7 +130,7 @@ _groups: WeakKeyDictionary[Any, WeakValueDictionary[tuple[int, ...], Any]] = Wea
 
 
 def _remember(group: ProcessGroup) -> None:
-    """Use a group of a device mesh wherever one of its ranks is needed."""
+    """Let `group_of_ranks` return this process group for its ranks."""
     known = _groups.setdefault(dist.group.WORLD, WeakValueDictionary())
     known.setdefault(tuple(sorted(dist.get_process_group_ranks(group))), group)
 
@@ -201,10 +201,10 @@ def replicated_layout(shape: Sequence[int], mesh: ProcessMesh) -> Layout:
     return Layout(tuple(shape), mesh.shape, (None,) * len(mesh.shape))
 
 
-def zeros_beside(
+def sharded_zeros(
     x: Any, name: str, shape: torch.Size, *, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
-    """Return a DTensor of zeros for a buffer of the DTensor `x`, laid out by its layout."""
+    """Return a DTensor of zeros for a buffer of the DTensor `x`, cut as `x` is."""
     from torch.distributed.tensor import DTensor
 
     layout = layout_of(x, name).for_buffer(shape)

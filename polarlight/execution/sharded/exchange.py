@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polarlight.execution.sharded import collectives
 from polarlight.execution.sharded.collectives import Pending, ProcessMesh, Subgroup
-from polarlight.execution.sharded.plan import Plan
+from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.schedule import (
     ALIGNMENT,
     Broadcast,
@@ -33,27 +33,28 @@ Sizes = Mapping[tuple[int, int], int]
 class Groups:
     """Process groups of a plan's exchanges, made when they are first needed."""
 
-    def __init__(self, mesh: ProcessMesh, plan: Plan) -> None:
+    def __init__(self, mesh: ProcessMesh, plan: ShardedPlan) -> None:
         self.mesh, self.plan = mesh, plan
         self._known: dict[tuple[int, ...], Subgroup] = {}
 
     def cut(self, axes: Axes) -> Subgroup:
-        """Return the processes of this copy."""
+        """Return the processes that hold this process's copy of what `axes` replicate."""
         return self._of(self.plan.topology.cut_group(axes, self.mesh.rank))
 
     def node(self, axes: Axes) -> Subgroup:
-        """Return the processes of this copy in this node."""
+        """Return the processes of this copy that are in this process's node."""
         return self._of(self.plan.topology.node(axes, self.mesh.rank))
 
     def column(self, axes: Axes) -> Subgroup:
-        """Return the processes of this copy at this place of every node."""
+        """Return the processes of this copy at this process's place of every node."""
         return self._of(self.plan.topology.column(axes, self.mesh.rank))
 
     def copies(self, axes: Axes) -> Subgroup:
-        """Return the processes with this shard."""
+        """Return the processes with this process's shard, one per copy."""
         return self._of(self.plan.topology.copies(axes, self.mesh.rank))
 
     def _of(self, members: tuple[int, ...]) -> Subgroup:
+        """Return the subgroup of these ranks, made once."""
         if members not in self._known:
             self._known[members] = collectives.subgroup(self.mesh, members)
         return self._known[members]
@@ -97,7 +98,7 @@ class Transfer:
         self._start(first, *self._relay.first_hop(sizes, self._relayed, messages), device)
 
     def _own_sizes(self) -> dict[tuple[int, int], int]:
-        """Return the bytes of all messages from and to this process."""
+        """Return the bytes of this process's messages by (sender, receiver)."""
         exchange, rank = self._exchange, self._rank
         sizes = {(rank, to): _bytes_of(fragments) for to, fragments in exchange.outgoing.items()}
         sizes |= {(by, rank): _bytes_of(fragments) for by, fragments in exchange.incoming.items()}
@@ -148,7 +149,7 @@ class _Relay:
     Messages of a hop are concatenated in the order of their final destinations, then sources.
     """
 
-    def __init__(self, plan: Plan, axes: Axes, rank: int, gather: bool) -> None:
+    def __init__(self, plan: ShardedPlan, axes: Axes, rank: int, gather: bool) -> None:
         self._topology, self._axes, self._rank, self._gather = plan.topology, axes, rank, gather
 
     def via(self, source: int, destination: int) -> int:
@@ -213,7 +214,7 @@ class _Relay:
 
 
 def _add(sizes: dict[tuple[int, int], int], pair: tuple[int, int], size: int) -> None:
-    """Add bytes to a message."""
+    """Add `size` bytes to the message of a (sender, receiver) pair."""
     sizes[pair] = sizes.get(pair, 0) + size
 
 

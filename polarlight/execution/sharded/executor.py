@@ -33,7 +33,7 @@ from polarlight.execution.sharded.collectives import (
 )
 from polarlight.execution.sharded.exchange import Groups
 from polarlight.execution.sharded.layouts import Layout
-from polarlight.execution.sharded.plan import Options, Plan
+from polarlight.execution.sharded.plan import Options, ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import param_spec
 from polarlight.execution.sharded.step import ShardedStep
@@ -56,7 +56,7 @@ class CachedPlan:
     """
 
     groups: Groups
-    plan: Plan
+    plan: ShardedPlan
     schedule: ProcessSchedule
     keys: Sequence[tuple[ref[Tensor], object, object, torch.dtype]]
     masked: tuple[frozenset[int], ProcessSchedule] | None = None
@@ -161,7 +161,7 @@ class Sharded:
         mesh = self._mesh_of(parameter)
         return None if mesh is None else collectives.replicated_layout(parameter.shape, mesh)
 
-    def plans(self) -> list[Plan]:
+    def plans(self) -> list[ShardedPlan]:
         """Return the cached plans, each of all trainable parameters of one mesh."""
         return [cached.plan for cached in self._cached]
 
@@ -202,8 +202,8 @@ class Sharded:
             if cached.is_for(mesh, members, dtypes):
                 return cached
         specs = [param_spec(m, mesh, dtype) for m, dtype in zip(members, dtypes, strict=True)]
-        busy = collectives.gather_equal(self._load_elsewhere(mesh), mesh).tolist()
-        plan = Plan(specs, mesh.coordinates, self.options, mesh.ranks, busy)
+        base_loads = collectives.gather_equal(self._load_elsewhere(mesh), mesh).tolist()
+        plan = ShardedPlan(specs, mesh.coordinates, self.options, mesh.ranks, base_loads)
         check_plan(plan, mesh)
         made = [
             (ref(m.parameter), m.rule, m.view, dtype)

@@ -16,7 +16,7 @@ from polarlight.execution.job import new_buffers
 from polarlight.execution.param_task import is_sharded
 from polarlight.execution.sharded.collectives import MeshKey, layout_of
 from polarlight.execution.sharded.layouts import Layout
-from polarlight.execution.sharded.plan import Options, Plan
+from polarlight.execution.sharded.plan import Options, ShardedPlan
 from polarlight.execution.sharded.specs import MATRIX, ParamSpec
 from polarlight.execution.sharded.traffic import traffic
 from polarlight.linalg.slot import GRADIENT
@@ -36,7 +36,7 @@ def forecast(
     groups: Iterable[Mapping[str, Any]],
     layout_of_param: LayoutOf = dtensor_layout,
     options: Options | None = None,
-) -> list[Plan]:
+) -> list[ShardedPlan]:
     """Return the plan of each mesh, as `Sharded` makes it, smaller meshes first.
 
     The last plan's loads are those of all.
@@ -57,11 +57,13 @@ def forecast(
                 view = group.get("view") or Whole()
                 spec = _param_spec(name, group["rule"], view, p, layout)
                 by_mesh.setdefault(_mesh_key(p, layout), []).append(spec)
-    plans: list[Plan] = []
+    plans: list[ShardedPlan] = []
     loads: dict[int, float] = {}  # by global rank, of the plans so far
     for (_, ranks, shape), same in sorted(by_mesh.items(), key=lambda entry: entry[0]):
-        busy = [loads.get(rank, 0.0) for rank in ranks]
-        plan = Plan(same, tuple(product(*map(range, shape))), options or Options(), ranks, busy)
+        base_loads = [loads.get(rank, 0.0) for rank in ranks]
+        plan = ShardedPlan(
+            same, tuple(product(*map(range, shape))), options or Options(), ranks, base_loads
+        )
         plans.append(plan)
         loads |= zip(ranks, plan.loads, strict=True)
     return plans
@@ -125,7 +127,7 @@ class Summary:
     sums: int
 
     def __str__(self) -> str:
-        """Return the summary as sentences."""
+        """Return loads, bytes and messages of a plan as sentences."""
         shape = " x ".join(map(str, self.mesh))
         return (
             f"{self.matrices:,} matrices shared by a mesh of {shape} processes, {self.local:,} of "
@@ -150,8 +152,8 @@ class Summary:
         )
 
 
-def summary(plan: Plan) -> Summary:
-    """Return the numbers of a plan."""
+def summary(plan: ShardedPlan) -> Summary:
+    """Return loads, bytes and messages of a plan, for reports."""
     moved = traffic(plan)
     layouts = [spec.layouts[MATRIX] for spec in plan.params]
     gathered, exchanged = 0.0, 0.0

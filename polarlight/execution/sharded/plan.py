@@ -1,4 +1,4 @@
-"""`Plan`: owner and order of every matrix of a step on many processes, decided beforehand.
+"""`ShardedPlan`: owner and order of every matrix of a step on many processes, decided beforehand.
 
 It is made of shapes, layouts and rules alone, and nothing is measured: equal on every process.
 """
@@ -14,7 +14,7 @@ from polarlight.execution.cost import cost, flops
 from polarlight.execution.sharded import assignment
 from polarlight.execution.sharded.bucketing import Buckets
 from polarlight.execution.sharded.layouts import Coordinate, CoordinatePattern, Layout
-from polarlight.execution.sharded.regions import Block
+from polarlight.execution.sharded.regions import StridedBlock
 from polarlight.execution.sharded.rowwise import Rowwise, choose_rowwise, param_rowwise_cost
 from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec, matrix_specs
 from polarlight.execution.sharded.topology import Axes, Topology, replicated_axes
@@ -64,7 +64,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardedPlan:
     """Owners and order of all matrices of some parameters.
 
     Attributes:
@@ -72,14 +72,14 @@ class Plan:
         coordinates: Mesh coordinate of every process, by rank in the group.
         options: Limits and thresholds.
         ranks: Global rank of every process, by rank in the group; by default the same.
-        busy: Load of every process by parameters on other meshes, in flops; by default none.
+        base_loads: Load of every process by parameters on other meshes, in flops; by default none.
     """
 
     params: Sequence[ParamSpec]
     coordinates: Sequence[Coordinate]
     options: Options
     ranks: Sequence[int] = ()
-    busy: Sequence[float] = ()
+    base_loads: Sequence[float] = ()
 
     @property
     def size(self) -> int:
@@ -100,7 +100,7 @@ class Plan:
     @cached_property
     def _rowwise_load(self) -> tuple[list[float], list[int]]:
         """Cost and flops of each process besides owned matrices, two lists [size]."""
-        costs, total = list(self.busy) or [0.0] * self.size, [0] * self.size
+        costs, total = list(self.base_loads) or [0.0] * self.size, [0] * self.size
         for number in self.rowwise:
             spec = self.params[number]
             shapes = [spec.layouts[MATRIX].local_shape(where) for where in self.coordinates]
@@ -124,12 +124,12 @@ class Plan:
 
     @cached_property
     def topology(self) -> Topology:
-        """Groups in which processes exchange."""
+        """Groups of processes that exchange shards, nodes and copies among them."""
         return Topology(self.coordinates, self.ranks or range(self.size), self.options.peers)
 
     @cached_property
-    def moved(self) -> list[float]:
-        """Cost of each matrix for the bytes of an owner that holds none of it, in flops."""
+    def transfer_costs(self) -> list[float]:
+        """Cost of sending each matrix to an owner and back, as the flops of that time."""
         weight = 2 * self.options.flops_per_byte
         return [weight * self.bytes_of(matrix) for matrix in self.matrices]
 
@@ -137,20 +137,26 @@ class Plan:
     def owners(self) -> list[int]:
         """Rank of the process that computes each matrix."""
         holders: list[assignment.Holders] = []
-        partial: list[assignment.Holders] = []
+        part_holders: list[assignment.Holders] = []
         for matrix in self.matrices:
             layout = self.params[matrix.param].layouts[MATRIX]
             if layout.copies == self.size:  # replicated everywhere
                 holders.append(None)
-                partial.append(None)
+                part_holders.append(None)
                 continue
             patterns = layout.coordinates_of(matrix.blocks[MATRIX].ranges, whole=True)
             holders.append([rank for pattern in patterns for rank in self.ranks_at(pattern)])
             some = list(self.holders_of(layout, matrix.blocks[MATRIX]))
-            partial.append(some if len(some) < self.size else None)
-        busy, _ = self._rowwise_load
+            part_holders.append(some if len(some) < self.size else None)
+        base_loads, _ = self._rowwise_load
         return assignment.owners(
-            self.costs, holders, self.size, self.options.spread, busy, self.moved, partial
+            self.costs,
+            holders,
+            self.size,
+            self.options.spread,
+            base_loads,
+            self.transfer_costs,
+            part_holders,
         )
 
     @cached_property
@@ -158,13 +164,15 @@ class Plan:
         """Load of each process, in flops, with bytes at their price and other meshes."""
         costs = [
             cost + moved if gathered else cost
-            for cost, moved, gathered in zip(self.costs, self.moved, self.gathered, strict=True)
+            for cost, moved, gathered in zip(
+                self.costs, self.transfer_costs, self.gathered, strict=True
+            )
         ]
         return assignment.loads(costs, self.owners, self.size, self._rowwise_load[0])
 
     def load_of_its_own(self, rank: int) -> float:
         """Return the load of a process by the parameters of this plan alone, in flops."""
-        return self.loads[rank] - (self.busy[rank] if self.busy else 0.0)
+        return self.loads[rank] - (self.base_loads[rank] if self.base_loads else 0.0)
 
     @cached_property
     def flops(self) -> list[int]:
@@ -203,7 +211,7 @@ class Plan:
 
     @cached_property
     def gathered(self) -> list[bool]:
-        """True for each matrix of which its owner does not hold all entries and buffers."""
+        """True for each matrix that has to be gathered: its owner does not hold all of it."""
         return [
             not self.has_all(matrix, owner)
             for matrix, owner in zip(self.matrices, self.owners, strict=True)
@@ -211,7 +219,7 @@ class Plan:
 
     @cached_property
     def returned(self) -> list[bool]:
-        """True for each matrix of which another process of the owner's copy holds a part.
+        """True for each matrix whose direction goes to other processes of the owner's copy.
 
         One whose owner holds it in full may have buffers on others: two numbers of a single row.
         """
@@ -268,7 +276,7 @@ class Plan:
         dtypes = self.params[matrix.param].dtypes
         return sum(block.numel * dtypes[name].itemsize for name, block in matrix.blocks.items())
 
-    def holders_of(self, layout: Layout, block: Block) -> Iterator[int]:
+    def holders_of(self, layout: Layout, block: StridedBlock) -> Iterator[int]:
         """Yield the ranks of processes that hold any entry of a block."""
         for pattern in layout.coordinates_of(block.ranges, whole=False):
             yield from self.ranks_at(pattern)
@@ -283,6 +291,6 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of parameters, options and owners, equal on processes that agree on all of them."""
-        placed = str((self.ranks or tuple(range(self.size)), self.coordinates, self.busy))
+        placed = str((self.ranks or tuple(range(self.size)), self.coordinates, self.base_loads))
         text = "\n".join((*map(str, self.params), str(self.options), placed, str(self.owners)))
         return hashlib.sha256(text.encode()).hexdigest()

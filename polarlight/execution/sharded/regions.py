@@ -20,7 +20,7 @@ Run = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class StridedBlock:
     """Position of one matrix inside a tensor: start, length and step per dimension.
 
     Attributes:
@@ -107,7 +107,7 @@ class Segment:
         return prod(self.shape)
 
 
-def segments(block: Block, held: tuple[Intervals, ...]) -> Iterator[Segment]:
+def segments(block: StridedBlock, held: tuple[Intervals, ...]) -> Iterator[Segment]:
     """Yield the segments that a block and a shard have in common."""
     for runs in product(*block.runs(held)):
         yield Segment(
@@ -120,7 +120,7 @@ def segments(block: Block, held: tuple[Intervals, ...]) -> Iterator[Segment]:
         )
 
 
-def overlap(block: Block, held: tuple[Intervals, ...]) -> int:
+def overlap(block: StridedBlock, held: tuple[Intervals, ...]) -> int:
     """Return the number of entries that a block and a shard have in common."""
     return prod(sum(count for _, _, count in runs) for runs in block.runs(held))
 
@@ -139,7 +139,7 @@ class MatrixPosition:
     part: int
     index: tuple[int, ...]
     flat: int
-    block: Block
+    block: StridedBlock
 
 
 def split_view(view: MatrixView, shape: Sequence[int]) -> list[MatrixPosition]:
@@ -166,7 +166,7 @@ def split_view(view: MatrixView, shape: Sequence[int]) -> list[MatrixPosition]:
 
 def _strided_block(
     offset: int, size: tuple[int, int], strides: tuple[int, int], shape: tuple[int, ...]
-) -> Block:
+) -> StridedBlock:
     """Return the block of a strided matrix in a contiguous tensor of this shape."""
     jumps = [prod(shape[dim + 1 :]) for dim in range(len(shape))]
     starts = tuple(offset // jump % length for jump, length in zip(jumps, shape, strict=True))
@@ -184,16 +184,16 @@ def _strided_block(
             dim -= 1
     inside = [prod(lengths[dim + 1 :]) for dim in range(len(shape))]
     down, right = (inside[dim] for dim in ends)
-    return Block(starts, tuple(steps), tuple(lengths), size, (down, right))
+    return StridedBlock(starts, tuple(steps), tuple(lengths), size, (down, right))
 
 
-def vector_block(index: tuple[int, ...], start: int, length: int) -> Block:
+def vector_block(index: tuple[int, ...], start: int, length: int) -> StridedBlock:
     """Return the block of consecutive entries of one vector in a tensor [*batch, n]."""
     ones = (1,) * len(index)
-    return Block((*index, start), (*ones, 1), (*ones, length), (1, length), (length, 1))
+    return StridedBlock((*index, start), (*ones, 1), (*ones, length), (1, length), (length, 1))
 
 
-def batch_block(index: tuple[int, ...], size: tuple[int, int]) -> Block:
+def batch_block(index: tuple[int, ...], size: tuple[int, int]) -> StridedBlock:
     """Return the block of one matrix of a batch [*batch, p, q]."""
     ones = (1,) * len(index)
-    return Block((*index, 0, 0), (*ones, 1, 1), (*ones, *size), size, (size[1], 1))
+    return StridedBlock((*index, 0, 0), (*ones, 1, 1), (*ones, *size), size, (size[1], 1))

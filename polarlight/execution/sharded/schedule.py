@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 
 from polarlight.execution.sharded.layouts import Intervals
-from polarlight.execution.sharded.plan import Plan
+from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.regions import Segment, overlap, segments
 from polarlight.execution.sharded.topology import Axes
 from polarlight.linalg.slot import GRADIENT
@@ -141,7 +141,7 @@ class ProcessSchedule:
         rank: Rank of the process in the plan's group.
     """
 
-    def __init__(self, plan: Plan, rank: int) -> None:
+    def __init__(self, plan: ShardedPlan, rank: int) -> None:
         self.plan, self.rank = plan, rank
         self._held: dict[tuple[int, str, int], tuple[Intervals, ...]] = {}
         self.rowwise = plan.rowwise
@@ -175,7 +175,7 @@ class ProcessSchedule:
         return bucket
 
     def _add_exchanges(self, bucket: Bucket, number: int) -> None:
-        """Add what a matrix of this process's copy is gathered from and scattered to."""
+        """Add this process's part in gathering a matrix and scattering its direction."""
         plan, rank = self.plan, self.rank
         if plan.gathered[number]:
             self._add_exchange(bucket.gather, number, gather=True)
@@ -222,7 +222,7 @@ class ProcessSchedule:
             self._add_relayed(exchange.relayed, number, gather)
 
     def _add_relayed(self, relayed: Relayed, number: int, gather: bool) -> None:
-        """Add the bytes of a matrix that pass this process, at its owner's place in its node."""
+        """Add the bytes of a matrix that this process relays between its node and the owner."""
         plan, rank, owner = self.plan, self.rank, self.plan.owners[number]
         axes = plan.axes_of(number)
         if owner not in plan.topology.column(axes, rank):
@@ -235,13 +235,15 @@ class ProcessSchedule:
                 relayed.setdefault(pair, []).append((number, size))
 
     def _exchanged(self, number: int, peer: int, gather: bool) -> list[Fragment]:
-        """Return the fragments that a process and the owner exchange."""
+        """Return the fragments that `peer` sends to a matrix's owner, or gets without `gather`."""
         return [
-            f for name in self._names(number, peer, gather) for f in self._of(number, name, peer)
+            f
+            for name in self._names(number, peer, gather)
+            for f in self._tensor_fragments(number, name, peer)
         ]
 
     def _exchanged_bytes(self, number: int, peer: int, gather: bool) -> int:
-        """Return the bytes of `_exchanged`."""
+        """Return the bytes that `peer` sends to a matrix's owner, or gets without `gather`."""
         matrix = self.plan.matrices[number]
         dtypes = self.plan.params[matrix.param].dtypes
         return sum(
@@ -251,7 +253,7 @@ class ProcessSchedule:
         )
 
     def _names(self, number: int, peer: int, gather: bool) -> Iterator[str]:
-        """Yield names of the tensors to send; a replicated buffer is gathered from one copy."""
+        """Yield names of the tensors that `peer` and a matrix's owner exchange, one copy each."""
         plan, matrix = self.plan, self.plan.matrices[number]
         owner = plan.coordinates[plan.owners[number]]
         for name in matrix.blocks:
@@ -265,21 +267,21 @@ class ProcessSchedule:
     def _all_fragments(self, number: int, rank: int) -> Iterator[Fragment]:
         """Yield the fragments of a matrix and its buffers that a process holds."""
         for name in self.plan.matrices[number].blocks:
-            yield from self._of(number, name, rank)
+            yield from self._tensor_fragments(number, name, rank)
 
     def _written(self, number: int, rank: int) -> Iterator[Fragment]:
         """Yield a process's fragments of the tensors that a step writes: all but the gradient."""
         return (f for f in self._all_fragments(number, rank) if f.name != GRADIENT)
 
-    def _of(self, number: int, name: str, rank: int) -> Iterator[Fragment]:
-        """Yield the fragments of one tensor that a process holds."""
+    def _tensor_fragments(self, number: int, name: str, rank: int) -> Iterator[Fragment]:
+        """Yield a process's fragments of one tensor of a matrix: momentum or a buffer."""
         matrix = self.plan.matrices[number]
         itemsize = self.plan.params[matrix.param].dtypes[name].itemsize
         for segment in segments(matrix.blocks[name], self._held_by(matrix.param, name, rank)):
             yield Fragment(number, name, segment, itemsize)
 
     def _held_by(self, param: int, name: str, rank: int) -> tuple[Intervals, ...]:
-        """Return the indices of a tensor that a process holds."""
+        """Return the global indices of a tensor that a process holds, per dimension."""
         key = param, name, rank
         if key not in self._held:
             layout = self.plan.params[param].layouts[name]

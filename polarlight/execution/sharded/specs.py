@@ -12,7 +12,7 @@ from polarlight.execution.job import shared_batch
 from polarlight.execution.param_task import Member, is_sharded
 from polarlight.execution.sharded.collectives import ProcessMesh, layout_of, replicated_layout
 from polarlight.execution.sharded.layouts import Layout
-from polarlight.execution.sharded.regions import Block, batch_block, split_view, vector_block
+from polarlight.execution.sharded.regions import StridedBlock, batch_block, split_view, vector_block
 from polarlight.linalg.slot import GRADIENT
 from polarlight.registry import stable_text
 from polarlight.rule import HOST_COUNTER, UpdateRule
@@ -97,9 +97,9 @@ class MatrixSpec:
     """
 
     param: int
-    blocks: Mapping[str, Block]
+    blocks: Mapping[str, StridedBlock]
     shapes: Mapping[str, tuple[int, int]]
-    counter: Block | None
+    counter: StridedBlock | None
 
 
 def matrix_specs(number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:

@@ -49,11 +49,11 @@ class Topology:
         self._grids: dict[Axes, tuple[int, int] | None] = {}
 
     def cut_group(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the processes of one copy of a tensor that is replicated along `axes`."""
+        """Return the processes that hold `rank`'s copy of a tensor replicated along `axes`."""
         return self._group(axes, rank, across=False)
 
     def copies(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the processes with the same shard of a tensor replicated along `axes`."""
+        """Return the processes with `rank`'s shard of a tensor that is replicated along `axes`."""
         return self._group(axes, rank, across=True)
 
     def grid_of(self, axes: Axes) -> tuple[int, int] | None:
@@ -71,7 +71,7 @@ class Topology:
         return group[first : first + shape[0]]
 
     def column(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the processes at the same place of all nodes; this one alone in a small group."""
+        """Return the processes at `rank`'s place of every node; `rank` alone in a small group."""
         group, shape = self.cut_group(axes, rank), self.grid_of(axes)
         return (rank,) if shape is None else group[group.index(rank) % shape[0] :: shape[0]]
 
@@ -85,7 +85,7 @@ class Topology:
         return self.cut_group(axes, peer)[node + place]
 
     def _places(self, axes: Axes) -> dict[int, tuple[int, int]]:
-        """Return the position of each process's node in its cut group, and its place there."""
+        """Return (start of its node in its cut group, place in the node) of each process."""
         if axes not in self._known_places:
             local, _ = self.grid_of(axes) or (1, 1)
             self.cut_group(axes, 0)
@@ -97,7 +97,7 @@ class Topology:
         return self._known_places[axes]
 
     def _group(self, axes: Axes, rank: int, *, across: bool) -> tuple[int, ...]:
-        """Return the processes that share the coordinates along `axes`, or all others."""
+        """Return the processes with `rank`'s coordinates along `axes`, or `across` them."""
         if (axes, across) not in self._groups:
             found: dict[Coordinate, list[int]] = {}
             for other in self._order:
@@ -106,6 +106,6 @@ class Topology:
         return self._groups[axes, across][self._place(axes, rank, across)]
 
     def _place(self, axes: Axes, rank: int, across: bool) -> Coordinate:
-        """Return the coordinates that the members of a group have in common."""
+        """Return `rank`'s coordinates along `axes`; with `across`, along the other dimensions."""
         where = self.coordinates[rank]
         return tuple(c for axis, c in enumerate(where) if (axis in axes) != across)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from polarlight.execution.sharded.layouts import Coordinate, Layout
-from polarlight.execution.sharded.plan import Plan
-from polarlight.execution.sharded.regions import Block, overlap
+from polarlight.execution.sharded.plan import ShardedPlan
+from polarlight.execution.sharded.regions import StridedBlock, overlap
 from polarlight.execution.sharded.topology import Axes
 from polarlight.linalg.slot import GRADIENT
 
@@ -30,7 +30,7 @@ Amounts = list[tuple[int, int, int]]
 """(rank, bytes gathered from it, bytes scattered to it) of the holders of a matrix."""
 
 
-def traffic(plan: Plan) -> list[Traffic]:
+def traffic(plan: ShardedPlan) -> list[Traffic]:
     """Return the traffic of every process."""
     sums = sum(rowwise.sent for rowwise in plan.rowwise.values())
     sent, received = [float(sums)] * plan.size, [float(sums)] * plan.size
@@ -57,11 +57,11 @@ def traffic(plan: Plan) -> list[Traffic]:
     return [Traffic(*own) for own in every]
 
 
-Entries = dict[tuple[Layout, Block], list[tuple[int, int, Coordinate]]]
+Entries = dict[tuple[Layout, StridedBlock], list[tuple[int, int, Coordinate]]]
 """Rank, number of entries and copy index of all holders: equal matrices are counted once."""
 
 
-def _hops(plan: Plan, axes: Axes, rank: int, owner: int) -> list[tuple[int, int]]:
+def _hops(plan: ShardedPlan, axes: Axes, rank: int, owner: int) -> list[tuple[int, int]]:
     """Return the (sender, receiver) pairs of a message from a process to an owner."""
     if rank == owner:
         return []
@@ -71,7 +71,7 @@ def _hops(plan: Plan, axes: Axes, rank: int, owner: int) -> list[tuple[int, int]
     return [hop for hop in ((rank, via), (via, owner)) if hop[0] != hop[1]]
 
 
-def _amounts(plan: Plan, number: int, known: Entries) -> Amounts:
+def _amounts(plan: ShardedPlan, number: int, known: Entries) -> Amounts:
     """Return the bytes that each holder exchanges for a matrix and its buffers."""
     matrix, owner = plan.matrices[number], plan.owners[number]
     spec = plan.params[matrix.param]
@@ -93,7 +93,7 @@ def _amounts(plan: Plan, number: int, known: Entries) -> Amounts:
 
 
 def _add_broadcasts(
-    plan: Plan,
+    plan: ShardedPlan,
     number: int,
     amounts: Amounts,
     sent: list[float],
@@ -111,7 +111,7 @@ def _add_broadcasts(
 
 
 def _entries_by_holder(
-    plan: Plan, layout: Layout, block: Block
+    plan: ShardedPlan, layout: Layout, block: StridedBlock
 ) -> Iterator[tuple[int, int, Coordinate]]:
     """Yield the rank of each holder of a block, its number of entries, and its copy index."""
     for pattern in layout.coordinates_of(block.ranges, whole=False):

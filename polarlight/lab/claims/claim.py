@@ -10,7 +10,7 @@ from typing import Any
 
 from polarlight.lab.claims.verdict import Check
 from polarlight.lab.train.loop import Run
-from polarlight.lab.train.recipes import AUX_LR, Recipe
+from polarlight.lab.train.recipes import AUX_LR, TrainingRecipe
 from polarlight.lab.train.settings import Plan, Spec
 
 SMALL = Plan(
@@ -63,7 +63,7 @@ class Arm:
         finish: Called with a finished run; its numbers are measures by their names.
     """
 
-    recipe: Recipe
+    recipe: TrainingRecipe
     lrs: tuple[float, ...] = LRS
     changes: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Run], None] | None = None

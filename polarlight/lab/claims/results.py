@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,12 @@ def _matching(claim: Claim, runs: Iterable[RunRecord]) -> dict[str, list[RunReco
     """Return the records by arm whose setting is that of the claim as it stands."""
     runs, found = list(runs), dict[str, list[RunRecord]]()
     for label, arm in claim.arms.items():
-        setting = run_setting(arm, claim.plan_of(label))
-        mine = [r for r in runs if r.setting == setting(spec_for(arm, r.lr, r.seed))]
+        setting, spec = run_setting(arm, claim.plan_of(label)), spec_for(arm, 1.0, 0)
+        settings = {
+            (lr, seed): setting(replace(spec, lr=lr, seed=seed))
+            for lr, seed in {(r.lr, r.seed) for r in runs}
+        }
+        mine = [r for r in runs if r.setting == settings[r.lr, r.seed]]
         if mine:
             found[label] = mine
     return found

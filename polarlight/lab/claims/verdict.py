@@ -22,7 +22,7 @@ from polarlight.lab.statistics import (
     LEVEL,
     LOOKS,
     BySeed,
-    Difference,
+    MeanDifference,
     after_looks,
     contrast,
     holm,
@@ -57,7 +57,7 @@ class Finding:
     """
 
     check: "Check"
-    difference: Difference
+    difference: MeanDifference
     p: float
     p_against: float
     raw_p: float
@@ -216,7 +216,7 @@ def p_of_claim(findings: Sequence[Finding]) -> float:
     return max((finding.p for finding in findings), default=1.0)
 
 
-def _contrast(weights: Mapping[str, float], measure: str, samples: Samples) -> Difference:
+def _contrast(weights: Mapping[str, float], measure: str, samples: Samples) -> MeanDifference:
     return contrast(weights, {arm: _finite(samples[arm][measure]) for arm in weights})
 
 

@@ -6,6 +6,7 @@ import typer
 
 import polarlight
 from polarlight.lab.commands import (
+    ablating,
     claims,
     converting,
     doctor,
@@ -64,6 +65,7 @@ app.command(epilog=training.KNOWN)(training.compare)
 app.command()(training.explain)
 app.command()(claims.reproduce)
 app.command()(track3.track3)
+app.command()(ablating.ablate)
 app.command(name="inspect")(inspection.inspect_checkpoint)
 app.command()(inspection.watched)
 app.command()(engines.plot_schedule)

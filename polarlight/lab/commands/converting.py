@@ -153,12 +153,13 @@ def _order(
     if all("param_names" in group for group in groups):
         return None
     count = sum(len(group["params"]) for group in groups)
+    start = f"{where}: " if where else ""  # the file's whole content has no path inside of it
     for place, value in _walk(content):
         if _is_model(value) and len(value) == count:
-            say(f"{where}: names and their order taken from the model at {place!r}")
+            say(f"{start}names and their order taken from the model at {place!r}")
             return list(value)
     raise ValueError(
-        f"{where}: the checkpoint does not say what its {count} parameters are called; write their "
+        f"{start}the checkpoint does not say what its {count} parameters are called; write their "
         "names in the order in which the optimizer was given them, group after group, as a JSON "
         "list, and pass --names FILE"
     )

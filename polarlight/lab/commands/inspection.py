@@ -12,7 +12,7 @@ from polarlight.lab.commands.console import console, say
 from polarlight.lab.inspection.measure import Inspection, inspect
 from polarlight.lab.inspection.opening import open_checkpoint
 from polarlight.lab.inspection.page import summary, write_page
-from polarlight.lab.inspection.source import Source
+from polarlight.lab.inspection.source import OpenedCheckpoint
 from polarlight.lab.inspection.watched import write_watched
 
 Checkpoint = Annotated[
@@ -50,7 +50,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, out: Out = Path("inspection")) ->
     say(f"report: {page}")
 
 
-def _read(source: Source) -> Inspection:
+def _read(source: OpenedCheckpoint) -> Inspection:
     """Yield all tensors, with a progress bar that counts bytes."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
     result = Inspection()

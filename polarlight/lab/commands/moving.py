@@ -11,7 +11,7 @@ from polarlight.lab.commands.console import console, say
 from polarlight.migration.conventions import (
     CONVENTIONS,
     Convention,
-    Size,
+    UpdateSize,
     convention_of,
     translate_lr,
     update_rms,
@@ -89,7 +89,7 @@ def _row(
         "shape": list(shape),
         "lr": there,
         "weight_decay": decay * lr / there if there else decay,
-        "update_rms": update_rms(there, target, shape) if target.size is Size.POLAR else None,
+        "update_rms": update_rms(there, target, shape) if target.size is UpdateSize.POLAR else None,
         "here": f"polarlight.{target.here}",
     }
 

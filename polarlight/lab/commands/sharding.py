@@ -88,8 +88,15 @@ def _start(processes: int, cases: list[tuple[str, ...]], steps: int) -> bool:
     found = multiprocessing.get_context("spawn").SimpleQueue()
     modules = list({entry.make.__module__ for entry in REGISTERED.values()})
     arguments = (processes, port, cases, steps, modules, found)
-    multiprocessing.spawn(_process, arguments, nprocs=processes)
-    return bool(found.get())
+    try:
+        multiprocessing.spawn(_process, arguments, nprocs=processes)
+    except multiprocessing.ProcessRaisedException:
+        if found.empty():  # a fault of ours: with its traceback
+            raise
+    answer = found.get()
+    if isinstance(answer, str):
+        raise ValueError(answer)
+    return bool(answer)
 
 
 def _process(
@@ -101,13 +108,20 @@ def _process(
     modules: list[str],
     found: Any,
 ) -> None:
-    """Compare as one of the processes; `modules` register the rules of plugins."""
+    """Compare as one of the processes; `modules` register the rules of plugins.
+
+    Put into `found` the first process's result, or the text of a ValueError of any.
+    """
     torch.set_num_threads(1)
     for module in modules:
         options.module_named(module)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    same = _compare(cases, steps)
+    try:
+        same = _compare(cases, steps)
+    except ValueError as error:
+        found.put(str(error))
+        raise
     if rank == 0:
         found.put(same)
 
@@ -139,6 +153,11 @@ def _case(case: tuple[str, ...]) -> Case:
     """Return the models of a case and a function that makes their optimizers."""
     if case[0] == "target":
         made: Case = options.function_at(case[1])()
+        if not isinstance(made, tuple) or len(made) != 3 or not callable(made[2]):
+            raise ValueError(
+                f"{case[1]} must return (the unsharded model, the same one sharded, a function "
+                f"from a model to its optimizer), got {type(made).__name__}"
+            )
         return made
     architecture, name, kind = case
     plan = _small(architecture)

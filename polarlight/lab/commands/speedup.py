@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from polarlight.lab.claims.speedup.analysis import speedups
 from polarlight.lab.claims.speedup.page import plan_lines, result_lines, write_figure
-from polarlight.lab.claims.speedup.plan import Part, method_of, parts_of
+from polarlight.lab.claims.speedup.plan import GridPart, method_of, parts_of
 from polarlight.lab.claims.speedup.running import Place, corpus_of, losses_of, run_part
 from polarlight.lab.claims.speedup.tuning import Losses
 from polarlight.lab.commands import options
@@ -33,11 +33,11 @@ class Asked:
     plan: bool = False
     results: bool = False
 
-    def chosen(self) -> tuple[Part, ...]:
+    def chosen(self) -> tuple[GridPart, ...]:
         """Return the parts that are asked for."""
         return parts_of(self.size, _names(self.parts))
 
-    def methods_of(self, part: Part) -> tuple[str, ...]:
+    def methods_of(self, part: GridPart) -> tuple[str, ...]:
         """Return the methods of a part that are asked for."""
         asked = _names(self.methods)
         for name in asked:
@@ -73,14 +73,14 @@ def speedup(asked: Asked, place: Place) -> None:
         say(f"figure: {place.out / FIGURE}")
 
 
-def _losses(asked: Asked, place: Place, part: Part, methods: tuple[str, ...]) -> Losses:
+def _losses(asked: Asked, place: Place, part: GridPart, methods: tuple[str, ...]) -> Losses:
     """Return the losses of a part, recorded ones alone or after training the missing runs."""
     if asked.results:
         return losses_of(part, place.store(), corpus_of(place.data).fingerprint)
     return run_part(part, place, say, methods)
 
 
-def _require_data(asked: Asked, place: Place, parts: Sequence[Part]) -> None:
+def _require_data(asked: Asked, place: Place, parts: Sequence[GridPart]) -> None:
     """Refuse the size for GPUs without data or a GPU."""
     if asked.size != "gpu":
         return

@@ -17,12 +17,18 @@ from polarlight.lab.train.recipes import recipe_of, recipes
 from polarlight.lab.train.shards import GPT2_VOCAB_SIZE
 from polarlight.lab.train.track3.comparison import final_losses, in_words
 from polarlight.lab.train.track3.loop import Track3Run
+from polarlight.lab.train.track3.published import (
+    check,
+    described,
+    is_full_size,
+    number_of,
+    verdict,
+)
 from polarlight.lab.train.track3.settings import (
     HOW_TO_GET_SHARDS,
     PRESETS,
     RULES,
     Track3,
-    check,
     setting_of,
 )
 from polarlight.leaderboard import Result, results
@@ -51,6 +57,9 @@ def track3(
     without: Annotated[
         str, typer.Option(help="Parts of the result to leave out, separated by commas.")
     ] = "",
+    show: Annotated[
+        bool, typer.Option(help="Print the setting of --record line by line, and stop.")
+    ] = False,
     list_: Annotated[
         bool, typer.Option("--list", help="List the results with steps and parts, and stop.")
     ] = False,
@@ -68,12 +77,14 @@ def track3(
     Muon's, seed by seed.
 
     `--record N` runs a result of the leaderboard with all of its parts, and its own rates and
-    initial weights: at reduced width with a scaled schedule, or as published with `--preset full`.
+    initial weights: at reduced width with a scaled schedule, or as published with `--preset full`,
+    where the last loss is held against the published one. `--show` prints the setting.
 
     ```
     polarlight track3 --optimizer aurora-tall
     polarlight track3 --preset record-12 --data data/fineweb10B
     polarlight track3 --record 46 --without tail-ema,row-floor
+    polarlight track3 --record 46 --preset full --show
     polarlight track3 --record 46 --preset full --data data/fineweb10B
     ```
     """
@@ -81,13 +92,12 @@ def track3(
         _list_results()
         return
     setting = _setting(preset, seed, lr, weight_decay, steps)
-    what: Rule | Result
-    if record is None:
-        what, name = _rule(optimizer), optimizer
-    else:
-        what = _result(record, setting, steps, (lr, weight_decay), without, preset)
-        name = f"result-{record}" + (f"-without-{without.replace(',', '-')}" if without else "")
+    what, name = _asked(optimizer, record, setting, steps, (lr, weight_decay), without, preset)
+    if isinstance(what, Result):
         setting = setting_of(what, setting)
+    if show:
+        _show(what, setting)
+        return
     if data is None and preset != "small":
         raise ValueError(f"--preset {preset} needs --data; {HOW_TO_GET_SHARDS}")
     if preset != "small":
@@ -96,9 +106,41 @@ def track3(
     corpus = load_corpus(data, vocab_size=GPT2_VOCAB_SIZE if preset != "small" else None)
     folder = out or Path("runs") / "track3" / preset / name / f"seed{seed}"
     _train(Track3Run(setting, what, corpus, folder, where), name, what)
+    _say_verdict(setting, name, what, folder)
     if out is None:
         for words in in_words(final_losses(folder.parent.parent, folder), preset, corpus.unit):
             say(words)
+
+
+def _asked(
+    optimizer: str,
+    record: int | None,
+    setting: Track3,
+    steps: int | None,
+    rates: tuple[float | None, float | None],
+    without: str,
+    preset: str,
+) -> tuple[Rule | Result, str]:
+    """Return a rule or a result, and its name in paths."""
+    if record is None:
+        return _rule(optimizer), optimizer
+    name = f"result-{record}" + (f"-without-{without.replace(',', '-')}" if without else "")
+    return _result(record, setting, steps, rates, without, preset), name
+
+
+def _show(what: Rule | Result, setting: Track3) -> None:
+    """Print the setting of a result line by line."""
+    if not isinstance(what, Result):
+        raise ValueError("--show prints the setting of a result; name it: --record 46")
+    for line in described(what, setting):
+        say(line)
+
+
+def _say_verdict(setting: Track3, name: str, what: Rule | Result, folder: Path) -> None:
+    """Print whether a full-size run ends where the published runs do."""
+    number = _number(setting, name, what)
+    if number is not None:
+        say(verdict(number, final_losses(folder.parent.parent, folder)[folder.parent.name]))
 
 
 def _result(
@@ -178,10 +220,12 @@ def _train(run: Track3Run, name: str, what: Rule | Result) -> None:
 
 def _compared(setting: Track3, name: str, what: Rule | Result, record: dict[str, Any]) -> str:
     """Return the comparison of a validation loss with the published one, if there is one."""
-    step, loss = record["step"], record["loss"]
+    number = _number(setting, name, what)
+    return "" if number is None else check(number, record["step"], record["loss"])
+
+
+def _number(setting: Track3, name: str, what: Rule | Result) -> int | None:
+    """Return the published result that a run is, None if it is none."""
     if isinstance(what, Result):
-        full = setting.width == PRESETS["full"].width and setting.steps == what.steps
-        if not full or step != what.steps or what.label != result_of(what.number).label:
-            return ""
-        return f"published for result {what.number}: {what.loss:.4f}, here {loss - what.loss:+.4f}"
-    return check(setting, step, loss) if name == "muon" else ""
+        return what.number if is_full_size(setting, what) else None
+    return number_of(setting) if name == "muon" else None

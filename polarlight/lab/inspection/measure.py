@@ -10,7 +10,7 @@ from torch import Tensor
 from polarlight.diagnostics.spectra import gram_leverages, precise_gram, spectrum, spread
 from polarlight.diagnostics.starvation import THRESHOLDS, starved_rows
 from polarlight.lab.inspection.returned import return_freed_memory
-from polarlight.lab.inspection.source import Entry, Source
+from polarlight.lab.inspection.source import Entry, OpenedCheckpoint
 from polarlight.linalg.matrices import nonzero, unit_scale
 from polarlight.linalg.rows import row_norms
 from polarlight.routing.roles import MATRIX_ROLES, Assignment, Part, Role, infer_roles
@@ -88,7 +88,7 @@ class Inspection:
     mlps: list[MlpReport] = field(default_factory=list)
 
 
-def inspect(source: Source) -> Iterator[tuple[str, Inspection]]:
+def inspect(source: OpenedCheckpoint) -> Iterator[tuple[str, Inspection]]:
     """Read one parameter after the other; yield its name and the statistics so far."""
     found, halves = Inspection(), _Halves()
     assignments = infer_roles(
@@ -118,7 +118,11 @@ class _Halves:
 
 
 def _matrix(
-    assignment: Assignment, entry: Entry, source: Source, found: Inspection, halves: _Halves
+    assignment: Assignment,
+    entry: Entry,
+    source: OpenedCheckpoint,
+    found: Inspection,
+    halves: _Halves,
 ) -> None:
     whole = entry.read()
     if not whole.is_floating_point():

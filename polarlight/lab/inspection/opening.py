@@ -6,7 +6,7 @@ from pathlib import Path
 
 from polarlight.lab.inspection.optimizer_state import state_of
 from polarlight.lab.inspection.safetensors import safetensors_entries
-from polarlight.lab.inspection.source import Entry, Source, UnreadableError
+from polarlight.lab.inspection.source import Entry, OpenedCheckpoint, UnreadableError
 from polarlight.lab.inspection.torchfile import load_mapped, torch_source
 
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
@@ -15,7 +15,7 @@ SINGLE = ("model.safetensors", "pytorch_model.bin")
 STATES = ("optimizer.pt", "optimizer.bin")
 
 
-def open_checkpoint(path: Path) -> Source:
+def open_checkpoint(path: Path) -> OpenedCheckpoint:
     """Return the names and shapes in a checkpoint; read no tensor yet.
 
     Args:
@@ -31,9 +31,9 @@ def open_checkpoint(path: Path) -> Source:
     if path.is_dir():
         return _folder(path)
     if path.suffix == ".json":
-        return Source(_sharded(path))
+        return OpenedCheckpoint(_sharded(path))
     if path.suffix == ".safetensors":
-        return Source(safetensors_entries(path))
+        return OpenedCheckpoint(safetensors_entries(path))
     if path.suffix in TORCH:
         return torch_source(path)
     raise UnreadableError(
@@ -42,7 +42,7 @@ def open_checkpoint(path: Path) -> Source:
     )
 
 
-def _folder(folder: Path) -> Source:
+def _folder(folder: Path) -> OpenedCheckpoint:
     source = _model(folder)
     state = next((folder / name for name in STATES if (folder / name).exists()), None)
     if state is None:
@@ -52,15 +52,15 @@ def _folder(folder: Path) -> Source:
     return replace(source, momenta=found.momenta, scales=found.scales, notes=notes)
 
 
-def _model(folder: Path) -> Source:
+def _model(folder: Path) -> OpenedCheckpoint:
     for name in INDICES:
         if (folder / name).exists():
-            return Source(_sharded(folder / name))
+            return OpenedCheckpoint(_sharded(folder / name))
     for name in SINGLE:
         if (folder / name).exists():
             return open_checkpoint(folder / name)
     if found := sorted(folder.glob("*.safetensors")):
-        return Source(_joined(found))
+        return OpenedCheckpoint(_joined(found))
     runs = [path for path in sorted(folder.iterdir()) if path.suffix in TORCH]
     if len(runs) == 1:
         return torch_source(runs[0])

@@ -26,7 +26,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class OpenedCheckpoint:
     """Opened checkpoint.
 
     Attributes:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polarlight.lab.inspection.optimizer_state import entry_of, state_of
-from polarlight.lab.inspection.source import Source, UnreadableError
+from polarlight.lab.inspection.source import OpenedCheckpoint, UnreadableError
 
 MODELS = ("model", "state_dict", "model_state_dict", "module", "net")
 """Keys under which checkpoints keep a model's weights."""
@@ -25,7 +25,7 @@ TORN = (
 OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_states", "optim")
 
 
-def torch_source(path: Path) -> Source:
+def torch_source(path: Path) -> OpenedCheckpoint:
     """Map a file of `torch.save`; tensors stay on the disk until they are used.
 
     Raises:
@@ -36,7 +36,7 @@ def torch_source(path: Path) -> Source:
     if not weights:
         raise UnreadableError(f"{path} holds no tensors; it has {_keys(content)}")
     optimizer = next((content[k] for k in OPTIMIZERS if k in content), None)
-    return Source(weights, *state_of(optimizer, weights))
+    return OpenedCheckpoint(weights, *state_of(optimizer, weights))
 
 
 def load_mapped(path: Path) -> Mapping[str, Any]:

@@ -44,7 +44,7 @@ BySeed = Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class MeanDifference:
     """Estimated difference with its standard error.
 
     Attributes:
@@ -156,7 +156,7 @@ def detectable_at(n: int, level: float = LEVEL, power: float = POWER) -> float:
     return (quantile(1 - level / 2, n - 1) + quantile(power, n - 1)) / math.sqrt(n)
 
 
-def from_differences(differences: Sequence[float]) -> Difference:
+def from_differences(differences: Sequence[float]) -> MeanDifference:
     """Return the summary of differences per seed.
 
     Raises:
@@ -168,10 +168,10 @@ def from_differences(differences: Sequence[float]) -> Difference:
     n = len(values)
     error = stdev(values) / math.sqrt(n) if n > 1 else None
     flips = sign_flip_p(values) if n >= FEWEST_FLIPS else None
-    return Difference(fmean(values), error, n - 1, n, flips=flips)
+    return MeanDifference(fmean(values), error, n - 1, n, flips=flips)
 
 
-def paired(first: BySeed, second: BySeed) -> Difference:
+def paired(first: BySeed, second: BySeed) -> MeanDifference:
     """Return first minus second over the seeds that both have.
 
     Raises:
@@ -180,7 +180,7 @@ def paired(first: BySeed, second: BySeed) -> Difference:
     return contrast({"first": 1.0, "second": -1.0}, {"first": first, "second": second})
 
 
-def contrast(weights: Mapping[str, float], samples: Mapping[str, BySeed]) -> Difference:
+def contrast(weights: Mapping[str, float], samples: Mapping[str, BySeed]) -> MeanDifference:
     """Return a weighted sum of arms, taken per seed over the seeds that all of them have.
 
     Args:
@@ -203,7 +203,7 @@ def contrast(weights: Mapping[str, float], samples: Mapping[str, BySeed]) -> Dif
     )
 
 
-def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
+def welch(first: Sequence[float], second: Sequence[float]) -> MeanDifference:
     """Return first minus second of unpaired runs, with Welch's degrees of freedom.
 
     Raises:
@@ -219,12 +219,12 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
         raise ValueError(f"Welch's t takes finite numbers of both arms, got {a} and {b}")
     estimate, n = fmean(a) - fmean(b), min(len(a), len(b))
     if n < 2:
-        return Difference(estimate, None, 0, n, paired=False)
+        return MeanDifference(estimate, None, 0, n, paired=False)
     u, v = variance(a) / len(a), variance(b) / len(b)
     if u + v == 0:
-        return Difference(estimate, 0.0, len(a) + len(b) - 2, n, paired=False)
+        return MeanDifference(estimate, 0.0, len(a) + len(b) - 2, n, paired=False)
     freedom = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))
-    return Difference(estimate, math.sqrt(u + v), freedom, n, paired=False)
+    return MeanDifference(estimate, math.sqrt(u + v), freedom, n, paired=False)
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

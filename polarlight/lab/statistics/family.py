@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from polarlight.lab.statistics.corrections import dunnett_level
-from polarlight.lab.statistics.difference import LEVEL, BySeed, Difference, paired, welch
+from polarlight.lab.statistics.difference import LEVEL, BySeed, MeanDifference, paired, welch
 
 ENOUGH = 4
 """Seeds that are suggested where there is only one."""
@@ -33,7 +33,7 @@ class Compared:
 
     arm: str
     reference: str
-    difference: Difference
+    difference: MeanDifference
     level: float = LEVEL
     comparisons: int = 1
 
@@ -89,7 +89,7 @@ def against_reference(arms: Mapping[str, BySeed], reference: str) -> list[Compar
     return [Compared(label, reference, d, level, len(found)) for label, d in found.items()]
 
 
-def _difference(x: BySeed, base: BySeed) -> Difference:
+def _difference(x: BySeed, base: BySeed) -> MeanDifference:
     if set(x) & set(base):
         return paired(x, base)
     return welch(list(x.values()), list(base.values()))
@@ -132,7 +132,7 @@ def sentence(one: Compared, unit: str = "nats/token") -> str:
     )
 
 
-def _digits(difference: Difference) -> int:
+def _digits(difference: MeanDifference) -> int:
     """Digits after the point: two of the standard error, three at least."""
     error = difference.error
     if not error:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 
-class Clock:
+class PartTimer:
     """Seconds per part, summed until they are read.
 
     Args:

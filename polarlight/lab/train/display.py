@@ -19,7 +19,7 @@ PLAIN_EVERY = 10.0
 """Seconds between lines where output is not a terminal."""
 
 
-class Row:
+class RunRow:
     """Latest numbers of one run."""
 
     def __init__(self, plan: Plan) -> None:
@@ -101,7 +101,7 @@ class Display:
 
     def __init__(self, specs: Sequence[Spec], plan: Plan, console: Console) -> None:
         self._console = console
-        self._rows = {(s.label, s.seed): Row(plan) for s in specs}
+        self._rows = {(s.label, s.seed): RunRow(plan) for s in specs}
         self._headers = headers(plan)
         self._total = plan.steps * len(specs)
         self._bar = Progress(
@@ -136,7 +136,7 @@ class Display:
         if not self._console.is_terminal:
             self._line(spec, row, record)
 
-    def _line(self, spec: Spec, row: Row, record: Record) -> None:
+    def _line(self, spec: Spec, row: RunRow, record: Record) -> None:
         ended = record["kind"] in ("finished", "stopped")
         if ended or time.monotonic() - self._last_line >= PLAIN_EVERY:
             self._last_line = time.monotonic()

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import polarlight
-from polarlight.linalg.precision import cpu_capabilities, has_fast_bfloat16
+from polarlight.linalg.precision import cpu_name, has_fast_bfloat16
 
 
 def versions() -> dict[str, str]:
@@ -31,7 +31,7 @@ def hardware(device: torch.device) -> dict[str, str]:
         "device": _name(device),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
-        "bfloat16 products in hardware": "yes" if fast else "no",
+        "bfloat16 products faster than float32": "yes" if fast else "no",
         "system": f"{platform.system()} {platform.machine()}",
     }
     if device.type == "cpu":
@@ -42,5 +42,4 @@ def hardware(device: torch.device) -> dict[str, str]:
 def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    capabilities = cpu_capabilities() if device.type == "cpu" else {}
-    return str(capabilities.get("cpu_name") or platform.processor() or device.type)
+    return (cpu_name() if device.type == "cpu" else "") or device.type

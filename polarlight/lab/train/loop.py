@@ -18,7 +18,7 @@ from torch import Tensor
 from polarlight.execution.heap import raise_mmap_threshold
 from polarlight.lab.train import checkpoint, durable, history
 from polarlight.lab.train.checkpoint import CheckpointError
-from polarlight.lab.train.clock import Clock
+from polarlight.lab.train.clock import PartTimer
 from polarlight.lab.train.data import Batches, Corpus, validation_batches
 from polarlight.lab.train.folder import claim
 from polarlight.lab.train.lock import FolderLock
@@ -33,11 +33,12 @@ from polarlight.lab.train.parallel import (
     share_work,
     whole_state,
 )
-from polarlight.lab.train.recipes import Recipe, build
+from polarlight.lab.train.recipes import TrainingRecipe, build
 from polarlight.lab.train.router_load import describe, load_balancing_loss
 from polarlight.lab.train.settings import Plan, Spec, as_record
 from polarlight.lab.train.watching import Watch
 from polarlight.linalg.precision import has_fast_bfloat16
+from polarlight.scheduling import GroupSchedule
 
 Record = dict[str, Any]
 
@@ -106,7 +107,7 @@ class Run:
         plan: Plan,
         corpus: Corpus,
         folder: Path,
-        recipe: Recipe | None = None,
+        recipe: TrainingRecipe | None = None,
         team: Team = ALONE,
     ) -> None:
         require_fitting(plan, corpus.vocab_size, team)
@@ -118,11 +119,13 @@ class Run:
         self.model = GPT(plan.model(corpus.vocab_size), seed=spec.seed).to(self.device)
         self._laid_out = lay_out(self.model, team.kind)
         self.optimizer = share_work(build(self.model, spec, recipe), team.kind)
-        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self._lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self._schedule = self._schedule_from(0)
         self.step, self.seconds = 0, 0.0
+        self._lr = self._lrs[0]  # of the last step, before the schedule's
         loss = self._laid_out.loss_and_load
         self._loss_and_load = torch.compile(loss) if plan.compile else loss
-        self._clock = Clock(self.device)
+        self._clock = PartTimer(self.device)
         whole = team.kind is not Parallel.TP
         self._watch = Watch(self.model, plan.neurons_every, plan.steps, activations=whole)
         self._reported: Counter[str] = Counter()
@@ -234,15 +237,20 @@ class Run:
         return loss
 
     def _update(self) -> None:
-        """Step the optimizer; the probe's time is not counted."""
-        factor = self.plan.lr_factor(self.step)
-        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = lr * factor
+        """Step the optimizer, then its schedule; the probe's time is not counted."""
+        self._lr = self.optimizer.param_groups[0]["lr"]
         before = self._watch.seconds
         with self._clock("optimizer"):
             self.optimizer.step()
             self.optimizer.zero_grad()
         self._clock.add("optimizer", before - self._watch.seconds)
+        self._schedule.step()
+
+    def _schedule_from(self, step: int) -> GroupSchedule:
+        """Return the schedule of the learning rates, which are set for this step."""
+        for group, lr in zip(self.optimizer.param_groups, self._lrs, strict=True):
+            group["initial_lr"] = lr
+        return GroupSchedule(self.optimizer, self.plan.lr_factor, last_epoch=step - 1)
 
     def _due(self, loss: float) -> Iterator[Record]:
         """Yield the records due at this step."""
@@ -254,7 +262,7 @@ class Run:
                 "kind": "step",
                 "step": self.step,
                 "loss": loss,
-                "lr": self.optimizer.param_groups[0]["lr"],
+                "lr": self._lr,
                 "tokens": self.step * self.plan.tokens_per_step,
                 "seconds": self.seconds,
                 "time": time,
@@ -329,6 +337,7 @@ class Run:
         path = self.folder / "checkpoint.pt"
         if path.exists():
             self._take(checkpoint.load(path, self.device), path)
+            self._schedule = self._schedule_from(self.step)
         if self.team.leads:
             history.truncate_after(self.metrics, self.step if path.exists() else -1)
 

@@ -24,7 +24,7 @@ from polarlight.lab.train import history
 from polarlight.lab.train.data import Corpus
 from polarlight.lab.train.loop import Run, require_fitting
 from polarlight.lab.train.model import GPT
-from polarlight.lab.train.recipes import Recipe, recipe_of, spec_of
+from polarlight.lab.train.recipes import TrainingRecipe, recipe_of, spec_of
 from polarlight.lab.train.settings import Plan
 from polarlight.recipes import with_head_rate
 from polarlight.routing.roles import Role
@@ -150,7 +150,7 @@ class LrSearch:
         return found.final_loss
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> TrainingRecipe:
         """Return the recipe, with the head's rate for this width."""
         recipe = recipe_of(self.optimizer)
         if self.base_width is None:
@@ -160,6 +160,6 @@ class LrSearch:
 
 
 def _groups(
-    recipe: Recipe, factor: float, model: nn.Module, lr: float, aux_lr: float
+    recipe: TrainingRecipe, factor: float, model: nn.Module, lr: float, aux_lr: float
 ) -> list[ParamGroup]:
     return with_head_rate(recipe.groups_of(model, lr, aux_lr), factor)

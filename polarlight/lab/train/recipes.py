@@ -30,7 +30,7 @@ SPECTRAL_LR = 4e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class TrainingRecipe:
     """Rule for the hidden matrices with its default learning rates.
 
     Attributes:
@@ -55,32 +55,34 @@ class Recipe:
         return route(model, lr, aux_lr)
 
 
-RECIPES: Mapping[str, Recipe] = {
-    "adamw": Recipe(rule=AdamWRule, lr=1e-3, momentum=0.9, about="AdamW on every parameter"),
-    "aurora-paper": Recipe(
+RECIPES: Mapping[str, TrainingRecipe] = {
+    "adamw": TrainingRecipe(
+        rule=AdamWRule, lr=1e-3, momentum=0.9, about="AdamW on every parameter"
+    ),
+    "aurora-paper": TrainingRecipe(
         rule=lambda: aurora(FeedbackPolar()), lr=0.02, about="Aurora by the paper's algorithm 3"
     ),
-    "aurora-riemannian": Recipe(
+    "aurora-riemannian": TrainingRecipe(
         rule=lambda: aurora(RiemannianPolar()), lr=0.02, about="Aurora by Riemannian ascent"
     ),
-    "muon-rms": Recipe(
+    "muon-rms": TrainingRecipe(
         rule=muon,
         lr=SPECTRAL_LR,
         about="Muon with AdamW, updates as large as AdamW's",
         groups=lambda model, lr, aux_lr: muon_with_adamw(model, lr=lr, aux_lr=aux_lr),
     ),
-    "muon-rms-to-rms": Recipe(
+    "muon-rms-to-rms": TrainingRecipe(
         rule=lambda: muon(scale=RmsToRms()),
         lr=0.04,
         about="Muon in the scale whose learning rate is the same at every width",
     ),
-    "aurora-mlp": Recipe(
+    "aurora-mlp": TrainingRecipe(
         rule=muon,
         lr=SPECTRAL_LR,
         about="the same with Aurora on gate and up projections",
         groups=lambda model, lr, aux_lr: aurora_mlp(model, lr=lr, aux_lr=aux_lr),
     ),
-    "symmetric": Recipe(
+    "symmetric": TrainingRecipe(
         rule=muon,
         lr=SPECTRAL_LR,
         about="a rule for every kind of layer, by its symmetries",
@@ -92,16 +94,18 @@ RECIPES: Mapping[str, Recipe] = {
 """Recipes that are more than a registered rule with its defaults."""
 
 
-def recipes() -> dict[str, Recipe]:
+def recipes() -> dict[str, TrainingRecipe]:
     """Return every recipe by name: registered rules, plugins' rules, and combinations."""
     plain = {
-        name: Recipe(rule=entry.make, lr=entry.lr, about=entry.about, momentum=entry.momentum)
+        name: TrainingRecipe(
+            rule=entry.make, lr=entry.lr, about=entry.about, momentum=entry.momentum
+        )
         for name, entry in REGISTERED.items()
     }
     return plain | dict(RECIPES)
 
 
-def recipe_of(name: str) -> Recipe:
+def recipe_of(name: str) -> TrainingRecipe:
     """Look up a recipe by name.
 
     Raises:
@@ -125,7 +129,7 @@ def spec_of(name: str, *, seed: int, label: str | None = None, **numbers: float)
     return replace(spec, **numbers)  # type: ignore[arg-type]
 
 
-def build(model: nn.Module, spec: Spec, recipe: Recipe | None = None) -> SpectralOptimizer:
+def build(model: nn.Module, spec: Spec, recipe: TrainingRecipe | None = None) -> SpectralOptimizer:
     """Build the optimizer of a run from `recipe`, or from the recipe the run names."""
     recipe = recipe or recipe_of(spec.optimizer)
     return SpectralOptimizer(

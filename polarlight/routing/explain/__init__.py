@@ -34,6 +34,7 @@ class Explanation:
     sharing: tuple[Summary, ...] = ()
 
     def __str__(self) -> str:
+        """Return the table with repeated layers folded."""
         return self.table()
 
     def table(self, *, every: bool = False, width: int = 120) -> str:

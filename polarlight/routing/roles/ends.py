@@ -57,7 +57,7 @@ def embedding_or_head(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterato
     site = uses[0]
     if reason := heads.get(id(site.parameter)):
         yield Decision(Role.HEAD, reason)
-    if _is_head_by_name(site, others=bool(heads)):
+    if _is_head_by_name(site, other_heads=bool(heads)):
         view = Flattened(tuple(site.parameter.shape[2:])) if site.parameter.ndim > 2 else Whole()
         yield Decision(Role.HEAD, f"output layer by its name, {'.'.join(site.path)}", view)
 
@@ -146,10 +146,10 @@ def _in_layers(words: Iterable[str]) -> bool:
     return any(word.isdigit() for word in words)
 
 
-def _is_head_by_name(site: Site, *, others: bool) -> bool:
-    """Return whether a matrix is an output layer by name; stricter if there are `others`.
+def _is_head_by_name(site: Site, *, other_heads: bool) -> bool:
+    """Return whether a matrix is an output layer by name; stricter beside `other_heads`.
 
-    Where the model has `others` that are known otherwise, a square matrix is one only if it has a
+    Where the model has heads that are known otherwise, a square matrix is one only if it has a
     name that means nothing else.
     """
     p = site.parameter
@@ -159,7 +159,7 @@ def _is_head_by_name(site: Site, *, others: bool) -> bool:
         return True
     places = [i for i in range(len(site.path)) if _names_head(site, i)]
     unmistakable = site.path[-1:] != () and site.path[-1] in ONLY_HEADS
-    if others and p.shape[0] == p.shape[1] and not unmistakable:
+    if other_heads and p.shape[0] == p.shape[1] and not unmistakable:
         return False
     # Its own word counts beside the outermost one: a head may have several output layers.
     own = [i for i in places[1:] if i == len(site.path) - 1]

@@ -41,7 +41,7 @@ def test_no_matrices_have_no_owners():
 
 def test_a_matrix_stays_among_the_processes_that_hold_a_part_of_it_up_to_the_limit():
     parts = [[0, 1]] * 4 + [[2, 3]] * 4
-    found = owners([1.0] * 8, [[]] * 8, 4, moved=[0.5] * 8, partial=parts)
+    found = owners([1.0] * 8, [[]] * 8, 4, transfer_costs=[0.5] * 8, part_holders=parts)
     assert all(owner in part for owner, part in zip(found, parts, strict=True))
-    crowded = owners([1.0] * 8, [[]] * 8, 4, moved=[0.5] * 8, partial=[[0, 1]] * 8)
+    crowded = owners([1.0] * 8, [[]] * 8, 4, transfer_costs=[0.5] * 8, part_holders=[[0, 1]] * 8)
     assert sorted(crowded) == [0, 0, 1, 1, 2, 2, 3, 3]

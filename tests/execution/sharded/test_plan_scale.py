@@ -72,7 +72,7 @@ def test_two_meshes_are_balanced_together():
 
     plans = plans_of(shapes(), "experts 4 x 4", Options(flops_per_byte=0))
     assert len(plans) == 2
-    assert plans[1].busy == plans[0].loads
+    assert plans[1].base_loads == plans[0].loads
     together = plans[1].loads
     assert max(together) == max(plans[0].costs + plans[1].costs)  # sixteen matrices, one each
     apart = [a + b for a, b in zip(plans[0].loads, without_others(plans[1]).loads, strict=True)]

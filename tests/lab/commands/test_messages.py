@@ -163,10 +163,12 @@ def test_converting_without_names_mentions_the_option(tmp_path):
     adamw = torch.optim.AdamW(model.parameters())
     model(torch.ones(3)).sum().backward()
     adamw.step()
-    torch.save({"optimizer": adamw.state_dict()}, tmp_path / "c.pt")
-    said = refused("convert", tmp_path / "c.pt", "--out", tmp_path / "out.pt")
-    assert "--names FILE" in said
-    assert "2 parameters" in said
+    for content in ({"optimizer": adamw.state_dict()}, adamw.state_dict()):
+        torch.save(content, tmp_path / "c.pt")
+        said = refused("convert", tmp_path / "c.pt", "--out", tmp_path / "out.pt")
+        assert "--names FILE" in said
+        assert "2 parameters" in said
+        assert "error: :" not in said
 
 
 @pytest.mark.parametrize("names", [b"\xff\xfe\x00", b"{", b"[1, 2]", b'{"optimizer": "a"}', b"3"])
@@ -194,6 +196,7 @@ FOLDERS = {
     "compare": [],
     "find-lr": [],
     "track3": [],
+    "ablate": [],
     "reproduce": ["down-columns"],
     "accuracy": [],
     "inspect": ["x.pt"],
@@ -220,6 +223,7 @@ TINY = ["width=16", "layers=1", "heads=2", "context=16", "batch=2", "steps=2", "
 
 
 @on_linux
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("file", ["checkpoint.pt", "settings.json"])
 def test_a_full_disk_while_training(tmp_path, file):
     corpus(tmp_path)
@@ -295,6 +299,7 @@ def on_my_mesh():
 """
 
 
+@pytest.mark.slow  # two imports of torch; `test_sharding.py` checks a target by the module
 def test_a_target_beside_its_module_is_found(tmp_path):
     """By the installed command, whose path does not have the current folder."""
     (tmp_path / "my_models.py").write_text(MODULE)
@@ -310,6 +315,16 @@ def test_a_target_beside_its_module_is_found(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "same" in done.stdout
+
+
+def test_an_error_in_a_process_of_the_comparison_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "my_pair.py").write_text("def on_my_mesh(): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    said = refused("check-sharding", "my_pair:on_my_mesh", "--processes", "1")
+    assert "my_pair:on_my_mesh must return" in said
+    assert "got NoneType" in said
+    sys.modules.pop("my_pair", None)
 
 
 @pytest.mark.parametrize(

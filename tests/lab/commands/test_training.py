@@ -62,6 +62,7 @@ def test_the_demo_gives_intervals_for_four_optimizers():
     assert "polarlight compare --preset demo --seeds 3" in makefile
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_compare_again_resumes_and_overwrite_starts_again(tmp_path):
     assert compare(tmp_path, "--optimizers", "muon").exit_code == 0
     metrics = tmp_path / "out" / "muon" / "seed0" / "metrics.jsonl"
@@ -117,6 +118,7 @@ def test_explain_prints_the_routing_table():
     assert "normuon" in result.output
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_mixture_of_experts_is_trained_and_explained(tmp_path):
     result = compare(tmp_path, "--model", "moe", "--optimizers", "muon-rms,symmetric")
     assert result.exit_code == 0, result.output

@@ -8,7 +8,7 @@ import torch
 
 from polarlight.integrations.transformers import meta_model
 from polarlight.lab.inspection.measure import inspect
-from polarlight.lab.inspection.source import Entry, Source
+from polarlight.lab.inspection.source import Entry, OpenedCheckpoint
 from tests.routing.roles.golden import CONFIGS
 
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -20,7 +20,7 @@ def random_weights(shapes):
     def entry(shape):
         return Entry(shape, 4 * shape.numel(), lambda: torch.randn(shape, generator=generator))
 
-    return Source({name: entry(torch.Size(shape)) for name, shape in shapes.items()})
+    return OpenedCheckpoint({name: entry(torch.Size(shape)) for name, shape in shapes.items()})
 
 
 def mlps(shapes):
@@ -135,5 +135,5 @@ def test_a_neuron_is_dead_by_either_of_its_sides():
     weights[into][3] *= 1e-3
     weights[out][:, 5] *= 1e-3
     entries = {n: Entry(x.shape, 4 * x.numel(), lambda x=x: x) for n, x in weights.items()}
-    first, second = list(inspect(Source(entries)))[-1][1].mlps
+    first, second = list(inspect(OpenedCheckpoint(entries)))[-1][1].mlps
     assert (first.dead, second.dead) == ([], [3, 5])

@@ -8,7 +8,7 @@ import torch
 from polarlight.lab.statistics import (
     LOOKS,
     Compared,
-    Difference,
+    MeanDifference,
     Standing,
     after_looks,
     against_reference,
@@ -67,7 +67,7 @@ def test_the_replaced_rule_called_equal_arms_different_too_often():
 def test_an_effect_of_the_stated_size_is_found_with_80_percent_power(seeds):
     generator = torch.Generator().manual_seed(seeds)
     d = torch.randn(20_000, seeds, generator=generator, dtype=torch.float64)
-    effect = Difference(0.0, 1 / math.sqrt(seeds), seeds - 1, seeds).detectable()
+    effect = MeanDifference(0.0, 1 / math.sqrt(seeds), seeds - 1, seeds).detectable()
     t = (d.mean(dim=1) + effect) * seeds**0.5 / d.std(dim=1)
     found = float((t.abs() > quantile(0.975, seeds - 1)).double().mean())
     assert 0.75 < found < 0.86
@@ -77,7 +77,7 @@ def test_an_effect_of_the_stated_size_is_found_with_80_percent_power(seeds):
 def test_equal_arms_are_shown_equal_with_80_percent_power_at_the_provable_margin(seeds):
     generator = torch.Generator().manual_seed(seeds)
     d = torch.randn(20_000, seeds, generator=generator, dtype=torch.float64)
-    margin = Difference(0.0, 1 / math.sqrt(seeds), seeds - 1, seeds).provable_margin()
+    margin = MeanDifference(0.0, 1 / math.sqrt(seeds), seeds - 1, seeds).provable_margin()
     error = d.std(dim=1) / seeds**0.5
     shown = d.mean(dim=1).abs() + quantile(0.95, seeds - 1) * error < margin
     assert 0.72 < float(shown.double().mean()) < 0.86

@@ -166,6 +166,29 @@ def test_learning_rate_rises_stays_and_falls():
 
 
 @pytest.mark.parametrize("cut", [None, 3])
+def test_learning_rates_are_the_plans_to_the_bit(tmp_path, cut):
+    """Of every group in every step, also after a checkpoint: lr of the spec times the factor."""
+    plan = replace(PLAN, steps=8, warmup=3, cooldown=0.5, checkpoint_every=1)
+    seen = []
+
+    def watch(run):
+        run.optimizer.register_step_pre_hook(
+            lambda *_: seen.append([group["lr"] for group in run.optimizer.param_groups])
+        )
+
+    for stop in (cut, None):
+        trained = run_in(tmp_path, plan=plan)
+        watch(trained)
+        base = [group["initial_lr"] for group in trained.optimizer.param_groups]
+        list(trained.records(stop=lambda run=trained, at=stop: run.step == at))
+        if cut is None:
+            break
+    assert seen == [[lr * plan.lr_factor(step) for lr in base] for step in range(8)]
+    steps = [r for r in history.read_records(trained.metrics) if r["kind"] == "step"]
+    assert [r["lr"] for r in steps] == [base[0] * plan.lr_factor(r["step"] - 1) for r in steps]
+
+
+@pytest.mark.parametrize("cut", [None, 3])
 def test_skipped_gradients_are_recorded_also_across_a_stop(tmp_path, cut):
     """Some gradients of steps 3 and 5 are not finite; records are due after steps 1, 2, 4, 6."""
     run = run_in(tmp_path)

@@ -100,6 +100,7 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path):
     assert losses(tmp_path / "a") == losses(tmp_path / "b", cut=2)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_comparison_reports_its_experts_and_a_dense_one_has_none(tmp_path):
     for name, plan in {"moe": MOE, "dense": PLAN}.items():
         runs = comparison(tmp_path / name, plan=plan, optimizers=("adamw", "symmetric"))

@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from polarlight.lab.train.history import History
 from polarlight.lab.train.report import write_report
 from polarlight.lab.train.report.groups import by_label
@@ -9,6 +11,8 @@ from polarlight.lab.train.report.neuron_figures import share_histograms, spectra
 from polarlight.lab.train.report.opening import trust
 from tests.lab.report.reading import Reader, rows_of
 from tests.lab.train.fake_histories import ABOUT, fake_run
+
+pytestmark = pytest.mark.usefixtures("undrawn")  # drawn in `test_report.py`
 
 LOSSES = {"loss_end", "loss_final", "loss_seconds", "loss_steps"}
 

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from statistics import fmean, pstdev
 
-from polarlight.lab.claims.speedup.plan import AUX_RATES, TUNING_SEED, Part
-from polarlight.lab.claims.speedup.tuning import Job, Losses, Numbers, tuned
+from polarlight.lab.claims.speedup.plan import AUX_RATES, TUNING_SEED, GridPart
+from polarlight.lab.claims.speedup.tuning import Losses, Numbers, TuningJob, tuned
 from polarlight.lab.statistics import BySeed
 from polarlight.lab.statistics.student import quantile
 
@@ -65,7 +65,7 @@ class Speedup:
         return f"{at}: {self.ratio:.2f} x (95 % CI {self.low:.2f} to {high}, n = {self.seeds})"
 
 
-def final_losses(part: Part, method: str, known: Losses) -> dict[float, BySeed]:
+def final_losses(part: GridPart, method: str, known: Losses) -> dict[float, BySeed]:
     """Return the losses of a method by length and seed, at its tuned numbers."""
     found = tuned(part, method, known)
     losses: dict[float, dict[int, float]] = {}
@@ -73,14 +73,14 @@ def final_losses(part: Part, method: str, known: Losses) -> dict[float, BySeed]:
         numbers = found.at(length)
         if numbers is None:
             continue
-        jobs = [Job(method, length, numbers, seed) for seed in range(part.seeds)]
+        jobs = [TuningJob(method, length, numbers, seed) for seed in range(part.seeds)]
         mine = {job.seed: known[job] for job in jobs if job in known}
         if mine:
             losses[length] = mine
     return dict(losses)
 
 
-def speedups(part: Part, known: Losses) -> list[Speedup]:
+def speedups(part: GridPart, known: Losses) -> list[Speedup]:
     """Return every method's speedup at every length that has runs, AdamW's own left out."""
     base = final_losses(part, REFERENCE, known)
     if len(base) < 2:
@@ -148,7 +148,7 @@ class Fall:
         )
 
 
-def fall(part: Part, method: str, known: Losses) -> Fall | None:
+def fall(part: GridPart, method: str, known: Losses) -> Fall | None:
     """Return how the speedup changes with length; None where it is not known at two lengths."""
     base, own = final_losses(part, REFERENCE, known), final_losses(part, method, known)
     if len(base) < 2 or len(own) < 2:
@@ -275,7 +275,7 @@ def _cubic(
     )
 
 
-def mistuned(part: Part, known: Losses) -> dict[float, float]:
+def mistuned(part: GridPart, known: Losses) -> dict[float, float]:
     """Return what AdamW loses at a wrong learning rate, by the factor it is off.
 
     The value is the fraction of steps with which tuned AdamW reaches the same loss, at the shortest
@@ -292,7 +292,7 @@ def mistuned(part: Part, known: Losses) -> dict[float, float]:
 
     def tuning(lr: float) -> float | None:
         numbers = Numbers(lr, best.weight_decay, AUX_RATES[1])
-        return known.get(Job(REFERENCE, length, numbers, TUNING_SEED))
+        return known.get(TuningJob(REFERENCE, length, numbers, TUNING_SEED))
 
     at_best, fractions = tuning(best.lr), {}
     for factor in (0.25, 0.5, 2.0, 4.0):

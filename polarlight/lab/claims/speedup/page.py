@@ -18,9 +18,9 @@ from polarlight.lab.claims.speedup.analysis import (
     mistuned,
     speedups,
 )
-from polarlight.lab.claims.speedup.plan import CHECKS, DATED, SIZES, Part
+from polarlight.lab.claims.speedup.plan import CHECKS, DATED, SIZES, GridPart
 from polarlight.lab.claims.speedup.running import losses_of, records_of
-from polarlight.lab.claims.speedup.tuning import Job, Losses, due
+from polarlight.lab.claims.speedup.tuning import Losses, TuningJob, due
 from polarlight.lab.claims.store import RunRecord, RunStore
 from polarlight.lab.report.style import legend, styles, tidy
 from polarlight.lab.statistics import BySeed, against_reference, sentence
@@ -29,7 +29,7 @@ PEAK = 1e14
 """Operations per second that the estimate for a GPU assumes: 100 TFLOP/s."""
 
 
-def plan_lines(parts: Sequence[Part], methods: Sequence[str] = ()) -> Iterator[str]:
+def plan_lines(parts: Sequence[GridPart], methods: Sequence[str] = ()) -> Iterator[str]:
     """Yield runs, processor time and operations of a plan, part by part, before it is started."""
     yield f"Thresholds, written {DATED}:"
     yield from (f"  - {check}" for check in CHECKS)
@@ -55,7 +55,7 @@ def _hours(seconds: float, operations: float) -> str:
     return f"{operations:.2g} operations, {operations / PEAK / 3600:.3g} hours at 100 TFLOP/s"
 
 
-def result_lines(part: Part, known: Losses) -> Iterator[str]:
+def result_lines(part: GridPart, known: Losses) -> Iterator[str]:
     """Yield the results of a part in sentences; what is not run yet is named."""
     open_ = [m for m in part.methods if due(part, m, known)]
     found = speedups(part, known)
@@ -151,20 +151,20 @@ def section(runs: RunStore) -> Iterator[str]:
     yield "`--size gpu` has a setting for one GPU (`--plan` prints its cost).\n"
 
 
-def _data_of(part: Part, runs: RunStore) -> str:
+def _data_of(part: GridPart, runs: RunStore) -> str:
     """Return the data of most records of a part's methods."""
     counts = Counter(r.data for r in runs if r.arm in part.methods)
     return counts.most_common(1)[0][0] if counts else ""
 
 
-def _dearer(part: Part, found: Mapping[Job, RunRecord]) -> float:
+def _dearer(part: GridPart, found: Mapping[TuningJob, RunRecord]) -> float:
     """Return the processor time of recorded runs over their estimate; 1 without runs."""
     spent = sum(record.cpu_seconds for record in found.values())
     guessed = sum(core_seconds(part.plan(job.length)) for job in found)
     return spent / guessed if guessed else 1.0
 
 
-def _left(part: Part, method: str, known: Losses) -> float:
+def _left(part: GridPart, method: str, known: Losses) -> float:
     """Return the estimated processor time of the runs of a method that are not recorded."""
     done = Counter(job.length for job in known if job.method == method)
     return sum(
@@ -173,7 +173,7 @@ def _left(part: Part, method: str, known: Losses) -> float:
     )
 
 
-def _part_section(part: Part, known: Losses) -> Iterator[str]:
+def _part_section(part: GridPart, known: Losses) -> Iterator[str]:
     open_ = [m for m in part.methods if due(part, m, known)]
     size = f"{hidden_parameters(part.model) / 1e6:.2g} M parameters"
     batch = part.model.tokens_per_step

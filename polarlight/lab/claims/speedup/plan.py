@@ -32,7 +32,7 @@ from polarlight.lab.claims.arms import (
 )
 from polarlight.lab.claims.claim import SMALL, Arm
 from polarlight.lab.claims.cost import core_seconds, hidden_parameters
-from polarlight.lab.train.recipes import Recipe, recipe_of
+from polarlight.lab.train.recipes import TrainingRecipe, recipe_of
 from polarlight.lab.train.settings import Plan
 from polarlight.lookup import look_up
 from polarlight.rules import WarmPolar, aurora, polargrad, soap
@@ -67,21 +67,23 @@ METHODS: Mapping[str, Arm] = {
     "adamw": ADAMW,
     "muon": MUON,
     "aurora": Arm(
-        recipe=Recipe(rule=lambda: aurora(WarmPolar(FINE)), lr=0.02, about="Aurora, warm")
+        recipe=TrainingRecipe(rule=lambda: aurora(WarmPolar(FINE)), lr=0.02, about="Aurora, warm")
     ),
     "aurora-release": AURORA,
     "normuon": NORMUON,
     "unormuon": UNORMUON,
     "muoneq": MUONEQ,
-    "soap": Arm(recipe=Recipe(rule=soap, lr=2e-3, about="SOAP")),
-    "polargrad": Arm(recipe=Recipe(rule=lambda: polargrad(polar=FINE), lr=0.02, about="PolarGrad")),
+    "soap": Arm(recipe=TrainingRecipe(rule=soap, lr=2e-3, about="SOAP")),
+    "polargrad": Arm(
+        recipe=TrainingRecipe(rule=lambda: polargrad(polar=FINE), lr=0.02, about="PolarGrad")
+    ),
     "symmetric": Arm(recipe=recipe_of("symmetric")),
 }
 """By name, in the order in which they are run; AdamW first, which the others are held against."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class GridPart:
     """Runs at one model size and batch.
 
     Attributes:
@@ -157,12 +159,12 @@ _GPU = replace(
     checkpoint_every=500,
 )
 
-SIZES: Mapping[str, tuple[Part, ...]] = {
+SIZES: Mapping[str, tuple[GridPart, ...]] = {
     "tiny": (
-        Part(
+        GridPart(
             name="tiny",
             model=replace(
-                _RUN, width=8, layers=1, heads=2, context=16, batch=64, validation_tokens=256
+                _RUN, width=8, layers=1, heads=2, context=16, batch=256, validation_tokens=256
             ),
             lengths=(1, 4),
             adamw_lengths=(1, 2, 4, 8),
@@ -174,7 +176,7 @@ SIZES: Mapping[str, tuple[Part, ...]] = {
     ),
     "small": (
         *(
-            Part(
+            GridPart(
                 name=name,
                 model=replace(_RUN, width=width),
                 lengths=(1, 4, 8),
@@ -182,14 +184,14 @@ SIZES: Mapping[str, tuple[Part, ...]] = {
             )
             for name, width in (("0.03M", 32), ("0.13M", 64))
         ),
-        Part(
+        GridPart(
             name="0.52M",
             model=replace(_RUN, width=128),
             lengths=(1, 4),
             adamw_lengths=(0.5, 1, 2, 4, 8),
         ),
         *(
-            Part(
+            GridPart(
                 name=f"0.13M-batch-{tokens // 1024}k",
                 model=replace(_SMALL, batch=tokens // 64),
                 lengths=(1,),
@@ -199,7 +201,7 @@ SIZES: Mapping[str, tuple[Part, ...]] = {
             for tokens in (1024, 16_384)
         ),
         *(
-            Part(
+            GridPart(
                 name=f"0.13M-mlp-{width}x",
                 model=replace(_SMALL, expansion=float(width)),
                 lengths=(1,),
@@ -210,7 +212,7 @@ SIZES: Mapping[str, tuple[Part, ...]] = {
         ),
     ),
     "gpu": (
-        Part(
+        GridPart(
             name="34M",
             model=_GPU,
             lengths=(1, 4),
@@ -223,7 +225,7 @@ SIZES: Mapping[str, tuple[Part, ...]] = {
 """tiny: seconds, for tests. small: the real one, on a CPU. gpu: 34 million parameters."""
 
 
-def parts_of(size: str, names: tuple[str, ...] = ()) -> tuple[Part, ...]:
+def parts_of(size: str, names: tuple[str, ...] = ()) -> tuple[GridPart, ...]:
     """Return the parts of a size, all of them or the named ones.
 
     Raises:

@@ -13,8 +13,8 @@ import torch
 
 from polarlight.lab.claims.claim import run_folder, spec_for
 from polarlight.lab.claims.running import record_of
-from polarlight.lab.claims.speedup.plan import TUNING_SEED, Part, method_of
-from polarlight.lab.claims.speedup.tuning import Job, Losses, Numbers, due
+from polarlight.lab.claims.speedup.plan import TUNING_SEED, GridPart, method_of
+from polarlight.lab.claims.speedup.tuning import Losses, Numbers, TuningJob, due
 from polarlight.lab.claims.store import SHIPPED, RunRecord, RunStore, run_setting
 from polarlight.lab.train import history
 from polarlight.lab.train.corpus import load_corpus
@@ -46,20 +46,31 @@ class Place:
         return RunStore([SHIPPED, self.records or self.out])
 
 
-def spec_of_job(job: Job) -> Spec:
+def spec_of_job(job: TuningJob) -> Spec:
     """Return the numbers of a run."""
     numbers = job.numbers
-    spec = spec_for(method_of(job.method), numbers.lr, job.seed)
-    return replace(spec, weight_decay=numbers.weight_decay, aux_lr=numbers.aux_lr)
+    return replace(
+        _method_spec(job.method),
+        lr=numbers.lr,
+        weight_decay=numbers.weight_decay,
+        aux_lr=numbers.aux_lr,
+        seed=job.seed,
+    )
 
 
-def losses_of(part: Part, runs: RunStore, data: str) -> dict[Job, float]:
+@cache
+def _method_spec(method: str) -> Spec:
+    """Return a method's spec under any numbers: the rule in full takes a millisecond to make."""
+    return spec_for(method_of(method), 1.0, 0)
+
+
+def losses_of(part: GridPart, runs: RunStore, data: str) -> dict[TuningJob, float]:
     """Return the final losses of a part that are recorded, on this data."""
     found = records_of(part, runs, data)
     return {job: math.inf if r.diverged else r.measures["loss"] for job, r in found.items()}
 
 
-def records_of(part: Part, runs: RunStore, data: str) -> dict[Job, RunRecord]:
+def records_of(part: GridPart, runs: RunStore, data: str) -> dict[TuningJob, RunRecord]:
     """Return the records of a part, on this data."""
     settings = {
         (method, length): run_setting(method_of(method), part.plan(length))
@@ -72,13 +83,13 @@ def records_of(part: Part, runs: RunStore, data: str) -> dict[Job, RunRecord]:
             continue
         numbers = Numbers(record.lr, record.weight_decay, record.aux_lr)
         for length in part.lengths_of(record.arm):
-            job = Job(record.arm, length, numbers, record.seed)
+            job = TuningJob(record.arm, length, numbers, record.seed)
             if settings[record.arm, length](spec_of_job(job)) == record.setting:
                 found[job] = record
     return found
 
 
-def run_part(part: Part, place: Place, tell: Tell, methods: tuple[str, ...] = ()) -> Losses:
+def run_part(part: GridPart, place: Place, tell: Tell, methods: tuple[str, ...] = ()) -> Losses:
     """Train what is missing of a part, short runs first, and return all losses.
 
     Args:
@@ -97,7 +108,7 @@ def run_part(part: Part, place: Place, tell: Tell, methods: tuple[str, ...] = ()
     return known
 
 
-def shortest_due(part: Part, methods: Sequence[str], known: Losses) -> list[Job]:
+def shortest_due(part: GridPart, methods: Sequence[str], known: Losses) -> list[TuningJob]:
     """Return the jobs of the shortest length that is due for any method.
 
     So all methods are compared at short lengths before one is trained at a long one.
@@ -107,7 +118,7 @@ def shortest_due(part: Part, methods: Sequence[str], known: Losses) -> list[Job]
     return [job for job in jobs if job.length == shortest]
 
 
-def in_words(job: Job) -> str:
+def in_words(job: TuningJob) -> str:
     """Return a run as a line of progress."""
     n = job.numbers
     seed = "tuning" if job.seed == TUNING_SEED else f"seed {job.seed}"
@@ -117,7 +128,9 @@ def in_words(job: Job) -> str:
     )
 
 
-def _worked(part: Part, jobs: list[Job], place: Place) -> Iterator[tuple[Job, RunRecord]]:
+def _worked(
+    part: GridPart, jobs: list[TuningJob], place: Place
+) -> Iterator[tuple[TuningJob, RunRecord]]:
     if place.jobs == 1:
         for job in jobs:
             yield job, train(part, job, place)
@@ -130,7 +143,7 @@ def _worked(part: Part, jobs: list[Job], place: Place) -> Iterator[tuple[Job, Ru
                 yield waiting.pop(future), future.result()
 
 
-def train(part: Part, job: Job, place: Place) -> RunRecord:
+def train(part: GridPart, job: TuningJob, place: Place) -> RunRecord:
     """Train one run to its end, or resume it, and return its record.
 
     Its checkpoint is deleted: nothing is resumed from the end.

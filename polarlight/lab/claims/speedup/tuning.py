@@ -10,7 +10,7 @@ from polarlight.lab.claims.speedup.plan import (
     AUX_RATES,
     CHECK_LENGTH,
     TUNING_SEED,
-    Part,
+    GridPart,
     method_of,
 )
 from polarlight.lab.tuning import Search
@@ -38,7 +38,7 @@ class Numbers:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TuningJob:
     """One run of a part of the plan."""
 
     method: str
@@ -47,12 +47,12 @@ class Job:
     seed: int
 
 
-Losses = Mapping[Job, float]
+Losses = Mapping[TuningJob, float]
 """Final losses that are known; infinite where a run diverged."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class TuningStage:
     """Progress of a method: the jobs that are due, or the numbers that were found.
 
     Attributes:
@@ -60,78 +60,78 @@ class Stage:
         best: Numbers of the lowest loss, once it is done.
     """
 
-    due: tuple[Job, ...]
+    due: tuple[TuningJob, ...]
     best: Numbers | None = None
 
 
-def grid(part: Part, method: str, known: Losses) -> Stage:
+def grid(part: GridPart, method: str, known: Losses) -> TuningStage:
     """Return the search over learning rate and weight decay, at the shortest length."""
     base = method_of(method).recipe.lr
     rates = [base * factor for factor in part.rates]
     decays = [product / base for product in part.decays]
 
-    def job(lr: float, decay: float) -> Job:
-        return Job(method, part.lengths[0], Numbers(lr, decay, AUX_RATES[1]), TUNING_SEED)
+    def job(lr: float, decay: float) -> TuningJob:
+        return TuningJob(method, part.lengths[0], Numbers(lr, decay, AUX_RATES[1]), TUNING_SEED)
 
     jobs = [job(lr, decay) for decay in decays for lr in rates]
     if missing := tuple(one for one in jobs if one not in known):
-        return Stage(missing)
+        return TuningStage(missing)
     best = min(jobs, key=known.__getitem__).numbers
     if best.weight_decay == decays[-1]:
         beyond = job(best.lr, 4 * decays[-1])
         if beyond not in known:
-            return Stage((beyond,))
+            return TuningStage((beyond,))
         if known[beyond] < known[job(best.lr, best.weight_decay)]:
-            return Stage((), beyond.numbers)
+            return TuningStage((), beyond.numbers)
     search = Search(rates, extend=FURTHER)
     return _searched(search, lambda lr: job(lr, best.weight_decay), known)
 
 
-def auxiliary(part: Part, method: str, numbers: Numbers, known: Losses) -> Stage:
+def auxiliary(part: GridPart, method: str, numbers: Numbers, known: Losses) -> TuningStage:
     """Return the search over AdamW's rate for embeddings, head and norms."""
     search = Search(AUX_RATES, extend=FURTHER_AUX)
 
-    def job(aux_lr: float) -> Job:
+    def job(aux_lr: float) -> TuningJob:
         tuned = Numbers(numbers.lr, numbers.weight_decay, aux_lr)
-        return Job(method, part.lengths[0], tuned, TUNING_SEED)
+        return TuningJob(method, part.lengths[0], tuned, TUNING_SEED)
 
     return _searched(search, job, known)
 
 
-def again(part: Part, method: str, numbers: Numbers, known: Losses) -> Stage:
+def again(part: GridPart, method: str, numbers: Numbers, known: Losses) -> TuningStage:
     """Return the second search over the learning rate, beside the rate found for the rest."""
     search = Search([numbers.lr * factor for factor in (0.5, 1.0, 2.0)], extend=FURTHER_AUX)
 
-    def job(lr: float) -> Job:
+    def job(lr: float) -> TuningJob:
         tuned = Numbers(lr, numbers.weight_decay, numbers.aux_lr)
-        return Job(method, part.lengths[0], tuned, TUNING_SEED)
+        return TuningJob(method, part.lengths[0], tuned, TUNING_SEED)
 
     return _searched(search, job, known)
 
 
-def checked(part: Part, method: str, numbers: Numbers, known: Losses) -> Stage:
+def checked(part: GridPart, method: str, numbers: Numbers, known: Losses) -> TuningStage:
     """Return the check of the learning rate at the longer length, where the part has one."""
     if CHECK_LENGTH not in part.lengths_of(method):
-        return Stage((), numbers)
+        return TuningStage((), numbers)
     search = Search([numbers.lr * factor for factor in (0.5, 1.0, 2.0)], extend=0)
 
-    def job(lr: float) -> Job:
+    def job(lr: float) -> TuningJob:
         tuned = Numbers(lr, numbers.weight_decay, numbers.aux_lr)
-        return Job(method, CHECK_LENGTH, tuned, TUNING_SEED)
+        return TuningJob(method, CHECK_LENGTH, tuned, TUNING_SEED)
 
     return _searched(search, job, known)
 
 
-def _searched(search: Search, job: Callable[[float], Job], known: Losses) -> Stage:
+def _searched(search: Search, job: Callable[[float], TuningJob], known: Losses) -> TuningStage:
     """Return the jobs that a search is waiting for, or the numbers of its best rate."""
     while rates := search.due():
         missing = tuple(job(rate) for rate in rates if job(rate) not in known)
         if missing:
-            return Stage(missing)
+            return TuningStage(missing)
         for rate in rates:
             search.tell(rate, known[job(rate)])
     sweep = search.sweep
-    return Stage((), job(sweep.rates[sweep.best]).numbers)
+    return TuningStage((), job(sweep.rates[sweep.best]).numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class Tuned:
         long: Numbers from the check on; None while they are not known.
     """
 
-    due: tuple[Job, ...]
+    due: tuple[TuningJob, ...]
     short: Numbers | None = None
     long: Numbers | None = None
 
@@ -153,7 +153,7 @@ class Tuned:
         return self.long if length >= CHECK_LENGTH else self.short
 
 
-def tuned(part: Part, method: str, known: Losses) -> Tuned:
+def tuned(part: GridPart, method: str, known: Losses) -> Tuned:
     """Return how far the tuning of a method has come.
 
     Raises:
@@ -172,17 +172,17 @@ def tuned(part: Part, method: str, known: Losses) -> Tuned:
     return Tuned(fourth.due, third.best, fourth.best)
 
 
-def finals(part: Part, method: str, found: Tuned) -> list[Job]:
+def finals(part: GridPart, method: str, found: Tuned) -> list[TuningJob]:
     """Return the runs that speedups are computed from, as far as their numbers are known."""
     return [
-        Job(method, length, numbers, seed)
+        TuningJob(method, length, numbers, seed)
         for length in part.lengths_of(method)
         if (numbers := found.at(length)) is not None
         for seed in range(part.seeds)
     ]
 
 
-def due(part: Part, method: str, known: Losses) -> list[Job]:
+def due(part: GridPart, method: str, known: Losses) -> list[TuningJob]:
     """Return the jobs to run next: tuning first, then seeds; empty when the method is done."""
     found = tuned(part, method, known)
     ready = [job for job in finals(part, method, found) if job not in known]

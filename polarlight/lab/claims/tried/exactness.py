@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import Above, Within, lower
-from polarlight.lab.train.recipes import Recipe
+from polarlight.lab.train.recipes import TrainingRecipe
 from polarlight.linalg import ExactPolar, NewtonSchulz, polar_express
 from polarlight.linalg.coefficients import SIMPLE_QUINTIC, constant
 from polarlight.linalg.schedules import JORDAN
@@ -25,7 +25,7 @@ def _polar(polar: MatrixMap) -> Arm:
     def rule() -> UpdateRule:
         return replace(muon(polar=polar), post=(PolarNorm(),))
 
-    return Arm(recipe=Recipe(rule=rule, lr=0.02, about=f"{polar}, sized"))
+    return Arm(recipe=TrainingRecipe(rule=rule, lr=0.02, about=f"{polar}, sized"))
 
 
 CLAIM = Claim(
@@ -46,7 +46,7 @@ CLAIM = Claim(
         "jordan x5": _polar(NewtonSchulz(JORDAN)),
         "polar express x5": _polar(NewtonSchulz(polar_express(5))),
         "exact": _polar(ExactPolar()),
-        "kaon": Arm(recipe=Recipe(rule=kaon, lr=0.02, about="chaotic spectrum")),
+        "kaon": Arm(recipe=TrainingRecipe(rule=kaon, lr=0.02, about="chaotic spectrum")),
     },
     checks=(
         lower("simple x3", "simple x1"),

@@ -3,7 +3,7 @@
 from polarlight.lab.claims.arms import MUON
 from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import Within, lower
-from polarlight.lab.train.recipes import Recipe
+from polarlight.lab.train.recipes import TrainingRecipe
 from polarlight.linalg import RationalPower
 from polarlight.rule import UpdateRule
 from polarlight.rules import freon, kaon
@@ -15,7 +15,7 @@ def _freon(b: int, a: int) -> Arm:
     def rule() -> UpdateRule:
         return freon(RationalPower(b, a))
 
-    return Arm(recipe=Recipe(rule=rule, lr=0.02, about=f"Freon, c = {a}/{b}"))
+    return Arm(recipe=TrainingRecipe(rule=rule, lr=0.02, about=f"Freon, c = {a}/{b}"))
 
 
 CLAIM = Claim(
@@ -27,7 +27,7 @@ CLAIM = Claim(
     dated="2026-11-24",
     arms={
         "muon": MUON,
-        "kaon": Arm(recipe=Recipe(rule=kaon, lr=0.02, about="chaotic spectrum")),
+        "kaon": Arm(recipe=TrainingRecipe(rule=kaon, lr=0.02, about="chaotic spectrum")),
         "freon 1/4": _freon(4, 1),
         "freon 2/3": _freon(6, 4),
     },

@@ -8,7 +8,7 @@ from polarlight import UpdateRule
 from polarlight.lab.claims.arms import MUON, PUBLISHED, at
 from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import lower
-from polarlight.lab.train.recipes import Recipe
+from polarlight.lab.train.recipes import TrainingRecipe
 from polarlight.linalg.matrices import at_least_float32
 from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariants, Symmetries
 from polarlight.linalg.slot import Buffers, MatrixMap, Stage
@@ -47,7 +47,7 @@ def _polar_first() -> UpdateRule:
 
 
 POLAR = Arm(
-    recipe=Recipe(rule=_polar_first, lr=0.02, about="polar factor, then momentum"),
+    recipe=TrainingRecipe(rule=_polar_first, lr=0.02, about="polar factor, then momentum"),
     lrs=(0.01, 0.02, 0.04, 0.08),
 )
 

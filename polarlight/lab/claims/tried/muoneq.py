@@ -5,7 +5,7 @@ from dataclasses import replace as replaced
 from polarlight.lab.claims.arms import BALANCED, MUON_RMS, MUONEQ
 from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import Within, lower
-from polarlight.lab.train.recipes import Recipe
+from polarlight.lab.train.recipes import TrainingRecipe
 from polarlight.rule import UpdateRule
 from polarlight.rules import aurora
 from polarlight.stages import EquilibrateRows, MatchRmsAdamW
@@ -17,7 +17,7 @@ def _aurora(*, rows_first: bool) -> UpdateRule:
 
 
 def _arm(*, rows_first: bool) -> Arm:
-    recipe = Recipe(rule=lambda: _aurora(rows_first=rows_first), lr=4e-3, about="Aurora")
+    recipe = TrainingRecipe(rule=lambda: _aurora(rows_first=rows_first), lr=4e-3, about="Aurora")
     return Arm(recipe=recipe, lrs=MUONEQ.lrs)
 
 

@@ -3,7 +3,7 @@
 from polarlight.lab.claims.arms import MUON, NORMUON, PUBLISHED
 from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import Within, lower
-from polarlight.lab.train.recipes import Recipe
+from polarlight.lab.train.recipes import TrainingRecipe
 from polarlight.rules import unormuon
 
 CLAIM = Claim(
@@ -18,7 +18,7 @@ CLAIM = Claim(
         "muon": MUON,
         "normuon": NORMUON,
         "even rows": Arm(
-            recipe=Recipe(
+            recipe=TrainingRecipe(
                 rule=lambda: unormuon(beta2=0.0, polar=PUBLISHED), lr=0.02, about="rows made even"
             )
         ),

@@ -5,7 +5,7 @@ from dataclasses import replace
 from polarlight.lab.claims.arms import MUON
 from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import lower
-from polarlight.lab.train.recipes import Recipe
+from polarlight.lab.train.recipes import TrainingRecipe
 from polarlight.rules import shampoo, soap
 
 _LONG = {"steps": 500, "validate_every": 500}
@@ -19,9 +19,13 @@ CLAIM = Claim(
     dated="2026-11-24",
     arms={
         "muon": replace(MUON, changes=_LONG),
-        "shampoo": Arm(recipe=Recipe(rule=shampoo, lr=0.02, about="Shampoo"), changes=_LONG),
+        "shampoo": Arm(
+            recipe=TrainingRecipe(rule=shampoo, lr=0.02, about="Shampoo"), changes=_LONG
+        ),
         "soap": Arm(
-            recipe=Recipe(rule=soap, lr=2e-3, about="SOAP"), lrs=(1e-3, 2e-3, 4e-3), changes=_LONG
+            recipe=TrainingRecipe(rule=soap, lr=2e-3, about="SOAP"),
+            lrs=(1e-3, 2e-3, 4e-3),
+            changes=_LONG,
         ),
     },
     checks=(

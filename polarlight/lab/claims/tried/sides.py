@@ -5,13 +5,13 @@ from dataclasses import replace
 from polarlight.lab.claims.arms import AURORA, BALANCED, FINE_MUON
 from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import lower
-from polarlight.lab.train.recipes import Recipe
+from polarlight.lab.train.recipes import TrainingRecipe
 from polarlight.rules import aurora
 from polarlight.stages.side import Side
 
 
 def _side(side: Side) -> Arm:
-    recipe = Recipe(rule=lambda: aurora(BALANCED, side=side), lr=0.02, about=side.value)
+    recipe = TrainingRecipe(rule=lambda: aurora(BALANCED, side=side), lr=0.02, about=side.value)
     return replace(AURORA, recipe=recipe)
 
 

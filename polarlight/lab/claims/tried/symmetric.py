@@ -7,7 +7,7 @@ from torch import nn
 
 from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.verdict import lower
-from polarlight.lab.train.recipes import Recipe
+from polarlight.lab.train.recipes import TrainingRecipe
 from polarlight.recipes import MlpRule, muon_with_adamw, symmetric_stack
 from polarlight.routing.route import ParamGroup
 from polarlight.rules import muon
@@ -25,7 +25,7 @@ def _stack(model: nn.Module, lr: float, aux_lr: float) -> list[ParamGroup]:
 
 
 def _arm(groups: _Groups, architecture: str) -> Arm:
-    recipe = Recipe(rule=muon, lr=4e-3, about="whole model", groups=groups)
+    recipe = TrainingRecipe(rule=muon, lr=4e-3, about="whole model", groups=groups)
     return Arm(
         recipe=recipe, lrs=(4e-3, 8e-3), changes={"architecture": architecture, "expansion": 4.0}
     )

@@ -6,13 +6,13 @@ from polarlight.lab.claims.arms import BALANCED, FINE
 from polarlight.lab.claims.claim import Area, Arm, Claim
 from polarlight.lab.claims.solvers import ExactFollowed, PolarFirst
 from polarlight.lab.claims.verdict import lower
-from polarlight.lab.train.recipes import Recipe
+from polarlight.lab.train.recipes import TrainingRecipe
 from polarlight.rule import UpdateRule
 from polarlight.rules import FeedbackPolar, RiemannianPolar, WarmPolar, aurora
 
 
 def _arm(rule: Callable[[], UpdateRule], about: str) -> Arm:
-    return Arm(recipe=Recipe(rule=rule, lr=0.02, about=about))
+    return Arm(recipe=TrainingRecipe(rule=rule, lr=0.02, about=about))
 
 
 ARMS = {

@@ -11,7 +11,7 @@ from polarlight.lab.report import plain, shorten
 from polarlight.lab.train.history import History
 from polarlight.lab.train.report.groups import Group
 from polarlight.lab.train.report.measures import step_time
-from polarlight.lab.train.report.series import Array, Band, Series, over_seeds
+from polarlight.lab.train.report.series import Array, SeedBand, Series, over_seeds
 
 Extract = Callable[[History], Series]
 
@@ -19,10 +19,12 @@ _MOST_POINTS = 600
 _MOST_MARKERS = 30
 
 
-def lines_of(group: Group, extract: Extract) -> list[tuple[Band, History | None]]:
+def lines_of(group: Group, extract: Extract) -> list[tuple[SeedBand, History | None]]:
     """Return the curves of a group: its finished runs as one band, the others each alone."""
     finished = [s for run in group.finished if len((s := extract(run)).steps)]
-    bands: list[tuple[Band, History | None]] = [(over_seeds(finished), None)] if finished else []
+    bands: list[tuple[SeedBand, History | None]] = (
+        [(over_seeds(finished), None)] if finished else []
+    )
     alone = [(extract(run), run) for run in group.cut_short]
     return bands + [(over_seeds([series]), run) for series, run in alone if len(series.steps)]
 
@@ -59,7 +61,7 @@ def draw(
                 _mark_end(ax, group, x[-1], band.mean[-1], stopped=cut_short.stopped is not None)
 
 
-def _across(group: Group, band: Band, cut_short: History | None) -> Array:
+def _across(group: Group, band: SeedBand, cut_short: History | None) -> Array:
     """Return seconds: steps times the median step time; recorded seconds where it is unknown."""
     ms = group.average(step_time) if cut_short is None else step_time(cut_short)
     return band.seconds if ms is None else band.steps * ms / 1e3
@@ -122,7 +124,9 @@ def apart(heights: Sequence[float], gap: float) -> list[float]:
     return placed
 
 
-def _draw_band(ax: Axes, group: Group, x: Array, band: Band, *, markers: bool, alone: bool) -> None:
+def _draw_band(
+    ax: Axes, group: Group, x: Array, band: SeedBand, *, markers: bool, alone: bool
+) -> None:
     colour = group.style.colour
     marked = "o" if len(x) == 1 or (markers and len(x) <= _MOST_MARKERS) else ""
     ax.plot(

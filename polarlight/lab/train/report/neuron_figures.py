@@ -13,7 +13,7 @@ from polarlight.lab.train.history import Record
 from polarlight.lab.train.report.curves import logarithmic
 from polarlight.lab.train.report.groups import Group
 from polarlight.lab.train.report.measures import last_full
-from polarlight.lab.train.report.series import Array, Band, over_seeds, reading
+from polarlight.lab.train.report.series import Array, SeedBand, over_seeds, reading
 
 LOWEST, HIGHEST = 1e-4, 10.0
 EDGES = np.logspace(-4, 1, 51)
@@ -87,7 +87,7 @@ def quantiles_over_time(groups: Sequence[Group]) -> Figure | None:
 _QUANTILES = tuple(f"quantiles/{level}" for level in ("0", "0.1", "0.5", "0.9", "1"))
 
 
-def _bands(ax: Axes, group: Group, bands: Sequence[Band]) -> None:
+def _bands(ax: Axes, group: Group, bands: Sequence[SeedBand]) -> None:
     """Draw two bands of quantiles around their median, log scale."""
     least, low, middle, high, largest = (band.mean.clip(_FLOOR) for band in bands)
     x, colour = bands[0].steps, group.style.colour
@@ -99,7 +99,7 @@ def _bands(ax: Axes, group: Group, bands: Sequence[Band]) -> None:
     plain(ax.set_title(shorten(group.label, 30), loc="left", fontsize=8.5, fontweight="bold"))
 
 
-def _over_runs(group: Group, key: str) -> Band | None:
+def _over_runs(group: Group, key: str) -> SeedBand | None:
     """Return a reading of the counted runs; None where they do not have it."""
     series = [s for run in group.counted if len((s := reading(run, key)).steps)]
     return over_seeds(series) if series else None

@@ -30,7 +30,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Band:
+class SeedBand:
     """One quantity of several runs: mean, smallest and largest at each step."""
 
     steps: Array
@@ -85,14 +85,14 @@ def smooth(values: Array, reach: int) -> Array:
     return result
 
 
-def over_seeds(series: Sequence[Series]) -> Band:
+def over_seeds(series: Sequence[Series]) -> SeedBand:
     """Return mean and range of runs at the first run's steps, as far as all runs reach."""
     first = max(s.steps[0] for s in series)
     last = min(s.steps[-1] for s in series)
     steps = np.array([step for step in series[0].steps if first <= step <= last])
     values = np.stack([np.interp(steps, s.steps, s.values) for s in series])
     seconds = np.stack([np.interp(steps, s.steps, s.seconds) for s in series])
-    return Band(steps, seconds.mean(0), values.mean(0), values.min(0), values.max(0))
+    return SeedBand(steps, seconds.mean(0), values.mean(0), values.min(0), values.max(0))
 
 
 def _measured(run: History, records: Iterable[Record], measure: Measure) -> Series:

@@ -130,7 +130,7 @@ class Track3Run:
         for micro_step in range(self.setting.accumulate):
             tokens, targets = (x.to(self.device) for x in self.batch(self.step, micro_step))
             loss = self._loss(tokens, targets)
-            loss.backward()
+            (loss / self.setting.tokens_per_step if self.setting.mean_loss else loss).backward()
             total += loss.detach()
         self.parts.step()
         self.parts.zero_grad()

@@ -63,7 +63,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.to(x.dtype)
 
 
-class Attention(nn.Module):
+class Track3Attention(nn.Module):
     """Causal attention."""
 
     def __init__(self, width: int, head_dim: int) -> None:
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         return split.transpose(1, 2)
 
 
-class Mlp(nn.Module):
+class Track3Mlp(nn.Module):
     """MLP proj(relu(fc x)^2), four times as wide inside."""
 
     def __init__(self, width: int) -> None:
@@ -97,13 +97,13 @@ class Mlp(nn.Module):
         return written
 
 
-class Block(nn.Module):
+class Track3Block(nn.Module):
     """Attention, then the MLP."""
 
     def __init__(self, width: int, head_dim: int, wide_norms: bool = False) -> None:
         super().__init__()
-        self.norm1, self.attn = Norm(width, wide_norms), Attention(width, head_dim)
-        self.norm2, self.mlp = Norm(width, wide_norms), Mlp(width)
+        self.norm1, self.attn = Norm(width, wide_norms), Track3Attention(width, head_dim)
+        self.norm2, self.mlp = Norm(width, wide_norms), Track3Mlp(width)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[batch, positions, width] -> the same."""
@@ -129,7 +129,7 @@ class Model(nn.Module):
             norms = (Norm(setting.width, setting.wide_norms) for _ in range(2))
             self.norm1, self.norm2 = norms
             blocks = (
-                Block(setting.width, setting.head_dim, setting.wide_norms)
+                Track3Block(setting.width, setting.head_dim, setting.wide_norms)
                 for _ in range(setting.layers)
             )
             self.blocks = nn.ModuleList(blocks)

@@ -1,6 +1,5 @@
 """Settings of the benchmark: sizes, schedules, learning rates, published losses."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -44,6 +43,7 @@ class Track3:
         validate_every: Steps between validations; every fifth of it in the horizon's last tenth.
         initial: Scheme of the initial weights; see `initial.py`.
         wide_norms: Whether norms are taken in float32 whatever the activations' dtype.
+        mean_loss: Whether gradients are those of the mean of a step's losses, not of their sum.
         seed: Decides the initial weights.
 
     Raises:
@@ -70,6 +70,7 @@ class Track3:
     validate_every: int = 125
     initial: str = "Z"
     wide_norms: bool = False
+    mean_loss: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -158,13 +159,6 @@ PRESETS: Mapping[str, Track3] = {
 record-12: the one whose losses by step are published, its rates falling over 3350 steps as in its
 log; small: reduced width for a CPU, any data, which ranks nothing."""
 
-PUBLISHED: Mapping[str, Mapping[int, float]] = {
-    "record-12": {0: 10.82584, 500: 3.835, 1000: 3.645, 2000: 3.446, 3000: 3.312, 3325: 3.279},
-    "record-36": {0: 10.82584, 3250: 3.2787},
-}
-"""Validation losses of Muon by step; the last of each is a mean over 20 and 10 runs, the others are
-single ones. Seeds differ by about 0.0013 at the end."""
-
 _POLAR = NewtonSchulz(SIMPLE_QUINTIC)
 
 
@@ -185,6 +179,9 @@ factor on the tall matrices, the wide ones, or both; nothing else changed."""
 WIDE_NORMS = {1, 2, 3, 4, 5, 7, 8, 9, 11, 13, 14, 16, 20, 24, 29, 30, 32, 34, 38, *range(40, 47)}
 """Results whose scripts take norms in float32."""
 
+MEAN_LOSS = {33}
+"""Results whose scripts average the losses of a step."""
+
 
 def setting_of(found: Result, sizes: Track3) -> Track3:
     """Return the setting of a result of the leaderboard, in the sizes of another one."""
@@ -194,17 +191,5 @@ def setting_of(found: Result, sizes: Track3) -> Track3:
         horizon=max(found.horizon, found.steps),
         initial=found.initial,
         wide_norms=found.number in WIDE_NORMS,
+        mean_loss=found.number in MEAN_LOSS,
     )
-
-
-def check(preset: Track3, step: int, loss: float) -> str:
-    """Compare a loss of Muon with the published one of this step; empty if there is none."""
-    for name, values in PUBLISHED.items():
-        if replace(preset, seed=0) == PRESETS[name] and step in values:
-            return f"published for {name}: {values[step]:.3f}, here {loss - values[step]:+.4f}"
-    return ""
-
-
-def initial_loss(vocab_size: int) -> float:
-    """Return the loss of a head of zeros."""
-    return math.log(vocab_size)

@@ -11,7 +11,7 @@ from polarlight.lab.claims.speedup.plan import (
     METHODS,
     SIZES,
     TUNING_SEED,
-    Part,
+    GridPart,
     parts_of,
 )
 from polarlight.lab.claims.speedup.tuning import Numbers, due, finals, tuned
@@ -124,7 +124,7 @@ def test_work_resumes_from_the_records():
 @pytest.mark.parametrize(
     "part", [p for parts in SIZES.values() for p in parts], ids=lambda p: p.name
 )
-def test_adamw_is_trained_around_every_length_of_the_others(part: Part):
+def test_adamw_is_trained_around_every_length_of_the_others(part: GridPart):
     assert "adamw" in part.methods
     assert min(part.adamw_lengths) <= min(part.lengths)
     assert max(part.adamw_lengths) >= 2 * max(part.lengths)
