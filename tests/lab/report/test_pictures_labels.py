@@ -16,14 +16,13 @@ from tests.lab.train.fake_histories import ABOUT, fake_runs
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(monkeypatch, undrawn):
     """Faults by the picture's name, of all pictures that pages take from now on."""
     found = {}
 
     def picture(figure, folder, name, **more):
-        made = pictures.picture(figure, folder, name, **more)
-        found[name] = faults(figure)
-        return made
+        found[name] = faults(figure)  # draws it, which gives everything its place
+        return pictures.picture(figure, folder, name, **more)
 
     for module in (album, inspection_page, watched):
         monkeypatch.setattr(module, "picture", picture)
