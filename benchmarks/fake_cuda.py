@@ -49,7 +49,7 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
     with ExitStack() as stack:
         patches = [
             mock.patch("torch.cuda.get_device_capability", return_value=capability),
-            mock.patch.object(foreach, "_NATIVE", types),
+            mock.patch.object(foreach, "_NATIVE", frozenset(types)),
             mock.patch.object(param_task, "_PLAIN", types),
             mock.patch.object(FakeTensor, "tolist", _all_true),
             mock.patch.dict(fake_impls.op_implementations_dict, _IN_PLACE),
