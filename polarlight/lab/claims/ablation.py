@@ -25,7 +25,7 @@ from statistics import fmean
 import torch
 
 from polarlight.lab.claims.store import RunRecord, RunStore
-from polarlight.lab.statistics import LEVEL, BySeed, Difference, holm, paired
+from polarlight.lab.statistics import LEVEL, BySeed, MeanDifference, holm, paired
 from polarlight.lab.train.data import Corpus
 from polarlight.lab.train.environment import hardware, versions
 from polarlight.lab.train.track3.loop import Track3Run
@@ -85,7 +85,7 @@ class Row:
 
     part: str
     without: float
-    difference: Difference | None
+    difference: MeanDifference | None
     p: float
     detectable: float
     verdict: Verdict
@@ -227,11 +227,11 @@ def _finite(x: BySeed, base: BySeed) -> bool:
     return all(map(math.isfinite, x.values()))
 
 
-def _corrected(named: Mapping[str, Difference], ps: Sequence[float]) -> dict[str, float]:
+def _corrected(named: Mapping[str, MeanDifference], ps: Sequence[float]) -> dict[str, float]:
     return dict(zip(named, holm(ps), strict=True))
 
 
-def _verdict(d: Difference, p: float, equal: float) -> Verdict:
+def _verdict(d: MeanDifference, p: float, equal: float) -> Verdict:
     if d.n < SEEDS:
         return Verdict.TOO_FEW
     if p < LEVEL:
