@@ -59,7 +59,7 @@ SIZES = replace(
 """Sizes of a run that takes seconds on one core."""
 
 
-class Verdict(StrEnum):
+class PartVerdict(StrEnum):
     """Verdict on a part."""
 
     HELPS = "helps"
@@ -71,7 +71,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PartRow:
     """One part of the result.
 
     Attributes:
@@ -88,7 +88,7 @@ class Row:
     difference: MeanDifference | None
     p: float
     detectable: float
-    verdict: Verdict
+    verdict: PartVerdict
 
 
 def arms_of(number: int, steps: int) -> dict[str, Result]:
@@ -200,7 +200,7 @@ def trained(
     )
 
 
-def rows(losses: Mapping[str, BySeed]) -> list[Row]:
+def rows(losses: Mapping[str, BySeed]) -> list[PartRow]:
     """Return what the runs say of every part, in the order of the arms."""
     base = losses[ALL]
     without = {arm.removeprefix("without "): x for arm, x in losses.items() if arm != ALL}
@@ -211,12 +211,12 @@ def rows(losses: Mapping[str, BySeed]) -> list[Row]:
     found = []
     for name, x in without.items():
         if not whole[name]:
-            found.append(Row(name, math.nan, None, 1.0, math.inf, Verdict.NEEDED))
+            found.append(PartRow(name, math.nan, None, 1.0, math.inf, PartVerdict.NEEDED))
             continue
         d = differences[name]
         verdict = _verdict(d, ps[name], equal[name])
         detectable = d.detectable(LEVEL / len(differences))
-        found.append(Row(name, fmean(x.values()), d, ps[name], detectable, verdict))
+        found.append(PartRow(name, fmean(x.values()), d, ps[name], detectable, verdict))
     return found
 
 
@@ -231,12 +231,12 @@ def _corrected(named: Mapping[str, MeanDifference], ps: Sequence[float]) -> dict
     return dict(zip(named, holm(ps), strict=True))
 
 
-def _verdict(d: MeanDifference, p: float, equal: float) -> Verdict:
+def _verdict(d: MeanDifference, p: float, equal: float) -> PartVerdict:
     if d.n < SEEDS:
-        return Verdict.TOO_FEW
+        return PartVerdict.TOO_FEW
     if p < LEVEL:
-        return Verdict.HELPS if d.estimate > 0 else Verdict.HURTS
-    return Verdict.NO_MATTER if equal < LEVEL else Verdict.UNDECIDED
+        return PartVerdict.HELPS if d.estimate > 0 else PartVerdict.HURTS
+    return PartVerdict.NO_MATTER if equal < LEVEL else PartVerdict.UNDECIDED
 
 
 HEADER = (
@@ -246,7 +246,7 @@ HEADER = (
 )
 
 
-def table(found: Sequence[Row], losses: Mapping[str, BySeed]) -> list[str]:
+def table(found: Sequence[PartRow], losses: Mapping[str, BySeed]) -> list[str]:
     """Return the rows as lines of a Markdown table, most helpful part first."""
     base = losses[ALL]
     lines = [*HEADER, f"| none | {fmean(base.values()):.4f} | | | | | | |"]
@@ -254,11 +254,11 @@ def table(found: Sequence[Row], losses: Mapping[str, BySeed]) -> list[str]:
     return [*lines, *map(_line, ordered)]
 
 
-def _estimate(row: Row) -> float:
+def _estimate(row: PartRow) -> float:
     return row.difference.estimate if row.difference is not None else math.inf
 
 
-def _line(row: Row) -> str:
+def _line(row: PartRow) -> str:
     d = row.difference
     if d is None:
         return f"| {row.part} | | | | | | | {row.verdict} |"

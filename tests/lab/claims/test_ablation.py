@@ -13,7 +13,7 @@ from polarlight.lab.claims.ablation import (
     MARGIN,
     SIZES,
     Ablation,
-    Verdict,
+    PartVerdict,
     arms_of,
     rows,
     run_setting,
@@ -91,11 +91,11 @@ def test_verdicts_follow_from_the_differences_per_seed():
     gone = {**arm(0.1), 3: math.nan}
     found = verdicts(good=arm(0.1), bad=arm(-0.1), none=arm(0.0), noisy=noisy, gone=gone)
     assert {name: row.verdict for name, row in found.items()} == {
-        "good": Verdict.HELPS,
-        "bad": Verdict.HURTS,
-        "none": Verdict.NO_MATTER,
-        "noisy": Verdict.UNDECIDED,
-        "gone": Verdict.NEEDED,
+        "good": PartVerdict.HELPS,
+        "bad": PartVerdict.HURTS,
+        "none": PartVerdict.NO_MATTER,
+        "noisy": PartVerdict.UNDECIDED,
+        "gone": PartVerdict.NEEDED,
     }
 
 
@@ -112,7 +112,7 @@ def test_fewer_seeds_give_no_verdict():
     few = {seed: BASE[seed] for seed in range(5)}
     shifted = {seed: x for seed, x in arm(1.0).items() if seed in few}
     (row,) = rows({ALL: few, "without a": shifted})
-    assert row.verdict is Verdict.TOO_FEW
+    assert row.verdict is PartVerdict.TOO_FEW
 
 
 def test_a_result_that_diverges_raises():
