@@ -32,7 +32,7 @@ from benchmarks.memory import PeakMemory
 from benchmarks.parameter_sets import SETS, parameters
 from polarlight.execution.heap import raise_mmap_threshold
 from polarlight.lab.train.environment import hardware, versions
-from polarlight.linalg.precision import has_fast_bfloat16
+from polarlight.linalg.precision import cpu_capabilities, has_fast_bfloat16
 
 OUT = Path(__file__).parent / "results" / "optimizer_step"
 TWELVE = pl.linalg.NewtonSchulz(pl.linalg.schedules.SIMPLE_QUINTIC)
@@ -76,14 +76,14 @@ IN_BFLOAT16 = {BASELINE, "pytorch_optimizer.Muon", "heavyball.Muon"}
 """Those that multiply in bfloat16 on any device: hours, on large matrices, where it is emulated."""
 
 
-def chosen(only: str, fast_bfloat16: bool) -> list[str]:
+def chosen(only: str, in_hardware: bool) -> list[str]:
     """The labels of those that are asked for; of an empty text those that suit the device.
 
     Raises:
         ValueError: If there is no such optimizer, or none of the two that ratios are to.
     """
     if not only:
-        unfit = {INSTEAD} if fast_bfloat16 else IN_BFLOAT16
+        unfit = set() if in_hardware else IN_BFLOAT16
         return [label for label in OPTIMIZERS if label not in unfit]
     labels = only.split(",")
     unknown = [label for label in labels if label not in OPTIMIZERS]
@@ -150,6 +150,14 @@ def measured(
     return result
 
 
+def multiplies_bfloat16(device_type: str) -> bool:
+    """Return whether bfloat16 products run in hardware, be they slower than float32 or not."""
+    units = ("avx512_bf16", "amx_bf16")
+    if device_type == "cpu":
+        return any(cpu_capabilities().get(unit) for unit in units)
+    return has_fast_bfloat16(device_type)
+
+
 def commit() -> str:
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
@@ -164,12 +172,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    fast_bfloat16 = has_fast_bfloat16(torch.device(options.device).type)
+    in_hardware = multiplies_bfloat16(torch.device(options.device).type)
     try:
-        labels = chosen(options.only, fast_bfloat16)
+        labels = chosen(options.only, in_hardware)
     except ValueError as error:
         parser.error(str(error))
-    if not (fast_bfloat16 or options.only):
+    if not (in_hardware or options.only):
         print(
             f"bfloat16 is emulated here: {', '.join(sorted(IN_BFLOAT16))} are left out, which "
             f"would take hours, and ratios are to {INSTEAD}; --only measures what it names",

@@ -20,6 +20,9 @@ SETS: dict[str, list[tuple[int, int]]] = {
     "gpt2-small/12": _GPT2_LAYER,
     "qwen3-0.6b/14": _QWEN_LAYER * 2,
     "small": [(128, 512), (512, 128), (128, 128), (64, 256)] * 50,
+    "experts/8": [(1024, 512)] * 8,
+    "square": [(1280, 1280)] * 2,
+    "tall": [(5120, 1280)],
     "tiny": [(8, 32), (32, 8), (8, 8), (4, 16)] * 50,
 }
 """GPT-2 small, a quarter and a layer of it; two layers of Qwen3-0.6B; 200 matrices to 128 x 512.

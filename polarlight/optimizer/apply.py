@@ -111,7 +111,7 @@ def apply_update(
     directions: list[Tensor],
     finite: FiniteFlags,
 ) -> None:
-    """Apply W <- (1 - lr weight_decay) W - lr direction in place, with decay where finite."""
+    """Do W <- (1 - lr weight_decay) W - lr direction in place, rounded as the group asks."""
     lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
     wide = _widened(group, weights)
     if group["weight_decay"] != 0:

@@ -49,7 +49,7 @@ class RuleBuffers:
     def _complete_param(
         self, group: Group, group_index: int, index: int, state: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Allocate missing momentum, buffers and counters of one parameter; return only these."""
+        """Add what is missing to one parameter's state; return the rule's entries, no others."""
         p, rule, view = group["params"][index], group["rule"], group["view"]
         # Buffer names depend on these alone; they are kept, as `new_state` allocates to find them.
         key = (id(rule), id(view), p.shape, p.dtype, bool(group.get(STOCHASTIC_ROUNDING)))

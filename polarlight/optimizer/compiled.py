@@ -112,7 +112,7 @@ def _warn_of_numbers() -> None:
 
 
 def warn_of_eager_step() -> None:
-    """Warn once per process that a compiled step of shared parameters runs eagerly."""
+    """Warn once per process that a compiled step runs eagerly where processes share parameters."""
     _warn_once(
         "torch.compile leaves optimizer.step eager where processes share parameters (Sharded, "
         "FSDP2, any DTensor), with the same values: the exchange is no part of a graph; call "

@@ -131,7 +131,7 @@ def differences(saved: object, now: object, where: str = "") -> Iterator[FieldDi
 
 
 def keeps_state(value: object) -> bool:
-    """Return whether a slot's configuration keeps buffers; True for an unknown method."""
+    """Return whether a configuration or one inside it keeps buffers; True for unknown methods."""
     if isinstance(value, list):
         return any(map(keeps_state, value))
     if not isinstance(value, dict):

@@ -77,7 +77,7 @@ class NonFiniteGuard:
         states: Mapping[Tensor, State],
         *,
         sharded: Sequence[Collection[int]],
-        elsewhere: Collection[tuple[int, int]] = (),
+        nonfinite_shared: Collection[tuple[int, int]] = (),
         wait: bool,
     ) -> dict[int, FiniteMask]:
         """Return one mask per group; remove from `active` what the host knows to be non-finite.
@@ -89,7 +89,7 @@ class NonFiniteGuard:
             active: Param indices with a gradient, by group; changed in place.
             states: State of each parameter.
             sharded: Param indices of parameters that processes hold together, by group.
-            elsewhere: Those of them, by group, whose gradient is not finite on some process.
+            nonfinite_shared: Those of them, by group, whose gradient is not finite on some process.
             wait: Whether the host may wait for a transfer per group, as for a probe.
 
         Raises:
@@ -98,10 +98,10 @@ class NonFiniteGuard:
         if self.policy is NonFinite.PROPAGATE:
             return dict.fromkeys(active)
         if self.policy is NonFinite.RAISE:
-            _raise_if_nonfinite(groups, active, sharded, elsewhere)
+            _raise_if_nonfinite(groups, active, sharded, nonfinite_shared)
             return dict.fromkeys(active)
         for i, param_indices in active.items():
-            self._drop(i, param_indices, sorted(k for group, k in elsewhere if group == i))
+            self._drop(i, param_indices, sorted(k for group, k in nonfinite_shared if group == i))
         flagged: list[tuple[int, int]] = []
         for i, param_indices in active.items():
             group = groups[i]
@@ -297,7 +297,7 @@ def _norms(gradients: Sequence[Tensor], squares: bool) -> list[Tensor]:
 
 
 def nonfinite_indices(group: Group, param_indices: Sequence[int]) -> list[int]:
-    """Return the param indices whose plain gradient is not finite; waits for the device."""
+    """Return the param indices whose plain gradient, or AdamW's square of it, is not finite."""
     return [
         k
         for _, on_device, gradients in gradients_by_device(group["params"], param_indices)
@@ -339,10 +339,10 @@ def _raise_if_nonfinite(
     groups: Sequence[Group],
     active: ActiveParams,
     sharded: Sequence[Collection[int]],
-    elsewhere: Collection[tuple[int, int]],
+    nonfinite_shared: Collection[tuple[int, int]],
 ) -> None:
-    """Raise FloatingPointError with the names of all parameters with a non-finite gradient."""
-    found = set(elsewhere)
+    """Raise FloatingPointError naming shared and the plain parameters that are non-finite."""
+    found = set(nonfinite_shared)
     for i, param_indices in active.items():
         plain = [k for k in param_indices if k not in sharded[i]]
         found |= {(i, k) for k in nonfinite_indices(groups[i], plain)}

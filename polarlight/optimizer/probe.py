@@ -64,7 +64,7 @@ class CountingProbe(Probe, Protocol):
 def count_updates(
     probes: Iterable[Probe], groups: Sequence[Group], updated: Mapping[int, set[int]]
 ) -> None:
-    """Tell counting probes which parameters were updated, by group and param index."""
+    """Call counting probes for every parameter, with its rule, or None if it was not updated."""
     counting = [probe for probe in probes if isinstance(probe, CountingProbe)]
     for i, param_indices in updated.items():
         for probe in counting:

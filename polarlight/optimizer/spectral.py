@@ -234,7 +234,7 @@ class SpectralOptimizer(Optimizer):
         observing = [probe for probe in self._probes.values() if probe.begin()]
         states, wait = self._buffers.by_param, bool(observing)
         masks = self._guard.flag_nonfinite(
-            groups, active, states, sharded=sharded, elsewhere=nonfinite, wait=wait
+            groups, active, states, sharded=sharded, nonfinite_shared=nonfinite, wait=wait
         )
         matrices = [i for i, group in enumerate(groups) if isinstance(group["rule"], UpdateRule)]
         shared = isinstance(self.executor, ParamExecutor)
@@ -274,7 +274,7 @@ class SpectralOptimizer(Optimizer):
         return self._guard.skipped(self.param_groups)
 
     def observe(self, probe: Probe) -> RemovableHandle:
-        """Call `probe` in every step until the returned handle's `remove()` is called."""
+        """Report every step to `probe` until the returned handle's `remove()` is called."""
         handle = RemovableHandle(self._probes)
         self._probes[handle.id] = probe
         return handle
@@ -288,7 +288,7 @@ class SpectralOptimizer(Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Load a state dict; buffers get the dtypes and devices of a new state.
+        """Load buffers and numbers, not rules or views; a new state decides dtypes and devices.
 
         Rules stay the optimizer's; one `UserWarning` lists fields that differ and leave the meaning
         of the buffers alone (nesterov, scale, polar method, decay rates).

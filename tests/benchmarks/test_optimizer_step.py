@@ -42,7 +42,7 @@ def test_torchs_algorithm_in_float32_is_torchs():
 
 
 def test_some_of_them_can_be_asked_for():
-    labels = chosen(f"polarlight.Aurora,{INSTEAD}", fast_bfloat16=True)
+    labels = chosen(f"polarlight.Aurora,{INSTEAD}", in_hardware=True)
     found = measured("tiny", "cpu", 1, labels)
     assert list(found) == labels
     assert found[INSTEAD]["ratio"] == 1
@@ -57,12 +57,12 @@ def test_some_of_them_can_be_asked_for():
 )
 def test_algorithms_that_cannot_be_compared_raise(only, said):
     with pytest.raises(ValueError, match=said):
-        chosen(only, fast_bfloat16=False)
+        chosen(only, in_hardware=False)
 
 
 def test_slow_bfloat16_optimizers_run_only_on_request():
-    assert chosen("", fast_bfloat16=True) == [label for label in OPTIMIZERS if label != INSTEAD]
-    here = chosen("", fast_bfloat16=False)
+    assert chosen("", in_hardware=True) == list(OPTIMIZERS)
+    here = chosen("", in_hardware=False)
     assert {"polarlight.Aurora", "release's Aurora", INSTEAD} <= {*here}
     assert not {"torch.optim.Muon", "pytorch_optimizer.Muon", "heavyball.Muon"} & {*here}
-    assert chosen("torch.optim.Muon", fast_bfloat16=False) == ["torch.optim.Muon"]
+    assert chosen("torch.optim.Muon", in_hardware=False) == ["torch.optim.Muon"]

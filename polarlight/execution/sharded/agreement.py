@@ -309,7 +309,7 @@ def first_difference(
 
 
 def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence[int]) -> list[int]:
-    """Return members with a gradient elsewhere but not here; every process must call this.
+    """Return numbers of members with a gradient elsewhere, not here; every process must call this.
 
     Raises:
         ValueError: If another process has to reduce such a gradient together with this one.

@@ -34,26 +34,26 @@ class Buckets:
             start: First bucket to try: that of the owner's last matrix.
         """
         share = size / max(1, len(holders))
-        few = holders if len(holders) <= FEW else ()
+        counted = holders if len(holders) <= FEW else ()
         bucket = start
-        while not self._has_room(bucket, owner, size, few, share):
+        while not self._has_room(bucket, owner, size, counted, share):
             bucket += 1
         self.numbers += [[] for _ in range(len(self.numbers), bucket + 1)]
         self.numbers[bucket].append(number)
         self._gathered[bucket, owner] += size
-        for holder in few:
+        for holder in counted:
             self._sent[bucket, holder] += share
         if len(holders) > FEW:
             self._spread[bucket] += share
         return bucket
 
     def _has_room(
-        self, bucket: int, owner: int, size: int, few: Sequence[int], share: float
+        self, bucket: int, owner: int, size: int, counted: Sequence[int], share: float
     ) -> bool:
-        """Return whether a bucket can take a matrix; an empty one always can."""
+        """Return whether owner and holders stay within `limit`; the first matrix of each fits."""
         gathered = self._gathered.get((bucket, owner), 0)
         if gathered and gathered + size > self.limit:
             return False
         spread = self._spread.get(bucket, 0)
-        sent = [self._sent.get((bucket, holder), 0) for holder in few]
+        sent = [self._sent.get((bucket, holder), 0) for holder in counted]
         return all(not s or s + spread + share <= self.limit for s in sent)

@@ -70,7 +70,7 @@ def world_size() -> int:
 
 
 def mesh_ranks(ranks: Sequence[int]) -> str:
-    """Format ranks as text: `first-last` if they are consecutive, else a list of at most eight."""
+    """Format ranks: `first-last` if consecutive, else up to eight, and after dots the highest."""
     low, high = min(ranks), max(ranks)
     if high - low + 1 == len(ranks):
         return f"{low}-{high}"

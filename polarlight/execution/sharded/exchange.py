@@ -74,6 +74,7 @@ class Transfer:
     def __init__(
         self, groups: Groups, axes: Axes, exchange: Exchange, view: View, *, gather: bool
     ) -> None:
+        """Pack the outgoing fragments and start to send them; if in two hops, the first one."""
         self._exchange, self._rank = exchange, groups.mesh.rank
         device = groups.mesh.device
         messages = {

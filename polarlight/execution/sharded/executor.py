@@ -117,7 +117,7 @@ class Sharded:
     _dtypes: dict[Any, torch.dtype] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raise ValueError if an option is none of the legal ones."""
+        """Raise ValueError if `missing_gradients` is neither "error" nor "zero"."""
         if self.missing_gradients not in ("error", "zero"):
             raise ValueError(
                 f"missing_gradients must be 'error' or 'zero', got {self.missing_gradients!r}"

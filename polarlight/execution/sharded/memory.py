@@ -74,7 +74,7 @@ def _hops(schedule: ProcessSchedule, axes: Axes, exchange: Exchange, gather: boo
 
 
 def _in_flight(exchanges: Iterable[Exchange]) -> int:
-    """Return bytes of exchanges in flight: own sends and receives, or twice the relayed."""
+    """Return the bytes in flight: per exchange its own messages, or twice the relayed if more."""
     total = 0
     for exchange in exchanges:
         ends = _bytes_of(exchange.outgoing.values()) + _bytes_of(exchange.incoming.values())

@@ -148,7 +148,7 @@ class ProcessSchedule:
         self.buckets = [self._bucket(numbers) for numbers in plan.buckets]
 
     def masked(self, active: Collection[int]) -> "ProcessSchedule":
-        """Return the schedule of the parameters with these numbers alone, with owners unchanged."""
+        """Return the schedule with the matrices of these parameters alone, owners unchanged."""
         kept = copy(self)
         of = [matrix.param in active for matrix in self.plan.matrices]
         kept.buckets = [bucket.masked(of) for bucket in self.buckets]

@@ -153,7 +153,7 @@ class ShardedStep:
             transfer.finish(self._block_view)
 
     def _compute(self, bucket: Bucket) -> None:
-        """Compute the directions of the matrices that this process owns."""
+        """Compute directions of owned matrices; store this process's own fragments of results."""
         jobs = []
         for number in bucket.matrices:
             if number in bucket.local:
@@ -172,7 +172,7 @@ class ShardedStep:
             self._output_view(fragment).copy_(self._block_view(fragment))
 
     def _load_local(self, number: int) -> None:
-        """Take views of momentum and buffers of a matrix that this process holds in full.
+        """Set `blocks` of a matrix held in full to its shards, copied only to another device.
 
         They are copied only if the mesh computes on another device.
         """

@@ -36,22 +36,22 @@ def infer_roles(source: nn.Module | Named) -> list[Assignment]:
     """
     model = source if isinstance(source, nn.Module) else None
     sites = sites_by_name(cast(Named, source)) if model is None else sites_of(model)
-    heads = heads_of(model, sites)
-    return [_assign(uses, heads) for uses in sites]
+    head_reasons = heads_of(model, sites)
+    return [_assign(uses, head_reasons) for uses in sites]
 
 
-def _assign(uses: Sequence[Site], heads: Mapping[int, str]) -> Assignment:
+def _assign(uses: Sequence[Site], head_reasons: Mapping[int, str]) -> Assignment:
     """Return one parameter's assignment by its most certain decision, from all its uses."""
     site = uses[0]
-    found = next(_decisions(uses, heads))
+    found = next(_decisions(uses, head_reasons))
     reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
     changed = {"reason": reason, "block": block_of(site, found)}
     decided = {field.name: getattr(found, field.name) for field in fields(found)}
     return Assignment(site.name, site.parameter, **(decided | changed))
 
 
-def _decisions(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Decision]:
-    """Yield applicable decisions, the most certain first; at least one."""
+def _decisions(uses: Sequence[Site], head_reasons: Mapping[int, str]) -> Iterator[Decision]:
+    """Yield one parameter's decisions, the most certain first; the last applies to any."""
     site = uses[0]
     if site.parameter.ndim < 2:
         shape = "one dimension" if site.parameter.ndim else "a single number"
@@ -64,7 +64,7 @@ def _decisions(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Decis
     if "bias" in by_name or _is_norm(site):
         yield Decision(Role.VECTOR, f"{_leaf(site)} of {_owner_class(site)} is not a matrix")
     yield from router(site)
-    yield from embedding_or_head(uses, heads)
+    yield from embedding_or_head(uses, head_reasons)
     experts = in_experts(site)
     if not isinstance(site.module, nn.modules.conv._ConvNd) and (
         found := gate_up_slices(site, experts=experts)

@@ -131,7 +131,7 @@ def _is_gated(site: Site, m: int, n: int) -> bool:
 def _gate_up_view(
     site: Site, part: Part, m: int, n: int, *, transposed: bool
 ) -> tuple[MatrixView, str]:
-    """Return view, as (fan_out, fan_in), and reason of an up; split if gate and up are fused."""
+    """Return an up's view, as (fan_out, fan_in), split if it holds the gate; and words if split."""
     if part in (Part.NONE, Part.DOWN):
         return Whole(), ""
     down = site.sibling(_DOWN_WORDS)
