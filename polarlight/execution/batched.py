@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polarlight.execution.job import Job
 from polarlight.linalg import foreach
-from polarlight.linalg.iterated import PIECE
+from polarlight.linalg.iterated import LEAST_IN_PIECE, PIECE
 from polarlight.linalg.slot import GRADIENT
 from polarlight.linalg.stacks import stack_of
 from polarlight.rule import UpdateRule
@@ -69,15 +69,16 @@ class Batched:
     Attributes:
         max_bytes: Largest stack, in bytes of its input matrices; a larger job is a stack of its
             own. Bounds the extra memory to a small multiple of this.
-        max_bytes_on_cpu: The same on a CPU, where a stack is to stay in the cache through all
-            operations of its rule, and one large product keeps all cores busy.
+        piece_on_cpu: Bytes of a stack that stays in the cache of a CPU through all operations of
+            its rule. Matrices of which four fit are stacked up to this size; one that is as large
+            keeps all cores busy by itself and is not stacked.
     """
 
     max_bytes: int = MOST_BYTES
-    max_bytes_on_cpu: int = PIECE
+    piece_on_cpu: int = PIECE
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_bytes_on_cpu"):
+        for name in ("max_bytes", "piece_on_cpu"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
 
@@ -102,10 +103,18 @@ class Batched:
             groups.setdefault(kind, []).append(index)
         matrices = [job.matrix for job in jobs]
         for group in groups.values():
-            on_cpu = matrices[group[0]].device.type == "cpu"
-            on_cpu = on_cpu and not torch.compiler.is_compiling()  # every stack is code there
-            cap = min(self.max_bytes, self.max_bytes_on_cpu) if on_cpu else self.max_bytes
+            cap = self._cap(matrices[group[0]])
             yield from capped_stacks(group, matrices, cap)
+
+    def _cap(self, M: Tensor) -> int:
+        """Return the largest bytes of a stack of matrices like M."""
+        if M.device.type != "cpu" or torch.compiler.is_compiling():  # a stack is code in a graph
+            return self.max_bytes
+        nbytes = M.shape[-2:].numel() * M.element_size()
+        if nbytes >= self.piece_on_cpu:
+            return 0
+        fits = LEAST_IN_PIECE * nbytes <= self.piece_on_cpu
+        return min(self.max_bytes, self.piece_on_cpu) if fits else self.max_bytes
 
 
 def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:

@@ -27,11 +27,11 @@ from polarlight.linalg.slot import PolarMap
 from polarlight.lookup import check_object
 
 PIECE = 2**20
-"""Largest part of a batch, in bytes of the iteration: on a CPU all steps of it stay in the cache.
+"""Bytes of a piece of a batch, in the dtype of the iteration: on a CPU all of its steps stay in the
+second-level cache. What it saves is in `docs/performance.md`."""
 
-Half of the second-level cache of a server's core. The time of a batch with 48 matrices of 128 x 512
-falls by a fifth, and by a few percent from 1024 x 512 on (`docs/performance.md`).
-"""
+LEAST_IN_PIECE = 4
+"""Matrices that a piece holds at least: with fewer, threads that share a batch have less to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,11 @@ class IteratedPolar(PolarMap):
 
 
 def _pieces(M: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
-    """Return parts [b, m, n] of a batch [..., m, n], of at most PIECE bytes in `dtype` on a CPU."""
+    """Return parts [b, m, n] of a batch [..., m, n] on a CPU that fit the cache, or the batch."""
     if M.ndim == 2 or M.device.type != "cpu" or torch.compiler.is_compiling():
         return [M]
-    matrix = M.shape[-2:].numel() * dtype.itemsize
+    count = PIECE // (M.shape[-2:].numel() * dtype.itemsize)
+    if count < LEAST_IN_PIECE:
+        return [M]
     flat = M.flatten(0, -3)
-    return list(flat.split(max(1, PIECE // matrix)))
+    return list(flat.split(count))

@@ -67,16 +67,15 @@ def test_no_jobs_no_directions():
     assert polarlight.Batched().directions([]) == []
 
 
-def test_on_a_cpu_a_stack_fits_the_cache_and_a_larger_matrix_is_alone():
+def test_on_a_cpu_small_matrices_fill_the_cache_and_large_ones_are_alone():
     rule, seen = rule_and_shapes()
-    two = 2 * 4 * 2 * 4
-    executor = polarlight.Batched(max_bytes_on_cpu=two)
-    executor.directions(jobs(rule, [(4, 2)] * 3 + [(6, 4)] * 2))
-    assert seen == [(2, 4, 2), (4, 2), (6, 4), (6, 4)]
-    assert polarlight.Batched().max_bytes_on_cpu == 2**20
+    executor = polarlight.Batched(piece_on_cpu=4 * 4 * 2 * 4)  # four of 4 x 2
+    executor.directions(jobs(rule, [(4, 2)] * 5 + [(6, 2)] * 9 + [(8, 4)] * 2))
+    assert seen == [(4, 4, 2), (4, 2), (9, 6, 2), (8, 4), (8, 4)]
+    assert polarlight.Batched().piece_on_cpu == 2**20
 
 
-@pytest.mark.parametrize("cap", ["max_bytes", "max_bytes_on_cpu"])
+@pytest.mark.parametrize("cap", ["max_bytes", "piece_on_cpu"])
 def test_a_negative_cap_is_named(cap):
     with pytest.raises(ValueError, match=f"{cap} must be >= 0, got -1"):
         polarlight.Batched(**{cap: -1})
