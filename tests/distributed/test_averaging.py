@@ -12,6 +12,7 @@ from polarlight.hooks import (
     Anchor,
     Chain,
     EmaNesterov,
+    Muown,
     RadialBrake,
     RadiusPin,
     Snapshot,
@@ -20,6 +21,8 @@ from polarlight.hooks import (
     UpdateFloor,
     attach,
 )
+from polarlight.leaderboard.parts import Clock
+from polarlight.leaderboard.weight_changes import Extrapolation, Pulses
 from tests.distributed.layouts import Parameters
 from tests.distributed.processes import run
 
@@ -55,9 +58,9 @@ def train(model, around, steps):
             readout.update()
 
 
-def assert_same(model, expected):
+def assert_same(model, expected, atol=1e-11):
     for p, q in zip(model.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(full(p).detach(), q.detach(), rtol=0, atol=1e-11)
+        torch.testing.assert_close(full(p).detach(), q.detach(), rtol=0, atol=atol)
 
 
 def everything(rank):
@@ -85,5 +88,46 @@ def everything(rank):
     assert_same(sharded, whole)
 
 
+def muown(model):
+    """Muon on the directions of rows, and no other change of the weights."""
+    optimizer = polarlight.Muon(model.parameters(), lr=0.05)
+    Muown(list(model.named_parameters()), lambda name: 2.0, length=20).attach(optimizer)
+    return optimizer, []
+
+
+def changed(model):
+    """Muon with extrapolation and pulses."""
+    optimizer = polarlight.Muon(model.parameters(), lr=0.05)
+    names = frozenset(name for name, _ in model.named_parameters())
+    return optimizer, [Extrapolation(model, start=1, last=11), Pulses(model, names, Clock(0.004))]
+
+
+def directions_and_changes(rank):
+    """Both, on shards by rows and by columns."""
+    mesh = init_device_mesh("cpu", (2,))
+    # The extrapolation solves a system whose condition is bounded by 1e6 alone.
+    for make, atol in ((muown, 1e-11), (changed, 1e-8)):
+        for placement in (Shard(0), Shard(1)):
+            whole, sharded = (
+                Parameters(torch.float64, m, None if m is None else [placement], SHAPES)
+                for m in (None, mesh)
+            )
+            for model in (whole, sharded):
+                optimizer, changes = make(model)
+                for step in range(12):
+                    for i, p in enumerate(model.parameters()):
+                        like = torch.empty(p.shape, dtype=p.dtype)
+                        # Seeds below 100 give weights: a gradient along a weight turns no row.
+                        p.grad = shard_like(gradient(like, seed=100 + 10 * step + i), p)
+                    optimizer.step()
+                    for change in changes:
+                        change.update()
+            assert_same(sharded, whole, atol)
+
+
 def test_shards_have_the_numbers_of_one_device():
     run(2, everything)
+
+
+def test_directions_apart_and_changes_of_weights_on_shards_have_the_numbers_of_one_device():
+    run(2, directions_and_changes)
