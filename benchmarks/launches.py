@@ -144,7 +144,7 @@ OPTIMIZERS = {
     "Aurora": Entry(ours("Aurora")),
     "SOAP": Entry(ours("SOAP"), steps=10),
     "PolarAdamW": Entry(ours("PolarAdamW")),
-    "Aurora, Riemannian": Entry(riemannian, models=("matrices",)),
+    "Riemannian Aurora": Entry(riemannian, models=("matrices",)),
     "heavyball.Muon": Entry(peer("heavyball", "Muon"), guarded=False),
     "pytorch_optimizer.Muon": Entry(
         peer("pytorch_optimizer", "Muon", use_muon=True), guarded=False, models=("matrices",)
