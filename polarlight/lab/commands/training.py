@@ -4,7 +4,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from polarlight.lab.train.parallel import Parallel, team
 from polarlight.lab.train.recipes import build, recipes, spec_of
 from polarlight.lab.train.report import results_in_words, write_report
 from polarlight.lab.train.settings import PRESETS, Plan, Spec
+from polarlight.rules.with_adamw import AUX_LR
 
 KNOWN = "Optimizers:\n\n" + "\n".join(f"- **{name}**: {r.about}" for name, r in recipes().items())
 _NAMES = ", ".join(asdict(Plan()))
@@ -213,8 +214,7 @@ def explain(
 ) -> None:
     """Print the rule of every parameter of a model, with the reason; train nothing.
 
-    Learning rates are those of `compare`, AdamW's 0.01 beside every rule; the default `aux_lr` of
-    the classes is 0.003.
+    AdamW's rate beside a rule is the default of the classes, 0.003; `compare` has its own.
 
     ```
     polarlight explain
@@ -223,7 +223,7 @@ def explain(
     polarlight explain --json > routing.json
     ```
     """
-    spec = spec_of(optimizer, seed=0)
+    spec = replace(spec_of(optimizer, seed=0), aux_lr=AUX_LR)
     if hf is not None:
         found = explain_hf(hf, lambda model: build(model, spec))
     else:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import polarlight
 from polarlight.lab.commands import options, training
 from polarlight.lab.commands.app import app
+from polarlight.lab.train.model import GPT
 from polarlight.lab.train.model_config import Mlp
 from polarlight.lab.train.settings import PRESETS
 from tests.lab.train.tiny import PLAN, corpus
@@ -116,6 +117,14 @@ def test_explain_prints_the_routing_table():
     assert result.exit_code == 0
     assert "model.layers.0.mlp.up_proj.weight" in result.output
     assert "normuon" in result.output
+
+
+def test_explain_shows_the_adamw_rate_that_the_classes_default_to():
+    result = run("explain", "--json")
+    rows = {row["role"]: row["lr"] for row in json.loads(result.stdout)["parameters"]}
+    of_classes = polarlight.Aurora(GPT(PLAN.model(9)), lr=0.02).param_groups
+    rates = {group["lr"] for group in of_classes if group["rule"] == polarlight.rules.AdamWRule()}
+    assert {rows["embedding"], rows["head"]} == rates == {0.003}
 
 
 @pytest.mark.usefixtures("undrawn")
