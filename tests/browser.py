@@ -68,7 +68,7 @@ texts.forEach(({ box, words }, i) => {
 });
 return { width, dark: view.matchMedia("(prefers-color-scheme: dark)").matches, found };
 """
-"""What is wrong with a framed page: text over text, text that leaves its place, lost pictures."""
+"""Faults of a framed page: text over text, text that leaves its place, lost pictures."""
 
 
 def framed(page, width, height=900, script=""):

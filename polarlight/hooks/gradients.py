@@ -22,7 +22,7 @@ class GradientHook(Memory, ABC):
     """Changes the gradients of some parameters for every step of an optimizer.
 
     A closure that computes gradients inside `step` is not supported: gradients have to be there
-    before it.
+    before it. If the step raises, `p.grad` stays the changed gradient: compute it anew.
     """
 
     def __init__(self, averaged: Averaged, kinds: Sequence[str]) -> None:

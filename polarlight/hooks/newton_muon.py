@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from polarlight.hooks.attach import Group
 from polarlight.hooks.averaging import Averaged
 from polarlight.hooks.gradients import GradientHook
+from polarlight.linalg.foreach import have_kernels
 from polarlight.linalg.matrices import at_least_float32
 
 LEAST = 1e-8
@@ -45,7 +46,8 @@ class NewtonMuon(GradientHook):
     larger multiple of m.
 
     Raises:
-        ValueError: If a weight is sharded, or belongs to no linear layer of the model.
+        ValueError: If a weight is sharded, another subclass of tensors, or belongs to no linear
+            layer of the model.
 
     Examples:
         >>> import torch, polarlight
@@ -82,8 +84,11 @@ class NewtonMuon(GradientHook):
         self._seen: dict[str, Tensor] = {}
         self._calls: dict[str, int] = {}
         for name, p in self.parameters.items():
-            if hasattr(p, "device_mesh"):  # a DTensor
-                raise ValueError(f"{name} is sharded; Newton-Muon needs whole weights")
+            if not have_kernels([p]):  # a DTensor, mostly
+                raise ValueError(
+                    f"{name} is a {type(p).__name__}; Newton-Muon needs whole weights, "
+                    "parameters of torch's own type"
+                )
             if id(p) not in layers:
                 raise ValueError(f"{name} is no weight of a linear layer of the model")
             layers[id(p)][1].register_forward_pre_hook(self._watcher(name))

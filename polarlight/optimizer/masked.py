@@ -123,7 +123,7 @@ def _update_loaded(
     beta: float | Tensor,
     finite: FiniteFlags,
 ) -> list[Tensor]:
-    """Update buffers on their gradients' devices where gradients are finite; see above."""
+    """Update buffers that are on their gradients' devices, in place where gradients are finite."""
     average = momentum.bind_state(states)
     if finite is None:
         return average(gradients, buffers, beta)

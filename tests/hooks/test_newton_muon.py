@@ -142,3 +142,13 @@ def test_wrong_weights_and_numbers_are_refused_with_the_value():
     ):
         with pytest.raises(ValueError, match=said):
             NewtonMuon(net, **options)
+
+
+def test_a_weight_that_may_be_a_shard_is_refused():
+    class Shard(nn.Parameter):
+        pass
+
+    layer = nn.Linear(3, 2)
+    layer.weight = Shard(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"0.weight is a Shard; Newton-Muon needs whole weights"):
+        NewtonMuon(nn.Sequential(layer))
