@@ -6,8 +6,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from polarlight.lab.claims import starvation_page
 from polarlight.lab.claims.claim import Area, Claim
-from polarlight.lab.claims.cost import core_seconds, hidden_parameters
+from polarlight.lab.claims.cost import core_seconds, estimate, hidden_parameters
 from polarlight.lab.claims.results import Result, findings, page_verdicts, result_of
 from polarlight.lab.claims.speedup.page import section
 from polarlight.lab.claims.store import SHIPPED, RunStore
@@ -74,6 +75,7 @@ def _lines(found: Found, out: Path | None) -> Iterator[str]:
     verdicts = page_verdicts(found)
     yield HEAD
     yield from section(RunStore([SHIPPED, out] if out is not None else [SHIPPED]))
+    yield from starvation_page.section(out)
     yield from _summary(found)
     yield "\n## All claims\n"
     spent = sum(result["cpu_seconds"] for _, result in found.values() if result)
@@ -281,12 +283,3 @@ def _cell(samples: Sequence[float]) -> str:
         return "-"
     spread = f" ± {stdev(samples):.2g}" if len(samples) > 1 else ""
     return f"{fmean(samples):.4g}{spread}"
-
-
-def estimate(claim: Claim) -> str:
-    """Return the estimated processor time of a claim, in words."""
-    seconds = 0.0
-    for label, arm in claim.arms.items():
-        runs = claim.seeds + (len(arm.lrs) if len(arm.lrs) > 1 and label not in claim.lr_of else 0)
-        seconds += runs * core_seconds(claim.plan_of(label))
-    return f"about {seconds / 60:.0f} core minutes"

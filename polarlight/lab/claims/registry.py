@@ -8,6 +8,7 @@ from polarlight.lab.claims.tried import (
     down_columns,
     exactness,
     experts,
+    intervention,
     kaon,
     momentum_first,
     muoneq,
@@ -37,6 +38,7 @@ MODULES = (
     momentum_first,
     which_aurora,
     sleep,
+    intervention,
     experts,
     shampoo,
 )

@@ -1,0 +1,61 @@
+"""The starvation map: boundary, picture and section, from made-up and from shipped runs."""
+
+import math
+
+import pytest
+
+from polarlight.lab.claims import starvation_page
+from polarlight.lab.claims.starvation_page import Cell, cells, crossing, figure, section
+from polarlight.lab.claims.tried.starvation_map import PARTS, MapSize
+from polarlight.lab.statistics import paired
+
+SEEDS = range(4)
+COST = paired(dict.fromkeys(SEEDS, 2.0), {s: 1.9 + 0.01 * s for s in SEEDS})
+
+
+def cell(shares, size=MapSize(64, 2, 250)):
+    """Runs with these starved shares by factor, a little more with every seed."""
+    by_factor = {
+        x: {"starved": {s: share + 0.001 * s for s in SEEDS}} for x, share in shares.items()
+    }
+    return Cell(size, 0.01, by_factor, {1.0: COST, 4.0: COST}, {})
+
+
+def test_the_boundary_is_interpolated_in_the_logarithm_of_the_rate():
+    assert crossing({0.5: 0.0, 1.0: 0.2, 2.0: 0.3, 4.0: 0.4}) == pytest.approx(2**0.5)
+    assert crossing({0.5: 0.3, 1.0: 0.2}) == 0.0
+    assert crossing({0.5: 0.1, 1.0: 0.2}) == math.inf
+
+
+def test_the_boundary_has_an_interval_or_says_where_it_was_not_reached():
+    found = cell({0.5: 0.0, 1.0: 0.1, 2.0: 0.2, 4.0: 0.3}).boundary()
+    assert found.startswith("2.80 (")  # 2 * 2^((0.25 - 0.2015) / 0.1)
+    assert cell(dict.fromkeys((0.5, 1.0, 2.0, 4.0), 0.1)).boundary() == "above 4 in 4 of 4 seeds"
+    assert cell(dict.fromkeys((0.5, 1.0, 2.0, 4.0), 0.6)).boundary().startswith("below 0.5 in 4")
+
+
+def test_the_picture_has_a_panel_per_depth_and_length_and_marks_a_quarter():
+    shares = {0.5: 0.01, 1.0: 0.1, 2.0: 0.2, 4.0: 0.3}
+    sizes = (MapSize(64, 2, 250), MapSize(128, 2, 250), MapSize(64, 4, 250))
+    panels = figure([cell(shares, size) for size in sizes]).axes
+    assert [len(ax.texts) for ax in panels] == [8, 4]
+    heavy = [t.get_text() for t in panels[1].texts if t.get_fontweight() == "bold"]
+    assert heavy == ["30 %\n(lr 0.04)"]
+
+
+def test_the_section_names_what_was_not_run_with_its_cost(monkeypatch):
+    monkeypatch.setattr(starvation_page, "cells", lambda out=None: [])
+    text = "\n".join(section())
+    assert all(name in text for name in PARTS)
+    assert "512x8-2000 (about 4897 core minutes)" in text
+    assert "images/" not in text
+
+
+def test_shipped_sizes_have_four_seeds_of_every_arm_and_a_row():
+    found = cells()
+    text = "\n".join(section())
+    assert found
+    for one in found:
+        assert all(len(by["starved"]) >= 4 for by in one.shares.values())
+        assert all(cost.n >= 4 for cost in one.cost.values())
+        assert f"| {one.size.width} x {one.size.layers}, {one.size.steps} |" in text
