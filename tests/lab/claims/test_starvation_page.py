@@ -6,14 +6,14 @@ import pytest
 
 from polarlight.lab.claims import starvation_page
 from polarlight.lab.claims.starvation_page import Cell, cells, crossing, figure, section
-from polarlight.lab.claims.tried.starvation_map import PARTS, MapSize
+from polarlight.lab.claims.tried.starvation_map import PARTS, SIZES, MapSize
 from polarlight.lab.statistics import paired
 
 SEEDS = range(4)
 COST = paired(dict.fromkeys(SEEDS, 2.0), {s: 1.9 + 0.01 * s for s in SEEDS})
 
 
-def cell(shares, size=MapSize(64, 2, 250)):
+def cell(shares, size=SIZES[0]):
     """Runs with these starved shares by factor, a little more with every seed."""
     by_factor = {
         x: {"starved": {s: share + 0.001 * s for s in SEEDS}} for x, share in shares.items()
