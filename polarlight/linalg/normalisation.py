@@ -30,7 +30,7 @@ from polarlight.linalg.matrices import (
     unit_scale,
     unit_scale_in,
 )
-from polarlight.linalg.products import gram, gram_polynomial, is_tall
+from polarlight.linalg.products import gram, gram_polynomial, is_tall, times_short
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 from polarlight.registry import registered
 
@@ -194,6 +194,29 @@ class Start(NamedTuple):
         squared = self.factor.square()
         Z = R * (b * squared) + self.square * (c * squared.square())
         return Z.to(R.dtype)
+
+    def first_step(self, a: float, b: float, c: float, rows: Rows = ALL_ROWS) -> Tensor:
+        """Return f X (a + b f^2 R + c f^4 R^2) for R = X'X, [..., m, n], the whole first step."""
+        R = self.first_gram(rows)
+        f = self._host_factor() if a and b else None
+        if f is None or self.square is None:
+            return self.times_factor(times_short(self.X, self.first_polynomial(R, b, c), a, rows))
+        Z = torch.add(R, self.square, alpha=c / b * f**2)  # [k, k]
+        return times_short(self.X, Z, a * f, rows, alpha=b * f**3)
+
+    def _host_factor(self) -> float | None:
+        """Return f of one half precision matrix on a CPU, where reading it is free; else None.
+
+        Scalars of the products then carry f: a float32 tensor times a bfloat16 one makes float32
+        copies of both on the way, which took a third of an iteration on CPUs with AMX.
+        """
+        f = self.factor
+        if f is None or f.ndim != 2 or type(f) is not Tensor or f.device.type != "cpu":
+            return None
+        if self.X.dtype.itemsize > 2 or torch.compiler.is_compiling():
+            return None
+        value = f.item()
+        return value if 0 < value < math.inf else None  # NaN and Inf go through the tensors
 
     def times_factor(self, Y: Tensor, power: int = 1) -> Tensor:
         """Write f^power Y to Y and return it."""
