@@ -71,7 +71,7 @@ class Cell:
         above, below = found.count(math.inf), found.count(0.0)
         if above or below:
             side = f"above {FACTORS[-1]:g}" if above else f"below {FACTORS[0]:g}"
-            return f"{side} in {above or below} of {len(found)} seeds"
+            return f"{side} ({above or below} of {len(found)} seeds)"
         summary = from_differences([math.log2(x) for x in found])
         low, high = (2**x for x in summary.interval())
         return f"{2**summary.estimate:.2f} ({low:.2f} to {high:.2f})"

@@ -30,8 +30,8 @@ def test_the_boundary_is_interpolated_in_the_logarithm_of_the_rate():
 def test_the_boundary_has_an_interval_or_says_where_it_was_not_reached():
     found = cell({0.5: 0.0, 1.0: 0.1, 2.0: 0.2, 4.0: 0.3}).boundary()
     assert found.startswith("2.80 (")  # 2 * 2^((0.25 - 0.2015) / 0.1)
-    assert cell(dict.fromkeys((0.5, 1.0, 2.0, 4.0), 0.1)).boundary() == "above 4 in 4 of 4 seeds"
-    assert cell(dict.fromkeys((0.5, 1.0, 2.0, 4.0), 0.6)).boundary().startswith("below 0.5 in 4")
+    assert cell(dict.fromkeys((0.5, 1.0, 2.0, 4.0), 0.1)).boundary() == "above 4 (4 of 4 seeds)"
+    assert cell(dict.fromkeys((0.5, 1.0, 2.0, 4.0), 0.6)).boundary().startswith("below 0.5 (4")
 
 
 def test_the_picture_has_a_panel_per_depth_and_length_and_marks_a_quarter():
