@@ -163,10 +163,10 @@ def _segment(start: Start, steps: Sequence[Quintic], rows: Rows) -> Tensor:
     later steps by what the first one makes of small singular values.
     """
     (a, b, c), *rest = steps
-    if not rest:
-        return start.first_step(a, b, c, rows)  # X P
     R = start.first_gram(rows)  # [..., k, k], X'X
     Z = start.first_polynomial(R, b, c)  # [..., k, k], bR + cR^2
+    if not rest:
+        return start.times_factor(times_short(start.X, Z, a, rows))  # X P
     # Q = P of the first step, the only place where the identity is added.
     Q = Z.clone()
     Q.diagonal(dim1=-2, dim2=-1).add_(a)

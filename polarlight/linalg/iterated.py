@@ -33,9 +33,6 @@ second-level cache. What it saves is in `docs/performance.md`."""
 LEAST_IN_PIECE = 4
 """Matrices that a piece holds at least: with fewer, threads that share a batch have less to do."""
 
-ALONE = 2**19
-"""Bytes from which a matrix of a batch is iterated by itself."""
-
 
 @dataclass(frozen=True, slots=True)
 class IteratedPolar(PolarMap):
@@ -80,7 +77,7 @@ class IteratedPolar(PolarMap):
         if len(pieces) == 1:
             return self._polar_of_piece(M, dtype, rows, scaled)
         images = [self._polar_of_piece(X, dtype, rows, scaled) for X in pieces]
-        return torch.cat([image.view(-1, *M.shape[-2:]) for image in images]).view(M.shape)
+        return torch.cat(images).view(M.shape)
 
     def _polar_of_piece(self, M: Tensor, dtype: torch.dtype, rows: Rows, scaled: bool) -> Tensor:
         start = started(M, self.normalisation, self.schedule.safety, dtype, rows, scaled)
@@ -119,9 +116,8 @@ def _pieces(M: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
     """Return parts [b, m, n] of a batch [..., m, n] on a CPU that fit the cache, or the batch."""
     if M.ndim == 2 or M.device.type != "cpu" or torch.compiler.is_compiling():
         return [M]
+    count = PIECE // (M.shape[-2:].numel() * dtype.itemsize)
+    if count < LEAST_IN_PIECE:
+        return [M]
     flat = M.flatten(0, -3)
-    nbytes = M.shape[-2:].numel() * dtype.itemsize
-    if nbytes > ALONE:
-        return list(flat)
-    count = PIECE // nbytes
-    return list(flat.split(count)) if count >= LEAST_IN_PIECE else [M]
+    return list(flat.split(count))

@@ -84,7 +84,8 @@ class NewtonSchulz(IteratedPolar):
 def iterate(start: Start, steps: Sequence[Quintic], rows: Rows = ALL_ROWS) -> Tensor:
     """`a X + b (X X') X + c (X X')^2 X` for each step, with the Gram matrix on the short side."""
     (a, b, c), *rest = steps
-    X = start.first_step(a, b, c, rows)
+    Z = start.first_polynomial(start.first_gram(rows), b, c)
+    X = start.times_factor(times_short(start.X, Z, a, rows))
     for a, b, c in rest:
         X = times_short(X, gram_polynomial(gram(X, rows), b, c), a, rows)
     return X

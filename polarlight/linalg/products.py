@@ -26,7 +26,8 @@ PANELS_FROM = 512
 """Least side that is cut into panels: products of smaller ones lose as much speed as they save."""
 
 PANELS_FROM_IN_HALF = 768
-"""The same in bfloat16 and float16, which CPUs with AMX multiply five times as fast."""
+"""The same in bfloat16 and float16, and only for rows at least twice as long as there are rows:
+CPUs with AMX multiply large squares so fast that cutting them loses (`docs/performance.md`)."""
 
 
 def is_tall(X: Tensor) -> bool:
@@ -84,20 +85,17 @@ def symmetric_multiply_add(
     return _mirrored(C, panel)
 
 
-def times_short(
-    X: Tensor, A: Tensor, beta: float = 0.0, rows: Rows = ALL_ROWS, alpha: float = 1.0
-) -> Tensor:
-    """Return `beta X + alpha X A` for a tall X, `beta X + alpha A X` for any other.
-
-    Shapes: [..., m, n] and A [..., k, k] on the short side; without a beta there is no alpha.
+def times_short(X: Tensor, A: Tensor, beta: float = 0.0, rows: Rows = ALL_ROWS) -> Tensor:
+    """Return `beta X + X A` for a tall X and `beta X + A X` for any other, A on the short side.
 
     Where X has some of the `rows` of a matrix, that one is tall. The addend stays out of A: on its
-    diagonal, bfloat16 would round it (`docs/log.md`).
+    diagonal, bfloat16 would round it (`docs/log.md`). Scalars stay as few as the schedules have: a
+    CPU's library compiles a product anew for each pair of them.
     """
     tall = rows is not ALL_ROWS or is_tall(X)
     if beta == 0:
         return X @ A if tall else A @ X
-    return multiply_add(X, X, A, beta, alpha) if tall else multiply_add(X, A, X, beta, alpha)
+    return multiply_add(X, X, A, beta) if tall else multiply_add(X, A, X, beta)
 
 
 def gram_polynomial(R: Tensor, b: float, c: float) -> Tensor:
@@ -108,9 +106,13 @@ def gram_polynomial(R: Tensor, b: float, c: float) -> Tensor:
 
 
 def _in_panels(X: Tensor) -> bool:
-    """Return True if a symmetric product of this many rows is cheaper in panels."""
-    least = PANELS_FROM if X.dtype.itemsize > 2 else PANELS_FROM_IN_HALF
-    return X.device.type == "cpu" and X.shape[-2] >= least
+    """Return True if XX' [..., k, k] of X [..., k, l] is cheaper in panels."""
+    if X.device.type != "cpu":
+        return False
+    k, length = X.shape[-2:]
+    if X.dtype.itemsize > 2:
+        return k >= PANELS_FROM
+    return k >= PANELS_FROM_IN_HALF and length >= 2 * k
 
 
 def _summed_gram(X: Tensor, rows: Rows) -> Tensor:
