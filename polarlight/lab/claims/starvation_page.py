@@ -14,6 +14,7 @@ from polarlight.lab.claims.cost import estimate
 from polarlight.lab.claims.results import Result, findings, result_of, verdict
 from polarlight.lab.claims.tried.starvation_map import (
     AURORA_FACTORS,
+    BEYOND,
     FACTORS,
     NAME,
     PARTS,
@@ -27,16 +28,21 @@ from polarlight.lab.statistics import BySeed, MeanDifference, paired
 from polarlight.lab.statistics.difference import from_differences
 
 FIGURE = "starvation_map.png"
+RATES = (*FACTORS, *BEYOND)
+"""Of Muon, in units of its best."""
 
 HEAD = f"""## Where rows starve under Muon
 
 `polarlight reproduce {NAME}`: one claim per size. Muon's best learning rate is swept at each
 size on a seed of its own. Then Muon is trained at 0.5, 1, 2 and 4 times that rate, and Aurora at 1
-and 4 times it, with the same seeds, initial weights and data. A row of a gate or up projection is
-starved if its share of the update is below 0.1 of an equal one. A neuron is starved by leverage if
-both of its rows are; by activation it is silent if its mean magnitude is below 0.1 of its layer's.
-All are read at the last step; the highest share is that of any sample, 25 steps apart. The cost is
-the loss of Muon minus that of Aurora at the same rate: no comparison of two tuned methods.
+and 4 times it, with the same seeds, initial weights and data. Muon at 8 and 16 times was added to
+find the boundary, after two sizes had been seen.
+
+A row of a gate or up projection is starved if its share of the update is below 0.1 of an equal one.
+A neuron is starved by leverage if both of its rows are; by activation it is silent if its mean
+magnitude is below 0.1 of its layer's. All are read at the last step; the highest share is that of
+any sample, 25 steps apart. The cost is the loss of Muon minus that of Aurora at the same rate: no
+comparison of two tuned methods.
 """
 
 
@@ -65,12 +71,12 @@ class Cell:
 
     def boundary(self) -> str:
         """Return the factor at which a quarter of the rows starve, with its interval, in words."""
-        by_seed = {x: self.shares[x]["starved"] for x in FACTORS}
+        by_seed = {x: self.shares[x]["starved"] for x in RATES}
         seeds = set.intersection(*(set(found) for found in by_seed.values()))
-        found = [crossing({x: by_seed[x][seed] for x in FACTORS}) for seed in sorted(seeds)]
+        found = [crossing({x: by_seed[x][seed] for x in RATES}) for seed in sorted(seeds)]
         above, below = found.count(math.inf), found.count(0.0)
         if above or below:
-            side = f"above {FACTORS[-1]:g}" if above else f"below {FACTORS[0]:g}"
+            side = f"above {RATES[-1]:g}" if above else f"below {RATES[0]:g}"
             return f"{side} ({above or below} of {len(found)} seeds)"
         summary = from_differences([math.log2(x) for x in found])
         low, high = (2**x for x in summary.interval())
@@ -120,7 +126,7 @@ def _cell(size: MapSize, result: Result) -> Cell:
         x: paired(samples[arm_label("muon", x)]["loss"], samples[arm_label("aurora", x)]["loss"])
         for x in AURORA_FACTORS
     }
-    shares = {x: samples[arm_label("muon", x)] for x in FACTORS}
+    shares = {x: samples[arm_label("muon", x)] for x in RATES}
     return Cell(size, arms["muon 1x"]["lr"], shares, cost, result)
 
 
@@ -136,7 +142,7 @@ def section(out: Path | None = None) -> Iterator[str]:
 
 
 def _table(found: Sequence[Cell]) -> Iterator[str]:
-    shares = " | ".join(f"{x:g}x" for x in FACTORS)
+    shares = " | ".join(f"{x:g}x" for x in RATES)
     yield "Starved rows in percent, at multiples of the best rate; the multiple at which a quarter"
     yield "starves, interpolated per seed; starved and silent neurons at 4x, in percent; cost in"
     yield "nats per byte. Intervals: 95 %.\n"
@@ -144,9 +150,9 @@ def _table(found: Sequence[Cell]) -> Iterator[str]:
         f"| width x layers, steps | best rate | {shares} | highest at 4x | a quarter at "
         "| neurons | silent | cost at 1x | cost at 4x | n |"
     )
-    yield "|---" * (len(FACTORS) + 9) + "|"
+    yield "|---" * (len(RATES) + 9) + "|"
     for cell in found:
-        numbers = " | ".join(f"{100 * cell.mean(x):.1f}" for x in FACTORS)
+        numbers = " | ".join(f"{100 * cell.mean(x):.1f}" for x in RATES)
         size, n = cell.size, cell.cost[AURORA_FACTORS[0]].n
         top = FACTORS[-1]
         told = [
@@ -210,10 +216,10 @@ def figure(found: Sequence[Cell]) -> Figure:
 
 
 def _draw(ax: Any, found: Sequence[Cell]) -> None:
-    shares = [[100 * cell.mean(x) for x in FACTORS] for cell in found]
+    shares = [[100 * cell.mean(x) for x in RATES] for cell in found]
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=50, aspect="auto")
     for row, cell in enumerate(found):
-        for column, factor in enumerate(FACTORS):
+        for column, factor in enumerate(RATES):
             share = shares[row][column]
             heavy = share >= 100 * QUARTER
             text = f"{share:.0f} %\n(lr {cell.rate * factor:g})"
@@ -221,7 +227,7 @@ def _draw(ax: Any, found: Sequence[Cell]) -> None:
                 column, row, text, ha="center", va="center", fontsize=8,
                 color="white" if share > 28 else INK, fontweight="bold" if heavy else "normal",
             )  # fmt: skip
-    ax.set_xticks(range(len(FACTORS)), [f"{x:g}x" for x in FACTORS])
+    ax.set_xticks(range(len(RATES)), [f"{x:g}x" for x in RATES])
     ax.set_yticks(range(len(found)), [str(cell.size.width) for cell in found])
 
 

@@ -26,7 +26,7 @@ def test_the_plan_of_a_group_names_thresholds_and_cost_and_trains_nothing(tmp_pa
     asked = ["reproduce", "starvation-map", "--plan", "--parts", PART, "--out", str(out)]
     result = CliRunner().invoke(app, asked)
     assert result.exit_code == 0, result.output
-    assert "27 runs, about 3 core minutes; thresholds of 2026-11-30" in result.output
+    assert "35 runs, about 4 core minutes; thresholds of 2026-11-30" in result.output
     assert "starved of muon 4x above 0.25" in result.output
     assert not out.exists()
 
@@ -51,7 +51,14 @@ def test_rates_of_a_group_are_multiples_of_the_rate_that_was_swept():
         runs += [record(claim, label, lr, seed, 2.0) for seed in range(2)]
     found = results.result_from(claim, runs)["arms"]
     rates = {label: arm["lr"] for label, arm in found.items() if label.startswith("muon")}
-    assert rates == {"muon 1x": 0.02, "muon 0.5x": 0.01, "muon 2x": 0.04, "muon 4x": 0.08}
+    assert rates == {
+        "muon 1x": 0.02,
+        "muon 0.5x": 0.01,
+        "muon 2x": 0.04,
+        "muon 4x": 0.08,
+        "muon 8x": 0.16,
+        "muon 16x": 0.32,
+    }
     assert found["aurora 4x"]["lr"] == 0.08
     assert found["muon 4x"]["samples"]["starved"] == {"0": 0.8, "1": 0.8}
     assert found["muon 1x"]["sweep"] == {"0.01": 0.01, "0.02": 0.0, "0.04": 0.02}

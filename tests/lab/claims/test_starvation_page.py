@@ -5,7 +5,7 @@ import math
 import pytest
 
 from polarlight.lab.claims import starvation_page
-from polarlight.lab.claims.starvation_page import Cell, cells, crossing, figure, section
+from polarlight.lab.claims.starvation_page import RATES, Cell, cells, crossing, figure, section
 from polarlight.lab.claims.tried.starvation_map import PARTS, SIZES, MapSize
 from polarlight.lab.statistics import paired
 
@@ -28,26 +28,26 @@ def test_the_boundary_is_interpolated_in_the_logarithm_of_the_rate():
 
 
 def test_the_boundary_has_an_interval_or_says_where_it_was_not_reached():
-    found = cell({0.5: 0.0, 1.0: 0.1, 2.0: 0.2, 4.0: 0.3}).boundary()
+    found = cell({0.5: 0.0, 1.0: 0.1, 2.0: 0.2, 4.0: 0.3, 8.0: 0.3, 16.0: 0.3}).boundary()
     assert found.startswith("2.80 (")  # 2 * 2^((0.25 - 0.2015) / 0.1)
-    assert cell(dict.fromkeys((0.5, 1.0, 2.0, 4.0), 0.1)).boundary() == "above 4 (4 of 4 seeds)"
-    assert cell(dict.fromkeys((0.5, 1.0, 2.0, 4.0), 0.6)).boundary().startswith("below 0.5 (4")
+    assert cell(dict.fromkeys(RATES, 0.1)).boundary() == "above 16 (4 of 4 seeds)"
+    assert cell(dict.fromkeys(RATES, 0.6)).boundary().startswith("below 0.5 (4")
 
 
 def test_the_picture_has_a_panel_per_depth_and_length_and_marks_a_quarter():
-    shares = {0.5: 0.01, 1.0: 0.1, 2.0: 0.2, 4.0: 0.3}
+    shares = dict(zip(RATES, (0.01, 0.1, 0.2, 0.24, 0.3, 0.2), strict=True))
     sizes = (MapSize(64, 2, 250), MapSize(128, 2, 250), MapSize(64, 4, 250))
     panels = figure([cell(shares, size) for size in sizes]).axes
-    assert [len(ax.texts) for ax in panels] == [8, 4]
+    assert [len(ax.texts) for ax in panels] == [12, 6]
     heavy = [t.get_text() for t in panels[1].texts if t.get_fontweight() == "bold"]
-    assert heavy == ["30 %\n(lr 0.04)"]
+    assert heavy == ["30 %\n(lr 0.08)"]
 
 
 def test_the_section_names_what_was_not_run_with_its_cost(monkeypatch):
     monkeypatch.setattr(starvation_page, "cells", lambda out=None: [])
     text = "\n".join(section())
     assert all(name in text for name in PARTS)
-    assert "512x8-2000 (about 4897 core minutes)" in text
+    assert "512x8-2000 (about 6348 core minutes)" in text
     assert "images/" not in text
 
 

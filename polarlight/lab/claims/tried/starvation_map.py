@@ -4,7 +4,7 @@
     polarlight reproduce starvation-map --parts 64x2-250
 
 Muon's best rate is swept at each size. Muon is then trained at 0.5, 1, 2 and 4 times this rate, and
-Aurora, whose updates have the same Frobenius norm, at the same rates: what even rows are worth at
+Aurora, whose updates have the same Frobenius norm, at 1 and 4 times it: what even rows are worth at
 that rate, and no comparison of two tuned methods.
 """
 
@@ -20,8 +20,12 @@ NAME = "starvation-map"
 FACTORS = (0.5, 1.0, 2.0, 4.0)
 """Learning rates of Muon, in units of its best."""
 
+BEYOND = (8.0, 16.0)
+"""Further rates of Muon, which decide nothing: added on 2026-11-30 to find the boundary, after two
+sizes had been seen to stay below a quarter at 4 times the best rate."""
+
 AURORA_FACTORS = (1.0, 4.0)
-"""Of these, the ones at which Aurora is trained too."""
+"""The ones at which Aurora is trained too."""
 
 QUARTER = 0.25
 """Share of starved rows that marks the boundary."""
@@ -73,7 +77,7 @@ def _claim(size: MapSize) -> Claim:
         "steps": size.steps,
         "validate_every": size.steps,
     }
-    muon = {arm_label("muon", x): x for x in FACTORS}
+    muon = {arm_label("muon", x): x for x in (*FACTORS, *BEYOND)}
     aurora = {arm_label("aurora", x): x for x in AURORA_FACTORS}
     factors = {label: x for label, x in (muon | aurora).items() if label != "muon 1x"}
     shown = ("starved", "starved neurons", "silent neurons", "starved rows below 0.25")
