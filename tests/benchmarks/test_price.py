@@ -34,7 +34,7 @@ def test_results_of_another_machine_or_version_are_not_resumed(tmp_path):
     assert price.known_cells(tmp_path / "none.json", about) == {}
 
 
-def test_ratios_are_told_as_percent_over_the_baseline():
+def test_ratios_print_as_percent_over_the_baseline():
     found = price.spread([1.0, 1.02, 1.06, 1.10, 1.2])
     assert price.percent(found) == "+6.0 (+2.0 to +10.0)"
 

@@ -47,7 +47,7 @@ comparison of two tuned methods.
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class SizeShares:
     """Runs of Muon at one size.
 
     Attributes:
@@ -106,7 +106,7 @@ def crossing(shares: Mapping[float, float], level: float = QUARTER) -> float:
     return math.inf
 
 
-def cells(out: Path | None = None) -> list[Cell]:
+def cells(out: Path | None = None) -> list[SizeShares]:
     """Return the sizes whose runs are recorded, shipped ones and those in a folder."""
     found = []
     for size in SIZES:
@@ -116,7 +116,7 @@ def cells(out: Path | None = None) -> list[Cell]:
     return found
 
 
-def _cell(size: MapSize, result: Result) -> Cell:
+def _cell(size: MapSize, result: Result) -> SizeShares:
     arms = result["arms"]
     samples = {
         label: {name: {int(s): x for s, x in by_seed.items()} for name, by_seed in told.items()}
@@ -127,7 +127,7 @@ def _cell(size: MapSize, result: Result) -> Cell:
         for x in AURORA_FACTORS
     }
     shares = {x: samples[arm_label("muon", x)] for x in RATES}
-    return Cell(size, arms["muon 1x"]["lr"], shares, cost, result)
+    return SizeShares(size, arms["muon 1x"]["lr"], shares, cost, result)
 
 
 def section(out: Path | None = None) -> Iterator[str]:
@@ -141,7 +141,7 @@ def section(out: Path | None = None) -> Iterator[str]:
     yield from _missing({str(cell.size) for cell in found})
 
 
-def _table(found: Sequence[Cell]) -> Iterator[str]:
+def _table(found: Sequence[SizeShares]) -> Iterator[str]:
     shares = " | ".join(f"{x:g}x" for x in RATES)
     yield "Starved rows in percent, at multiples of the best rate; the multiple at which a quarter"
     yield "starves, interpolated per seed; starved and silent neurons at 4x, in percent; cost in"
@@ -172,7 +172,7 @@ def _interval(found: MeanDifference) -> str:
     return f"{found.estimate:.4f} ({low:.4f} to {high:.4f})"
 
 
-def _verdicts(found: Sequence[Cell]) -> Iterator[str]:
+def _verdicts(found: Sequence[SizeShares]) -> Iterator[str]:
     """Yield the verdict of every size and of its parts, and what the runs took."""
     claim = PARTS[str(found[0].size)]
     yield f"Claim at each size, thresholds of {claim.dated}: {claim.says}\n"
@@ -194,9 +194,9 @@ def _missing(known: set[str]) -> Iterator[str]:
         yield f"Not run: {'; '.join(told)}. Command: `polarlight reproduce {NAME} --parts SIZE`.\n"
 
 
-def figure(found: Sequence[Cell]) -> Figure:
+def figure(found: Sequence[SizeShares]) -> Figure:
     """Return starved shares as cells, learning rate by width, a panel per depth and length."""
-    panels: dict[tuple[int, int], list[Cell]] = {}
+    panels: dict[tuple[int, int], list[SizeShares]] = {}
     for cell in found:
         panels.setdefault((cell.size.steps, cell.size.layers), []).append(cell)
     heights = [len(panels[key]) for key in sorted(panels)]
@@ -215,7 +215,7 @@ def figure(found: Sequence[Cell]) -> Figure:
     return new
 
 
-def _draw(ax: Any, found: Sequence[Cell]) -> None:
+def _draw(ax: Any, found: Sequence[SizeShares]) -> None:
     shares = [[100 * cell.mean(x) for x in RATES] for cell in found]
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=50, aspect="auto")
     for row, cell in enumerate(found):

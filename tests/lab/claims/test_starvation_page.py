@@ -5,7 +5,14 @@ import math
 import pytest
 
 from polarlight.lab.claims import starvation_page
-from polarlight.lab.claims.starvation_page import RATES, Cell, cells, crossing, figure, section
+from polarlight.lab.claims.starvation_page import (
+    RATES,
+    SizeShares,
+    cells,
+    crossing,
+    figure,
+    section,
+)
 from polarlight.lab.claims.tried.starvation_map import PARTS, SIZES, MapSize
 from polarlight.lab.statistics import paired
 
@@ -18,7 +25,7 @@ def cell(shares, size=SIZES[0]):
     by_factor = {
         x: {"starved": {s: share + 0.001 * s for s in SEEDS}} for x, share in shares.items()
     }
-    return Cell(size, 0.01, by_factor, {1.0: COST, 4.0: COST}, {})
+    return SizeShares(size, 0.01, by_factor, {1.0: COST, 4.0: COST}, {})
 
 
 def test_the_boundary_is_interpolated_in_the_logarithm_of_the_rate():
