@@ -107,13 +107,19 @@ def crossing(shares: Mapping[float, float], level: float = QUARTER) -> float:
 
 
 def cells(out: Path | None = None) -> list[SizeShares]:
-    """Return the sizes whose runs are recorded, shipped ones and those in a folder."""
+    """Return the sizes whose runs are all recorded, shipped ones and those in a folder."""
     found = []
     for size in SIZES:
-        result = result_of(PARTS[str(size)], out)
-        if result is not None:
+        claim = PARTS[str(size)]
+        result = result_of(claim, out)
+        if result is not None and _seeds(result) >= claim.seeds:
             found.append(_cell(size, result))
     return found
+
+
+def _seeds(result: Result) -> int:
+    """Return the number of seeds that every arm has."""
+    return min(len(arm["samples"]["loss"]) for arm in result["arms"].values())
 
 
 def _cell(size: MapSize, result: Result) -> SizeShares:

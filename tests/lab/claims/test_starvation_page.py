@@ -66,3 +66,14 @@ def test_shipped_sizes_have_four_seeds_of_every_arm_and_a_row():
         assert all(len(by["starved"]) >= 4 for by in one.shares.values())
         assert all(cost.n >= 4 for cost in one.cost.values())
         assert f"| {one.size.width} x {one.size.layers}, {one.size.steps} |" in text
+
+
+def test_a_size_of_which_seeds_are_missing_is_no_result_yet(monkeypatch):
+    def found(claim, out):
+        count = 3 if claim is PARTS["128x2-250"] else 4
+        loss = {str(seed): 2.0 for seed in range(count)}
+        return {"arms": {label: {"lr": 0.01, "samples": {"loss": loss}} for label in claim.arms}}
+
+    monkeypatch.setattr(starvation_page, "result_of", found)
+    sizes = {str(one.size) for one in cells()}
+    assert sizes == set(PARTS) - {"128x2-250"}
