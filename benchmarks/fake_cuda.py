@@ -6,7 +6,7 @@
 
 No kernel runs and no value exists: what reads one raises. A build of torch without CUDA lets fake
 tensors be on a GPU but for three bindings (`Tensor.copy_`, indexing, `Tensor.to`), which select the
-device before they dispatch; `_WithoutDeviceGuard` calls the operators behind them.
+device before they dispatch; `WithoutDeviceGuard` calls the operators behind them.
 """
 
 from collections import Counter
@@ -60,7 +60,7 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
         for entered in (
             *patches,
             FakeTensorMode(allow_non_fake_inputs=True),
-            _WithoutDeviceGuard(),
+            WithoutDeviceGuard(),
         ):
             stack.enter_context(entered)
         for cached in CACHES:
@@ -85,7 +85,7 @@ def _all_true(flags: Tensor) -> list[bool]:
     return [True] * flags.numel()
 
 
-class _WithoutDeviceGuard(TorchFunctionMode):
+class WithoutDeviceGuard(TorchFunctionMode):
     """Calls operators instead of the bindings that select a device by themselves.
 
     Args:
@@ -281,7 +281,7 @@ class Graphs:
         self.modules.append(module)
 
         def run(*args: Any) -> Any:
-            with _WithoutDeviceGuard(), Operations() as operations:
+            with WithoutDeviceGuard(), Operations() as operations:
                 results = module(*args)
             self.record.operations += operations.operations
             return results
@@ -295,7 +295,7 @@ def traced_by_compiler() -> Iterator[None]:
 
     The optimizer's state must exist. `Operations` cannot be active: the compiler gives way to it.
 
-    `_WithoutDeviceGuard` is active only where the compiler runs an operator to learn its result,
+    `WithoutDeviceGuard` is active only where the compiler runs an operator to learn its result,
     and on the host before a graph: elsewhere it would be traced itself.
     """
     from torch._dynamo import utils as dynamo
@@ -303,7 +303,7 @@ def traced_by_compiler() -> Iterator[None]:
     def guarded(function: Callable[..., Any], *, host: bool) -> Callable[..., Any]:
         @_disable_dynamo
         def call(*args: Any, **kwargs: Any) -> Any:
-            with _WithoutDeviceGuard(host=host):
+            with WithoutDeviceGuard(host=host):
                 return function(*args, **kwargs)
 
         return call

@@ -48,7 +48,7 @@ class Collectives(TorchDispatchMode):
 
 
 def assumed(x):
-    """What the host reads: gradients are finite, and processes whose hashes are zero agree."""
+    """Return what the host reads: gradients are finite; processes agree, their hashes are zero."""
     torch.ops.aten._to_copy(x, device=torch.device("cpu"))
     return torch.full(x.shape, 1 if x.dtype == torch.bool else 0, dtype=x.dtype).tolist()
 
