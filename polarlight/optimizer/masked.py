@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from polarlight.execution.batched import capped_stacks
 from polarlight.execution.param_task import ParamTask, placed_like
 from polarlight.linalg import foreach
 from polarlight.linalg.matrices import wide
@@ -63,6 +64,12 @@ LARGE = 2**22
 
 LARGE_TABLE = 2**20
 """The same for elementwise rules, which have three tensors per parameter to select."""
+
+UNDONE_BYTES = 32 * 2**20
+"""Most bytes of small parameters that an elementwise rule steps at a time, where flags may undo it.
+
+Copies of weights and states from before and after take about ten times as much.
+"""
 
 
 def mask_for(
@@ -285,8 +292,8 @@ def step_where_finite(
         )
         if skipped:
             rule.step_finite(*map(list, zip(*skipped, strict=True)), **numbers)
-    if undone:
-        _step_and_undo(rule, undone, numbers)
+    for piece in capped_stacks(range(len(undone)), [row[0] for row in undone], UNDONE_BYTES):
+        _step_and_undo(rule, [undone[i] for i in piece], numbers)
 
 
 def _step_and_undo(
