@@ -185,7 +185,8 @@ def with_gradients_read(
 
     Zero takes the place of a gradient that is not finite.
     """
-    if not rule.reads_gradient(shape for p in params for shape in view.shapes(p.shape)):
+    shapes = {p.shape for p in params}
+    if not rule.reads_gradient(part for shape in shapes for part in view.shapes(shape)):
         return states
     if finite is not None:
         gradients = select(finite, gradients, None)
