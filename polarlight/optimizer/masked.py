@@ -29,6 +29,7 @@ from polarlight.linalg.stacks import (
     parts_of,
     stack_of,
     stacked,
+    to_devices_of,
 )
 from polarlight.rule import MOMENTUM, ElementwiseRule, Momentum, UpdateRule
 from polarlight.view import MatrixView
@@ -158,8 +159,8 @@ def select(
     """Return the new tensor where a flag is True, the old one elsewhere; None stands for zeros."""
     found: dict[int, Tensor] = {}
     alone, groups = _stackable(flags, new, new if old is None else old)
-    for i in alone:
-        ok = flags[i].to(new[i].device)
+    near = to_devices_of([new[i] for i in alone], [flags[i] for i in alone])
+    for i, ok in zip(alone, near, strict=True):
         found[i] = torch.where(ok, new[i], _zero(new[i]) if old is None else old[i])
     if old is None:
         stacks = _stacks([[new[i] for i in positions] for positions in groups])
