@@ -19,11 +19,16 @@ CAP = {
     ("Aurora", "cuda"): 5.5,
     ("NorMuon", "cpu"): 5,
     ("NorMuon", "cuda"): 6.5,
+    ("SOAP", "cpu"): 15,
+    ("SOAP", "cuda"): 15,
 }
 """Stacks that a step takes beside a tenth of the momentum."""
 
 
-@pytest.mark.parametrize(("name", "device"), CAP)
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [pytest.param(*x, marks=[pytest.mark.slow] if "SOAP" in x else []) for x in CAP],
+)
 def test_a_step_takes_a_tenth_of_the_momentum_and_a_few_stacks_at_most(name, device, monkeypatch):
     monkeypatch.setattr(batched, "MOST_BYTES", STACK)
     monkeypatch.setattr(batched, "MOST_BYTES_ON_CPU", STACK)
