@@ -91,6 +91,9 @@ class MatrixKind:
         self._per_matrix = {
             name for name in matrix.blocks if replicated_axes(spec.layouts[name]) != self.axes
         }
+        self.per_matrix_bytes = sum(
+            matrix.blocks[name].numel * spec.dtypes[name].itemsize for name in self._per_matrix
+        )
 
     @cached_property
     def cost(self) -> float:

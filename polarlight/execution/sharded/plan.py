@@ -10,7 +10,7 @@ from functools import cached_property
 from math import inf, prod
 
 from polarlight.execution.sharded import assignment
-from polarlight.execution.sharded.bucketing import Buckets
+from polarlight.execution.sharded.bucketing import Buckets, Rooms
 from polarlight.execution.sharded.kinds import HolderTable, MatrixKind, matrices_and_kinds
 from polarlight.execution.sharded.layouts import Coordinate
 from polarlight.execution.sharded.rowwise import Rowwise, choose_rowwise, param_rowwise_cost
@@ -184,25 +184,20 @@ class ShardedPlan:
 
         In each owner's queue, matrices that it holds in full come first: there is something to
         compute while the others are received. Larger ones come before smaller ones. A bucket is
-        bounded for owners, and for processes that hold whole matrices of many owners.
+        bounded for owners, for processes that hold parts, and for those that pass them on.
         """
         queues: list[list[int]] = [[] for _ in range(self.size)]
         for number, owner in enumerate(self.owners):
             queues[owner].append(number)
         nbytes = [kind.nbytes for kind in self.kinds]
-        buckets = Buckets(self.options.bucket_bytes)
+        buckets, rooms = Buckets(self.options.bucket_bytes), Rooms(self.topology, self.kinds)
         for owner, queue in enumerate(queues):
             bucket = 0
             for number in sorted(queue, key=lambda n: (self.gathered[n], -nbytes[n], n)):
-                holders = self._senders(number) if self.gathered[number] else ()
-                bucket = buckets.add(number, owner, nbytes[number], holders, bucket)
+                gathers, returns = self.gathered[number], self.returned[number]
+                taken = rooms.of(self.kinds[number], owner, gathers=gathers, returns=returns)
+                bucket = buckets.add(number, taken, bucket)
         return [sorted(bucket) for bucket in buckets.numbers if bucket]
-
-    def _senders(self, number: int) -> list[int]:
-        """Return the processes of the owner's copy that hold a part of a matrix."""
-        kind = self.kinds[number]
-        held = kind.entries[MATRIX]
-        return [rank for rank in kind.shares(self.owners[number]) if rank in held]
 
     @cached_property
     def gathered(self) -> list[bool]:
