@@ -53,7 +53,7 @@ def message_bytes(sizes: Iterator[int] | Sequence[int]) -> int:
     return -(-sum(sizes) // ALIGNMENT) * ALIGNMENT
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Exchange:
     """One exchange within a cut group: momenta to owners, or directions from them.
 

@@ -238,15 +238,21 @@ class ShardedStep:
     def _shard_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of the local shard of its momentum or buffer."""
         shards = self.shards[self.matrices[fragment.matrix].param]
-        return shards[fragment.name][fragment.segment.of_shard]
+        return _part(shards[fragment.name], fragment)
 
     def _output_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of its result: the local direction, or the buffer itself."""
         param = self.matrices[fragment.matrix].param
         is_direction = fragment.name == MATRIX
         kept = self.directions[param] if is_direction else self.shards[param][fragment.name]
-        return kept[fragment.segment.of_shard]
+        return _part(kept, fragment)
 
     def _block_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of the whole tensor on the matrix's owner."""
         return self.blocks[fragment.matrix, fragment.name][fragment.segment.of_block]
+
+
+def _part(shard: Tensor, fragment: Fragment) -> Tensor:
+    """Return a fragment as a view of its shard; the shard itself where that is all of it."""
+    segment = fragment.segment
+    return shard if shard.shape == segment.shape else shard[segment.of_shard]
