@@ -146,6 +146,9 @@ class ProcessSchedule:
         self._held: dict[tuple[int, str, int], tuple[Intervals, ...]] = {}
         self.rowwise = plan.rowwise
         self.buckets = [self._bucket(numbers) for numbers in plan.buckets]
+        # Tensors of the matrices that are computed in place, by number.
+        local = (number for bucket in self.buckets for number in bucket.local)
+        self.local_fragments = {n: list(self._all_fragments(n, rank)) for n in local}
 
     def masked(self, active: Collection[int]) -> "ProcessSchedule":
         """Return the schedule with the matrices of these parameters alone, owners unchanged."""
