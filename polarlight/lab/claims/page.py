@@ -11,7 +11,7 @@ from polarlight.lab.claims.claim import Area, Claim
 from polarlight.lab.claims.cost import core_seconds, estimate, hidden_parameters
 from polarlight.lab.claims.results import Result, findings, page_verdicts, result_of
 from polarlight.lab.claims.speedup import axes
-from polarlight.lab.claims.speedup.page import section
+from polarlight.lab.claims.speedup.page import section, write_page_figure
 from polarlight.lab.claims.store import SHIPPED, RunStore
 from polarlight.lab.claims.verdict import Finding, Verdict, overall
 from polarlight.lab.statistics import LOOKS, detectable_at, pocock_level
@@ -93,13 +93,24 @@ def write_claims(claims: Sequence[Claim], out: Path | None, path: Path) -> None:
     path.write_text("\n".join(_lines(found, out)) + "\n", encoding="utf-8")
 
 
+def write_figures(folder: Path, out: Path | None) -> None:
+    """Write the pictures of the page to a folder."""
+    write_page_figure(_runs(out), folder)
+    starvation_page.write_figure(folder, out)
+
+
+def _runs(out: Path | None) -> RunStore:
+    """Return the runs in `out` and those that polarlight ships."""
+    return RunStore([SHIPPED, out] if out is not None else [SHIPPED])
+
+
 Found = Mapping[str, tuple[Claim, Result | None]]
 
 
 def _lines(found: Found, out: Path | None) -> Iterator[str]:
     verdicts = page_verdicts(found)
     yield HEAD
-    runs = RunStore([SHIPPED, out] if out is not None else [SHIPPED])
+    runs = _runs(out)
     yield from section(runs)
     yield from axes.section(runs)
     yield from starvation_page.section(out)

@@ -10,10 +10,9 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from polarlight.lab.claims import starvation_page
 from polarlight.lab.claims.claim import Claim
 from polarlight.lab.claims.cost import estimate
-from polarlight.lab.claims.page import write_claims
+from polarlight.lab.claims.page import write_claims, write_figures
 from polarlight.lab.claims.registry import CLAIMS, GROUPS, find, parts_of
 from polarlight.lab.claims.results import findings, result_of, verdict
 from polarlight.lab.claims.running import Setting, run_claim
@@ -109,7 +108,7 @@ def reproduce(
     target = page or (out / "claims.md" if everything else None)
     if target is not None:
         write_claims(list(CLAIMS.values()), out, target)
-        starvation_page.write_figure(target.parent / "images", out)
+        write_figures(target.parent / "images", out)
         say(f"verdicts: {target}")
 
 

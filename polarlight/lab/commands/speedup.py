@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polarlight.lab.claims.speedup.analysis import speedups
-from polarlight.lab.claims.speedup.page import plan_lines, result_lines, write_figure
+from polarlight.lab.claims.speedup.page import FIGURE, plan_lines, result_lines, write_figure
 from polarlight.lab.claims.speedup.plan import GridPart, method_of, parts_of
 from polarlight.lab.claims.speedup.running import Place, corpus_of, losses_of, run_part
 from polarlight.lab.claims.speedup.tuning import Losses
@@ -12,7 +12,6 @@ from polarlight.lab.commands import options
 from polarlight.lab.commands.console import say
 
 NAME = "speedup"
-FIGURE = "speedup.png"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,9 @@ from polarlight.lab.claims.store import RunRecord, RunStore
 from polarlight.lab.report.style import FAINT, LineStyle, legend, styles, tidy
 from polarlight.lab.statistics import BySeed, against_reference, sentence
 
+FIGURE = "speedup.png"
+PICTURE = "Steps of tuned AdamW over a method's own steps to the same loss, by training length"
+
 PEAK = 1e14
 """Operations per second that the estimate for a GPU assumes: 100 TFLOP/s."""
 
@@ -105,11 +108,19 @@ def _draw(ax: Axes, found: Sequence[Speedup], looks: Mapping[str, LineStyle]) ->
     lengths = sorted({one.length for one in found})
     ax.set_xscale("log", base=2)
     ax.set_xticks(lengths, [f"{x:g}" for x in lengths])
-    if any(one.beyond == "above" for one in found):
-        note = (
-            "\N{BLACK UP-POINTING TRIANGLE} more than this: AdamW's longest runs do not get there"
+    beyond = [one for one in found if one.beyond == "above"]
+    if beyond:
+        note = "\N{BLACK UP-POINTING TRIANGLE} more: AdamW's longest\nruns do not get there"
+        at = max(beyond, key=lambda one: one.length)
+        ax.annotate(
+            note,
+            (at.length, at.ratio),
+            (0, -8),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=7.5,
         )
-        ax.annotate(note, (0.98, 0.1), xycoords="axes fraction", ha="right", fontsize=7.5)
 
 
 def _draw_method(ax: Axes, mine: Sequence[Speedup], shift: float, look: LineStyle) -> None:
@@ -139,6 +150,16 @@ def write_figure(parts: Mapping[str, Sequence[Speedup]], path: Path) -> None:
     canvas.figure.set_dpi(120)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.print_png(path, metadata={"Software": None})
+
+
+def write_page_figure(runs: RunStore, folder: Path) -> None:
+    """Write the figure of all recorded lengths at the small size to a folder."""
+    found = {}
+    for part in SIZES["small"]:
+        if len(part.lengths) > 1:
+            found[part.name] = speedups(part, losses_of(part, runs, _data_of(part, runs)))
+    if any(found.values()):
+        write_figure(found, folder / FIGURE)
 
 
 def section(runs: RunStore) -> Iterator[str]:
