@@ -8,8 +8,11 @@ Plans are made of shapes alone: no process, no weights. Hidden matrices in bfloa
 cuts every parameter's first dimension among all processes (a stack of experts into whole experts).
 "copies 16 x 64" is HSDP with 16 copies of 64 shards, "experts 64 x 32" cuts stacks of experts among
 64 processes, their rows among 32, and everything else among all. "busiest" and "costliest" are over
-the mean load, of which bytes are a part. "peak" counts messages and assembled matrices of the
-process with most load, sent or received bytes. Writes a JSON file and a picture.
+the mean load, of which bytes are a part. "bucket" is the most that any process sends, receives or
+passes on in one exchange of one bucket. Messages and "peak" (messages and assembled matrices) are
+those of the processes with most load, bytes or partners. "s" is CPU time of one process until its
+first step is planned. Writes a JSON file, after every plan, and a picture; a second run goes on
+where the first one stopped, `--again` starts anew.
 """
 
 import argparse
@@ -29,7 +32,6 @@ from rich.table import Table
 import polarlight as pl
 from polarlight.execution.sharded.forecast import LayoutOf, forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
-from polarlight.execution.sharded.memory import largest_bucket, messages, peak_bytes
 from polarlight.execution.sharded.plan import Options, ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.traffic import traffic
@@ -111,7 +113,7 @@ MODELS = {
 }
 
 LAYOUTS = {
-    "llama-3-8b": ("512", "1024", "4096", "copies 16 x 64", "copies 128 x 8"),
+    "llama-3-8b": ("8", "64", "512", "1024", "4096", "copies 16 x 64", "copies 128 x 8"),
     "qwen3-30b-a3b": ("512", "1024", "copies 8 x 64"),
     "deepseek-v3": ("1024", "4096"),
     "kimi-like": ("experts 64 x 32",),
@@ -143,31 +145,24 @@ def plans_of(shapes: Shapes, layout: str, options: Options | None = None) -> lis
 
 
 def measure(model: str, layout: str) -> dict[str, Any]:
-    """The plans in numbers, and the seconds that one process takes for its first step."""
-    start = time.perf_counter()
+    """The plans in numbers, and the CPU seconds that a process takes to plan its first step."""
+    start = time.process_time()
     plans = plans_of(MODELS[model](), layout)
     loads = plans[-1].loads  # of all plans
     busiest = loads.index(max(loads))
-    schedules = [ProcessSchedule(plan, busiest) for plan in plans]
-    seconds = time.perf_counter() - start
-    moved = [traffic(plan) for plan in plans]
-    total = list(zip(*moved, strict=True))  # by process
+    for plan in plans:
+        ProcessSchedule(plan, busiest)
+    seconds = time.process_time() - start
+    total = list(zip(*map(traffic, plans), strict=True))  # by process
     summaries = [summary(plan) for plan in plans]
     mean = sum(loads) / len(loads)
     costs = [cost for plan in plans for cost in plan.costs]
-    ends = [
-        ProcessSchedule(plan, rank)
-        for plan, of_plan in zip(plans, moved, strict=True)
-        for rank in {
-            max(range(plan.size), key=lambda r: of_plan[r].sent),
-            max(range(plan.size), key=lambda r: of_plan[r].received),
-        }
-    ]
     return {
         "model": model,
         "layout": layout,
         "processes": plans[-1].size,
         "matrices": sum(s.matrices for s in summaries),
+        "kinds": sum(len(set(plan.kinds)) for plan in plans),
         "local": sum(s.local for s in summaries),
         "rowwise": sum(len(s.rowwise) for s in summaries),
         "balance": max(loads) / mean,
@@ -176,18 +171,25 @@ def measure(model: str, layout: str) -> dict[str, Any]:
         "received": max(sum(t.received for t in own) for own in total),
         "all_gather": sum(s.all_gather for s in summaries),
         "peers": max(len(set().union(*(t.peers for t in own))) for own in total),
-        "messages": max(map(messages, ends)),
+        "messages": sum(s.messages for s in summaries),
         "buckets": max(s.buckets for s in summaries),
-        "largest_bucket": max(map(largest_bucket, [*schedules, *ends])),
-        "peak_memory": max(map(peak_bytes, [*schedules, *ends])),
+        "largest_bucket": max(s.at_once for s in summaries),
+        "bucket_bytes": plans[0].options.bucket_bytes,
+        "peak_memory": max(s.peak_memory for s in summaries),
         "plan_seconds": seconds,
     }
 
 
+def kept(path: Path, cases: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The records of these cases that a file has."""
+    records = json.loads(path.read_text()) if path.exists() else []
+    return [r for r in records if (r["model"], r["layout"]) in cases]
+
+
 def draw(records: list[dict[str, Any]], path: Path) -> None:
-    """Bars: balance, bytes and peak memory, peers of each plan."""
-    drawn, panels = figure(7.5, panels=3, sharex=True)
-    names = [f"{r['model']}\n{r['layout']}" for r in records]
+    """Bars: balance, bytes and peak memory, peers, largest bucket of each plan."""
+    drawn, panels = figure(10, panels=4, sharex=True)
+    names = [f"{r['model']}, {r['layout']}" for r in records]
     looks = styles(dict.fromkeys(r["model"] for r in records))
     colours = [looks[r["model"]].colour for r in records]
     place = range(len(records))
@@ -200,7 +202,11 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
     tidy(panels[0], "busiest over mean load; -: costliest matrix over the mean", "", "ratio")
     tidy(panels[1], "sent per step by the busiest; -: peak of messages and matrices", "", "GB")
     tidy(panels[2], "others that a process exchanges messages with", "", "processes")
-    panels[2].set_xticks(place, names, rotation=30, ha="right", fontsize=7)
+    panels[3].bar(place, [r["largest_bucket"] / r["bucket_bytes"] for r in records], color=colours)
+    panels[3].plot(place, [r["plan_seconds"] for r in records], "k_")
+    panels[3].axhline(2, color="#999999", lw=0.8)
+    tidy(panels[3], "largest bucket over bucket_bytes; -: CPU seconds to plan", "", "ratio, s")
+    panels[3].set_xticks(place, names, rotation=40, ha="right", fontsize=7)
     FigureCanvasAgg(drawn).print_png(path)
 
 
@@ -208,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(LAYOUTS))
     parser.add_argument("--layouts", nargs="+", help="such as 512, 'copies 16 x 64'")
+    parser.add_argument("--again", action="store_true", help="replace what the file has")
     parser.add_argument("--out", type=Path, default=Path("runs/plans-at-scale"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -217,7 +224,13 @@ def main() -> None:
         for model in options.models
         for layout in options.layouts or LAYOUTS.get(model, ("512",))
     ]
-    records = [measure(*case) for case in track(cases, "planning", console=console)]
+    path = options.out / "plans.json"
+    records = [] if options.again else kept(path, cases)
+    done = {(r["model"], r["layout"]) for r in records}
+    for case in track([c for c in cases if c not in done], "planning", console=console):
+        records.append(measure(*case))
+        records.sort(key=lambda r: cases.index((r["model"], r["layout"])))
+        path.write_text(json.dumps(records, indent=1))
     table = Table("model", "layout", "matrices", "local", "staying", "busiest", "costliest")
     for column in ("GB sent", "GB received", "peers", "messages", "GB bucket", "GB peak", "s"):
         table.add_column(column, justify="right")
@@ -239,7 +252,6 @@ def main() -> None:
             f"{r['plan_seconds']:.1f}",
         )
     console.print(table)
-    (options.out / "plans.json").write_text(json.dumps(records, indent=1))
     draw(records, options.out / "plans.png")
 
 

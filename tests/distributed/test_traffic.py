@@ -45,7 +45,7 @@ def check_buckets(rank, layout, options=SMALL):
     pair = models(torch.float64, LAYOUTS[4][layout], SHAPES)
     found = check_sharding(*pair, optimizer(RULE, executor=executor), steps=2)
     assert all(d.same for d in found), f"{layout}:\n{table(found)}"
-    assert len(executor.plans()[-1].buckets) > 3
+    assert len(executor.plans()[-1].buckets) > 2
 
 
 def with_gradients(model):

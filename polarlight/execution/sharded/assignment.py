@@ -6,7 +6,7 @@ for many matrices. A matrix that a process holds in full stays there up to a lim
 """
 
 from collections.abc import Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heapreplace
 from math import gcd
 
 Holders = Sequence[int] | None
@@ -47,23 +47,47 @@ def owners(
     mean = (sum(whole) + sum(loads)) / processes
     moved_limit = max(spread * mean, max(whole, default=0.0)) * (1 + 1e-9)
     found = [0] * len(costs)
-    order = spread_out(processes)
-    heap = [(load, order[rank], rank) for rank, load in enumerate(loads)]
-    heapify(heap)
+    least = _LeastLoaded(loads)
     for i in sorted(range(len(costs)), key=lambda i: (-whole[i], i)):
-        held = holders[i]
-        rank = min(held, key=lambda r: (loads[r], order[r])) if held else -1
-        cost = costs[i]
+        held, cost = holders[i], costs[i]
+        rank = least.of(held) if held else -1
         if rank < 0 or loads[rank] + cost > limit:
             some = part_holders[i] if part_holders and held is not None else None
-            rank = min(some, key=lambda r: (loads[r], order[r])) if some else -1
+            rank = least.of(some) if some else -1
             if rank < 0 or loads[rank] + whole[i] > moved_limit:
-                rank = _least_loaded(heap, loads)
+                rank = least.of(None)
             cost = costs[i] if held is None or rank in held else whole[i]
         found[i] = rank
         loads[rank] += cost
-        heappush(heap, (loads[rank], order[rank], rank))
     return found
+
+
+class _LeastLoaded:
+    """The process with the least load among some, while loads grow.
+
+    Args:
+        loads: Load of each process; the caller adds to it.
+    """
+
+    def __init__(self, loads: Sequence[float]) -> None:
+        self._loads, self._order = loads, spread_out(len(loads))
+        # A heap per set of processes, by identity; its loads are those of some time before.
+        self._heaps: dict[int, tuple[Holders, list[tuple[float, int, int]]]] = {}
+
+    def of(self, some: Holders) -> int:
+        """Return the least loaded of these processes, None for all; of equal ones the first."""
+        if some is not None and len(some) == 1:
+            return some[0]
+        if id(some) not in self._heaps:
+            every = range(len(self._loads)) if some is None else some
+            heap = [(self._loads[rank], self._order[rank], rank) for rank in every]
+            heapify(heap)
+            self._heaps[id(some)] = some, heap
+        _, heap = self._heaps[id(some)]
+        while heap[0][0] != self._loads[heap[0][2]]:  # outdated: it has become larger
+            _, place, rank = heap[0]
+            heapreplace(heap, (self._loads[rank], place, rank))
+        return heap[0][2]
 
 
 def spread_out(processes: int) -> list[int]:
@@ -79,13 +103,6 @@ def spread_out(processes: int) -> list[int]:
     for k in range(processes):
         place[k * stride % processes] = k
     return place
-
-
-def _least_loaded(heap: list[tuple[float, int, int]], loads: Sequence[float]) -> int:
-    """Return the process with the least load; drop outdated entries of the heap."""
-    while heap[0][0] != loads[heap[0][2]]:
-        heappop(heap)
-    return heap[0][2]
 
 
 def loads(

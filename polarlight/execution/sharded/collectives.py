@@ -6,6 +6,7 @@ DTensor is imported on use, as in torch itself.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache, cached_property
 from itertools import product
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -20,11 +21,25 @@ from polarlight.linalg.row_sums import Rows
 ProcessGroup = Any
 """A `torch.distributed.ProcessGroup`."""
 
-MeshKey = tuple[int, tuple[int, ...], tuple[int, ...]]
-"""Size, global ranks by place (row-major), and shape of a mesh."""
+
+class MeshKey(tuple[int, tuple[int, ...], tuple[int, ...]]):
+    """Size, global ranks by place (row-major), and shape of a mesh.
+
+    Equal keys are one object, made by `mesh_key`: thousands of ranks are not compared in a step.
+    """
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
 
 
-@dataclass(frozen=True, slots=True)
+@cache
+def mesh_key(size: int, ranks: tuple[int, ...], shape: tuple[int, ...]) -> MeshKey:
+    """Return the key of a mesh."""
+    return MeshKey((size, ranks, shape))
+
+
+@dataclass(frozen=True)
 class ProcessMesh:
     """Mesh of processes that share the work on some parameters.
 
@@ -49,7 +64,7 @@ class ProcessMesh:
         """Number of processes."""
         return len(self.ranks)
 
-    @property
+    @cached_property
     def key(self) -> MeshKey:
         """Arrangement of the processes: meshes with equal keys hold every layout alike.
 
@@ -57,7 +72,7 @@ class ProcessMesh:
         on all processes, smaller ones first.
         """
         by_place = sorted(zip(self.coordinates, self.ranks, strict=True))
-        return self.size, tuple(rank for _, rank in by_place), self.shape
+        return mesh_key(self.size, tuple(rank for _, rank in by_place), self.shape)
 
     def __str__(self) -> str:
         """Return the shape of the mesh and the range of its ranks."""

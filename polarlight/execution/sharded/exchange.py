@@ -5,7 +5,8 @@ from there across nodes; results take the same way back. A process then exchange
 node and its column of nodes only, and all messages on the same way travel as one.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from polarlight.execution.sharded import collectives
 from polarlight.execution.sharded.collectives import Pending, ProcessMesh, Subgroup
 from polarlight.execution.sharded.plan import ShardedPlan
+from polarlight.execution.sharded.routes import ExchangeRoute, View, direct_route, relayed_route
 from polarlight.execution.sharded.schedule import (
     ALIGNMENT,
     Broadcast,
@@ -23,12 +25,6 @@ from polarlight.execution.sharded.schedule import (
 from polarlight.execution.sharded.topology import Axes
 from polarlight.linalg import foreach
 
-View = Callable[[Fragment], Tensor]
-"""Fragment -> the part of a local tensor that it is copied from or to."""
-
-Sizes = Mapping[tuple[int, int], int]
-"""Bytes of messages by (source, destination)."""
-
 
 class Groups:
     """Process groups of a plan's exchanges, made when they are first needed."""
@@ -36,6 +32,7 @@ class Groups:
     def __init__(self, mesh: ProcessMesh, plan: ShardedPlan) -> None:
         self.mesh, self.plan = mesh, plan
         self._known: dict[tuple[int, ...], Subgroup] = {}
+        self._routes: WeakKeyDictionary[Exchange, ExchangeRoute] = WeakKeyDictionary()
 
     def cut(self, axes: Axes) -> Subgroup:
         """Return the processes that hold this process's copy of what `axes` replicate."""
@@ -52,6 +49,32 @@ class Groups:
     def copies(self, axes: Axes) -> Subgroup:
         """Return the processes with this process's shard, one per copy."""
         return self._of(self.plan.topology.copies(axes, self.mesh.rank))
+
+    def hops(self, axes: Axes, *, gather: bool) -> list[Subgroup]:
+        """Return the groups of an exchange's hops, in their order."""
+        if self.plan.topology.grid_of(axes) is None:
+            return [self.cut(axes)]
+        # Owners have places in columns: to them within the node first, from them across nodes.
+        both = [self.node(axes), self.column(axes)]
+        return both if gather else both[::-1]
+
+    def route(self, axes: Axes, exchange: Exchange, *, gather: bool) -> ExchangeRoute:
+        """Return the route of an exchange, found when it first takes place."""
+        if exchange not in self._routes:
+            first, *more = (hop.members for hop in self.hops(axes, gather=gather))
+            self._routes[exchange] = (
+                relayed_route(
+                    exchange,
+                    self.plan.topology,
+                    axes,
+                    self.mesh.rank,
+                    (first, more[0]),
+                    gather=gather,
+                )
+                if more
+                else direct_route(exchange, first, gather=gather)
+            )
+        return self._routes[exchange]
 
     def _of(self, members: tuple[int, ...]) -> Subgroup:
         """Return the subgroup of these ranks, made once."""
@@ -75,148 +98,29 @@ class Transfer:
         self, groups: Groups, axes: Axes, exchange: Exchange, view: View, *, gather: bool
     ) -> None:
         """Pack the outgoing fragments and start to send them; if in two hops, the first one."""
-        self._exchange, self._rank = exchange, groups.mesh.rank
-        device = groups.mesh.device
-        messages = {
-            rank: pack([view(f) for f in fragments], device)
-            for rank, fragments in exchange.outgoing.items()
-            if fragments
-        }
-        self._second: Subgroup | None = None
-        sizes = self._own_sizes()
-        if groups.plan.topology.grid_of(axes) is None:
-            self._start(groups.cut(axes), sizes, messages, device)
-            return
-        # Owners have places in columns: to them within the node first, from them across nodes.
-        first, self._second = groups.node(axes), groups.column(axes)
-        self._relayed = {
-            pair: message_bytes([size for _, size in parts])
-            for pair, parts in exchange.relayed.items()
-        }
-        if not gather:
-            first, self._second = self._second, first
-        self._relay = _Relay(groups.plan, axes, self._rank, gather)
-        self._start(first, *self._relay.first_hop(sizes, self._relayed, messages), device)
+        self._route = groups.route(axes, exchange, gather=gather)
+        self._left = list(zip(self._route.hops, groups.hops(axes, gather=gather), strict=True))
+        self._start(self._route.pack(view, groups.mesh.device))
 
-    def _own_sizes(self) -> dict[tuple[int, int], int]:
-        """Return the bytes of this process's messages by (sender, receiver)."""
-        exchange, rank = self._exchange, self._rank
-        sizes = {(rank, to): _bytes_of(fragments) for to, fragments in exchange.outgoing.items()}
-        sizes |= {(by, rank): _bytes_of(fragments) for by, fragments in exchange.incoming.items()}
-        return sizes
-
-    def _start(
-        self, group: Subgroup, sizes: Sizes, messages: Mapping[int, Tensor], device: str
-    ) -> None:
-        """Start an all-to-all of messages within a group."""
-        rank, self._group, self._sizes = self._rank, group, sizes
-        parts = [messages[to] for to in group.members if to in messages]
-        sent = torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8, device=device)
-        outgoing = [sizes.get((rank, to), 0) for to in group.members]
-        incoming = [sizes.get((by, rank), 0) for by in group.members]
-        self._pending: Pending = collectives.start_exchange(sent, outgoing, incoming, group.group)
-
-    def _arrived(self) -> dict[int, Tensor]:
-        """Wait for the exchange within a group; return the messages by their sender."""
-        received = self._pending.wait()
-        counts = [self._sizes.get((by, self._rank), 0) for by in self._group.members]
-        parts = zip(self._group.members, received.split(counts), strict=True)
-        return {by: message for by, message in parts if len(message)}
+    def _start(self, sent: Tensor) -> None:
+        """Start the next hop."""
+        hop, group = self._left.pop(0)
+        self._pending: Pending = collectives.start_exchange(
+            sent, hop.outgoing, hop.incoming, group.group
+        )
 
     def advance(self) -> None:
         """Start the second hop of a two-level exchange, if there is one to start."""
-        if self._second is not None:
-            group, self._second = self._second, None
-            device = str(self._pending.received.device)
-            hop = self._relay.second_hop(self._own_sizes(), self._relayed, self._arrived())
-            self._start(group, *hop, device)
-            self._two = True
-
-    _two = False
+        if self._left:
+            hop, _ = self._left[0]
+            pieces = self._pending.wait().split(hop.pieces)
+            passed = [pieces[k] for k in hop.order]
+            self._start(torch.cat(passed) if passed else self._pending.received)
 
     def finish(self, view: View) -> None:
         """Wait for all messages and copy their fragments to where they belong."""
         self.advance()
-        arrived = self._arrived()
-        if self._two:
-            arrived = self._relay.by_source(self._own_sizes(), arrived)
-        for by, message in arrived.items():
-            unpack(message, self._exchange.incoming[by], view)
-
-
-class _Relay:
-    """Rearranges messages at this process between the two hops of an exchange.
-
-    Messages of a hop are concatenated in the order of their final destinations, then sources.
-    """
-
-    def __init__(self, plan: ShardedPlan, axes: Axes, rank: int, gather: bool) -> None:
-        self._topology, self._axes, self._rank, self._gather = plan.topology, axes, rank, gather
-
-    def via(self, source: int, destination: int) -> int:
-        """Return the process that passes a message on."""
-        peer, owner = (source, destination) if self._gather else (destination, source)
-        return self._topology.via(self._axes, peer, owner)
-
-    def first_hop(
-        self, own: Sizes, relayed: Sizes, messages: Mapping[int, Tensor]
-    ) -> tuple[dict[tuple[int, int], int], dict[int, Tensor]]:
-        """Return sizes and contents of the messages to the processes that pass them on."""
-        rank, sizes = self._rank, dict[tuple[int, int], int]()
-        parts: dict[int, list[Tensor]] = {}
-        for to in sorted(messages):
-            parts.setdefault(self.via(rank, to), []).append(messages[to])
-        for (by, to), size in own.items():
-            if by == rank:
-                _add(sizes, (rank, self.via(rank, to)), size)
-        for (by, _), size in relayed.items():
-            if by != rank:
-                _add(sizes, (by, rank), size)
-        kept = sum(size for (by, _), size in relayed.items() if by == rank)
-        if kept:
-            sizes[rank, rank] = kept  # passed on by this process itself
-        return sizes, {to: torch.cat(some) for to, some in parts.items()}
-
-    def second_hop(
-        self, own: Sizes, relayed: Sizes, arrived: Mapping[int, Tensor]
-    ) -> tuple[dict[tuple[int, int], int], dict[int, Tensor]]:
-        """Return sizes and contents of the messages to their destinations."""
-        rank, sizes = self._rank, dict[tuple[int, int], int]()
-        parts: dict[int, dict[int, Tensor]] = {}
-        destinations: dict[int, list[int]] = {}
-        for by, to in sorted(relayed):
-            destinations.setdefault(by, []).append(to)
-        for by, message in arrived.items():
-            toward = destinations[by]
-            counts = [relayed[by, to] for to in toward]
-            for to, part in zip(toward, message.split(counts), strict=True):
-                parts.setdefault(to, {})[by] = part
-        for (_, to), size in relayed.items():
-            _add(sizes, (rank, to), size)
-        for (by, to), size in own.items():
-            if to == rank:
-                via = self.via(by, rank)
-                if via != rank:
-                    _add(sizes, (via, rank), size)
-        contents = {to: torch.cat([some[by] for by in sorted(some)]) for to, some in parts.items()}
-        return sizes, contents
-
-    def by_source(self, own: Sizes, arrived: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Return the messages that arrived over the processes that passed them on, by source."""
-        over: dict[int, list[int]] = {}
-        for by, to in sorted(own):
-            if to == self._rank and own[by, to]:
-                over.setdefault(self.via(by, to), []).append(by)
-        found: dict[int, Tensor] = {}
-        for via, sources in over.items():
-            counts = [own[by, self._rank] for by in sources]
-            found.update(zip(sources, arrived[via].split(counts), strict=True))
-        return found
-
-
-def _add(sizes: dict[tuple[int, int], int], pair: tuple[int, int], size: int) -> None:
-    """Add `size` bytes to the message of a (sender, receiver) pair."""
-    sizes[pair] = sizes.get(pair, 0) + size
+        self._route.unpack(self._pending.wait(), view)
 
 
 def run_rounds(groups: Groups, rounds: Iterable[tuple[Axes, list[Broadcast]]], view: View) -> None:

@@ -4,7 +4,7 @@ Meta tensors are enough and no process group is needed: a cluster's plan can be 
 with owners, balance and bytes moved.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from polarlight.execution.job import new_buffers
 from polarlight.execution.param_task import is_sharded
-from polarlight.execution.sharded.collectives import MeshKey, layout_of
+from polarlight.execution.sharded.collectives import MeshKey, layout_of, mesh_key
 from polarlight.execution.sharded.layouts import Layout
+from polarlight.execution.sharded.memory import messages, peak_bytes
 from polarlight.execution.sharded.plan import Options, ShardedPlan
+from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import MATRIX, ParamSpec
-from polarlight.execution.sharded.traffic import traffic
+from polarlight.execution.sharded.traffic import Traffic, traffic
 from polarlight.linalg.slot import GRADIENT
 from polarlight.rule import HOST_COUNTER, UpdateRule
 from polarlight.view import MatrixView, Whole
@@ -73,7 +75,7 @@ def _mesh_key(p: Any, layout: Layout) -> MeshKey:
     """Return the arrangement of a parameter's mesh; ranks count from 0 where it has none."""
     ranks = [int(r) for r in p.device_mesh.mesh.flatten()] if is_sharded(p) else ()
     size = prod(layout.mesh)
-    return size, tuple(ranks or range(size)), layout.mesh
+    return mesh_key(size, tuple(ranks or range(size)), layout.mesh)
 
 
 def _param_spec(
@@ -102,6 +104,10 @@ class Summary:
         sent: Bytes sent by the process that sends most.
         received: Bytes received by the process that receives most.
         peers: Processes that the one with most of them exchanges messages with.
+        messages: Messages of the busiest process.
+        at_once: Most bytes that a process sends, receives or passes on in one exchange of a bucket.
+        peak_memory: Bytes of messages and assembled matrices at the same time on the busiest
+            process, beside weights, gradients, optimizer state and what a rule needs to compute.
         mean_bytes: Mean of the bytes sent by a process.
         all_gather: Bytes that each process would receive if all momenta were all-gathered.
         exchange: Mean of the bytes that a process would send if every matrix were gathered on a
@@ -119,6 +125,9 @@ class Summary:
     sent: int
     received: int
     peers: int
+    messages: int
+    at_once: int
+    peak_memory: int
     mean_bytes: float
     all_gather: float
     exchange: float
@@ -134,8 +143,9 @@ class Summary:
             f"them where they lie, in {self.buckets} buckets; the busiest process has "
             f"{self.balance:.2f} times the mean load, {self.flops:.2e} flops of products. Per step "
             f"and process at most {_format_bytes(self.sent)} sent and "
-            f"{_format_bytes(self.received)} received, in messages with at most {self.peers:,} "
-            "others; "
+            f"{_format_bytes(self.received)} received, in {self.messages:,} messages with at most "
+            f"{self.peers:,} others, {_format_bytes(self.at_once)} at a time; messages and "
+            f"assembled matrices take {_format_bytes(self.peak_memory)} of memory at their peak; "
             f"gathering everything everywhere would be {_format_bytes(self.all_gather)}"
             + self._rowwise_text()
         )
@@ -155,6 +165,7 @@ class Summary:
 def summary(plan: ShardedPlan) -> Summary:
     """Return loads, bytes and messages of a plan, for reports."""
     moved = traffic(plan)
+    busiest = [ProcessSchedule(plan, rank) for rank in _busiest(plan, moved)]
     layouts = [spec.layouts[MATRIX] for spec in plan.params]
     gathered, exchanged = 0.0, 0.0
     for spec, layout in zip(plan.params, layouts, strict=True):
@@ -171,6 +182,9 @@ def summary(plan: ShardedPlan) -> Summary:
         sent=round(max(t.sent for t in moved)),
         received=round(max(t.received for t in moved)),
         peers=max(len(t.peers) for t in moved),
+        messages=max(map(messages, busiest)),
+        at_once=max(t.at_once for t in moved),
+        peak_memory=max(map(peak_bytes, busiest)),
         mean_bytes=sum(t.sent for t in moved) / len(moved),
         all_gather=gathered,
         exchange=exchanged,
@@ -178,6 +192,19 @@ def summary(plan: ShardedPlan) -> Summary:
         rowwise=tuple(plan.params[number].name for number in plan.rowwise),
         sums=sum(rowwise.sent for rowwise in plan.rowwise.values()),
     )
+
+
+def _busiest(plan: ShardedPlan, moved: Sequence[Traffic]) -> set[int]:
+    """Return the processes with most load, bytes sent or received, bytes at once, and partners."""
+    every = range(plan.size)
+    keys: list[Callable[[int], float]] = [
+        plan.loads.__getitem__,
+        lambda rank: moved[rank].sent,
+        lambda rank: moved[rank].received,
+        lambda rank: moved[rank].at_once,
+        lambda rank: len(moved[rank].peers),
+    ]
+    return {max(every, key=key) for key in keys}
 
 
 def _format_bytes(count: float) -> str:

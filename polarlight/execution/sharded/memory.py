@@ -85,9 +85,8 @@ def _in_flight(exchanges: Iterable[Exchange]) -> int:
 
 def _assembled_bytes(schedule: ProcessSchedule, bucket: Bucket) -> int:
     """Return the bytes of matrices and buffers that are assembled here, without directions."""
-    plan = schedule.plan
-    numbers = [n for n in bucket.matrices if n not in bucket.local]
-    return sum(plan.bytes_of(plan.matrices[n]) for n in numbers)
+    kinds = schedule.plan.kinds
+    return sum(kinds[n].nbytes for n in bucket.matrices if n not in bucket.local)
 
 
 def _largest_rounds(bucket: Bucket) -> int:

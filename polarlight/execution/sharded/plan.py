@@ -4,20 +4,18 @@ It is made of shapes, layouts and rules alone, and nothing is measured: equal on
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from math import inf, prod
 
-from polarlight.execution.cost import cost, flops
 from polarlight.execution.sharded import assignment
-from polarlight.execution.sharded.bucketing import Buckets
-from polarlight.execution.sharded.layouts import Coordinate, CoordinatePattern, Layout
-from polarlight.execution.sharded.regions import StridedBlock
+from polarlight.execution.sharded.bucketing import Buckets, Rooms
+from polarlight.execution.sharded.kinds import HolderTable, MatrixKind, matrices_and_kinds
+from polarlight.execution.sharded.layouts import Coordinate
 from polarlight.execution.sharded.rowwise import Rowwise, choose_rowwise, param_rowwise_cost
-from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec, matrix_specs
-from polarlight.execution.sharded.topology import Axes, Topology, replicated_axes
+from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec
+from polarlight.execution.sharded.topology import Axes, Topology
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +92,23 @@ class ShardedPlan:
     @cached_property
     def matrices(self) -> list[MatrixSpec]:
         """Every matrix that has an owner, in the order of parameters and their views."""
+        return self._matrices_and_kinds[0]
+
+    @cached_property
+    def kinds(self) -> list[MatrixKind]:
+        """Kind of each matrix."""
+        return self._matrices_and_kinds[1]
+
+    @cached_property
+    def _matrices_and_kinds(self) -> tuple[list[MatrixSpec], list[MatrixKind]]:
+        """Matrices that have an owner, and the kind of each one."""
         owned = [(i, spec) for i, spec in enumerate(self.params) if i not in self.rowwise]
-        return [matrix for number, spec in owned for matrix in matrix_specs(number, spec)]
+        return matrices_and_kinds(owned, self.holders)
+
+    @cached_property
+    def holders(self) -> HolderTable:
+        """Processes by mesh coordinate, and the holders of blocks."""
+        return HolderTable(self.coordinates)
 
     @cached_property
     def _rowwise_load(self) -> tuple[list[float], list[int]]:
@@ -113,14 +126,9 @@ class ShardedPlan:
         return costs, total
 
     @cached_property
-    def rank_at(self) -> dict[Coordinate, int]:
-        """Rank in the group of the process at each mesh coordinate."""
-        return {coordinate: rank for rank, coordinate in enumerate(self.coordinates)}
-
-    @cached_property
     def costs(self) -> list[float]:
         """Cost of each matrix, in flops."""
-        return [cost(self.params[u.param].rule, *u.shapes[MATRIX]) for u in self.matrices]
+        return [kind.cost for kind in self.kinds]
 
     @cached_property
     def topology(self) -> Topology:
@@ -131,32 +139,20 @@ class ShardedPlan:
     def transfer_costs(self) -> list[float]:
         """Cost of sending each matrix to an owner and back, as the flops of that time."""
         weight = 2 * self.options.flops_per_byte
-        return [weight * self.bytes_of(matrix) for matrix in self.matrices]
+        return [weight * kind.nbytes for kind in self.kinds]
 
     @cached_property
     def owners(self) -> list[int]:
         """Rank of the process that computes each matrix."""
-        holders: list[assignment.Holders] = []
-        part_holders: list[assignment.Holders] = []
-        for matrix in self.matrices:
-            layout = self.params[matrix.param].layouts[MATRIX]
-            if layout.copies == self.size:  # replicated everywhere
-                holders.append(None)
-                part_holders.append(None)
-                continue
-            patterns = layout.coordinates_of(matrix.blocks[MATRIX].ranges, whole=True)
-            holders.append([rank for pattern in patterns for rank in self.ranks_at(pattern)])
-            some = list(self.holders_of(layout, matrix.blocks[MATRIX]))
-            part_holders.append(some if len(some) < self.size else None)
         base_loads, _ = self._rowwise_load
         return assignment.owners(
             self.costs,
-            holders,
+            [kind.whole_holders for kind in self.kinds],
             self.size,
             self.options.spread,
             base_loads,
             self.transfer_costs,
-            part_holders,
+            [kind.part_holders for kind in self.kinds],
         )
 
     @cached_property
@@ -178,8 +174,8 @@ class ShardedPlan:
     def flops(self) -> list[int]:
         """Flops of matrix products of each process."""
         total = list(self._rowwise_load[1])
-        for matrix, owner in zip(self.matrices, self.owners, strict=True):
-            total[owner] += flops(self.params[matrix.param].rule, *matrix.shapes[MATRIX])
+        for kind, owner in zip(self.kinds, self.owners, strict=True):
+            total[owner] += kind.flops
         return total
 
     @cached_property
@@ -188,33 +184,26 @@ class ShardedPlan:
 
         In each owner's queue, matrices that it holds in full come first: there is something to
         compute while the others are received. Larger ones come before smaller ones. A bucket is
-        bounded for owners, and for processes that hold whole matrices of many owners.
+        bounded for owners, for processes that hold parts, and for those that pass them on.
         """
         queues: list[list[int]] = [[] for _ in range(self.size)]
         for number, owner in enumerate(self.owners):
             queues[owner].append(number)
-        nbytes = [self.bytes_of(matrix) for matrix in self.matrices]
-        buckets = Buckets(self.options.bucket_bytes)
+        nbytes = [kind.nbytes for kind in self.kinds]
+        buckets, rooms = Buckets(self.options.bucket_bytes), Rooms(self.topology, self.kinds)
         for owner, queue in enumerate(queues):
             bucket = 0
             for number in sorted(queue, key=lambda n: (self.gathered[n], -nbytes[n], n)):
-                holders = self._senders(number) if self.gathered[number] else ()
-                bucket = buckets.add(number, owner, nbytes[number], holders, bucket)
+                gathers, returns = self.gathered[number], self.returned[number]
+                taken = rooms.of(self.kinds[number], owner, gathers=gathers, returns=returns)
+                bucket = buckets.add(number, taken, bucket)
         return [sorted(bucket) for bucket in buckets.numbers if bucket]
-
-    def _senders(self, number: int) -> list[int]:
-        """Return the processes of the owner's copy that hold a part of a matrix."""
-        matrix, owner, axes = self.matrices[number], self.owners[number], self.axes_of(number)
-        layout = self.params[matrix.param].layouts[MATRIX]
-        holders = self.holders_of(layout, matrix.blocks[MATRIX])
-        return [rank for rank in holders if self.in_one_copy(axes, rank, owner)]
 
     @cached_property
     def gathered(self) -> list[bool]:
         """True for each matrix that has to be gathered: its owner does not hold all of it."""
         return [
-            not self.has_all(matrix, owner)
-            for matrix, owner in zip(self.matrices, self.owners, strict=True)
+            not kind.has_all(owner) for kind, owner in zip(self.kinds, self.owners, strict=True)
         ]
 
     @cached_property
@@ -235,14 +224,9 @@ class ShardedPlan:
             for matrix, gathered in zip(self.matrices, self.gathered, strict=True)
         ]
 
-    @cached_property
-    def _axes(self) -> list[Axes]:
-        """Mesh dimensions along which each parameter is replicated."""
-        return [replicated_axes(spec.layouts[MATRIX]) for spec in self.params]
-
     def axes_of(self, number: int) -> Axes:
         """Return the mesh dimensions along which a matrix is replicated."""
-        return self._axes[self.matrices[number].param]
+        return self.kinds[number].axes
 
     def in_one_copy(self, axes: Axes, rank: int, other: int) -> bool:
         """Return whether two processes hold parts of the same copy."""
@@ -252,41 +236,7 @@ class ShardedPlan:
     def holder_in_copy_of(self, owner: int, axes: Axes, rank: int) -> int:
         """Return the process in the owner's copy that holds the same shard as another process."""
         here, there = self.coordinates[rank], self.coordinates[owner]
-        return self.rank_at[tuple(there[i] if i in axes else c for i, c in enumerate(here))]
-
-    def cut_holders(self, number: int) -> list[int]:
-        """Return the processes of the owner's copy that hold a part of a matrix or its buffers."""
-        matrix, owner, axes = self.matrices[number], self.owners[number], self.axes_of(number)
-        layouts = self.params[matrix.param].layouts
-        found = (
-            rank
-            for name, block in matrix.blocks.items()
-            for rank in self.holders_of(layouts[name], block)
-        )
-        return [rank for rank in dict.fromkeys(found) if self.in_one_copy(axes, rank, owner)]
-
-    def has_all(self, matrix: MatrixSpec, rank: int) -> bool:
-        """Return whether a process holds every entry of a matrix and of its buffers locally."""
-        layouts = self.params[matrix.param].layouts
-        where = self.coordinates[rank]
-        return all(block.whole_in(layouts[n].held(where)) for n, block in matrix.blocks.items())
-
-    def bytes_of(self, matrix: MatrixSpec) -> int:
-        """Return the bytes of a matrix and of the buffers that travel with it."""
-        dtypes = self.params[matrix.param].dtypes
-        return sum(block.numel * dtypes[name].itemsize for name, block in matrix.blocks.items())
-
-    def holders_of(self, layout: Layout, block: StridedBlock) -> Iterator[int]:
-        """Yield the ranks of processes that hold any entry of a block."""
-        for pattern in layout.coordinates_of(block.ranges, whole=False):
-            yield from self.ranks_at(pattern)
-
-    def ranks_at(self, pattern: CoordinatePattern) -> Iterator[int]:
-        """Yield the ranks of processes whose coordinate matches a pattern."""
-        mesh = next(iter(self.params)).layouts[MATRIX].mesh
-        by_axis = zip(pattern, mesh, strict=True)
-        for where in product(*(range(n) if p is None else (p,) for p, n in by_axis)):
-            yield self.rank_at[where]
+        return self.holders.rank_at[tuple(there[i] if i in axes else c for i, c in enumerate(here))]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from polarlight.execution.sharded.layouts import Intervals
 from polarlight.execution.sharded.plan import ShardedPlan
-from polarlight.execution.sharded.regions import Segment, overlap, segments
+from polarlight.execution.sharded.regions import Segment, segments
 from polarlight.execution.sharded.topology import Axes
 from polarlight.linalg.slot import GRADIENT
 
@@ -53,7 +53,7 @@ def message_bytes(sizes: Iterator[int] | Sequence[int]) -> int:
     return -(-sum(sizes) // ALIGNMENT) * ALIGNMENT
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Exchange:
     """One exchange within a cut group: momenta to owners, or directions from them.
 
@@ -146,6 +146,9 @@ class ProcessSchedule:
         self._held: dict[tuple[int, str, int], tuple[Intervals, ...]] = {}
         self.rowwise = plan.rowwise
         self.buckets = [self._bucket(numbers) for numbers in plan.buckets]
+        # Tensors of the matrices that are computed in place, by number.
+        local = (number for bucket in self.buckets for number in bucket.local)
+        self.local_fragments = {n: list(self._all_fragments(n, rank)) for n in local}
 
     def masked(self, active: Collection[int]) -> "ProcessSchedule":
         """Return the schedule with the matrices of these parameters alone, owners unchanged."""
@@ -163,7 +166,7 @@ class ProcessSchedule:
         spread: dict[Axes, dict[int, list[Fragment]]] = {}
         for number in numbers:
             axes, owner = plan.axes_of(number), plan.owners[number]
-            if plan.in_one_copy(axes, rank, owner):
+            if not axes or plan.in_one_copy(axes, rank, owner):
                 self._add_exchanges(bucket, number)
             if axes and (fragments := list(self._written(number, rank))):
                 source = plan.holder_in_copy_of(owner, axes, rank)
@@ -210,59 +213,42 @@ class ProcessSchedule:
         exchange = exchanges.setdefault(axes, Exchange({}, {}, {}))
         if owner == rank:
             mine = exchange.incoming if gather else exchange.outgoing
-            for peer in plan.cut_holders(number):
-                if peer != rank:
-                    fragments = self._exchanged(number, peer, gather)
-                    mine.setdefault(peer, []).extend(fragments)
+            peers = [(peer, peer) for peer in plan.kinds[number].shares(owner) if peer != rank]
         else:
             mine = exchange.outgoing if gather else exchange.incoming
-            if fragments := self._exchanged(number, rank, gather):
-                mine.setdefault(owner, []).extend(fragments)
+            peers = [(owner, rank)]
+        for peer, holder in peers:
+            if fragments := self._exchanged(number, holder, gather):
+                mine.setdefault(peer, []).extend(fragments)
         if plan.topology.grid_of(axes) is not None:
             self._add_relayed(exchange.relayed, number, gather)
 
     def _add_relayed(self, relayed: Relayed, number: int, gather: bool) -> None:
         """Add the bytes of a matrix that this process relays between its node and the owner."""
         plan, rank, owner = self.plan, self.rank, self.plan.owners[number]
-        axes = plan.axes_of(number)
-        if owner not in plan.topology.column(axes, rank):
+        kind = plan.kinds[number]
+        places = plan.topology.places(kind.axes)
+        if places[owner][1] != places[rank][1]:
             return
-        holders = set(plan.cut_holders(number))
-        for peer in plan.topology.node(axes, rank):
-            if peer != owner and peer in holders:
+        shares = kind.shares(owner)
+        extra = kind.extra_gathered(owner) if gather else []
+        for peer in plan.topology.node(kind.axes, rank):
+            if peer == owner or peer not in shares:
+                continue
+            size = shares[peer][0 if gather else 1] + sum(s for by, s in extra if by == peer)
+            if size:
                 pair = (peer, owner) if gather else (owner, peer)
-                size = self._exchanged_bytes(number, peer, gather)
                 relayed.setdefault(pair, []).append((number, size))
 
     def _exchanged(self, number: int, peer: int, gather: bool) -> list[Fragment]:
         """Return the fragments that `peer` sends to a matrix's owner, or gets without `gather`."""
+        kind, owner = self.plan.kinds[number], self.plan.owners[number]
         return [
-            f
-            for name in self._names(number, peer, gather)
-            for f in self._tensor_fragments(number, name, peer)
+            fragment
+            for name, some in kind.entries.items()
+            if peer in some and (kind.sends(name, peer, owner) if gather else name != GRADIENT)
+            for fragment in self._tensor_fragments(number, name, peer)
         ]
-
-    def _exchanged_bytes(self, number: int, peer: int, gather: bool) -> int:
-        """Return the bytes that `peer` sends to a matrix's owner, or gets without `gather`."""
-        matrix = self.plan.matrices[number]
-        dtypes = self.plan.params[matrix.param].dtypes
-        return sum(
-            overlap(matrix.blocks[name], self._held_by(matrix.param, name, peer))
-            * dtypes[name].itemsize
-            for name in self._names(number, peer, gather)
-        )
-
-    def _names(self, number: int, peer: int, gather: bool) -> Iterator[str]:
-        """Yield names of the tensors that `peer` and a matrix's owner exchange, one copy each."""
-        plan, matrix = self.plan, self.plan.matrices[number]
-        owner = plan.coordinates[plan.owners[number]]
-        for name in matrix.blocks:
-            layout = plan.params[matrix.param].layouts[name]
-            here = layout.copy_index(plan.coordinates[peer])
-            if gather and here == layout.copy_index(owner):
-                yield name
-            if not gather and name != GRADIENT:  # which is read, never changed
-                yield name
 
     def _all_fragments(self, number: int, rank: int) -> Iterator[Fragment]:
         """Yield the fragments of a matrix and its buffers that a process holds."""
@@ -276,6 +262,8 @@ class ProcessSchedule:
     def _tensor_fragments(self, number: int, name: str, rank: int) -> Iterator[Fragment]:
         """Yield a process's fragments of one tensor of a matrix: momentum or a buffer."""
         matrix = self.plan.matrices[number]
+        if rank not in self.plan.kinds[number].entries[name]:
+            return
         itemsize = self.plan.params[matrix.param].dtypes[name].itemsize
         for segment in segments(matrix.blocks[name], self._held_by(matrix.param, name, rank)):
             yield Fragment(number, name, segment, itemsize)

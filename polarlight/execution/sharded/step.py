@@ -14,9 +14,8 @@ from polarlight.execution.job import Executor, Job
 from polarlight.execution.param_task import ParamTask, to_local
 from polarlight.execution.sharded.collectives import ProcessMesh, shared_rows
 from polarlight.execution.sharded.exchange import Groups, Transfer, run_rounds
-from polarlight.execution.sharded.regions import segments
 from polarlight.execution.sharded.schedule import Bucket, Fragment, ProcessSchedule
-from polarlight.execution.sharded.specs import MATRIX, device_buffers
+from polarlight.execution.sharded.specs import MATRIX
 from polarlight.linalg.slot import GRADIENT
 from polarlight.rule import HOST_COUNTER
 
@@ -47,13 +46,15 @@ class ShardedStep:
         # Results, in the shape of each local shard.
         self.directions = {n: torch.empty_like(t.momentum) for n, t in tasks.items()}
         # Inputs of each parameter by name: the shard of its momentum, the shards of its buffers.
-        self.shards = {
-            n: {MATRIX: t.momentum, **{name: to_local(x) for name, x in device_buffers(t).items()}}
-            for n, t in tasks.items()
-        }
+        self.shards = {n: {MATRIX: t.momentum, **self._buffers(n, t)} for n, t in tasks.items()}
         # Whole tensors of matrices that this process owns, in the bucket at work: by (matrix
         # number, name), in the shape of the matrix's block of the parameter.
         self.blocks: dict[tuple[int, str], Tensor] = {}
+
+    def _buffers(self, number: int, task: ParamTask) -> dict[str, Tensor]:
+        """Return the shards of a parameter's buffers, and of its gradient if the rule reads it."""
+        names = self.schedule.plan.params[number].layouts
+        return {name: to_local(task.state[name]) for name in names if name in task.state}
 
     def run(self) -> dict[int, Tensor]:
         """Compute all directions; return the local part of each by parameter number."""
@@ -188,15 +189,9 @@ class ShardedStep:
             if fragment.name == MATRIX or (copied and fragment.name != GRADIENT):
                 output.copy_(self._block_view(fragment))
 
-    def _local_fragments(self, number: int) -> Iterator[Fragment]:
-        """Yield each tensor of a local matrix: one fragment, as its indices are contiguous."""
-        plan, matrix = self.schedule.plan, self.matrices[number]
-        coordinate = plan.coordinates[self.mesh.rank]
-        for name, block in matrix.blocks.items():
-            held = plan.params[matrix.param].layouts[name].held(coordinate)
-            for segment in segments(block, held):
-                dtype = plan.params[matrix.param].dtypes[name]
-                yield Fragment(number, name, segment, dtype.itemsize)
+    def _local_fragments(self, number: int) -> list[Fragment]:
+        """Return each tensor of a local matrix: one fragment, as its indices are contiguous."""
+        return self.schedule.local_fragments[number]
 
     def _job(self, number: int) -> Job:
         """Return the job of one matrix: momentum and buffers in the shapes that its rule takes."""
@@ -238,15 +233,21 @@ class ShardedStep:
     def _shard_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of the local shard of its momentum or buffer."""
         shards = self.shards[self.matrices[fragment.matrix].param]
-        return shards[fragment.name][fragment.segment.of_shard]
+        return _part(shards[fragment.name], fragment)
 
     def _output_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of its result: the local direction, or the buffer itself."""
         param = self.matrices[fragment.matrix].param
         is_direction = fragment.name == MATRIX
         kept = self.directions[param] if is_direction else self.shards[param][fragment.name]
-        return kept[fragment.segment.of_shard]
+        return _part(kept, fragment)
 
     def _block_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of the whole tensor on the matrix's owner."""
         return self.blocks[fragment.matrix, fragment.name][fragment.segment.of_block]
+
+
+def _part(shard: Tensor, fragment: Fragment) -> Tensor:
+    """Return a fragment as a view of its shard; the shard itself where that is all of it."""
+    segment = fragment.segment
+    return shard if shard.shape == segment.shape else shard[segment.of_shard]

@@ -44,17 +44,17 @@ class Topology:
     def __init__(self, coordinates: Sequence[Coordinate], ranks: Sequence[int], peers: int) -> None:
         self.coordinates, self.peers = coordinates, peers
         self._order = sorted(range(len(coordinates)), key=ranks.__getitem__)
-        self._groups: dict[tuple[Axes, bool], dict[Coordinate, tuple[int, ...]]] = {}
-        self._known_places: dict[Axes, dict[int, tuple[int, int]]] = {}
+        self._groups: dict[tuple[Axes, bool], list[tuple[int, ...]]] = {}
+        self._known_places: dict[Axes, list[tuple[int, int]]] = {}
         self._grids: dict[Axes, tuple[int, int] | None] = {}
 
     def cut_group(self, axes: Axes, rank: int) -> tuple[int, ...]:
         """Return the processes that hold `rank`'s copy of a tensor replicated along `axes`."""
-        return self._group(axes, rank, across=False)
+        return self._groups_of(axes, across=False)[rank]
 
     def copies(self, axes: Axes, rank: int) -> tuple[int, ...]:
         """Return the processes with `rank`'s shard of a tensor that is replicated along `axes`."""
-        return self._group(axes, rank, across=True)
+        return self._groups_of(axes, across=True)[rank]
 
     def grid_of(self, axes: Axes) -> tuple[int, int] | None:
         """Return the two-level grid of the cut groups of these axes; None if they are small."""
@@ -67,43 +67,44 @@ class Topology:
         group, shape = self.cut_group(axes, rank), self.grid_of(axes)
         if shape is None:
             return group
-        first = group.index(rank) // shape[0] * shape[0]
+        first, _ = self.places(axes)[rank]
         return group[first : first + shape[0]]
 
     def column(self, axes: Axes, rank: int) -> tuple[int, ...]:
         """Return the processes at `rank`'s place of every node; `rank` alone in a small group."""
         group, shape = self.cut_group(axes, rank), self.grid_of(axes)
-        return (rank,) if shape is None else group[group.index(rank) % shape[0] :: shape[0]]
+        return (rank,) if shape is None else group[self.places(axes)[rank][1] :: shape[0]]
 
     def via(self, axes: Axes, peer: int, owner: int) -> int:
         """Return the process that relays messages between a process and an owner of a large group.
 
         It is in the node of the process, at the owner's place.
         """
-        node, _ = self._places(axes)[peer]
-        _, place = self._places(axes)[owner]
-        return self.cut_group(axes, peer)[node + place]
+        places = self.places(axes)
+        return self.cut_group(axes, peer)[places[peer][0] + places[owner][1]]
 
-    def _places(self, axes: Axes) -> dict[int, tuple[int, int]]:
+    def places(self, axes: Axes) -> list[tuple[int, int]]:
         """Return (start of its node in its cut group, place in the node) of each process."""
         if axes not in self._known_places:
             local, _ = self.grid_of(axes) or (1, 1)
-            self.cut_group(axes, 0)
-            self._known_places[axes] = {
-                rank: (k // local * local, k % local)
-                for group in self._groups[axes, False].values()
-                for k, rank in enumerate(group)
-            }
+            found = [(0, 0)] * len(self.coordinates)
+            groups = {id(group): group for group in self._groups_of(axes, across=False)}
+            for group in groups.values():
+                for k, rank in enumerate(group):
+                    found[rank] = k // local * local, k % local
+            self._known_places[axes] = found
         return self._known_places[axes]
 
-    def _group(self, axes: Axes, rank: int, *, across: bool) -> tuple[int, ...]:
-        """Return the processes with `rank`'s coordinates along `axes`, or `across` them."""
+    def _groups_of(self, axes: Axes, *, across: bool) -> list[tuple[int, ...]]:
+        """Return per process those with its coordinates along `axes`, or `across` them."""
         if (axes, across) not in self._groups:
+            places = [self._place(axes, rank, across) for rank in range(len(self.coordinates))]
             found: dict[Coordinate, list[int]] = {}
-            for other in self._order:
-                found.setdefault(self._place(axes, other, across), []).append(other)
-            self._groups[axes, across] = {place: tuple(group) for place, group in found.items()}
-        return self._groups[axes, across][self._place(axes, rank, across)]
+            for rank in self._order:
+                found.setdefault(places[rank], []).append(rank)
+            groups = {place: tuple(group) for place, group in found.items()}
+            self._groups[axes, across] = [groups[place] for place in places]
+        return self._groups[axes, across]
 
     def _place(self, axes: Axes, rank: int, across: bool) -> Coordinate:
         """Return `rank`'s coordinates along `axes`; with `across`, along the other dimensions."""

@@ -1,13 +1,9 @@
 """Traffic of a plan: bytes and partners of every process in a step, counted without one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from polarlight.execution.sharded.layouts import Coordinate, Layout
 from polarlight.execution.sharded.plan import ShardedPlan
-from polarlight.execution.sharded.regions import StridedBlock, overlap
-from polarlight.execution.sharded.topology import Axes
-from polarlight.linalg.slot import GRADIENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,104 +13,106 @@ class Traffic:
     Attributes:
         sent: Bytes sent, those passed on for others included.
         received: Bytes received.
+        at_once: Most bytes that it sends, receives or passes on in one exchange of one bucket.
         peers: Processes that it exchanges messages with; broadcasts between copies go to the next
             and come from the last one in a ring.
     """
 
     sent: float
     received: float
+    at_once: int
     peers: frozenset[int]
-
-
-Amounts = list[tuple[int, int, int]]
-"""(rank, bytes gathered from it, bytes scattered to it) of the holders of a matrix."""
 
 
 def traffic(plan: ShardedPlan) -> list[Traffic]:
     """Return the traffic of every process."""
-    sums = sum(rowwise.sent for rowwise in plan.rowwise.values())
-    sent, received = [float(sums)] * plan.size, [float(sums)] * plan.size
-    pairs: set[tuple[int, int]] = set()
-    known: Entries = {}
-    for number, owner in enumerate(plan.owners):
-        axes, amounts = plan.axes_of(number), _amounts(plan, number, known)
-        if axes:
-            _add_broadcasts(plan, number, amounts, sent, received, pairs)
-            inside = set(plan.topology.cut_group(axes, owner))
-            amounts = [entry for entry in amounts if entry[0] in inside]
-        for rank, gathered, scattered in amounts:
-            for here, there in _hops(plan, axes, rank, owner):
-                sent[here] += gathered
-                received[there] += gathered
-                sent[there] += scattered
-                received[here] += scattered
-                pairs.add((here, there))
-    peers: list[set[int]] = [set() for _ in range(plan.size)]
-    for here, there in pairs:
-        peers[here].add(there)
-        peers[there].add(here)
-    every = zip(sent, received, map(frozenset, peers), strict=True)
-    return [Traffic(*own) for own in every]
+    count = _Count(plan)
+    for numbers in plan.buckets:
+        count.add_exchanges(numbers)
+    for number in range(len(plan.matrices)):
+        count.add_broadcasts(number)
+    return count.result()
 
 
-Entries = dict[tuple[Layout, StridedBlock], list[tuple[int, int, Coordinate]]]
-"""Rank, number of entries and copy index of all holders: equal matrices are counted once."""
+class _Count:
+    """Bytes and partners of every process, added up over the matrices of a plan."""
+
+    def __init__(self, plan: ShardedPlan) -> None:
+        sums = sum(rowwise.sent for rowwise in plan.rowwise.values())
+        self.plan = plan
+        self.sent, self.received = [float(sums)] * plan.size, [float(sums)] * plan.size
+        self.at_once = [0] * plan.size
+        self.pairs: set[tuple[int, int]] = set()
+
+    def add_exchanges(self, numbers: Sequence[int]) -> None:
+        """Add the exchanges within copies of the matrices of one bucket."""
+        size, plan = self.plan.size, self.plan
+        flows = [[0] * size for _ in range(6)]
+        gathered_out, gathered_in, gathered_on, scattered_out, scattered_in, scattered_on = flows
+        for number in numbers:
+            owner, axes = plan.owners[number], plan.axes_of(number)
+            topology = plan.topology
+            two_hops = topology.grid_of(axes) is not None
+            places, group = topology.places(axes), topology.cut_group(axes, owner)
+            place = places[owner][1]
+            for rank, gathered, scattered in amounts(plan, number):
+                gathered_out[rank] += gathered
+                gathered_in[owner] += gathered
+                scattered_out[owner] += scattered
+                scattered_in[rank] += scattered
+                if not two_hops:
+                    self._add_hop(rank, owner, gathered, scattered)
+                    continue
+                via = group[places[rank][0] + place]
+                gathered_on[via] += gathered
+                scattered_on[via] += scattered
+                if via != rank:
+                    self._add_hop(rank, via, gathered, scattered)
+                if via != owner:
+                    self._add_hop(via, owner, gathered, scattered)
+        self.at_once = list(map(max, self.at_once, *flows))
+
+    def _add_hop(self, here: int, there: int, forth: int, back: int) -> None:
+        """Add a message in each direction between two processes."""
+        self.sent[here] += forth
+        self.received[there] += forth
+        self.sent[there] += back
+        self.received[here] += back
+        self.pairs.add((here, there))
+
+    def add_broadcasts(self, number: int) -> None:
+        """Add the broadcasts of a matrix among copies."""
+        kind, owner = self.plan.kinds[number], self.plan.owners[number]
+        if not kind.axes:
+            return
+        for source, (_, amount) in kind.shares(owner).items():
+            group = self.plan.topology.copies(kind.axes, source)
+            for k, rank in enumerate(group):
+                self.sent[rank] += amount * (len(group) - 1) / len(group)
+                if rank != source:
+                    self.received[rank] += amount
+                self.pairs.add((rank, group[(k + 1) % len(group)]))
+
+    def result(self) -> list[Traffic]:
+        """Return the traffic of every process."""
+        peers: list[set[int]] = [set() for _ in range(self.plan.size)]
+        for here, there in self.pairs:
+            peers[here].add(there)
+            peers[there].add(here)
+        partners = map(frozenset, peers)
+        every = zip(self.sent, self.received, self.at_once, partners, strict=True)
+        return [Traffic(*own) for own in every]
 
 
-def _hops(plan: ShardedPlan, axes: Axes, rank: int, owner: int) -> list[tuple[int, int]]:
-    """Return the (sender, receiver) pairs of a message from a process to an owner."""
-    if rank == owner:
-        return []
-    if plan.topology.grid_of(axes) is None:
-        return [(rank, owner)]
-    via = plan.topology.via(axes, rank, owner)
-    return [hop for hop in ((rank, via), (via, owner)) if hop[0] != hop[1]]
-
-
-def _amounts(plan: ShardedPlan, number: int, known: Entries) -> Amounts:
-    """Return the bytes that each holder exchanges for a matrix and its buffers."""
-    matrix, owner = plan.matrices[number], plan.owners[number]
-    spec = plan.params[matrix.param]
-    found: dict[int, tuple[int, int]] = {}
-    for name, block in matrix.blocks.items():
-        layout, itemsize = spec.layouts[name], spec.dtypes[name].itemsize
-        if (layout, block) not in known:
-            known[layout, block] = list(_entries_by_holder(plan, layout, block))
-        owner_copy = layout.copy_index(plan.coordinates[owner])
-        gathers = itemsize * plan.gathered[number]
-        scatters = itemsize * plan.returned[number] if not plan.axes_of(number) else itemsize
-        if name == GRADIENT:  # read, never changed
-            scatters = 0
-        for rank, entries, copy in known[layout, block]:
-            gathered, scattered = found.get(rank, (0, 0))
-            gathered += entries * gathers if copy == owner_copy else 0
-            found[rank] = gathered, scattered + entries * scatters
-    return [(rank, *both) for rank, both in found.items() if any(both)]
-
-
-def _add_broadcasts(
-    plan: ShardedPlan,
-    number: int,
-    amounts: Amounts,
-    sent: list[float],
-    received: list[float],
-    pairs: set[tuple[int, int]],
-) -> None:
-    """Add a matrix's broadcasts among copies to the bytes of every process."""
-    axes, owner = plan.axes_of(number), plan.owners[number]
-    for rank, _, amount in amounts:
-        group = plan.topology.copies(axes, rank)
-        sent[rank] += amount * (len(group) - 1) / len(group)
-        if not plan.in_one_copy(axes, rank, owner):
-            received[rank] += amount
-        pairs.add((rank, group[(group.index(rank) + 1) % len(group)]))
-
-
-def _entries_by_holder(
-    plan: ShardedPlan, layout: Layout, block: StridedBlock
-) -> Iterator[tuple[int, int, Coordinate]]:
-    """Yield the rank of each holder of a block, its number of entries, and its copy index."""
-    for pattern in layout.coordinates_of(block.ranges, whole=False):
-        entries = overlap(block, layout.held(tuple(index or 0 for index in pattern)))
-        for rank in plan.ranks_at(pattern):
-            yield rank, entries, layout.copy_index(plan.coordinates[rank])
+def amounts(plan: ShardedPlan, number: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (rank, bytes sent to the owner, bytes sent back) of a matrix's other holders."""
+    kind, owner = plan.kinds[number], plan.owners[number]
+    gathers, scatters = plan.gathered[number], plan.returned[number]
+    if not scatters:  # then nothing is gathered either
+        return
+    for rank, (gathered, scattered) in kind.shares(owner).items():
+        if rank != owner and (scattered or (gathers and gathered)):
+            yield rank, gathered if gathers else 0, scattered
+    if gathers:
+        for rank, amount in kind.extra_gathered(owner):
+            yield rank, amount, 0

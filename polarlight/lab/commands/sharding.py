@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from textwrap import fill
 from typing import Annotated, Any
 
 import torch
@@ -18,6 +19,7 @@ from polarlight.lab.train.model import GPT
 from polarlight.lab.train.parallel import Parallel, connected, kind_of, lay_out, share_work
 from polarlight.lab.train.recipes import build, recipes, spec_of
 from polarlight.lab.train.settings import PRESETS, Plan
+from polarlight.routing.explain import explain
 from polarlight.rules import REGISTERED
 
 Case = tuple[nn.Module, nn.Module, Callable[[nn.Module], Optimizer]]
@@ -134,9 +136,17 @@ def _compare(cases: list[tuple[str, ...]], steps: int) -> bool:
             whole, sharded, make = _case(case)
             found = check_sharding(whole, sharded, make, steps=steps)
             same &= all(difference.same for difference in found)
+            shared = _sharing(make(sharded)) if case[0] == "target" else []
             if dist.get_rank() == 0:
-                say(_told(case, found, steps))
+                say("\n\n".join([_told(case, found, steps), *shared]))
     return same
+
+
+def _sharing(optimizer: Optimizer) -> list[str]:
+    """Return the shared work per mesh in sentences; nothing of an optimizer without rules."""
+    if not any("rule" in group for group in optimizer.param_groups):
+        return []
+    return [fill(str(shared), 100) for shared in explain(optimizer).sharing]
 
 
 def _told(case: tuple[str, ...], found: list[Difference], steps: int) -> str:

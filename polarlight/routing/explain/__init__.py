@@ -91,7 +91,8 @@ _COUNTED = ("tensors", "parameters", "frozen")
 def explain(source: Optimizer | Sequence[Mapping[str, Any]]) -> Explanation:
     """Return a table of all parameters: shape, role, rule, view, engine, learning rates, reason.
 
-    Of sharded parameters also the plan in numbers: matrices, balance, flops, bytes per step.
+    Of sharded parameters also the plan in numbers: matrices, balance, flops, and for the busiest
+    process bytes, messages, partners and memory per step.
 
     Args:
         source: An optimizer, also one that accelerate has wrapped, or param groups as `route` makes
@@ -106,6 +107,8 @@ def explain(source: Optimizer | Sequence[Mapping[str, Any]]) -> Explanation:
     else:
         groups = list(source)
         reasons = {k: v for g in groups for k, v in g.get("reasons", {}).items()}
-    layout_of_param = getattr(getattr(source, "executor", None), "layout", dtensor_layout)
-    sharing = tuple(map(summary, forecast(groups, layout_of_param)))
+    executor = getattr(source, "executor", None)
+    layout_of_param = getattr(executor, "layout", dtensor_layout)
+    plans = forecast(groups, layout_of_param, getattr(executor, "options", None))
+    sharing = tuple(map(summary, plans))
     return Explanation(tuple(rows_of(groups, reasons)), sharing)

@@ -15,6 +15,7 @@ from benchmarks.plans_at_scale import MODELS, plans_of
 from polarlight.execution.cost import flops
 from polarlight.execution.sharded.forecast import forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
+from polarlight.execution.sharded.memory import messages, peak_bytes
 from polarlight.execution.sharded.plan import Options
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import MATRIX
@@ -145,5 +146,36 @@ def test_the_forecast_is_what_the_executor_would_plan():
         text = str(polarlight.explain(optimizer))
         assert "3 matrices shared by a mesh of 64 processes" in text
         assert "sharing" in polarlight.explain(optimizer).to_json()
+        assert "messages with at most 63 others" in " ".join(text.split())
+    finally:
+        dist.destroy_process_group()
+
+
+@meshes
+def test_the_summary_counts_the_messages_and_memory_of_the_busiest(mesh, splits):
+    plan = small(mesh, splits, SHAPES, bucket_bytes=200)
+    found, moved = summary(plan), traffic(plan)
+    schedules = [ProcessSchedule(plan, rank) for rank in range(plan.size)]
+    assert found.peers == max(len(t.peers) for t in moved)
+    assert found.at_once == max(t.at_once for t in moved)
+    assert found.messages <= max(map(messages, schedules))
+    assert 0.75 * max(map(peak_bytes, schedules)) <= found.peak_memory
+    assert found.peak_memory <= max(map(peak_bytes, schedules))
+    said = str(found)
+    assert f"in {found.messages} messages with at most {found.peers} others" in said
+    assert "of memory at their peak" in said
+
+
+def test_explain_forecasts_with_the_options_of_the_executor():
+    dist.init_process_group("fake", rank=0, world_size=64, store=FakeStore())
+    try:
+        with torch.device("meta"):
+            model = nn.Sequential(*(nn.Linear(48, 128, bias=False) for _ in range(80)))
+        fully_shard(model, mesh=init_device_mesh("cpu", (64,)))
+        executor = polarlight.Sharded(options=Options(peers=8, bucket_bytes=128 * 48 * 4))
+        optimizer = polarlight.Muon(model.parameters(), lr=0.1, executor=executor)
+        (shared,) = polarlight.explain(optimizer).sharing
+        assert shared.peers == 14  # a node of eight and a column of eight
+        assert shared.buckets > 1
     finally:
         dist.destroy_process_group()

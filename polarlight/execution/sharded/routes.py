@@ -1,0 +1,317 @@
+"""Routes: sizes, order and copies of an exchange's messages, found once and used in every step.
+
+An owner on thousands of processes receives thousands of messages. Fragments that lie at equal
+distances in the received bytes and side by side in a matrix are copied together.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from polarlight.execution.sharded.schedule import Exchange, Fragment, Messages, message_bytes
+from polarlight.execution.sharded.topology import Axes, Topology
+from polarlight.linalg import foreach
+
+View = Callable[[Fragment], Tensor]
+"""Fragment -> the part of a local tensor that it is copied from or to."""
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentRun:
+    """Fragments of one tensor that are copied together.
+
+    Attributes:
+        fragment: All of them as one.
+        shape: Shape of each.
+        dim: Dimension of the tensor along which they lie side by side; None if all are the same
+            part of it, sent to several processes.
+        offset: First byte of the first one in the message.
+        count: Number of fragments.
+        stride: Bytes from one to the next in the message.
+    """
+
+    fragment: Fragment
+    shape: tuple[int, ...]
+    dim: int | None
+    offset: int
+    count: int
+    stride: int
+
+    @property
+    def shape_in_message(self) -> tuple[int, ...]:
+        """Shape of the fragments in the message: [count, *shape], or `shape` of a single one."""
+        return self.shape if self.count == 1 else (self.count, *self.shape)
+
+    @property
+    def strides_in_message(self) -> tuple[int, ...]:
+        """Strides in the message, in entries."""
+        strides = [1] * len(self.shape)
+        for dim in range(len(self.shape) - 1, 0, -1):
+            strides[dim - 1] = strides[dim] * self.shape[dim]
+        more = () if self.count == 1 else (self.stride // self.fragment.itemsize,)
+        return (*more, *strides)
+
+    def in_tensor(self, x: Tensor) -> Tensor:
+        """Return the fragments as a view of the tensor that `fragment` is of."""
+        if self.count == 1:
+            return x
+        if self.dim is None:
+            return x.expand(self.count, *self.shape)
+        apart: Tensor = x.unflatten(self.dim, (self.count, self.shape[self.dim]))
+        return apart.movedim(self.dim, 0)
+
+
+class Packing:
+    """Runs of one message, with their places in it.
+
+    Args:
+        runs: The runs.
+    """
+
+    def __init__(self, runs: Sequence[FragmentRun]) -> None:
+        self.runs = runs
+        self._places = [
+            (r.shape_in_message, r.strides_in_message, r.offset // r.fragment.itemsize)
+            for r in runs
+        ]
+
+    def copy_in(self, tensors: Sequence[Tensor], message: Tensor) -> None:
+        """Copy the tensors of all runs into a message."""
+        self._copy(self._parts(message, tensors), self._own(tensors))
+
+    def copy_out(self, message: Tensor, tensors: Sequence[Tensor]) -> None:
+        """Copy a message into the tensors of all runs."""
+        self._copy(self._own(tensors), self._parts(message, tensors))
+
+    def _own(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the runs in their tensors."""
+        return [run.in_tensor(x) for run, x in zip(self.runs, tensors, strict=True)]
+
+    def _parts(self, message: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+        """Return the runs in a message, with the dtypes of these tensors."""
+        typed = {dtype: message.view(dtype) for dtype in {x.dtype for x in like}}
+        return [
+            torch.as_strided(typed[x.dtype], *place)
+            for x, place in zip(like, self._places, strict=True)
+        ]
+
+    @staticmethod
+    def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+        """Copy tensors to tensors of equal shapes."""
+        if targets:
+            foreach.copy_(targets, sources)
+
+
+def runs_of(placed: Iterable[tuple[Fragment, int]], *, in_blocks: bool) -> list[FragmentRun]:
+    """Return the fragments of a message, given with their first bytes, as runs.
+
+    Args:
+        placed: The fragments.
+        in_blocks: Whether they are parts of whole matrices; of shards otherwise.
+    """
+    by_tensor: dict[tuple[int, str], list[tuple[list[int], Fragment, int]]] = {}
+    for fragment, offset in placed:
+        starts = [s.start for s in _slices(fragment, in_blocks)]
+        of_tensor = by_tensor.setdefault((fragment.matrix, fragment.name), [])
+        of_tensor.append((starts, fragment, offset))
+    runs: list[FragmentRun] = []
+    for of_tensor in by_tensor.values():
+        first = len(runs)
+        for _, fragment, offset in sorted(of_tensor, key=lambda entry: entry[0]):
+            longer = _joined(runs[-1], fragment, offset, in_blocks) if runs[first:] else None
+            if longer is not None:
+                runs[-1] = longer
+            else:
+                runs.append(FragmentRun(fragment, fragment.segment.shape, None, offset, 1, 0))
+    return runs
+
+
+def _slices(fragment: Fragment, in_blocks: bool) -> tuple[slice, ...]:
+    """Return the slices of a fragment in the matrix's block, or in the shard."""
+    return fragment.segment.of_block if in_blocks else fragment.segment.of_shard
+
+
+def _joined(
+    run: FragmentRun, fragment: Fragment, offset: int, in_blocks: bool
+) -> FragmentRun | None:
+    """Return a run with one more fragment at its end; None if it does not fit there."""
+    before, here = _slices(run.fragment, in_blocks), _slices(fragment, in_blocks)
+    if fragment.segment.shape != run.shape:
+        return None
+    differing = [dim for dim, (a, b) in enumerate(zip(before, here, strict=True)) if a != b]
+    dim = differing[0] if differing else None
+    stride = offset - run.offset if run.count == 1 else run.stride
+    fits = offset == run.offset + run.count * stride and stride > 0
+    if not fits or stride % fragment.itemsize or len(differing) > 1:
+        return None
+    if run.count > 1 and dim != run.dim:
+        return None
+    count, joined = run.count + 1, run.fragment
+    if dim is not None:
+        if here[dim].start != before[dim].stop or (here[dim].step or 1) != 1:
+            return None
+        slices = list(before)
+        slices[dim] = slice(before[dim].start, here[dim].stop, before[dim].step)
+        shape = tuple(n * count if d == dim else n for d, n in enumerate(run.shape))
+        name = "of_block" if in_blocks else "of_shard"
+        segment = replace(joined.segment, shape=shape, **{name: tuple(slices)})
+        joined = replace(joined, segment=segment)
+    return FragmentRun(joined, run.shape, dim, run.offset, count, stride)
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One all-to-all within a group.
+
+    Attributes:
+        outgoing: Bytes to each member.
+        incoming: Bytes from each member.
+        pieces: Bytes of the messages that the hop before brought, in their order.
+        order: Those of them that are sent on, in the order of this hop.
+    """
+
+    outgoing: list[int]
+    incoming: list[int]
+    pieces: list[int]
+    order: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeRoute:
+    """Way of one exchange's messages from and to this process.
+
+    Attributes:
+        sent: Outgoing fragments in the bytes that are sent first.
+        received: Incoming fragments in the bytes that arrive last.
+        hops: One all-to-all, or one within the node and one across nodes.
+    """
+
+    sent: Packing
+    received: Packing
+    hops: list[Hop]
+
+    def pack(self, view: View, device: str) -> Tensor:
+        """Return the bytes of all outgoing fragments, on a device; from another one moved once."""
+        tensors = [view(run.fragment) for run in self.sent.runs]
+        homes = {x.device for x in tensors}
+        home = homes.pop() if len(homes) == 1 else torch.device(device)
+        # Between messages there may be a few bytes that nobody reads.
+        message = torch.zeros(sum(self.hops[0].outgoing), dtype=torch.uint8, device=home)
+        self.sent.copy_in(tensors, message)
+        return message if home.type == torch.device(device).type else message.to(device)
+
+    def unpack(self, message: Tensor, view: View) -> None:
+        """Copy all incoming fragments to where they belong; to another device moved once."""
+        tensors = [view(run.fragment) for run in self.received.runs]
+        homes = {x.device for x in tensors}
+        self.received.copy_out(message.to(homes.pop()) if len(homes) == 1 else message, tensors)
+
+
+def direct_route(exchange: Exchange, members: Sequence[int], *, gather: bool) -> ExchangeRoute:
+    """Return the route of an exchange in one hop, within a group of these ranks."""
+    outgoing, incoming = _sizes(exchange.outgoing), _sizes(exchange.incoming)
+    hop = Hop([outgoing.get(m, 0) for m in members], [incoming.get(m, 0) for m in members], [], [])
+    return ExchangeRoute(
+        Packing(runs_of(_placed(exchange.outgoing, members), in_blocks=not gather)),
+        Packing(runs_of(_placed(exchange.incoming, members), in_blocks=gather)),
+        [hop],
+    )
+
+
+def relayed_route(
+    exchange: Exchange,
+    topology: Topology,
+    axes: Axes,
+    rank: int,
+    groups: tuple[Sequence[int], Sequence[int]],
+    *,
+    gather: bool,
+) -> ExchangeRoute:
+    """Return the route of an exchange in two hops.
+
+    Messages of a hop are concatenated in the order of their final destinations, then sources.
+
+    Args:
+        exchange: The exchange.
+        topology: Groups of processes.
+        axes: Replicated mesh dimensions of its parameters.
+        rank: This process.
+        groups: Ranks of the groups of the first and of the second hop, in their order.
+        gather: Whether messages go to owners; they come from them otherwise.
+    """
+
+    def via(source: int, destination: int) -> int:
+        peer, owner = (source, destination) if gather else (destination, source)
+        return topology.via(axes, peer, owner)
+
+    outgoing, incoming = _sizes(exchange.outgoing), _sizes(exchange.incoming)
+    passed = {p: size for p, s in exchange.relayed.items() if (size := message_bytes(_bytes(s)))}
+    over_out, over_in = (
+        _by(outgoing, lambda to: via(rank, to)),
+        _by(incoming, lambda by: via(by, rank)),
+    )
+    first, second = groups
+    arrived: dict[int, int] = defaultdict(int)  # bytes from each process of the first group
+    left: dict[int, int] = defaultdict(int)  # bytes to each process of the second group
+    for (by, to), size in passed.items():
+        arrived[by] += size
+        left[to] += size
+    place, column = ({m: k for k, m in enumerate(group)} for group in groups)
+    arrive = sorted(passed, key=lambda pair: (place[pair[0]], pair[1]))
+    leave = sorted(passed, key=lambda pair: (column[pair[1]], pair[0]))
+    position = {pair: k for k, pair in enumerate(arrive)}
+    hops = [
+        Hop(
+            [sum(outgoing[to] for to in over_out.get(m, ())) for m in first],
+            [arrived[m] for m in first],
+            [],
+            [],
+        ),
+        Hop(
+            [left[m] for m in second],
+            [sum(incoming[by] for by in over_in.get(m, ())) for m in second],
+            [passed[pair] for pair in arrive],
+            [position[pair] for pair in leave],
+        ),
+    ]
+    sent = [to for m in first for to in over_out.get(m, ())]
+    received = [by for m in second for by in over_in.get(m, ())]
+    return ExchangeRoute(
+        Packing(runs_of(_placed(exchange.outgoing, sent), in_blocks=not gather)),
+        Packing(runs_of(_placed(exchange.incoming, received), in_blocks=gather)),
+        hops,
+    )
+
+
+def _by(sizes: Iterable[int], via: Callable[[int], int]) -> dict[int, list[int]]:
+    """Return ranks in order, by the process over which their messages go."""
+    found: dict[int, list[int]] = {}
+    for rank in sorted(sizes):
+        found.setdefault(via(rank), []).append(rank)
+    return found
+
+
+def _sizes(messages: Messages) -> dict[int, int]:
+    """Return the bytes of messages that have any, by rank."""
+    sizes = {rank: message_bytes([f.nbytes for f in some]) for rank, some in messages.items()}
+    return {rank: size for rank, size in sizes.items() if size}
+
+
+def _bytes(parts: Iterable[tuple[int, int]]) -> list[int]:
+    """Return the bytes of the parts of a message that is passed on."""
+    return [size for _, size in parts]
+
+
+def _placed(messages: Messages, order: Iterable[int]) -> Iterator[tuple[Fragment, int]]:
+    """Yield the fragments of messages in the order of these ranks, each with its first byte."""
+    start = 0
+    for rank in order:
+        fragments = messages.get(rank, ())
+        offset = start
+        for fragment in fragments:
+            yield fragment, offset
+            offset += fragment.nbytes
+        start += message_bytes([f.nbytes for f in fragments])
