@@ -215,7 +215,7 @@ class SpectralOptimizer(Optimizer):
             self.executor = Sharded(self.executor)
         sharded = shared_indices([group["params"] for group in groups], self.executor)
         if not any(sharded):
-            self._step_active(groups, active, sharded, set())
+            self._step_active(groups, active, sharded, {})
             return
         states, policy = self._buffers.by_param, self._guard.policy
         with self._shared.prepared(
@@ -228,7 +228,7 @@ class SpectralOptimizer(Optimizer):
         groups: list[Group],
         active: dict[int, list[int]],
         sharded: list[set[int]],
-        nonfinite: set[tuple[int, int]],
+        nonfinite: dict[tuple[int, int], int],
     ) -> None:
         """Step active parameters with finite gradients; `nonfinite` ones are known already."""
         observing = [probe for probe in self._probes.values() if probe.begin()]
@@ -338,6 +338,7 @@ class SpectralOptimizer(Optimizer):
         # Directions of whole matrices, of all groups at once: the executor batches or shares them.
         tasks = [task for part in parts for task in part.tasks]
         directions = iter(directions_of(self.executor, tasks))
+        self._shared.step.moved = True
         for part in parts:  # weights, elementwise on the local shards
             D = [next(directions) for _ in part.tasks]
             states = [self._buffers.by_param[task.parameter] for task in part.tasks]
@@ -381,6 +382,7 @@ class SpectralOptimizer(Optimizer):
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
     ) -> None:
         """Step one batch of parameters whose rules are elementwise."""
+        self._shared.step.moved = True
         for i in finite:
             group = self._groups[i]
             params = [group["params"][k] for k in batch[i]]

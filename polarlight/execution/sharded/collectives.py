@@ -72,6 +72,8 @@ def world_size() -> int:
 def mesh_ranks(ranks: Sequence[int]) -> str:
     """Format ranks: `first-last` if consecutive, else up to eight, and after dots the highest."""
     low, high = min(ranks), max(ranks)
+    if low == high:
+        return str(low)
     if high - low + 1 == len(ranks):
         return f"{low}-{high}"
     some = ", ".join(map(str, sorted(ranks)[:8]))
@@ -159,6 +161,47 @@ def _timeout_of(group: ProcessGroup) -> timedelta | None:
         if found is not None:
             return found  # type: ignore[no-any-return]
     return None
+
+
+_failed_steps: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""Error of a step that failed in the middle, for each default group."""
+
+_REPORTS = "polarlight/reports"
+"""Key in the store of the default group: one line per process whose step failed."""
+
+
+def global_rank() -> int:
+    """Return the rank of this process in the default group; 0 without one."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def mark_failed_step(error: str) -> None:
+    """Remember that a step failed in the middle, as long as the default group lives."""
+    _failed_steps.setdefault(dist.group.WORLD, error)
+
+
+def failed_step() -> str | None:
+    """Return the error of a step with this default group that failed; None if there is none."""
+    return _failed_steps.get(dist.group.WORLD) if world_size() > 1 else None
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Return whether an error is one of a collective: another process is gone or too late."""
+    return type(error) is RuntimeError or isinstance(error, dist.DistError)
+
+
+def add_report(text: str | None) -> list[str] | None:
+    """Add this process's report to the store, unless None; return all of them, `rank text` each.
+
+    Blocks as long as the host of the store is silent. Returns None if it cannot be reached.
+    """
+    try:
+        store: Any = dist.group.WORLD.get_group_store()  # type: ignore[union-attr]
+        if text is not None:
+            store.append(_REPORTS, f"{global_rank()} {text}\n")
+        return list(store.get(_REPORTS).decode().splitlines())
+    except (AttributeError, RuntimeError):  # an older torch or another store; no contact
+        return None
 
 
 def reduce_max(x: Tensor, mesh: ProcessMesh) -> Tensor:

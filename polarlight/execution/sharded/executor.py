@@ -24,13 +24,13 @@ from polarlight.execution.param_task import (
     is_sharded,
 )
 from polarlight.execution.sharded import collectives
-from polarlight.execution.sharded.agreement import check_plan
 from polarlight.execution.sharded.collectives import (
     MeshKey,
     MeshTable,
     ProcessGroup,
     ProcessMesh,
 )
+from polarlight.execution.sharded.disagreement import check_plan
 from polarlight.execution.sharded.exchange import Groups
 from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.plan import Options, ShardedPlan
