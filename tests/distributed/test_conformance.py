@@ -121,4 +121,14 @@ def test_some_rules_on_four_processes():
 def test_every_rule_and_layout(world, dtype, part):
     # A chaotic map multiplies a rounding by its slope, about a thousand: 1.3e-5 in float32.
     sharp = [name for name in RULES if dtype == torch.float64 or "maximal-slope" not in name]
-    run(world, compare, list(product(sharp[part::6], LAYOUTS[world])), world, dtype)
+    cases = [
+        (name, layout)
+        for name, layout in product(sharp[part::6], LAYOUTS[world])
+        if not ("int8" in name and cuts_columns(world, layout))
+    ]
+    run(world, compare, cases, world, dtype)
+
+
+def cuts_columns(world, layout):
+    """An 8-bit momentum refuses shards that cut its blocks of entries of a row."""
+    return any(placement.is_shard(1) for placement in LAYOUTS[world][layout][1])
