@@ -11,7 +11,6 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 import polarlight
 from polarlight.diagnostics.sharding import full, shard_like
-from polarlight.execution.sharded.copies import checksum
 from polarlight.execution.sharded.plan import Options
 from tests.distributed.layouts import LAYOUTS, models
 from tests.distributed.processes import run
@@ -130,31 +129,7 @@ def check_options(rank):
         optimizer.step()
 
 
-def check_copies_stay_equal(rank):
-    """Many steps under `Sharded(group)`: both processes keep the same bits."""
-    shapes = [(6, 4), (4, 6)]
-    params = [
-        nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(1))) for s in shapes
-    ]
-    executor = polarlight.Sharded(group=torch.distributed.group.WORLD)
-    optimizer = polarlight.SpectralOptimizer(
-        params, rule=polarlight.rules.normuon(), executor=executor
-    )
-    for step in range(STEPS):
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
-        optimizer.step()
-    (plan,) = executor.plans()
-    buffers = [x for p in params for x in optimizer.state[p].values()]
-    sums = torch.stack([checksum(x) for x in (*params, *buffers)])
-    found = [torch.empty_like(sums) for _ in range(2)]
-    torch.distributed.all_gather(found, sums)
-    assert torch.equal(*found)
-    assert len(set(plan.owners)) == 2
-
-
 MUON = polarlight.rules.muon()
-STEPS = 100
 
 LEFT, NOTICED = 0, 9
 """Exit codes: of the process that dies without a word, and of the one that says so."""
@@ -190,7 +165,7 @@ def run_out_of_memory_in_the_middle(rank):
 
 def every(rank):
     checks = (check_disagreement, check_nan, check_nothing_to_do, check_pending_sum)
-    checks += (check_versions, check_options, check_copies_stay_equal)
+    checks += (check_versions, check_options)
     for check in (*checks, run_out_of_memory_in_the_middle):
         check(rank)
 

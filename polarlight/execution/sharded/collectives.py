@@ -1,4 +1,5 @@
-"""Process groups, DTensors and uneven all-to-all; no other module imports `torch.distributed`.
+"""Process groups, DTensors and uneven all-to-all; beside `faults.py` no module imports
+`torch.distributed`.
 
 DTensor is imported on use, as in torch itself.
 """
@@ -163,47 +164,6 @@ def _timeout_of(group: ProcessGroup) -> timedelta | None:
     return None
 
 
-_failed_steps: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-"""Error of a step that failed in the middle, for each default group."""
-
-_REPORTS = "polarlight/reports"
-"""Key in the store of the default group: one line per process whose step failed."""
-
-
-def global_rank() -> int:
-    """Return the rank of this process in the default group; 0 without one."""
-    return dist.get_rank() if world_size() > 1 else 0
-
-
-def mark_failed_step(error: str) -> None:
-    """Remember that a step failed in the middle, as long as the default group lives."""
-    _failed_steps.setdefault(dist.group.WORLD, error)
-
-
-def failed_step() -> str | None:
-    """Return the error of a step with this default group that failed; None if there is none."""
-    return _failed_steps.get(dist.group.WORLD) if world_size() > 1 else None
-
-
-def is_lost_contact(error: BaseException) -> bool:
-    """Return whether an error is one of a collective: another process is gone or too late."""
-    return type(error) is RuntimeError or isinstance(error, dist.DistError)
-
-
-def add_report(text: str | None) -> list[str] | None:
-    """Add this process's report to the store, unless None; return all of them, `rank text` each.
-
-    Blocks as long as the host of the store is silent. Returns None if it cannot be reached.
-    """
-    try:
-        store: Any = dist.group.WORLD.get_group_store()  # type: ignore[union-attr]
-        if text is not None:
-            store.append(_REPORTS, f"{global_rank()} {text}\n")
-        return list(store.get(_REPORTS).decode().splitlines())
-    except (AttributeError, RuntimeError):  # an older torch or another store; no contact
-        return None
-
-
 def reduce_max(x: Tensor, mesh: ProcessMesh) -> Tensor:
     """Replace a tensor by its elementwise maximum over a mesh; every process must call this."""
     dist.all_reduce(x, dist.ReduceOp.MAX, group=mesh.group)
@@ -300,11 +260,14 @@ class SharedRows(Rows):
         groups: One group per mesh dimension that cuts the rows; sums are reduced over each.
         total: Number of rows of the whole matrix.
         device: Type of the device on which collectives run.
+        copies: Groups of processes with copies of these rows, each with the global rank whose sums
+            all of them take. Empty where a backend adds in the same order in every group.
     """
 
     groups: tuple[ProcessGroup, ...]
     total: int
     device: str
+    copies: tuple[tuple[ProcessGroup, int], ...] = ()
 
     def count(self, X: Tensor) -> int:
         """Return the number of rows of the whole matrix."""
@@ -323,6 +286,8 @@ class SharedRows(Rows):
         shared = x.clone() if x.device.type == self.device else x.to(self.device)
         for group in self.groups:
             dist.all_reduce(shared, operation, group=group)
+        for group, source in self.copies:
+            dist.broadcast(shared, src=source, group=group)
         return shared.to(x.device)
 
 
@@ -330,7 +295,22 @@ def shared_rows(x: Any, axes: Sequence[int]) -> SharedRows:
     """Return the row reductions of a DTensor whose rows are cut by these mesh dimensions."""
     mesh = x.device_mesh
     groups = tuple(mesh.get_group(axis) for axis in axes)
-    return SharedRows(groups, x.shape[-2], mesh.device_type)
+    replicated = [a for a, p in enumerate(x.placements) if p.is_replicate() and mesh.size(a) > 1]
+    copies = tuple(
+        (group, dist.get_process_group_ranks(group)[0])
+        for group in (mesh.get_group(axis) for axis in replicated)
+        if not all(map(adds_in_order_of_ranks, groups))
+    )
+    return SharedRows(groups, x.shape[-2], mesh.device_type, copies)
+
+
+def adds_in_order_of_ranks(group: ProcessGroup) -> bool:
+    """Return whether groups of equal size add alike: bit by bit the same from equal tensors.
+
+    Gloo's order is that of the ranks. NCCL chooses rings and trees by the links between devices,
+    which may differ from group to group.
+    """
+    return dist.get_backend(group) == "gloo"  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,56 @@ import time
 from collections.abc import Callable, Collection
 from threading import Thread
 from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from polarlight.execution.sharded import collectives
+import torch.distributed as dist
+
+from polarlight.execution.sharded.collectives import mesh_ranks, world_size
 
 ANSWER_SECONDS = 3.0
 """How long a process that lost contact waits for the reports of others."""
+
+
+_failed_steps: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""Error of a step that failed in the middle, for each default group."""
+
+_REPORTS = "polarlight/reports"
+"""Key in the store of the default group: one line per process whose step failed."""
+
+
+def global_rank() -> int:
+    """Return the rank of this process in the default group; 0 without one."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def mark_failed_step(error: str) -> None:
+    """Remember that a step failed in the middle, as long as the default group lives."""
+    _failed_steps.setdefault(dist.group.WORLD, error)
+
+
+def failed_step() -> str | None:
+    """Return the error of a step with this default group that failed; None if there is none."""
+    return _failed_steps.get(dist.group.WORLD) if world_size() > 1 else None
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Return whether an error is one of a collective: another process is gone or too late."""
+    return type(error) is RuntimeError or isinstance(error, dist.DistError)
+
+
+def add_report(text: str | None) -> list[str] | None:
+    """Add this process's report to the store, unless None; return all of them, `rank text` each.
+
+    Blocks as long as the host of the store is silent. Returns None if it cannot be reached.
+    """
+    try:
+        store: Any = dist.group.WORLD.get_group_store()  # type: ignore[union-attr]
+        if text is not None:
+            store.append(_REPORTS, f"{global_rank()} {text}\n")
+        return list(store.get(_REPORTS).decode().splitlines())
+    except (AttributeError, RuntimeError):  # an older torch or another store; no contact
+        return None
 
 
 class SharedStep:
@@ -41,10 +86,10 @@ class SharedStep:
 
     def __enter__(self) -> "SharedStep":
         """Raise RuntimeError if a step with the same process group failed before."""
-        if (failed := collectives.failed_step()) is not None:
+        if (failed := failed_step()) is not None:
             raise RuntimeError(
                 f"an earlier step failed in the middle on this process ({failed}); other processes "
-                "may be at other collectives. Restart all processes from the last checkpoint"
+                "may be at other  Restart all processes from the last checkpoint"
             )
         return self
 
@@ -55,17 +100,17 @@ class SharedStep:
         trace: TracebackType | None,
     ) -> None:
         """Report an error; raise RuntimeError with ranks in place of that of a collective."""
-        others = set(self._ranks()) - {collectives.global_rank()}
+        others = set(self._ranks()) - {global_rank()}
         if kind is None or error is None or not others or self._is_agreed_on(error):
             return
         said = (
             f"{kind.__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         )
-        collectives.mark_failed_step(said)
-        lost = collectives.is_lost_contact(error)
+        mark_failed_step(said)
+        lost = is_lost_contact(error)
         awaited = others if lost else set()
         reports = exchange_reports("" if lost else said, awaited, ANSWER_SECONDS)
-        here = f"rank {collectives.global_rank()}"
+        here = f"rank {global_rank()}"
         if not lost:
             error.add_note(
                 f"{here} failed in the middle of a step that it shares with "
@@ -110,7 +155,7 @@ def exchange_reports(own: str, others: Collection[int], seconds: float) -> dict[
     def ask() -> None:
         pause = 0.05
         text = " ".join(own[:200].split())
-        while (found := collectives.add_report(text if not lines else None)) is not None:
+        while (found := add_report(text if not lines else None)) is not None:
             lines[:] = ["answered", *found]
             if set(others) <= _by_rank(found).keys():
                 break
@@ -150,4 +195,4 @@ def _reports_text(reports: dict[int, str] | None, others: set[int]) -> str:
 
 def _ranks_text(ranks: Collection[int]) -> str:
     """Return `rank 1` or `ranks 1, 2, ...`."""
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {collectives.mesh_ranks(sorted(ranks))}"
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {mesh_ranks(sorted(ranks))}"
