@@ -1,5 +1,4 @@
-"""Process groups, DTensors and uneven all-to-all; beside `faults.py` no module imports
-`torch.distributed`.
+"""Process groups, DTensors and uneven all-to-all, from `torch.distributed`.
 
 DTensor is imported on use, as in torch itself.
 """
