@@ -309,7 +309,7 @@ def adds_in_order_of_ranks(group: ProcessGroup) -> bool:
     Gloo's order is that of the ranks. NCCL chooses rings and trees by the links between devices,
     which may differ from group to group.
     """
-    return dist.get_backend(group) == "gloo"  # type: ignore[no-any-return]
+    return dist.get_backend(group) == "gloo"
 
 
 @dataclass(frozen=True, slots=True)

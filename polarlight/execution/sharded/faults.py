@@ -89,7 +89,7 @@ class SharedStep:
         if (failed := failed_step()) is not None:
             raise RuntimeError(
                 f"an earlier step failed in the middle on this process ({failed}); other processes "
-                "may be at other  Restart all processes from the last checkpoint"
+                "may be at other collectives. Restart all processes from the last checkpoint"
             )
         return self
 

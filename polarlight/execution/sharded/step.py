@@ -13,10 +13,11 @@ from polarlight.execution.batched import capped_stacks
 from polarlight.execution.job import Executor, Job
 from polarlight.execution.param_task import ParamTask, to_local
 from polarlight.execution.sharded.collectives import ProcessMesh, shared_rows
-from polarlight.execution.sharded.exchange import Groups, Transfer, run_rounds
+from polarlight.execution.sharded.exchange import Groups, Transfer, moved, run_rounds
 from polarlight.execution.sharded.regions import segments
 from polarlight.execution.sharded.schedule import Bucket, Fragment, ProcessSchedule
 from polarlight.execution.sharded.specs import MATRIX, device_buffers
+from polarlight.linalg import foreach
 from polarlight.linalg.slot import GRADIENT
 from polarlight.rule import HOST_COUNTER
 
@@ -102,24 +103,22 @@ class ShardedStep:
     def _compute_rowwise(self, numbers: Sequence[int]) -> None:
         """Compute parameters of equal layout on the rows of this process, with common sums."""
         task, shards = self.tasks[numbers[0]], [self.shards[number] for number in numbers]
-        device = self.mesh.device
-        inputs = {
-            name: torch.stack([own[name].to(device, non_blocking=True) for own in shards])
-            if len(numbers) > 1
-            else shards[0][name].to(device, non_blocking=True)
-            for name in shards[0]
+        device, home = self.mesh.device, shards[0][MATRIX].device
+        stacked = {
+            name: torch.stack([own[name] for own in shards]) if len(numbers) > 1 else x
+            for name, x in shards[0].items()
         }
+        inputs = {name: x.to(device, non_blocking=True) for name, x in stacked.items()}
         M = inputs.pop(MATRIX)  # [stacked, ..., rows of this process, n]
         rows = shared_rows(task.parameter, self.schedule.rowwise[numbers[0]].axes)
-        D = task.rule.direction_on_rows(M, rows, inputs)
+        D = task.rule.direction_on_rows(M, rows, inputs).to(home)
+        inputs = {name: x.to(home) for name, x in inputs.items() if name != GRADIENT}
         many = len(numbers) > 1
         for k, number in enumerate(numbers):
             self.directions[number].copy_(D[k] if many else D)
             for name, x in inputs.items():
                 own = x[k] if many else x
-                if (
-                    name != GRADIENT and own is not shards[k][name]
-                ):  # a copy: stacked, or on the mesh's device
+                if own is not shards[k][name]:  # a copy: stacked, or on the mesh's device
                     shards[k][name].copy_(own)
 
     def _start_gather(self, bucket: Bucket) -> list[Transfer]:
@@ -154,39 +153,44 @@ class ShardedStep:
 
     def _compute(self, bucket: Bucket) -> None:
         """Compute directions of owned matrices; store this process's own fragments of results."""
-        jobs = []
-        for number in bucket.matrices:
-            if number in bucket.local:
-                self._load_local(number)
-            jobs.append(self._job(number))
+        local = [f for n in bucket.matrices if n in bucket.local for f in self._local_fragments(n)]
+        self._load_local(local)
+        jobs = [self._job(number) for number in bucket.matrices]
         for number, D in zip(bucket.matrices, self.inner.directions(jobs), strict=True):
             block = self.matrices[number].blocks[MATRIX]
             # The direction [m, n] replaces the momentum, in the layout of the block.
             D = D.to(self.blocks[number, MATRIX].dtype)
             self.blocks[number, MATRIX] = (D.mT if block.transposed else D).reshape(block.lengths)
-            if number in bucket.local:
-                self._store_local(number)
+        self._store_local(local)
         for fragment in bucket.own_fragments:
             if fragment.name == GRADIENT:  # read, never changed
                 continue
             self._output_view(fragment).copy_(self._block_view(fragment))
 
-    def _load_local(self, number: int) -> None:
-        """Set `blocks` of a matrix held in full to its shards, copied only to another device.
+    def _load_local(self, fragments: Sequence[Fragment]) -> None:
+        """Set `blocks` of matrices held in full to their shards.
 
-        They are copied only if the mesh computes on another device.
+        They are copied only if the mesh computes on another device, all of a bucket as one.
         """
-        for fragment in self._local_fragments(number):
-            shard = self._shard_view(fragment).to(self.mesh.device, non_blocking=True)
-            self.blocks[number, fragment.name] = shard
+        shards = [self._shard_view(fragment) for fragment in fragments]
+        if any(shard.device.type != self.mesh.device for shard in shards):
+            shards = moved(shards, self.mesh.device)
+        for fragment, shard in zip(fragments, shards, strict=True):
+            self.blocks[fragment.matrix, fragment.name] = shard
 
-    def _store_local(self, number: int) -> None:
-        """Copy a locally held matrix's direction to the results, and copied buffers back."""
-        for fragment in self._local_fragments(number):
-            output = self._output_view(fragment)
-            copied = output.device != self.blocks[number, fragment.name].device
+    def _store_local(self, fragments: Sequence[Fragment]) -> None:
+        """Copy locally held matrices' directions to the results, and copied buffers back."""
+        pairs = []
+        for fragment in fragments:
+            output, block = self._output_view(fragment), self._block_view(fragment)
+            copied = output.device != block.device
             if fragment.name == MATRIX or (copied and fragment.name != GRADIENT):
-                output.copy_(self._block_view(fragment))
+                pairs.append((output, block))
+        if pairs:
+            outputs, results = (list(tensors) for tensors in zip(*pairs, strict=True))
+            if outputs[0].device != results[0].device:
+                results = moved(results, outputs[0].device)
+            foreach.copy_(outputs, results)
 
     def _local_fragments(self, number: int) -> Iterator[Fragment]:
         """Yield each tensor of a local matrix: one fragment, as its indices are contiguous."""
