@@ -25,6 +25,10 @@ PANEL = 256
 PANELS_FROM = 512
 """Least side that is cut into panels: products of smaller ones lose as much speed as they save."""
 
+PANELS_FROM_IN_HALF = 768
+"""The same in bfloat16 and float16, and only for rows at least twice as long as there are rows:
+CPUs with AMX multiply large squares so fast that cutting them loses (`docs/performance.md`)."""
+
 
 def is_tall(X: Tensor) -> bool:
     """Return True if the columns are the short side; a square matrix works on its rows."""
@@ -85,7 +89,8 @@ def times_short(X: Tensor, A: Tensor, beta: float = 0.0, rows: Rows = ALL_ROWS) 
     """Return `beta X + X A` for a tall X and `beta X + A X` for any other, A on the short side.
 
     Where X has some of the `rows` of a matrix, that one is tall. The addend stays out of A: on its
-    diagonal, bfloat16 would round it (`docs/log.md`).
+    diagonal, bfloat16 would round it (`docs/log.md`). Scalars stay as few as the schedules have: a
+    CPU's library compiles a product anew for each pair of them.
     """
     tall = rows is not ALL_ROWS or is_tall(X)
     if beta == 0:
@@ -101,8 +106,13 @@ def gram_polynomial(R: Tensor, b: float, c: float) -> Tensor:
 
 
 def _in_panels(X: Tensor) -> bool:
-    """Return True if a symmetric product of this many rows is cheaper in panels."""
-    return X.device.type == "cpu" and X.shape[-2] >= PANELS_FROM
+    """Return True if XX' [..., k, k] of X [..., k, l] is cheaper in panels."""
+    if X.device.type != "cpu":
+        return False
+    k, length = X.shape[-2:]
+    if X.dtype.itemsize > 2:
+        return k >= PANELS_FROM
+    return k >= PANELS_FROM_IN_HALF and length >= 2 * k
 
 
 def _summed_gram(X: Tensor, rows: Rows) -> Tensor:

@@ -67,11 +67,18 @@ def test_no_jobs_no_directions():
     assert polarlight.Batched().directions([]) == []
 
 
-def test_on_a_cpu_small_matrices_fill_the_cache_and_large_ones_are_alone():
+@pytest.mark.parametrize(
+    ("bfloat16", "large"), [(False, [(8, 4), (8, 4)]), (True, [(2, 8, 4)])], ids=str
+)
+def test_on_a_cpu_small_matrices_fill_the_cache_and_large_ones_are_alone_in_float32(
+    monkeypatch, bfloat16, large
+):
+    """A CPU that iterates in bfloat16 computes large ones two at a time."""
+    monkeypatch.setattr(batched, "has_fast_bfloat16", lambda device_type: bfloat16)
     rule, seen = rule_and_shapes()
     executor = polarlight.Batched(piece_on_cpu=4 * 4 * 2 * 4)  # four of 4 x 2
     executor.directions(jobs(rule, [(4, 2)] * 5 + [(6, 2)] * 9 + [(8, 4)] * 2))
-    assert seen == [(4, 4, 2), (4, 2), (9, 6, 2), (8, 4), (8, 4)]
+    assert seen == [(4, 4, 2), (4, 2), (9, 6, 2), *large]
     assert polarlight.Batched().piece_on_cpu == 2**20
 
 

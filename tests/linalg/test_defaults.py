@@ -101,7 +101,7 @@ def test_a_schedule_is_what_it_computes_not_where_it_was_published():
 def test_limits_are_those_of_the_documentation():
     assert condition_limit(torch.float32) == 200
     assert growth_limit(torch.float32) == 512 * 2.0**-23
-    assert (products.PANEL, products.PANELS_FROM) == (256, 512)
+    assert (products.PANEL, products.PANELS_FROM, products.PANELS_FROM_IN_HALF) == (256, 512, 768)
     assert (quack.LEAST, quack.LEAST_FLOPS) == (1024, 2e11)
     assert products._in_panels(torch.empty(512, 1))
     assert not products._in_panels(torch.empty(511, 1))

@@ -6,7 +6,7 @@ import torch
 from polarlight.linalg.coefficients import JORDAN, TURBO_MUON
 from polarlight.linalg.gram import GramNewtonSchulz
 from polarlight.linalg.newton_schulz import NewtonSchulz
-from polarlight.linalg.normalisation import AOL, Frobenius, Schatten4, normalised
+from polarlight.linalg.normalisation import AOL, Frobenius, Schatten4, Start, normalised
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.svd import ExactPolar
 from tests.linalg.spectra import SPECTRA, known
@@ -129,3 +129,19 @@ def test_many_entries_overflow_no_half_precision_norm():
     row = torch.ones(1, 70_000)  # the sum of its squares is beyond float16's largest number
     norm = Schatten4()(row, torch.float16)
     torch.testing.assert_close(norm, torch.full((1, 1), 70_000.0**0.5), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (2, 300, 300), (1, 2, 300, 300), (7, 7)])
+def test_the_polynomial_by_rows_is_the_one_of_whole_matrices_bit_for_bit(shape):
+    """A few rows at a time in float32, in place of float32 copies of everything."""
+    R, square = (gaussian(*shape, seed=i).bfloat16() for i in range(2))
+    R[..., 0, 0] = torch.nan
+    factor = torch.full((*shape[:-2], 1, 1), 0.37)
+    start = Start(R, R, square, factor)
+    one, two = -3.1 * factor.square(), 1.7 * factor.square().square()
+    whole = (R * one + square * two).to(torch.bfloat16)
+    found = start.first_polynomial(R, -3.1, 1.7)
+    torch.testing.assert_close(found, whole, rtol=0, atol=0, equal_nan=True)
+    scaled = start.times_factor(R.clone(), 2)
+    expected = R.clone().mul_(factor**2)
+    torch.testing.assert_close(scaled, expected, rtol=0, atol=0, equal_nan=True)

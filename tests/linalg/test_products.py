@@ -16,6 +16,7 @@ def small_panels(monkeypatch):
     """Panels of 16 from 32 on, so that small matrices are cut, unevenly too."""
     monkeypatch.setattr(products, "PANEL", 16)
     monkeypatch.setattr(products, "PANELS_FROM", 32)
+    monkeypatch.setattr(products, "PANELS_FROM_IN_HALF", 32)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
@@ -38,6 +39,12 @@ def test_products_of_what_commutes_are_the_plain_product(batch, dtype, tolerance
     expected = 0.5 * A.double() - 2 * A.double() @ B.double()
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(found, found.mT, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("length", "cut"), [(63, False), (64, True)])
+def test_half_precision_is_cut_where_rows_are_long(length, cut):
+    assert products._in_panels(torch.zeros(32, length, dtype=torch.bfloat16)) == cut
+    assert products._in_panels(torch.zeros(32, length))
 
 
 def test_nothing_is_written():

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from polarlight import SOAP, SpectralOptimizer
 from polarlight.execution.job import new_buffers
+from polarlight.lab.accuracy.adversarial import pairs
 from polarlight.rules import soap
 from polarlight.stages.eigenbasis import PowerIteration, starting_basis
 from polarlight.stages.factors import GramFactors
@@ -68,6 +69,20 @@ def test_the_decay_that_follows_is_a_decay_at_other_rates(shape):
             state["Q"] = memory["left_basis"].numpy().copy(), memory["right_basis"].numpy().copy()
         W = reference.step(W, G.numpy(), state, lr=lr, weight_decay=wd)
         np.testing.assert_allclose(parameter.detach().numpy(), W, rtol=0, atol=1e-10)
+
+
+def test_bases_that_turn_onto_coordinates_without_gradients_are_bounded_by_the_floor():
+    """Blocks of two with sizes of their own, their mirror image, and the blocks again."""
+    found = {1: [], 10: []}
+    for every, largest in found.items():
+        for M in pairs((12, 11), 8, torch.Generator().manual_seed(0)).double():
+            rule = soap(every=every)
+            buffers = memory(rule, M)
+            for G in (M, M.flip(-1), M):
+                D = rule.map(G, buffers)
+            largest.append(D.square().mean().sqrt().item())
+    assert 1e3 < max(found[1]) < 1e8  # 1.6e5; 3e55 by the reference without a floor
+    assert max(found[10]) < 1.5  # 0.45: the first bases are kept
 
 
 def trained(rule, Gs):
