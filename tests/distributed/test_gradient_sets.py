@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 import polarlight
 from polarlight.diagnostics.sharding import full
 from tests.distributed.processes import TIMEOUT, run
+from tests.distributed.test_traffic import Received
 
 SOON = TIMEOUT.total_seconds() / 3
 """Seconds: far below the time-out, and far above what a loaded machine takes."""
@@ -229,8 +230,14 @@ def pending_gradients(rank, world):
     total = sum(values((8, 4), 3) * (1 + r) for r in range(world))
     pair[1][0].grad = DTensor.from_local(total, mesh, [Replicate()], run_check=False)
     kept = pair[0][0].grad
+    counts = []
     for params in pair:
-        muon(params).step()
+        with Received() as found:
+            muon(params).step()
+        counts.append(found.counts)
+    assert counts[0]["all_reduce"] - counts[1]["all_reduce"] == 1  # the gradient itself
+    # One flag per parameter is reduced afterwards: whether the sum is finite.
+    assert counts[0]["allreduce_"] - counts[1]["allreduce_"] == 1
     assert pair[0][0].grad is kept
     for p, q in zip(*pair, strict=True):
         torch.testing.assert_close(full(p), full(q), rtol=0, atol=1e-6)
