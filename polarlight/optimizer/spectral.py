@@ -332,7 +332,7 @@ class SpectralOptimizer(Optimizer):
     ) -> None:
         """Step one batch of parameters whose rules map matrices."""
         parts = [
-            self._update_momenta([(i, k) for i in alike for k in batch[i]], finite)
+            self._update_momenta([(i, k) for i in alike for k in batch[i]], finite, bool(observing))
             for alike in alike_groups(self._groups, finite)
         ]
         # Directions of whole matrices, of all groups at once: the executor batches or shares them.
@@ -353,7 +353,7 @@ class SpectralOptimizer(Optimizer):
             apply_update(self._groups[part.places[0][0]], part.weights, states, D, part.finite)
 
     def _update_momenta(
-        self, places: Sequence[tuple[int, int]], finite: Mapping[int, FiniteFlags]
+        self, places: Sequence[tuple[int, int]], finite: Mapping[int, FiniteFlags], observed: bool
     ) -> AlikeTasks:
         """Update momenta of parameters at (group, param) indices, whose groups are alike."""
         groups = self._groups
@@ -373,7 +373,7 @@ class SpectralOptimizer(Optimizer):
         if torch.compiler.is_compiling():
             rules = [self._graph.rule_of(p, rule) for p in params]
         tasks = [
-            ParamTask(name_of(groups[i], i, k), r, view, p, M, state)
+            ParamTask(name_of(groups[i], i, k), r, view, p, M, state, expendable=not observed)
             for (i, k), r, p, M, state in zip(places, rules, params, momenta, written, strict=True)
         ]
         return AlikeTasks(places, weights, tasks, flags)

@@ -45,8 +45,12 @@ class ShardedStep:
         self.groups, self.schedule, self.tasks, self.inner = groups, schedule, tasks, inner
         self.mesh: ProcessMesh = groups.mesh
         self.matrices = schedule.plan.matrices
-        # Results, in the shape of each local shard.
-        self.directions = {n: torch.empty_like(t.momentum) for n, t in tasks.items()}
+        # Results, in the shape of each local shard. A fragment of a direction is written when all
+        # of its matrix was sent or computed, so that it can take the place of its momentum.
+        self.directions = {
+            n: t.momentum if _is_expendable(t) else torch.empty_like(t.momentum)
+            for n, t in tasks.items()
+        }
         # Inputs of each parameter by name: the shard of its momentum, the shards of its buffers.
         self.shards = {
             n: {MATRIX: t.momentum, **{name: to_local(x) for name, x in device_buffers(t).items()}}
@@ -254,3 +258,11 @@ class ShardedStep:
     def _block_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of the whole tensor on the matrix's owner."""
         return self.blocks[fragment.matrix, fragment.name][fragment.segment.of_block]
+
+
+def _is_expendable(task: ParamTask) -> bool:
+    """Return whether the direction may be written over the momentum: nobody else reads it."""
+    gradient = task.parameter.grad
+    kept = [*task.state.values()] + ([] if gradient is None else [gradient])
+    mine = task.momentum.untyped_storage().data_ptr()
+    return task.expendable and all(to_local(x).untyped_storage().data_ptr() != mine for x in kept)
