@@ -91,7 +91,7 @@ def step_with(rank, folder, world, fault, *arguments):
 
 
 def faulty(folder, world, timeout, fault, *arguments):
-    """What each process wrote, by rank; absent for one that was killed."""
+    """Exit codes by rank, and what each process wrote; absent for one that was killed."""
     folder.mkdir()
     codes = endings(
         world, step_with, folder, world, fault, *arguments, timeout=timedelta(seconds=timeout)

@@ -119,7 +119,7 @@ def a_worker_with_an_infinite_weight(rank):
 
 
 def a_worker_that_fails(rank):
-    """Its contribution raises an error: it says so, and the others leave their weights alone."""
+    """One contribution raises an error; the others are told, and leave their weights alone."""
     run_ = begin(group=dist.group.WORLD)
     train(run_, [rank], range(EVERY - 1))
     before = [p.detach().clone() for p in run_[0][0].parameters()]

@@ -153,6 +153,7 @@ def exchange_reports(own: str, others: Collection[int], seconds: float) -> dict[
     lines: list[str] = []
 
     def ask() -> None:
+        """Add the report of this process, and read all of them until they are complete."""
         pause = 0.05
         text = " ".join(own[:200].split())
         while (found := add_report(text if not lines else None)) is not None:

@@ -15,9 +15,10 @@ class Transfers(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default:
+        name = func.overloadpacket.__name__
+        if name == "_to_copy":
             self.count += args[0].device != result.device
-        if func in (torch.ops.aten.copy_.default, torch.ops.aten._foreach_copy_.default):
+        if name in ("copy_", "_foreach_copy_"):
             targets, sources = ([x] if isinstance(x, torch.Tensor) else x for x in args[:2])
             self.count += sum(a.device != b.device for a, b in zip(targets, sources, strict=True))
         return result
