@@ -220,14 +220,26 @@ def _add(sizes: dict[tuple[int, int], int], pair: tuple[int, int], size: int) ->
     sizes[pair] = sizes.get(pair, 0) + size
 
 
-def run_rounds(groups: Groups, rounds: Iterable[tuple[Axes, list[Broadcast]]], view: View) -> None:
-    """Broadcast directions between copies; the next round is under way while one is unpacked."""
+def run_rounds(
+    groups: Groups,
+    rounds: Sequence[tuple[Axes, list[Broadcast]]],
+    view: View,
+    finished: Callable[[int], None],
+) -> None:
+    """Broadcast directions between copies; the next round is under way while one is unpacked.
+
+    `finished` is called with the number of each round after it.
+    """
     before: list[tuple[Broadcast, Tensor, object]] = []
-    for axes, broadcasts in rounds:
+    for number, (axes, broadcasts) in enumerate(rounds):
         started = _start_round(groups, axes, broadcasts, view)
-        _finish_round(before, groups.mesh.rank, view)
+        if number:
+            _finish_round(before, groups.mesh.rank, view)
+            finished(number - 1)
         before = started
-    _finish_round(before, groups.mesh.rank, view)
+    if rounds:
+        _finish_round(before, groups.mesh.rank, view)
+        finished(len(rounds) - 1)
 
 
 def _start_round(

@@ -36,7 +36,7 @@ from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.plan import Options, ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import param_spec
-from polarlight.execution.sharded.step import ShardedStep
+from polarlight.execution.sharded.step import Loaded, ShardedStep
 from polarlight.rule import UpdateRule
 
 MOST_PLANS = 4
@@ -178,8 +178,9 @@ class Sharded:
         numbers = {id(m.parameter): number for number, m in enumerate(members)}
         by_number = {numbers[id(t.parameter)]: t for t in tasks}
         schedule = cached.schedule_for(frozenset(by_number))
-        computed = ShardedStep(cached.groups, schedule, by_number, self.inner).run()
-        return [computed[numbers[id(t.parameter)]] for t in tasks]
+        loaded = Loaded(by_number)
+        ShardedStep(cached.groups, schedule, loaded, self.inner).run()
+        return [loaded.directions[numbers[id(t.parameter)]] for t in tasks]
 
     def _members_on(self, mesh: ProcessMesh, tasks: Sequence[ParamTask]) -> Sequence[Member]:
         """Return all trainable matrices on a mesh; the tasks alone if they were not announced."""

@@ -4,7 +4,8 @@ For each bucket: gather shards of momenta and buffers to the owners of their mat
 directions there, scatter directions and buffers back to the shards.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,43 +26,84 @@ PREFETCH = 1
 """Number of buckets that are received while another one is computed."""
 
 
+class ParamSource(Protocol):
+    """Interface of the parameters of a step, by their number in the plan."""
+
+    @property
+    def numbers(self) -> Collection[int]:
+        """Numbers of all parameters."""
+
+    def parameter(self, number: int) -> Tensor:
+        """Return a parameter."""
+
+    def load(self, numbers: Sequence[int]) -> list[ParamTask]:
+        """Return tasks, each one once: a momentum is updated when it is loaded."""
+
+    def store(self, numbers: Sequence[int], directions: Sequence[Tensor]) -> None:
+        """Take complete directions, in the shape of each local shard."""
+
+
+class Loaded:
+    """Source of tasks that are there already, which keeps all directions until the end.
+
+    Attributes:
+        tasks: Tasks by number.
+        directions: Directions that were stored, by number.
+    """
+
+    def __init__(self, tasks: Mapping[int, ParamTask]) -> None:
+        self.tasks = tasks
+        self.directions: dict[int, Tensor] = {}
+
+    @property
+    def numbers(self) -> Collection[int]:
+        """Numbers of all tasks."""
+        return self.tasks.keys()
+
+    def parameter(self, number: int) -> Tensor:
+        """Return the parameter of a task."""
+        return self.tasks[number].parameter
+
+    def load(self, numbers: Sequence[int]) -> list[ParamTask]:
+        """Return tasks."""
+        return [self.tasks[n] for n in numbers]
+
+    def store(self, numbers: Sequence[int], directions: Sequence[Tensor]) -> None:
+        """Keep directions."""
+        self.directions.update(zip(numbers, directions, strict=True))
+
+
 class ShardedStep:
     """One execution of a plan on this process.
 
     Args:
         groups: Processes that share the work, and the groups in which they exchange.
         schedule: Part of the plan that this process carries out.
-        tasks: Parameters of the schedule, by their number in the plan.
+        params: Parameters of the schedule; their tasks are loaded when they are needed, and their
+            directions stored when they are complete.
         inner: Executor for the matrices that this process owns.
     """
 
     def __init__(
-        self,
-        groups: Groups,
-        schedule: ProcessSchedule,
-        tasks: Mapping[int, ParamTask],
-        inner: Executor,
+        self, groups: Groups, schedule: ProcessSchedule, params: ParamSource, inner: Executor
     ) -> None:
-        self.groups, self.schedule, self.tasks, self.inner = groups, schedule, tasks, inner
+        self.groups, self.schedule, self.params, self.inner = groups, schedule, params, inner
         self.mesh: ProcessMesh = groups.mesh
         self.matrices = schedule.plan.matrices
+        self.completions = schedule.completions
+        self.tasks: dict[int, ParamTask] = {}
         # Results, in the shape of each local shard. A fragment of a direction is written when all
         # of its matrix was sent or computed, so that it can take the place of its momentum.
-        self.directions = {
-            n: t.momentum if _is_expendable(t) else torch.empty_like(t.momentum)
-            for n, t in tasks.items()
-        }
+        self.directions: dict[int, Tensor] = {}
         # Inputs of each parameter by name: the shard of its momentum, the shards of its buffers.
-        self.shards = {
-            n: {MATRIX: t.momentum, **{name: to_local(x) for name, x in device_buffers(t).items()}}
-            for n, t in tasks.items()
-        }
+        self.shards: dict[int, dict[str, Tensor]] = {}
         # Whole tensors of matrices that this process owns, in the bucket at work: by (matrix
         # number, name), in the shape of the matrix's block of the parameter.
         self.blocks: dict[tuple[int, str], Tensor] = {}
+        self._stored: set[int] = set()
 
-    def run(self) -> dict[int, Tensor]:
-        """Compute all directions; return the local part of each by parameter number."""
+    def run(self) -> None:
+        """Compute all directions, and store the local part of each."""
         buckets = self.schedule.buckets
         gathers = [self._start_gather(bucket) for bucket in buckets[: PREFETCH + 1]]
         # Row-wise parameters need no gather: they are computed while the first bucket is received.
@@ -77,35 +119,56 @@ class ShardedStep:
             if number + PREFETCH + 1 < len(buckets):
                 gathers.append(self._start_gather(buckets[number + PREFETCH + 1]))
             if number:  # one bucket late, so that its scatter overlaps with this computation
-                self._finish_scatter(buckets[number - 1], scatter)
+                self._finish_scatter(number - 1, scatter)
             scatter = started
         if buckets:
-            self._finish_scatter(buckets[-1], scatter)
-        self._count_calls()
-        return self.directions
+            self._finish_scatter(len(buckets) - 1, scatter)
+        self._store([n for n in self.params.numbers if n not in self._stored])
 
-    def _count_calls(self) -> None:
-        """Add one call to the counter of every matrix, owned by this process or not."""
-        for task in self.tasks.values():
-            if HOST_COUNTER in task.state:
-                task.state[HOST_COUNTER].add_(1)
+    def _load(self, numbers: Iterable[int]) -> None:
+        """Load tasks that are not there yet, all in one call."""
+        missing = [n for n in dict.fromkeys(numbers) if n not in self.tasks]
+        if not missing:
+            return
+        for n, task in zip(missing, self.params.load(missing), strict=True):
+            self.tasks[n] = task
+            buffers = {name: to_local(x) for name, x in device_buffers(task).items()}
+            self.shards[n] = {MATRIX: task.momentum, **buffers}
+            kept = _is_expendable(task)
+            self.directions[n] = task.momentum if kept else torch.empty_like(task.momentum)
+
+    def _load_params_of(self, fragments: Iterable[Fragment]) -> None:
+        """Load the tasks of these fragments' parameters."""
+        self._load(self.matrices[f.matrix].param for f in fragments)
+
+    def _store(self, numbers: Sequence[int]) -> None:
+        """Pass complete directions on; add a call to their counters, and drop the tasks."""
+        self._load(numbers)  # those of which this process has no part
+        for n in numbers:
+            if HOST_COUNTER in self.tasks[n].state:
+                self.tasks[n].state[HOST_COUNTER].add_(1)
+            del self.tasks[n], self.shards[n]
+        self._stored.update(numbers)
+        if numbers:
+            self.params.store(numbers, [self.directions.pop(n) for n in numbers])
 
     def _rowwise_stacks(self) -> Iterator[list[int]]:
         """Yield numbers of row-wise parameters that share every sum, up to `bucket_bytes`."""
         alike: dict[Hashable, list[int]] = {}
         for number, rowwise in self.schedule.rowwise.items():
-            spec, task = self.schedule.plan.params[number], self.tasks[number]
+            spec, parameter = self.schedule.plan.params[number], self.params.parameter(number)
             layouts = tuple(spec.layouts.items()), tuple(spec.dtypes.items())
-            key = (rowwise.axes, layouts, id(task.rule), task.parameter.dtype)
+            key = (rowwise.axes, layouts, id(spec.rule), parameter.dtype)
             alike.setdefault(key, []).append(number)
         limit = self.schedule.plan.options.bucket_bytes
         for numbers in alike.values():
-            tensors = [self.shards[number][MATRIX] for number in numbers]
+            tensors = [to_local(self.params.parameter(number)) for number in numbers]
             for stack in capped_stacks(range(len(numbers)), tensors, limit):
                 yield [numbers[k] for k in stack]
 
     def _compute_rowwise(self, numbers: Sequence[int]) -> None:
         """Compute parameters of equal layout on the rows of this process, with common sums."""
+        self._load(numbers)
         task, shards = self.tasks[numbers[0]], [self.shards[number] for number in numbers]
         device, home = self.mesh.device, shards[0][MATRIX].device
         stacked = {
@@ -124,9 +187,12 @@ class ShardedStep:
                 own = x[k] if many else x
                 if own is not shards[k][name]:  # a copy: stacked, or on the mesh's device
                     shards[k][name].copy_(own)
+        self._store(numbers)
 
     def _start_gather(self, bucket: Bucket) -> list[Transfer]:
         """Start to send shards to the owners of their matrices."""
+        messages = [m for exchange in bucket.gather.values() for m in exchange.outgoing.values()]
+        self._load_params_of(f for fragments in messages for f in fragments)
         return [
             Transfer(self.groups, axes, exchange, self._shard_view, gather=True)
             for axes, exchange in bucket.gather.items()
@@ -141,6 +207,7 @@ class ShardedStep:
 
     def _finish_gather(self, bucket: Bucket, gather: list[Transfer]) -> None:
         """Assemble the matrices and buffers that this process owns from their fragments."""
+        self._load(self.matrices[number].param for number in bucket.matrices)
         for number in bucket.matrices:
             if number in bucket.local:  # read in place, without assembly
                 continue
@@ -234,23 +301,34 @@ class ShardedStep:
             buffers[HOST_COUNTER] = counter.reshape(matrix.shapes[HOST_COUNTER]).clone()
         return Job(task.rule, M, buffers)
 
-    def _finish_scatter(self, bucket: Bucket, scatter: list[Transfer]) -> None:
+    def _finish_scatter(self, place: int, scatter: list[Transfer]) -> None:
         """Copy directions and buffers into the shards of all copies; free the matrices."""
+        bucket = self.schedule.buckets[place]
         for transfer in scatter:
             transfer.finish(self._output_view)
-        run_rounds(self.groups, bucket.rounds, self._output_view)
+
+        def finished(number: int) -> None:
+            """Store the directions that are complete after a round."""
+            self._store(self.completions.get((place, number), ()))
+
+        finished(-1)
+        run_rounds(self.groups, bucket.rounds, self._output_view, finished)
         for number in bucket.matrices:
             for name in self.matrices[number].blocks:
                 del self.blocks[number, name]
 
     def _shard_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of the local shard of its momentum or buffer."""
-        shards = self.shards[self.matrices[fragment.matrix].param]
-        return shards[fragment.name][fragment.segment.of_shard]
+        param = self.matrices[fragment.matrix].param
+        if param not in self.tasks:
+            self._load([param])
+        return self.shards[param][fragment.name][fragment.segment.of_shard]
 
     def _output_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of its result: the local direction, or the buffer itself."""
         param = self.matrices[fragment.matrix].param
+        if param not in self.tasks:
+            self._load([param])
         is_direction = fragment.name == MATRIX
         kept = self.directions[param] if is_direction else self.shards[param][fragment.name]
         return kept[fragment.segment.of_shard]
