@@ -58,9 +58,10 @@ from polarlight.optimizer.param_groups import (
     with_gradients,
     without_frozen_integers,
 )
-from polarlight.optimizer.probe import Observation, Probe, count_updates
+from polarlight.optimizer.probe import Probe, count_updates, report_tasks, report_update
 from polarlight.optimizer.shared_gradients import SharedGradients
 from polarlight.optimizer.state_dict import restoring
+from polarlight.optimizer.streaming import step_streamed, streams
 from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
@@ -331,6 +332,13 @@ class SpectralOptimizer(Optimizer):
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
     ) -> None:
         """Step one batch of parameters whose rules map matrices."""
+        if not observing and streams(self.executor):
+            self._shared.step.moved = True
+            update = partial(self._update_momenta, finite=dict.fromkeys(batch), observed=False)
+            batch = step_streamed(
+                self.executor, self._groups, batch, self._buffers.by_param, update
+            )
+            finite = {i: finite[i] for i in batch}
         parts = [
             self._update_momenta([(i, k) for i in alike for k in batch[i]], finite, bool(observing))
             for alike in alike_groups(self._groups, finite)
@@ -344,12 +352,7 @@ class SpectralOptimizer(Optimizer):
             states = [self._buffers.by_param[task.parameter] for task in part.tasks]
             if part.finite is not None:
                 commit_where_finite(D, states, [task.state for task in part.tasks], part.finite)
-            for probe in observing:
-                for (i, _), task, direction in zip(part.places, part.tasks, D, strict=True):
-                    p = task.parameter
-                    W, M = full_tensor(p), full_tensor(task.momentum, p)
-                    U = full_tensor(direction.to(p.dtype), p)
-                    probe.observe(Observation(task.name, W, M, U, self._groups[i]))
+            report_tasks(observing, [self._groups[i] for i, _ in part.places], part.tasks, D)
             apply_update(self._groups[part.places[0][0]], part.weights, states, D, part.finite)
 
     def _update_momenta(
@@ -390,9 +393,8 @@ class SpectralOptimizer(Optimizer):
             before = [full_tensor(p).clone() if observing else p for p in params]
             step_elementwise_group(group, params, states, finite[i])
             self._buffers.store(self.state, params)
-            for probe in observing:
+            if observing:
                 for k, p, W, state in zip(batch[i], params, before, states, strict=True):
                     local = {key: to_local(x) for key, x in state.items()}
                     M, U = group["rule"].momentum_and_direction(local, group["momentum"])
-                    M, U = full_tensor(M, p), full_tensor(U, p)
-                    probe.observe(Observation(name_of(group, i, k), W, M, U, group))
+                    report_update(observing, name_of(group, i, k), group, p, W, M, U)

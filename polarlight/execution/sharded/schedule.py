@@ -159,6 +159,10 @@ class ProcessSchedule:
         kept.rowwise = {n: rowwise for n, rowwise in self.rowwise.items() if n in active}
         return kept
 
+    def is_active(self, param: int) -> bool:
+        """Return whether a parameter takes part."""
+        return self.active is None or param in self.active
+
     @cached_property
     def completions(self) -> dict[tuple[int, int], list[int]]:
         """Parameters that have their directions after (bucket, round) on this process.
@@ -167,10 +171,10 @@ class ProcessSchedule:
         any bucket are not listed.
         """
         last: dict[int, tuple[int, int]] = {}
-        matrices, active = self.plan.matrices, self.active
+        matrices = self.plan.matrices
         for b, (numbers, bucket) in enumerate(zip(self.plan.buckets, self.buckets, strict=True)):
             for number in numbers:
-                if active is None or matrices[number].param in active:
+                if self.is_active(matrices[number].param):
                     last[matrices[number].param] = (b, -1)
             for r, (_, broadcasts) in enumerate(bucket.rounds):
                 for fragment in (f for b_ in broadcasts for f in b_.fragments):

@@ -4,8 +4,7 @@ For each bucket: gather shards of momenta and buffers to the owners of their mat
 directions there, scatter directions and buffers back to the shards.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,62 +14,14 @@ from polarlight.execution.job import Executor, Job
 from polarlight.execution.param_task import ParamTask, to_local
 from polarlight.execution.sharded.collectives import ProcessMesh, shared_rows
 from polarlight.execution.sharded.exchange import Groups, Transfer, moved, run_rounds
+from polarlight.execution.sharded.memory import PREFETCH
 from polarlight.execution.sharded.regions import segments
 from polarlight.execution.sharded.schedule import Bucket, Fragment, ProcessSchedule
+from polarlight.execution.sharded.sources import ParamSource
 from polarlight.execution.sharded.specs import MATRIX, device_buffers
 from polarlight.linalg import foreach
 from polarlight.linalg.slot import GRADIENT
 from polarlight.rule import HOST_COUNTER
-
-PREFETCH = 1
-"""Number of buckets that are received while another one is computed."""
-
-
-class ParamSource(Protocol):
-    """Interface of the parameters of a step, by their number in the plan."""
-
-    @property
-    def numbers(self) -> Collection[int]:
-        """Numbers of all parameters."""
-
-    def parameter(self, number: int) -> Tensor:
-        """Return a parameter."""
-
-    def load(self, numbers: Sequence[int]) -> list[ParamTask]:
-        """Return tasks, each one once: a momentum is updated when it is loaded."""
-
-    def store(self, numbers: Sequence[int], directions: Sequence[Tensor]) -> None:
-        """Take complete directions, in the shape of each local shard."""
-
-
-class Loaded:
-    """Source of tasks that are there already, which keeps all directions until the end.
-
-    Attributes:
-        tasks: Tasks by number.
-        directions: Directions that were stored, by number.
-    """
-
-    def __init__(self, tasks: Mapping[int, ParamTask]) -> None:
-        self.tasks = tasks
-        self.directions: dict[int, Tensor] = {}
-
-    @property
-    def numbers(self) -> Collection[int]:
-        """Numbers of all tasks."""
-        return self.tasks.keys()
-
-    def parameter(self, number: int) -> Tensor:
-        """Return the parameter of a task."""
-        return self.tasks[number].parameter
-
-    def load(self, numbers: Sequence[int]) -> list[ParamTask]:
-        """Return tasks."""
-        return [self.tasks[n] for n in numbers]
-
-    def store(self, numbers: Sequence[int], directions: Sequence[Tensor]) -> None:
-        """Keep directions."""
-        self.directions.update(zip(numbers, directions, strict=True))
 
 
 class ShardedStep:
