@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -38,10 +38,17 @@ class Route:
     weight_decay: float | None = None
     momentum: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.rule is not None and not _is_rule(self.rule):
+            raise TypeError(
+                f"rule must be a rule, as `polarlight.rules.muon()` makes one, got {self.rule!r}"
+            )
+
 
 Key = Role | tuple[Role, Part | str] | str
-Table = Mapping[Role | str, Route] | Mapping[Key, Route]
-"""What is matched against each parameter, in order; the first entry that matches wins.
+Table = Mapping[Role | str, Route | Rule] | Mapping[Key, Route | Rule]
+"""What is matched against each parameter, in order; the first entry that matches wins. A rule
+stands for a `Route` of this rule and nothing else.
 
 A `Role`, or a string equal to one; a pair, `(Role.EXPERT, Part.DOWN)` or
 `(Role.DOWN, "layers.3.*")`; any other string is a glob pattern on names, in which `*` also matches
@@ -105,7 +112,8 @@ def route(
     Raises:
         ValueError: If a parameter matches no entry, a pattern matches no parameter or only such as
             earlier entries take, or a parameter does not fit its view. All of them are listed.
-        TypeError: If an override is no route, rule or role.
+        TypeError: If an entry is no route or rule, an override no route, rule or role, or a key no
+            role, pair or pattern.
     """
     return groups_of(resolve(model, table, overrides))
 
@@ -119,7 +127,9 @@ def resolve(
     assignments = infer_roles(model)
     if not assignments:
         raise ValueError("the model has no parameters to route")
-    entries = {_parse_key(key): entry for key, entry in table.items()}
+    if not isinstance(table, Mapping):
+        raise TypeError(f"table must map roles or name patterns to Routes, got {table!r}")
+    entries = {_parse_key(key): _parse_entry(key, entry) for key, entry in table.items()}
     exceptions = {
         _parse_key(key): _parse_override(key, value) for key, value in (overrides or {}).items()
     }
@@ -154,6 +164,22 @@ def groups_of(routed: Iterable[Routed]) -> list[ParamGroup]:
     return list(groups.values())
 
 
+def _is_rule(value: object) -> bool:
+    """Return whether a value is a rule; a class of rules is none."""
+    return isinstance(value, UpdateRule | ElementwiseRule) and not isinstance(value, type)
+
+
+def _parse_entry(key: Key, value: object) -> Route:
+    """Convert a table's value (rule or route) to a route, or raise TypeError."""
+    if _is_rule(value):
+        return Route(rule=cast(Rule, value))
+    if not isinstance(value, Route):
+        raise TypeError(
+            f"the entry for {_format_key(key)} must be a Route or a rule, got {value!r}"
+        )
+    return value
+
+
 def _parse_override(key: Key, value: object) -> Route | Role:
     """Convert an override's value (role, text, rule or route) to a route or a role.
 
@@ -163,8 +189,8 @@ def _parse_override(key: Key, value: object) -> Route | Role:
     """
     if isinstance(value, str) and value in set(Role):
         return Role(value)
-    if isinstance(value, UpdateRule | ElementwiseRule):
-        return Route(rule=value)
+    if _is_rule(value):
+        return Route(rule=cast(Rule, value))
     if not isinstance(value, Route):
         raise TypeError(
             f"the override for {_format_key(key)} must be a Route, a rule or a Role, got {value!r}"
@@ -208,10 +234,12 @@ def _is_elementwise(entry: Route) -> bool:
 
 def _parse_key(key: Key) -> Key:
     """Convert names of roles and parts in a key; keep other strings as patterns."""
-    if isinstance(key, tuple):
+    if isinstance(key, tuple) and len(key) == 2:
         role, part = key
         is_pattern = part not in set(Part) and any(letter in part for letter in "*?[.")
         return Role(role), part if is_pattern else Part(part)
+    if not isinstance(key, str):
+        raise TypeError(f"a key must be a Role, a pair or a glob pattern on names, got {key!r}")
     return Role(key) if key in set(Role) else key
 
 

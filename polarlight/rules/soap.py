@@ -14,11 +14,6 @@ its lr and wd are our lr (1 - lr wd) and wd / (1 - lr wd). eps and the floor of 
 relative. The start is a singular value decomposition of G; where it has no weight the code's
 vectors are rounding. Rows and columns that never had a gradient rest. Betas belong to the rule;
 the group's `momentum` is not used. No merging of dimensions, no normalised gradients.
-
-The second moment does not turn with the bases. Where a refresh turns them onto coordinates that
-had next to no gradient, a direction is as large as the floor lets it be, up to about 1 / eps; the
-code's eps is absolute and bounds less. It takes gradients that share no direction, refreshed in
-every step (`tests/rules/test_soap.py`).
 """
 
 from typing import Unpack

@@ -4,6 +4,11 @@ Which work falls due is decided by a counter on the host (`rule.HOST_COUNTER`), 
 saved and loaded with the state: a decomposition that were computed in every step and thrown away in
 nine of ten would cost more than the method itself. Counters of one batch may differ; then only the
 members that are due are taken out and worked on. Nothing of the gradients decides a branch.
+
+The second moment does not turn with the bases. Where a refresh turns them onto coordinates that
+had next to no gradient, a direction is as large as the floor lets it be, up to about 1 / eps; the
+code's eps is absolute and bounds less. It takes gradients that share no direction, refreshed in
+every step (`tests/rules/test_soap.py`).
 """
 
 from collections.abc import Callable

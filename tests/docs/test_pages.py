@@ -77,6 +77,13 @@ def test_internal_links_have_a_target(page):
         assert not anchor or anchor in anchors(file), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_of_a_page_fits_a_window_of_1400_pixels(page):
+    """107 characters fit there (Chromium, `docs/stylesheets/wide.css`); more are cut off."""
+    blocks = re.findall(r"^ *```[^\n]*\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert [line for block in blocks for line in block.split("\n") if len(line) > 107] == []
+
+
 def test_the_site_has_every_page():
     nav = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())["nav"]
     listed = re.findall(r"[\w./-]+\.md", str(nav))

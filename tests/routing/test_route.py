@@ -1,5 +1,7 @@
 """Routing: every parameter gets one role and one route, with its reason; misfits are errors."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -296,3 +298,40 @@ def test_vectors_never_decay():
 def test_nothing_to_route_is_an_error():
     with pytest.raises(ValueError, match="no parameters to route"):
         route(nn.ReLU(), MATRICES)
+
+
+MUON = polarlight.rules.muon()
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ([MUON], "table must map roles or name patterns to Routes"),
+        ({Role.HIDDEN: "muon"}, "the entry for hidden must be a Route or a rule, got 'muon'"),
+        ({Role.HIDDEN: None}, "the entry for hidden must be a Route or a rule, got None"),
+        ({Role.HIDDEN: polarlight.Muon}, "must be a Route or a rule, got <class"),
+        ({len: MUON}, "a key must be a Role, a pair or a glob pattern"),
+        ({(Role.HIDDEN, "*", "a"): MUON}, "a key must be a Role, a pair or a glob pattern"),
+    ],
+    ids=str,
+)
+def test_a_table_of_another_form_is_refused_with_what_fits(table, said):
+    with pytest.raises(TypeError, match=re.escape(said)):
+        polarlight.route(nn.Sequential(nn.Linear(4, 8, bias=False)), table)
+
+
+def test_a_route_with_a_class_for_its_rule_is_refused():
+    with pytest.raises(TypeError, match="rule must be a rule, as"):
+        polarlight.Route(rule=polarlight.Muon)
+
+
+def test_a_rule_in_a_table_stands_for_its_route():
+    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Linear(8, 8, bias=False))
+    tables = ({role: entry for role in Role} for entry in (MUON, polarlight.Route(rule=MUON)))
+    bare, full = (polarlight.route(model, table) for table in tables)
+    assert [group["rule"] for group in bare] == [group["rule"] for group in full]
+
+
+def test_parameters_without_names_are_refused_with_what_fits():
+    with pytest.raises(TypeError, match="got a Parameter"):
+        polarlight.route(list(nn.Linear(4, 8).parameters()), {Role.HIDDEN: MUON})

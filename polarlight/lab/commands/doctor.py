@@ -6,6 +6,7 @@ Needs torch alone, so that `python -m polarlight doctor` answers where something
 import argparse
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -93,13 +94,19 @@ def _version(name: str) -> str:
         return "not installed"
 
 
+def _name_in(requirement: str) -> str:
+    """Return the name in a requirement, without its versions and extras."""
+    found = re.match(r"[\w.-]+", requirement)
+    return found.group() if found else requirement
+
+
 def _extras() -> dict[str, str]:
     """Return for every extra that it is complete, or the packages it lacks."""
     lacking: dict[str, list[str]] = {}
     for requirement in requires("polarlight") or ():
         package, _, extra = requirement.partition("; extra == ")
         if extra:
-            name = package.split(">")[0].split("=")[0].strip()
+            name = _name_in(package)
             missing = lacking.setdefault(extra.strip("'\""), [])
             if _version(name) == "not installed":
                 missing.append(name)

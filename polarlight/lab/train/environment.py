@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import polarlight
-from polarlight.linalg.precision import cpu_name, has_fast_bfloat16
+from polarlight.linalg.precision import cpu_capabilities, cpu_name, has_fast_bfloat16
 
 
 def versions() -> dict[str, str]:
@@ -24,6 +24,10 @@ def versions() -> dict[str, str]:
     return found
 
 
+BFLOAT16_UNITS = {"AVX512-BF16": "avx512_bf16", "AMX": "amx_bf16"}
+"""Units that multiply bfloat16, as torch reports them."""
+
+
 def hardware(device: torch.device) -> dict[str, str]:
     """Return the device and its properties."""
     fast = has_fast_bfloat16(device.type, device.index)
@@ -35,7 +39,9 @@ def hardware(device: torch.device) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
     }
     if device.type == "cpu":
-        found["vector units"] = torch.backends.cpu.get_cpu_capability()
+        capabilities = cpu_capabilities()
+        units = [name for name, key in BFLOAT16_UNITS.items() if capabilities.get(key)]
+        found["vector units"] = ", ".join([torch.backends.cpu.get_cpu_capability(), *units])
     return found
 
 

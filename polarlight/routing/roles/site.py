@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -267,7 +267,14 @@ def sites_of(model: nn.Module) -> list[list[Site]]:
 
 def sites_by_name(named: Iterable[tuple[str, Tensor]]) -> list[list[Site]]:
     """Return every use of named parameters without their modules; one list per tensor."""
-    return _group_by_tensor(list(named), {})
+    pairs: list[Any] = list(named)
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise TypeError(
+                "roles need a module or pairs such as model.named_parameters() gives, got a "
+                f"{type(pair).__name__}"
+            )
+    return _group_by_tensor(pairs, {})
 
 
 def _group_by_tensor(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -22,7 +23,7 @@ from polarlight.lab.claims.speedup.plan import CHECKS, DATED, SIZES, GridPart
 from polarlight.lab.claims.speedup.running import losses_of, records_of
 from polarlight.lab.claims.speedup.tuning import Losses, TuningJob, due
 from polarlight.lab.claims.store import RunRecord, RunStore
-from polarlight.lab.report.style import legend, styles, tidy
+from polarlight.lab.report.style import FAINT, LineStyle, legend, styles, tidy
 from polarlight.lab.statistics import BySeed, against_reference, sentence
 
 PEAK = 1e14
@@ -83,36 +84,53 @@ def figure(parts: Mapping[str, Sequence[Speedup]]) -> Figure:
     """Return speedup against length, one panel per part, with 95 % intervals."""
     shown = {name: found for name, found in parts.items() if found}
     looks = styles(dict.fromkeys(one.method for found in shown.values() for one in found))
-    new = Figure(figsize=(1.2 + 3.6 * max(1, len(shown)), 3.6), layout="constrained")
+    new = Figure(figsize=(1.4 + 4.8 * max(1, len(shown)), 3.6), layout="constrained")
     axes = new.subplots(1, max(1, len(shown)), squeeze=False, sharey=True)[0]
     for ax, (name, found) in zip(axes, shown.items(), strict=False):
         _draw(ax, found, looks)
-        tidy(ax, f"{name} parameters", "training length, Chinchilla budgets", "AdamW's steps / own")
+        across = "training length, Chinchilla budgets (20 bytes per parameter)"
+        tidy(ax, f"{name} parameters", across, "steps of tuned AdamW to the same loss / own")
     if shown:
         legend(new, looks)
     return new
 
 
-def _draw(ax: Any, found: Sequence[Speedup], looks: Mapping[str, Any]) -> None:
-    ax.axhline(1.0, color="0.6", linewidth=1)
+def _draw(ax: Axes, found: Sequence[Speedup], looks: Mapping[str, LineStyle]) -> None:
+    ax.axhline(1.0, color=FAINT, linewidth=1)
     methods = list(dict.fromkeys(one.method for one in found))
     for place, method in enumerate(methods):
         mine = [one for one in found if one.method == method]
-        shift = 1 + 0.03 * (place - (len(methods) - 1) / 2)  # so that intervals do not overlap
-        inside = [one for one in mine if not one.beyond]
-        x = [one.length * shift for one in inside]
-        y = [one.ratio for one in inside]
-        ax.plot(x, y, color=looks[method].colour, linewidth=1.2, marker="o", markersize=3.5)
-        for at, one in zip(x, inside, strict=True):
-            if math.isfinite(one.low):
-                top = one.high if math.isfinite(one.high) else 1.5 * one.ratio
-                ax.plot([at, at], [one.low, top], color=looks[method].colour, alpha=0.5)
-        for one in mine:
-            if one.beyond == "above":
-                ax.plot(one.length * shift, one.ratio, "^", color=looks[method].colour)
+        shift = 2 ** (0.07 * (place - (len(methods) - 1) / 2))  # so that intervals do not overlap
+        _draw_method(ax, mine, shift, looks[method])
     lengths = sorted({one.length for one in found})
     ax.set_xscale("log", base=2)
     ax.set_xticks(lengths, [f"{x:g}" for x in lengths])
+    if any(one.beyond == "above" for one in found):
+        note = (
+            "\N{BLACK UP-POINTING TRIANGLE} more than this: AdamW's longest runs do not get there"
+        )
+        ax.annotate(note, (0.98, 0.1), xycoords="axes fraction", ha="right", fontsize=7.5)
+
+
+def _draw_method(ax: Axes, mine: Sequence[Speedup], shift: float, look: LineStyle) -> None:
+    inside = [one for one in mine if not one.beyond]
+    x = [one.length * shift for one in inside]
+    ax.plot(
+        x,
+        [one.ratio for one in inside],
+        color=look.colour,
+        linestyle=look.dashes,
+        linewidth=1.2,
+        marker="o",
+        markersize=3.5,
+    )
+    for at, one in zip(x, inside, strict=True):
+        if math.isfinite(one.low):
+            top = one.high if math.isfinite(one.high) else 1.5 * one.ratio
+            ax.plot([at, at], [one.low, top], color=look.colour, alpha=0.5)
+    for one in mine:
+        if one.beyond == "above":
+            ax.plot(one.length * shift, one.ratio, "^", color=look.colour)
 
 
 def write_figure(parts: Mapping[str, Sequence[Speedup]], path: Path) -> None:
