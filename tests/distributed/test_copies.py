@@ -40,7 +40,7 @@ def built(layout, rule):
         {"params": named[:-1], "rule": rule, "view": polarlight.view.Whole()},
         {"params": named[-1:], "rule": polarlight.rules.AdamWRule()},
     ]
-    executor = polarlight.Sharded(group=group, options=ROWS)
+    executor = polarlight.Sharded(group=group, options=ROWS, weights_last=group is None)
     return params, polarlight.SpectralOptimizer(groups, lr=0.02, executor=executor)
 
 

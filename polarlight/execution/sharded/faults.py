@@ -5,6 +5,7 @@ lose contact with it, or time out; they look there for a moment and name who fai
 silent. Nothing of this costs a step without a fault anything.
 """
 
+import re
 import time
 from collections.abc import Callable, Collection
 from threading import Thread
@@ -42,9 +43,14 @@ def failed_step() -> str | None:
     return _failed_steps.get(dist.group.WORLD) if world_size() > 1 else None
 
 
+_OF_A_COLLECTIVE = re.compile(r"gloo|nccl|collective|connection|socket|tim(ed |e)out", re.I)
+"""Words of a RuntimeError that comes from a collective; gloo raises no class of its own."""
+
+
 def is_lost_contact(error: BaseException) -> bool:
     """Return whether an error is one of a collective: another process is gone or too late."""
-    return type(error) is RuntimeError or isinstance(error, dist.DistError)
+    named = type(error) is RuntimeError and _OF_A_COLLECTIVE.search(str(error))
+    return isinstance(error, dist.DistError) or bool(named)
 
 
 def add_report(text: str | None) -> list[str] | None:
@@ -100,8 +106,9 @@ class SharedStep:
         trace: TracebackType | None,
     ) -> None:
         """Report an error; raise RuntimeError with ranks in place of that of a collective."""
-        others = set(self._ranks()) - {global_rank()}
-        if kind is None or error is None or not others or self._is_agreed_on(error):
+        if kind is None or error is None or self._is_agreed_on(error):
+            return
+        if not (others := set(self._ranks()) - {global_rank()}):
             return
         said = (
             f"{kind.__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
