@@ -9,7 +9,8 @@ U is the direction of whatever rule the optimizer has, from gradients dv: Muon i
 that start from zero take g = |v| = sqrt(0.33).
 
 Source: arXiv 2605.10797 (2026); results 23 and 31 of modded-nanogpt's track 3.
-Deviations: none.
+Deviations: a row of dv that is no more than the rounding of G - u dg is zero; a gradient along its
+weight would otherwise be a step of full size in a random direction.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,9 @@ ZERO_ROW = 0.33**0.5
 
 BETAS, EPS = (0.9, 0.95), 1e-8
 """Adam's, for the norms of rows."""
+
+ROUNDING = 16
+"""Machine epsilons of |G| below which a row of G - u dg is rounding."""
 
 
 class Muown(GradientHook):
@@ -84,7 +88,9 @@ class Muown(GradientHook):
         u = W / g  # [m, n], rows of norm 1, or 0
         dg = (G * u).sum(dim=-1, keepdim=True)  # [m, 1]
         self._before[name], self._of_size[name] = W.clone(), dg
-        return (g / radius * (G - u * dg)).to(p.grad.dtype)
+        D = G - u * dg  # [m, n], across u
+        noise = ROUNDING * torch.finfo(D.dtype).eps * row_norms(G)
+        return torch.where(row_norms(D) <= noise, 0.0, g / radius * D).to(p.grad.dtype)  # NaN stays
 
     def after_step(self, name: str, p: Tensor, group: Group) -> None:
         """Put directions and norms together."""

@@ -86,3 +86,17 @@ def test_wrong_numbers_are_refused_with_the_value():
         Muown([("w", p)], lambda name: 2.5, length=1)
     with pytest.raises(ValueError, match="power must be > 0, got 0"):
         Muown([("w", p)], lambda name: 2.5, length=3, power=0)
+
+
+def test_a_gradient_along_its_weight_turns_no_row():
+    """What is left across the weight is rounding, of which a polar factor makes a full step."""
+    W = torch.nn.Parameter(gaussian(12, 8, dtype=torch.float32))
+    optimizer = polarlight.Muon([W], lr=0.1)
+    Muown([("W", W)], lambda name: 2.5, length=100).attach(optimizer)
+    before = W.detach().clone()
+    for _ in range(3):
+        W.grad = W.detach() * gaussian(12, 1, dtype=torch.float32)
+        optimizer.step()
+    cosine = (W.detach() * before).sum(-1) / (W.detach().norm(dim=-1) * before.norm(dim=-1))
+    assert cosine.min() > 1 - 1e-5
+    assert (W.detach().norm(dim=-1) - before.norm(dim=-1)).abs().min() > 0.05
