@@ -333,11 +333,8 @@ class SpectralOptimizer(Optimizer):
     ) -> None:
         """Step one batch of parameters whose rules map matrices."""
         if not observing and streams(self.executor):
-            self._shared.step.moved = True
-            update = partial(self._update_momenta, finite=dict.fromkeys(batch), observed=False)
-            batch = step_streamed(
-                self.executor, self._groups, batch, self._buffers.by_param, update
-            )
+            self._shared.step.moved, states = True, self._buffers.by_param
+            batch = step_streamed(self.executor, self._groups, batch, states, self._update_momenta)
             finite = {i: finite[i] for i in batch}
         parts = [
             self._update_momenta([(i, k) for i in alike for k in batch[i]], finite, bool(observing))
@@ -349,11 +346,11 @@ class SpectralOptimizer(Optimizer):
         self._shared.step.moved = True
         for part in parts:  # weights, elementwise on the local shards
             D = [next(directions) for _ in part.tasks]
-            states = [self._buffers.by_param[task.parameter] for task in part.tasks]
+            own = [self._buffers.by_param[task.parameter] for task in part.tasks]
             if part.finite is not None:
-                commit_where_finite(D, states, [task.state for task in part.tasks], part.finite)
+                commit_where_finite(D, own, [task.state for task in part.tasks], part.finite)
             report_tasks(observing, [self._groups[i] for i, _ in part.places], part.tasks, D)
-            apply_update(self._groups[part.places[0][0]], part.weights, states, D, part.finite)
+            apply_update(self._groups[part.places[0][0]], part.weights, own, D, part.finite)
 
     def _update_momenta(
         self, places: Sequence[tuple[int, int]], finite: Mapping[int, FiniteFlags], observed: bool

@@ -9,7 +9,7 @@ from polarlight.execution.param_task import ParamTask, Trainable, shared_indices
 from polarlight.execution.sharded.executor import Sharded
 from polarlight.execution.sharded.sources import StreamedParams
 from polarlight.optimizer.apply import apply_update
-from polarlight.optimizer.masked import AlikeTasks, State
+from polarlight.optimizer.masked import AlikeTasks, FiniteFlags, State
 from polarlight.optimizer.param_groups import ActiveParams, Group, alike_groups, name_of
 from polarlight.view import Whole
 
@@ -27,7 +27,7 @@ def step_streamed(
     groups: Sequence[Group],
     batch: ActiveParams,
     states: Mapping[Tensor, State],
-    update_momenta: Callable[[Sequence[Place]], AlikeTasks],
+    update_momenta: Callable[[Sequence[Place], Mapping[int, FiniteFlags], bool], AlikeTasks],
 ) -> ActiveParams:
     """Step groups of shared parameters with few momenta and directions alive at a time.
 
@@ -36,7 +36,8 @@ def step_streamed(
         groups: The param groups.
         batch: Active parameters with rules on matrices, of which shared ones have finite gradients.
         states: State of each parameter.
-        update_momenta: Updates momenta of parameters whose groups are alike; returns their tasks.
+        update_momenta: Updates momenta of parameters whose groups are alike, given their flags
+            (None) and whether a probe observes them; returns their tasks.
 
     Returns:
         Groups that have a parameter which no other process shares; they were not stepped.
@@ -61,7 +62,8 @@ def step_streamed(
         """Update momenta; return their tasks."""
         found: dict[int, ParamTask] = {}
         for some in by_alike_groups(positions):
-            tasks = update_momenta([places[n] for n in some]).tasks
+            finite: dict[int, FiniteFlags] = {places[n][0]: None for n in some}
+            tasks = update_momenta([places[n] for n in some], finite, False).tasks
             found.update(zip(some, tasks, strict=True))
         return [found[n] for n in positions]
 
