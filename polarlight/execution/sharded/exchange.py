@@ -15,7 +15,7 @@ from torch import Tensor
 from polarlight.execution.sharded import collectives
 from polarlight.execution.sharded.collectives import Pending, ProcessMesh, Subgroup
 from polarlight.execution.sharded.plan import ShardedPlan
-from polarlight.execution.sharded.routes import Route, View, direct_route, relayed_route
+from polarlight.execution.sharded.routes import ExchangeRoute, View, direct_route, relayed_route
 from polarlight.execution.sharded.schedule import (
     ALIGNMENT,
     Broadcast,
@@ -33,7 +33,7 @@ class Groups:
     def __init__(self, mesh: ProcessMesh, plan: ShardedPlan) -> None:
         self.mesh, self.plan = mesh, plan
         self._known: dict[tuple[int, ...], Subgroup] = {}
-        self._routes: WeakKeyDictionary[Exchange, Route] = WeakKeyDictionary()
+        self._routes: WeakKeyDictionary[Exchange, ExchangeRoute] = WeakKeyDictionary()
 
     def cut(self, axes: Axes) -> Subgroup:
         """Return the processes that hold this process's copy of what `axes` replicate."""
@@ -59,7 +59,7 @@ class Groups:
         both = [self.node(axes), self.column(axes)]
         return both if gather else both[::-1]
 
-    def route(self, axes: Axes, exchange: Exchange, *, gather: bool) -> Route:
+    def route(self, axes: Axes, exchange: Exchange, *, gather: bool) -> ExchangeRoute:
         """Return the route of an exchange, found when it first takes place."""
         if exchange not in self._routes:
             first, *more = (hop.members for hop in self.hops(axes, gather=gather))

@@ -71,7 +71,7 @@ Shares = Mapping[int, tuple[int, int]]
 
 
 class MatrixKind:
-    """What all matrices of one kind have in common.
+    """Cost, bytes and holders that all matrices of one kind have in common.
 
     Args:
         spec: One of their parameters.

@@ -4,6 +4,7 @@ An owner on thousands of processes receives thousands of messages. Fragments tha
 distances in the received bytes and side by side in a matrix are copied together.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ View = Callable[[Fragment], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class FragmentRun:
     """Fragments of one tensor that are copied together.
 
     Attributes:
@@ -70,7 +71,7 @@ class Packing:
         runs: The runs.
     """
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[FragmentRun]) -> None:
         self.runs = runs
         self._places = [
             (r.shape_in_message, r.strides_in_message, r.offset // r.fragment.itemsize)
@@ -104,7 +105,7 @@ class Packing:
             foreach.copy_(targets, sources)
 
 
-def runs_of(placed: Iterable[tuple[Fragment, int]], *, in_blocks: bool) -> list[Run]:
+def runs_of(placed: Iterable[tuple[Fragment, int]], *, in_blocks: bool) -> list[FragmentRun]:
     """Return the fragments of a message, given with their first bytes, as runs.
 
     Args:
@@ -116,7 +117,7 @@ def runs_of(placed: Iterable[tuple[Fragment, int]], *, in_blocks: bool) -> list[
         starts = [s.start for s in _slices(fragment, in_blocks)]
         of_tensor = by_tensor.setdefault((fragment.matrix, fragment.name), [])
         of_tensor.append((starts, fragment, offset))
-    runs: list[Run] = []
+    runs: list[FragmentRun] = []
     for of_tensor in by_tensor.values():
         first = len(runs)
         for _, fragment, offset in sorted(of_tensor, key=lambda entry: entry[0]):
@@ -124,7 +125,7 @@ def runs_of(placed: Iterable[tuple[Fragment, int]], *, in_blocks: bool) -> list[
             if longer is not None:
                 runs[-1] = longer
             else:
-                runs.append(Run(fragment, fragment.segment.shape, None, offset, 1, 0))
+                runs.append(FragmentRun(fragment, fragment.segment.shape, None, offset, 1, 0))
     return runs
 
 
@@ -133,7 +134,9 @@ def _slices(fragment: Fragment, in_blocks: bool) -> tuple[slice, ...]:
     return fragment.segment.of_block if in_blocks else fragment.segment.of_shard
 
 
-def _joined(run: Run, fragment: Fragment, offset: int, in_blocks: bool) -> Run | None:
+def _joined(
+    run: FragmentRun, fragment: Fragment, offset: int, in_blocks: bool
+) -> FragmentRun | None:
     """Return a run with one more fragment at its end; None if it does not fit there."""
     before, here = _slices(run.fragment, in_blocks), _slices(fragment, in_blocks)
     if fragment.segment.shape != run.shape:
@@ -146,7 +149,7 @@ def _joined(run: Run, fragment: Fragment, offset: int, in_blocks: bool) -> Run |
         return None
     if run.count > 1 and dim != run.dim:
         return None
-    count, together = run.count + 1, run.fragment
+    count, joined = run.count + 1, run.fragment
     if dim is not None:
         if here[dim].start != before[dim].stop or (here[dim].step or 1) != 1:
             return None
@@ -154,9 +157,9 @@ def _joined(run: Run, fragment: Fragment, offset: int, in_blocks: bool) -> Run |
         slices[dim] = slice(before[dim].start, here[dim].stop, before[dim].step)
         shape = tuple(n * count if d == dim else n for d, n in enumerate(run.shape))
         name = "of_block" if in_blocks else "of_shard"
-        segment = replace(together.segment, shape=shape, **{name: tuple(slices)})
-        together = replace(together, segment=segment)
-    return Run(together, run.shape, dim, run.offset, count, stride)
+        segment = replace(joined.segment, shape=shape, **{name: tuple(slices)})
+        joined = replace(joined, segment=segment)
+    return FragmentRun(joined, run.shape, dim, run.offset, count, stride)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,7 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class ExchangeRoute:
     """Way of one exchange's messages from and to this process.
 
     Attributes:
@@ -207,11 +210,11 @@ class Route:
         self.received.copy_out(message.to(homes.pop()) if len(homes) == 1 else message, tensors)
 
 
-def direct_route(exchange: Exchange, members: Sequence[int], *, gather: bool) -> Route:
+def direct_route(exchange: Exchange, members: Sequence[int], *, gather: bool) -> ExchangeRoute:
     """Return the route of an exchange in one hop, within a group of these ranks."""
     outgoing, incoming = _sizes(exchange.outgoing), _sizes(exchange.incoming)
     hop = Hop([outgoing.get(m, 0) for m in members], [incoming.get(m, 0) for m in members], [], [])
-    return Route(
+    return ExchangeRoute(
         Packing(runs_of(_placed(exchange.outgoing, members), in_blocks=not gather)),
         Packing(runs_of(_placed(exchange.incoming, members), in_blocks=gather)),
         [hop],
@@ -226,7 +229,7 @@ def relayed_route(
     groups: tuple[Sequence[int], Sequence[int]],
     *,
     gather: bool,
-) -> Route:
+) -> ExchangeRoute:
     """Return the route of an exchange in two hops.
 
     Messages of a hop are concatenated in the order of their final destinations, then sources.
@@ -251,26 +254,32 @@ def relayed_route(
         _by(incoming, lambda by: via(by, rank)),
     )
     first, second = groups
-    arrive = [pair for by in first for pair in sorted(p for p in passed if p[0] == by)]
-    leave = [pair for to in second for pair in sorted(p for p in passed if p[1] == to)]
-    place = {pair: k for k, pair in enumerate(arrive)}
+    arrived: dict[int, int] = defaultdict(int)  # bytes from each process of the first group
+    left: dict[int, int] = defaultdict(int)  # bytes to each process of the second group
+    for (by, to), size in passed.items():
+        arrived[by] += size
+        left[to] += size
+    place, column = ({m: k for k, m in enumerate(group)} for group in groups)
+    arrive = sorted(passed, key=lambda pair: (place[pair[0]], pair[1]))
+    leave = sorted(passed, key=lambda pair: (column[pair[1]], pair[0]))
+    position = {pair: k for k, pair in enumerate(arrive)}
     hops = [
         Hop(
             [sum(outgoing[to] for to in over_out.get(m, ())) for m in first],
-            [sum(passed[p] for p in arrive if p[0] == m) for m in first],
+            [arrived[m] for m in first],
             [],
             [],
         ),
         Hop(
-            [sum(passed[p] for p in leave if p[1] == m) for m in second],
+            [left[m] for m in second],
             [sum(incoming[by] for by in over_in.get(m, ())) for m in second],
             [passed[pair] for pair in arrive],
-            [place[pair] for pair in leave],
+            [position[pair] for pair in leave],
         ),
     ]
     sent = [to for m in first for to in over_out.get(m, ())]
     received = [by for m in second for by in over_in.get(m, ())]
-    return Route(
+    return ExchangeRoute(
         Packing(runs_of(_placed(exchange.outgoing, sent), in_blocks=not gather)),
         Packing(runs_of(_placed(exchange.incoming, received), in_blocks=gather)),
         hops,

@@ -91,7 +91,7 @@ def passed_on(hop, message):
 
 
 def all_to_all(plan, routes, messages, hop, gather):
-    """What every process receives from its group."""
+    """The bytes that every process receives from its group."""
     sent = {}
     for rank, (r, message) in enumerate(zip(routes, messages, strict=True)):
         members = groups_of(plan, rank, gather)[hop]
