@@ -29,8 +29,8 @@ class GradientHook(Memory, ABC):
         super().__init__(averaged, kinds)
         self._given: dict[str, Tensor | None] = {}
 
-    def attach(self, optimizer: Optimizer) -> tuple[Any, Any]:
-        """Act in every step of the optimizer; returns two handles with `remove()`."""
+    def attach(self, optimizer: Optimizer) -> tuple[Any, ...]:
+        """Act in every step of the optimizer; returns handles with `remove()`."""
         return (
             optimizer.register_step_pre_hook(lambda *_: self._replace(optimizer)),
             optimizer.register_step_post_hook(lambda *_: self._restore(optimizer)),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from polarlight.hooks.attach import Group
 from polarlight.hooks.averaging import Averaged
@@ -83,6 +84,7 @@ class NewtonMuon(GradientHook):
         self.every, self.decay, self.damping = every, decay, damping
         self._seen: dict[str, Tensor] = {}
         self._calls: dict[str, int] = {}
+        self._layers: dict[str, nn.Linear] = {}
         for name, p in self.parameters.items():
             if not have_kernels([p]):  # a DTensor, mostly
                 raise ValueError(
@@ -91,7 +93,15 @@ class NewtonMuon(GradientHook):
                 )
             if id(p) not in layers:
                 raise ValueError(f"{name} is no weight of a linear layer of the model")
-            layers[id(p)][1].register_forward_pre_hook(self._watcher(name))
+            self._layers[name] = layers[id(p)][1]
+
+    def attach(self, optimizer: Optimizer) -> tuple[Any, ...]:
+        """Act in every step of the optimizer; returns handles with `remove()`, layers' included."""
+        watching = (
+            layer.register_forward_pre_hook(self._watcher(name))
+            for name, layer in self._layers.items()
+        )
+        return (*super().attach(optimizer), *watching)
 
     @property
     def looks(self) -> bool:

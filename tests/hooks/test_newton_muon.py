@@ -152,3 +152,16 @@ def test_a_weight_that_may_be_a_shard_is_refused():
     layer.weight = Shard(torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"0.weight is a Shard; Newton-Muon needs whole weights"):
         NewtonMuon(nn.Sequential(layer))
+
+
+def test_nothing_is_left_when_the_handles_are_removed():
+    model = nn.Sequential(nn.Linear(3, 2, bias=False).double())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    hook = NewtonMuon(model, every=1)
+    handles = hook.attach(optimizer)
+    for handle in handles:
+        handle.remove()
+    model(gaussian(5, 3))
+    assert torch.allclose(preconditioned(model[0], optimizer, A.clone()), A)
+    assert hook.kept["covariance"] == {}
+    assert not hook._seen
