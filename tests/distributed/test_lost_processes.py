@@ -48,6 +48,11 @@ def stop(seconds):
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def run_out_of_memory(linger):
+    """Raise an error; the process lives on for some seconds."""
+    raise torch.OutOfMemoryError(f"no memory, {linger} s")
+
+
 def built(world):
     sizes, placements = MESHES[world]
     mesh = init_device_mesh("cpu", sizes)
@@ -87,6 +92,8 @@ def step_with(rank, folder, world, fault, *arguments):
         optimizer.step()
         said = [full(p).sum().item() for p in params]
     (folder / f"{rank}.json").write_text(json.dumps([said, seconds, all(same), any(same)]))
+    if fault is run_out_of_memory and rank == VICTIM:
+        time.sleep(*arguments)
     os._exit(0)
 
 
@@ -137,3 +144,14 @@ def test_a_process_that_is_stopped_beyond_the_timeout_is_named_within_it(tmp_pat
     said, _, same, _ = found[1]
     assert re.search(r"failed in a step that it shares with ranks? 0", said)  # it goes on
     assert same
+
+
+@pytest.mark.slow
+def test_a_process_that_raises_and_lives_on_is_quoted_after_the_timeout(tmp_path):
+    _, found = faulty(tmp_path / "lives", 2, 4, run_out_of_memory, 15)
+    assert found[VICTIM][0] == "no memory, 15 s"
+    said, seconds, same, _ = found[0]
+    assert "Rank 1 raised OutOfMemoryError: no memory, 15 s." in said, said
+    assert 3 < seconds < 4 + SLACK
+    assert same
+    assert found[VICTIM][2]

@@ -80,6 +80,7 @@ class ShardedStep:
         missing = [n for n in dict.fromkeys(numbers) if n not in self.tasks]
         if not missing:
             return
+        assert self._stored.isdisjoint(missing), "a momentum would be updated twice"
         for n, task in zip(missing, self.params.load(missing), strict=True):
             self.tasks[n] = task
             names = self.schedule.plan.params[n].layouts  # and the gradient's, where it is read

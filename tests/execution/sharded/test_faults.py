@@ -1,4 +1,4 @@
-"""Errors of a step that processes share: which of them are those of a collective."""
+"""Errors of a step that processes share: collectives and others, reports, disagreements."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from polarlight.execution.sharded.faults import SharedStep, is_lost_contact
         (KeyError("rule"), False),
     ],
 )
-def test_an_error_of_a_collective_is_told_from_one_of_the_process_itself(error, lost):
+def test_errors_of_collectives_and_those_of_the_process_differ(error, lost):
     assert is_lost_contact(error) == lost
 
 
