@@ -6,11 +6,11 @@
 
 No kernel runs and no value exists: what reads one raises. A build of torch without CUDA lets fake
 tensors be on a GPU but for three bindings (`Tensor.copy_`, indexing, `Tensor.to`), which select the
-device before they dispatch; `_WithoutDeviceGuard` calls the operators behind them.
+device before they dispatch; `WithoutDeviceGuard` calls the operators behind them.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,17 +18,19 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch._compile import _disable_dynamo
 from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.optim import optimizer as torch_optimizer
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from polarlight.execution import param_task
 from polarlight.linalg import foreach, quack
 from polarlight.linalg.precision import has_fast_bfloat16
+from polarlight.optimizer.spectral import SpectralOptimizer
 
 aten = torch.ops.aten
 
@@ -58,7 +60,7 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
         for entered in (
             *patches,
             FakeTensorMode(allow_non_fake_inputs=True),
-            _WithoutDeviceGuard(),
+            WithoutDeviceGuard(),
         ):
             stack.enter_context(entered)
         for cached in CACHES:
@@ -83,12 +85,20 @@ def _all_true(flags: Tensor) -> list[bool]:
     return [True] * flags.numel()
 
 
-class _WithoutDeviceGuard(TorchFunctionMode):
-    """Calls operators instead of the bindings that select a device by themselves."""
+class WithoutDeviceGuard(TorchFunctionMode):
+    """Calls operators instead of the bindings that select a device by themselves.
+
+    Args:
+        host: Whether tensors on the host are real; not while a compiler traces.
+    """
+
+    def __init__(self, *, host: bool = True) -> None:
+        super().__init__()
+        self.host = host
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _on_host(args, kwargs):
+        if self.host and _on_host(args, kwargs):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         if getattr(func, "__module__", "") == "torch.nn.init":  # there are no values to fill in
@@ -252,6 +262,59 @@ class Record:
         """Number of launches of each operator, the most frequent first."""
         counts = Counter(o.operator for o in self.operations if o.device != "cpu")
         return dict(counts.most_common())
+
+
+@dataclass
+class Graphs:
+    """Backend of `torch.compile` that keeps graphs, and records the operators that they run.
+
+    Attributes:
+        modules: The graphs, in the order in which they were compiled.
+        record: Operators that calls of the graphs ran.
+    """
+
+    modules: list[fx.GraphModule] = field(default_factory=list)
+    record: Record = field(default_factory=Record)
+
+    def __call__(self, module: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        """Return a function that runs the graph on fake tensors."""
+        self.modules.append(module)
+
+        def run(*args: Any) -> Any:
+            with WithoutDeviceGuard(), Operations() as operations:
+                results = module(*args)
+            self.record.operations += operations.operations
+            return results
+
+        return run
+
+
+@contextmanager
+def traced_by_compiler() -> Iterator[None]:
+    """Within it and `fake_cuda`, steps that `torch.compile` was applied to become graphs.
+
+    The optimizer's state must exist. `Operations` cannot be active: the compiler gives way to it.
+
+    `WithoutDeviceGuard` is active only where the compiler runs an operator to learn its result,
+    and on the host before a graph: elsewhere it would be traced itself.
+    """
+    from torch._dynamo import utils as dynamo
+
+    def guarded(function: Callable[..., Any], *, host: bool) -> Callable[..., Any]:
+        @_disable_dynamo
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with WithoutDeviceGuard(host=host):
+                return function(*args, **kwargs)
+
+        return call
+
+    prepare = guarded(SpectralOptimizer._prepare_graph, host=True)
+    with (
+        mock.patch.object(dynamo, "run_node", guarded(dynamo.run_node, host=False)),
+        mock.patch.object(SpectralOptimizer, "_prepare_graph", prepare),
+        _pop_mode_temporarily(),
+    ):
+        yield
 
 
 class Operations(Record, TorchDispatchMode):

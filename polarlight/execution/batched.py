@@ -27,7 +27,8 @@ def capped_stacks(positions: Sequence[int], tensors: Sequence[Tensor], cap: int)
     stacks: list[list[int]] = []
     size = 0
     for i in positions:
-        nbytes = _nbytes(tensors[i])
+        # `Tensor.nbytes` fails on shapes that a compiler keeps as symbols.
+        nbytes = tensors[i].numel() * tensors[i].element_size()
         if not stacks or size + nbytes > cap:
             stacks.append([])
             size = 0
@@ -36,25 +37,21 @@ def capped_stacks(positions: Sequence[int], tensors: Sequence[Tensor], cap: int)
     return stacks
 
 
-def _nbytes(x: Tensor) -> int:
-    """Return the bytes of x; `Tensor.nbytes` fails on shapes that a compiler keeps as symbols."""
-    return x.numel() * x.element_size()
-
-
 def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
     """Return positions of parameters in stacks of a bounded size, equal shapes adjacent.
 
     On an accelerator, where every operator costs a launch, a shape is cut only if it is larger than
     a stack.
     """
-    order = sorted(range(len(tensors)), key=lambda i: tensors[i].shape)
-    if any(t.device.type == "cpu" for t in tensors):
+    shapes = [t.shape for t in tensors]
+    order = sorted(range(len(tensors)), key=shapes.__getitem__)
+    if "cpu" in {t.device.type for t in tensors}:
         return capped_stacks(order, tensors, MOST_BYTES_ON_CPU)
     stacks: list[list[int]] = []
     size = 0
-    for _, shape in groupby(order, key=lambda i: tensors[i].shape):
+    for _, shape in groupby(order, key=shapes.__getitem__):
         for stack in capped_stacks(list(shape), tensors, MOST_BYTES):
-            nbytes = sum(_nbytes(tensors[i]) for i in stack)
+            nbytes = sum([tensors[i].numel() * tensors[i].element_size() for i in stack])
             if not stacks or size + nbytes > MOST_BYTES:
                 stacks.append([])
                 size = 0
@@ -150,7 +147,7 @@ def _stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     batch = _existing_stack(matrices)
     if batch is not None:
         return batch.to(dtype, copy=True)
-    count = sum(M.shape[:-2].numel() for M in matrices)
+    count = sum([M.shape[:-2].numel() for M in matrices])
     batch = torch.empty(count, *first.shape[-2:], dtype=dtype, device=first.device)
     foreach.copy_(_unstack(batch, matrices), list(matrices))
     return batch
@@ -158,7 +155,7 @@ def _stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 def _unstack(batch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Return views of a batch [b, m, n] in the shapes [..., m, n] of the stacked matrices."""
-    if all(M.ndim == 2 for M in like):
+    if {M.ndim for M in like} == {2}:
         return list(batch.unbind())
     counts = [M.shape[:-2].numel() for M in like]
     return [part.view(M.shape) for part, M in zip(batch.split(counts), like, strict=True)]

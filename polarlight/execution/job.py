@@ -109,7 +109,7 @@ def jobs_of(
         if key not in known:
             known[key] = rule.buffer_shapes(part.shape)
         buffer_shapes.append(known[key])
-    asked = any(GRADIENT in shapes for shapes in buffer_shapes)
+    asked = GRADIENT in set().union(*buffer_shapes)
     gradients = view.split(foreach.as_plain(state[GRADIENT])) if asked else []
     if len(parts) == 1:
         state = {**state, GRADIENT: gradients[0]} if asked else state

@@ -4,9 +4,10 @@ Elementwise work runs on the local part: the tensor itself on one device, the sh
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -92,10 +93,11 @@ def directions_of(executor: Executor | ParamExecutor, tasks: Sequence[ParamTask]
     if isinstance(executor, ParamExecutor):
         return executor.directions_of(tasks)
     known: BufferShapes = {}
-    jobs = [jobs_of(t.rule, t.view, foreach.as_plain(t.momentum), t.state, known) for t in tasks]
+    momenta = foreach.all_plain([t.momentum for t in tasks])
+    jobs = [jobs_of(t.rule, t.view, M, t.state, known) for t, M in zip(tasks, momenta, strict=True)]
     results = iter(executor.directions([job for of_param in jobs for job in of_param]))
     return [
-        t.view.join([next(results) for _ in of_param])
+        t.view.join(list(islice(results, len(of_param))))
         for t, of_param in zip(tasks, jobs, strict=True)
     ]
 
@@ -112,6 +114,14 @@ def is_sharded(x: Tensor) -> bool:
     return module is not None and isinstance(x, module.DTensor)
 
 
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Return whether one of the tensors is a DTensor."""
+    tensors = list(tensors)
+    if set(map(type, tensors)) <= {*_PLAIN}:  # many tensors per step: no loop in Python
+        return False
+    return any(map(is_sharded, tensors))
+
+
 def shared_indices(
     param_lists: Sequence[Sequence[Tensor]], executor: Executor | ParamExecutor
 ) -> list[set[int]]:
@@ -120,8 +130,12 @@ def shared_indices(
     These are DTensors, and every parameter if the executor has a `group` of processes with equal
     plain parameters.
     """
-    plain = getattr(executor, "group", None) is not None
-    return [{k for k, p in enumerate(params) if plain or is_sharded(p)} for params in param_lists]
+    if getattr(executor, "group", None) is not None:
+        return [set(range(len(params))) for params in param_lists]
+    return [
+        {k for k, p in enumerate(params) if is_sharded(p)} if any_sharded(params) else set()
+        for params in param_lists
+    ]
 
 
 def to_local(x: Tensor) -> Tensor:
@@ -158,12 +172,13 @@ def local_tensors(
 
     Gradients are negated under `maximize`. Parameters without a momentum buffer give none.
     """
-    gradients = [local_gradient(p) for p in params]
-    return (
-        [to_local(p) for p in params],
-        foreach.neg(gradients) if maximize else gradients,
-        [to_local(state[MOMENTUM]) for state in states if MOMENTUM in state],
-    )
+    weights, buffers = list(params), [state[MOMENTUM] for state in states if MOMENTUM in state]
+    gradients = [p.grad for p in params if p.grad is not None]
+    if any_sharded(params):
+        weights = [to_local(p) for p in params]
+        gradients = [local_gradient(p) for p in params]
+        buffers = [to_local(x) for x in buffers]
+    return weights, foreach.neg(gradients) if maximize else gradients, buffers
 
 
 def new_param_buffers(

@@ -28,6 +28,11 @@ def as_plain(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
 
 
+def all_plain(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return tensors of torch's own type; subclasses are copied into one."""
+    return tensors if have_kernels(tensors) else [as_plain(x) for x in tensors]
+
+
 def _each(kernel: Callable[..., Any], method: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
     """Return a function of lists of tensors that takes the kernel, or the method in a loop."""
 

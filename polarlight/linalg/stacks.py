@@ -80,3 +80,19 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
 def as_column(x: Tensor, ndim: int) -> Tensor:
     """Return a vector [b] as [b, 1, ..., 1], to be combined with a stack of `ndim`-dim tensors."""
     return x.view(-1, *[1] * ndim)
+
+
+def to_devices_of(tensors: Sequence[Tensor], scalars: Sequence[Tensor]) -> list[Tensor]:
+    """Return scalars [] of one device and dtype, each on the device of its tensor.
+
+    Those that go to one device are copied there together: from an accelerator to the host every
+    copy is a wait.
+    """
+    found = list(scalars)
+    for device in dict.fromkeys(x.device for x in tensors):
+        away = [i for i, x in enumerate(tensors) if x.device == device != scalars[i].device]
+        if away:
+            moved = torch.stack([scalars[i] for i in away]).to(device).unbind()
+            for i, scalar in zip(away, moved, strict=True):
+                found[i] = scalar
+    return found

@@ -160,6 +160,8 @@ def _steps_in_float32(group: Group, p: Tensor) -> bool:
 
 def _widened(group: Group, weights: Sequence[Tensor]) -> list[Tensor]:
     """Return float32 copies of weights that are stepped in float32; the others as they are."""
+    if not {w.dtype for w in weights} & {torch.float16, torch.bfloat16}:
+        return list(weights)
     return [w.float() if _steps_in_float32(group, w) else w for w in weights]
 
 

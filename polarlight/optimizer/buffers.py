@@ -7,6 +7,7 @@ step. A rule is given its own buffers and nothing else.
 from collections.abc import Hashable, Iterable, MutableMapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from polarlight.optimizer.apply import STOCHASTIC_ROUNDING, new_state
@@ -57,7 +58,8 @@ class RuleBuffers:
         known = known_rule is rule and known_view is view
         if not known or not names <= state.keys():
             check_is_matrix(group, group_index, index)
-            fresh = new_state(group, p, name_of(group, group_index, index))
+            with torch.no_grad():  # leaving inference mode switched gradients on
+                fresh = new_state(group, p, name_of(group, group_index, index))
             names = frozenset(fresh)
             self._names[key] = (rule, view, names)
             for name, buffer in fresh.items():

@@ -107,6 +107,8 @@ class NonFiniteGuard:
         flagged: list[tuple[int, int]] = []
         for i, param_indices in active.items():
             group = groups[i]
+            if all(map(is_host_readable, {group["params"][k].device for k in param_indices})):
+                continue  # tested later, batch by batch
             # A rule that branches on a counter on the host has to know before it runs. In a graph
             # its branches are decided already, and the counter is put back like other buffers.
             waits = wait or (
@@ -262,7 +264,7 @@ def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
     """Return one Python bool per gradient on a device, True where finite; waits for the device."""
     if is_host_readable(gradients[0].device) and not squares:
         # A finite sum has finite terms, and is the cheapest to compute; a sum may also overflow.
-        sums = torch.stack([foreach.as_plain(g.sum()) for g in gradients]).tolist()
+        sums = torch.stack(list(foreach.all_plain([g.sum() for g in gradients]))).tolist()
         if all(map(math.isfinite, sums)):
             return [True] * len(gradients)
     return list(finite_flags(gradients, squares).tolist())

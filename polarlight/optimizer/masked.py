@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from polarlight.execution.batched import capped_stacks
 from polarlight.execution.param_task import ParamTask, placed_like
 from polarlight.linalg import foreach
 from polarlight.linalg.matrices import wide
@@ -28,6 +29,7 @@ from polarlight.linalg.stacks import (
     parts_of,
     stack_of,
     stacked,
+    to_devices_of,
 )
 from polarlight.rule import MOMENTUM, ElementwiseRule, Momentum, UpdateRule
 from polarlight.view import MatrixView
@@ -63,6 +65,12 @@ LARGE = 2**22
 
 LARGE_TABLE = 2**20
 """The same for elementwise rules, which have three tensors per parameter to select."""
+
+UNDONE_BYTES = 32 * 2**20
+"""Most bytes of small parameters that an elementwise rule steps at a time, where flags may undo it.
+
+Copies of weights and states from before and after take about ten times as much.
+"""
 
 
 def mask_for(
@@ -151,8 +159,8 @@ def select(
     """Return the new tensor where a flag is True, the old one elsewhere; None stands for zeros."""
     found: dict[int, Tensor] = {}
     alone, groups = _stackable(flags, new, new if old is None else old)
-    for i in alone:
-        ok = flags[i].to(new[i].device)
+    near = to_devices_of([new[i] for i in alone], [flags[i] for i in alone])
+    for i, ok in zip(alone, near, strict=True):
         found[i] = torch.where(ok, new[i], _zero(new[i]) if old is None else old[i])
     if old is None:
         stacks = _stacks([[new[i] for i in positions] for positions in groups])
@@ -178,7 +186,8 @@ def with_gradients_read(
 
     Zero takes the place of a gradient that is not finite.
     """
-    if not rule.reads_gradient(shape for p in params for shape in view.shapes(p.shape)):
+    shapes = {p.shape for p in params}
+    if not rule.reads_gradient(part for shape in shapes for part in view.shapes(shape)):
         return states
     if finite is not None:
         gradients = select(finite, gradients, None)
@@ -285,8 +294,8 @@ def step_where_finite(
         )
         if skipped:
             rule.step_finite(*map(list, zip(*skipped, strict=True)), **numbers)
-    if undone:
-        _step_and_undo(rule, undone, numbers)
+    for piece in capped_stacks(range(len(undone)), [row[0] for row in undone], UNDONE_BYTES):
+        _step_and_undo(rule, [undone[i] for i in piece], numbers)
 
 
 def _step_and_undo(

@@ -72,7 +72,8 @@ class SharedGradients:
 
         def finite(numbers: Sequence[int]) -> Tensor:
             if policy is NonFinite.PROPAGATE:
-                return torch.ones(len(numbers), dtype=torch.bool)
+                device = members[numbers[0]].parameter.device  # no copy from the host
+                return torch.ones(len(numbers), dtype=torch.bool, device=device)
             return finite_of(groups, [pairs[n] for n in numbers])
 
         refuses = policy is NonFinite.RAISE

@@ -20,9 +20,9 @@ from polarlight.execution.job import Executor
 from polarlight.execution.param_task import (
     ParamExecutor,
     ParamTask,
+    any_sharded,
     directions_of,
     full_tensor,
-    is_sharded,
     local_tensors,
     shared_indices,
     to_local,
@@ -211,7 +211,7 @@ class SpectralOptimizer(Optimizer):
             check_lr([group["lr"] for group in groups])
         active = {i: with_gradients(group, i) for i, group in enumerate(groups)}
         matrices = [i for i, group in enumerate(groups) if isinstance(group["rule"], UpdateRule)]
-        has_shards = any(is_sharded(p) for i in matrices for p in groups[i]["params"])
+        has_shards = any_sharded([p for i in matrices for p in groups[i]["params"]])
         if has_shards and not isinstance(self.executor, ParamExecutor):
             self.executor = Sharded(self.executor)
         sharded = shared_indices([group["params"] for group in groups], self.executor)
@@ -364,7 +364,9 @@ class SpectralOptimizer(Optimizer):
         states = [self._buffers.by_param[p] for p in params]
         weights, gradients, buffers = local_tensors(params, states, maximize=group["maximize"])
         extra = rule.momentum.extra_state
-        held = [{name: to_local(state[name]) for name in extra} for state in states]
+        held: list[dict[str, Tensor]] = [{} for _ in states]
+        if extra:
+            held = [{name: to_local(state[name]) for name in extra} for state in states]
         momenta = update_momenta(rule.momentum, held, gradients, buffers, group["momentum"], flags)
         # A rule writes to clones where flags decide afterwards which of them are kept.
         clones = states if flags is None else clone_buffers(states)

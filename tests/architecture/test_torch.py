@@ -40,6 +40,7 @@ PRIVATE = {
 """Every private name of torch in the package, and why."""
 
 ELSEWHERE = {
+    "torch._compile._disable_dynamo": "as above",
     "torch._dynamo": "the compiler, as tests of compiled steps look at it",
     "torch._dynamo.reset": "forgets what earlier tests compiled",
     "torch._dynamo.utils": "where it counts",
@@ -59,6 +60,8 @@ ELSEWHERE = {
     "torch.distributed.tensor.placement_types._StridedShard": "as above",
     "torch.ops.aten._local_scalar_dense": "how a value is read back from a device",
     "torch.ops.aten._local_scalar_dense.default": "the same",
+    "torch.ops.aten._to_copy": "a copy between devices",
+    "torch.overrides._pop_mode_temporarily": "what the compiler is not to trace",
     "torch.testing._internal.common_optimizers.ErrorOptimizerInput": "how torch tests optimizers",
     "torch.testing._internal.common_optimizers.OptimizerErrorEnum": "the same",
     "torch.testing._internal.common_optimizers.OptimizerInfo": "the same",

@@ -26,11 +26,19 @@ class MeshKey(tuple[int, tuple[int, ...], tuple[int, ...]]):
     """Size, global ranks by place (row-major), and shape of a mesh.
 
     Equal keys are one object, made by `mesh_key`: thousands of ranks are not compared in a step.
+    Smaller meshes come first, and of the same processes the mesh of fewer dimensions: it has the
+    fewer and larger matrices, beside which those of the other one find their places.
     """
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__
     __ne__ = object.__ne__
+
+    def __lt__(self, other: tuple[object, ...]) -> bool:
+        """Return whether this mesh is planned before another one."""
+        assert isinstance(other, MeshKey)
+        (size, ranks, shape), (size_2, ranks_2, shape_2) = self, other
+        return (size, ranks, len(shape), shape) < (size_2, ranks_2, len(shape_2), shape_2)
 
 
 @cache

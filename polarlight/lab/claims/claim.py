@@ -87,6 +87,7 @@ class Claim:
         plan: The reduced setting.
         seeds: Runs per arm, with the chosen learning rate.
         lr_of: Arms that take the learning rate of another one.
+        lr_factor: By arm of `lr_of`: factor on that rate, 1 unless it is here.
         reported: Measures that are told of an arm and decide nothing, beside those of the checks.
     """
 
@@ -102,6 +103,7 @@ class Claim:
     plan: Plan = SMALL
     seeds: int = SEEDS
     lr_of: Mapping[str, str] = field(default_factory=dict)
+    lr_factor: Mapping[str, float] = field(default_factory=dict)
     reported: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def plan_of(self, label: str) -> Plan:

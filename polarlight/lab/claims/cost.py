@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import torch
 
-from polarlight.lab.claims.claim import SMALL
+from polarlight.lab.claims.claim import SMALL, Claim
 from polarlight.lab.train.model import GPT
 from polarlight.lab.train.settings import Plan
 
@@ -31,3 +31,12 @@ def hidden_parameters(plan: Plan) -> int:
 def _active(plan: Plan) -> int:
     with torch.device("meta"):
         return int(GPT(plan.model(256)).active_parameter_count())
+
+
+def estimate(claim: Claim) -> str:
+    """Return the estimated processor time of a claim, in words."""
+    seconds = 0.0
+    for label, arm in claim.arms.items():
+        runs = claim.seeds + (len(arm.lrs) if len(arm.lrs) > 1 and label not in claim.lr_of else 0)
+        seconds += runs * core_seconds(claim.plan_of(label))
+    return f"about {seconds / 60:.0f} core minutes"

@@ -47,6 +47,14 @@ def _starved(reading: str, threshold: str) -> Callable[[Path], float]:
     )
 
 
+def most_starved(folder: Path) -> float:
+    """Return the highest share of starved gate and up rows over the samples, mean over matrices."""
+    return max(
+        fmean(layer["update"]["starved"]["0.1"] for layer in sample["layers"].values())
+        for sample in history.load(folder).neurons
+    )
+
+
 def _pairs(threshold: str) -> Callable[[Path], float]:
     """Return a measure: share of neurons with all of their rows starved by the update."""
 
@@ -109,6 +117,7 @@ def _mean(key: str) -> Callable[[Path], float]:
 MEASURES: Mapping[str, Callable[[Path], float]] = {
     "loss": loss,
     "starved": _starved("update", "0.1"),
+    "most starved": most_starved,
     "starved rows below 0.25": _starved("update", "0.25"),
     "starved by the momentum": _starved("momentum", "0.1"),
     "starved neurons": _pairs("0.1"),

@@ -1,6 +1,6 @@
 """All claims, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from polarlight.lab.claims.claim import Claim
 from polarlight.lab.claims.tried import (
@@ -8,6 +8,7 @@ from polarlight.lab.claims.tried import (
     down_columns,
     exactness,
     experts,
+    intervention,
     kaon,
     momentum_first,
     muoneq,
@@ -17,6 +18,7 @@ from polarlight.lab.claims.tried import (
     sides,
     sleep,
     starvation,
+    starvation_map,
     symmetric,
     which_aurora,
 )
@@ -36,6 +38,7 @@ MODULES = (
     momentum_first,
     which_aurora,
     sleep,
+    intervention,
     experts,
     shampoo,
 )
@@ -43,10 +46,25 @@ MODULES = (
 CLAIMS: Mapping[str, Claim] = {module.CLAIM.name: module.CLAIM for module in MODULES}
 
 
+GROUPS: Mapping[str, Mapping[str, Claim]] = {starvation_map.NAME: starvation_map.PARTS}
+"""Claims that are run and shown together, by the name of the group and of the part."""
+
+
 def find(name: str) -> Claim:
-    """The claim of this name.
+    """Return the claim of this name, also one that is part of a group.
 
     Raises:
         ValueError: If there is none; the message lists them and names the nearest.
     """
-    return look_up(name, CLAIMS, "claim")
+    parts = {claim.name: claim for parts in GROUPS.values() for claim in parts.values()}
+    return parts[name] if name in parts else look_up(name, CLAIMS, "claim")
+
+
+def parts_of(group: str, names: Sequence[str] = ()) -> tuple[Claim, ...]:
+    """Return the claims of a group, all of them or the named parts.
+
+    Raises:
+        ValueError: If there is no such part; the message lists the known ones.
+    """
+    parts = GROUPS[group]
+    return tuple(look_up(name, parts, "part") for name in names) or tuple(parts.values())

@@ -84,7 +84,8 @@ def _arm(claim: Claim, label: str, by_arm: Mapping[str, list[RunRecord]]) -> dic
     own = claim.lr_of.get(label, label)
     sweep = {r.lr: r.measures["loss"] for r in by_arm[own] if r.seed == SWEEP_SEED}
     lrs = claim.arms[own].lrs
-    lr = lrs[0] if len(lrs) == 1 or not sweep else _best(Sweep.of(sweep))
+    best = lrs[0] if len(lrs) == 1 or not sweep else _best(Sweep.of(sweep))
+    lr = best * claim.lr_factor.get(label, 1.0)
     told = {f"{rate:g}": loss for rate, loss in sorted(sweep.items())} if label == own else {}
     chosen = [r for r in by_arm[label] if r.lr == lr and r.seed != SWEEP_SEED]
     return {"lr": lr, "sweep": told, "samples": samples(chosen, claim.measures(label))}

@@ -117,7 +117,7 @@ def _searched(
 
 
 def _chosen(claim: Claim, searches: dict[str, Search]) -> dict[str, float]:
-    """The learning rate of every arm: the best of its sweep, or another arm's."""
+    """The learning rate of every arm: the best of its sweep, or taken from another arm's."""
     own = {}
     for label, arm in claim.arms.items():
         if label in searches:
@@ -125,7 +125,8 @@ def _chosen(claim: Claim, searches: dict[str, Search]) -> dict[str, float]:
             own[label] = sweep.rates[sweep.best]
         elif label not in claim.lr_of:
             own[label] = arm.lrs[0]
-    return own | {label: own[other] for label, other in claim.lr_of.items()}
+    taken = {a: own[b] * claim.lr_factor.get(a, 1.0) for a, b in claim.lr_of.items()}
+    return own | taken
 
 
 def _told(search: Search) -> dict[str, float]:

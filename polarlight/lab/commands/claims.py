@@ -10,9 +10,11 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from polarlight.lab.claims import starvation_page
 from polarlight.lab.claims.claim import Claim
-from polarlight.lab.claims.page import estimate, write_claims
-from polarlight.lab.claims.registry import CLAIMS, find
+from polarlight.lab.claims.cost import estimate
+from polarlight.lab.claims.page import write_claims
+from polarlight.lab.claims.registry import CLAIMS, GROUPS, find, parts_of
 from polarlight.lab.claims.results import findings, result_of, verdict
 from polarlight.lab.claims.running import Setting, run_claim
 from polarlight.lab.claims.speedup.plan import METHODS, SIZES
@@ -55,13 +57,14 @@ def reproduce(
     ] = None,
     size: Annotated[str, typer.Option(help=f"Of `speedup`: {', '.join(SIZES)}.")] = "small",
     parts: Annotated[
-        str | None, typer.Option(help="Of `speedup`: parts of the size, by commas.")
+        str | None,
+        typer.Option(help="Of `speedup` and `starvation-map`: parts of the plan, by commas."),
     ] = None,
     methods: Annotated[
         str | None, typer.Option(help=f"Of `speedup`, by commas: {', '.join(METHODS)}.")
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Of `speedup`: print runs and core hours and stop.")
+        bool, typer.Option("--plan", help="Print thresholds, runs and processor time and stop.")
     ] = False,
     results: Annotated[
         bool, typer.Option("--results", help="Of `speedup`: print what is recorded and stop.")
@@ -78,6 +81,7 @@ def reproduce(
     polarlight reproduce down-columns
     polarlight reproduce starvation --set width=256 --set steps=1000 --seeds 6
     polarlight reproduce --all --page docs/claims.md
+    polarlight reproduce starvation-map --parts 64x2-250
     polarlight reproduce speedup --size small --plan
     polarlight reproduce speedup --size small --parts 0.03M --methods adamw,muon,aurora
     ```
@@ -90,9 +94,12 @@ def reproduce(
         with _stopping():
             speedup(asked, Place(out, records, data, jobs or os.cpu_count() or 1))
         return
-    chosen = list(CLAIMS.values()) if everything else [find(name) for name in names or []]
+    chosen = list(CLAIMS.values()) if everything else _chosen(names or [], parts)
     if not chosen and page is None:
         raise ValueError("name a claim, or use --all, --list or --page")
+    if plan:
+        _show_plan(chosen)
+        return
     changes = _changes(settings or [])
     setting = Setting(out, data, jobs or os.cpu_count() or 1, changes, seeds, records)
     out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +109,25 @@ def reproduce(
     target = page or (out / "claims.md" if everything else None)
     if target is not None:
         write_claims(list(CLAIMS.values()), out, target)
+        starvation_page.write_figure(target.parent / "images", out)
         say(f"verdicts: {target}")
+
+
+def _chosen(names: list[str], parts: str | None) -> list[Claim]:
+    """Return the claims of these names; a group stands for its parts, or for the named ones."""
+    wanted = [part.strip() for part in (parts or "").split(",") if part.strip()]
+    found: list[Claim] = []
+    for name in names:
+        found += parts_of(name, wanted) if name in GROUPS else [find(name)]
+    return found
+
+
+def _show_plan(claims: list[Claim]) -> None:
+    """Print what would be run, at which thresholds, and its estimated cost."""
+    for claim in claims:
+        say(f"{claim.name}: {claim.runs()} runs, {estimate(claim)}; thresholds of {claim.dated}:")
+        for check in claim.checks:
+            say(f"  - {check.says}")
 
 
 @contextmanager
@@ -127,6 +152,8 @@ def _list(out: Path) -> None:
         known = result_of(claim, out)
         say(f"{claim.name:<15} {verdict(claim, known)}; {claim.runs()} runs, {estimate(claim)}")
         say(f"    {claim.says}")
+    for group, parts in GROUPS.items():
+        say(f"{group:<15} {len(parts)} sizes: {', '.join(parts)}; --plan has the cost of each")
     say(f"{NAME:<15} steps of tuned AdamW to reach the same loss; --size small --plan has the cost")
 
 

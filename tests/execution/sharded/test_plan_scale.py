@@ -79,6 +79,20 @@ def test_two_meshes_are_balanced_together():
     assert max(apart) > max(together)
 
 
+def test_many_experts_find_their_places_beside_few_large_matrices():
+    """The mesh of experts is planned last: its small matrices even the loads out."""
+
+    def shapes():
+        yield "model.layers.0.mlp.experts.down_proj", (64, 64, 64)
+        for i in range(6):
+            yield f"model.layers.{i}.self_attn.o_proj.weight", (128, 128)
+
+    plans = plans_of(shapes(), "experts 4 x 4", Options(flops_per_byte=0))
+    assert [plan.params[0].layouts[""].mesh for plan in plans] == [(16,), (4, 4)]
+    loads = plans[-1].loads
+    assert max(loads) <= 1.25 * sum(loads) / len(loads)
+
+
 def without_others(plan):
     return type(plan)(plan.params, plan.coordinates, plan.options, plan.ranks)
 

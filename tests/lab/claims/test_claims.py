@@ -131,6 +131,15 @@ def test_a_sweep_that_never_leaves_its_edge_is_given_up(setting, monkeypatch):
     assert searches["muon"].sweep.rates == (0.0025, 0.005, 0.01, 0.02, 0.04)
 
 
+def test_rates_taken_from_another_arm_are_multiplied(setting, monkeypatch):
+    claim = setting.of(find("starvation-map-64x2-250"))
+    chosen, searches = searched(claim, setting, monkeypatch, lambda task: abs(task.lr - 0.02))
+    assert chosen["muon 1x"] == 0.02
+    assert chosen["muon 0.5x"] == 0.01
+    assert chosen["aurora 4x"] == chosen["muon 4x"] == 0.08
+    assert set(searches) == {"muon 1x"}
+
+
 def own_folder(setting, task, claim):
     arm, plan = claim.arms[task.arm], claim.plan_of(task.arm)
     return running.run_folder(setting.out, arm, plan, running.spec_for(arm, task.lr, task.seed))

@@ -80,3 +80,4 @@ def test_a_target_functions_model_is_compared(tmp_path, function, status):
     assert done.returncode == status, done.stderr
     assert ("DIFFERENT" in done.stdout) == bool(status)
     assert "up_proj.weight" in done.stdout
+    assert "messages with at most" in " ".join(done.stdout.split())

@@ -153,18 +153,20 @@ def section(runs: RunStore) -> Iterator[str]:
     yield f"Tuning has a seed of its own. Thresholds of {DATED}, before the runs:\n"
     yield from (f"- {check}" for check in CHECKS)
     yield "\nSpeedups in time are not given: step times were not measured under load.\n"
-    missing = []
+    missing, dearer = [], dict[int, float]()
     for part in SIZES["small"]:
         data = _data_of(part, runs)
-        known = losses_of(part, runs, data)
+        known, found = losses_of(part, runs, data), records_of(part, runs, data)
+        if found:
+            dearer[part.model.width] = _dearer(part, found)
         left = sum(_left(part, m, known) for m in part.methods if due(part, m, known))
-        left *= _dearer(part, records_of(part, runs, data))
+        left *= dearer.get(part.model.width, 1.0)
         if left:
             missing.append(f"{part.name} {left / 3600:.2g} core hours")
         if known:
             yield from _part_section(part, known)
     yield f"\nNot run yet, with the estimated cost: {'; '.join(missing) or 'nothing'}. Estimates go"
-    yield "by tokens and parameters, and by the processor time of recorded runs of the same part:"
+    yield "by tokens and parameters, and by the processor time of recorded runs of the same width:"
     yield "small models cost more than their parameters tell."
     yield "`--size gpu` has a setting for one GPU (`--plan` prints its cost).\n"
 
@@ -176,10 +178,9 @@ def _data_of(part: GridPart, runs: RunStore) -> str:
 
 
 def _dearer(part: GridPart, found: Mapping[TuningJob, RunRecord]) -> float:
-    """Return the processor time of recorded runs over their estimate; 1 without runs."""
+    """Return the processor time of recorded runs over their estimate."""
     spent = sum(record.cpu_seconds for record in found.values())
-    guessed = sum(core_seconds(part.plan(job.length)) for job in found)
-    return spent / guessed if guessed else 1.0
+    return spent / sum(core_seconds(part.plan(job.length)) for job in found)
 
 
 def _left(part: GridPart, method: str, known: Losses) -> float:

@@ -143,8 +143,22 @@ class GridPart:
 
 
 _RUN = replace(SMALL, batch=64, validation_tokens=131_072, log_every=100, checkpoint_every=500)
-_SMALL = replace(_RUN, width=64)
-_AXIS = ("adamw", "muon", "aurora")
+AXIS_METHODS = ("adamw", "muon", "aurora")
+AXIS_WIDTHS: Mapping[int, str] = {32: "0.03M", 64: "0.13M"}
+"""Widths at which batch and MLP are varied, with the part of the plan that lies in the middle."""
+
+
+def axis_part(axis: str, width: int, value: int) -> GridPart:
+    """Return a part at another batch ("batch", thousands of tokens) or MLP ("mlp", its factor)."""
+    changes = {"batch": 16 * value} if axis == "batch" else {"expansion": float(value)}
+    return GridPart(
+        name=f"{AXIS_WIDTHS[width]}-{axis}-{value}{'k' if axis == 'batch' else 'x'}",
+        model=replace(_RUN, width=width, **changes),
+        lengths=(1,),
+        adamw_lengths=(0.5, 1, 2),
+        methods=AXIS_METHODS,
+    )
+
 
 _GPU = replace(
     _RUN,
@@ -190,26 +204,8 @@ SIZES: Mapping[str, tuple[GridPart, ...]] = {
             lengths=(1, 4),
             adamw_lengths=(0.5, 1, 2, 4, 8),
         ),
-        *(
-            GridPart(
-                name=f"0.13M-batch-{tokens // 1024}k",
-                model=replace(_SMALL, batch=tokens // 64),
-                lengths=(1,),
-                adamw_lengths=(0.5, 1, 2),
-                methods=_AXIS,
-            )
-            for tokens in (1024, 16_384)
-        ),
-        *(
-            GridPart(
-                name=f"0.13M-mlp-{width}x",
-                model=replace(_SMALL, expansion=float(width)),
-                lengths=(1,),
-                adamw_lengths=(0.5, 1, 2),
-                methods=_AXIS,
-            )
-            for width in (1, 2, 8, 16)
-        ),
+        *(axis_part("batch", width, tokens) for width in AXIS_WIDTHS for tokens in (1, 16)),
+        *(axis_part("mlp", width, factor) for width in AXIS_WIDTHS for factor in (1, 2, 8, 16)),
     ),
     "gpu": (
         GridPart(

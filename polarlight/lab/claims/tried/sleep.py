@@ -4,17 +4,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from polarlight.diagnostics.spectra import gram_leverages, precise_gram
 from polarlight.lab.claims.arms import BALANCED, FINE_MUON
 from polarlight.lab.claims.claim import Area, Claim
+from polarlight.lab.claims.neurons import mlps_of, starved_neurons
 from polarlight.lab.claims.verdict import least, lower, most
 from polarlight.lab.train.loop import Run
 from polarlight.lab.train.model import SwiGLU
 from polarlight.optimizer import Observation
 from polarlight.rules import aurora
-
-STARVED = 0.1
-"""Of an equal share of the momentum's leverage."""
 
 
 @dataclass(slots=True)
@@ -50,8 +47,8 @@ def _pruned(run: Run) -> dict[str, float]:
     And what it gains when as many others are cut, drawn at random.
     """
     whole = run._validate()[0]["loss"]
-    mlps = [m for m in run.model.modules() if isinstance(m, SwiGLU)]
-    masks = [_starved(run, mlp) for mlp in mlps]
+    mlps = mlps_of(run)
+    masks = [starved_neurons(run, mlp) for mlp in mlps]
     generator = torch.Generator().manual_seed(0)
     drawn = [mask[torch.randperm(len(mask), generator=generator)] for mask in masks]
     return {
@@ -59,18 +56,6 @@ def _pruned(run: Run) -> dict[str, float]:
         "cost of pruning starved": _cost(run, mlps, masks) - whole,
         "cost of pruning others": _cost(run, mlps, drawn) - whole,
     }
-
-
-def _starved(run: Run, mlp: SwiGLU) -> torch.Tensor:
-    """Return a mask of the neurons whose gate and up rows are both starved."""
-    buffers = (run.optimizer.state[m.weight] for m in (mlp.gate_proj, mlp.up_proj))
-    return torch.stack([_shares(s["momentum_buffer"]) < STARVED for s in buffers]).all(dim=0)
-
-
-def _shares(M: torch.Tensor) -> torch.Tensor:
-    """Return the row shares of the exact polar factor of tall M, [m, n] -> [m]."""
-    m, n = M.shape
-    return gram_leverages(M, precise_gram(M)) * (m / n)
 
 
 def _cost(run: Run, mlps: list[SwiGLU], masks: list[torch.Tensor]) -> float:
