@@ -38,6 +38,7 @@ from torch.optim import Optimizer
 
 from polarlight.execution.param_task import is_sharded, local_gradient, to_local
 from polarlight.execution.sharded import collectives
+from polarlight.execution.sharded.faults import SharedStep
 from polarlight.linalg.matrices import at_least_float32
 
 __all__ = ["Outer", "OuterNesterov", "client_gradient", "displacement", "sample_clients"]
@@ -141,12 +142,14 @@ class Outer:
         taken: Steps taken in the present round.
         left_out: Number of contributions with a NaN or Inf, of all workers and rounds. Such a
             worker has no part in its round's sum and goes on from the anchor; the weights of the
-            others are scaled to the same sum. If none is left, the anchor stays as it is.
+            others are scaled to the same sum. If none is left, or if a sum of finite contributions
+            overflows, the anchor stays as it is.
 
     Raises:
         ValueError: If no worker is given, workers differ, or an argument is outside its range.
         RuntimeError: In the first round's end, if processes differ in their settings or began from
-            different weights; on all of them, with the first difference.
+            different weights; on all of them, with the first difference. In any round's end, if a
+            process is gone or a round failed before; the message names its rank where it can.
     """
 
     def __init__(
@@ -193,13 +196,15 @@ class Outer:
         """End the round now, for a shorter last round; arguments as for `step`."""
         if not self._total:
             self._total = self._compare_processes()
-        weights = self._finite_weights(self._weights(weights))
-        if weights is None:
+        given = self._weights(weights)
+        with SharedStep(self._ranks):
+            finite = self._finite_weights(given)
+            sums = [] if finite is None else self._sums(finite)
+            if not self._is_finite(sums):  # finite contributions may overflow in a sum
+                sums = []
+        if not sums:
             self._reset_workers()
             return
-        sums = [self._sum(i, weights) for i in range(len(self._anchors))]
-        if self._group is not None:
-            collectives.all_reduce_sum(sums, self._group)
         for anchor, total in zip(self._anchors, sums, strict=True):
             anchor.grad = (
                 collectives.as_dtensor_like(total, anchor) if is_sharded(anchor) else total
@@ -207,6 +212,14 @@ class Outer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._reset_workers()
+
+    def _ranks(self) -> set[int]:
+        """Return the global ranks of the other workers, and of the shards of this one."""
+        shards = [p for worker in self._workers for p in worker if is_sharded(p)]
+        meshes = [collectives.mesh_of_dtensor(p) for p in shards]
+        if self._group is not None:
+            meshes.append(collectives.mesh_of_group(self._group, "cpu"))
+        return {rank for mesh in meshes if mesh is not None for rank in mesh.ranks}
 
     def _reset_workers(self) -> None:
         """Copy the anchor to all workers; begin the next round."""
@@ -222,7 +235,7 @@ class Outer:
         The weights of the others are scaled to the same sum.
         """
         finite = [
-            not weight or self._is_finite(worker)
+            not weight or self._is_finite(map(self._contribution, self._anchors, worker))
             for worker, weight in zip(self._workers, weights, strict=True)
         ]
         kept = [w if ok else 0.0 for w, ok in zip(weights, finite, strict=True)]
@@ -237,14 +250,13 @@ class Outer:
         self.left_out += int(left_out)
         return [w * total / rest for w in kept] if rest else None
 
-    def _is_finite(self, worker: Sequence[Tensor]) -> bool:
-        """Return whether all of a worker's contributions are finite, on all of its processes."""
-        flags = [
-            self._contribution(anchor, p).isfinite().all()
-            for anchor, p in zip(self._anchors, worker, strict=True)
-        ]
+    def _is_finite(self, tensors: Iterable[Tensor]) -> bool:
+        """Return whether local tensors of a worker are finite, on all of its processes."""
+        flags = [x.isfinite().all() for x in tensors]
+        if not flags:
+            return True
         bad = (~torch.stack(flags).all()).to(torch.int64).reshape(1)
-        shards: dict[Any, Any] = {p.device_mesh: p for p in worker if is_sharded(p)}  # type: ignore[attr-defined]
+        shards: dict[Any, Any] = {p.device_mesh: p for p in self._workers[0] if is_sharded(p)}  # type: ignore[attr-defined]
         for p in shards.values():
             if (mesh := collectives.mesh_of_dtensor(p)) is not None:
                 bad = collectives.reduce_max(bad.to(mesh.device), mesh)
@@ -285,6 +297,13 @@ class Outer:
             raise ValueError(f"{here} workers here need {here} weights, got {len(weights)}")
         _check_weights("weights", weights)
         return weights
+
+    def _sums(self, weights: Sequence[float]) -> list[Tensor]:
+        """Return the sum over all processes of each parameter's weighted contributions."""
+        sums = [self._sum(i, weights) for i in range(len(self._anchors))]
+        if self._group is not None:
+            collectives.all_reduce_sum(sums, self._group)
+        return sums
 
     def _sum(self, index: int, weights: Sequence[float]) -> Tensor:
         """Sum this process's weighted contributions to one parameter."""

@@ -67,6 +67,8 @@ class ParamTask:
         momentum: Local part of what the rule maps.
         state: Buffers by name, and the gradient under `GRADIENT` if the rule reads it; DTensors if
             the parameter is one.
+        expendable: Whether the direction may be written over a momentum that is a tensor of its
+            own, neither a buffer nor the gradient.
     """
 
     name: str
@@ -75,6 +77,7 @@ class ParamTask:
     parameter: Tensor
     momentum: Tensor
     state: dict[str, Tensor]
+    expendable: bool = False
 
 
 @runtime_checkable

@@ -22,6 +22,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ class NonFiniteGuard:
         states: Mapping[Tensor, State],
         *,
         sharded: Sequence[Collection[int]],
-        nonfinite_shared: Collection[tuple[int, int]] = (),
+        nonfinite_shared: Mapping[tuple[int, int], int] = MappingProxyType({}),
         wait: bool,
     ) -> dict[int, FiniteMask]:
         """Return one mask per group; remove from `active` what the host knows to be non-finite.
@@ -89,7 +90,8 @@ class NonFiniteGuard:
             active: Param indices with a gradient, by group; changed in place.
             states: State of each parameter.
             sharded: Param indices of parameters that processes hold together, by group.
-            nonfinite_shared: Those of them, by group, whose gradient is not finite on some process.
+            nonfinite_shared: Those of them, by group, whose gradient is not finite on some process,
+                with the rank of one such process.
             wait: Whether the host may wait for a transfer per group, as for a probe.
 
         Raises:
@@ -298,6 +300,16 @@ def _norms(gradients: Sequence[Tensor], squares: bool) -> list[Tensor]:
     return [norms[i] for i in range(len(gradients))]
 
 
+def any_nonfinite(
+    groups: Sequence[Group], active: ActiveParams, sharded: Sequence[Collection[int]]
+) -> bool:
+    """Return whether a plain parameter's gradient is not finite; waits for the device."""
+    return any(
+        nonfinite_indices(groups[i], [k for k in param_indices if k not in sharded[i]])
+        for i, param_indices in active.items()
+    )
+
+
 def nonfinite_indices(group: Group, param_indices: Sequence[int]) -> list[int]:
     """Return the param indices whose plain gradient, or AdamW's square of it, is not finite."""
     return [
@@ -341,7 +353,7 @@ def _raise_if_nonfinite(
     groups: Sequence[Group],
     active: ActiveParams,
     sharded: Sequence[Collection[int]],
-    nonfinite_shared: Collection[tuple[int, int]],
+    nonfinite_shared: Mapping[tuple[int, int], int],
 ) -> None:
     """Raise FloatingPointError naming shared and the plain parameters that are non-finite."""
     found = set(nonfinite_shared)
@@ -350,7 +362,9 @@ def _raise_if_nonfinite(
         found |= {(i, k) for k in nonfinite_indices(groups[i], plain)}
     if found:
         names = [name_of(groups[i], i, k) for i, k in sorted(found)]
+        ranks = ", ".join(map(str, sorted(set(nonfinite_shared.values()))))
         raise FloatingPointError(
-            f"the gradient of {', '.join(names)} is not finite; nothing was changed. "
+            f"the gradient of {', '.join(names)} is not finite"
+            f"{f' (as seen on rank {ranks})' if ranks else ''}; nothing was changed. "
             "NonFinite.SKIP leaves such parameters out of the step"
         )

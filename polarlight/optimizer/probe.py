@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
+from polarlight.execution.param_task import ParamTask, full_tensor
 from polarlight.optimizer.param_groups import Group, name_of
 from polarlight.rule import Rule
 
@@ -59,6 +60,33 @@ class CountingProbe(Probe, Protocol):
             rule: The rule that updated it.
             frozen: Whether the parameter takes no gradient.
         """
+
+
+def report_update(
+    probes: Sequence[Probe], name: str, group: Group, p: Tensor, W: Tensor, M: Tensor, U: Tensor
+) -> None:
+    """Call probes with a parameter's weight before the step, local momentum and local direction.
+
+    A collective for shards: every process of the mesh must call it.
+    """
+    if probes:
+        observation = Observation(name, W, full_tensor(M, p), full_tensor(U, p), group)
+        for probe in probes:
+            probe.observe(observation)
+
+
+def report_tasks(
+    probes: Sequence[Probe],
+    groups: Sequence[Group],
+    tasks: Sequence[ParamTask],
+    directions: Sequence[Tensor],
+) -> None:
+    """Call probes with the updates of tasks whose weights have not moved yet, one group each."""
+    if probes:
+        for group, task, U in zip(groups, tasks, directions, strict=True):
+            p = task.parameter
+            U = U.to(p.dtype)
+            report_update(probes, task.name, group, p, full_tensor(p), task.momentum, U)
 
 
 def count_updates(

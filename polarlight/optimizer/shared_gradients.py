@@ -11,7 +11,8 @@ from polarlight.execution.param_task import ParamExecutor, Trainable
 from polarlight.execution.sharded.agreement import Agreed, Agreement, Finite, nonfinite_members
 from polarlight.execution.sharded.collectives import redistributed
 from polarlight.execution.sharded.executor import Sharded
-from polarlight.optimizer.gradient_guard import NonFinite, finite_of
+from polarlight.execution.sharded.faults import SharedStep
+from polarlight.optimizer.gradient_guard import NonFinite, any_nonfinite, finite_of
 from polarlight.optimizer.masked import State
 from polarlight.optimizer.param_groups import Group, name_of
 from polarlight.rule import UpdateRule
@@ -22,10 +23,15 @@ Pair = tuple[int, int]
 
 
 class SharedGradients:
-    """Agreement of processes on the gradients of shared parameters, made before a step."""
+    """Agreement of processes on the gradients of shared parameters, made before a step.
+
+    Attributes:
+        step: The present step, or the last one.
+    """
 
     def __init__(self) -> None:
         self._agreement = Agreement()
+        self.step = SharedStep(self._agreement.ranks)
 
     @contextmanager
     def prepared(
@@ -36,11 +42,13 @@ class SharedGradients:
         shared: Sequence[Collection[int]],
         executor: Executor | ParamExecutor,
         policy: NonFinite,
-    ) -> Iterator[set[Pair]]:
+    ) -> Iterator[dict[Pair, int]]:
         """Agree on gradients with all processes; yield (group, param) of the non-finite ones.
 
-        While the context lasts, `p.grad` of a pending gradient is the reduced one, and a missing
-        gradient that counts as zero is zero; afterwards every `p.grad` is what it was.
+        Each comes with the rank of a process that found it. An error in the context is reported to
+        the other processes (`execution/sharded/faults.py`). While it lasts, `p.grad` of a pending
+        gradient is the reduced one, and a missing gradient that counts as zero is zero; afterwards
+        every `p.grad` is what it was.
 
         Args:
             groups: The param groups.
@@ -52,6 +60,9 @@ class SharedGradients:
 
         Raises:
             ValueError: On all processes, if they disagree on parameters or gradients.
+            FloatingPointError: On all processes, if `policy` is RAISE and a gradient on another one
+                is not finite.
+            RuntimeError: If another process is gone, or a step failed before.
         """
         pairs = [
             (i, k) for i, own in enumerate(shared) for k in own if groups[i]["params"][k] in states
@@ -65,37 +76,68 @@ class SharedGradients:
                 return torch.ones(len(numbers), dtype=torch.bool, device=device)
             return finite_of(groups, [pairs[n] for n in numbers])
 
-        agreed = self._agreed(members, executor, finite)
-        replaced = [members[n].parameter for n in (*agreed.missing, *agreed.pending)]
-        before = [(p, p.grad) for p in replaced]
-        try:
-            for n in agreed.missing:
-                i, k = pairs[n]
-                members[n].parameter.grad = torch.zeros_like(members[n].parameter)
-                active[i].append(k)
-                active[i].sort()
-            for n in agreed.pending:
-                members[n].parameter.grad = redistributed(members[n].parameter)
-            nonfinite = agreed.nonfinite | _nonfinite_pending(agreed, finite)
-            yield {pairs[n] for n in nonfinite}
-        finally:
-            for p, gradient in before:
-                p.grad = gradient
+        refuses = policy is NonFinite.RAISE
+        refused_here = refuses and any_nonfinite(groups, active, shared)
+        with SharedStep(self._agreement.ranks) as self.step:
+            agreed = self._agreed(members, executor, finite, refuses, refused_here)
+            self.step.agreed = True
+            with _gradients_replaced(agreed, members, pairs, active):
+                nonfinite = agreed.nonfinite | _nonfinite_pending(agreed, finite)
+                if agreed.refused is not None and not nonfinite and not refused_here:
+                    raise FloatingPointError(
+                        f"a gradient on rank {agreed.refused} is not finite; nothing was changed. "
+                        "That process names its parameter. NonFinite.SKIP leaves such parameters "
+                        "out of the step"
+                    )
+                yield {pairs[n]: rank for n, rank in nonfinite.items()}
 
     def _agreed(
-        self, members: Sequence[Trainable], executor: Executor | ParamExecutor, finite: Finite
+        self,
+        members: Sequence[Trainable],
+        executor: Executor | ParamExecutor,
+        finite: Finite,
+        refuses: bool,
+        refused_here: bool,
     ) -> Agreed:
         """Compare trainable parameters on all processes, and announce them to the executor."""
-        if not isinstance(executor, Sharded):
-            return self._agreement.check(members, None, finite, options="", missing_is_zero=False)
-        executor.announce([m for m in members if isinstance(m.rule, UpdateRule)])
+        group, options, zero = None, "", False
+        if isinstance(executor, Sharded):
+            executor.announce([m for m in members if isinstance(m.rule, UpdateRule)])
+            options = f"{executor.options}, missing_gradients={executor.missing_gradients!r}"
+            group, zero = executor.group, executor.missing_gradients == "zero"
         return self._agreement.check(
             members,
-            executor.group,
+            group,
             finite,
-            options=f"{executor.options}, missing_gradients={executor.missing_gradients!r}",
-            missing_is_zero=executor.missing_gradients == "zero",
+            options=options,
+            missing_is_zero=zero,
+            refuses=refuses,
+            refused_here=refused_here,
         )
+
+
+@contextmanager
+def _gradients_replaced(
+    agreed: Agreed,
+    members: Sequence[Trainable],
+    pairs: Sequence[Pair],
+    active: Mapping[int, list[int]],
+) -> Iterator[None]:
+    """Reduce pending gradients and add missing ones as zeros; put `grad` back afterwards."""
+    replaced = [members[n].parameter for n in (*agreed.missing, *agreed.pending)]
+    before = [(p, p.grad) for p in replaced]
+    try:
+        for n in agreed.missing:
+            i, k = pairs[n]
+            members[n].parameter.grad = torch.zeros_like(members[n].parameter)
+            active[i].append(k)
+            active[i].sort()
+        for n in agreed.pending:
+            members[n].parameter.grad = redistributed(members[n].parameter)
+        yield
+    finally:
+        for p, gradient in before:
+            p.grad = gradient
 
 
 def _trainable(group: Group, i: int, k: int, states: Mapping[Tensor, State]) -> Trainable:
@@ -104,9 +146,9 @@ def _trainable(group: Group, i: int, k: int, states: Mapping[Tensor, State]) -> 
     return Trainable(name_of(group, i, k), group["rule"], group["view"] or Whole(), p, states[p])
 
 
-def _nonfinite_pending(agreed: Agreed, finite: Finite) -> set[int]:
-    """Return members whose gradient is not finite on some process after it was reduced."""
-    found: set[int] = set()
+def _nonfinite_pending(agreed: Agreed, finite: Finite) -> dict[int, int]:
+    """Return members whose reduced gradient is not finite, with a rank that found it."""
+    found: dict[int, int] = {}
     for roster in agreed.rosters:
         pending = [n for n in roster.members if n in agreed.pending]
         if pending:

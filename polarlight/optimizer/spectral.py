@@ -58,9 +58,10 @@ from polarlight.optimizer.param_groups import (
     with_gradients,
     without_frozen_integers,
 )
-from polarlight.optimizer.probe import Observation, Probe, count_updates
+from polarlight.optimizer.probe import Probe, count_updates, report_tasks, report_update
 from polarlight.optimizer.shared_gradients import SharedGradients
 from polarlight.optimizer.state_dict import restoring
+from polarlight.optimizer.streaming import step_streamed, streams
 from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
@@ -215,7 +216,7 @@ class SpectralOptimizer(Optimizer):
             self.executor = Sharded(self.executor)
         sharded = shared_indices([group["params"] for group in groups], self.executor)
         if not any(sharded):
-            self._step_active(groups, active, sharded, set())
+            self._step_active(groups, active, sharded, {})
             return
         states, policy = self._buffers.by_param, self._guard.policy
         with self._shared.prepared(
@@ -228,7 +229,7 @@ class SpectralOptimizer(Optimizer):
         groups: list[Group],
         active: dict[int, list[int]],
         sharded: list[set[int]],
-        nonfinite: set[tuple[int, int]],
+        nonfinite: dict[tuple[int, int], int],
     ) -> None:
         """Step active parameters with finite gradients; `nonfinite` ones are known already."""
         observing = [probe for probe in self._probes.values() if probe.begin()]
@@ -331,28 +332,28 @@ class SpectralOptimizer(Optimizer):
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
     ) -> None:
         """Step one batch of parameters whose rules map matrices."""
+        if not observing and streams(self.executor):
+            self._shared.step.moved, states = True, self._buffers.by_param
+            batch = step_streamed(self.executor, self._groups, batch, states, self._update_momenta)
+            finite = {i: finite[i] for i in batch}
         parts = [
-            self._update_momenta([(i, k) for i in alike for k in batch[i]], finite)
+            self._update_momenta([(i, k) for i in alike for k in batch[i]], finite, bool(observing))
             for alike in alike_groups(self._groups, finite)
         ]
         # Directions of whole matrices, of all groups at once: the executor batches or shares them.
         tasks = [task for part in parts for task in part.tasks]
         directions = iter(directions_of(self.executor, tasks))
+        self._shared.step.moved = True
         for part in parts:  # weights, elementwise on the local shards
             D = [next(directions) for _ in part.tasks]
-            states = [self._buffers.by_param[task.parameter] for task in part.tasks]
+            own = [self._buffers.by_param[task.parameter] for task in part.tasks]
             if part.finite is not None:
-                commit_where_finite(D, states, [task.state for task in part.tasks], part.finite)
-            for probe in observing:
-                for (i, _), task, direction in zip(part.places, part.tasks, D, strict=True):
-                    p = task.parameter
-                    W, M = full_tensor(p), full_tensor(task.momentum, p)
-                    U = full_tensor(direction.to(p.dtype), p)
-                    probe.observe(Observation(task.name, W, M, U, self._groups[i]))
-            apply_update(self._groups[part.places[0][0]], part.weights, states, D, part.finite)
+                commit_where_finite(D, own, [task.state for task in part.tasks], part.finite)
+            report_tasks(observing, [self._groups[i] for i, _ in part.places], part.tasks, D)
+            apply_update(self._groups[part.places[0][0]], part.weights, own, D, part.finite)
 
     def _update_momenta(
-        self, places: Sequence[tuple[int, int]], finite: Mapping[int, FiniteFlags]
+        self, places: Sequence[tuple[int, int]], finite: Mapping[int, FiniteFlags], observed: bool
     ) -> AlikeTasks:
         """Update momenta of parameters at (group, param) indices, whose groups are alike."""
         groups = self._groups
@@ -374,7 +375,7 @@ class SpectralOptimizer(Optimizer):
         if torch.compiler.is_compiling():
             rules = [self._graph.rule_of(p, rule) for p in params]
         tasks = [
-            ParamTask(name_of(groups[i], i, k), r, view, p, M, state)
+            ParamTask(name_of(groups[i], i, k), r, view, p, M, state, expendable=not observed)
             for (i, k), r, p, M, state in zip(places, rules, params, momenta, written, strict=True)
         ]
         return AlikeTasks(places, weights, tasks, flags)
@@ -383,6 +384,7 @@ class SpectralOptimizer(Optimizer):
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
     ) -> None:
         """Step one batch of parameters whose rules are elementwise."""
+        self._shared.step.moved = True
         for i in finite:
             group = self._groups[i]
             params = [group["params"][k] for k in batch[i]]
@@ -390,9 +392,8 @@ class SpectralOptimizer(Optimizer):
             before = [full_tensor(p).clone() if observing else p for p in params]
             step_elementwise_group(group, params, states, finite[i])
             self._buffers.store(self.state, params)
-            for probe in observing:
+            if observing:
                 for k, p, W, state in zip(batch[i], params, before, states, strict=True):
                     local = {key: to_local(x) for key, x in state.items()}
                     M, U = group["rule"].momentum_and_direction(local, group["momentum"])
-                    M, U = full_tensor(M, p), full_tensor(U, p)
-                    probe.observe(Observation(name_of(group, i, k), W, M, U, group))
+                    report_update(observing, name_of(group, i, k), group, p, W, M, U)

@@ -193,7 +193,7 @@ def test_no_step_waits_for_the_host(folder):
     Exempt: coefficients and plans, which are made once, and the comparison of processes.
     """
     waiting = {"item", "tolist", "cpu", "numpy"}
-    exempt = {"polar_express.py", "agreement.py", "executor.py", "copies.py"}
+    exempt = {"polar_express.py", "agreement.py", "disagreement.py", "executor.py", "copies.py"}
     found = [
         f"{file.name}:{node.lineno}"
         for file in (ROOT / folder).rglob("*.py")
@@ -352,7 +352,7 @@ def test_the_core_imports_torch_alone_and_of_it_only_what_torch_does():
     assert packages - set(sys.stdlib_module_names) == {"polarlight"}
 
 
-def test_one_module_talks_to_torch_distributed():
+def test_two_modules_talk_to_torch_distributed():
     for file in (ROOT / "execution").rglob("*.py"):
         names = {
             alias.name if isinstance(node, ast.Import) else node.module or ""
@@ -361,4 +361,4 @@ def test_one_module_talks_to_torch_distributed():
             for alias in node.names
         }
         talks = any(name.startswith("torch.distributed") for name in names)
-        assert not talks or file.name == "collectives.py", file.name
+        assert not talks or file.name in ("collectives.py", "faults.py"), file.name

@@ -53,12 +53,12 @@ def run(world, function, *arguments):
     start(_process, (world, _free_port(), function, arguments), nprocs=world)
 
 
-def _process(rank, world, port, function, arguments):
+def _process(rank, world, port, function, arguments, timeout=TIMEOUT):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group(
-        "gloo", init_method=address, rank=rank, world_size=world, timeout=TIMEOUT
+        "gloo", init_method=address, rank=rank, world_size=world, timeout=timeout
     )
     try:
         function(rank, *arguments)
@@ -81,7 +81,7 @@ def _script(rank, world, port, script, folder):
         runpy.run_path(str(script), run_name="__main__")
 
 
-def endings(world, function, *arguments):
+def endings(world, function, *arguments, timeout=TIMEOUT):
     """Calls `function(rank, *arguments)` on `world` processes, none of which ends for another.
 
     Returns their exit codes, by rank: 1 for one that raised, -9 for one that was killed.
@@ -89,7 +89,8 @@ def endings(world, function, *arguments):
     context, port = server(), _free_port()
     started = [
         context.Process(
-            target=_to_its_end, args=(rank, _process, (world, port, function, arguments))
+            target=_to_its_end,
+            args=(rank, _process, (world, port, function, arguments, timeout)),
         )
         for rank in range(world)
     ]

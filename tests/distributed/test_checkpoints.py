@@ -6,13 +6,18 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
     get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
 
 import polarlight
 from polarlight.diagnostics.sharding import full, gradient, shard_like
+from polarlight.execution.param_task import to_local
 from tests.contracts.catalogue import SHIPPED
 from tests.distributed.layouts import LAYOUTS, Parameters
 from tests.distributed.processes import run
@@ -101,6 +106,75 @@ def into_one(rank, folder, world, name):
 def both_ways(rank, folder):
     save(rank, f"{folder}/parts", 2, "rows")
     into_one(rank, folder, 2, "rows")
+    for rule, way in zip(RULES, (in_the_background, flattened, from_rank_0), strict=False):
+        straight, (model, optimizer) = (build(rule, LAYOUTS[2]["rows"]) for _ in range(2))
+        train(*straight, range(5))
+        way(rank, f"{folder}/{way.__name__}", rule, (model, optimizer))
+        train(model, optimizer, range(3, 5))
+        for ours, theirs in zip(model.parameters(), straight[0].parameters(), strict=True):
+            assert torch.equal(full(ours), full(theirs)), way.__name__
+    refused_by_torch(rank)
+
+
+def trained(rule):
+    found = build(rule, LAYOUTS[2]["rows"])
+    train(*found, range(3))
+    return found
+
+
+def in_the_background(rank, folder, rule, into):
+    """`async_save` while training goes on; over gloo it needs a process group of its own."""
+    model, optimizer = trained(rule)
+    states = {"m": get_model_state_dict(model), "o": get_optimizer_state_dict(model, optimizer)}
+    group = dist.new_group()
+    saved = dcp.async_save(states, checkpoint_id=folder, process_group=group)
+    train(model, optimizer, range(3, 5))
+    saved.result()
+    load(folder, *into)
+
+
+def flattened(rank, folder, rule, into):
+    """One flat dict of the optimizer's state, with a name in each key."""
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    model, optimizer = trained(rule)
+    states = get_optimizer_state_dict(model, optimizer, options=options)
+    assert "state.p0.momentum_buffer" in states
+    dcp.save({"m": get_model_state_dict(model), "o": states}, checkpoint_id=folder)
+    load(folder, *into, options)
+
+
+def load(folder, model, optimizer, options=None):
+    states = get_optimizer_state_dict(model, optimizer, options=options)
+    states = {"m": get_model_state_dict(model), "o": states}
+    dcp.load(states, checkpoint_id=folder)
+    set_model_state_dict(model, states["m"])
+    set_optimizer_state_dict(model, optimizer, states["o"], options=options)
+
+
+def from_rank_0(rank, folder, rule, into):
+    """Whole tensors on one process, cut and sent to the others, some shards of which are uneven."""
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    model, optimizer = trained(rule)
+    weights = get_model_state_dict(model, options=whole)
+    states = get_optimizer_state_dict(model, optimizer, options=whole)
+    if rank:
+        weights, states = {}, {}
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    assert to_local(into[0].p2).shape[0] == 2 - rank  # of three experts
+    set_model_state_dict(into[0], weights, options=options)
+    set_optimizer_state_dict(*into, states, options=options)
+
+
+def refused_by_torch(rank):
+    """A flattened state from rank 0, of torch's own optimizer: when this fails, docs may change."""
+    model, _ = build(RULES[0], LAYOUTS[2]["rows"])
+    optimizer = torch.optim.AdamW(model.parameters())
+    train(model, optimizer, range(1))
+    flat = {"full_state_dict": True, "flatten_optimizer_state_dict": True}
+    states = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(**flat))
+    options = StateDictOptions(**flat, broadcast_from_rank0=True)
+    with pytest.raises(KeyError):
+        set_optimizer_state_dict(model, optimizer, {} if rank else states, options=options)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -11,7 +11,6 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 import polarlight
 from polarlight.diagnostics.sharding import full, shard_like
-from polarlight.execution.sharded.copies import checksum
 from polarlight.execution.sharded.plan import Options
 from tests.distributed.layouts import LAYOUTS, models
 from tests.distributed.processes import run
@@ -130,52 +129,44 @@ def check_options(rank):
         optimizer.step()
 
 
-def check_copies_stay_equal(rank):
-    """Many steps under `Sharded(group)`: both processes keep the same bits."""
-    shapes = [(6, 4), (4, 6)]
-    params = [
-        nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(1))) for s in shapes
-    ]
-    executor = polarlight.Sharded(group=torch.distributed.group.WORLD)
-    optimizer = polarlight.SpectralOptimizer(
-        params, rule=polarlight.rules.normuon(), executor=executor
-    )
-    for step in range(STEPS):
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
-        optimizer.step()
-    (plan,) = executor.plans()
-    buffers = [x for p in params for x in optimizer.state[p].values()]
-    sums = torch.stack([checksum(x) for x in (*params, *buffers)])
-    found = [torch.empty_like(sums) for _ in range(2)]
-    torch.distributed.all_gather(found, sums)
-    assert torch.equal(*found)
-    assert len(set(plan.owners)) == 2
-
-
 MUON = polarlight.rules.muon()
-STEPS = 100
 
 LEFT, NOTICED = 0, 9
 """Exit codes: of the process that dies without a word, and of the one that says so."""
 
 
-def die_in_the_middle(rank):
-    optimizer = polarlight.SpectralOptimizer(
-        parameters(init_device_mesh("cpu", (2,))), rule=polarlight.rules.muon()
-    )
-    optimizer.step()
-    if rank == 1:
-        os._exit(LEFT)
-    with pytest.raises(RuntimeError, match=r"[Cc]onnection"):
+class OutOfMemory:
+    """An allocation fails when the first matrices have arrived."""
+
+    def directions(self, jobs):
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+
+
+def run_out_of_memory_in_the_middle(rank):
+    """Of a step; the process that did says so, and the other one knows which it was."""
+    params = parameters(init_device_mesh("cpu", (2,)))
+    executor = polarlight.Sharded(OutOfMemory()) if rank else polarlight.Sharded()
+    optimizer = polarlight.SpectralOptimizer(params, rule=MUON, executor=executor)
+    before = [p.to_local().detach().clone() for p in params]
+    kind = torch.OutOfMemoryError if rank else RuntimeError
+    with pytest.raises(kind) as error:
         optimizer.step()
+    assert all(torch.equal(p.to_local(), b) for p, b in zip(params, before, strict=True))
+    said = "".join([str(error.value), *getattr(error.value, "__notes__", ())])
+    if rank:
+        assert "rank 1 failed in the middle of a step that it shares with rank 0" in said, said
+        with pytest.raises(RuntimeError, match=r"an earlier step failed .*OutOfMemoryError"):
+            polarlight.SpectralOptimizer(params, rule=MUON).step()
+        os._exit(LEFT)
+    assert "Rank 1 raised OutOfMemoryError: Tried to allocate 20.00 GiB." in said, said
+    assert "weights of this process are as before" in said
     os._exit(NOTICED)
 
 
 def every(rank):
     checks = (check_disagreement, check_nan, check_nothing_to_do, check_pending_sum)
-    checks += (check_versions, check_options, check_copies_stay_equal)
-    for check in (*checks, die_in_the_middle):
+    checks += (check_versions, check_options)
+    for check in (*checks, run_out_of_memory_in_the_middle):
         check(rank)
 
 

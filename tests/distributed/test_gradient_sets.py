@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 import polarlight
 from polarlight.diagnostics.sharding import full
 from tests.distributed.processes import TIMEOUT, run
+from tests.distributed.test_traffic import Received
 
 SOON = TIMEOUT.total_seconds() / 3
 """Seconds: far below the time-out, and far above what a loaded machine takes."""
@@ -42,13 +43,13 @@ def muon(params, **options):
     )
 
 
-def refused(optimizer, params, match):
-    """A step raises ValueError soon and moves neither weights nor state."""
+def refused(optimizer, params, match, kind=ValueError):
+    """A step raises an error soon and moves neither weights nor state."""
     optimizer.state_dict()  # state exists from here on
     tensors = [*params, *(x for p in params for x in optimizer.state[p].values())]
     before = [local(x).clone() for x in tensors]
     begun = time.monotonic()
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(kind, match=match):
         optimizer.step()
     assert time.monotonic() - begun < SOON
     assert all(torch.equal(local(x), b) for x, b in zip(tensors, before, strict=True))
@@ -167,6 +168,51 @@ def a_nan_on_one_of_equal_plain_parameters(rank, world):
     assert params[1].isfinite().all()
 
 
+def a_nan_in_a_tensor_of_one_process(rank, world):
+    """Beside shards: under RAISE all processes refuse the step, the others hear of its rank."""
+    shards = parameters(init_device_mesh("cpu", (world,)), [(8, 4)])
+    own = nn.Parameter(values((6,), 3))
+    own.grad = torch.full((6,), float("nan" if rank else 1))
+    groups = [
+        {"params": [("a", shards[0])], "rule": polarlight.rules.muon()},
+        {"params": [("norm", own)], "rule": polarlight.rules.AdamWRule()},
+    ]
+    optimizer = polarlight.SpectralOptimizer(groups, nonfinite=polarlight.NonFinite.RAISE)
+    told = "the gradient of norm is not finite" if rank else "a gradient on rank 1 is not finite"
+    refused(optimizer, [*shards, own], told, FloatingPointError)
+    optimizer.nonfinite = polarlight.NonFinite.SKIP
+    before = own.detach().clone()
+    optimizer.step()
+    assert torch.equal(own, before) == bool(rank)
+    assert shards[0].to_local().isfinite().all()
+
+
+def a_nan_in_a_shard(rank, world):
+    """RAISE names its rank on all; PROPAGATE lets it into its own parameter alone."""
+    params = parameters(init_device_mesh("cpu", (world,)), [(8, 4), (8, 4), (6, 6)])
+    if rank == 1:
+        params[1].grad.to_local()[0] = float("nan")
+    optimizer = muon(params, nonfinite=polarlight.NonFinite.RAISE)
+    told = r"gradient of p1 is not finite \(as seen on rank 1\)"
+    refused(optimizer, params, told, FloatingPointError)
+    optimizer.nonfinite = polarlight.NonFinite.PROPAGATE
+    optimizer.step()
+    assert [bool(full(p).isfinite().all()) for p in params] == [True, False, True]
+
+
+def a_refused_gradient_is_heard_of_over_another_mesh(rank, world):
+    """Rows and columns of a 2 x 2 mesh; the NaN is on the last row, and all raise."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "columns"))
+    (a,) = parameters(mesh["columns"], [(8, 4)])
+    (b,) = parameters(mesh["rows"], [(6, 6)])
+    optimizer = muon([a, b], nonfinite=polarlight.NonFinite.RAISE)
+    optimizer.step()
+    if rank == 3:
+        a.grad.to_local()[0] = float("inf")
+    heard = "gradient of p0 .*seen on rank 3" if rank >= 2 else "a gradient on rank 3 is not finite"
+    refused(optimizer, [a, b], heard, FloatingPointError)
+
+
 def plain_parameters_that_differ(rank, world):
     """Shards of another engine under `Sharded(group)`: rank 1 would get the direction of rank 0."""
     p = nn.Parameter(values((8, 4), rank))
@@ -184,8 +230,14 @@ def pending_gradients(rank, world):
     total = sum(values((8, 4), 3) * (1 + r) for r in range(world))
     pair[1][0].grad = DTensor.from_local(total, mesh, [Replicate()], run_check=False)
     kept = pair[0][0].grad
+    counts = []
     for params in pair:
-        muon(params).step()
+        with Received() as found:
+            muon(params).step()
+        counts.append(found.counts)
+    assert counts[0]["all_reduce"] - counts[1]["all_reduce"] == 1  # the gradient itself
+    # One flag per parameter is reduced afterwards: whether the sum is finite.
+    assert counts[0]["allreduce_"] - counts[1]["allreduce_"] == 1
     assert pair[0][0].grad is kept
     for p, q in zip(*pair, strict=True):
         torch.testing.assert_close(full(p), full(q), rtol=0, atol=1e-6)
@@ -206,6 +258,8 @@ TWO = [
     elementwise_parameters_are_compared_too,
     missing_counts_as_zero,
     a_nan_on_one_of_equal_plain_parameters,
+    a_nan_in_a_tensor_of_one_process,
+    a_nan_in_a_shard,
     plain_parameters_that_differ,
     pending_gradients,
 ]
@@ -216,4 +270,5 @@ def test_two_processes_with_different_gradients():
 
 
 def test_four_processes_with_different_gradients():
-    run(4, each, 4, [others_hear_of_it_over_another_mesh, a_rank_without_gradients])
+    checks = [others_hear_of_it_over_another_mesh, a_refused_gradient_is_heard_of_over_another_mesh]
+    run(4, each, 4, [*checks, a_rank_without_gradients])

@@ -1,5 +1,6 @@
 """Rounds over real processes are those of simulated clients, sharded workers' too."""
 
+import os
 import re
 from contextlib import nullcontext
 
@@ -12,6 +13,7 @@ from torch.distributed.tensor import Shard
 
 import polarlight
 from polarlight.diagnostics.sharding import full, gradient, shard_like
+from polarlight.execution.sharded import faults
 from tests.distributed.layouts import Parameters
 from tests.distributed.processes import printed, run
 from tests.integrations.running import EXAMPLES, example
@@ -59,7 +61,9 @@ def everything(rank, folder):
     four_workers(rank)
     two_sharded_workers(rank, folder)
     a_worker_with_a_nan(rank)
+    a_worker_with_an_infinite_weight(rank)
     unequal_starts(rank)
+    a_worker_that_fails(rank)  # the last: the group is of no use after it
 
 
 def four_workers(rank):
@@ -100,6 +104,41 @@ def a_worker_with_a_nan(rank):
     alone[2].end_round()
     assert_same(run_[0][0], alone[0][0])
     assert run_[2].left_out == 1
+
+
+def a_worker_with_an_infinite_weight(rank):
+    """Or one that overflows in the sum: plain workers, each of which is a process."""
+    run_ = begin(group=dist.group.WORLD)
+    train(run_, [0], range(EVERY - 1))
+    if rank in (1, 2):
+        with torch.no_grad():
+            run_[0][0].p0[0] = float("inf") if rank == 1 else -1e308 * 1.79
+    run_[2].end_round([1e3] if rank == 2 else None)
+    for p in run_[0][0].parameters():
+        assert p.isfinite().all()
+
+
+def a_worker_that_fails(rank):
+    """One contribution raises an error; the others are told, and leave their weights alone."""
+    run_ = begin(group=dist.group.WORLD)
+    train(run_, [rank], range(EVERY - 1))
+    before = [p.detach().clone() for p in run_[0][0].parameters()]
+    faults.ANSWER_SECONDS = 1.0
+    if rank == 2:
+        run_[2]._contribution = out_of_memory
+    with pytest.raises(torch.OutOfMemoryError if rank == 2 else RuntimeError) as error:
+        run_[2].end_round()
+    assert all(torch.equal(p, b) for p, b in zip(run_[0][0].parameters(), before, strict=True))
+    if rank == 0:
+        assert "Rank 2 raised OutOfMemoryError: no memory" in str(error.value), error.value
+    with pytest.raises(RuntimeError, match="an earlier step failed"):
+        run_[2].end_round()
+    if rank == 2:
+        os._exit(0)
+
+
+def out_of_memory(anchor, parameter):
+    raise torch.OutOfMemoryError("no memory")
 
 
 def states(run_, worker):

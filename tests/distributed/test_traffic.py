@@ -5,15 +5,19 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import polarlight
 from polarlight.diagnostics.sharding import check_sharding, gradient, shard_like, table
+from polarlight.execution.sharded import collectives
 from polarlight.execution.sharded.plan import Options
 from polarlight.execution.sharded.traffic import traffic
 from polarlight.optimizer import gradient_guard
-from tests.distributed.layouts import LAYOUTS, models
-from tests.distributed.processes import run
+from tests.distributed.layouts import LAYOUTS, Parameters, models
+from tests.distributed.processes import TIMEOUT, run
 from tests.distributed.test_conformance import EIGEN, optimizer
 
 SHAPES = [(12, 4), (4, 12), (6, 6), (3, 12, 4), (10, 5), (64, 2), *[(6, 6)] * 6]
@@ -120,8 +124,18 @@ def check_plan_is_kept(rank):
 
 
 def check_host_reads(rank):
-    """The host waits for one tensor per step, whose gradients it cannot read otherwise."""
+    """The host waits for one tensor per step, whose gradients it cannot read otherwise.
+
+    Also on two meshes of which none has all processes; the first step finds out that it is so.
+    """
     _, model = models(torch.float64, LAYOUTS[4]["rows"], SHAPES)
+    assert host_reads(model) == ["tolist"]
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
+    parts = nn.ModuleList(Parameters(torch.float64, mesh[n], [Shard(0)], SHAPES) for n in "ab")
+    assert host_reads(parts) == ["tolist"]
+
+
+def host_reads(model):
     made = optimizer(RULE, executor=polarlight.Sharded(options=SMALL))(model)
     with_gradients(model)
     made.step()
@@ -137,7 +151,7 @@ def check_host_reads(rank):
         gradient_guard.is_host_readable = asked
         for name, method in kept.items():
             setattr(torch.Tensor, name, method)
-    assert reads == ["tolist"], reads
+    return reads
 
 
 def recording(method, name, reads):
@@ -146,6 +160,27 @@ def recording(method, name, reads):
         return method(self)
 
     return call
+
+
+def check_groups_are_made_once(rank):
+    """For all optimizers, with the time-out of the default group; none for what a mesh has."""
+    counts = []
+    kept, made = dist.new_group, []
+
+    def counted(*args, **options):
+        made.append(kept(*args, **options))
+        return made[-1]
+
+    collectives.dist.new_group = counted
+    for layout, options in (("rows", TWO_LEVELS), ("rows", TWO_LEVELS), ("HSDP", SMALL)):
+        _, model = models(torch.float64, LAYOUTS[4][layout], SHAPES)
+        optimizer_ = optimizer(RULE, executor=polarlight.Sharded(options=options))(model)
+        with_gradients(model)
+        optimizer_.step()
+        counts.append(len(made))
+    collectives.dist.new_group = kept
+    assert counts == [2, 2, 2]  # one within the node, one across nodes
+    assert all(collectives._timeout_of(group) == TIMEOUT for group in made)
 
 
 def check_row_sums_are_shared(rank):
@@ -171,6 +206,7 @@ ROWS = Options(row_bytes=0, sum_weight=0)
 
 
 def every(rank):
+    check_groups_are_made_once(rank)  # the first: groups of other checks' meshes are used again
     check_plan_is_kept(rank)
     check_host_reads(rank)
     check_row_sums_are_shared(rank)

@@ -134,7 +134,7 @@ def test_a_gradient_that_is_nonfinite_on_another_process_is_dropped():
             active,
             {p: {} for g in groups for p in g["params"]},
             sharded=sharded,
-            nonfinite_shared={(0, 1), (1, 0)},
+            nonfinite_shared={(0, 1): 0, (1, 0): 3},
             wait=False,
         )
         return active

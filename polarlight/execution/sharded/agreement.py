@@ -1,16 +1,16 @@
 """Agreement of processes on the parameters and gradients of a step, before anything moves.
 
-On every mesh of parameters the processes reduce one vector of nine integers: hashes of the
-parameters and of the set of gradients, with their minimum and maximum, and whether a gradient is
-not finite. A process without gradients takes part. Where they differ, all processes raise an error
-with the first parameter that differs; it is found by reducing one hash per parameter.
+On every mesh of parameters the processes reduce one vector of ten integers: hashes of the
+parameters and of the set of gradients, with their minimum and maximum, and the rank of a process
+with a non-finite gradient. A process without gradients takes part. Where hashes differ, all
+processes raise an error with the first parameter that differs; it is found by reducing one hash
+per parameter. The host reads the vectors of all meshes in one transfer.
 """
 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Any
 from weakref import ref
 
@@ -23,21 +23,26 @@ from polarlight.execution.sharded.collectives import (
     MeshTable,
     ProcessGroup,
     ProcessMesh,
-    layout_of,
 )
 from polarlight.execution.sharded.copies import check_copies
-from polarlight.execution.sharded.plan import ShardedPlan
-from polarlight.execution.sharded.specs import param_spec
-from polarlight.registry import stable_text
-from polarlight.rule import UpdateRule
+from polarlight.execution.sharded.disagreement import (
+    PENDING,
+    PRESENT,
+    gradient_mark,
+    gradient_state,
+    gradients_message,
+    hash_of,
+    member_text,
+    params_message,
+)
 
-ABSENT, PRESENT, PENDING = 0, 1, 2
-"""States of a gradient; a pending one has to be reduced to its parameter's placements."""
-
-PARAMS, GRADIENTS, COUNT, NONFINITE, TROUBLE, CHAINED, FRESH = 0, 2, 4, 5, 6, 7, 8
+PARAMS, GRADIENTS, COUNT, NONFINITE, CHAINED, FRESH, TROUBLE, REFUSED = 0, 2, 4, 5, 6, 7, 8, 9
 """Entries of the reduced vector: two hashes, each with its negative behind it; the number of
-parameters; flags. `FRESH` asks to compare copies, `TROUBLE` is 1 + the lowest rank of a mesh whose
-processes disagree."""
+parameters; 1 + a rank whose gradient is not finite; flags. `FRESH` asks to compare copies.
+`TROUBLE` is 1 + the lowest rank of a mesh whose processes disagree, `REFUSED` is 1 + a rank whose
+gradient has to raise an error; both are carried to the processes of other meshes."""
+
+CARRIED = slice(TROUBLE, REFUSED + 1)
 
 Finite = Callable[[Sequence[int]], Tensor]
 """Members -> bool [n], whether the local part of each one's gradient is finite."""
@@ -55,6 +60,7 @@ class Roster:
         texts: One text for the library and its options, then one per parameter.
         digest: Hash of the texts.
         fresh: Whether no step was agreed on with these parameters.
+        chained: Whether a process of the mesh waits for what processes of later meshes report.
     """
 
     mesh: ProcessMesh
@@ -64,6 +70,7 @@ class Roster:
     texts: list[str] = field(default_factory=list)
     digest: int = 0
     fresh: bool = True
+    chained: bool = False
 
     def is_of(self, params: Sequence[Tensor]) -> bool:
         """Return whether these are the parameters, in their order."""
@@ -77,16 +84,19 @@ class Agreed:
     """Members with non-finite, missing or pending gradients, as all processes found them.
 
     Attributes:
-        nonfinite: Members whose gradient is not finite on some process.
+        nonfinite: Members whose gradient is not finite on some process, with the rank of one.
         missing: Members without a gradient here that have one elsewhere; to be taken as zero.
         pending: Members whose gradient has to be reduced, on all processes of its mesh.
         rosters: Parameters of each mesh, in the order of collectives.
+        refused: Rank of a process with a non-finite gradient that all have to raise an error for;
+            None if there is none.
     """
 
-    nonfinite: set[int]
+    nonfinite: dict[int, int]
     missing: list[int]
     pending: list[int]
     rosters: list[Roster]
+    refused: int | None
 
 
 class Agreement:
@@ -96,6 +106,10 @@ class Agreement:
         self.meshes = MeshTable()
         self._known: dict[Any, Roster] = {}
 
+    def ranks(self) -> set[int]:
+        """Return the global ranks of all processes that this one shares a mesh with."""
+        return {rank for roster in self._known.values() for rank in roster.mesh.ranks}
+
     def check(
         self,
         members: Sequence[Member],
@@ -104,6 +118,8 @@ class Agreement:
         *,
         options: str,
         missing_is_zero: bool,
+        refuses: bool = False,
+        refused_here: bool = False,
     ) -> Agreed:
         """Compare parameters and gradients on every mesh; find non-finite gradients.
 
@@ -113,14 +129,25 @@ class Agreement:
             finite: Tests gradients that are not pending.
             options: Text that must be equal on all processes, besides the parameters.
             missing_is_zero: Whether a process may lack a gradient that others have.
+            refuses: Whether a non-finite gradient is an error on all processes.
+            refused_here: Whether a gradient that no other process shares is refused here.
 
         Raises:
             ValueError: On all processes that share a mesh, directly or over another one, if two of
                 them differ.
         """
         rosters = self._rosters(members, group, options)
-        states = [_gradient_state(m.parameter) for m in members]
-        rows = self._reduce_all(rosters, members, states, finite, missing_is_zero)
+        states = [gradient_state(m.parameter) for m in members]
+        vectors = _reduce_all(
+            rosters,
+            members,
+            states,
+            finite,
+            missing_is_zero=missing_is_zero,
+            refuses=refuses,
+            refused_here=refused_here,
+        )
+        rows = _carry_back(rosters, vectors)
         _raise_if_trouble(rosters, rows, members, states, missing_is_zero)
         for roster, row in zip(rosters, rows, strict=True):
             if row[FRESH]:
@@ -129,13 +156,14 @@ class Agreement:
         for roster, row in zip(rosters, rows, strict=True):
             if _differs(row, GRADIENTS):
                 missing += _missing_members(roster, members, states)
-        found: set[int] = set()
+        found: dict[int, int] = {}
         for roster, row in zip(rosters, rows, strict=True):
             if row[NONFINITE]:
                 active = [n for n in roster.members if states[n] == PRESENT]
                 found |= nonfinite_members(roster, active, finite)
         pending = [n for roster in rosters for n in roster.members if states[n] == PENDING]
-        return Agreed(found, missing, pending, rosters)
+        refused = max((row[REFUSED] for row in rows), default=0)
+        return Agreed(found, missing, pending, rosters, refused - 1 if refused else None)
 
     def _rosters(
         self, members: Sequence[Member], group: ProcessGroup | None, options: str
@@ -163,44 +191,52 @@ class Agreement:
                 self._known[key] = roster
             else:
                 roster.texts, roster.digest, roster.fresh = known.texts, known.digest, False
+            if known is not None:
+                roster.chained = known.chained
         return [by_key[key] for key in sorted(by_key)]
 
-    def _reduce_all(
-        self,
-        rosters: Sequence[Roster],
-        members: Sequence[Member],
-        states: Sequence[int],
-        finite: Finite,
-        missing_is_zero: bool,
-    ) -> list[list[int]]:
-        """All-reduce (max) hashes, states and trouble of each mesh; return rows, trouble in each.
 
-        Trouble on one mesh is carried to the next ones, and back where no last mesh has all
-        processes: none of them must wait on another mesh for one that raised.
-        """
-        vectors: list[Tensor] = []
-        covered = _last_covers_all(tuple(roster.mesh.ranks for roster in rosters))
-        for place, roster in enumerate(rosters):
-            chained = place < len(rosters) - 1 and not covered
-            marks = ";".join(_gradient_mark(members[n], states[n]) for n in roster.members)
-            both = roster.digest, hash_of(marks)
-            numbers = [both[0], -both[0], both[1], -both[1], len(roster.texts), 0, 0]
-            numbers += [int(chained), int(roster.fresh)]
-            vector = torch.tensor(numbers, dtype=torch.int64).to(roster.mesh.device)
-            active = [n for n in roster.members if states[n] == PRESENT]
-            if active:
-                vector[NONFINITE] = (~finite(active)).any()
-            if vectors:
-                vector[TROUBLE] = vectors[-1][TROUBLE]
-            collectives.reduce_max(vector, roster.mesh)
-            differs = vector[PARAMS] != -vector[PARAMS + 1]
-            if not missing_is_zero:
-                differs |= vector[GRADIENTS] != -vector[GRADIENTS + 1]
-            mark = differs * (1 + min(roster.mesh.ranks))
-            vector[TROUBLE] = torch.maximum(vector[TROUBLE], mark)
-            vectors.append(vector)
-        rows = torch.stack([v.to(vectors[0].device) for v in vectors]).tolist() if vectors else []
-        return _carry_back(rosters, rows)
+def _reduce_all(
+    rosters: Sequence[Roster],
+    members: Sequence[Member],
+    states: Sequence[int],
+    finite: Finite,
+    *,
+    missing_is_zero: bool,
+    refuses: bool,
+    refused_here: bool,
+) -> list[Tensor]:
+    """All-reduce (max) the vector of each mesh, int64 [10]; return them, with trouble of each.
+
+    Trouble on one mesh is carried to the next ones: no process must wait on another mesh for one
+    that raised.
+    """
+    vectors: list[Tensor] = []
+    covered = _last_covers_all(tuple(roster.mesh.ranks for roster in rosters))
+    for place, roster in enumerate(rosters):
+        chained = place < len(rosters) - 1 and not covered
+        marks = ";".join(gradient_mark(members[n], states[n]) for n in roster.members)
+        both = roster.digest, hash_of(marks)
+        here = 1 + roster.mesh.ranks[roster.mesh.rank]
+        numbers = [both[0], -both[0], both[1], -both[1], len(roster.texts), 0]
+        numbers += [int(chained), int(roster.fresh), 0, here * refused_here]
+        vector = torch.tensor(numbers, dtype=torch.int64).to(roster.mesh.device)
+        active = [n for n in roster.members if states[n] == PRESENT]
+        if active:
+            vector[NONFINITE] = (~finite(active)).any() * here
+            if refuses:
+                vector[REFUSED] = torch.maximum(vector[REFUSED], vector[NONFINITE])
+        if vectors:
+            before = vectors[-1][CARRIED].to(vector.device)
+            vector[CARRIED] = torch.maximum(vector[CARRIED], before)
+        collectives.reduce_max(vector, roster.mesh)
+        differs = vector[PARAMS] != -vector[PARAMS + 1]
+        if not missing_is_zero:
+            differs |= vector[GRADIENTS] != -vector[GRADIENTS + 1]
+        mark = differs * (1 + min(roster.mesh.ranks))
+        vector[TROUBLE] = torch.maximum(vector[TROUBLE], mark)
+        vectors.append(vector)
+    return vectors
 
 
 @lru_cache(maxsize=64)
@@ -209,17 +245,44 @@ def _last_covers_all(ranks: tuple[tuple[int, ...], ...]) -> bool:
     return not ranks or set().union(*ranks) <= set(ranks[-1])
 
 
-def _carry_back(rosters: Sequence[Roster], rows: list[list[int]]) -> list[list[int]]:
-    """Copy trouble on later meshes back to earlier ones that share processes with them."""
-    trouble = rows[-1][TROUBLE] if rows else 0
-    for roster, row in reversed(list(zip(rosters, rows, strict=True))):
-        if row[CHAINED]:
-            known = torch.tensor([max(trouble, row[TROUBLE])], device=roster.mesh.device)
-            trouble = int(collectives.reduce_max(known, roster.mesh).item())
-        row[TROUBLE] = max(trouble, row[TROUBLE])
-    if rows:
-        rows[0][TROUBLE] = max(row[TROUBLE] for row in rows)
+def _carry_back(rosters: Sequence[Roster], vectors: Sequence[Tensor]) -> list[list[int]]:
+    """Carry reports on later meshes back to earlier ones; return the vectors, read in one transfer.
+
+    Where the last mesh does not have all processes, processes of earlier meshes wait for it. Which
+    meshes have such processes is known from the step before; in the first step the host reads it.
+    """
+    if not vectors:
+        return []
+    _carry(rosters, vectors, [roster.chained for roster in rosters])
+    rows = _read(vectors)
+    new = [row[CHAINED] and not roster.chained for roster, row in zip(rosters, rows, strict=True)]
+    for roster, row in zip(rosters, rows, strict=True):
+        roster.chained = bool(row[CHAINED])
+    if any(new):
+        _carry(rosters, vectors, new)
+        rows = _read(vectors)
     return rows
+
+
+def _carry(
+    rosters: Sequence[Roster], vectors: Sequence[Tensor], chained: Sequence[int | bool]
+) -> None:
+    """Reduce the carried entries over the chained meshes, from the last one to the first."""
+    if not any(chained):
+        return
+    carried = vectors[-1][CARRIED]
+    for place in reversed(range(len(vectors))):
+        vector, mesh = vectors[place], rosters[place].mesh
+        carried = torch.maximum(vector[CARRIED], carried.to(vector.device))
+        if chained[place]:
+            collectives.reduce_max(carried, mesh)
+        vector[CARRIED] = carried
+
+
+def _read(vectors: Sequence[Tensor]) -> list[list[int]]:
+    """Return vectors of equal length as lists; waits for their devices once."""
+    found: list[list[int]] = torch.stack([v.to(vectors[0].device) for v in vectors]).tolist()
+    return found
 
 
 def _raise_if_trouble(
@@ -235,9 +298,11 @@ def _raise_if_trouble(
     messages = []
     for roster, row in zip(rosters, rows, strict=True):
         if _differs(row, PARAMS):
-            messages.append(_params_message(roster.mesh, roster.texts, row[COUNT]))
+            messages.append(params_message(roster.mesh, roster.texts, row[COUNT]))
         elif _differs(row, GRADIENTS) and not missing_is_zero:
-            messages.append(_gradients_message(roster, members, states))
+            own = [members[n] for n in roster.members]
+            states_here = [states[n] for n in roster.members]
+            messages.append(gradients_message(roster.mesh, own, states_here))
     if not messages:
         first = max(row[TROUBLE] for row in rows) - 1
         messages.append(
@@ -245,67 +310,6 @@ def _raise_if_trouble(
             f"with rank {first}; its processes name the parameter"
         )
     raise ValueError("\n".join(messages))
-
-
-def _params_message(mesh: ProcessMesh, texts: Sequence[str], count: int) -> str:
-    """Return the message for processes with different parameters, rules, views or options."""
-    where, (a, rank), (b, other) = first_difference(mesh, texts, count)
-    what = f"parameter {where - 1}" if where else "the library"
-    return (
-        f"processes disagree on the parameters of this step ({mesh}): "
-        f"{what} is [{a}] on rank {rank} and [{b}] on rank {other}; nothing was changed. "
-        "Every process must give its optimizer the same parameters, rules and views in the same "
-        "order, with equal options and versions"
-    )
-
-
-def _gradients_message(roster: Roster, members: Sequence[Member], states: Sequence[int]) -> str:
-    """Return the message for processes that have gradients of different parameters."""
-    texts = [_gradient_text(members[n], states[n]) for n in roster.members]
-    _, (a, rank), (b, other) = first_difference(roster.mesh, texts, len(texts))
-    return (
-        f"processes disagree on the gradients of this step ({roster.mesh}): {a} on rank {rank}, "
-        f"{b} on rank {other}; nothing was changed. A parameter that has a gradient must have one "
-        "on every process of its mesh. polarlight.Sharded(missing_gradients='zero') takes a "
-        "missing one for zero, as of experts that saw no token"
-    )
-
-
-def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
-    """Raise ValueError on every process of a mesh unless all of them made the same plan."""
-    mark = hash_of(plan.fingerprint)
-    both = torch.tensor([mark, -mark, len(plan.params)], dtype=torch.int64).to(mesh.device)
-    high, low, count = collectives.reduce_max(both, mesh).tolist()
-    if high != -low:
-        texts = [f"{plan.options}, owners {hash_of(str(plan.owners))}", *map(str, plan.params)]
-        raise ValueError(_params_message(mesh, texts, count + 1))
-
-
-def first_difference(
-    mesh: ProcessMesh, texts: Sequence[str], count: int
-) -> tuple[int, tuple[str, int], tuple[str, int]]:
-    """Return the first place at which lists of texts differ, and two processes with their texts.
-
-    One hash per place is reduced, and only the texts of that place are gathered. Every process of
-    the mesh must call this.
-
-    Args:
-        mesh: The process mesh.
-        texts: The list of this process.
-        count: Length of the longest list.
-
-    Returns:
-        The place; (text, global rank) of the first process, and of the first that differs from it.
-    """
-    hashes = [hash_of(text) for text in texts] + [0] * (count - len(texts))
-    both = torch.tensor([hashes, [-h for h in hashes]], dtype=torch.int64).to(mesh.device)
-    high, low = collectives.reduce_max(both, mesh).tolist()
-    differing = [place for place, (a, b) in enumerate(zip(high, low, strict=True)) if a != -b]
-    place = differing[0] if differing else 0
-    own = texts[place] if place < len(texts) else "missing"
-    gathered = collectives.all_gather_object(own, mesh.group)
-    other = next((rank for rank, text in enumerate(gathered) if text != gathered[0]), 0)
-    return place, (gathered[0], mesh.ranks[0]), (gathered[other], mesh.ranks[other])
 
 
 def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence[int]) -> list[int]:
@@ -327,38 +331,16 @@ def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence
     return [n for n, most in zip(roster.members, high, strict=True) if most and not states[n]]
 
 
-def nonfinite_members(roster: Roster, active: Sequence[int], finite: Finite) -> set[int]:
-    """Return the members with a non-finite gradient on some process; all of a mesh call this."""
+def nonfinite_members(roster: Roster, active: Sequence[int], finite: Finite) -> dict[int, int]:
+    """Return members with a non-finite gradient, and a rank of each; all of a mesh call this."""
     place = {number: k for k, number in enumerate(roster.members)}
     flags = torch.zeros(len(roster.members), dtype=torch.int64, device=roster.mesh.device)
     if active:
         index = torch.tensor([place[n] for n in active], device=flags.device)
-        flags[index] = (~finite(active)).to(flags)
+        here = 1 + roster.mesh.ranks[roster.mesh.rank]
+        flags[index] = (~finite(active)).to(flags) * here
     reduced = collectives.reduce_max(flags, roster.mesh).tolist()
-    return {n for n, bad in zip(roster.members, reduced, strict=True) if bad}
-
-
-def member_text(member: Member, mesh: ProcessMesh) -> str:
-    """Return what must be equal on all processes of a parameter: rule, view, layouts, dtypes."""
-    if isinstance(member.rule, UpdateRule):
-        return str(param_spec(member, mesh))
-    p = member.parameter
-    layout = layout_of(p, member.name) if is_sharded(p) else tuple(p.shape)
-    dtypes = {name: str(x.dtype) for name, x in sorted(member.state.items())}
-    return f"{member.name}: {layout} {p.dtype} {dtypes}; {_elementwise_text(member.rule)}"
-
-
-def _elementwise_text(rule: object) -> str:
-    """Return the text of an elementwise rule; its class alone if it has no stable text."""
-    try:
-        return stable_text(rule)
-    except ValueError:
-        return type(rule).__qualname__
-
-
-def hash_of(text: str) -> int:
-    """Return a hash of 62 bits, equal on every process, of which the negative fits an int64."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 2
+    return {n: bad - 1 for n, bad in zip(roster.members, reduced, strict=True) if bad}
 
 
 def _key(member: Member) -> tuple[Any, ...]:
@@ -371,27 +353,6 @@ def _key(member: Member) -> tuple[Any, ...]:
 def _differs(row: Sequence[int], entry: int) -> bool:
     """Return True if the hash at this entry of the reduced vector differs between processes."""
     return row[entry] != -row[entry + 1]
-
-
-def _gradient_state(parameter: Any) -> int:
-    """Return ABSENT, PRESENT, or PENDING if the gradient must still be reduced."""
-    if parameter.grad is None or not parameter.numel():
-        return ABSENT
-    pending = is_sharded(parameter) and parameter.grad.placements != parameter.placements
-    return PENDING if pending else PRESENT
-
-
-def _gradient_mark(member: Member, state: int) -> str:
-    """Return the state of a gradient as text; of a pending one with its placements."""
-    gradient: Any = member.parameter.grad
-    return f"{state}{gradient.placements}" if state == PENDING else str(state)
-
-
-def _gradient_text(member: Member, state: int) -> str:
-    """Return `name has a gradient`, `... no gradient` or its placements, for messages."""
-    gradient: Any = member.parameter.grad
-    how = {ABSENT: "no gradient", PRESENT: "a gradient"}.get(state)
-    return f"{member.name} has {how or f'a gradient in placements {gradient.placements}'}"
 
 
 def _version() -> str:

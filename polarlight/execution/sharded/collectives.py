@@ -1,4 +1,4 @@
-"""Process groups, DTensors and uneven all-to-all; no other module imports `torch.distributed`.
+"""Process groups, DTensors and uneven all-to-all, from `torch.distributed`.
 
 DTensor is imported on use, as in torch itself.
 """
@@ -95,6 +95,8 @@ def world_size() -> int:
 def mesh_ranks(ranks: Sequence[int]) -> str:
     """Format ranks: `first-last` if consecutive, else up to eight, and after dots the highest."""
     low, high = min(ranks), max(ranks)
+    if low == high:
+        return str(low)
     if high - low + 1 == len(ranks):
         return f"{low}-{high}"
     some = ", ".join(map(str, sorted(ranks)[:8]))
@@ -280,11 +282,14 @@ class SharedRows(Rows):
         groups: One group per mesh dimension that cuts the rows; sums are reduced over each.
         total: Number of rows of the whole matrix.
         device: Type of the device on which collectives run.
+        copies: Groups of processes with copies of these rows, each with the global rank whose sums
+            all of them take. Empty where a backend adds in the same order in every group.
     """
 
     groups: tuple[ProcessGroup, ...]
     total: int
     device: str
+    copies: tuple[tuple[ProcessGroup, int], ...] = ()
 
     def count(self, X: Tensor) -> int:
         """Return the number of rows of the whole matrix."""
@@ -303,6 +308,8 @@ class SharedRows(Rows):
         shared = x.clone() if x.device.type == self.device else x.to(self.device)
         for group in self.groups:
             dist.all_reduce(shared, operation, group=group)
+        for group, source in self.copies:
+            dist.broadcast(shared, src=source, group=group)
         return shared.to(x.device)
 
 
@@ -310,7 +317,22 @@ def shared_rows(x: Any, axes: Sequence[int]) -> SharedRows:
     """Return the row reductions of a DTensor whose rows are cut by these mesh dimensions."""
     mesh = x.device_mesh
     groups = tuple(mesh.get_group(axis) for axis in axes)
-    return SharedRows(groups, x.shape[-2], mesh.device_type)
+    replicated = [a for a, p in enumerate(x.placements) if p.is_replicate() and mesh.size(a) > 1]
+    copies = tuple(
+        (group, dist.get_process_group_ranks(group)[0])
+        for group in (mesh.get_group(axis) for axis in replicated)
+        if not all(map(adds_in_order_of_ranks, groups))
+    )
+    return SharedRows(groups, x.shape[-2], mesh.device_type, copies)
+
+
+def adds_in_order_of_ranks(group: ProcessGroup) -> bool:
+    """Return whether groups of equal size add alike: bit by bit the same from equal tensors.
+
+    Gloo's order is that of the ranks. NCCL chooses rings and trees by the links between devices,
+    which may differ from group to group.
+    """
+    return dist.get_backend(group) == "gloo"
 
 
 @dataclass(frozen=True, slots=True)

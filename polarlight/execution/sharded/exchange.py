@@ -5,7 +5,8 @@ from there across nodes; results take the same way back. A process then exchange
 node and its column of nodes only, and all messages on the same way travel as one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from weakref import WeakKeyDictionary
 
 import torch
@@ -123,14 +124,26 @@ class Transfer:
         self._route.unpack(self._pending.wait(), view)
 
 
-def run_rounds(groups: Groups, rounds: Iterable[tuple[Axes, list[Broadcast]]], view: View) -> None:
-    """Broadcast directions between copies; the next round is under way while one is unpacked."""
+def run_rounds(
+    groups: Groups,
+    rounds: Sequence[tuple[Axes, list[Broadcast]]],
+    view: View,
+    finished: Callable[[int], None],
+) -> None:
+    """Broadcast directions between copies; the next round is under way while one is unpacked.
+
+    `finished` is called with the number of each round after it.
+    """
     before: list[tuple[Broadcast, Tensor, object]] = []
-    for axes, broadcasts in rounds:
+    for number, (axes, broadcasts) in enumerate(rounds):
         started = _start_round(groups, axes, broadcasts, view)
-        _finish_round(before, groups.mesh.rank, view)
+        if number:
+            _finish_round(before, groups.mesh.rank, view)
+            finished(number - 1)
         before = started
-    _finish_round(before, groups.mesh.rank, view)
+    if rounds:
+        _finish_round(before, groups.mesh.rank, view)
+        finished(len(rounds) - 1)
 
 
 def _start_round(
@@ -162,27 +175,41 @@ def _finish_round(
             unpack(message, broadcast.fragments, view)
 
 
-def pack(tensors: Sequence[Tensor], device: str) -> Tensor:
-    """Return the bytes of all tensors joined, zeros at the end to a multiple of `ALIGNMENT`."""
-    parts = [
-        x.to(device, non_blocking=True).reshape(-1).contiguous().view(torch.uint8)
-        for x in tensors
-        if x.numel()
-    ]
+def pack(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
+    """Return the bytes of all tensors joined, zeros at the end to a multiple of `ALIGNMENT`.
+
+    Tensors of one other device, as those that FSDP2 keeps in host memory, are moved as one.
+    """
+    if len({x.device for x in tensors}) > 1:
+        tensors = [x.to(device, non_blocking=True) for x in tensors]
+    parts = [x.reshape(-1).contiguous().view(torch.uint8) for x in tensors if x.numel()]
     if fill := -sum(map(len, parts)) % ALIGNMENT:
-        parts.append(torch.zeros(fill, dtype=torch.uint8, device=device))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts.append(parts[0].new_zeros(fill))
+    message = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return message.to(device, non_blocking=True)
 
 
 def unpack(message: Tensor, fragments: Sequence[Fragment], view: View) -> None:
-    """Copy the fragments of a message into their places."""
+    """Copy the fragments of a message into their places; to another device as one."""
     targets = [view(f) for f in fragments]
-    sizes = [f.nbytes for f in fragments]
+    if len(devices := {x.device for x in targets}) == 1:
+        message = message.to(devices.pop())
+    foreach.copy_(targets, _parts(message, targets))
+
+
+def moved(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
+    """Return copies of tensors on a device, moved as one."""
+    order = sorted(range(len(tensors)), key=lambda k: -tensors[k].element_size())
+    wide_first = [tensors[k] for k in order]
+    parts = _parts(pack(wide_first, device), wide_first)
+    return [part for _, part in sorted(zip(order, parts, strict=True), key=itemgetter(0))]
+
+
+def _parts(message: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors that were packed, as views of the message; wide entries come first."""
+    sizes = [x.numel() * x.element_size() for x in like]
     parts = message.split([*sizes, len(message) - sum(sizes)])
-    foreach.copy_(
-        targets,
-        [part.view(x.dtype).view(x.shape) for part, x in zip(parts, targets, strict=False)],
-    )
+    return [part.view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=False)]
 
 
 def _bytes_of(fragments: Sequence[Fragment]) -> int:

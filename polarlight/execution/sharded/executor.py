@@ -24,17 +24,18 @@ from polarlight.execution.param_task import (
     is_sharded,
 )
 from polarlight.execution.sharded import collectives
-from polarlight.execution.sharded.agreement import check_plan
 from polarlight.execution.sharded.collectives import (
     MeshKey,
     MeshTable,
     ProcessGroup,
     ProcessMesh,
 )
+from polarlight.execution.sharded.disagreement import check_plan
 from polarlight.execution.sharded.exchange import Groups
 from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.plan import Options, ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
+from polarlight.execution.sharded.sources import Loaded, StreamedParams
 from polarlight.execution.sharded.specs import param_spec
 from polarlight.execution.sharded.step import ShardedStep
 from polarlight.rule import UpdateRule
@@ -102,6 +103,11 @@ class Sharded:
         options: Limits and thresholds of the plan.
         missing_gradients: "error", or "zero" to take a gradient for zero in a step in which this
             process has none and another one has, as of experts that saw no token.
+        weights_last: Whether weights move only when all directions have come, so that an error
+            before leaves them as they were. Otherwise each direction is applied and freed as soon
+            as it is complete, and momenta are formed when they are sent: that saves one tensor in
+            the shape of each local shard, which is much where shards are large (HSDP, DDP). A step
+            that a probe observes, and groups with parameters that are not shared, move last.
 
     Raises:
         ValueError: If a parameter's placement is a pending sum, or processes disagree.
@@ -111,6 +117,7 @@ class Sharded:
     group: ProcessGroup | None = None
     options: Options = field(default_factory=Options)
     missing_gradients: str = "error"
+    weights_last: bool = True
     _meshes: MeshTable = field(default_factory=MeshTable, repr=False, compare=False)
     _cached: list[CachedPlan] = field(default_factory=list, repr=False, compare=False)
     _trainable: Sequence[Member] = field(default=(), repr=False, compare=False)
@@ -150,6 +157,30 @@ class Sharded:
             directions[number] = direction
         return directions
 
+    def stream(self, params: StreamedParams) -> None:
+        """Compute the directions of shared parameters, each applied as soon as it is complete."""
+        on_mesh: dict[MeshKey, tuple[ProcessMesh, list[int]]] = {}
+        for place, member in enumerate(params.members):
+            if (mesh := self._mesh_of(member.parameter)) is not None:
+                on_mesh.setdefault(mesh.key, (mesh, []))[1].append(place)
+        for _, (mesh, places) in sorted(on_mesh.items()):
+            self._learn_dtypes(params, places)
+            own = [params.members[place] for place in places]
+            cached, numbers = self._cached_plan(mesh, own)
+            by_number = {numbers[id(params.members[place].parameter)]: place for place in places}
+            schedule = cached.schedule_for(frozenset(by_number))
+            ShardedStep(cached.groups, schedule, params.numbered(by_number), self.inner).run()
+
+    def _learn_dtypes(self, params: StreamedParams, places: Sequence[int]) -> None:
+        """Load one parameter of each kind whose momentum's dtype is not known yet."""
+        unknown: dict[tuple[int, torch.dtype], int] = {}
+        for place in places:
+            kind = _kind(params.members[place])
+            if kind not in self._dtypes:
+                unknown.setdefault(kind, place)
+        for kind, dtype in zip(unknown, params.momentum_dtypes([*unknown.values()]), strict=True):
+            self._dtypes[kind] = dtype
+
     def layout(self, name: str, parameter: Tensor) -> Layout | None:
         """Return a parameter's layout on its mesh; None if this process works on it alone.
 
@@ -173,26 +204,33 @@ class Sharded:
 
     def _on_mesh(self, mesh: ProcessMesh, tasks: Sequence[ParamTask]) -> list[Tensor]:
         """Return the local part of the directions of parameters that share a mesh."""
-        members = self._members_on(mesh, tasks)
-        cached = self._plan_for(mesh, members, [self._dtypes[_kind(m)] for m in members])
-        numbers = {id(m.parameter): number for number, m in enumerate(members)}
-        by_number = {numbers[id(t.parameter)]: t for t in tasks}
-        schedule = cached.schedule_for(frozenset(by_number))
-        computed = ShardedStep(cached.groups, schedule, by_number, self.inner).run()
-        return [computed[numbers[id(t.parameter)]] for t in tasks]
-
-    def _members_on(self, mesh: ProcessMesh, tasks: Sequence[ParamTask]) -> Sequence[Member]:
-        """Return all trainable matrices on a mesh; the tasks alone if they were not announced."""
         for t in tasks:
             self._dtypes[_kind(t)] = t.momentum.dtype
-        members = []
+        cached, numbers = self._cached_plan(mesh, tasks)
+        by_number = {numbers[id(t.parameter)]: t for t in tasks}
+        schedule = cached.schedule_for(frozenset(by_number))
+        loaded = Loaded(by_number)
+        ShardedStep(cached.groups, schedule, loaded, self.inner).run()
+        return [loaded.directions[numbers[id(t.parameter)]] for t in tasks]
+
+    def _cached_plan(
+        self, mesh: ProcessMesh, active: Sequence[Member]
+    ) -> tuple[CachedPlan, dict[int, int]]:
+        """Return the plan of a mesh, and the number in it of each parameter, by the latter's id."""
+        members = self._members_on(mesh, active)
+        cached = self._plan_for(mesh, members, [self._dtypes[_kind(m)] for m in members])
+        return cached, {id(m.parameter): number for number, m in enumerate(members)}
+
+    def _members_on(self, mesh: ProcessMesh, active: Sequence[Member]) -> Sequence[Member]:
+        """Return all trainable matrices on a mesh; active ones alone if none were announced."""
+        members: list[Member] = []
         for m in self._trainable:
             found = self._mesh_of(m.parameter) if isinstance(m.rule, UpdateRule) else None
             if found is not None and found.key == mesh.key:
                 self._dtypes.setdefault(_kind(m), m.parameter.dtype)
                 members.append(m)
         known = {id(m.parameter) for m in members}
-        return members if all(id(t.parameter) in known for t in tasks) else tasks
+        return members if all(id(m.parameter) in known for m in active) else active
 
     def _plan_for(
         self, mesh: ProcessMesh, members: Sequence[Member], dtypes: Sequence[torch.dtype]
@@ -225,7 +263,7 @@ class Sharded:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled and copied: no process group, no plan."""
-        kept = ("inner", "options", "missing_gradients")
+        kept = ("inner", "options", "missing_gradients", "weights_last")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 What a rule needs to compute a batch comes on top; it is bounded by `Batched.max_bytes`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import prod
 
 from polarlight.execution.sharded.schedule import (
     Bucket,
@@ -12,7 +13,11 @@ from polarlight.execution.sharded.schedule import (
     ProcessSchedule,
     message_bytes,
 )
+from polarlight.execution.sharded.specs import MATRIX
 from polarlight.execution.sharded.topology import Axes
+
+PREFETCH = 1
+"""Number of buckets that are received while another one is computed."""
 
 
 def peak_bytes(schedule: ProcessSchedule) -> int:
@@ -32,6 +37,63 @@ def peak_bytes(schedule: ProcessSchedule) -> int:
         found.append(computing + beside + before)
         found.append(scatter[k] + held[k] + beside + _largest_rounds(bucket))
     return max(found)
+
+
+def shard_bytes(schedule: ProcessSchedule, *, weights_last: bool = True) -> int:
+    """Return the most bytes of momenta, or directions in their place, of local shards at a time.
+
+    All of them under `weights_last`. Otherwise a momentum is formed when its bucket is sent, or its
+    direction comes, and the direction is freed once it is applied. Momenta that are buffers or
+    gradients themselves (no Nesterov step) have directions beside them, alive as long.
+    """
+    plan, where = schedule.plan, schedule.plan.coordinates[schedule.rank]
+    sizes = [
+        prod(spec.layouts[MATRIX].local_shape(where)) * spec.dtypes[MATRIX].itemsize
+        for spec in plan.params
+    ]
+    if weights_last:
+        return sum(sizes[n] for n in range(len(sizes)) if schedule.is_active(n))
+    alive: set[int] = set()
+    rowwise = [sizes[n] for n in schedule.rowwise]
+    # A stack of row-wise parameters, beside the first buckets.
+    peak = stack = min(sum(rowwise), max([plan.options.bucket_bytes, *rowwise]))
+    for k, loaded, complete in _lives(schedule):
+        alive |= loaded
+        peak = max(peak, sum(sizes[n] for n in alive) + (stack if k <= PREFETCH else 0))
+        alive -= complete
+    return peak
+
+
+def _lives(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set[int]]]:
+    """Yield bucket, parameters that are loaded and then complete, in the order of a step."""
+    matrices, buckets = schedule.plan.matrices, schedule.buckets
+
+    def params(fragments: Iterable[Fragment]) -> set[int]:
+        """Return the parameters of fragments."""
+        return {matrices[f.matrix].param for f in fragments}
+
+    for k, bucket in enumerate(buckets):
+        ahead = buckets[: PREFETCH + 1] if k == 0 else buckets[k + PREFETCH : k + PREFETCH + 1]
+        sent = [m for b in ahead for e in b.gather.values() for m in e.outgoing.values()]
+        own = {matrices[n].param for n in bucket.matrices}
+        yield k, own.union(*map(params, sent)), set()
+        last = len(buckets) - 1
+        for j in [k - 1, k] if k == last else [k - 1]:
+            if j >= 0:
+                yield from _lives_in_scatter(schedule, j, params)
+
+
+def _lives_in_scatter(
+    schedule: ProcessSchedule, k: int, params: Callable[[Iterable[Fragment]], set[int]]
+) -> Iterator[tuple[int, set[int], set[int]]]:
+    """Yield the same for the results of one bucket: its messages, then its rounds."""
+    bucket = schedule.buckets[k]
+    received = [m for e in bucket.scatter.values() for m in e.incoming.values()]
+    done = schedule.completions
+    yield k, set().union(*map(params, received)), set(done.get((k, -1), ()))
+    for r, (_, broadcasts) in enumerate(bucket.rounds):
+        loaded = set().union(*(params(b.fragments) for b in broadcasts))
+        yield k, loaded, set(done.get((k, r), ()))
 
 
 def largest_bucket(schedule: ProcessSchedule) -> int:

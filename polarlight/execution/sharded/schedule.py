@@ -8,6 +8,7 @@ one process are one message of bytes, whatever their dtypes.
 from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from polarlight.execution.sharded.layouts import Intervals
 from polarlight.execution.sharded.plan import ShardedPlan
@@ -145,6 +146,7 @@ class ProcessSchedule:
         self.plan, self.rank = plan, rank
         self._held: dict[tuple[int, str, int], tuple[Intervals, ...]] = {}
         self.rowwise = plan.rowwise
+        self.active: Collection[int] | None = None  # numbers of parameters; None for all
         self.buckets = [self._bucket(numbers) for numbers in plan.buckets]
         # Tensors of the matrices that are computed in place, by number.
         local = (number for bucket in self.buckets for number in bucket.local)
@@ -155,8 +157,35 @@ class ProcessSchedule:
         kept = copy(self)
         of = [matrix.param in active for matrix in self.plan.matrices]
         kept.buckets = [bucket.masked(of) for bucket in self.buckets]
+        kept.active = active
+        kept.__dict__.pop("completions", None)
         kept.rowwise = {n: rowwise for n, rowwise in self.rowwise.items() if n in active}
         return kept
+
+    def is_active(self, param: int) -> bool:
+        """Return whether a parameter takes part."""
+        return self.active is None or param in self.active
+
+    @cached_property
+    def completions(self) -> dict[tuple[int, int], list[int]]:
+        """Parameters that have their directions after (bucket, round) on this process.
+
+        The round is -1 for those that need none. Row-wise parameters and those without a matrix in
+        any bucket are not listed.
+        """
+        last: dict[int, tuple[int, int]] = {}
+        matrices = self.plan.matrices
+        for b, (numbers, bucket) in enumerate(zip(self.plan.buckets, self.buckets, strict=True)):
+            for number in numbers:
+                if self.is_active(matrices[number].param):
+                    last[matrices[number].param] = (b, -1)
+            for r, (_, broadcasts) in enumerate(bucket.rounds):
+                for fragment in (f for b_ in broadcasts for f in b_.fragments):
+                    last[matrices[fragment.matrix].param] = (b, r)
+        found: dict[tuple[int, int], list[int]] = {}
+        for param, when in sorted(last.items()):
+            found.setdefault(when, []).append(param)
+        return found
 
     def _bucket(self, numbers: Sequence[int]) -> Bucket:
         """Return the work of this process on the bucket with these matrices."""

@@ -4,7 +4,7 @@ For each bucket: gather shards of momenta and buffers to the owners of their mat
 directions there, scatter directions and buffers back to the shards.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,14 +13,14 @@ from polarlight.execution.batched import capped_stacks
 from polarlight.execution.job import Executor, Job
 from polarlight.execution.param_task import ParamTask, to_local
 from polarlight.execution.sharded.collectives import ProcessMesh, shared_rows
-from polarlight.execution.sharded.exchange import Groups, Transfer, run_rounds
+from polarlight.execution.sharded.exchange import Groups, Transfer, moved, run_rounds
+from polarlight.execution.sharded.memory import PREFETCH
 from polarlight.execution.sharded.schedule import Bucket, Fragment, ProcessSchedule
+from polarlight.execution.sharded.sources import ParamSource
 from polarlight.execution.sharded.specs import MATRIX
+from polarlight.linalg import foreach
 from polarlight.linalg.slot import GRADIENT
 from polarlight.rule import HOST_COUNTER
-
-PREFETCH = 1
-"""Number of buckets that are received while another one is computed."""
 
 
 class ShardedStep:
@@ -29,35 +29,31 @@ class ShardedStep:
     Args:
         groups: Processes that share the work, and the groups in which they exchange.
         schedule: Part of the plan that this process carries out.
-        tasks: Parameters of the schedule, by their number in the plan.
+        params: Parameters of the schedule; their tasks are loaded when they are needed, and their
+            directions stored when they are complete.
         inner: Executor for the matrices that this process owns.
     """
 
     def __init__(
-        self,
-        groups: Groups,
-        schedule: ProcessSchedule,
-        tasks: Mapping[int, ParamTask],
-        inner: Executor,
+        self, groups: Groups, schedule: ProcessSchedule, params: ParamSource, inner: Executor
     ) -> None:
-        self.groups, self.schedule, self.tasks, self.inner = groups, schedule, tasks, inner
+        self.groups, self.schedule, self.params, self.inner = groups, schedule, params, inner
         self.mesh: ProcessMesh = groups.mesh
         self.matrices = schedule.plan.matrices
-        # Results, in the shape of each local shard.
-        self.directions = {n: torch.empty_like(t.momentum) for n, t in tasks.items()}
+        self.completions = schedule.completions
+        self.tasks: dict[int, ParamTask] = {}
+        # Results, in the shape of each local shard. A fragment of a direction is written when all
+        # of its matrix was sent or computed, so that it can take the place of its momentum.
+        self.directions: dict[int, Tensor] = {}
         # Inputs of each parameter by name: the shard of its momentum, the shards of its buffers.
-        self.shards = {n: {MATRIX: t.momentum, **self._buffers(n, t)} for n, t in tasks.items()}
+        self.shards: dict[int, dict[str, Tensor]] = {}
         # Whole tensors of matrices that this process owns, in the bucket at work: by (matrix
         # number, name), in the shape of the matrix's block of the parameter.
         self.blocks: dict[tuple[int, str], Tensor] = {}
+        self._stored: set[int] = set()
 
-    def _buffers(self, number: int, task: ParamTask) -> dict[str, Tensor]:
-        """Return the shards of a parameter's buffers, and of its gradient if the rule reads it."""
-        names = self.schedule.plan.params[number].layouts
-        return {name: to_local(task.state[name]) for name in names if name in task.state}
-
-    def run(self) -> dict[int, Tensor]:
-        """Compute all directions; return the local part of each by parameter number."""
+    def run(self) -> None:
+        """Compute all directions, and store the local part of each."""
         buckets = self.schedule.buckets
         gathers = [self._start_gather(bucket) for bucket in buckets[: PREFETCH + 1]]
         # Row-wise parameters need no gather: they are computed while the first bucket is received.
@@ -73,58 +69,82 @@ class ShardedStep:
             if number + PREFETCH + 1 < len(buckets):
                 gathers.append(self._start_gather(buckets[number + PREFETCH + 1]))
             if number:  # one bucket late, so that its scatter overlaps with this computation
-                self._finish_scatter(buckets[number - 1], scatter)
+                self._finish_scatter(number - 1, scatter)
             scatter = started
         if buckets:
-            self._finish_scatter(buckets[-1], scatter)
-        self._count_calls()
-        return self.directions
+            self._finish_scatter(len(buckets) - 1, scatter)
+        self._store([n for n in self.params.numbers if n not in self._stored])
 
-    def _count_calls(self) -> None:
-        """Add one call to the counter of every matrix, owned by this process or not."""
-        for task in self.tasks.values():
-            if HOST_COUNTER in task.state:
-                task.state[HOST_COUNTER].add_(1)
+    def _load(self, numbers: Iterable[int]) -> None:
+        """Load tasks that are not there yet, all in one call."""
+        missing = [n for n in dict.fromkeys(numbers) if n not in self.tasks]
+        if not missing:
+            return
+        assert self._stored.isdisjoint(missing), "a momentum would be updated twice"
+        for n, task in zip(missing, self.params.load(missing), strict=True):
+            self.tasks[n] = task
+            names = self.schedule.plan.params[n].layouts  # and the gradient's, where it is read
+            buffers = {name: to_local(task.state[name]) for name in names if name in task.state}
+            self.shards[n] = {MATRIX: task.momentum, **buffers}
+            kept = _is_expendable(task)
+            self.directions[n] = task.momentum if kept else torch.empty_like(task.momentum)
+
+    def _load_params_of(self, fragments: Iterable[Fragment]) -> None:
+        """Load the tasks of these fragments' parameters."""
+        self._load(self.matrices[f.matrix].param for f in fragments)
+
+    def _store(self, numbers: Sequence[int]) -> None:
+        """Pass complete directions on; add a call to their counters, and drop the tasks."""
+        self._load(numbers)  # those of which this process has no part
+        for n in numbers:
+            if HOST_COUNTER in self.tasks[n].state:
+                self.tasks[n].state[HOST_COUNTER].add_(1)
+            del self.tasks[n], self.shards[n]
+        self._stored.update(numbers)
+        if numbers:
+            self.params.store(numbers, [self.directions.pop(n) for n in numbers])
 
     def _rowwise_stacks(self) -> Iterator[list[int]]:
         """Yield numbers of row-wise parameters that share every sum, up to `bucket_bytes`."""
         alike: dict[Hashable, list[int]] = {}
         for number, rowwise in self.schedule.rowwise.items():
-            spec, task = self.schedule.plan.params[number], self.tasks[number]
+            spec, parameter = self.schedule.plan.params[number], self.params.parameter(number)
             layouts = tuple(spec.layouts.items()), tuple(spec.dtypes.items())
-            key = (rowwise.axes, layouts, id(task.rule), task.parameter.dtype)
+            key = (rowwise.axes, layouts, id(spec.rule), parameter.dtype)
             alike.setdefault(key, []).append(number)
         limit = self.schedule.plan.options.bucket_bytes
         for numbers in alike.values():
-            tensors = [self.shards[number][MATRIX] for number in numbers]
+            tensors = [to_local(self.params.parameter(number)) for number in numbers]
             for stack in capped_stacks(range(len(numbers)), tensors, limit):
                 yield [numbers[k] for k in stack]
 
     def _compute_rowwise(self, numbers: Sequence[int]) -> None:
         """Compute parameters of equal layout on the rows of this process, with common sums."""
+        self._load(numbers)
         task, shards = self.tasks[numbers[0]], [self.shards[number] for number in numbers]
-        device = self.mesh.device
-        inputs = {
-            name: torch.stack([own[name].to(device, non_blocking=True) for own in shards])
-            if len(numbers) > 1
-            else shards[0][name].to(device, non_blocking=True)
-            for name in shards[0]
+        device, home = self.mesh.device, shards[0][MATRIX].device
+        stacked = {
+            name: torch.stack([own[name] for own in shards]) if len(numbers) > 1 else x
+            for name, x in shards[0].items()
         }
+        inputs = {name: x.to(device, non_blocking=True) for name, x in stacked.items()}
         M = inputs.pop(MATRIX)  # [stacked, ..., rows of this process, n]
         rows = shared_rows(task.parameter, self.schedule.rowwise[numbers[0]].axes)
-        D = task.rule.direction_on_rows(M, rows, inputs)
+        D = task.rule.direction_on_rows(M, rows, inputs).to(home)
+        inputs = {name: x.to(home) for name, x in inputs.items() if name != GRADIENT}
         many = len(numbers) > 1
         for k, number in enumerate(numbers):
             self.directions[number].copy_(D[k] if many else D)
             for name, x in inputs.items():
                 own = x[k] if many else x
-                if (
-                    name != GRADIENT and own is not shards[k][name]
-                ):  # a copy: stacked, or on the mesh's device
+                if own is not shards[k][name]:  # a copy: stacked, or on the mesh's device
                     shards[k][name].copy_(own)
+        self._store(numbers)
 
     def _start_gather(self, bucket: Bucket) -> list[Transfer]:
         """Start to send shards to the owners of their matrices."""
+        messages = [m for exchange in bucket.gather.values() for m in exchange.outgoing.values()]
+        self._load_params_of(f for fragments in messages for f in fragments)
         return [
             Transfer(self.groups, axes, exchange, self._shard_view, gather=True)
             for axes, exchange in bucket.gather.items()
@@ -139,6 +159,7 @@ class ShardedStep:
 
     def _finish_gather(self, bucket: Bucket, gather: list[Transfer]) -> None:
         """Assemble the matrices and buffers that this process owns from their fragments."""
+        self._load(self.matrices[number].param for number in bucket.matrices)
         for number in bucket.matrices:
             if number in bucket.local:  # read in place, without assembly
                 continue
@@ -155,39 +176,44 @@ class ShardedStep:
 
     def _compute(self, bucket: Bucket) -> None:
         """Compute directions of owned matrices; store this process's own fragments of results."""
-        jobs = []
-        for number in bucket.matrices:
-            if number in bucket.local:
-                self._load_local(number)
-            jobs.append(self._job(number))
+        local = [f for n in bucket.matrices if n in bucket.local for f in self._local_fragments(n)]
+        self._load_local(local)
+        jobs = [self._job(number) for number in bucket.matrices]
         for number, D in zip(bucket.matrices, self.inner.directions(jobs), strict=True):
             block = self.matrices[number].blocks[MATRIX]
             # The direction [m, n] replaces the momentum, in the layout of the block.
             D = D.to(self.blocks[number, MATRIX].dtype)
             self.blocks[number, MATRIX] = (D.mT if block.transposed else D).reshape(block.lengths)
-            if number in bucket.local:
-                self._store_local(number)
+        self._store_local(local)
         for fragment in bucket.own_fragments:
             if fragment.name == GRADIENT:  # read, never changed
                 continue
             self._output_view(fragment).copy_(self._block_view(fragment))
 
-    def _load_local(self, number: int) -> None:
-        """Set `blocks` of a matrix held in full to its shards, copied only to another device.
+    def _load_local(self, fragments: Sequence[Fragment]) -> None:
+        """Set `blocks` of matrices held in full to their shards.
 
-        They are copied only if the mesh computes on another device.
+        They are copied only if the mesh computes on another device, all of a bucket as one.
         """
-        for fragment in self._local_fragments(number):
-            shard = self._shard_view(fragment).to(self.mesh.device, non_blocking=True)
-            self.blocks[number, fragment.name] = shard
+        shards = [self._shard_view(fragment) for fragment in fragments]
+        if any(shard.device.type != self.mesh.device for shard in shards):
+            shards = moved(shards, self.mesh.device)
+        for fragment, shard in zip(fragments, shards, strict=True):
+            self.blocks[fragment.matrix, fragment.name] = shard
 
-    def _store_local(self, number: int) -> None:
-        """Copy a locally held matrix's direction to the results, and copied buffers back."""
-        for fragment in self._local_fragments(number):
-            output = self._output_view(fragment)
-            copied = output.device != self.blocks[number, fragment.name].device
+    def _store_local(self, fragments: Sequence[Fragment]) -> None:
+        """Copy locally held matrices' directions to the results, and copied buffers back."""
+        pairs = []
+        for fragment in fragments:
+            output, block = self._output_view(fragment), self._block_view(fragment)
+            copied = output.device != block.device
             if fragment.name == MATRIX or (copied and fragment.name != GRADIENT):
-                output.copy_(self._block_view(fragment))
+                pairs.append((output, block))
+        if pairs:
+            outputs, results = (list(tensors) for tensors in zip(*pairs, strict=True))
+            if outputs[0].device != results[0].device:
+                results = moved(results, outputs[0].device)
+            foreach.copy_(outputs, results)
 
     def _local_fragments(self, number: int) -> list[Fragment]:
         """Return each tensor of a local matrix: one fragment, as its indices are contiguous."""
@@ -221,23 +247,34 @@ class ShardedStep:
             buffers[HOST_COUNTER] = counter.reshape(matrix.shapes[HOST_COUNTER]).clone()
         return Job(task.rule, M, buffers)
 
-    def _finish_scatter(self, bucket: Bucket, scatter: list[Transfer]) -> None:
+    def _finish_scatter(self, place: int, scatter: list[Transfer]) -> None:
         """Copy directions and buffers into the shards of all copies; free the matrices."""
+        bucket = self.schedule.buckets[place]
         for transfer in scatter:
             transfer.finish(self._output_view)
-        run_rounds(self.groups, bucket.rounds, self._output_view)
+
+        def finished(number: int) -> None:
+            """Store the directions that are complete after a round."""
+            self._store(self.completions.get((place, number), ()))
+
+        finished(-1)
+        run_rounds(self.groups, bucket.rounds, self._output_view, finished)
         for number in bucket.matrices:
             for name in self.matrices[number].blocks:
                 del self.blocks[number, name]
 
     def _shard_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of the local shard of its momentum or buffer."""
-        shards = self.shards[self.matrices[fragment.matrix].param]
-        return _part(shards[fragment.name], fragment)
+        param = self.matrices[fragment.matrix].param
+        if param not in self.tasks:
+            self._load([param])
+        return _part(self.shards[param][fragment.name], fragment)
 
     def _output_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of its result: the local direction, or the buffer itself."""
         param = self.matrices[fragment.matrix].param
+        if param not in self.tasks:
+            self._load([param])
         is_direction = fragment.name == MATRIX
         kept = self.directions[param] if is_direction else self.shards[param][fragment.name]
         return _part(kept, fragment)
@@ -245,6 +282,14 @@ class ShardedStep:
     def _block_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of the whole tensor on the matrix's owner."""
         return self.blocks[fragment.matrix, fragment.name][fragment.segment.of_block]
+
+
+def _is_expendable(task: ParamTask) -> bool:
+    """Return whether the direction may be written over the momentum: nobody else reads it."""
+    gradient = task.parameter.grad
+    kept = [*task.state.values()] + ([] if gradient is None else [gradient])
+    mine = task.momentum.untyped_storage().data_ptr()
+    return task.expendable and all(to_local(x).untyped_storage().data_ptr() != mine for x in kept)
 
 
 def _part(shard: Tensor, fragment: Fragment) -> Tensor:

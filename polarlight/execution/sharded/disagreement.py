@@ -1,0 +1,123 @@
+"""Texts that processes compare before a step, and messages with the first one that differs."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import torch
+
+from polarlight.execution.param_task import Member, is_sharded
+from polarlight.execution.sharded import collectives
+from polarlight.execution.sharded.collectives import ProcessMesh, layout_of
+from polarlight.execution.sharded.plan import ShardedPlan
+from polarlight.execution.sharded.specs import param_spec
+from polarlight.registry import stable_text
+from polarlight.rule import UpdateRule
+
+ABSENT, PRESENT, PENDING = 0, 1, 2
+"""States of a gradient; a pending one has to be reduced to its parameter's placements."""
+
+
+def hash_of(text: str) -> int:
+    """Return a hash of 62 bits, equal on every process, of which the negative fits an int64."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 2
+
+
+def member_text(member: Member, mesh: ProcessMesh) -> str:
+    """Return what must be equal on all processes of a parameter: rule, view, layouts, dtypes."""
+    if isinstance(member.rule, UpdateRule):
+        return str(param_spec(member, mesh))
+    p = member.parameter
+    layout = layout_of(p, member.name) if is_sharded(p) else tuple(p.shape)
+    dtypes = {name: str(x.dtype) for name, x in sorted(member.state.items())}
+    return f"{member.name}: {layout} {p.dtype} {dtypes}; {_elementwise_text(member.rule)}"
+
+
+def _elementwise_text(rule: object) -> str:
+    """Return the text of an elementwise rule; its class alone if it has no stable text."""
+    try:
+        return stable_text(rule)
+    except ValueError:
+        return type(rule).__qualname__
+
+
+def gradient_state(parameter: Any) -> int:
+    """Return ABSENT, PRESENT, or PENDING if the gradient must still be reduced."""
+    if parameter.grad is None or not parameter.numel():
+        return ABSENT
+    pending = is_sharded(parameter) and parameter.grad.placements != parameter.placements
+    return PENDING if pending else PRESENT
+
+
+def gradient_mark(member: Member, state: int) -> str:
+    """Return the state of a gradient as text; of a pending one with its placements."""
+    gradient: Any = member.parameter.grad
+    return f"{state}{gradient.placements}" if state == PENDING else str(state)
+
+
+def _gradient_text(member: Member, state: int) -> str:
+    """Return `name has a gradient`, `... no gradient` or its placements, for messages."""
+    gradient: Any = member.parameter.grad
+    how = {ABSENT: "no gradient", PRESENT: "a gradient"}.get(state)
+    return f"{member.name} has {how or f'a gradient in placements {gradient.placements}'}"
+
+
+def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
+    """Raise ValueError on every process of a mesh unless all of them made the same plan."""
+    mark = hash_of(plan.fingerprint)
+    both = torch.tensor([mark, -mark, len(plan.params)], dtype=torch.int64).to(mesh.device)
+    high, low, count = collectives.reduce_max(both, mesh).tolist()
+    if high != -low:
+        texts = [f"{plan.options}, owners {hash_of(str(plan.owners))}", *map(str, plan.params)]
+        raise ValueError(params_message(mesh, texts, count + 1))
+
+
+def params_message(mesh: ProcessMesh, texts: Sequence[str], count: int) -> str:
+    """Return the message for processes with different parameters, rules, views or options."""
+    where, (a, rank), (b, other) = first_difference(mesh, texts, count)
+    what = f"parameter {where - 1}" if where else "the library"
+    return (
+        f"processes disagree on the parameters of this step ({mesh}): "
+        f"{what} is [{a}] on rank {rank} and [{b}] on rank {other}; nothing was changed. "
+        "Every process must give its optimizer the same parameters, rules and views in the same "
+        "order, with equal options and versions"
+    )
+
+
+def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequence[int]) -> str:
+    """Return the message for processes that have gradients of different parameters."""
+    texts = [_gradient_text(m, state) for m, state in zip(members, states, strict=True)]
+    _, (a, rank), (b, other) = first_difference(mesh, texts, len(texts))
+    return (
+        f"processes disagree on the gradients of this step ({mesh}): {a} on rank {rank}, "
+        f"{b} on rank {other}; nothing was changed. A parameter that has a gradient must have one "
+        "on every process of its mesh. polarlight.Sharded(missing_gradients='zero') takes a "
+        "missing one for zero, as of experts that saw no token"
+    )
+
+
+def first_difference(
+    mesh: ProcessMesh, texts: Sequence[str], count: int
+) -> tuple[int, tuple[str, int], tuple[str, int]]:
+    """Return the first place at which lists of texts differ, and two processes with their texts.
+
+    One hash per place is reduced, and only the texts of that place are gathered. Every process of
+    the mesh must call this.
+
+    Args:
+        mesh: The process mesh.
+        texts: The list of this process.
+        count: Length of the longest list.
+
+    Returns:
+        The place; (text, global rank) of the first process, and of the first that differs from it.
+    """
+    hashes = [hash_of(text) for text in texts] + [0] * (count - len(texts))
+    both = torch.tensor([hashes, [-h for h in hashes]], dtype=torch.int64).to(mesh.device)
+    high, low = collectives.reduce_max(both, mesh).tolist()
+    differing = [place for place, (a, b) in enumerate(zip(high, low, strict=True)) if a != -b]
+    place = differing[0] if differing else 0
+    own = texts[place] if place < len(texts) else "missing"
+    gathered = collectives.all_gather_object(own, mesh.group)
+    other = next((rank for rank, text in enumerate(gathered) if text != gathered[0]), 0)
+    return place, (gathered[0], mesh.ranks[0]), (gathered[other], mesh.ranks[other])

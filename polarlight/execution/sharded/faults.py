@@ -1,0 +1,206 @@
+"""Faults in a step that processes share: errors that name ranks, and no further step after one.
+
+A process whose step fails writes its error to the store of the default process group. The others
+lose contact with it, or time out; they look there for a moment and name who failed and who is
+silent. Nothing of this costs a step without a fault anything.
+"""
+
+import re
+import time
+from collections.abc import Callable, Collection
+from threading import Thread
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch.distributed as dist
+
+from polarlight.execution.sharded.collectives import mesh_ranks, world_size
+
+ANSWER_SECONDS = 3.0
+"""How long a process that lost contact waits for the reports of others."""
+
+
+_failed_steps: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""Error of a step that failed in the middle, for each default group."""
+
+_REPORTS = "polarlight/reports"
+"""Key in the store of the default group: one line per process whose step failed."""
+
+
+def global_rank() -> int:
+    """Return the rank of this process in the default group; 0 without one."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def mark_failed_step(error: str) -> None:
+    """Remember that a step failed in the middle, as long as the default group lives."""
+    _failed_steps.setdefault(dist.group.WORLD, error)
+
+
+def failed_step() -> str | None:
+    """Return the error of a step with this default group that failed; None if there is none."""
+    return _failed_steps.get(dist.group.WORLD) if world_size() > 1 else None
+
+
+_OF_A_COLLECTIVE = re.compile(r"gloo|nccl|collective|connection|socket|tim(ed |e)out", re.I)
+"""Words of a RuntimeError that comes from a collective; gloo raises no class of its own."""
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Return whether an error is one of a collective: another process is gone or too late."""
+    named = type(error) is RuntimeError and _OF_A_COLLECTIVE.search(str(error))
+    return isinstance(error, dist.DistError) or bool(named)
+
+
+def add_report(text: str | None) -> list[str] | None:
+    """Add this process's report to the store, unless None; return all of them, `rank text` each.
+
+    Blocks as long as the host of the store is silent. Returns None if it cannot be reached.
+    """
+    try:
+        store: Any = dist.group.WORLD.get_group_store()  # type: ignore[union-attr]
+        if text is not None:
+            store.append(_REPORTS, f"{global_rank()} {text}\n")
+        return list(store.get(_REPORTS).decode().splitlines())
+    except (AttributeError, RuntimeError):  # an older torch or another store; no contact
+        return None
+
+
+class SharedStep:
+    """Context of one step of several processes.
+
+    An error within it is reported to the other processes, and later steps raise an error. A failed
+    collective becomes a RuntimeError with the ranks that failed or are silent; any other error
+    stays what it is, with a note.
+
+    Args:
+        ranks: Returns the global ranks of the processes that share the step.
+
+    Attributes:
+        agreed: Whether the processes have compared what they are about to do. A `ValueError` before
+            is raised by all of them, and no fault.
+        moved: Whether weights may have changed.
+
+    Raises:
+        RuntimeError: If an earlier step of this process group failed, or a collective fails.
+    """
+
+    def __init__(self, ranks: Callable[[], Collection[int]]) -> None:
+        self._ranks = ranks
+        self.agreed = self.moved = False
+
+    def __enter__(self) -> "SharedStep":
+        """Raise RuntimeError if a step with the same process group failed before."""
+        if (failed := failed_step()) is not None:
+            raise RuntimeError(
+                f"an earlier step failed in the middle on this process ({failed}); other processes "
+                "may be at other collectives. Restart all processes from the last checkpoint"
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Report an error; raise RuntimeError with ranks in place of that of a collective."""
+        if kind is None or error is None or self._is_agreed_on(error):
+            return
+        if not (others := set(self._ranks()) - {global_rank()}):
+            return
+        said = (
+            f"{kind.__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        )
+        mark_failed_step(said)
+        lost = is_lost_contact(error)
+        awaited = others if lost else set()
+        reports = exchange_reports("" if lost else said, awaited, ANSWER_SECONDS)
+        here = f"rank {global_rank()}"
+        if not lost:
+            error.add_note(
+                f"{here} failed in the middle of a step that it shares with "
+                f"{_ranks_text(others)}. {self._end()}"
+            )
+            return
+        raise RuntimeError(
+            f"{here} failed in a step that it shares with {_ranks_text(others)}: {said}. "
+            f"{_reports_text(reports, others)} {self._end()}"
+        ) from error
+
+    def _is_agreed_on(self, error: BaseException) -> bool:
+        """Return whether all processes raise this error: a disagreement, or a refused gradient."""
+        return isinstance(error, FloatingPointError) or (
+            isinstance(error, ValueError) and not self.agreed
+        )
+
+    def _end(self) -> str:
+        """Return the last sentences of a message: the state of the weights, and what to do."""
+        weights = "may be stepped in part" if self.moved else "are as before this step"
+        return (
+            f"The weights of this process {weights}. "
+            "Restart all processes from the last checkpoint; their number may be another one"
+        )
+
+
+def exchange_reports(own: str, others: Collection[int], seconds: float) -> dict[int, str] | None:
+    """Report this process's error; return those of other ranks that come within some seconds.
+
+    Runs in a thread of its own: the host of the store may be the process that is gone.
+
+    Args:
+        own: The error of this process; empty if it only lost contact.
+        others: Ranks whose reports are awaited.
+        seconds: How long.
+
+    Returns:
+        Reports by rank; None if the store did not answer.
+    """
+    lines: list[str] = []
+
+    def ask() -> None:
+        """Add the report of this process, and read all of them until they are complete."""
+        pause = 0.05
+        text = " ".join(own[:200].split())
+        while (found := add_report(text if not lines else None)) is not None:
+            lines[:] = ["answered", *found]
+            if set(others) <= _by_rank(found).keys():
+                break
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return _by_rank(lines[1:]) if lines else None
+
+
+def _by_rank(lines: Collection[str]) -> dict[int, str]:
+    """Return the reports by rank."""
+    pairs = (line.split(" ", 1) for line in lines)
+    return {int(rank): text for rank, text in pairs}
+
+
+def _reports_text(reports: dict[int, str] | None, others: set[int]) -> str:
+    """Return sentences on the ranks that raised an error of their own, and on silent ones."""
+    if reports is None:
+        return (
+            "The store of the process group does not answer: its host (rank 0, unless a launcher "
+            "keeps it) may be the one that is gone."
+        )
+    raised = [
+        f"Rank {r} raised {reports[r]}." for r in sorted(others & reports.keys()) if reports[r]
+    ]
+    silent = others - reports.keys()
+    if silent:
+        raised.append(
+            f"No answer within {ANSWER_SECONDS:g} s from {_ranks_text(silent)}: dead, stopped, or "
+            "still waiting for another one."
+        )
+    return " ".join(raised) or "All others lost contact too."
+
+
+def _ranks_text(ranks: Collection[int]) -> str:
+    """Return `rank 1` or `ranks 1, 2, ...`."""
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {mesh_ranks(sorted(ranks))}"

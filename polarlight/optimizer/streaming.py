@@ -1,0 +1,79 @@
+"""Step of shared parameters whose directions are applied one after the other, as they come."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeGuard
+
+from torch import Tensor
+
+from polarlight.execution.param_task import ParamTask, Trainable, shared_indices, to_local
+from polarlight.execution.sharded.executor import Sharded
+from polarlight.execution.sharded.sources import StreamedParams
+from polarlight.optimizer.apply import apply_update
+from polarlight.optimizer.masked import AlikeTasks, FiniteFlags, State
+from polarlight.optimizer.param_groups import ActiveParams, Group, alike_groups, name_of
+from polarlight.view import Whole
+
+Place = tuple[int, int]
+"""Group index and param index."""
+
+
+def streams(executor: object) -> TypeGuard[Sharded]:
+    """Return whether an executor applies directions as they come."""
+    return isinstance(executor, Sharded) and not executor.weights_last
+
+
+def step_streamed(
+    executor: Sharded,
+    groups: Sequence[Group],
+    batch: ActiveParams,
+    states: Mapping[Tensor, State],
+    update_momenta: Callable[[Sequence[Place], Mapping[int, FiniteFlags], bool], AlikeTasks],
+) -> ActiveParams:
+    """Step groups of shared parameters with few momenta and directions alive at a time.
+
+    Args:
+        executor: The executor.
+        groups: The param groups.
+        batch: Active parameters with rules on matrices, of which shared ones have finite gradients.
+        states: State of each parameter.
+        update_momenta: Updates momenta of parameters whose groups are alike, given their flags
+            (None) and whether a probe observes them; returns their tasks.
+
+    Returns:
+        Groups that have a parameter which no other process shares; they were not stepped.
+    """
+    shared = shared_indices([group["params"] for group in groups], executor)
+    own = {i: ks for i, ks in batch.items() if not set(ks) <= shared[i]}
+    places = [(i, k) for i, ks in batch.items() if i not in own for k in ks]
+    params = [groups[i]["params"][k] for i, k in places]
+    members = [
+        Trainable(name_of(groups[i], i, k), groups[i]["rule"], groups[i]["view"] or Whole(), p, s)
+        for (i, k), p, s in zip(places, params, [states[p] for p in params], strict=True)
+    ]
+
+    def by_alike_groups(positions: Sequence[int]) -> list[list[int]]:
+        """Return positions of which the groups are stepped as one."""
+        by_group: dict[int, list[int]] = {}
+        for n in positions:
+            by_group.setdefault(places[n][0], []).append(n)
+        return [[n for i in alike for n in by_group[i]] for alike in alike_groups(groups, by_group)]
+
+    def load(positions: Sequence[int]) -> list[ParamTask]:
+        """Update momenta; return their tasks."""
+        found: dict[int, ParamTask] = {}
+        for some in by_alike_groups(positions):
+            finite: dict[int, FiniteFlags] = {places[n][0]: None for n in some}
+            tasks = update_momenta([places[n] for n in some], finite, False).tasks
+            found.update(zip(some, tasks, strict=True))
+        return [found[n] for n in positions]
+
+    def store(positions: Sequence[int], directions: Sequence[Tensor]) -> None:
+        """Move weights."""
+        by_position = dict(zip(positions, directions, strict=True))
+        for some in by_alike_groups(positions):
+            weights = [to_local(params[n]) for n in some]
+            own, D = [members[n].state for n in some], [by_position[n] for n in some]
+            apply_update(groups[places[some[0]][0]], weights, own, D, None)
+
+    executor.stream(StreamedParams(members, load, store))
+    return own
