@@ -14,10 +14,20 @@ from benchmarks.optimizer_step import (
 )
 from benchmarks.parameter_sets import parameters
 
-OURS = [label for label in OPTIMIZERS if not label.startswith(("pytorch_optimizer", "heavyball"))]
+OTHERS = ("pytorch_optimizer", "heavyball", "torch.optim.Muon compiled")
+OURS = [label for label in OPTIMIZERS if not label.startswith(OTHERS)]
 
 
-@pytest.mark.parametrize("label", OURS)
+COMPILED = pytest.param(
+    "torch.optim.Muon compiled",
+    marks=[
+        pytest.mark.slow,
+        pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning"),
+    ],
+)
+
+
+@pytest.mark.parametrize("label", [*OURS, COMPILED])
 def test_every_optimizer_moves_every_matrix(label):
     params = parameters("tiny", "cpu")[:4]
     before = [p.detach().clone() for p in params]

@@ -89,7 +89,7 @@ def test_wrong_numbers_are_refused_with_the_value():
 
 
 def test_a_gradient_along_its_weight_turns_no_row():
-    """What is left across the weight is rounding, of which a polar factor makes a full step."""
+    """Across the weight there is rounding alone, of which a polar factor makes a full step."""
     W = torch.nn.Parameter(gaussian(12, 8, dtype=torch.float32))
     optimizer = polarlight.Muon([W], lr=0.1)
     Muown([("W", W)], lambda name: 2.5, length=100).attach(optimizer)
