@@ -14,6 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from polarlight.execution.sharded.collectives import mesh_ranks, world_size
 
@@ -59,12 +60,20 @@ def add_report(text: str | None) -> list[str] | None:
     Blocks as long as the host of the store is silent. Returns None if it cannot be reached.
     """
     try:
-        store: Any = dist.group.WORLD.get_group_store()  # type: ignore[union-attr]
+        store: Any = _store()
         if text is not None:
             store.append(_REPORTS, f"{global_rank()} {text}\n")
         return list(store.get(_REPORTS).decode().splitlines())
-    except (AttributeError, RuntimeError):  # an older torch or another store; no contact
+    except (AttributeError, RuntimeError):  # another kind of store; no contact
         return None
+
+
+def _store() -> Any:
+    """Return the store of the default process group."""
+    group: Any = dist.group.WORLD
+    if hasattr(group, "get_group_store"):
+        return group.get_group_store()
+    return distributed_c10d._get_default_store()  # torch 2.7
 
 
 class SharedStep:

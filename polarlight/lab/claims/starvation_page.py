@@ -90,7 +90,7 @@ def crossing(shares: Mapping[float, float], level: float = QUARTER) -> float:
         0 where all of them lie above, infinity where all lie below.
 
     Examples:
-        >>> crossing({1.0: 0.1, 4.0: 0.3}, 0.2)
+        >>> round(crossing({1.0: 0.1, 4.0: 0.3}, 0.2), 6)
         2.0
         >>> crossing({1.0: 0.1, 4.0: 0.15})
         inf
