@@ -288,8 +288,9 @@ def _is_expendable(task: ParamTask) -> bool:
     """Return whether the direction may be written over the momentum: nobody else reads it."""
     gradient = task.parameter.grad
     kept = [*task.state.values()] + ([] if gradient is None else [gradient])
-    mine = task.momentum.untyped_storage().data_ptr()
-    return task.expendable and all(to_local(x).untyped_storage().data_ptr() != mine for x in kept)
+    # The storage itself, not its address, which fake tensors have none of.
+    mine = task.momentum.untyped_storage()._cdata
+    return task.expendable and all(to_local(x).untyped_storage()._cdata != mine for x in kept)
 
 
 def _part(shard: Tensor, fragment: Fragment) -> Tensor:
