@@ -251,7 +251,7 @@ class UpdateAverage(Readout):
     def weights(self, name: str, p: Tensor) -> Tensor:
         """Return w - k d min(1, most |w| / |d|)."""
         d, w = self.kept["update"][name], at_least_float32(p)
-        share = (self.most * w.norm() / nonzero(d.norm())).clamp_max(1)
+        share = (self.most * w.norm() / nonzero(d.norm())).clamp(max=1)
         moved: Tensor = w - self.steps_back * share * d
         return moved
 

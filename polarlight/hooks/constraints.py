@@ -84,7 +84,7 @@ class UpdateFloor:
         W, step = at_least_float32(before), step_of(weight, before, group)
         norm = row_norms if self.rows and W.ndim > 1 else norm_of
         least = group["lr"] * number_of(self.floor, group) * norm(W)
-        factor: Tensor = (least / nonzero(norm(step))).clamp_min(1)
+        factor: Tensor = (least / nonzero(norm(step))).clamp(min=1)
         return (at_least_float32(weight) + (factor - 1) * step).to(weight.dtype)
 
 

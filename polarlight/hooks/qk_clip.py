@@ -49,7 +49,7 @@ def clip_queries_and_keys(
             f"{heads} heads do not fit queries of {query.shape[0]} rows and keys of {key.shape[0]}"
         )
     shared = key.shape[0] // size
-    gamma = (threshold / largest.clamp_min(threshold)).to(query.dtype).view(shared, -1)
+    gamma = (threshold / largest.clamp(min=threshold)).to(query.dtype).view(shared, -1)
     of_key = gamma.amin(dim=-1, keepdim=True).sqrt()
     query.view(heads, size, -1).mul_((gamma / of_key).view(heads, 1, 1))
     key.view(shared, size, -1).mul_(of_key.view(shared, 1, 1))

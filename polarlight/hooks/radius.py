@@ -53,7 +53,7 @@ class RadialBrake:
         """Return the weight after the braked step; a step inward is as it was."""
         W, step = at_least_float32(before), step_of(weight, before, group)
         along = _inner(step, W) / nonzero(_inner(W, W))  # > 0 where the step is outward
-        braked = (1 - number_of(self.outward, group)) * along.clamp_min(0) * W
+        braked = (1 - number_of(self.outward, group)) * along.clamp(min=0) * W
         return (at_least_float32(weight) - braked).to(weight.dtype)
 
 
@@ -86,7 +86,7 @@ class RadiusPin:
         """Return the weight at its radius; one that was not stepped is as it was."""
         W, step = at_least_float32(before), step_of(weight, before, group)
         norm = norm_of(W)
-        radius = (norm + _inner(step, W) / nonzero(norm)).clamp_min(LEAST_RADIUS)
+        radius = (norm + _inner(step, W) / nonzero(norm)).clamp(min=LEAST_RADIUS)
         pinned = with_norm(W + step, radius)
         if self.weight_decay:
             shrinks = (step * W < 0).to(pinned.dtype)

@@ -14,6 +14,7 @@ from polarlight.diagnostics.sharding import gradient, shard_like
 from polarlight.execution.sharded import agreement
 from polarlight.execution.sharded.collectives import ProcessMesh
 from tests.distributed.processes import run
+from tests.releases import needs_fully_shard_of_expert_parallel
 
 EXACT = polarlight.rules.aurora(polarlight.rules.WarmPolar(polarlight.linalg.ExactPolar()))
 SHAPES = [(12, 4), (5, 9), (4, 6, 4)]
@@ -133,6 +134,7 @@ def some(rank):
         experts_and_dense(rank)
 
 
+@needs_fully_shard_of_expert_parallel
 def test_two_meshes_of_equal_ranks_and_shape_have_different_keys():
     run(4, some)
 
