@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from polarlight.hooks.constraints import reduced
 from polarlight.linalg.matrices import at_least_float32, nonzero
 
 Averaged = nn.Module | Iterable[tuple[str, Tensor]]
@@ -251,7 +252,7 @@ class UpdateAverage(Readout):
     def weights(self, name: str, p: Tensor) -> Tensor:
         """Return w - k d min(1, most |w| / |d|)."""
         d, w = self.kept["update"][name], at_least_float32(p)
-        share = (self.most * w.norm() / nonzero(d.norm())).clamp(max=1)
+        share = (self.most * reduced(w.norm()) / nonzero(reduced(d.norm()))).clamp(max=1)
         moved: Tensor = w - self.steps_back * share * d
         return moved
 

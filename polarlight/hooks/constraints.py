@@ -110,7 +110,18 @@ class CentreRouter:
 
 def norm_of(X: Tensor) -> Tensor:
     """Return the norm of each matrix [..., 1, 1], of a vector [1], or of a number []."""
-    return frobenius_norm(X) if X.ndim > 1 else torch.linalg.vector_norm(X, keepdim=True)
+    return reduced(frobenius_norm(X) if X.ndim > 1 else torch.linalg.vector_norm(X, keepdim=True))
+
+
+def reduced(x: Tensor) -> Tensor:
+    """Return x, a DTensor with its pending sums added: torch 2.7 adds some of them wrongly."""
+    placements = getattr(x, "placements", None)
+    if placements is None:
+        return x
+    from torch.distributed.tensor import Replicate  # torch has it loaded: x is one
+
+    whole = [Replicate() if p.is_partial() else p for p in placements]
+    return x.redistribute(placements=whole)  # type: ignore[attr-defined, no-any-return]
 
 
 def with_norm(X: Tensor, norm: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from polarlight.hooks.attach import FromGroup, Group, HookNumber, number_of
-from polarlight.hooks.constraints import norm_of, step_of, with_norm
+from polarlight.hooks.constraints import norm_of, reduced, step_of, with_norm
 from polarlight.linalg.matrices import at_least_float32, nonzero
 
 LEAST_RADIUS = 1e-8
@@ -97,4 +97,4 @@ class RadiusPin:
 
 def _inner(X: Tensor, Y: Tensor) -> Tensor:
     """Return <X, Y> of each matrix [..., 1, 1], of vectors [1], or of numbers []."""
-    return (X * Y).sum(dim=(-2, -1)[2 - min(X.ndim, 2) :], keepdim=True)
+    return reduced((X * Y).sum(dim=(-2, -1)[2 - min(X.ndim, 2) :], keepdim=True))
