@@ -20,6 +20,10 @@ needs_torchs_muon = pytest.mark.skipif(
 SETTINGS_OF_BACKENDS = TORCH >= (2, 9)
 """Whether single backends have a float32 precision of their own."""
 
+needs_copies_of_fakes = pytest.mark.skipif(
+    TORCH < (2, 8), reason="torch 2.7 copies a tensor to a fake CUDA device for real, and fails"
+)
+
 needs_fully_shard_of_expert_parallel = pytest.mark.skipif(
     TORCH < (2, 8),
     reason="fully_shard of torch 2.7 refuses a DTensor of a later mesh dimension: KeyError",

@@ -13,6 +13,7 @@ from polarlight.execution.on_device import OnDevice
 from polarlight.view import Whole
 from tests.distributed.processes import run as run_processes
 from tests.matrices import gaussian
+from tests.releases import needs_copies_of_fakes
 
 RULES = {
     "muon": polarlight.rules.muon(),
@@ -62,6 +63,7 @@ def test_directions_and_buffers_are_those_of_the_inner_executor(name, max_bytes)
                 assert torch.equal(optimizer.state[p][key], x)
 
 
+@needs_copies_of_fakes
 def test_products_run_on_the_device_and_directions_come_back():
     rule = RULES["normuon"]
     with fake_cuda():

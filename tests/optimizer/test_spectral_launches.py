@@ -8,6 +8,7 @@ import torch
 from benchmarks.fake_cuda import fake_cuda
 from benchmarks.launches import GPT2, ours, parameters_of, step_records, torch_muon
 from polarlight import NonFinite
+from tests.releases import needs_torchs_muon
 
 LIMITS = {"Muon": 200, "NorMuon": 250, "Aurora": 280}
 """For a whole GPT-2 with the default guard; the counts are in `docs/performance.md`."""
@@ -41,6 +42,7 @@ def test_bytes_per_parameter_stay_below_what_is_stated(name):
     assert found.bytes / size < BYTES[name]
 
 
+@needs_torchs_muon
 def test_torchs_muon_has_launches_per_matrix():
     with fake_cuda():
         counts = [step_records(torch_muon, GPT2(layers, width=64))[0].launches for layers in (1, 2)]

@@ -5,6 +5,7 @@ import pytest
 from benchmarks.step_memory import OPTIMIZERS, peak_of_step
 from polarlight.execution import batched
 from polarlight.optimizer import masked
+from tests.releases import TORCH
 
 STACK = 2**15
 SHAPES = [(64, 32)] * 32
@@ -29,6 +30,7 @@ CAP = {
     ("name", "device"),
     [pytest.param(*x, marks=[pytest.mark.slow] if "SOAP" in x else []) for x in CAP],
 )
+@pytest.mark.skipif(TORCH < (2, 8), reason="a step on a CPU takes one momentum under torch 2.7")
 def test_a_step_takes_a_tenth_of_the_momentum_and_a_few_stacks_at_most(name, device, monkeypatch):
     monkeypatch.setattr(batched, "MOST_BYTES", STACK)
     monkeypatch.setattr(batched, "MOST_BYTES_ON_CPU", STACK)
