@@ -58,9 +58,12 @@ def heavyball(params: list) -> Optimizer:
     return importlib.import_module("heavyball").Muon(params, lr=0.02)
 
 
-def compiled_muon(params: list) -> Optimizer:
-    """Return torch's Muon with its whole step compiled, which takes a minute for 200 matrices."""
-    optimizer = torch.optim.Muon(params, lr=0.02, weight_decay=0.0)
+def compiled_muon(params: list, weight_decay: float = 0.0) -> Optimizer:
+    """Return torch's Muon with its whole step compiled, which takes a minute for 200 matrices.
+
+    A tensor for the learning rate would be read on the host and break the graph.
+    """
+    optimizer = torch.optim.Muon(params, lr=0.02, weight_decay=weight_decay)
     # inductor's harness would quote our `--only`, with its apostrophes, as a Python string
     compiled = torch.compile(optimizer.step, options={"benchmark_harness": False})
     optimizer.step = compiled  # type: ignore[method-assign]

@@ -16,6 +16,7 @@ import polarlight as pl
 from benchmarks.gpu_forecast import MODELS, OPTIMIZERS
 from benchmarks.gpu_report.report import Found, Report, within
 from benchmarks.launches import peer
+from benchmarks.optimizer_step import compiled_muon
 from polarlight import NonFinite
 from polarlight.lab.report.style import figure, tidy
 
@@ -38,9 +39,7 @@ def makers(report: Report) -> dict[str, Callable[[Any], Any]]:
         return pl.Aurora(params, lr=0.02, weight_decay=0.1, nonfinite=NonFinite.PROPAGATE)
 
     def in_one_graph(params: Any) -> Any:
-        optimizer = torch.optim.Muon(params, lr=torch.tensor(0.02), weight_decay=0.1)
-        optimizer.step = torch.compile(optimizer.step)
-        return optimizer
+        return compiled_muon(params, weight_decay=0.1)
 
     return found | {"Aurora, no guard": unguarded, "torch.optim.Muon, compiled": in_one_graph}
 
