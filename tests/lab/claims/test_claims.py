@@ -100,7 +100,9 @@ def test_runs_are_resumed_and_shared_and_learning_rates_swept(tmp_path, setting,
     assert len(trained) == len(told) == swept + 2 * 2
     assert len(list(read_runs(own.out / "down-columns.jsonl"))) == len(trained)
     assert claim.runs() == 2 * (3 + 2)
-    assert json.loads((own.out / "down-columns.json").read_text())["runs"] == len(trained)
+    kept = json.loads((own.out / "down-columns.json").read_text())
+    spent = sum(run.cpu_seconds for run in read_runs(own.out / "down-columns.jsonl"))
+    assert (kept["runs"], kept["cpu_seconds"]) == (len(trained), pytest.approx(spent, abs=0.06))
     assert set(result["arms"]["muon"]["sweep"]) >= {"0.01", "0.02", "0.04"}
     sweep = result["arms"]["muon"]["sweep"]
     assert f"{result['arms']['muon']['lr']:g}" == min(sweep, key=sweep.get)
