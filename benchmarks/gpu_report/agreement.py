@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import polarlight as pl
 from benchmarks.gpu_report.report import Found, Report, distance, moved, parameters, tried
 from benchmarks.launches import parameters_of
+from polarlight.execution.param_task import full_tensor
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
 SHAPES = [(96, 32), (96, 32), (32, 96), (48, 48), (8, 2)]
@@ -144,5 +145,4 @@ def fsdp(report: Report, found: Found) -> None:
 
 def full(p: Tensor) -> Tensor:
     """Return a whole parameter, detached."""
-    whole: Tensor = p.full_tensor() if hasattr(p, "full_tensor") else p
-    return whole.detach()
+    return full_tensor(p).detach()
