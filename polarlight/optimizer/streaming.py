@@ -5,9 +5,14 @@ from typing import TypeGuard
 
 from torch import Tensor
 
-from polarlight.execution.param_task import ParamTask, Trainable, shared_indices, to_local
+from polarlight.execution.param_task import (
+    ParamTask,
+    StreamedParams,
+    Trainable,
+    shared_indices,
+    to_local,
+)
 from polarlight.execution.sharded.executor import Sharded
-from polarlight.execution.sharded.sources import StreamedParams
 from polarlight.optimizer.apply import apply_update
 from polarlight.optimizer.masked import AlikeTasks, FiniteFlags, State
 from polarlight.optimizer.param_groups import ActiveParams, Group, alike_groups, name_of

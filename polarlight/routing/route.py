@@ -47,8 +47,8 @@ class Route:
 
 Key = Role | tuple[Role, Part | str] | str
 Table = Mapping[Role | str, Route | Rule] | Mapping[Key, Route | Rule]
-"""What is matched against each parameter, in order; the first entry that matches wins. A rule
-stands for a `Route` of this rule and nothing else.
+"""Routes by what parameters match, in order; the first entry that matches wins. A rule stands for a
+`Route` of this rule and nothing else.
 
 A `Role`, or a string equal to one; a pair, `(Role.EXPERT, Part.DOWN)` or
 `(Role.DOWN, "layers.3.*")`; any other string is a glob pattern on names, in which `*` also matches

@@ -10,7 +10,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 import polarlight
 from polarlight.execution.param_task import to_local
 from polarlight.execution.sharded import collectives
-from polarlight.execution.sharded.copies import checksum
+from polarlight.execution.sharded.disagreement import checksum
 from polarlight.execution.sharded.plan import Options
 from tests.distributed.processes import run
 

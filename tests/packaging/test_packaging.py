@@ -38,7 +38,7 @@ def test_importing_is_light():
     late = ("diagnostics", "integrations", "lab", "migration")
     assert others == []
     assert [name for name in new if name.split(".")[1:2] and name.split(".")[1] in late] == []
-    assert len(new) < 220
+    assert len(new) < 200
 
 
 @pytest.mark.parametrize("words", [["--version"], ["version"]])

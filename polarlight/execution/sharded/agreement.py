@@ -24,10 +24,10 @@ from polarlight.execution.sharded.collectives import (
     ProcessGroup,
     ProcessMesh,
 )
-from polarlight.execution.sharded.copies import check_copies
 from polarlight.execution.sharded.disagreement import (
     PENDING,
     PRESENT,
+    check_copies,
     gradient_mark,
     gradient_state,
     gradients_message,

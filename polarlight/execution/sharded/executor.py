@@ -17,9 +17,11 @@ from torch import Tensor
 from polarlight.execution.batched import Batched
 from polarlight.execution.job import Executor
 from polarlight.execution.param_task import (
+    Loaded,
     Member,
     ParamExecutor,
     ParamTask,
+    StreamedParams,
     directions_of,
     is_sharded,
 )
@@ -35,7 +37,6 @@ from polarlight.execution.sharded.exchange import Groups
 from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.plan import Options, ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
-from polarlight.execution.sharded.sources import Loaded, StreamedParams
 from polarlight.execution.sharded.specs import param_spec
 from polarlight.execution.sharded.step import ShardedStep
 from polarlight.rule import UpdateRule

@@ -19,7 +19,7 @@ from torch.distributed import distributed_c10d
 from polarlight.execution.sharded.collectives import mesh_ranks, world_size
 
 ANSWER_SECONDS = 3.0
-"""How long a process that lost contact waits for the reports of others."""
+"""Wait of a process that lost contact, for the reports of others."""
 
 
 _failed_steps: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
@@ -70,10 +70,8 @@ def add_report(text: str | None) -> list[str] | None:
 
 def _store() -> Any:
     """Return the store of the default process group."""
-    group: Any = dist.group.WORLD
-    if hasattr(group, "get_group_store"):
-        return group.get_group_store()
-    return distributed_c10d._get_default_store()  # torch 2.7
+    before_2_8 = distributed_c10d._get_default_store
+    return getattr(dist.group.WORLD, "get_group_store", before_2_8)()
 
 
 class SharedStep:

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from polarlight.execution.batched import capped_stacks
 from polarlight.execution.job import Executor, Job
-from polarlight.execution.param_task import ParamTask, to_local
+from polarlight.execution.param_task import ParamSource, ParamTask, to_local
 from polarlight.execution.sharded.collectives import ProcessMesh, shared_rows
 from polarlight.execution.sharded.exchange import Groups, Transfer, moved, run_rounds
 from polarlight.execution.sharded.memory import PREFETCH
 from polarlight.execution.sharded.schedule import Bucket, Fragment, ProcessSchedule
-from polarlight.execution.sharded.sources import ParamSource
 from polarlight.execution.sharded.specs import MATRIX
 from polarlight.linalg import foreach
 from polarlight.linalg.slot import GRADIENT

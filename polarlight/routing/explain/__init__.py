@@ -9,13 +9,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
-from polarlight.execution.sharded.forecast import Summary, dtensor_layout, forecast, summary
 from polarlight.routing.explain.rows import Piece, Row, rows_of
 from polarlight.routing.explain.table import aligned, table_of
+
+if TYPE_CHECKING:
+    from polarlight.execution.sharded.forecast import Summary
 
 __all__ = ["Explanation", "Piece", "Row", "explain"]
 
@@ -31,7 +33,7 @@ class Explanation:
     """
 
     rows: tuple[Row, ...]
-    sharing: tuple[Summary, ...] = ()
+    sharing: "tuple[Summary, ...]" = ()
 
     def __str__(self) -> str:
         """Return the table with repeated layers folded."""
@@ -107,6 +109,8 @@ def explain(source: Optimizer | Sequence[Mapping[str, Any]]) -> Explanation:
     else:
         groups = list(source)
         reasons = {k: v for g in groups for k, v in g.get("reasons", {}).items()}
+    from polarlight.execution.sharded.forecast import dtensor_layout, forecast, summary
+
     executor = getattr(source, "executor", None)
     layout_of_param = getattr(executor, "layout", dtensor_layout)
     plans = forecast(groups, layout_of_param, getattr(executor, "options", None))

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from polarlight.execution.sharded import copies
-from polarlight.execution.sharded.copies import checksum
+from polarlight.execution.sharded import disagreement
+from polarlight.execution.sharded.disagreement import checksum
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16])
 def test_a_checksum_sees_one_bit_and_the_order_of_entries(dtype, monkeypatch):
-    monkeypatch.setattr(copies, "CHUNK", 7)  # several chunks
+    monkeypatch.setattr(disagreement, "CHUNK", 7)  # several chunks
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     same, bit, rows, far = x.clone(), x.clone(), x.flip(0), x.roll(7)
     bit.view(torch.int16)[3, 3] ^= 1
