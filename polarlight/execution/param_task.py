@@ -163,7 +163,11 @@ def local_gradient(parameter: Tensor) -> Tensor:
     """Return the local part of a gradient, redistributed to the parameter's placements."""
     gradient = parameter.grad
     assert gradient is not None
-    return to_local(collectives.redistributed(parameter)) if is_sharded(parameter) else gradient
+    return (
+        to_local(collectives.redistributed_gradient(parameter))
+        if is_sharded(parameter)
+        else gradient
+    )
 
 
 def local_tensors(

@@ -9,7 +9,7 @@ from torch import Tensor
 from polarlight.execution.job import Executor
 from polarlight.execution.param_task import ParamExecutor, Trainable
 from polarlight.execution.sharded.agreement import Agreed, Agreement, Finite, nonfinite_members
-from polarlight.execution.sharded.collectives import redistributed
+from polarlight.execution.sharded.collectives import redistributed_gradient
 from polarlight.execution.sharded.executor import Sharded
 from polarlight.execution.sharded.faults import SharedStep
 from polarlight.optimizer.gradient_guard import NonFinite, any_nonfinite, finite_of
@@ -133,7 +133,7 @@ def _gradients_replaced(
             active[i].append(k)
             active[i].sort()
         for n in agreed.pending:
-            members[n].parameter.grad = redistributed(members[n].parameter)
+            members[n].parameter.grad = redistributed_gradient(members[n].parameter)
         yield
     finally:
         for p, gradient in before:
