@@ -29,7 +29,7 @@ def route_and_warn(
     *,
     stacklevel: int,
 ) -> list[ParamGroup]:
-    """Return param groups as `route` does; warn of matrices that AdamW gets.
+    """Return param groups as `route` does; warn if AdamW gets parameters that may be matrices.
 
     Args:
         model: As for `route`, like the next two.
@@ -68,12 +68,12 @@ def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
 
 
 def _has_rule(found: Routed) -> bool:
-    """Return whether a parameter is routed to a rule for matrices, or to the default rule."""
+    """Return whether a parameter's route has a rule for matrices, or none (the default rule)."""
     return found.entry.rule is None or isinstance(found.entry.rule, UpdateRule)
 
 
 def _may_be_matrix(found: Routed) -> bool:
-    """Return whether the role is unknown, or a kernel neither depthwise nor of patches."""
+    """Return whether AdamW may be a mistake: role unknown, or a plain convolution kernel."""
     assignment = found.assignment
     if assignment.role is Role.CONV:
         return assignment.part not in (Part.DEPTHWISE, Part.PATCH)
@@ -86,12 +86,12 @@ def _entries(some: Sequence[Routed]) -> int:
 
 
 def _share(some: Sequence[Routed], trained: Sequence[Routed]) -> str:
-    """Format the number of entries of some parameters as a percentage of all trained ones."""
+    """Format the entries of some parameters as per cent of those trained."""
     return f"{_entries(some) / max(_entries(trained), 1):.0%} of the trainable parameters"
 
 
 def _message(start: str, listed: Sequence[Routed]) -> str:
-    """Return the warning: the parameters left to AdamW, and the overrides that change it."""
+    """Return the warning's text: up to three of the listed parameters, and overrides to type."""
     first = [f"{f.assignment.name} {tuple(f.assignment.parameter.shape)}" for f in listed[:_NAMED]]
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
     if any(found.assignment.role is Role.CONV for found in listed):
