@@ -145,10 +145,7 @@ def to_local(x: Tensor) -> Tensor:
 
 
 def full_tensor(x: Tensor, parameter: Tensor | None = None) -> Tensor:
-    """Return the full tensor of a DTensor, or of a shard of the DTensor `parameter`; a collective.
-
-    A collective: every process of the mesh must call it.
-    """
+    """Return the full tensor of a DTensor, or of a shard of DTensor `parameter`; a collective."""
     if parameter is not None:
         x = placed_like(x, parameter)
     return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
@@ -173,10 +170,7 @@ def local_gradient(parameter: Tensor) -> Tensor:
 def local_tensors(
     params: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], *, maximize: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return local weights, gradients (negated under `maximize`) and momentum buffers.
-
-    Gradients are negated under `maximize`. Parameters without a momentum buffer give none.
-    """
+    """Return local weights, gradients (negated under `maximize`), and momenta that there are."""
     weights, buffers = list(params), [state[MOMENTUM] for state in states if MOMENTUM in state]
     gradients = [p.grad for p in params if p.grad is not None]
     if any_sharded(params):

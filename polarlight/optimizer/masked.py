@@ -182,10 +182,7 @@ def with_gradients_read(
     states: Sequence[State],
     finite: FiniteFlags,
 ) -> Sequence[State]:
-    """Return states that also hold the local gradient (zero if not finite), if the rule reads it.
-
-    Zero takes the place of a gradient that is not finite.
-    """
+    """Return states that also hold the local gradient (0 if not finite), if the rule reads it."""
     shapes = {p.shape for p in params}
     if not rule.reads_gradient(part for shape in shapes for part in view.shapes(shape)):
         return states

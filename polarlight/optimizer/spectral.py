@@ -181,10 +181,7 @@ class SpectralOptimizer(Optimizer):
 
     @partial(_disable_dynamo, recursive=False)
     def _step_in_graph(self) -> None:
-        """Step under `torch.compile`: `_step` becomes a graph; eager if processes share work.
-
-        Where processes share parameters it is eager: the exchange is no part of a graph.
-        """
+        """Step under `torch.compile`: `_step` becomes a graph; eager if processes share work."""
         devices = self._prepare_graph()
         params = [group["params"] for group in self.param_groups]
         if isinstance(self.executor, ParamExecutor) or any(shared_indices(params, self.executor)):

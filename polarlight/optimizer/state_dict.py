@@ -165,10 +165,9 @@ def _warn_of_differences(differing: Mapping[str, list[int]]) -> None:
 def _checked_buffer_forms(
     given: StateDict, groups: list[Group]
 ) -> dict[Any, dict[str, BufferForm]]:
-    """Check saved buffers' shapes; return {key: {buffer: (dtype, device)}} of new states.
+    """Check saved buffers; put tensors for steps; return {key: {buffer: (dtype, device)}}.
 
-    The forms are dtype and device, by saved parameter and buffer. One new state at a time is in
-    memory.
+    Dtypes and devices are those of a new state, one of which is in memory at a time.
 
     Raises:
         ValueError: If a state lacks a buffer, or one is of another shape; names the parameters.

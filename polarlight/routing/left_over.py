@@ -12,9 +12,9 @@ from polarlight.routing.route import (
     Routed,
     Table,
     groups_of,
+    is_elementwise,
     resolve,
 )
-from polarlight.rule import UpdateRule
 
 _KERNELS = 0.1
 """Kernels are worth a word from this share of all trainable parameters on."""
@@ -53,7 +53,7 @@ def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
         stacklevel: As in `warnings.warn`, counted from the caller.
     """
     trained = [found for found in routed if found.assignment.parameter.requires_grad]
-    elementwise = [found for found in trained if not _has_rule(found)]
+    elementwise = [found for found in trained if is_elementwise(found.entry)]
     left = [found for found in elementwise if found.keys[0] is None and _may_be_matrix(found)]
     if trained and len(elementwise) == len(trained) and not any(f.keys[0] for f in trained):
         share = f"no parameter gets the optimizer's rule; AdamW takes {_share(trained, trained)}"
@@ -65,11 +65,6 @@ def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
     if left:
         share = f"AdamW takes what may be matrices, {_share(left, trained)}"
         warnings.warn(_message(share, left), UserWarning, stacklevel + 1)
-
-
-def _has_rule(found: Routed) -> bool:
-    """Return whether a parameter's route has a rule for matrices, or none (the default rule)."""
-    return found.entry.rule is None or isinstance(found.entry.rule, UpdateRule)
 
 
 def _may_be_matrix(found: Routed) -> bool:

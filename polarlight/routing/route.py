@@ -213,21 +213,17 @@ def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Ass
 
 
 def _merged_route(entry: Route, value: Route | Role, table: Mapping[Key, Route]) -> Route:
-    """Return a table's entry with the settings that an override gives; a `Role` gives none.
-
-    A rule of another kind, elementwise or for matrices, comes with the numbers of the table's first
-    entry of that kind.
-    """
+    """Return an entry with an override's settings; numbers are those of the rule's kind."""
     if isinstance(value, Role):
         return entry
-    if value.rule is not None and _is_elementwise(value) != _is_elementwise(entry):
-        kind = _is_elementwise(value)
-        entry = next((other for other in table.values() if _is_elementwise(other) == kind), Route())
+    if value.rule is not None and is_elementwise(value) != is_elementwise(entry):
+        kind = is_elementwise(value)
+        entry = next((other for other in table.values() if is_elementwise(other) == kind), Route())
     given = {field.name: getattr(value, field.name) for field in fields(value)}
     return replace(entry, **{name: x for name, x in given.items() if x is not None})
 
 
-def _is_elementwise(entry: Route) -> bool:
+def is_elementwise(entry: Route) -> bool:
     """Return whether a route has an elementwise rule."""
     return entry.rule is not None and not isinstance(entry.rule, UpdateRule)
 
@@ -338,7 +334,7 @@ def _views_of(assignments: Sequence[Assignment], entries: Sequence[Route]) -> li
 
 def _view_of(assignment: Assignment, entry: Route) -> MatrixView:
     """Return a parameter's view: the route's or the inferred one; raise ValueError if unfit."""
-    elementwise = _is_elementwise(entry)
+    elementwise = is_elementwise(entry)
     if entry.view is None:
         view = assignment.view
         if elementwise and assignment.role not in MATRIX_ROLES:

@@ -35,28 +35,17 @@ class Groups:
         self._known: dict[tuple[int, ...], Subgroup] = {}
         self._routes: WeakKeyDictionary[Exchange, ExchangeRoute] = WeakKeyDictionary()
 
-    def copy_group(self, axes: Axes) -> Subgroup:
-        """Return the processes that together hold this process's copy of what `axes` replicate."""
-        return self._of(self.plan.topology.cut_group(axes, self.mesh.rank))
-
-    def node(self, axes: Axes) -> Subgroup:
-        """Return the processes of this copy that share a node with this process; all if few."""
-        return self._of(self.plan.topology.node(axes, self.mesh.rank))
-
-    def column(self, axes: Axes) -> Subgroup:
-        """Return the processes of this copy at this process's place in every node."""
-        return self._of(self.plan.topology.column(axes, self.mesh.rank))
-
     def copies(self, axes: Axes) -> Subgroup:
         """Return the processes with this process's shard, one per copy."""
         return self._of(self.plan.topology.copies(axes, self.mesh.rank))
 
     def hops(self, axes: Axes, *, gather: bool) -> list[Subgroup]:
         """Return the groups of an exchange's one or two hops, in order; from owners in reverse."""
-        if self.plan.topology.grid_of(axes) is None:
-            return [self.copy_group(axes)]
+        topology, rank = self.plan.topology, self.mesh.rank
+        if topology.grid_of(axes) is None:
+            return [self._of(topology.cut_group(axes, rank))]
         # Owners have places in columns: to them within the node first, from them across nodes.
-        both = [self.node(axes), self.column(axes)]
+        both = [self._of(topology.node(axes, rank)), self._of(topology.column(axes, rank))]
         return both if gather else both[::-1]
 
     def route(self, axes: Axes, exchange: Exchange, *, gather: bool) -> ExchangeRoute:

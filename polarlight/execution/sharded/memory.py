@@ -29,7 +29,8 @@ def peak_bytes(schedule: ProcessSchedule) -> int:
     buckets = schedule.buckets
     gather = [_in_flight_bytes(bucket.gather.values()) for bucket in buckets]
     scatter = [_in_flight_bytes(bucket.scatter.values()) for bucket in buckets]
-    held = [_assembled_bytes(schedule, bucket) for bucket in buckets]
+    nbytes = [kind.nbytes for kind in schedule.plan.kinds]
+    held = [sum(nbytes[n] for n in b.matrices if n not in b.local) for b in buckets]  # assembled
     found = [0]
     for k, bucket in enumerate(buckets):
         beside = sum(gather[k + 1 : k + 2])
@@ -149,12 +150,6 @@ def _in_flight_bytes(exchanges: Iterable[Exchange]) -> int:
         passed = sum(message_bytes([s for _, s in p]) for p in exchange.relayed.values())
         total += max(ends, 2 * passed)
     return total
-
-
-def _assembled_bytes(schedule: ProcessSchedule, bucket: Bucket) -> int:
-    """Return the bytes of a bucket's matrices and buffers that are put together on the owner."""
-    kinds = schedule.plan.kinds
-    return sum(kinds[n].nbytes for n in bucket.matrices if n not in bucket.local)
 
 
 def _rounds_bytes(bucket: Bucket) -> int:

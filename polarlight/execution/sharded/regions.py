@@ -68,11 +68,6 @@ class StridedBlock:
             )
         ]
 
-    def whole_in(self, held: tuple[Intervals, ...]) -> bool:
-        """Return whether a shard holds all entries of the block."""
-        by_dim = zip(self.runs(held), self.lengths, strict=True)
-        return all(sum(count for _, _, count in runs) == length for runs, length in by_dim)
-
 
 @lru_cache(maxsize=65536)
 def _common_runs(start: int, step: int, length: int, intervals: Intervals) -> list[Run]:

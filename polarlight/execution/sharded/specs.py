@@ -135,10 +135,7 @@ def matrix_specs(number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
 def _offsets(
     rule: UpdateRule, parts: Iterable[torch.Size], batch_dims: int
 ) -> list[dict[str, int]]:
-    """Return, per part of a view, {buffer: first entry of the part in the concatenated vector}.
-
-    With several parts, the buffers of a name are concatenated in one vector.
-    """
+    """Return, per part of a view, {buffer: the part's first entry in the concatenated vector}."""
     offsets: list[dict[str, int]] = []
     taken: dict[str, int] = {}
     for part in parts:

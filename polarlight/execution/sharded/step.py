@@ -88,10 +88,6 @@ class ShardedStep:
             kept = _is_expendable(task)
             self.directions[n] = task.momentum if kept else torch.empty_like(task.momentum)
 
-    def _load_params_of(self, fragments: Iterable[Fragment]) -> None:
-        """Load the tasks of these fragments' parameters."""
-        self._load(self.matrices[f.matrix].param for f in fragments)
-
     def _store(self, numbers: Sequence[int]) -> None:
         """Pass complete directions to `params.store`; advance host counters; drop the tasks."""
         self._load(numbers)  # those of which this process has no part
@@ -143,7 +139,7 @@ class ShardedStep:
     def _start_gather(self, bucket: Bucket) -> list[Transfer]:
         """Start to send local shards to the owners of a bucket's matrices; return the transfers."""
         messages = [m for exchange in bucket.gather.values() for m in exchange.outgoing.values()]
-        self._load_params_of(f for fragments in messages for f in fragments)
+        self._load(self.matrices[f.matrix].param for fragments in messages for f in fragments)
         return [
             Transfer(self.groups, axes, exchange, self._shard_view, gather=True)
             for axes, exchange in bucket.gather.items()

@@ -76,10 +76,7 @@ class Topology:
         return (rank,) if shape is None else group[self.places(axes)[rank][1] :: shape[0]]
 
     def via(self, axes: Axes, peer: int, owner: int) -> int:
-        """Return the rank that relays between a process and an owner: the owner's place, own node.
-
-        It is in the node of the process, at the owner's place.
-        """
+        """Return the rank at the owner's place in a peer's node, which relays between the two."""
         places = self.places(axes)
         return self.cut_group(axes, peer)[places[peer][0] + places[owner][1]]
 
@@ -98,15 +95,13 @@ class Topology:
     def _groups_of(self, axes: Axes, *, across: bool) -> list[tuple[int, ...]]:
         """Return, per rank, those with equal coordinates along `axes` (`across`: the others)."""
         if (axes, across) not in self._groups:
-            places = [self._place(axes, rank, across) for rank in range(len(self.coordinates))]
+            places = [
+                tuple(c for axis, c in enumerate(where) if (axis in axes) != across)
+                for where in self.coordinates
+            ]
             found: dict[Coordinate, list[int]] = {}
             for rank in self._order:
                 found.setdefault(places[rank], []).append(rank)
             groups = {place: tuple(group) for place, group in found.items()}
             self._groups[axes, across] = [groups[place] for place in places]
         return self._groups[axes, across]
-
-    def _place(self, axes: Axes, rank: int, across: bool) -> Coordinate:
-        """Return `rank`'s coordinates along `axes`; with `across`, along the other dimensions."""
-        where = self.coordinates[rank]
-        return tuple(c for axis, c in enumerate(where) if (axis in axes) != across)

@@ -61,10 +61,7 @@ class Explanation:
         return totals
 
     def to_json(self) -> str:
-        """Return rows, totals per role and, if work is shared, plans per mesh as JSON text.
-
-        Where work is shared, `"sharing"` has an entry per mesh.
-        """
+        """Return rows, totals per role and, if work is shared, plans per mesh as JSON text."""
         record: dict[str, Any] = {"parameters": [asdict(row) for row in self.rows]}
         if self.sharing:
             record["sharing"] = [asdict(shared) for shared in self.sharing]

@@ -98,10 +98,7 @@ def _is_norm(site: Site) -> bool:
 
 
 def _by_type(site: Site) -> Iterator[Decision]:
-    """Yield decisions for convolutions, attention, RNNs and linear layers, by type or by name.
-
-    Convolutions, attention, RNNs and 2-D layers.
-    """
+    """Yield decisions for convolutions, attention, RNNs and linear layers, by type or by name."""
     if isinstance(site.module, nn.modules.conv._ConvNd):
         yield _convolution(site, site.module)
     if site.module is None and _is_kernel_by_name(site):

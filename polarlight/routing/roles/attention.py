@@ -18,14 +18,9 @@ def in_attention(site: Site) -> bool:
     for words in site.blocks():
         if any(word in MLP_BLOCKS or "mlp" in word for word in words):
             return False
-        if any(_says_attention(word) for word in words):
+        if any(("attention" in w or "attn" in w) and "norm" not in w for w in words):
             return True
     return site.module_name in ALONE_ATTENTION
-
-
-def _says_attention(word: str) -> bool:
-    """Return whether a module's name or class means attention."""
-    return ("attention" in word or "attn" in word) and "norm" not in word
 
 
 def attention(site: Site, m: int, n: int) -> Decision:

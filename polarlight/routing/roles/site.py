@@ -136,10 +136,7 @@ class Site:
         return None
 
     def has_within(self, depth: int, *sizes: tuple[int, ...]) -> bool:
-        """Return whether module path[:depth] has another parameter of such a shape.
-
-        Axes count in any order.
-        """
+        """Return whether module path[:depth] has another parameter of such sizes, in any order."""
         own, wanted = ".".join(self.words), [sorted(size) for size in sizes]
         names = self.model_index.inside.get(".".join(self.words[:depth]), ())
         shapes = (self.model_index.shapes[name] for name in names if name != own)
@@ -189,7 +186,8 @@ class Site:
         outside = [
             len(self.modules) - 1 - place
             for place, module in enumerate(self.modules)
-            if any(_is_number(getattr(source, name, None), value) for source in _sources(module))
+            for found in [getattr(source, name, None) for source in _sources(module)]
+            if type(found) is int and found == value
         ]
         return value, min(outside)
 
@@ -227,11 +225,6 @@ class Site:
             for source in _sources(module):
                 for name in names:
                     yield getattr(source, name, None)
-
-
-def _is_number(found: object, value: int) -> bool:
-    """Return whether an attribute is an int, not a bool, and equals `value`."""
-    return type(found) is int and found == value
 
 
 def _sources(module: nn.Module) -> tuple[object, object]:
