@@ -23,7 +23,7 @@ MOST_BYTES_ON_CPU = 8 * 2**20
 
 
 def capped_stacks(positions: Sequence[int], tensors: Sequence[Tensor], cap: int) -> list[list[int]]:
-    """Cut positions into stacks of at most `cap` bytes; a larger tensor is a stack of its own."""
+    """Return positions in consecutive lists of at most `cap` bytes; a larger tensor is alone."""
     stacks: list[list[int]] = []
     size = 0
     for i in positions:
@@ -77,6 +77,7 @@ class Batched:
     piece_on_cpu: int = PIECE
 
     def __post_init__(self) -> None:
+        """Raise ValueError if a size in bytes is negative."""
         for name in ("max_bytes", "piece_on_cpu"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")

@@ -45,7 +45,7 @@ class RowwiseCost:
 
 @lru_cache(maxsize=4096)
 def rowwise_cost(rule: UpdateRule, m: int, n: int, local_rows: int) -> RowwiseCost | None:
-    """Return the cost on `local_rows` rows of an m x n matrix; None if not row-wise."""
+    """Return flops, cost and bytes of sums on `local_rows` of m rows; None if not row-wise."""
     X, buffers = _meta_inputs(rule, m, n, local_rows)
     rows = _CountingRows(m)
     try:

@@ -126,7 +126,7 @@ def any_sharded(tensors: Iterable[Tensor]) -> bool:
 def shared_indices(
     param_lists: Sequence[Sequence[Tensor]], executor: Executor | ParamExecutor
 ) -> list[set[int]]:
-    """Return the indices, per list, of parameters that several processes hold together.
+    """Return, per list, the indices of DTensors; of all parameters if the executor has a group.
 
     These are DTensors, and every parameter if the executor has a `group` of processes with equal
     plain parameters.
@@ -183,7 +183,7 @@ def local_tensors(
 def new_param_buffers(
     rule: UpdateRule, view: MatrixView, parameter: Tensor, name: str
 ) -> dict[str, Tensor]:
-    """Return zero buffers for one parameter; DTensors if the parameter is one.
+    """Return {name: zero buffer} for one parameter's rule; DTensors if the parameter is one.
 
     Raises:
         ValueError: If a placement of the parameter is neither `Shard` nor `Replicate`.
@@ -256,6 +256,7 @@ class StreamedParams:
         load: Callable[[Sequence[int]], list[ParamTask]],
         store: Callable[[Sequence[int], Sequence[Tensor]], None],
     ) -> None:
+        """Keep the arguments; nothing is loaded yet."""
         self.members, self._load, self._store = members, load, store
         self._early: dict[int, ParamTask] = {}
         self._places: Mapping[int, int] = {}

@@ -43,7 +43,7 @@ Optimizing = TypeVar("Optimizing", bound=Optimizer)
 
 
 def with_stochastic_rounding(optimizer: Optimizing) -> Optimizing:
-    """Round the optimizer's bfloat16 weights stochastically instead of to nearest.
+    """Let an optimizer round bfloat16 weights stochastically, not to nearest; return it.
 
         optimizer = with_stochastic_rounding(Aurora(model.bfloat16(), lr=0.02))
 
@@ -111,7 +111,7 @@ def apply_update(
     directions: list[Tensor],
     finite: FiniteFlags,
 ) -> None:
-    """Do W <- (1 - lr weight_decay) W - lr direction in place, rounded as the group asks."""
+    """Do W <- (1 - lr wd) W - lr D in place, no decay if not finite; round as the group says."""
     lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
     wide = _widened(group, weights)
     if group["weight_decay"] != 0:

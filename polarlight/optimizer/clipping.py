@@ -29,7 +29,7 @@ _EPS = 1e-6
 
 @torch.no_grad()
 def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
-    """Clip the gradients of the AdamW part of an optimizer by their common norm, in place.
+    """Clip gradients of an optimizer's AdamW part by their norm, in place; return the norm.
 
     Gradients of matrices under a rule that ignores their size (every polar factor) are neither
     scaled nor counted. A rule whose update grows with its momentum (PolarGrad, Freon) is clipped

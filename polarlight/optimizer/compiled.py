@@ -28,6 +28,7 @@ class GraphInputs:
     """
 
     def __init__(self) -> None:
+        """Start empty; `prepare` makes the inputs of each step."""
         self.groups: list[Group] = []
         self._momenta: dict[int, tuple[float, Tensor]] = {}
         self._known: dict[UpdateRule, tuple[str, UpdateRule]] = {}

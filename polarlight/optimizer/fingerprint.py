@@ -104,14 +104,14 @@ def _is_config(value: object) -> TypeGuard[Config]:
         isinstance(value.get("method"), str)
         and isinstance(value.get("version"), int)
         and sum(isinstance(fields, dict) for fields in content) == 1
-        and all(map(_is_plain, _fields_or_slots(value).values()))
+        and all(map(_has_only_configs, _fields_or_slots(value).values()))
     )
 
 
-def _is_plain(value: object) -> bool:
-    """Return whether every dict inside a value is a configuration."""
+def _has_only_configs(value: object) -> bool:
+    """Return whether a value's dicts, in lists too, are all well-formed configurations."""
     if isinstance(value, list):
-        return all(map(_is_plain, value))
+        return all(map(_has_only_configs, value))
     return _is_config(value) if isinstance(value, dict) else True
 
 

@@ -54,6 +54,7 @@ class NonFiniteGuard:
     """
 
     def __init__(self, policy: NonFinite) -> None:
+        """Keep the policy; no step has been skipped."""
         self.policy = policy
         self._skipped_on_host: Counter[tuple[int, int]] = Counter()
         self._skipped_on_device: dict[torch.device, SkipCounts] = {}
@@ -162,7 +163,7 @@ class NonFiniteGuard:
     def _flag(
         self, groups: Sequence[Group], active: ActiveParams, flagged: Sequence[tuple[int, int]]
     ) -> dict[int, FiniteMask]:
-        """Return flags of the pairs in `flagged` that are on devices; add to the counts there.
+        """Flag and count gradients of (group, param) pairs on devices; return a mask per group.
 
         Shards need no flag; their processes have exchanged theirs.
         """
@@ -201,6 +202,7 @@ class SkipCounts:
     def __init__(
         self, groups: Sequence[Group], device: torch.device, places: list[tuple[int, int]]
     ) -> None:
+        """Sort the places (elementwise groups last, equal shapes adjacent); set counts to zero."""
         self.sizes = [len(group["params"]) for group in groups]
         self.places = sorted(
             places,
@@ -245,7 +247,7 @@ def is_host_readable(device: torch.device) -> bool:
 def gradients_by_device(
     params: Sequence[Tensor], param_indices: Sequence[int], sharded: Collection[int] = ()
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
-    """Yield (device, param indices, gradients) of parameters with a gradient; shards as local."""
+    """Yield (device, param indices, gradients) per device; absent ones left out, shards local."""
     found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
     for k in param_indices:
         gradient = params[k].grad

@@ -131,7 +131,7 @@ def _update_loaded(
     beta: float | Tensor,
     finite: FiniteFlags,
 ) -> list[Tensor]:
-    """Update buffers that are on their gradients' devices, in place where gradients are finite."""
+    """Update buffers on the gradients' devices in place where finite; return the rules' inputs."""
     average = momentum.bind_state(states)
     if finite is None:
         return average(gradients, buffers, beta)

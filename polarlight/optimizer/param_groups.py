@@ -33,7 +33,7 @@ def name_of(group: Mapping[str, Any], group_index: int, param_index: int) -> str
 
 
 def named_params(optimizer: Optimizer) -> list[tuple[str, Tensor, Group]]:
-    """Return name, parameter and group of every parameter of any torch optimizer."""
+    """Return (name, parameter, group) of every parameter of any torch optimizer."""
     return [
         (name_of(group, i, k), p, group)
         for i, group in enumerate(optimizer.param_groups)

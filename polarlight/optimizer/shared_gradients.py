@@ -142,7 +142,7 @@ def _gradients_replaced(
 
 
 def _trainable(group: Group, i: int, k: int, states: Mapping[Tensor, State]) -> Trainable:
-    """Return parameter k of group i with name, rule, view and state."""
+    """Return parameter k of group i as a `Trainable`: name, rule, view, tensor and state."""
     p = group["params"][k]
     return Trainable(name_of(group, i, k), group["rule"], group["view"] or Whole(), p, states[p])
 

@@ -54,7 +54,7 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
     saved_rules: list[Config] = []
 
     def check(_: Optimizer, loaded: StateDict) -> StateDict:
-        """Check a loaded state dict, keep it for `finish`; return it with rules for texts."""
+        """Check a loaded state dict; return it with rules and views in place of fingerprints."""
         given.update(replace_fingerprints(loaded, optimizer.param_groups))
         forms.update(_checked_buffer_forms(given, optimizer.param_groups))
         saved_rules.extend(read_fingerprint(group["rule"]) for group in loaded["param_groups"])
@@ -75,7 +75,7 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
 
 
 def replace_fingerprints(state_dict: StateDict, groups: list[Group]) -> StateDict:
-    """Return a copy of a state dict with the optimizer's rules and views in its groups.
+    """Check a state dict's fingerprints; return a copy with the optimizer's rules and views.
 
     Raises:
         ValueError: If the state dict does not fit the optimizer's param groups.

@@ -39,6 +39,7 @@ class Route:
     momentum: float | None = None
 
     def __post_init__(self) -> None:
+        """Raise TypeError if `rule` is given and is no rule."""
         if self.rule is not None and not _is_rule(self.rule):
             raise TypeError(
                 f"rule must be a rule, as `polarlight.rules.muon()` makes one, got {self.rule!r}"

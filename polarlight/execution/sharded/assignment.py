@@ -70,6 +70,7 @@ class _LeastLoaded:
     """
 
     def __init__(self, loads: Sequence[float]) -> None:
+        """Keep a reference to the loads, which may only grow."""
         self._loads, self._order = loads, spread_out(len(loads))
         # A heap per set of processes, by identity; its loads are those of some time before.
         self._heaps: dict[int, tuple[Holders, list[tuple[float, int, int]]]] = {}

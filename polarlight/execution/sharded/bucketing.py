@@ -74,8 +74,8 @@ class Charges:
     """
 
     def __init__(self, topology: Topology, kinds: Sequence[MatrixKind]) -> None:
+        """Count the different replicated axes: their exchanges take place at the same time."""
         self._topology = topology
-        # Exchanges of parameters with different replicated axes take place at the same time.
         self._parts = len({kind.axes for kind in set(kinds)})
         self._largest: dict[tuple[MatrixKind, int], tuple[int, int]] = {}
 

@@ -53,7 +53,7 @@ def _elementwise_text(rule: object) -> str:
 
 
 def gradient_state(parameter: Any) -> int:
-    """Return ABSENT (or an empty parameter), PENDING (other placements), or PRESENT."""
+    """Return ABSENT (also of empty parameters), PENDING if placed otherwise, or PRESENT."""
     if parameter.grad is None or not parameter.numel():
         return ABSENT
     pending = is_sharded(parameter) and parameter.grad.placements != parameter.placements

@@ -31,6 +31,7 @@ class Groups:
     """Process groups of a plan's exchanges, made when they are first needed."""
 
     def __init__(self, mesh: ProcessMesh, plan: ShardedPlan) -> None:
+        """Keep mesh and plan; no process group is made yet."""
         self.mesh, self.plan = mesh, plan
         self._known: dict[tuple[int, ...], Subgroup] = {}
         self._routes: WeakKeyDictionary[Exchange, ExchangeRoute] = WeakKeyDictionary()

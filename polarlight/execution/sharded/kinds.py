@@ -27,6 +27,7 @@ class HolderTable:
     """
 
     def __init__(self, coordinates: Sequence[Coordinate]) -> None:
+        """Index the ranks by coordinate; the caches are empty."""
         self.coordinates = coordinates
         self.rank_at = {where: rank for rank, where in enumerate(coordinates)}
         self._ranks: dict[tuple[CoordinatePattern, Coordinate], tuple[int, ...]] = {}
@@ -80,6 +81,7 @@ class MatrixKind:
     """
 
     def __init__(self, spec: ParamSpec, matrix: MatrixSpec, table: HolderTable) -> None:
+        """Find replicated axes and bytes; the rest is computed when it is first asked for."""
         self.spec, self.matrix, self.table = spec, matrix, table
         layout = spec.layouts[MATRIX]
         self.axes: Axes = replicated_axes(layout)
@@ -107,7 +109,7 @@ class MatrixKind:
 
     @cached_property
     def entries(self) -> dict[str, Entries]:
-        """Entries of the matrix and of every buffer on each holder, by name."""
+        """{name: {rank: number of entries}} of the matrix and every buffer on each holder."""
         blocks = self.matrix.blocks.items()
         return {name: self.table.entries(self.spec.layouts[name], b) for name, b in blocks}
 
@@ -132,7 +134,7 @@ class MatrixKind:
         return all(some.get(rank, 0) == blocks[n].numel for n, some in self.entries.items())
 
     def shares(self, owner: int) -> Shares:
-        """Return {rank: (bytes to the owner, bytes back)} in the owner's copy of the parameter.
+        """Return {rank: (bytes to the owner, bytes back)} of the holders in the owner's copy.
 
         Gradients are only read: they are sent to the owner, and not back.
         """
@@ -142,13 +144,13 @@ class MatrixKind:
                 sent = size if name not in self._per_matrix else 0
                 back = size if name != GRADIENT else 0
                 for rank, count in some.items():
-                    of_copy = self._shares.setdefault(self._copy_of(rank), {})
+                    of_copy = self._shares.setdefault(self._copy_coordinate(rank), {})
                     gathered, scattered = of_copy.get(rank, (0, 0))
                     of_copy[rank] = gathered + count * sent, scattered + count * back
-        return self._shares.get(self._copy_of(owner), {})
+        return self._shares.get(self._copy_coordinate(owner), {})
 
     def extra_gathered(self, owner: int) -> list[tuple[int, int]]:
-        """Return (rank, bytes) of buffers that are replicated within a copy, one sender for each.
+        """Return (sender, bytes) to an owner of buffers that are replicated within its copy.
 
         One process sends it: the holder at the owner's coordinate along the replicated dimensions.
         """
@@ -170,7 +172,7 @@ class MatrixKind:
         layout, where = self.spec.layouts[name], self.table.coordinates
         return layout.copy_index(where[rank]) == layout.copy_index(where[owner])
 
-    def _copy_of(self, rank: int) -> Coordinate:
+    def _copy_coordinate(self, rank: int) -> Coordinate:
         """Return a process's coordinates along the mesh dimensions that replicate the matrix."""
         if not self.axes:
             return ()

@@ -134,7 +134,7 @@ class Layout:
 
 @lru_cache(maxsize=65536)
 def _held_after(size: int, cuts: tuple[tuple[int, int], ...], places: Coordinate) -> Intervals:
-    """Return the intervals of range(size) that remain after nested cuts, at a place in each.
+    """Return the intervals of range(size) that a process at `places` of nested cuts holds.
 
     Args:
         size: Length of the dimension.
@@ -191,7 +191,7 @@ def _merged(held: Intervals) -> Intervals:
 
 
 def _chunk(held: Intervals, count: int, place: int) -> Intervals:
-    """Return one of `count` equal chunks of intervals, as `torch.chunk` cuts; may be empty."""
+    """Return the intervals of chunk `place` of `count`, cut as by `torch.chunk`; may be empty."""
     size = -(-sum(stop - start for start, stop in held) // count)
     first, last, passed, taken = place * size, (place + 1) * size, 0, []
     for start, stop in held:

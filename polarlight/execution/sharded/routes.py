@@ -78,6 +78,7 @@ class Packing:
     """
 
     def __init__(self, runs: Sequence[FragmentRun]) -> None:
+        """Compute the shape, strides and first entry of each run in the message."""
         self.runs = runs
         self._places = [
             (r.shape_in_message, r.strides_in_message, r.offset // r.fragment.itemsize)

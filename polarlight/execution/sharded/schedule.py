@@ -148,6 +148,7 @@ class ProcessSchedule:
     """
 
     def __init__(self, plan: ShardedPlan, rank: int) -> None:
+        """Make this process's part of every bucket of the plan; all parameters are active."""
         self.plan, self.rank = plan, rank
         self._held: dict[tuple[int, str, int], tuple[Intervals, ...]] = {}
         self.rowwise = plan.rowwise
@@ -224,7 +225,7 @@ class ProcessSchedule:
     def _rounds(
         self, spread: dict[Axes, dict[int, list[Fragment]]]
     ) -> Iterator[tuple[Axes, list[Broadcast]]]:
-        """Yield rounds (axes, broadcasts) of at most about `bucket_bytes` each."""
+        """Yield (axes, broadcasts) of `spread`, {axes: {source: fragments}}, in capped rounds."""
         limit = self.plan.options.bucket_bytes
         for axes, by_source in sorted(spread.items()):
             started: list[Broadcast] = []

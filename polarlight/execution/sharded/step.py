@@ -36,6 +36,7 @@ class ShardedStep:
     def __init__(
         self, groups: Groups, schedule: ProcessSchedule, params: ParamSource, inner: Executor
     ) -> None:
+        """Keep the arguments; nothing is loaded or sent yet."""
         self.groups, self.schedule, self.params, self.inner = groups, schedule, params, inner
         self.mesh: ProcessMesh = groups.mesh
         self.matrices = schedule.plan.matrices
@@ -75,7 +76,7 @@ class ShardedStep:
         self._store([n for n in self.params.numbers if n not in self._stored])
 
     def _load(self, numbers: Iterable[int]) -> None:
-        """Load tasks of parameters not loaded yet (updates momenta); make their results."""
+        """Load tasks not loaded yet (updates momenta); set up local shards and result tensors."""
         missing = [n for n in dict.fromkeys(numbers) if n not in self.tasks]
         if not missing:
             return

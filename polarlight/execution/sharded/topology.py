@@ -42,6 +42,7 @@ class Topology:
     """
 
     def __init__(self, coordinates: Sequence[Coordinate], ranks: Sequence[int], peers: int) -> None:
+        """Sort the processes by global rank; groups are made when first asked for."""
         self.coordinates, self.peers = coordinates, peers
         self._order = sorted(range(len(coordinates)), key=ranks.__getitem__)
         self._groups: dict[tuple[Axes, bool], list[tuple[int, ...]]] = {}

@@ -38,6 +38,7 @@ class _Tally:
     """Bytes and partners of every process, added up over the matrices of a plan."""
 
     def __init__(self, plan: ShardedPlan) -> None:
+        """Start with the bytes of row-wise sums, which every process sends and receives."""
         sums = sum(rowwise.sent for rowwise in plan.rowwise.values())
         self.plan = plan
         self.sent, self.received = [float(sums)] * plan.size, [float(sums)] * plan.size
@@ -105,7 +106,7 @@ class _Tally:
 
 
 def bytes_by_holder(plan: ShardedPlan, number: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (rank, bytes to the owner, bytes back) of all processes other than the owner."""
+    """Yield (rank, bytes to the owner, bytes back) of a matrix's holders but its owner."""
     kind, owner = plan.kinds[number], plan.owners[number]
     gathers, scatters = plan.gathered[number], plan.returned[number]
     if not scatters:  # then nothing is gathered either

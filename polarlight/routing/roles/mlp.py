@@ -90,7 +90,7 @@ def _mlp_part(site: Site, m: int, n: int) -> Part:
 
 
 def _is_mlp(site: Site) -> bool:
-    """Return whether the module around a layer is an MLP by its class, with another matrix."""
+    """Return whether a layer's module is an MLP by its class, and holds another matrix."""
     names = (type(module).__name__.lower() for module in site.modules[1:2])
     called = any("mlp" in name or "feedforward" in name for name in names)
     return called and site.has_other_matrix()  # one layer alone is none, whatever its class
@@ -122,7 +122,7 @@ def _block_depths(site: Site) -> list[int]:
 
 
 def _is_gated(site: Site, m: int, n: int) -> bool:
-    """Return whether a layer [m, n] is gate and up in one, as its neighbours read m / 2."""
+    """Return whether a layer [m, n] holds gate and up: nearby is an [m / 2, n], no [m, n]."""
     near = _block_depths(site)[:2]
     halves = m % 2 == 0 and any(site.has_within(depth, (m // 2, n)) for depth in near)
     return halves and not any(site.has_within(depth, (m, n)) for depth in near)

@@ -171,7 +171,7 @@ class Site:
         return any(a == word and b.isdigit() for a, b in pairwise(self.path))
 
     def number(self, *names: str) -> int | None:
-        """Return the first positive int attribute of these names, nearest module first; or None."""
+        """Return the first positive int of these names on the nearest module or config; or None."""
         found = (value for value in self._attributes(names) if type(value) is int and value > 0)
         return next(found, None)
 
