@@ -100,7 +100,7 @@ class SharedGradients:
         refuses: bool,
         refused_here: bool,
     ) -> Agreed:
-        """Announce trainable matrices to `Sharded`; compare all parameters over processes."""
+        """Announce matrices to `Sharded`; compare all parameters over processes, return result."""
         group, options, zero = None, "", False
         if isinstance(executor, Sharded):
             executor.announce([m for m in members if isinstance(m.rule, UpdateRule)])
@@ -124,7 +124,7 @@ def _gradients_replaced(
     pairs: Sequence[Pair],
     active: Mapping[int, list[int]],
 ) -> Iterator[None]:
-    """Set `p.grad` to reduced or zero gradients in the context; restore it afterwards."""
+    """In the context, reduce pending `p.grad`, make missing ones zero and active; then restore."""
     replaced = [members[n].parameter for n in (*agreed.missing, *agreed.pending)]
     before = [(p, p.grad) for p in replaced]
     try:

@@ -139,7 +139,7 @@ class SpectralOptimizer(Optimizer):
         check_not_flattened(self.param_groups)
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group; entries it lacks come from the constructor's arguments.
+        """Check and add a group; absent entries come from the constructor's arguments.
 
         Integer parameters (quantized weights) are frozen and left out.
 

@@ -230,7 +230,7 @@ def is_elementwise(entry: Route) -> bool:
 
 
 def _parse_key(key: Key) -> Key:
-    """Return a key with text equal to a role or part as that `Role` or `Part`."""
+    """Return a key with roles and parts converted from text; raise if no role, pair or text."""
     if isinstance(key, tuple) and len(key) == 2:
         role, part = key
         is_pattern = part not in set(Part) and any(letter in part for letter in "*?[.")

@@ -166,7 +166,7 @@ def _finish_round(
 
 
 def pack(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
-    """Return the bytes of all tensors joined, zeros at the end to a multiple of `ALIGNMENT`.
+    """Return the bytes of all tensors joined, on a device, with zeros to fill up `ALIGNMENT`.
 
     Tensors of one other device, as those that FSDP2 keeps in host memory, are moved as one.
     """

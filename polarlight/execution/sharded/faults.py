@@ -152,7 +152,7 @@ class SharedStep:
 
 
 def exchange_reports(own: str, others: Collection[int], seconds: float) -> dict[int, str] | None:
-    """Report an error to the store; return {rank: report} of others, as they come in time.
+    """Store this error; return {rank: report}, waiting for `others`; None if no store answers.
 
     Runs in a thread of its own: the host of the store may be the process that is gone.
 

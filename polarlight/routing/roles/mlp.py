@@ -90,7 +90,7 @@ def _mlp_part(site: Site, m: int, n: int) -> Part:
 
 
 def _is_mlp(site: Site) -> bool:
-    """Return whether a layer's module is an MLP by its class, and holds another matrix."""
+    """Return whether the class around a layer is an MLP by its name, with another matrix."""
     names = (type(module).__name__.lower() for module in site.modules[1:2])
     called = any("mlp" in name or "feedforward" in name for name in names)
     return called and site.has_other_matrix()  # one layer alone is none, whatever its class
