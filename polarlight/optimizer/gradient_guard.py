@@ -118,7 +118,8 @@ class NonFiniteGuard:
                 and any(HOST_COUNTER in states[group["params"][k]] for k in param_indices)
             )
             if waits:
-                self._drop_waiting(i, group, param_indices, sharded[i])
+                plain = [k for k in param_indices if k not in sharded[i]]
+                self._drop(i, param_indices, nonfinite_indices(group, plain, readable=False))
             else:
                 flagged += [(i, k) for k in param_indices if k not in sharded[i]]
         return self._flag(groups, active, flagged)
@@ -130,13 +131,8 @@ class NonFiniteGuard:
         if self.policy is not NonFinite.SKIP:
             return
         for i, param_indices in batch.items():
-            params, squares = groups[i]["params"], _squares(groups[i])
             plain = [k for k in param_indices if k not in sharded[i]]
-            for device, on_device, gradients in gradients_by_device(params, plain):
-                if is_host_readable(device):
-                    known = finite_on_host(gradients, squares)
-                    bad = [k for k, ok in zip(on_device, known, strict=True) if not ok]
-                    self._drop(i, param_indices, bad)
+            self._drop(i, param_indices, nonfinite_indices(groups[i], plain, readable=True))
 
     def skipped(self, groups: Sequence[Group]) -> dict[str, int]:
         """Return {name: number of steps that left it out}, without zeros; waits for devices."""
@@ -148,17 +144,6 @@ class NonFiniteGuard:
             if i < len(groups) and k < len(groups[i]["params"]):  # unless it was removed since
                 by_name[name_of(groups[i], i, k)] += n
         return dict(by_name)
-
-    def _drop_waiting(
-        self, i: int, group: Group, param_indices: list[int], sharded: Collection[int]
-    ) -> None:
-        """Drop and count plain non-finite gradients on devices of a group; waits for these."""
-        plain = [k for k in param_indices if k not in sharded]
-        for device, on_device, gradients in gradients_by_device(group["params"], plain):
-            if not is_host_readable(device):
-                known = finite_on_host(gradients, _squares(group))
-                bad = [k for k, ok in zip(on_device, known, strict=True) if not ok]
-                self._drop(i, param_indices, bad)
 
     def _flag(
         self, groups: Sequence[Group], active: ActiveParams, flagged: Sequence[tuple[int, int]]
@@ -312,14 +297,19 @@ def any_nonfinite(
     )
 
 
-def nonfinite_indices(group: Group, param_indices: Sequence[int]) -> list[int]:
-    """Return the param indices of non-finite plain gradients (AdamW: squares); waits."""
-    return [
-        k
-        for _, on_device, gradients in gradients_by_device(group["params"], param_indices)
-        for k, ok in zip(on_device, finite_on_host(gradients, _squares(group)), strict=True)
-        if not ok
-    ]
+def nonfinite_indices(
+    group: Group, param_indices: Sequence[int], *, readable: bool | None = None
+) -> list[int]:
+    """Return the param indices of non-finite plain gradients (AdamW: squares); waits.
+
+    `readable` limits them to gradients that the host can, or cannot, read without waiting.
+    """
+    found: list[int] = []
+    for device, on_device, gradients in gradients_by_device(group["params"], param_indices):
+        if readable in (None, is_host_readable(device)):
+            known = finite_on_host(gradients, _squares(group))
+            found += [k for k, ok in zip(on_device, known, strict=True) if not ok]
+    return found
 
 
 def finite_of(groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> Tensor:

@@ -9,7 +9,7 @@ from polarlight.linalg.matrices import largest_entry, nonzero
 from polarlight.linalg.rest import SIZES, moving, sizes_shape
 from polarlight.linalg.slot import Buffers, Entrywise, Stage
 from polarlight.registry import registered
-from polarlight.stages.units import in_units
+from polarlight.stages.statistics import in_units
 
 
 def adam_direction(

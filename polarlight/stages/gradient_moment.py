@@ -10,7 +10,7 @@ from polarlight.linalg.slot import GRADIENT, Buffers, Entrywise, Stage, gradient
 from polarlight.registry import registered
 from polarlight.stages.adam import check_eps
 from polarlight.stages.factors import check_beta
-from polarlight.stages.units import in_units
+from polarlight.stages.statistics import in_units
 
 
 @registered("GradientSecondMoment", stateful=True, may_differ=("beta2", "eps"))

@@ -9,12 +9,13 @@ from torch.utils._pytree import tree_leaves
 
 import polarlight
 from polarlight.execution.param_task import to_local
-from polarlight.execution.sharded.memory import largest_exchange_bytes, peak_bytes, shard_bytes
+from polarlight.execution.sharded.memory import peak_bytes, shard_bytes
 from polarlight.execution.sharded.plan import Options
 from tests.distributed.layouts import LAYOUTS, models
 from tests.distributed.processes import run
 from tests.distributed.test_conformance import optimizer
 from tests.distributed.test_traffic import with_gradients
+from tests.execution.sharded.exchanges import largest_exchange_bytes
 
 SIDE, COUNT = 128, 24
 MATRIX_BYTES = 4 * SIDE * SIDE

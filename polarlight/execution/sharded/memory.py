@@ -98,20 +98,6 @@ def _scatter_events(
         yield k, loaded, set(done.get((k, r), ()))
 
 
-def largest_exchange_bytes(schedule: ProcessSchedule) -> int:
-    """Return the most bytes sent, received or passed on in any one exchange or round."""
-    found = [0]
-    for bucket in schedule.buckets:
-        for exchange in (*bucket.gather.values(), *bucket.scatter.values()):
-            found += [
-                _total_bytes(exchange.outgoing.values()),
-                _total_bytes(exchange.incoming.values()),
-            ]
-            found.append(sum(message_bytes([s for _, s in p]) for p in exchange.relayed.values()))
-        found += [_total_bytes(b.fragments for b in broadcasts) for _, broadcasts in bucket.rounds]
-    return max(found)
-
-
 def message_count(schedule: ProcessSchedule) -> int:
     """Return the number of messages that a process sends and receives in a step.
 

@@ -7,10 +7,11 @@ import polarlight
 from benchmarks.plans_at_scale import MODELS, plans_of
 from polarlight.execution.sharded.forecast import forecast
 from polarlight.execution.sharded.layouts import Layout, Split
-from polarlight.execution.sharded.memory import largest_exchange_bytes, message_count
+from polarlight.execution.sharded.memory import message_count
 from polarlight.execution.sharded.plan import Options
 from polarlight.execution.sharded.schedule import ALIGNMENT, ProcessSchedule
 from polarlight.execution.sharded.traffic import traffic
+from tests.execution.sharded.exchanges import largest_exchange_bytes
 
 STACKS = [(1, 60, 40), (2, 40, 60)] * 20 + [(64, 60, 40)]
 SQUARES = [(60, 40), (40, 60), (200, 12)] * 40
