@@ -1,8 +1,8 @@
 """Buckets of matrices that are exchanged at the same time, bounded for every process.
 
-A matrix takes room of its owner, which gathers it, of the processes that hold a part of it, and of
-those that pass it on in two hops. Where many processes hold parts of a matrix, room is counted for
-all of them together by the largest part, apart from the room of single processes: no process sends,
+A matrix is charged to its owner, which gathers it, to the processes that hold a part of it, and to
+those that pass it on in two hops. Where many processes hold parts of a matrix, one account of all
+of them takes the largest part, apart from the accounts of single processes: no process sends,
 receives or passes on more than twice the limit in one bucket.
 """
 
