@@ -168,10 +168,10 @@ class NonFiniteGuard:
                     masks[i][k] = ok
         return {i: mask or None for i, mask in masks.items()}
 
-    def _drop(self, i: int, param_indices: list[int], nonfinite: Sequence[int]) -> None:
+    def _drop(self, group_index: int, param_indices: list[int], nonfinite: Sequence[int]) -> None:
         """Remove the `nonfinite` ones from `param_indices` in place; count them on the host."""
         for k in nonfinite:
-            self._skipped_on_host[i, k] += 1
+            self._skipped_on_host[group_index, k] += 1
             param_indices.remove(k)
 
 
