@@ -121,7 +121,9 @@ def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
     rule, first = jobs[0].rule, jobs[0].matrix
     dtype = rule.input_dtype(first.dtype, first.device)
     if len(jobs) == 1:
-        return [_to_step_dtype(rule.direction(first.to(dtype), jobs[0].buffers), first)]
+        X = first.to(dtype)
+        D = rule.direction(X, jobs[0].buffers, scratch=X is not first)
+        return [_to_step_dtype(D, first)]
     matrices = [job.matrix for job in jobs]
     buffers = {name: [job.buffers[name] for job in jobs] for name in jobs[0].buffers}
     kept = {name: _existing_stack(some) for name, some in buffers.items()}
@@ -129,7 +131,7 @@ def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
         name: _stack(buffers[name], buffers[name][0].dtype) if batch is None else batch
         for name, batch in kept.items()
     }
-    directions = rule.direction(_stack(matrices, dtype), batches)  # [b, m, n]
+    directions = rule.direction(_stack(matrices, dtype), batches, scratch=True)  # [b, m, n]
     for name, batch in batches.items():
         if kept[name] is None and name != GRADIENT:
             foreach.copy_(buffers[name], _unstack(batch, buffers[name]))

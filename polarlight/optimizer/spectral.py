@@ -343,6 +343,7 @@ class SpectralOptimizer(Optimizer):
         # Directions of whole matrices, of all groups at once: the executor batches or shares them.
         tasks = [task for part in parts for task in part.tasks]
         directions = iter(directions_of(self.executor, tasks))
+        del tasks
         self._shared.step.moved = True
         for part in parts:  # weights, elementwise on the local shards
             D = [next(directions) for _ in part.tasks]
@@ -350,6 +351,7 @@ class SpectralOptimizer(Optimizer):
             if part.finite is not None:
                 commit_where_finite(D, own, [task.state for task in part.tasks], part.finite)
             report_tasks(observing, [self._groups[i] for i, _ in part.places], part.tasks, D)
+            part.tasks.clear()  # frees the momenta before weights are copied
             apply_update(self._groups[part.places[0][0]], part.weights, own, D, part.finite)
 
     def _update_momenta(
