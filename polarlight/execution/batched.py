@@ -22,19 +22,39 @@ MOST_BYTES_ON_CPU = 8 * 2**20
 """Largest stack on a CPU: stacks that leave the cache are read from memory again and again."""
 
 
-def capped_stacks(positions: Sequence[int], tensors: Sequence[Tensor], cap: int) -> list[list[int]]:
-    """Cut positions into stacks of at most `cap` bytes; a larger tensor is a stack of its own."""
+def capped_stacks(
+    positions: Sequence[int], tensors: Sequence[Tensor], cap: int, multiple: int = 1
+) -> list[list[int]]:
+    """Cut positions into stacks of at most `cap` bytes; a larger tensor is a stack of its own.
+
+    Where equal shapes are cut, a multiple of `multiple` of them stay, if the stack has that many.
+    """
     stacks: list[list[int]] = []
     size = 0
     for i in positions:
         # `Tensor.nbytes` fails on shapes that a compiler keeps as symbols.
         nbytes = tensors[i].numel() * tensors[i].element_size()
         if not stacks or size + nbytes > cap:
-            stacks.append([])
-            size = 0
+            equal = (
+                [k for k in stacks[-1] if tensors[k].shape == tensors[i].shape] if stacks else []
+            )
+            excess = equal[len(equal) // multiple * multiple :] if len(equal) > multiple else []
+            if excess:
+                del stacks[-1][-len(excess) :]
+            stacks.append(excess)
+            size = nbytes * len(excess)
         stacks[-1].append(i)
         size += nbytes
     return stacks
+
+
+def _cores(tensors: Sequence[Tensor]) -> int:
+    """Return the cores that share a batch on a CPU, 1 elsewhere and in a graph.
+
+    Each takes a product of its own in a bfloat16 batch: of three, two cores waste one.
+    """
+    on_cpu = {t.device.type for t in tensors} == {"cpu"}
+    return torch.get_num_threads() if on_cpu and not torch.compiler.is_compiling() else 1
 
 
 def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
@@ -46,7 +66,7 @@ def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
     shapes = [t.shape for t in tensors]
     order = sorted(range(len(tensors)), key=shapes.__getitem__)
     if "cpu" in {t.device.type for t in tensors}:
-        return capped_stacks(order, tensors, MOST_BYTES_ON_CPU)
+        return capped_stacks(order, tensors, MOST_BYTES_ON_CPU, _cores(tensors))
     stacks: list[list[int]] = []
     size = 0
     for _, shape in groupby(order, key=shapes.__getitem__):
@@ -102,8 +122,8 @@ class Batched:
             groups.setdefault(kind, []).append(index)
         matrices = [job.matrix for job in jobs]
         for group in groups.values():
-            cap = self._cap(matrices[group[0]])
-            yield from capped_stacks(group, matrices, cap)
+            first = matrices[group[0]]
+            yield from capped_stacks(group, matrices, self._cap(first), _cores([first]))
 
     def _cap(self, M: Tensor) -> int:
         """Return the largest bytes of a stack of matrices like M."""
