@@ -94,18 +94,29 @@ def at_best_rates(cells):
     return table
 
 
+def least_under(cells, bound, swapped):
+    """Return the least value of one measure while the other is at most the bound, by seed.
+
+    swapped bounds the new-domain loss in place of forgetting. Pairs of optimizers that miss the
+    bound on any seed are left out.
+    """
+    found = {}
+    for pair, cell in cells.items():
+        paths = {seed: cell.path(seed) for seed in cell.judged}
+        if swapped:
+            paths = {seed: [(y, x) for x, y in path] for seed, path in paths.items()}
+        least = {seed: least_within(path, bound) for seed, path in paths.items()}
+        if None not in least.values():
+            found[pair] = least
+    return found
+
+
 def under_a_bound(cells, bound, swapped):
     """Return the table of one measure's least value while the other is at most the bound.
 
     swapped compares forgetting at equal new-domain loss.
     """
-    least = {}
-    for pair, cell in cells.items():
-        paths = {seed: cell.path(seed) for seed in cell.judged}
-        if swapped:
-            paths = {seed: [(y, x) for x, y in path] for seed, path in paths.items()}
-        least[pair] = {seed: least_within(path, bound) for seed, path in paths.items()}
-    reached = {pair: by_seed for pair, by_seed in least.items() if None not in by_seed.values()}
+    reached = least_under(cells, bound, swapped)
     others = adjusted(
         {
             (base, method): paired(by_seed, reached[base, "adamw"])
@@ -122,6 +133,29 @@ def under_a_bound(cells, bound, swapped):
         mean = f"{fmean(reached[pair].values()):.3f}" if pair in reached else "not reached"
         table.add_row(*pair, mean, *others.get(pair, ("", "")))
     return table
+
+
+def rise_by_thinning(cells, bound):
+    """Return by how much leaving out every second rate raises the new-domain loss at a bound.
+
+    The largest mean over seeds: the scale of what joining points by lines costs.
+    """
+    rises = []
+    for cell in cells.values():
+        paths = [cell.path(seed) for seed in cell.judged]
+        found = [
+            (least_within(path, bound), least_within([path[0], *path[1::2]], bound))
+            for path in paths
+        ]
+        rises.append(fmean(thin - full for full, thin in found))
+    return max(rises)
+
+
+def aurora_to_muon(cells, bound):
+    """Return Aurora's new-domain loss minus Muon's at equal forgetting, by base; not planned."""
+    least = least_under(cells, bound, swapped=False)
+    bases = [base for base, method in least if method == "aurora" and (base, "muon") in least]
+    return {base: paired(least[base, "aurora"], least[base, "muon"]) for base in bases}
 
 
 def mismatches(cells):
@@ -141,6 +175,10 @@ def report(cells, console):
     console.print(at_best_rates(cells))
     for bound in FORGETTING_BOUNDS:
         console.print(under_a_bound(cells, bound, swapped=False))
+        rise = rise_by_thinning(cells, bound)
+        console.print(f"every second rate left out: at most {rise:+.3f} nats/byte")
+        for base, difference in aurora_to_muon(cells, bound).items():
+            console.print(f"aurora to muon on {base}, forgetting <= {bound:g}: {shown(difference)}")
     for bound in LOSS_BOUNDS:
         console.print(under_a_bound(cells, bound, swapped=True))
     for (names, measure), cost in mismatches(cells).items():
@@ -148,13 +186,13 @@ def report(cells, console):
 
 
 STYLES = {
-    "adamw": ("#555555", "o"),
-    "muon": ("#1f77b4", "s"),
-    "aurora": ("#d62728", "^"),
-    "LoRA, adamw": ("#999999", "v"),
-    "LoRA, one product": ("#2ca02c", "D"),
+    "adamw": ("#555555", "o-"),
+    "muon": ("#1f77b4", "s-"),
+    "aurora": ("#d62728", "^:"),
+    "LoRA, adamw": ("#999999", "v--"),
+    "LoRA, one product": ("#2ca02c", "D--"),
 }
-"""Colour and marker of each fine-tuning method."""
+"""Colour, marker and line of each fine-tuning method."""
 
 
 def mean_path(cell):
@@ -172,10 +210,10 @@ def draw(cells, path):
     for axis, base in zip(axes, bases, strict=True):
         for (of, method), cell in cells.items():
             if of == base:
-                color, marker = STYLES[method]
+                color, form = STYLES[method]
                 points = mean_path(cell)
-                style = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.3}
-                axis.plot(*zip(*points, strict=True), **style, label=method)
+                style = {"color": color, "markersize": 4, "linewidth": 1.3}
+                axis.plot(*zip(*points, strict=True), form, **style, label=method)
                 best = points[list(cell.judged[1]).index(cell.best)]
                 axis.plot(*best, "*", color=color, markersize=13, markeredgecolor="white")
         for bound in FORGETTING_BOUNDS:
