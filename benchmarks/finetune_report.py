@@ -151,11 +151,19 @@ def rise_by_thinning(cells, bound):
     return max(rises)
 
 
-def aurora_to_muon(cells, bound):
-    """Return Aurora's new-domain loss minus Muon's at equal forgetting, by base; not planned."""
+NOT_PLANNED = (("aurora", "muon"), ("LoRA, one product", "LoRA, adamw"))
+"""Further pairs of methods that are compared on the same base."""
+
+
+def beside(cells, bound):
+    """Return the paired differences at equal forgetting of `NOT_PLANNED`, by methods and base."""
     least = least_under(cells, bound, swapped=False)
-    bases = [base for base, method in least if method == "aurora" and (base, "muon") in least]
-    return {base: paired(least[base, "aurora"], least[base, "muon"]) for base in bases}
+    return {
+        (one, other, base): paired(least[base, one], least[base, other])
+        for one, other in NOT_PLANNED
+        for base, method in least
+        if method == one and (base, other) in least
+    }
 
 
 def mismatches(cells):
@@ -177,8 +185,8 @@ def report(cells, console):
         console.print(under_a_bound(cells, bound, swapped=False))
         rise = rise_by_thinning(cells, bound)
         console.print(f"every second rate left out: at most {rise:+.3f} nats/byte")
-        for base, difference in aurora_to_muon(cells, bound).items():
-            console.print(f"aurora to muon on {base}, forgetting <= {bound:g}: {shown(difference)}")
+        for (one, other, base), difference in beside(cells, bound).items():
+            console.print(f"{one} to {other} on {base}, <= {bound:g}: {shown(difference)}")
     for bound in LOSS_BOUNDS:
         console.print(under_a_bound(cells, bound, swapped=True))
     for (names, measure), cost in mismatches(cells).items():
