@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from polarlight.routing.roles.names import EMBEDDINGS
+from polarlight.routing.roles.names import EMBEDDING_ENDINGS, EMBEDDINGS, HEADS
 from polarlight.routing.roles.vocabulary import Decision, Role
 from polarlight.routing.roles.wrappers import MAGNITUDE, skipped, weight_words
 
@@ -247,7 +247,7 @@ def _is_table(words: Sequence[str], module: nn.Module | None) -> bool:
     """Return whether a parameter is an embedding table, by its module or else by its name."""
     if module is None:
         word = words[-2] if words[-1] == "weight" and len(words) > 1 else words[-1]
-        return word in EMBEDDINGS or word.endswith("_embeddings")
+        return word in EMBEDDINGS or (word.endswith(EMBEDDING_ENDINGS) and word not in HEADS)
     named = type(module).__name__.endswith("Embedding") and words[-1] == "weight"
     return named or isinstance(module, nn.Embedding | nn.EmbeddingBag)
 
