@@ -351,9 +351,18 @@ class SpectralOptimizer(Optimizer):
             apply_update(groups[part.places[0][0]], part.weights, own, D, part.finite)
 
     def _update_momenta(
-        self, places: Sequence[tuple[int, int]], finite: Mapping[int, FiniteFlags], observed: bool
+        self,
+        places: Sequence[tuple[int, int]],
+        finite: Mapping[int, FiniteFlags],
+        keep_momenta: bool,
     ) -> AlikeTasks:
-        """Update momenta at (group, param) indices in place; return tasks, weights and flags."""
+        """Update momenta of parameters in alike groups in place; return tasks, weights and flags.
+
+        Args:
+            places: Group index and param index of each.
+            finite: Flags of their gradients, by group.
+            keep_momenta: Whether no direction may be written over a momentum: a probe reads it.
+        """
         groups = self._groups
         group = groups[places[0][0]]
         rule, view = group["rule"], group["view"] or Whole()
@@ -373,7 +382,7 @@ class SpectralOptimizer(Optimizer):
         if torch.compiler.is_compiling():
             rules = [self._graph.rule_of(p, rule) for p in params]
         tasks = [
-            ParamTask(name_of(groups[i], i, k), r, view, p, M, state, expendable=not observed)
+            ParamTask(name_of(groups[i], i, k), r, view, p, M, state, expendable=not keep_momenta)
             for (i, k), r, p, M, state in zip(places, rules, params, momenta, written, strict=True)
         ]
         return AlikeTasks(places, weights, tasks, flags)
