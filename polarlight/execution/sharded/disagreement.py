@@ -60,10 +60,14 @@ def gradient_state(parameter: Any) -> int:
     return PENDING if pending else PRESENT
 
 
-def gradient_mark(member: Member, state: int) -> str:
-    """Return the state of a gradient as text; of a pending one with its placements."""
-    gradient: Any = member.parameter.grad
-    return f"{state}{gradient.placements}" if state == PENDING else str(state)
+def gradient_marks(members: Sequence[Member], states: Sequence[int], numbers: Sequence[int]) -> str:
+    """Return the states of some members' gradients as text; of pending ones with placements."""
+    marks = [str(states[n]) for n in numbers]
+    for k, n in enumerate(numbers):
+        if states[n] == PENDING:
+            gradient: Any = members[n].parameter.grad
+            marks[k] += str(gradient.placements)
+    return ";".join(marks)
 
 
 def _gradient_text(member: Member, state: int) -> str:
