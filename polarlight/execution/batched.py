@@ -23,7 +23,7 @@ MOST_BYTES_ON_CPU = 8 * 2**20
 
 
 def capped_stacks(positions: Sequence[int], tensors: Sequence[Tensor], cap: int) -> list[list[int]]:
-    """Cut positions into stacks of at most `cap` bytes; a larger tensor is a stack of its own."""
+    """Return positions in consecutive lists of at most `cap` bytes; a larger tensor is alone."""
     stacks: list[list[int]] = []
     size = 0
     for i in positions:
@@ -38,7 +38,7 @@ def capped_stacks(positions: Sequence[int], tensors: Sequence[Tensor], cap: int)
 
 
 def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Return positions of parameters in stacks of a bounded size, equal shapes adjacent.
+    """Return lists of positions, equal shapes adjacent, capped at 256 MiB (on a CPU 8 MiB).
 
     On an accelerator, where every operator costs a launch, a shape is cut only if it is larger than
     a stack.
@@ -77,6 +77,7 @@ class Batched:
     piece_on_cpu: int = PIECE
 
     def __post_init__(self) -> None:
+        """Raise ValueError if a size in bytes is negative."""
         for name in ("max_bytes", "piece_on_cpu"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
@@ -91,7 +92,7 @@ class Batched:
         return [results[index] for index in range(len(jobs))]
 
     def _stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
-        """Yield positions of equal jobs (rule, shape, dtype, device), up to the cap each."""
+        """Yield positions of jobs with equal rule, shape, dtype and device, capped by `_cap`."""
         groups: dict[Hashable, list[int]] = {}
         rules: dict[UpdateRule, int] = {}  # hashed once per rule, not per job: the hash is slow
         distinct = {id(job.rule): job.rule for job in jobs}
@@ -106,7 +107,7 @@ class Batched:
             yield from capped_stacks(group, matrices, cap)
 
     def _cap(self, M: Tensor) -> int:
-        """Return the largest bytes of a stack of matrices like M."""
+        """Return the most bytes of a stack of matrices like M; 0 for no stacking."""
         if M.device.type != "cpu" or torch.compiler.is_compiling():  # a stack is code in a graph
             return self.max_bytes
         nbytes = M.shape[-2:].numel() * M.element_size()
@@ -117,7 +118,7 @@ class Batched:
 
 
 def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
-    """Return the directions of jobs of equal rule and shape, computed as one batch [b, m, n]."""
+    """Compute jobs of equal rule and shape as one batch; write buffers back; return directions."""
     rule, first = jobs[0].rule, jobs[0].matrix
     dtype = rule.input_dtype(first.dtype, first.device)
     if len(jobs) == 1:
@@ -137,12 +138,12 @@ def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
 
 
 def _existing_stack(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Return the batch [b, p, q] that these buffers are all parts of; None if there is none."""
+    """Return the batch [b, p, q] whose consecutive parts the tensors are; None if no such."""
     return stack_of(tensors) if tensors[0].ndim == 2 else None
 
 
 def _stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Copy matrices [..., m, n] into one batch [b, m, n] of a dtype."""
+    """Return a copy of matrices [..., m, n] as one batch [b, m, n] of a dtype."""
     first = matrices[0]
     batch = _existing_stack(matrices)
     if batch is not None:
@@ -162,5 +163,5 @@ def _unstack(batch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _to_step_dtype(direction: Tensor, M: Tensor) -> Tensor:
-    """Cast directions to the momentum's dtype; on a CPU keep theirs, which saves a pass."""
+    """Return a direction in M's dtype; unchanged on a CPU, where casting costs a pass."""
     return direction if M.device.type == "cpu" else direction.to(M.dtype)

@@ -16,7 +16,7 @@ FLOPS_PER_ENTRY = 300.0
 
 @lru_cache(maxsize=4096)
 def flops(rule: UpdateRule, m: int, n: int) -> int:
-    """Count the flops of products and decompositions in one direction of an m x n matrix."""
+    """Return the flops of products and decompositions in a direction of an m x n matrix; cached."""
     if not m or not n:
         return 0
     M, buffers = _meta_inputs(rule, m, n)
@@ -24,7 +24,7 @@ def flops(rule: UpdateRule, m: int, n: int) -> int:
 
 
 def cost(rule: UpdateRule, m: int, n: int) -> float:
-    """Return the flops of a direction plus its memory passes in the same unit; never zero."""
+    """Return a direction's flops plus 300 per entry for memory passes; never zero."""
     return flops(rule, m, n) + FLOPS_PER_ENTRY * m * n
 
 
@@ -45,7 +45,7 @@ class RowwiseCost:
 
 @lru_cache(maxsize=4096)
 def rowwise_cost(rule: UpdateRule, m: int, n: int, local_rows: int) -> RowwiseCost | None:
-    """Return the cost for a process with some rows of an m x n matrix; None if not row-wise."""
+    """Return flops, cost and bytes of sums on `local_rows` of m rows; None if not row-wise."""
     X, buffers = _meta_inputs(rule, m, n, local_rows)
     rows = _CountingRows(m)
     try:
@@ -67,22 +67,19 @@ class _CountingRows(Rows):
         return self.total
 
     def sum(self, x: Tensor) -> Tensor:
-        """Return the input as it is, and add its bytes to the count."""
+        """Return x unchanged; add its bytes to `bytes`."""
         self.bytes += x.nbytes
         return x
 
     def max(self, x: Tensor) -> Tensor:
-        """Return the input as it is, and add its bytes to the count."""
+        """Return x unchanged; add its bytes to `bytes`."""
         return self.sum(x)
 
 
 def _meta_inputs(
     rule: UpdateRule, m: int, n: int, local_rows: int | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return a matrix [m, n] and its buffers on the meta device; `local_rows` replaces m.
-
-    A counter on the host stays on the CPU.
-    """
+    """Return a matrix [local_rows or m, n] and its buffers on meta; host counters on the CPU."""
     rows = m if local_rows is None else local_rows
     buffers = {
         name: torch.zeros(

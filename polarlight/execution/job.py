@@ -36,7 +36,7 @@ class OneByOne:
     """Executor that computes each job on its own, in order; the reference for other executors."""
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """Return one direction per job, in order."""
+        """Return one direction per job, in order; update the jobs' buffers in place."""
         return [job.rule.direction(job.matrix, job.buffers) for job in jobs]
 
 
@@ -46,7 +46,7 @@ def new_buffers(
     parameter: Tensor,
     zeros: Callable[..., Tensor] = torch.zeros,
 ) -> dict[str, Tensor]:
-    """Return zero buffers for the stages of a rule, one tensor per name.
+    """Return {name: zero buffer} for a rule's stages; parts of a view are joined in vectors.
 
     A view with one part keeps the shapes that the stages ask for. With several parts (`RowBlocks`)
     the parts' buffers are concatenated in one vector, so that no name has an index in it; in one
@@ -77,7 +77,7 @@ def new_buffers(
 
 
 def shared_batch(view: MatrixView, shape: torch.Size) -> torch.Size:
-    """Return the parameter's leading dimensions if every part of the view has them; else []."""
+    """Return the leading dimensions that every part of the view has too; else an empty size."""
     leading = shape[:-2]
     return leading if all(part[:-2] == leading for part in view.shapes(shape)) else torch.Size()
 
@@ -93,7 +93,7 @@ def jobs_of(
     state: dict[str, Tensor],
     known: BufferShapes,
 ) -> list[Job]:
-    """Return the jobs of one parameter: a matrix and views of its buffers per part of the view.
+    """Return a job (matrix, buffer views) per part of a parameter's view; adds to `known`.
 
     Args:
         rule: The update rule.

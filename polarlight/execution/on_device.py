@@ -48,16 +48,16 @@ class OnDevice:
             raise ValueError(f"max_bytes must be >= 0, got {self.max_bytes}")
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """Return one direction per job, in order and where its matrix is; update its buffers."""
+        """Return directions in order, where each matrix is; update the jobs' buffers."""
         matrices = [job.matrix for job in jobs]
         results: dict[int, Tensor] = {}
         for some in capped_stacks(range(len(jobs)), matrices, self.max_bytes):
-            results.update(zip(some, self._computed([jobs[i] for i in some]), strict=True))
+            results.update(zip(some, self._compute_there([jobs[i] for i in some]), strict=True))
         return [results[i] for i in range(len(jobs))]
 
-    def _computed(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """Return the directions of jobs that fit on the device together; update their buffers."""
-        moved = [self._moved(job) for job in jobs]
+    def _compute_there(self, jobs: Sequence[Job]) -> list[Tensor]:
+        """Copy jobs to the device, compute there; return directions and copy buffers back."""
+        moved = [self._copy_to_device(job) for job in jobs]
         directions = self.executor.directions(moved)
         pairs = [
             (mine[name], x)
@@ -71,8 +71,8 @@ class OnDevice:
             foreach.copy_([mine for mine, _ in pairs], [x for _, x in pairs])
         return [D.to(job.matrix.device) for D, job in zip(directions, jobs, strict=True)]
 
-    def _moved(self, job: Job) -> Job:
-        """Return the job on the device; counters that the host reads stay where they are."""
+    def _copy_to_device(self, job: Job) -> Job:
+        """Return a copy of the job on the device; the host counter stays on the host."""
         buffers = {
             name: x if name == HOST_COUNTER else x.to(self.device, non_blocking=True)
             for name, x in job.buffers.items()

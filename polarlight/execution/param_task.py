@@ -89,7 +89,7 @@ class ParamExecutor(Protocol):
 
 
 def directions_of(executor: Executor | ParamExecutor, tasks: Sequence[ParamTask]) -> list[Tensor]:
-    """Return one direction per task, in the shape of the task's momentum."""
+    """Return one direction per task, in its momentum's shape; buffers are updated in place."""
     if isinstance(executor, ParamExecutor):
         return executor.directions_of(tasks)
     known: BufferShapes = {}
@@ -133,7 +133,7 @@ def any_sharded(tensors: Iterable[Tensor]) -> bool:
 def shared_indices(
     param_lists: Sequence[Sequence[Tensor]], executor: Executor | ParamExecutor
 ) -> list[set[int]]:
-    """Return the indices, per list, of parameters that several processes hold together.
+    """Return, per list, the indices of DTensors; of all parameters if the executor has a group.
 
     These are DTensors, and every parameter if the executor has a `group` of processes with equal
     plain parameters.
@@ -147,7 +147,7 @@ def shared_indices(
 
 
 def to_local(x: Tensor) -> Tensor:
-    """Return the shard of a DTensor, which shares its memory; any other tensor as it is."""
+    """Return the shard of a DTensor, sharing its memory; any other tensor unchanged."""
     if type(x) in _DTENSORS or is_sharded(x):
         sharded: Any = x  # without gradients `to_local` returns the attribute, and takes longer
         shard: Tensor = sharded.to_local() if torch.is_grad_enabled() else sharded._local_tensor
@@ -164,34 +164,32 @@ def mark_expendable(tasks: Iterable[ParamTask], kept: Iterable[Iterable[Tensor]]
 
 
 def full_tensor(x: Tensor, parameter: Tensor | None = None) -> Tensor:
-    """Return the full tensor of a DTensor, or of a shard x placed like a DTensor parameter.
-
-    A collective: every process of the mesh must call it.
-    """
+    """Return the full tensor of a DTensor, or of a shard of DTensor `parameter`; a collective."""
     if parameter is not None:
         x = placed_like(x, parameter)
     return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
 
 
 def placed_like(x: Tensor, parameter: Tensor) -> Tensor:
-    """Return a shard as a DTensor placed like the parameter; x itself for a plain parameter."""
+    """Return a shard as a DTensor placed like a DTensor parameter; x itself for a plain one."""
     return collectives.as_dtensor_like(x, parameter) if is_sharded(parameter) else x
 
 
 def local_gradient(parameter: Tensor) -> Tensor:
-    """Return the local part of a gradient, redistributed to the parameter's placements."""
+    """Return a gradient's local part, placed as the parameter; reduces pending sums."""
     gradient = parameter.grad
     assert gradient is not None
-    return to_local(collectives.redistributed(parameter)) if is_sharded(parameter) else gradient
+    return (
+        to_local(collectives.redistributed_gradient(parameter))
+        if is_sharded(parameter)
+        else gradient
+    )
 
 
 def local_tensors(
     params: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], *, maximize: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return the local parts of weights, gradients and momentum buffers.
-
-    Gradients are negated under `maximize`. Parameters without a momentum buffer give none.
-    """
+    """Return local weights, gradients (negated under `maximize`), and momenta that there are."""
     weights, buffers = list(params), [state[MOMENTUM] for state in states if MOMENTUM in state]
     gradients = [p.grad for p in params if p.grad is not None]
     if any_sharded(params):
@@ -204,7 +202,7 @@ def local_tensors(
 def new_param_buffers(
     rule: UpdateRule, view: MatrixView, parameter: Tensor, name: str
 ) -> dict[str, Tensor]:
-    """Return zero buffers for one parameter; DTensors if the parameter is one.
+    """Return {name: zero buffer} for one parameter's rule; DTensors if the parameter is one.
 
     Raises:
         ValueError: If a placement of the parameter is neither `Shard` nor `Replicate`.
@@ -258,7 +256,7 @@ class Loaded:
         return [self.tasks[n] for n in numbers]
 
     def store(self, numbers: Sequence[int], directions: Sequence[Tensor]) -> None:
-        """Keep directions."""
+        """Keep directions in `directions`, by number."""
         self.directions.update(zip(numbers, directions, strict=True))
 
 
@@ -277,18 +275,19 @@ class StreamedParams:
         load: Callable[[Sequence[int]], list[ParamTask]],
         store: Callable[[Sequence[int], Sequence[Tensor]], None],
     ) -> None:
+        """Keep the arguments; nothing is loaded yet."""
         self.members, self._load, self._store = members, load, store
         self._early: dict[int, ParamTask] = {}
         self._places: Mapping[int, int] = {}
 
     def momentum_dtypes(self, places: Sequence[int]) -> list[torch.dtype]:
-        """Return the dtypes of some parameters' momenta; loads them."""
+        """Return the dtypes of momenta at these positions; loads their tasks, and keeps these."""
         if places:
             self._early.update(zip(places, self._load(places), strict=True))
         return [self._early[place].momentum.dtype for place in places]
 
     def numbered(self, places: Mapping[int, int]) -> "StreamedParams":
-        """Return this, as the source of the parameters at these positions, by number in a plan."""
+        """Set the positions of the plan's parameters, by number; return self."""
         self._places = places
         return self
 
@@ -302,12 +301,12 @@ class StreamedParams:
         return self.members[self._places[number]].parameter
 
     def load(self, numbers: Sequence[int]) -> list[ParamTask]:
-        """Return tasks, each one once."""
+        """Return tasks by number, each once; updates momenta, unless loaded early."""
         places = [self._places[n] for n in numbers]
         new = [place for place in places if place not in self._early]
         found = dict(zip(new, self._load(new), strict=True)) if new else {}
         return [found[p] if p in found else self._early.pop(p) for p in places]
 
     def store(self, numbers: Sequence[int], directions: Sequence[Tensor]) -> None:
-        """Move weights by complete directions."""
+        """Apply complete directions to the weights, by the `store` of the constructor."""
         self._store([self._places[n] for n in numbers], directions)

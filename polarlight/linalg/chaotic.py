@@ -26,8 +26,7 @@ from polarlight.linalg.coefficients import Quintic, Schedule
 from polarlight.linalg.matrices import at_least_float32, check_matrix
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.normalisation import Frobenius
-from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
-from polarlight.linalg.slot import MatrixMap
+from polarlight.linalg.slot import MatrixMap, SpectralFunction
 from polarlight.registry import registered
 
 EXCESS = 0.012
@@ -70,7 +69,7 @@ MAXIMAL_SLOPE = Schedule(
 
 @registered("Chaotic")
 @dataclass(frozen=True, slots=True)
-class Chaotic(MatrixMap):
+class Chaotic(SpectralFunction, MatrixMap):
     """Singular values of M / (1.021 |M|_F) by a chaotic schedule, [..., m, n] -> [..., m, n].
 
     Args:
@@ -107,17 +106,9 @@ class Chaotic(MatrixMap):
         """Return an upper end only: singular values land anywhere below it."""
         return Band(0.0, 1 + EXCESS, 1.0)
 
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return ROTATIONS
-
     def repeatable(self, m: int, n: int) -> bool:
         """Return False: two roundings of one matrix have two images."""
         return False
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return {Invariant.SPECTRAL: POWERS}
 
     def __str__(self) -> str:
         return f"chaotic, {self.schedule.name}"

@@ -31,15 +31,14 @@ from polarlight.linalg.decomposition import (
 )
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.products import gram
-from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
-from polarlight.linalg.slot import PolarMap
+from polarlight.linalg.slot import PolarMap, SpectralFunction
 from polarlight.registry import registered
 
 
 @registered("RegularisedPolar")
 @dataclass(frozen=True, slots=True)
-class RegularisedPolar(PolarMap):
+class RegularisedPolar(SpectralFunction, PolarMap):
     """M (M'M + delta s^2 I)^(-1/2) for each matrix in a batch, s the rms singular value.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -105,14 +104,6 @@ class RegularisedPolar(PolarMap):
         x = REACH * math.sqrt(k)  # relative to the rms singular value
         loss = 1 - x / math.sqrt(x * x + self.delta) + 10 * eps * (1 + k / self.delta)
         return exact_band(coarser(own, dtype), REACH, 2.0, loss)
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return ROTATIONS
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return {Invariant.SPECTRAL: POWERS}
 
     def __str__(self) -> str:
         return f"regularised, delta {self.delta:g}"

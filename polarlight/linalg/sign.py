@@ -5,20 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarlight.linalg.properties import (
-    NO_INVARIANTS,
-    SIGNED,
-    SIZES_IGNORED,
-    Invariants,
-    Symmetries,
-)
-from polarlight.linalg.slot import MatrixMap
+from polarlight.linalg.slot import Entrywise, MatrixMap
 from polarlight.registry import registered
 
 
 @registered("Sign")
 @dataclass(frozen=True, slots=True)
-class Sign(MatrixMap):
+class Sign(Entrywise, MatrixMap):
     """-1, 0 or 1 for every entry, [..., m, n] -> [..., m, n] in the dtype of M; NaN stays NaN.
 
     Examples:
@@ -31,11 +24,3 @@ class Sign(MatrixMap):
     def __call__(self, M: Tensor) -> Tensor:
         """Return the signs."""
         return torch.where(M.isnan(), M, M.sign())
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return SIGNED | SIZES_IGNORED
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return NO_INVARIANTS

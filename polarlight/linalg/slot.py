@@ -16,7 +16,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from polarlight.linalg.properties import Invariant, Invariants, Symmetries
+from polarlight.linalg.properties import (
+    NO_INVARIANTS,
+    POWERS,
+    ROTATIONS,
+    SIGNED,
+    SIZES_IGNORED,
+    Invariant,
+    Invariants,
+    Symmetries,
+)
 from polarlight.linalg.row_sums import ALL_ROWS, NeedsAllRowsError, Rows
 from polarlight.registry import registered
 
@@ -218,6 +227,52 @@ class PolarMap(MatrixMap):
     def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
         """Return 1 / sqrt(max(m, n)): the Frobenius norm is sqrt(min(m, n))."""
         return polar_rms(m, n)
+
+
+class Rescaling(MatrixMap):
+    """A map that multiplies each matrix by a number."""
+
+    __slots__ = ()
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return all rotations."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return none of its own."""
+        return NO_INVARIANTS
+
+    def only_rescales(self, m: int, n: int) -> bool:
+        """Return True."""
+        return True
+
+
+class SpectralFunction(Slot):
+    """A slot that keeps the singular vectors of its input and changes the singular values."""
+
+    __slots__ = ()
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return all rotations."""
+        return ROTATIONS
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return `SPECTRAL`, with the limit for powers of singular values."""
+        return {Invariant.SPECTRAL: POWERS}
+
+
+class Entrywise(Slot):
+    """A slot that divides every entry by a size of its own."""
+
+    __slots__ = ()
+
+    def symmetries(self, m: int, n: int) -> Symmetries:
+        """Return permutations, signs and rescalings of rows and columns."""
+        return SIGNED | SIZES_IGNORED
+
+    def invariants(self, m: int, n: int) -> Invariants:
+        """Return none."""
+        return NO_INVARIANTS
 
 
 def polar_rms(m: int, n: int) -> float:

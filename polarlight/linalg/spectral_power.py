@@ -19,8 +19,7 @@ from torch import Tensor
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
 from polarlight.linalg.lru_cache_eager import lru_cache_eager
 from polarlight.linalg.matrices import frobenius_norm, nonzero
-from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
-from polarlight.linalg.slot import MatrixMap
+from polarlight.linalg.slot import MatrixMap, SpectralFunction
 from polarlight.registry import registered
 
 RationalStep = tuple[float, float, float]
@@ -50,7 +49,7 @@ class SpectralPower(Protocol):
 
 @registered("ExactPower")
 @dataclass(frozen=True, slots=True)
-class ExactPower(MatrixMap):
+class ExactPower(SpectralFunction, MatrixMap):
     """Power of the singular values of M / |M|_F by decomposition, [..., m, n] -> [..., m, n].
 
     Args:
@@ -103,21 +102,13 @@ class ExactPower(MatrixMap):
         power: Tensor = (U * torch.where(kept, powers, 0.0).unsqueeze(-2)) @ Vh
         return power
 
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return ROTATIONS
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return {Invariant.SPECTRAL: POWERS}
-
     def __str__(self) -> str:
         return f"sigma^{self.exponent:.3g}, exact (SVD)"
 
 
 @registered("RationalPower")
 @dataclass(frozen=True, slots=True)
-class RationalPower(MatrixMap):
+class RationalPower(SpectralFunction, MatrixMap):
     """Power 1 - 2 a/b of the singular values of M / |M|_F, [..., m, n] -> [..., m, n].
 
         A = X'X,  C = I;   W = (alpha I + beta A) (I + gamma A)^-1,
@@ -196,14 +187,6 @@ class RationalPower(MatrixMap):
             A, C = _symmetric(root @ A @ root), _symmetric(W @ C)
         power: Tensor = X @ torch.linalg.matrix_power(C, self.a)
         return power
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return ROTATIONS
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return {Invariant.SPECTRAL: POWERS}
 
     def __str__(self) -> str:
         steps = len(rational_steps(self.b, self.lower))

@@ -22,8 +22,7 @@ from polarlight.linalg.matrices import at_least_float32, check_matrix, nonzero
 from polarlight.linalg.normalisation import SCHATTEN4, normalised
 from polarlight.linalg.precision import iteration_dtype
 from polarlight.linalg.products import gram, gram_polynomial, times_short
-from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
-from polarlight.linalg.slot import MatrixMap
+from polarlight.linalg.slot import MatrixMap, SpectralFunction
 from polarlight.registry import registered
 
 SOFT = (
@@ -35,7 +34,7 @@ SOFT = (
 
 @registered("WeightedIterates")
 @dataclass(frozen=True, slots=True)
-class WeightedIterates(MatrixMap):
+class WeightedIterates(SpectralFunction, MatrixMap):
     """Weighted sum of the iterates of a schedule, at the Schatten-4 norm of a polar factor.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.
@@ -95,14 +94,6 @@ class WeightedIterates(MatrixMap):
             X = times_short(X, gram_polynomial(gram(X), b, c), a)
             total = total + weight * X.to(M.dtype)
         return _resized(total, dtype).to(M.dtype)
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return ROTATIONS
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return {Invariant.SPECTRAL: POWERS}
 
     def iteration_dtype(
         self, m: int, n: int, dtype: torch.dtype, device: torch.device

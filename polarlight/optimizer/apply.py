@@ -43,7 +43,7 @@ Optimizing = TypeVar("Optimizing", bound=Optimizer)
 
 
 def with_stochastic_rounding(optimizer: Optimizing) -> Optimizing:
-    """Round the optimizer's bfloat16 weights stochastically instead of to nearest.
+    """Let an optimizer round bfloat16 weights stochastically, not to nearest; return it.
 
         optimizer = with_stochastic_rounding(Aurora(model.bfloat16(), lr=0.02))
 
@@ -70,12 +70,12 @@ def with_stochastic_rounding(optimizer: Optimizing) -> Optimizing:
 
 
 def uses_stochastic_rounding(group: Group, p: Tensor) -> bool:
-    """Return whether a parameter's updates are rounded to bfloat16 stochastically."""
+    """Return whether p is bfloat16 and its group asks for stochastic rounding."""
     return p.dtype == torch.bfloat16 and bool(group.get(STOCHASTIC_ROUNDING, False))
 
 
 def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
-    """Allocate one parameter's state: momentum, rule buffers and rounding counter."""
+    """Return the zero state of one parameter: momentum, rule buffers, rounding counter."""
     rule, more = group["rule"], {}
     if uses_stochastic_rounding(group, p):
         more = {ROUNDING_STEP: torch.zeros((), dtype=torch.int32, device=p.device)}
@@ -87,7 +87,7 @@ def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
 
 
 def _new_momentum(momentum: Momentum, p: Tensor, name: str) -> dict[str, Tensor]:
-    """Return the momentum's zero state; what has another shape than a DTensor is sharded like it.
+    """Return a parameter's zero momentum state by name; sharded as the parameter is.
 
     Raises:
         ValueError: If the momentum cannot be kept for a shard of this shape.
@@ -111,7 +111,7 @@ def apply_update(
     directions: list[Tensor],
     finite: FiniteFlags,
 ) -> None:
-    """Do W <- (1 - lr weight_decay) W - lr direction in place, rounded as the group asks."""
+    """Do W <- (1 - lr wd) W - lr D in place, no decay if not finite; round as the group says."""
     lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
     wide = _widened(group, weights)
     if group["weight_decay"] != 0:
@@ -130,7 +130,7 @@ def step_elementwise_group(
     states: Sequence[State],
     finite: FiniteFlags,
 ) -> None:
-    """Step parameters of a group whose rule is elementwise, weights and state in place."""
+    """Step parameters by their elementwise rule where finite; write weights and state in place."""
     weights, gradients, _ = local_tensors(params, states, maximize=group["maximize"])
     wide = _widened(group, weights)
     for w, w32, state in zip(weights, wide, states, strict=True):
@@ -150,7 +150,7 @@ def step_elementwise_group(
 
 
 def _steps_in_float32(group: Group, p: Tensor) -> bool:
-    """Return whether a float32 copy is stepped: stochastic rounding, or float16 by AdamW.
+    """Return whether p is stepped as a float32 copy: stochastic rounding, or float16 by AdamW.
 
     Stochastic rounding needs the unrounded weight; elementwise rules overflow in float16.
     """
@@ -171,7 +171,7 @@ def _write_back(
     states: Sequence[State],
     finite: FiniteFlags,
 ) -> None:
-    """Copy float32 results back into narrow weights; round bfloat16 ones stochastically.
+    """Copy float32 results into float16 weights, round them into bfloat16 ones, count the draws.
 
     A weight whose gradient is not finite has not changed, so that rounding is exact; its step is
     not counted.

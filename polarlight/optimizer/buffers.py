@@ -28,7 +28,7 @@ class RuleBuffers:
     def complete(
         self, groups: Sequence[Group], state: MutableMapping[Any, dict[str, Tensor]]
     ) -> None:
-        """Allocate missing buffers of every trainable parameter in the optimizer's state.
+        """Allocate trainable parameters' missing buffers in `state`; collect all in `by_param`.
 
         Raises:
             ValueError: If a rule for matrices has a parameter with fewer than two dimensions.
@@ -42,7 +42,7 @@ class RuleBuffers:
     def store(
         self, state: MutableMapping[Any, dict[str, Tensor]], params: Iterable[Tensor]
     ) -> None:
-        """Store buffers that a step replaced (moments cast to float32) in `optimizer.state`."""
+        """Copy buffers that a step replaced in `by_param` (cast to float32) back into `state`."""
         for p in params:
             if self.by_param[p] is not state[p]:
                 state[p].update(self.by_param[p])

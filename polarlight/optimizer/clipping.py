@@ -29,7 +29,7 @@ _EPS = 1e-6
 
 @torch.no_grad()
 def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
-    """Clip the gradients of the AdamW part of an optimizer by their common norm, in place.
+    """Clip gradients of an optimizer's AdamW part by their norm, in place; return the norm.
 
     Gradients of matrices under a rule that ignores their size (every polar factor) are neither
     scaled nor counted. A rule whose update grows with its momentum (PolarGrad, Freon) is clipped
@@ -93,7 +93,7 @@ def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
 
 
 def _grows_with_gradient(group: Group, p: Tensor) -> bool:
-    """Return whether a larger gradient may give a larger update, or AdamW's rule holds it."""
+    """Return whether a larger gradient gives a larger update (AdamW: yes); raise if no rule."""
     if "rule" not in group:
         raise TypeError(
             "clip_grad_norm_ needs polarlight's optimizer, whose param groups have a rule; this "
@@ -107,7 +107,7 @@ def _grows_with_gradient(group: Group, p: Tensor) -> bool:
 
 
 def _norms(gradients: Sequence[Tensor]) -> list[tuple[list[Tensor], Tensor]]:
-    """Return (local gradients, their norms [k]) per device and mesh; norms are of whole tensors."""
+    """Return (local gradients, norms [k] of the whole ones) per device and mesh, by all-reduce."""
     by_place: dict[Any, list[Tensor]] = {}
     for g in gradients:
         wide = torch.float64 if g.dtype == torch.float64 else torch.float32

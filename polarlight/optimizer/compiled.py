@@ -28,6 +28,7 @@ class GraphInputs:
     """
 
     def __init__(self) -> None:
+        """Start empty; `prepare` makes the inputs of each step."""
         self.groups: list[Group] = []
         self._momenta: dict[int, tuple[float, Tensor]] = {}
         self._known: dict[UpdateRule, tuple[str, UpdateRule]] = {}
@@ -37,7 +38,7 @@ class GraphInputs:
         self._rules: dict[str, UpdateRule] = {}
 
     def prepare(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> None:
-        """Copy the groups with momenta as tensors; decide rules by the counters in the states."""
+        """Copy the groups, momenta as tensors; decide rules' branches by the host counters."""
         self.groups = [dict(group) for group in groups]
         self._kinds.clear()
         self._rules.clear()
@@ -47,11 +48,11 @@ class GraphInputs:
                 self._decide(p, group["rule"], states.get(p, {}))
 
     def rule_of(self, p: Tensor, rule: UpdateRule) -> UpdateRule:
-        """Return a parameter's rule with the branches of the coming step decided."""
+        """Return a parameter's rule as `prepare` decided it, or the rule given if it did not."""
         return self._rules[self._kinds[p]] if p in self._kinds else rule
 
     def _make_momentum_tensor(self, i: int, group: Group) -> None:
-        """Replace the momentum of group i by a tensor [], filled when the number changes.
+        """Replace the momentum in a group's copy by a tensor [], refilled if the number changed.
 
         In float64, as Python's own numbers are, so that 1 - momentum has the bits of an eager step.
         """
@@ -69,7 +70,7 @@ class GraphInputs:
         group["momentum"] = tensor
 
     def _decide(self, p: Tensor, rule: object, state: State) -> None:
-        """Decide the branches of a parameter's rule if it has a counter on the host.
+        """Store a parameter's rule with its branches decided, if its host counter has one value.
 
         Matrices of one parameter with different counts are left out: their step breaks the graph.
         """
@@ -84,10 +85,10 @@ class GraphInputs:
             self._kinds[p], self._rules[kind] = kind, decided
 
 
-def check_lr(lrs: Sequence[float | Tensor]) -> None:
-    """Warn once, while a step is traced, of learning rates that are Python numbers."""
+def warn_of_number_lrs(lrs: Sequence[float | Tensor]) -> None:
+    """Warn once per process, while tracing, if a learning rate is no tensor: it recompiles."""
     if not all(isinstance(lr, Tensor) for lr in lrs):
-        _warn_of_numbers()
+        _warn_while_tracing()
 
 
 _warned: set[str] = set()
@@ -102,8 +103,8 @@ def _warn_once(text: str) -> None:
 
 
 @assume_constant
-def _warn_of_numbers() -> None:
-    """Warn once per process that a float learning rate is compiled into the graph."""
+def _warn_while_tracing() -> None:
+    """Warn once that each new value of a learning rate that is a number is compiled anew."""
     _warn_once(
         "a compiled step takes a float learning rate for a constant and is compiled anew when a "
         "scheduler changes it; use a tensor learning rate: lr=torch.tensor(0.02), and "

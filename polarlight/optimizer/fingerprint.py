@@ -60,12 +60,12 @@ class FieldDifference:
 
 
 def fingerprint(value: object) -> str:
-    """Return the fingerprint of a rule or view, JSON text for a state dict."""
+    """Return the configuration of a rule or view as JSON text, for a state dict."""
     return json.dumps(config_of(value))
 
 
 def config_of(value: object) -> Config:
-    """Return the configuration of a rule or view, registered or not; None is `Whole()`."""
+    """Return the configuration of a rule or view as nested dicts; None stands for `Whole()`."""
     if value is None:
         value = Whole()
     if isinstance(value, UpdateRule):
@@ -76,7 +76,7 @@ def config_of(value: object) -> Config:
 
 
 def read_fingerprint(saved: object) -> Config:
-    """Return the configuration that a param group of a state dict holds.
+    """Return the configuration that text in a state dict describes, of this or an older version.
 
     Args:
         saved: Text of `fingerprint`, the `repr` that 0.1.0 wrote, or a rule or view itself, as
@@ -96,7 +96,7 @@ def read_fingerprint(saved: object) -> Config:
 
 
 def _is_config(value: object) -> TypeGuard[Config]:
-    """Return whether plain data is a configuration, nested ones included."""
+    """Return whether a value is a well-formed configuration, with all configurations in it."""
     if not isinstance(value, dict):
         return False
     content = [value.get(key) for key in _CONTENT]
@@ -104,14 +104,14 @@ def _is_config(value: object) -> TypeGuard[Config]:
         isinstance(value.get("method"), str)
         and isinstance(value.get("version"), int)
         and sum(isinstance(fields, dict) for fields in content) == 1
-        and all(map(_is_plain, _fields_or_slots(value).values()))
+        and all(map(_has_only_configs, _fields_or_slots(value).values()))
     )
 
 
-def _is_plain(value: object) -> bool:
-    """Return whether every dict inside a value is a configuration."""
+def _has_only_configs(value: object) -> bool:
+    """Return whether a value's dicts, in lists too, are all well-formed configurations."""
     if isinstance(value, list):
-        return all(map(_is_plain, value))
+        return all(map(_has_only_configs, value))
     return _is_config(value) if isinstance(value, dict) else True
 
 
@@ -131,7 +131,7 @@ def differences(saved: object, now: object, where: str = "") -> Iterator[FieldDi
 
 
 def keeps_state(value: object) -> bool:
-    """Return whether a configuration or one inside it keeps buffers; True for unknown methods."""
+    """Return whether a configuration, nested ones included, has buffers; True if unknown."""
     if isinstance(value, list):
         return any(map(keeps_state, value))
     if not isinstance(value, dict):
@@ -142,7 +142,7 @@ def keeps_state(value: object) -> bool:
 
 
 def _fields_that_differ(saved: Config, now: Config, where: str) -> Iterator[FieldDifference]:
-    """Yield the differing fields of two configurations of the same method."""
+    """Yield the differing fields of two configurations of one method, judged harmless or not."""
     known = registration_named(now["method"])
     free = "slots" in now or (not keeps_state(saved) and not keeps_state(now))
     saved_fields, fields = completed(saved), completed(now)
@@ -156,7 +156,7 @@ def _fields_that_differ(saved: Config, now: Config, where: str) -> Iterator[Fiel
 
 
 def _are_slots(value: object) -> TypeGuard[list[Config]]:
-    """Return whether a value is a list of configurations, as the slots of `post`."""
+    """Return whether a value is a list of dicts: the configurations of `post`."""
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
@@ -175,7 +175,7 @@ def _are_comparable(saved: Config, now: Config) -> bool:
 
 
 def _method_name(config: Config) -> tuple[str, bool]:
-    """Return the present name of a configuration's method, and True if it is an `UpdateRule`."""
+    """Return (present name of the method, whether it is an `UpdateRule`)."""
     known = registration_named(config["method"])
     name = known.name if known and "fields" in config else config["method"]
     return name, "slots" in config
@@ -205,7 +205,7 @@ def _defaults(cls: type, version: int) -> dict[str, Any]:
 
 
 def _encoded(value: Any) -> Any:
-    """Convert a field's value to plain data for the fingerprint."""
+    """Return a field's value as JSON types: numbers, text, lists, or a configuration."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.dtype):
@@ -244,13 +244,13 @@ def _object_config(value: Any) -> Config:
 
 @lru_cache
 def _schedule_fields(schedule: Schedule) -> dict[str, Any]:
-    """Return the fields of a schedule; the name alone if it is one of the package's."""
+    """Return a schedule's fields as plain data; its name alone if it is one of the package's."""
     fields = {f.name: _encoded(getattr(schedule, f.name)) for f in fields_of(Schedule)}
     return _short_schedule(fields | {"steps": _rounded(schedule.steps)})
 
 
 def _short_schedule(fields: dict[str, Any]) -> dict[str, Any]:
-    """Drop the coefficients if the package has an equal schedule under the same name."""
+    """Return the name alone if the package has an equal schedule of that name; else the fields."""
     published = _published(fields["name"])
     if published is None:
         return fields
@@ -261,7 +261,7 @@ def _short_schedule(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(steps: Any) -> list[list[float]]:
-    """Return schedule coefficients in ten digits; generated ones differ by machine beyond."""
+    """Return the coefficients of a schedule's steps with ten digits, as lists."""
     return [[float(f"{x:.{_DIGITS}g}") for x in step] for step in steps]
 
 
@@ -283,7 +283,7 @@ def _published(name: str) -> Schedule | None:
 
 
 def _parsed(node: ast.AST) -> Any:
-    """Return the plain data of a `repr` of 0.1.0, from its syntax tree."""
+    """Return the plain data that the syntax tree of a 0.1.0 `repr` describes."""
     match node:
         case ast.Expr(value=inner):
             return _parsed(inner)
@@ -315,7 +315,7 @@ def _call_config(name: str, fields: dict[str, Any]) -> Config:
 
 
 def _schedule_name(value: object) -> str | None:
-    """Return the name of a schedule, quoted; None of anything else."""
+    """Return a schedule configuration's name in quotes; None for any other value."""
     if isinstance(value, dict) and _method_name(value) == ("Schedule", False):
         return repr(_fields_or_slots(value)["name"])
     return None

@@ -54,12 +54,13 @@ class NonFiniteGuard:
     """
 
     def __init__(self, policy: NonFinite) -> None:
+        """Keep the policy; no step has been skipped."""
         self.policy = policy
         self._skipped_on_host: Counter[tuple[int, int]] = Counter()
         self._skipped_on_device: dict[torch.device, SkipCounts] = {}
 
     def allocate_counts(self, groups: Sequence[Group]) -> None:
-        """Allocate skip counts on every device, outside of a graph that will add to them."""
+        """Allocate skip counts for every device of the groups; counts so far are kept."""
         places: dict[torch.device, list[tuple[int, int]]] = {}
         for i, group in enumerate(groups):
             for k, p in enumerate(group["params"]):
@@ -81,7 +82,7 @@ class NonFiniteGuard:
         nonfinite_shared: Mapping[tuple[int, int], int] = MappingProxyType({}),
         wait: bool,
     ) -> dict[int, FiniteMask]:
-        """Return one mask per group; remove from `active` what the host knows to be non-finite.
+        """Return device flags per group; drop from `active`, and count, gradients known to be bad.
 
         Plain gradients in the host's memory are left to `drop_nonfinite_on_host`, but for RAISE.
 
@@ -117,7 +118,8 @@ class NonFiniteGuard:
                 and any(HOST_COUNTER in states[group["params"][k]] for k in param_indices)
             )
             if waits:
-                self._drop_waiting(i, group, param_indices, sharded[i])
+                plain = [k for k in param_indices if k not in sharded[i]]
+                self._drop(i, param_indices, nonfinite_indices(group, plain, readable=False))
             else:
                 flagged += [(i, k) for k in param_indices if k not in sharded[i]]
         return self._flag(groups, active, flagged)
@@ -125,20 +127,15 @@ class NonFiniteGuard:
     def drop_nonfinite_on_host(
         self, groups: Sequence[Group], batch: ActiveParams, sharded: Sequence[Collection[int]]
     ) -> None:
-        """Remove from `batch` plain parameters whose gradient in host memory is not finite."""
+        """Drop from `batch`, and count, plain non-finite gradients in host memory; SKIP only."""
         if self.policy is not NonFinite.SKIP:
             return
         for i, param_indices in batch.items():
-            params, squares = groups[i]["params"], _squares(groups[i])
             plain = [k for k in param_indices if k not in sharded[i]]
-            for device, on_device, gradients in gradients_by_device(params, plain):
-                if is_host_readable(device):
-                    known = finite_on_host(gradients, squares)
-                    bad = [k for k, ok in zip(on_device, known, strict=True) if not ok]
-                    self._drop(i, param_indices, bad)
+            self._drop(i, param_indices, nonfinite_indices(groups[i], plain, readable=True))
 
     def skipped(self, groups: Sequence[Group]) -> dict[str, int]:
-        """Return how many steps left each parameter out, by name; zero counts are absent."""
+        """Return {name: number of steps that left it out}, without zeros; waits for devices."""
         counts = Counter(self._skipped_on_host)
         for on_device in self._skipped_on_device.values():
             counts.update(on_device.read())
@@ -148,21 +145,10 @@ class NonFiniteGuard:
                 by_name[name_of(groups[i], i, k)] += n
         return dict(by_name)
 
-    def _drop_waiting(
-        self, i: int, group: Group, param_indices: list[int], sharded: Collection[int]
-    ) -> None:
-        """Remove param indices with a plain non-finite gradient; the host waits for flags."""
-        plain = [k for k in param_indices if k not in sharded]
-        for device, on_device, gradients in gradients_by_device(group["params"], plain):
-            if not is_host_readable(device):
-                known = finite_on_host(gradients, _squares(group))
-                bad = [k for k, ok in zip(on_device, known, strict=True) if not ok]
-                self._drop(i, param_indices, bad)
-
     def _flag(
         self, groups: Sequence[Group], active: ActiveParams, flagged: Sequence[tuple[int, int]]
     ) -> dict[int, FiniteMask]:
-        """Return masks of plain gradients on devices that the host cannot read without waiting.
+        """Flag and count gradients of (group, param) pairs on devices; return a mask per group.
 
         Shards need no flag; their processes have exchanged theirs.
         """
@@ -183,7 +169,7 @@ class NonFiniteGuard:
         return {i: mask or None for i, mask in masks.items()}
 
     def _drop(self, i: int, param_indices: list[int], nonfinite: Sequence[int]) -> None:
-        """Remove the `nonfinite` param indices from the active ones, and count them on the host."""
+        """Remove the `nonfinite` ones from `param_indices` in place; count them on the host."""
         for k in nonfinite:
             self._skipped_on_host[i, k] += 1
             param_indices.remove(k)
@@ -201,6 +187,7 @@ class SkipCounts:
     def __init__(
         self, groups: Sequence[Group], device: torch.device, places: list[tuple[int, int]]
     ) -> None:
+        """Sort the places (elementwise groups last, equal shapes adjacent); set counts to zero."""
         self.sizes = [len(group["params"]) for group in groups]
         self.places = sorted(
             places,
@@ -214,13 +201,13 @@ class SkipCounts:
         self._finite = torch.zeros((), dtype=torch.float32, device=device)
 
     def read(self) -> dict[tuple[int, int], int]:
-        """Return the counts that are not zero by place; waits for the device."""
+        """Return {(group, param): count} of counts above zero; waits for the device."""
         return {place: n for place, n in zip(self.places, self._counts.tolist(), strict=True) if n}
 
     def flag_and_count(
         self, groups: Sequence[Group], active: Collection[tuple[int, int]]
     ) -> Tensor:
-        """Return a bool per place, False where an active gradient is not finite; count these."""
+        """Return bool [places], False where an `active` gradient is not finite; count the False."""
         measures = [self._finite] * len(self.places)
         for squares in (False, True):
             positions = [
@@ -238,14 +225,14 @@ class SkipCounts:
 
 
 def is_host_readable(device: torch.device) -> bool:
-    """Return whether the host can read the device's tensors now without waiting."""
+    """Return whether the device is the CPU, outside of a graph: reading it does not wait."""
     return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def gradients_by_device(
     params: Sequence[Tensor], param_indices: Sequence[int]
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
-    """Yield each device with the param indices on it and the local parts of their gradients."""
+    """Yield (device, param indices, gradients) per device; absent ones left out, shards local."""
     found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
     for k in param_indices:
         gradient = params[k].grad
@@ -261,7 +248,7 @@ def gradients_by_device(
 
 
 def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
-    """Return one Python bool per gradient on a device, True where finite; waits for the device."""
+    """Return one bool per gradient (all on one device), True where finite; waits for the device."""
     if is_host_readable(gradients[0].device) and not squares:
         # A finite sum has finite terms, and is the cheapest to compute; a sum may also overflow.
         sums = torch.stack(list(foreach.all_plain([g.sum() for g in gradients]))).tolist()
@@ -271,7 +258,7 @@ def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
 
 
 def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
-    """Return bool [n], True where a gradient on the common device is finite.
+    """Return bool [n] on the gradients' common device, True where all entries are finite.
 
     With `squares`, the sum of squares has to be finite as well.
     """
@@ -279,7 +266,7 @@ def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
 
 
 def _norms(gradients: Sequence[Tensor], squares: bool) -> list[Tensor]:
-    """Return one norm [] per gradient, NaN or Inf where an entry of the gradient is.
+    """Return one norm [] per gradient: NaN or Inf if an entry is; on its device.
 
     The largest magnitude, or with `squares` the Frobenius norm, in float32 or float64.
     """
@@ -303,21 +290,26 @@ def _norms(gradients: Sequence[Tensor], squares: bool) -> list[Tensor]:
 def any_nonfinite(
     groups: Sequence[Group], active: ActiveParams, sharded: Sequence[Collection[int]]
 ) -> bool:
-    """Return whether a plain parameter's gradient is not finite; waits for the device."""
+    """Return whether any active gradient that is not in `sharded` is not finite; waits."""
     return any(
         nonfinite_indices(groups[i], [k for k in param_indices if k not in sharded[i]])
         for i, param_indices in active.items()
     )
 
 
-def nonfinite_indices(group: Group, param_indices: Sequence[int]) -> list[int]:
-    """Return the param indices whose plain gradient, or AdamW's square of it, is not finite."""
-    return [
-        k
-        for _, on_device, gradients in gradients_by_device(group["params"], param_indices)
-        for k, ok in zip(on_device, finite_on_host(gradients, _squares(group)), strict=True)
-        if not ok
-    ]
+def nonfinite_indices(
+    group: Group, param_indices: Sequence[int], *, readable: bool | None = None
+) -> list[int]:
+    """Return the param indices of non-finite plain gradients (AdamW: squares); waits.
+
+    `readable` limits them to gradients that the host can, or cannot, read without waiting.
+    """
+    found: list[int] = []
+    for device, on_device, gradients in gradients_by_device(group["params"], param_indices):
+        if readable in (None, is_host_readable(device)):
+            known = finite_on_host(gradients, _squares(group))
+            found += [k for k, ok in zip(on_device, known, strict=True) if not ok]
+    return found
 
 
 def finite_of(groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> Tensor:
@@ -347,7 +339,7 @@ def finite_of(groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> Tens
 
 
 def _squares(group: Group) -> bool:
-    """Return whether the group's rule squares its gradients."""
+    """Return whether the group's rule is elementwise, as AdamW, and so squares gradients."""
     return not isinstance(group["rule"], UpdateRule)
 
 
@@ -357,7 +349,7 @@ def _raise_if_nonfinite(
     sharded: Sequence[Collection[int]],
     nonfinite_shared: Mapping[tuple[int, int], int],
 ) -> None:
-    """Raise FloatingPointError naming shared and the plain parameters that are non-finite."""
+    """Raise FloatingPointError with the names of all non-finite gradients, if any; waits."""
     found = set(nonfinite_shared)
     for i, param_indices in active.items():
         plain = [k for k in param_indices if k not in sharded[i]]

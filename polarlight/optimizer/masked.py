@@ -45,7 +45,7 @@ State = dict[str, Tensor]
 
 
 class AlikeTasks(NamedTuple):
-    """Parameters of one batch whose groups are alike, after their momenta were updated.
+    """Parameters whose groups have equal rule and numbers, with their momenta updated.
 
     Attributes:
         places: Group index and param index of each.
@@ -73,10 +73,10 @@ Copies of weights and states from before and after take about ten times as much.
 """
 
 
-def mask_for(
+def flags_from_mask(
     mask: FiniteMask, param_indices: Sequence[int], params: Sequence[Tensor]
 ) -> FiniteFlags:
-    """Return the flags of some parameters of a group, in the order of their indices."""
+    """Return flags for `param_indices` from a mask by index: True where absent; None for None."""
     if mask is None:
         return None
     return [mask[i] if i in mask else _true(params[i]) for i in param_indices]
@@ -85,7 +85,7 @@ def mask_for(
 def join_flags(
     group_indices: Sequence[int], finite: Mapping[int, FiniteFlags], params: Sequence[Tensor]
 ) -> FiniteFlags:
-    """Return the flags of parameters of several groups as one list; None if all groups have None.
+    """Return one list of flags for parameters of several groups; None if no group has any.
 
     Args:
         group_indices: Group of each parameter, group by group.
@@ -102,7 +102,7 @@ def join_flags(
 
 
 def _true(p: Tensor) -> Tensor:
-    """Return True as a bool [] on the device of a parameter."""
+    """Return a bool tensor [], True, on a parameter's device."""
     return torch.ones((), dtype=torch.bool, device=p.device)
 
 
@@ -114,7 +114,7 @@ def update_momenta(
     beta: float | Tensor,
     finite: FiniteFlags,
 ) -> list[Tensor]:
-    """Update momentum buffers in place where gradients are finite; return the rules' inputs."""
+    """Update momentum buffers in place where finite; return the inputs of the rules."""
     held = momentum.loaded(buffers, gradients) if momentum.buffered else buffers
     result = _update_loaded(momentum, states, gradients, held, beta, finite)
     for buffer, used in zip(buffers, held, strict=True):
@@ -131,7 +131,7 @@ def _update_loaded(
     beta: float | Tensor,
     finite: FiniteFlags,
 ) -> list[Tensor]:
-    """Update buffers that are on their gradients' devices, in place where gradients are finite."""
+    """Update buffers on the gradients' devices in place where finite; return the rules' inputs."""
     average = momentum.bind_state(states)
     if finite is None:
         return average(gradients, buffers, beta)
@@ -156,7 +156,7 @@ def _update_loaded(
 def select(
     flags: Sequence[Tensor], new: Sequence[Tensor], old: Sequence[Tensor] | None
 ) -> list[Tensor]:
-    """Return the new tensor where a flag is True, the old one elsewhere; None stands for zeros."""
+    """Return torch.where(flag, new, old) per tensor, equal shapes stacked; None is zeros."""
     found: dict[int, Tensor] = {}
     alone, groups = _stackable(flags, new, new if old is None else old)
     near = to_devices_of([new[i] for i in alone], [flags[i] for i in alone])
@@ -182,10 +182,7 @@ def with_gradients_read(
     states: Sequence[State],
     finite: FiniteFlags,
 ) -> Sequence[State]:
-    """Return the states with the local gradients beside the buffers, if the rule reads them.
-
-    Zero takes the place of a gradient that is not finite.
-    """
+    """Return states that also hold the local gradient (0 if not finite), if the rule reads it."""
     shapes = {p.shape for p in params}
     if not rule.reads_gradient(part for shape in shapes for part in view.shapes(shape)):
         return states
@@ -212,7 +209,7 @@ def commit_where_finite(
     written: Sequence[Mapping[str, Tensor]],
     finite: Sequence[Tensor],
 ) -> None:
-    """Copy written buffers into the states, and zero directions of non-finite gradients."""
+    """Copy written buffers into states where finite; zero the other directions in place."""
     rows = [
         (state[name], value, ok)
         for ok, state, clones in zip(finite, states, written, strict=True)
@@ -273,7 +270,7 @@ def step_where_finite(
     finite: FiniteFlags,
     **numbers: Any,
 ) -> None:
-    """Step parameters by an elementwise rule where gradients are finite.
+    """Step parameters and states in place by an elementwise rule, where gradients are finite.
 
     Small parameters are stepped together, and undone where a gradient is not finite. For large
     ones a fused kernel that takes a flag does the selection itself, if the rule has one. Nothing
@@ -303,7 +300,7 @@ def _step_and_undo(
     rows: Sequence[tuple[Tensor, Tensor, State, Tensor]],
     numbers: Mapping[str, Any],
 ) -> None:
-    """Step parameters, and restore weights and states whose gradient is not finite.
+    """Step all rows by the elementwise rule; then restore weights and states not flagged.
 
     Args:
         rule: The elementwise rule.
@@ -335,7 +332,7 @@ def _has_stack_kernels(x: Tensor) -> bool:
 def _stackable(
     flags: Sequence[Tensor], *lists: Sequence[Tensor]
 ) -> tuple[list[int], list[list[int]]]:
-    """Return positions that are selected alone, and groups of positions that form stacks.
+    """Return (positions to select one by one, lists of positions with equal shape, dtype, device).
 
     Tensors at the positions of a group have equal shapes, dtypes and devices in every list.
     """
@@ -352,7 +349,7 @@ def _stackable(
 
 
 def _stacks(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Return one stack [b, *shape] per list; those that are none yet are copied together."""
+    """Return a stack [b, *shape] per list: a view where tensors already form one, else a copy."""
     found = [stack_of(tensors) for tensors in lists]
     missing = [x for stack, xs in zip(found, lists, strict=True) if stack is None for x in xs]
     copies = iter(clone_together(missing))
@@ -365,7 +362,7 @@ def _stacks(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 def _flags_of(
     flags: Sequence[Tensor] | Mapping[int, Tensor], positions: Sequence[int], stack: Tensor
 ) -> Tensor:
-    """Return the flags or factors of a stack [b, *shape] as [b, 1, ...], on its device."""
+    """Return flags at positions as [b, 1, ...], to broadcast with a stack, on its device."""
     ok = stacked([flags[i] for i in positions]).to(stack.device)
     return as_column(ok, stack.ndim - 1)
 
@@ -389,6 +386,6 @@ def _copy_where_finite(
     old: Sequence[Tensor],
     flags: Sequence[Tensor],
 ) -> None:
-    """Copy new tensors into the targets where a flag is True, old ones elsewhere."""
+    """Write torch.where(flag, new, old) into each target, in place."""
     if targets:
         foreach.copy_(targets, select(flags, new, old))

@@ -33,7 +33,7 @@ def name_of(group: Mapping[str, Any], group_index: int, param_index: int) -> str
 
 
 def named_params(optimizer: Optimizer) -> list[tuple[str, Tensor, Group]]:
-    """Return name, parameter and group of every parameter of any torch optimizer."""
+    """Return (name, parameter, group) of every parameter of any torch optimizer."""
     return [
         (name_of(group, i, k), p, group)
         for i, group in enumerate(optimizer.param_groups)
@@ -118,7 +118,7 @@ def _refuse_foreign_keys(group: Group, index: int) -> None:
 
 
 def check_disjoint(groups: Sequence[Group], params: Sequence[Any]) -> None:
-    """Raise ValueError if parameters of a new group occur twice or in an existing group.
+    """Raise ValueError if a new parameter occurs twice, or in an existing group.
 
     Args:
         groups: Existing groups.
@@ -199,8 +199,8 @@ def check_is_matrix(group: Group, index: int, param_index: int) -> None:
     )
 
 
-def with_gradients(group: Group, group_index: int) -> list[int]:
-    """Return the param indices whose gradient is set; parameters without entries are left out.
+def indices_with_gradients(group: Group, group_index: int) -> list[int]:
+    """Return the indices of nonempty parameters with a gradient; raise if one is sparse.
 
     Raises:
         RuntimeError: If a gradient is sparse.
@@ -216,7 +216,7 @@ def with_gradients(group: Group, group_index: int) -> list[int]:
 def partition_for_step(
     groups: Sequence[Group], active: ActiveParams, *, shared: bool
 ) -> list[ActiveParams]:
-    """Partition active parameters into batches: matrices first, then each elementwise group.
+    """Return batches {group: param indices}: matrices (capped, by shape), then elementwise groups.
 
     Matrices of all groups are one batch if processes share the work, to balance it over them.
     Otherwise a batch has matrices of groups that are alike, in bounded memory, by shape.
@@ -238,7 +238,7 @@ def partition_for_step(
 
 
 def alike_groups(groups: Sequence[Group], indices: Iterable[int]) -> list[list[int]]:
-    """Return indices of groups that are stepped as one: equal rule, view and numbers.
+    """Return lists of group indices with equal rule, view and numbers; on a CPU one each.
 
     On a CPU each group stays alone: merging saves launches, and changes what is multiplied as one
     batch. So it does in a graph of `torch.compile`, where each momentum is a tensor of its own.

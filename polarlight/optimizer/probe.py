@@ -63,14 +63,23 @@ class CountingProbe(Probe, Protocol):
 
 
 def report_update(
-    probes: Sequence[Probe], name: str, group: Group, p: Tensor, W: Tensor, M: Tensor, U: Tensor
+    probes: Sequence[Probe],
+    name: str,
+    group: Group,
+    p: Tensor,
+    before: Tensor,
+    momentum: Tensor,
+    direction: Tensor,
 ) -> None:
-    """Call probes with a parameter's weight before the step, local momentum and local direction.
+    """Call each probe's `observe` with one update; shards are gathered, a collective.
 
-    A collective for shards: every process of the mesh must call it.
+    `before` is the whole weight before the step; momentum and direction are local. Every process of
+    the mesh must call this.
     """
     if probes:
-        observation = Observation(name, W, full_tensor(M, p), full_tensor(U, p), group)
+        observation = Observation(
+            name, before, full_tensor(momentum, p), full_tensor(direction, p), group
+        )
         for probe in probes:
             probe.observe(observation)
 
@@ -81,7 +90,7 @@ def report_tasks(
     tasks: Sequence[ParamTask],
     directions: Sequence[Tensor],
 ) -> None:
-    """Call probes with the updates of tasks whose weights have not moved yet, one group each."""
+    """Call each probe's `observe` per task, before weights move; `groups` has each task's group."""
     if probes:
         for group, task, U in zip(groups, tasks, directions, strict=True):
             p = task.parameter
@@ -92,7 +101,7 @@ def report_tasks(
 def count_updates(
     probes: Iterable[Probe], groups: Sequence[Group], updated: Mapping[int, set[int]]
 ) -> None:
-    """Call counting probes for every parameter, with its rule, or None if it was not updated."""
+    """Call counting probes for all parameters of the groups; without a rule if not in `updated`."""
     counting = [probe for probe in probes if isinstance(probe, CountingProbe)]
     for i, param_indices in updated.items():
         for probe in counting:

@@ -9,7 +9,7 @@ from torch import Tensor
 from polarlight.execution.job import Executor
 from polarlight.execution.param_task import ParamExecutor, Trainable
 from polarlight.execution.sharded.agreement import Agreed, Agreement, Finite, nonfinite_members
-from polarlight.execution.sharded.collectives import redistributed
+from polarlight.execution.sharded.collectives import redistributed_gradient
 from polarlight.execution.sharded.executor import Sharded
 from polarlight.execution.sharded.faults import SharedStep
 from polarlight.optimizer.gradient_guard import NonFinite, any_nonfinite, finite_of
@@ -43,7 +43,7 @@ class SharedGradients:
         executor: Executor | ParamExecutor,
         policy: NonFinite,
     ) -> Iterator[dict[Pair, int]]:
-        """Agree on gradients with all processes; yield (group, param) of the non-finite ones.
+        """Compare gradients over processes; yield {(group, param): rank} of non-finite ones.
 
         Each comes with the rank of a process that found it. An error in the context is reported to
         the other processes (`execution/sharded/faults.py`). While it lasts, `p.grad` of a pending
@@ -71,6 +71,7 @@ class SharedGradients:
         pairs.sort()
 
         def finite(numbers: Sequence[int]) -> Tensor:
+            """Return bool [n], True where the gradient of a member with this number is finite."""
             if policy is NonFinite.PROPAGATE:
                 device = members[numbers[0]].parameter.device  # no copy from the host
                 return torch.ones(len(numbers), dtype=torch.bool, device=device)
@@ -99,7 +100,7 @@ class SharedGradients:
         refuses: bool,
         refused_here: bool,
     ) -> Agreed:
-        """Compare trainable parameters on all processes, and announce them to the executor."""
+        """Announce matrices to `Sharded`; compare all parameters over processes, return result."""
         group, options, zero = None, "", False
         if isinstance(executor, Sharded):
             executor.announce([m for m in members if isinstance(m.rule, UpdateRule)])
@@ -123,7 +124,7 @@ def _gradients_replaced(
     pairs: Sequence[Pair],
     active: Mapping[int, list[int]],
 ) -> Iterator[None]:
-    """Reduce pending gradients and add missing ones as zeros; put `grad` back afterwards."""
+    """In the context, reduce pending `p.grad`, make missing ones zero and active; then restore."""
     replaced = [members[n].parameter for n in (*agreed.missing, *agreed.pending)]
     before = [(p, p.grad) for p in replaced]
     try:
@@ -133,7 +134,7 @@ def _gradients_replaced(
             active[i].append(k)
             active[i].sort()
         for n in agreed.pending:
-            members[n].parameter.grad = redistributed(members[n].parameter)
+            members[n].parameter.grad = redistributed_gradient(members[n].parameter)
         yield
     finally:
         for p, gradient in before:
@@ -141,13 +142,13 @@ def _gradients_replaced(
 
 
 def _trainable(group: Group, i: int, k: int, states: Mapping[Tensor, State]) -> Trainable:
-    """Return a group's parameter as a `Trainable`, for the comparison of processes."""
+    """Return parameter k of group i as a `Trainable`: name, rule, view, tensor and state."""
     p = group["params"][k]
     return Trainable(name_of(group, i, k), group["rule"], group["view"] or Whole(), p, states[p])
 
 
 def _nonfinite_pending(agreed: Agreed, finite: Finite) -> dict[int, int]:
-    """Return members whose reduced gradient is not finite, with a rank that found it."""
+    """Return {member: rank} of reduced gradients that are not finite, by all-reduce."""
     found: dict[int, int] = {}
     for roster in agreed.rosters:
         pending = [n for n in roster.members if n in agreed.pending]

@@ -32,7 +32,7 @@ from polarlight.execution.sharded.executor import Sharded, check_executor
 from polarlight.linalg.isolation import run_isolated, run_isolated_around_graph
 from polarlight.optimizer.apply import apply_update, step_elementwise_group
 from polarlight.optimizer.buffers import RuleBuffers
-from polarlight.optimizer.compiled import GraphInputs, check_lr, warn_of_eager_step
+from polarlight.optimizer.compiled import GraphInputs, warn_of_eager_step, warn_of_number_lrs
 from polarlight.optimizer.fingerprint import fingerprint
 from polarlight.optimizer.gradient_guard import NonFinite, NonFiniteGuard
 from polarlight.optimizer.masked import (
@@ -40,8 +40,8 @@ from polarlight.optimizer.masked import (
     FiniteFlags,
     clone_buffers,
     commit_where_finite,
+    flags_from_mask,
     join_flags,
-    mask_for,
     update_momenta,
     with_gradients_read,
 )
@@ -54,9 +54,9 @@ from polarlight.optimizer.param_groups import (
     check_disjoint,
     check_group,
     check_not_flattened,
+    indices_with_gradients,
     name_of,
     partition_for_step,
-    with_gradients,
     without_frozen_integers,
 )
 from polarlight.optimizer.probe import Probe, count_updates, report_tasks, report_update
@@ -140,7 +140,7 @@ class SpectralOptimizer(Optimizer):
         check_not_flattened(self.param_groups)
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group; entries it lacks come from the constructor's arguments.
+        """Check and add a group; absent entries come from the constructor's arguments.
 
         Integer parameters (quantized weights) are frozen and left out.
 
@@ -168,7 +168,7 @@ class SpectralOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one step; return the loss that `closure` returned, if one is given."""
+        """Step all parameters with a gradient; return the loss of `closure`, if one is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -182,10 +182,7 @@ class SpectralOptimizer(Optimizer):
 
     @partial(_disable_dynamo, recursive=False)
     def _step_in_graph(self) -> None:
-        """Run a compiled step: this function stays on the host, `_step` becomes a graph.
-
-        Where processes share parameters it is eager: the exchange is no part of a graph.
-        """
+        """Step under `torch.compile`: `_step` becomes a graph; eager if processes share work."""
         devices = self._prepare_graph()
         params = [group["params"] for group in self.param_groups]
         if isinstance(self.executor, ParamExecutor) or any(shared_indices(params, self.executor)):
@@ -196,7 +193,7 @@ class SpectralOptimizer(Optimizer):
 
     @_disable_dynamo
     def _prepare_graph(self) -> set[str]:
-        """Make the inputs of a compiled step; return the device types of the parameters."""
+        """Allocate state and make the tensors that a graph reads; return device types."""
         self._complete_state()
         self._graph.prepare(self.param_groups, self._buffers.by_param)
         return self._device_types()
@@ -206,11 +203,11 @@ class SpectralOptimizer(Optimizer):
         return {p.device.type for group in self.param_groups for p in group["params"]}
 
     def _step(self) -> None:
-        """Step every parameter that has a gradient."""
+        """Step every parameter that has a gradient; processes agree first if they share any."""
         groups = self._groups
         if torch.compiler.is_compiling():
-            check_lr([group["lr"] for group in groups])
-        active = {i: with_gradients(group, i) for i, group in enumerate(groups)}
+            warn_of_number_lrs([group["lr"] for group in groups])
+        active = {i: indices_with_gradients(group, i) for i, group in enumerate(groups)}
         matrices = [i for i, group in enumerate(groups) if isinstance(group["rule"], UpdateRule)]
         has_shards = any_sharded([p for i in matrices for p in groups[i]["params"]])
         if has_shards and not isinstance(self.executor, ParamExecutor):
@@ -230,7 +227,7 @@ class SpectralOptimizer(Optimizer):
         sharded: list[set[int]],
         nonfinite: dict[tuple[int, int], int],
     ) -> None:
-        """Step active parameters with finite gradients; `nonfinite` ones are known already."""
+        """Step active parameters, batch by batch, without non-finite ones; call the probes."""
         observing = [probe for probe in self._probes.values() if probe.begin()]
         states, wait = self._buffers.by_param, bool(observing)
         masks = self._guard.flag_nonfinite(
@@ -242,7 +239,7 @@ class SpectralOptimizer(Optimizer):
         for batch in partition_for_step(groups, active, shared=shared):
             self._guard.drop_nonfinite_on_host(groups, batch, sharded)
             finite = {
-                i: mask_for(masks[i], param_indices, groups[i]["params"])
+                i: flags_from_mask(masks[i], param_indices, groups[i]["params"])
                 for i, param_indices in batch.items()
                 if param_indices
             }
@@ -330,7 +327,7 @@ class SpectralOptimizer(Optimizer):
     def _step_matrices(
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
     ) -> None:
-        """Step one batch of parameters whose rules map matrices."""
+        """Step one batch of matrices: momenta, directions by the executor, then weights."""
         if not observing and streams(self.executor):
             self._shared.step.moved, states = True, self._buffers.by_param
             batch = step_streamed(self.executor, self._groups, batch, states, self._update_momenta)
@@ -354,7 +351,7 @@ class SpectralOptimizer(Optimizer):
     def _update_momenta(
         self, places: Sequence[tuple[int, int]], finite: Mapping[int, FiniteFlags], observed: bool
     ) -> AlikeTasks:
-        """Update momenta of parameters at (group, param) indices, whose groups are alike."""
+        """Update momenta at (group, param) indices in place; return tasks, weights and flags."""
         groups = self._groups
         group = groups[places[0][0]]
         rule, view = group["rule"], group["view"] or Whole()
@@ -382,7 +379,7 @@ class SpectralOptimizer(Optimizer):
     def _step_elementwise(
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
     ) -> None:
-        """Step one batch of parameters whose rules are elementwise."""
+        """Step groups with elementwise rules; report each update to observing probes."""
         self._shared.step.moved = True
         for i in finite:
             group = self._groups[i]

@@ -45,7 +45,7 @@ Stochastic rounding may begin in mid-run; states of older versions have no sizes
 
 @contextmanager
 def restoring(optimizer: Optimizer) -> Iterator[None]:
-    """Check the state dict of torch's `load_state_dict` inside this context; undo its casts.
+    """Check a state dict that is loaded in this context; restore buffers' dtypes and devices.
 
     The check runs after load hooks of others, which may reorder parameters.
     """
@@ -54,7 +54,7 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
     saved_rules: list[Config] = []
 
     def check(_: Optimizer, loaded: StateDict) -> StateDict:
-        """Check a loaded state dict, keep it for `finish`; return it with rules for texts."""
+        """Check a loaded state dict; return it with rules and views in place of fingerprints."""
         given.update(replace_fingerprints(loaded, optimizer.param_groups))
         forms.update(_checked_buffer_forms(given, optimizer.param_groups))
         saved_rules.extend(read_fingerprint(group["rule"]) for group in loaded["param_groups"])
@@ -75,7 +75,7 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
 
 
 def replace_fingerprints(state_dict: StateDict, groups: list[Group]) -> StateDict:
-    """Return a copy of a state dict with the optimizer's rules and views for its fingerprints.
+    """Check a state dict's fingerprints; return a copy with the optimizer's rules and views.
 
     Raises:
         ValueError: If the state dict does not fit the optimizer's param groups.
@@ -116,7 +116,7 @@ def _saved_groups(state_dict: StateDict) -> list[Group]:
 
 
 def _check_structure(saved: Group, group: Group, index: int) -> list[str]:
-    """Return texts of the harmless differences of a saved group; raise ValueError for others."""
+    """Return harmless differences of a saved group as text; raise ValueError for others."""
     if "rule" not in saved:
         raise ValueError(
             f"param group {index} of the state dict has no rule: polarlight did not write it"
@@ -134,7 +134,7 @@ def _check_structure(saved: Group, group: Group, index: int) -> list[str]:
 
 
 def _compare_fingerprints(saved: Group, group: Group, key: str, index: int) -> list[str]:
-    """Return harmless differences of a saved rule or view, under which buffers mean the same.
+    """Return a saved rule's harmless differences as text; raise ValueError for others.
 
     Raises:
         ValueError: If a difference is not harmless; the message shows the differing fields.
@@ -165,10 +165,9 @@ def _warn_of_differences(differing: Mapping[str, list[int]]) -> None:
 def _checked_buffer_forms(
     given: StateDict, groups: list[Group]
 ) -> dict[Any, dict[str, BufferForm]]:
-    """Check saved states, turn their step into a tensor; return forms of a new state's buffers.
+    """Check saved buffers; put tensors for steps; return {key: {buffer: (dtype, device)}}.
 
-    The forms are dtype and device, by saved parameter and buffer. One new state at a time is in
-    memory.
+    Dtypes and devices are those of a new state, one of which is in memory at a time.
 
     Raises:
         ValueError: If a state lacks a buffer, or one is of another shape; names the parameters.
@@ -198,7 +197,7 @@ def _checked_buffer_forms(
 
 
 def _with_tensors(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return a saved state with `step` as a tensor; old torch saved a Python number.
+    """Return a copy of a saved state with a `step` that is a number as a tensor.
 
     `full_like` takes the shape from the optimizer's own: [] under AdamW, [..., 1, 1] under SOAP.
     """
@@ -209,7 +208,7 @@ def _with_tensors(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> dict
 
 
 def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[str]:
-    """Yield missing buffers and wrong types or shapes of a saved state, against a new one."""
+    """Yield a text for each buffer that is missing, no tensor or of another shape than `fresh`."""
     for buffer, x in fresh.items():
         if buffer not in state:
             if buffer not in OPTIONAL_BUFFERS:
@@ -224,7 +223,7 @@ def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[
 def _restore_forms(
     optimizer: Optimizer, given: StateDict, forms: Mapping[Any, Mapping[str, BufferForm]]
 ) -> None:
-    """Put saved buffers that torch cast back, in the dtype and device of a new state."""
+    """Replace loaded buffers that torch cast by saved ones, in the dtype and device of `forms`."""
     keys = (key for group in given["param_groups"] for key in group["params"])
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     for key, p in zip(keys, parameters, strict=True):
@@ -240,7 +239,7 @@ def _restore_forms(
 
 
 def _adapt_elementwise(optimizer: Optimizer, saved: list[Config]) -> None:
-    """Adapt states of elementwise rules that were saved under other fields, such as beta2."""
+    """Change loaded states of elementwise rules in place to the rule's own decay rates."""
     for group, config in zip(optimizer.param_groups, saved, strict=True):
         if isinstance(group["rule"], UpdateRule):
             continue

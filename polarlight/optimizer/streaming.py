@@ -23,7 +23,7 @@ Place = tuple[int, int]
 
 
 def streams(executor: object) -> TypeGuard[Sharded]:
-    """Return whether an executor applies directions as they come."""
+    """Return whether the executor is `Sharded` and applies directions as they come."""
     return isinstance(executor, Sharded) and not executor.weights_last
 
 
@@ -34,7 +34,7 @@ def step_streamed(
     states: Mapping[Tensor, State],
     update_momenta: Callable[[Sequence[Place], Mapping[int, FiniteFlags], bool], AlikeTasks],
 ) -> ActiveParams:
-    """Step groups of shared parameters with few momenta and directions alive at a time.
+    """Step groups of shared parameters, each applied when complete; return the other groups.
 
     Args:
         executor: The executor.
@@ -57,14 +57,14 @@ def step_streamed(
     ]
 
     def by_alike_groups(positions: Sequence[int]) -> list[list[int]]:
-        """Return positions of which the groups are stepped as one."""
+        """Return lists of positions whose groups have equal rule, view and numbers."""
         by_group: dict[int, list[int]] = {}
         for n in positions:
             by_group.setdefault(places[n][0], []).append(n)
         return [[n for i in alike for n in by_group[i]] for alike in alike_groups(groups, by_group)]
 
     def load(positions: Sequence[int]) -> list[ParamTask]:
-        """Update momenta; return their tasks."""
+        """Update the momenta of members at these positions; return their tasks."""
         found: dict[int, ParamTask] = {}
         for some in by_alike_groups(positions):
             finite: dict[int, FiniteFlags] = {places[n][0]: None for n in some}
@@ -73,7 +73,7 @@ def step_streamed(
         return [found[n] for n in positions]
 
     def store(positions: Sequence[int], directions: Sequence[Tensor]) -> None:
-        """Move weights."""
+        """Apply directions to the weights of members at these positions."""
         by_position = dict(zip(positions, directions, strict=True))
         for some in by_alike_groups(positions):
             weights = [to_local(params[n]) for n in some]

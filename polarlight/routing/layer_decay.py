@@ -65,7 +65,7 @@ def layerwise_lr_decay(groups: Iterable[Mapping[str, Any]], decay: float) -> lis
 
 
 def _split(group: Mapping[str, Any], decay: float, depth: int) -> list[dict[str, Any]]:
-    """Split a group by distance from the output; multiply lr by decay^distance; farthest first."""
+    """Return copies of a group, one per distance from the output, with lr * decay^distance."""
     by_distance: dict[int, list[int]] = {}
     for i, name in enumerate(group["param_names"]):
         block = _block(name)
@@ -88,5 +88,5 @@ def _split(group: Mapping[str, Any], decay: float, depth: int) -> list[dict[str,
 
 
 def _block(name: str) -> int | None:
-    """Return the layer of a parameter: the first number in its name; None without one."""
+    """Return the first number in a parameter's name, taken for its layer; None without one."""
     return next((int(segment) for segment in name.split(".") if segment.isdecimal()), None)

@@ -12,9 +12,9 @@ from polarlight.routing.route import (
     Routed,
     Table,
     groups_of,
+    is_elementwise,
     resolve,
 )
-from polarlight.rule import UpdateRule
 
 _KERNELS = 0.1
 """Kernels are worth a word from this share of all trainable parameters on."""
@@ -29,7 +29,7 @@ def route_and_warn(
     *,
     stacklevel: int,
 ) -> list[ParamGroup]:
-    """Return param groups as `route` does; warn of matrices that AdamW gets.
+    """Return param groups as `route` does; warn if AdamW gets parameters that may be matrices.
 
     Args:
         model: As for `route`, like the next two.
@@ -53,7 +53,7 @@ def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
         stacklevel: As in `warnings.warn`, counted from the caller.
     """
     trained = [found for found in routed if found.assignment.parameter.requires_grad]
-    elementwise = [found for found in trained if not _has_rule(found)]
+    elementwise = [found for found in trained if is_elementwise(found.entry)]
     left = [found for found in elementwise if found.keys[0] is None and _may_be_matrix(found)]
     if trained and len(elementwise) == len(trained) and not any(f.keys[0] for f in trained):
         share = f"no parameter gets the optimizer's rule; AdamW takes {_share(trained, trained)}"
@@ -67,13 +67,8 @@ def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
         warnings.warn(_message(share, left), UserWarning, stacklevel + 1)
 
 
-def _has_rule(found: Routed) -> bool:
-    """Return whether a parameter is routed to a rule for matrices, or to the default rule."""
-    return found.entry.rule is None or isinstance(found.entry.rule, UpdateRule)
-
-
 def _may_be_matrix(found: Routed) -> bool:
-    """Return whether the role is unknown, or a kernel neither depthwise nor of patches."""
+    """Return whether AdamW may be a mistake: role unknown, or a plain convolution kernel."""
     assignment = found.assignment
     if assignment.role is Role.CONV:
         return assignment.part not in (Part.DEPTHWISE, Part.PATCH)
@@ -86,12 +81,12 @@ def _entries(some: Sequence[Routed]) -> int:
 
 
 def _share(some: Sequence[Routed], trained: Sequence[Routed]) -> str:
-    """Format the number of entries of some parameters as a percentage of all trained ones."""
+    """Format the entries of some parameters as per cent of those trained."""
     return f"{_entries(some) / max(_entries(trained), 1):.0%} of the trainable parameters"
 
 
 def _message(start: str, listed: Sequence[Routed]) -> str:
-    """Return the warning: the parameters left to AdamW, and the overrides that change it."""
+    """Return the warning's text: up to three of the listed parameters, and overrides to type."""
     first = [f"{f.assignment.name} {tuple(f.assignment.parameter.shape)}" for f in listed[:_NAMED]]
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
     if any(found.assignment.role is Role.CONV for found in listed):

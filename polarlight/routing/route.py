@@ -39,6 +39,7 @@ class Route:
     momentum: float | None = None
 
     def __post_init__(self) -> None:
+        """Raise TypeError if `rule` is given and is no rule."""
         if self.rule is not None and not _is_rule(self.rule):
             raise TypeError(
                 f"rule must be a rule, as `polarlight.rules.muon()` makes one, got {self.rule!r}"
@@ -83,7 +84,7 @@ class Routed:
 
 
 def per_head(assignment: Assignment) -> MatrixView:
-    """Return one matrix per attention head, for `Route(view=per_head)`.
+    """Return the view with one matrix per attention head; to be passed as `Route(view=per_head)`.
 
     Raises:
         ValueError: If the number of heads is unknown.
@@ -123,7 +124,7 @@ def resolve(
     table: Table,
     overrides: Overrides | None = None,
 ) -> list[Routed]:
-    """Return the route of every parameter; arguments and errors as for `route`."""
+    """Return every parameter with its role, route and view; arguments and errors as for `route`."""
     assignments = infer_roles(model)
     if not assignments:
         raise ValueError("the model has no parameters to route")
@@ -152,7 +153,7 @@ def resolve(
 
 
 def groups_of(routed: Iterable[Routed]) -> list[ParamGroup]:
-    """Return param groups, one per route, role and view."""
+    """Return param groups, one per table entry, override, role and view, with names and reasons."""
     groups: dict[Any, ParamGroup] = {}
     for found in routed:
         assignment = found.assignment
@@ -170,7 +171,7 @@ def _is_rule(value: object) -> bool:
 
 
 def _parse_entry(key: Key, value: object) -> Route:
-    """Convert a table's value (rule or route) to a route, or raise TypeError."""
+    """Return a table's value as a `Route`; raise TypeError if it is neither rule nor route."""
     if _is_rule(value):
         return Route(rule=cast(Rule, value))
     if not isinstance(value, Route):
@@ -181,7 +182,7 @@ def _parse_entry(key: Key, value: object) -> Route:
 
 
 def _parse_override(key: Key, value: object) -> Route | Role:
-    """Convert an override's value (role, text, rule or route) to a route or a role.
+    """Return an override's value as a `Route` or `Role`; raise if it is neither, or empty.
 
     Raises:
         ValueError: If it changes nothing.
@@ -204,7 +205,7 @@ def _parse_override(key: Key, value: object) -> Route | Role:
 
 
 def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Assignment:
-    """Return an assignment with the role of an override, and the override in its reason."""
+    """Return a copy of an assignment with an override's role, and the override in the reason."""
     reason = f"override for {_format_key(key)}; {assignment.reason}"
     role = value if isinstance(value, Role) else assignment.role
     if role in MATRIX_ROLES and assignment.parameter.ndim < 2:
@@ -213,27 +214,23 @@ def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Ass
 
 
 def _merged_route(entry: Route, value: Route | Role, table: Mapping[Key, Route]) -> Route:
-    """Return a table's entry with the non-None settings of an override in its place.
-
-    A rule of another kind, elementwise or for matrices, comes with the numbers of the table's first
-    entry of that kind.
-    """
+    """Return an entry with an override's settings; numbers are those of the rule's kind."""
     if isinstance(value, Role):
         return entry
-    if value.rule is not None and _is_elementwise(value) != _is_elementwise(entry):
-        kind = _is_elementwise(value)
-        entry = next((other for other in table.values() if _is_elementwise(other) == kind), Route())
+    if value.rule is not None and is_elementwise(value) != is_elementwise(entry):
+        kind = is_elementwise(value)
+        entry = next((other for other in table.values() if is_elementwise(other) == kind), Route())
     given = {field.name: getattr(value, field.name) for field in fields(value)}
     return replace(entry, **{name: x for name, x in given.items() if x is not None})
 
 
-def _is_elementwise(entry: Route) -> bool:
+def is_elementwise(entry: Route) -> bool:
     """Return whether a route has an elementwise rule."""
     return entry.rule is not None and not isinstance(entry.rule, UpdateRule)
 
 
 def _parse_key(key: Key) -> Key:
-    """Convert names of roles and parts in a key; keep other strings as patterns."""
+    """Return a key with roles and parts converted from text; raise if no role, pair or text."""
     if isinstance(key, tuple) and len(key) == 2:
         role, part = key
         is_pattern = part not in set(Part) and any(letter in part for letter in "*?[.")
@@ -284,7 +281,7 @@ def _check_covered(assignments: Sequence[Assignment], matches: Sequence[Key | No
 def _check_used(
     assignments: Sequence[Assignment], keys: Iterable[Key], matches: Sequence[Key | None]
 ) -> None:
-    """Raise ValueError if a pattern takes no parameter; roles need not occur."""
+    """Raise ValueError if a pattern matches nothing, or nothing that earlier entries leave."""
     patterns = [key for key in keys if _has_pattern(key)]
     idle = [key for key in patterns if key not in matches]
     missing = [key for key in idle if not any(_matches_key(a, key) for a in assignments)]
@@ -304,19 +301,19 @@ def _check_used(
 
 
 def _has_pattern(key: Key) -> bool:
-    """Return whether a key has a glob pattern."""
+    """Return whether a key is, or has as its second entry, a glob pattern."""
     last = key[1] if isinstance(key, tuple) else key
     return not isinstance(last, Role | Part)
 
 
 def _suggestion(pattern: str, names: Sequence[str]) -> str:
-    """Return the role or name nearest to a pattern that matches nothing, as a sentence."""
+    """Return a sentence with the role or name nearest to an unmatched pattern; may be empty."""
     near = nearest(pattern, [*map(str, Role), *names])
     return f" Did you mean {near} by {pattern!r}?" if near else ""
 
 
 def _views_of(assignments: Sequence[Assignment], entries: Sequence[Route]) -> list[MatrixView]:
-    """Return the view of every parameter under its route, or raise for all that do not fit.
+    """Return each parameter's view under its route; raise ValueError with all that do not fit.
 
     Raises:
         ValueError: If some do not fit; they are listed.
@@ -337,8 +334,8 @@ def _views_of(assignments: Sequence[Assignment], entries: Sequence[Route]) -> li
 
 
 def _view_of(assignment: Assignment, entry: Route) -> MatrixView:
-    """Return the view of one parameter under its route; raise ValueError if it does not fit."""
-    elementwise = _is_elementwise(entry)
+    """Return a parameter's view: the route's or the inferred one; raise ValueError if unfit."""
+    elementwise = is_elementwise(entry)
     if entry.view is None:
         view = assignment.view
         if elementwise and assignment.role not in MATRIX_ROLES:
@@ -351,7 +348,7 @@ def _view_of(assignment: Assignment, entry: Route) -> MatrixView:
 
 
 def _new_group(entry: Route, assignment: Assignment, view: MatrixView) -> ParamGroup:
-    """Return an empty param group for a route, role and view."""
+    """Return a param group without parameters, with a route's settings, role and view."""
     numbers = {"lr": entry.lr, "weight_decay": entry.weight_decay, "momentum": entry.momentum}
     given = {"rule": entry.rule} | numbers
     return {
@@ -365,7 +362,7 @@ def _new_group(entry: Route, assignment: Assignment, view: MatrixView) -> ParamG
 
 
 def _reason(assignment: Assignment, key: Key) -> str:
-    """Return the reason of an assignment, with the pattern that matched."""
+    """Return an assignment's reason, preceded by the table's pattern that matched, if any."""
     if not _has_pattern(key):
         return assignment.reason
     return f"matches {_format_key(key)}; {assignment.reason}"
@@ -379,7 +376,7 @@ def _format_key(key: Key) -> str:
 
 
 def _format_problems(problems: Mapping[str, Sequence[str]]) -> str:
-    """Format problems as one line per pattern of parameter names."""
+    """Format {problem: names} as one line per folded name pattern."""
     lines = [f"{pattern}{what}" for what, names in problems.items() for pattern, _ in fold(names)]
     return "\n  " + "\n  ".join(lines)
 

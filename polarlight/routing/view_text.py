@@ -64,7 +64,7 @@ def view_from_json(data: dict[str, Any]) -> MatrixView:
 
 
 def _has_type(value: Any, kind: Any) -> bool:
-    """Return whether a value has the type of a view's field."""
+    """Return whether a value has a view field's type: int, view, or tuple of these."""
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is MatrixView:
@@ -73,7 +73,7 @@ def _has_type(value: Any, kind: Any) -> bool:
 
 
 def _type_name(kind: Any) -> str:
-    """Format the type of a view's field, for messages."""
+    """Return a field's type in words, for messages: an integer, a view, or a list of them."""
     if kind in (int, MatrixView):
         return "an integer" if kind is int else "a view"
     return "a list of " + ("integers" if get_args(kind)[0] is int else "views")
@@ -93,14 +93,14 @@ def view_call(view: object) -> str:
 
 
 def _to_json(value: Any) -> Any:
-    """Convert the value of a view's field to JSON types."""
+    """Return a view field's value as JSON types; tuples become lists, views dicts."""
     if isinstance(value, tuple):
         return [_to_json(item) for item in value]
     return view_to_json(value) if isinstance(value, MatrixView) else value
 
 
 def _from_json(value: Any) -> Any:
-    """Convert a JSON value to the value of a view's field."""
+    """Return a view field's value from JSON: lists become tuples, dicts views."""
     if isinstance(value, list | tuple):
         return tuple(_from_json(item) for item in value)
     return view_from_json(value) if isinstance(value, dict) else value

@@ -80,6 +80,8 @@ class NorMuon(WithAdamW):
         ['normuon', 'adamw']
     """
 
+    _make_rule = staticmethod(normuon)
+
     def __init__(
         self,
         params: object,
@@ -93,5 +95,5 @@ class NorMuon(WithAdamW):
         scale: Scale = Original(),
         **shared: Unpack[Shared],
     ) -> None:
-        rule = normuon(beta2=beta2, nesterov=nesterov, polar=polar, scale=scale)
+        rule = self._make_rule(beta2=beta2, nesterov=nesterov, polar=polar, scale=scale)
         super().__init__(params, lr, weight_decay, momentum, rule=rule, **shared)

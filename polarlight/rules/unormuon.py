@@ -12,16 +12,11 @@ This is the row target sqrt(n/m) in front of an explicit scale; |O|_F is kept, s
 for the whole.
 """
 
-from typing import Unpack
-
-from torch import Tensor
-
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap
 from polarlight.rule import Scale, UpdateRule
+from polarlight.rules.normuon import NorMuon
 from polarlight.rules.registration import registered_rule
-from polarlight.rules.shared_arguments import Shared
-from polarlight.rules.torch_style import WithAdamW
 from polarlight.stages.momentum import EMA
 from polarlight.stages.renormalise import KeepNorm
 from polarlight.stages.scales import Original
@@ -47,7 +42,7 @@ def unormuon(
     )
 
 
-class UNorMuon(WithAdamW):
+class UNorMuon(NorMuon):
     """U-NorMuon on hidden matrices, AdamW on the rest.
 
     Args:
@@ -71,18 +66,4 @@ class UNorMuon(WithAdamW):
         ['unormuon', 'adamw']
     """
 
-    def __init__(
-        self,
-        params: object,
-        lr: float | Tensor = 0.02,
-        weight_decay: float = 0.0,
-        momentum: float = 0.95,
-        nesterov: bool = True,
-        *,
-        beta2: float = 0.95,
-        polar: MatrixMap = AutoPolar(),
-        scale: Scale = Original(),
-        **shared: Unpack[Shared],
-    ) -> None:
-        rule = unormuon(beta2=beta2, nesterov=nesterov, polar=polar, scale=scale)
-        super().__init__(params, lr, weight_decay, momentum, rule=rule, **shared)
+    _make_rule = staticmethod(unormuon)

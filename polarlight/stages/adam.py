@@ -6,17 +6,10 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import largest_entry, nonzero
-from polarlight.linalg.properties import (
-    NO_INVARIANTS,
-    SIGNED,
-    SIZES_IGNORED,
-    Invariants,
-    Symmetries,
-)
 from polarlight.linalg.rest import SIZES, moving, sizes_shape
-from polarlight.linalg.slot import Buffers, Stage
+from polarlight.linalg.slot import Buffers, Entrywise, Stage
 from polarlight.registry import registered
-from polarlight.stages.units import in_units
+from polarlight.stages.statistics import in_units
 
 
 def adam_direction(
@@ -47,7 +40,7 @@ def check_eps(eps: float) -> None:
 
 @registered("AdamDirection", stateful=True, may_differ=("betas", "eps"))
 @dataclass(frozen=True, slots=True)
-class AdamDirection(Stage):
+class AdamDirection(Entrywise, Stage):
     """The gradient turned into Adam's direction up to a factor, for what is free of scale after it.
 
     Shapes: [..., m, n] -> [..., m, n]. State: `unit` [..., 1, 1], `first_moment` and
@@ -81,14 +74,6 @@ class AdamDirection(Stage):
         moments = buffers["first_moment"], buffers["second_moment"]
         D = adam_direction(G, *moments, self.betas, self.eps)
         return (D * moving(largest_entry(moments[0]), buffers[SIZES])).to(X.dtype)
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return SIGNED | SIZES_IGNORED
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return NO_INVARIANTS
 
     def __str__(self) -> str:
         return "Adam's direction"

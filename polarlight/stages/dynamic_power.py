@@ -14,7 +14,7 @@ from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariant
 from polarlight.linalg.slot import Buffers, MatrixMap, Stage
 from polarlight.registry import registered
 from polarlight.stages.ramp import Logistic, Moving, Number, counted, counter_shape
-from polarlight.stages.units import norm_of_any_size
+from polarlight.stages.statistics import norm_of_any_size
 
 
 @registered("DynamicPower", stateful=True, may_differ=("power", "polar", "unit"))

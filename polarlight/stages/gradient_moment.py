@@ -6,23 +6,16 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, nonzero
-from polarlight.linalg.properties import (
-    NO_INVARIANTS,
-    SIGNED,
-    SIZES_IGNORED,
-    Invariants,
-    Symmetries,
-)
-from polarlight.linalg.slot import GRADIENT, Buffers, Stage, gradient_of
+from polarlight.linalg.slot import GRADIENT, Buffers, Entrywise, Stage, gradient_of
 from polarlight.registry import registered
 from polarlight.stages.adam import check_eps
 from polarlight.stages.factors import check_beta
-from polarlight.stages.units import in_units
+from polarlight.stages.statistics import in_units
 
 
 @registered("GradientSecondMoment", stateful=True, may_differ=("beta2", "eps"))
 @dataclass(frozen=True, slots=True)
-class GradientSecondMoment(Stage):
+class GradientSecondMoment(Entrywise, Stage):
     """N / (sqrt(V) + eps rms(sqrt(V))), V a running mean of the squared gradient.
 
         V <- beta2 V + (1 - beta2) G o G
@@ -54,14 +47,6 @@ class GradientSecondMoment(Stage):
         N = at_least_float32(X).to(V.dtype) / nonzero(unit)
         typical = V.mean(dim=(-2, -1), keepdim=True).sqrt()
         return (N / nonzero(V.sqrt() + self.eps * typical)).to(X.dtype)
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return SIGNED | SIZES_IGNORED
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return NO_INVARIANTS
 
     def __str__(self) -> str:
         return f"over the gradient's root mean square, {self.beta2:g}"

@@ -24,8 +24,7 @@ from polarlight.stages.rotated_adam import (
     on_device,
 )
 from polarlight.stages.shampoo import factor_power
-from polarlight.stages.statistics import StatisticsStage, batch_shapes
-from polarlight.stages.units import in_units
+from polarlight.stages.statistics import StatisticsStage, batch_shapes, in_units
 
 
 @registered(

@@ -21,8 +21,7 @@ from polarlight.stages.rotated_adam import (
     do_due,
     start_bases,
 )
-from polarlight.stages.statistics import StatisticsStage, batch_shapes, keep_zero_lines
-from polarlight.stages.units import in_units
+from polarlight.stages.statistics import StatisticsStage, batch_shapes, in_units, keep_zero_lines
 
 
 @registered("MomentumPower", stateful=True, may_differ=("beta", "exponent", "refresh", "floor"))

@@ -12,8 +12,7 @@ from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
 from polarlight.linalg.slot import Buffers
 from polarlight.registry import registered
 from polarlight.stages.factors import check_beta
-from polarlight.stages.statistics import StatisticsStage, batch_shapes, keep_zero_lines
-from polarlight.stages.units import in_units
+from polarlight.stages.statistics import StatisticsStage, batch_shapes, in_units, keep_zero_lines
 
 LEAST = 1e-24
 """Least mean fourth power of the first gradient."""

@@ -9,15 +9,13 @@ from torch import Tensor
 from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero
 from polarlight.linalg.normalisation import FROBENIUS, Normalisation
 from polarlight.linalg.properties import (
-    NO_INVARIANTS,
-    ROTATIONS,
     SIZES_IGNORED,
     Invariants,
     Symmetries,
     Symmetry,
 )
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
-from polarlight.linalg.slot import Buffers, MatrixMap, Slot, Stage, polar_rms
+from polarlight.linalg.slot import Buffers, Rescaling, Slot, Stage, polar_rms
 from polarlight.registry import registered
 
 
@@ -82,7 +80,7 @@ class KeepNorm(Stage):
 
 @registered("MatchRms")
 @dataclass(frozen=True, slots=True)
-class MatchRms(MatrixMap):
+class MatchRms(Rescaling):
     """Each matrix rescaled to a root mean square entry of `rms`; zero stays zero."""
 
     rms: float = 0.2
@@ -101,21 +99,9 @@ class MatchRms(MatrixMap):
         norm = nonzero(frobenius_norm(X, rows))
         return (X * (self.rms * sqrt(m * n) / norm)).to(X.dtype)
 
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return ROTATIONS
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return NO_INVARIANTS
-
     def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
         """Return the root mean square entry; see `Slot`."""
         return self.rms
-
-    def only_rescales(self, m: int, n: int) -> bool:
-        """Return True: a matrix is multiplied by a number."""
-        return True
 
     def __str__(self) -> str:
         return f"rms {self.rms:g}"
@@ -123,7 +109,7 @@ class MatchRms(MatrixMap):
 
 @registered("PolarNorm")
 @dataclass(frozen=True, slots=True)
-class PolarNorm(MatrixMap):
+class PolarNorm(Rescaling):
     """Each matrix rescaled to the Frobenius norm of a polar factor, sqrt(min(m, n)).
 
     Attributes:
@@ -147,21 +133,9 @@ class PolarNorm(MatrixMap):
         rank = min(rows.count(X), X.shape[-1])
         return (X * (sqrt(rank) / norm).clamp_max(self.most)).to(X.dtype)
 
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return ROTATIONS
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return NO_INVARIANTS
-
     def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
         """Return the root mean square entry; see `Slot`."""
         return polar_rms(m, n)
-
-    def only_rescales(self, m: int, n: int) -> bool:
-        """Return True: a matrix is multiplied by a number."""
-        return True
 
     def __str__(self) -> str:
         return "norm of a polar factor"

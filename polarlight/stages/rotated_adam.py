@@ -39,8 +39,7 @@ from polarlight.rule import HOST_COUNTER
 from polarlight.stages.adam import adam_direction, check_betas, check_eps
 from polarlight.stages.eigenbasis import PowerIteration, starting_basis
 from polarlight.stages.factors import SIDES, Factors, GramFactors, live_entries
-from polarlight.stages.statistics import batch_shapes
-from polarlight.stages.units import in_units, norm_of_any_size
+from polarlight.stages.statistics import batch_shapes, in_units, norm_of_any_size
 
 BatchBuffers = dict[str, Tensor]
 """Buffers and `gradient` of some matrices, each [b, p, q]."""

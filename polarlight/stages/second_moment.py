@@ -9,8 +9,6 @@ from polarlight.linalg.matrices import at_least_float32, nonzero
 from polarlight.linalg.properties import (
     NO_INVARIANTS,
     ROWS,
-    SIGNED,
-    SIZES_IGNORED,
     Invariant,
     Invariants,
     Symmetries,
@@ -18,7 +16,7 @@ from polarlight.linalg.properties import (
     usual_limits,
 )
 from polarlight.linalg.row_sums import Rows
-from polarlight.linalg.slot import Buffers, Stage
+from polarlight.linalg.slot import Buffers, Entrywise, Stage
 from polarlight.registry import registered
 
 
@@ -74,7 +72,7 @@ class RowSecondMoment(Stage):
 
 @registered("EntrySecondMoment", stateful=True, may_differ=("beta2",))
 @dataclass(frozen=True, slots=True)
-class EntrySecondMoment(Stage):
+class EntrySecondMoment(Entrywise, Stage):
     """Each entry divided by the root of a running mean of its square.
 
         v <- beta2 v + (1 - beta2) X o X,        X <- X / sqrt(v)
@@ -106,14 +104,6 @@ class EntrySecondMoment(Stage):
         v.lerp_(at_least_float32(X).square().to(v.dtype), 1 - self.beta2)
         least = self.floor * v.mean(dim=(-2, -1), keepdim=True).sqrt()
         return (X / nonzero(v.sqrt() + least)).to(X.dtype)
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return SIGNED | SIZES_IGNORED
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return NO_INVARIANTS
 
     def __str__(self) -> str:
         return f"entry second moment {self.beta2:g}"

@@ -14,8 +14,7 @@ from polarlight.linalg.slot import Buffers, Stage
 from polarlight.registry import registered
 from polarlight.stages.adam import check_betas
 from polarlight.stages.factors import SIDES, GramFactors, live_entries
-from polarlight.stages.statistics import batch_shapes
-from polarlight.stages.units import in_units
+from polarlight.stages.statistics import batch_shapes, in_units
 
 
 @registered("Shampoo", stateful=True, may_differ=("betas", "exponent", "floor"))

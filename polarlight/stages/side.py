@@ -7,15 +7,13 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.properties import (
-    NO_INVARIANTS,
-    ROTATIONS,
     Invariants,
     Symmetries,
     mirror_invariants,
     mirror_symmetries,
 )
 from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
-from polarlight.linalg.slot import Buffers, MatrixMap, Slot, Stage
+from polarlight.linalg.slot import Buffers, Rescaling, Slot, Stage
 from polarlight.lookup import check_object
 from polarlight.registry import loadable, registered
 
@@ -45,7 +43,7 @@ class Side(Enum):
 
 @registered("Identity")
 @dataclass(frozen=True, slots=True)
-class Identity(MatrixMap):
+class Identity(Rescaling):
     """The map that changes nothing."""
 
     def __call__(self, X: Tensor) -> Tensor:
@@ -56,14 +54,6 @@ class Identity(MatrixMap):
         """Return X itself."""
         return X
 
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return ROTATIONS
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return NO_INVARIANTS
-
     def degree(self, m: int, n: int) -> float:
         """Return 1: the scale of the input is kept."""
         return 1.0
@@ -71,10 +61,6 @@ class Identity(MatrixMap):
     def output_rms(self, m: int, n: int, incoming: float | None) -> float | None:
         """Return the root mean square entry; see `Slot`."""
         return incoming
-
-    def only_rescales(self, m: int, n: int) -> bool:
-        """Return True: a matrix is multiplied by a number."""
-        return True
 
 
 @registered("OnSide", may_differ=("otherwise",))

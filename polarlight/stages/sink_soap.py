@@ -12,8 +12,7 @@ from polarlight.linalg.properties import ROTATIONS, Symmetries
 from polarlight.linalg.slot import GRADIENT, Buffers, gradient_of
 from polarlight.registry import registered
 from polarlight.stages.factors import SIDES, GramFactors, check_beta
-from polarlight.stages.statistics import StatisticsStage, batch_shapes, keep_zero_lines
-from polarlight.stages.units import in_units
+from polarlight.stages.statistics import StatisticsStage, batch_shapes, in_units, keep_zero_lines
 
 
 @registered("SinkSoap", stateful=True, may_differ=("beta", "rounds", "floor"))

@@ -6,8 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero, unit_scale
-from polarlight.linalg.properties import POWERS, ROTATIONS, Invariant, Invariants, Symmetries
-from polarlight.linalg.slot import MatrixMap, polar_rms
+from polarlight.linalg.slot import MatrixMap, SpectralFunction, polar_rms
 from polarlight.linalg.spectral_power import SpectralPower
 from polarlight.registry import registered
 from polarlight.stages.renormalise import PolarNorm
@@ -63,7 +62,7 @@ class OwnSize:
 
 @registered("SizedPower")
 @dataclass(frozen=True, slots=True)
-class SizedPower(MatrixMap):
+class SizedPower(SpectralFunction, MatrixMap):
     """A power of the singular values at the given size, [..., m, n] -> [..., m, n]."""
 
     power: SpectralPower
@@ -77,14 +76,6 @@ class SizedPower(MatrixMap):
         """The power, at its size."""
         X = at_least_float32(M)
         return self.size(X, self.power(X), self.power.exponent).to(M.dtype)
-
-    def symmetries(self, m: int, n: int) -> Symmetries:
-        """Return the declared symmetries."""
-        return ROTATIONS
-
-    def invariants(self, m: int, n: int) -> Invariants:
-        """Return the declared invariants."""
-        return {Invariant.SPECTRAL: POWERS}
 
     def degree(self, m: int, n: int) -> float:
         """Return the exponent where the size follows the input's."""

@@ -41,8 +41,7 @@ from polarlight.stages.rotated_adam import (
     rotate,
     start_bases,
 )
-from polarlight.stages.statistics import StatisticsStage, batch_shapes, keep_zero_lines
-from polarlight.stages.units import in_units
+from polarlight.stages.statistics import StatisticsStage, batch_shapes, in_units, keep_zero_lines
 
 
 @registered("TrustGate")

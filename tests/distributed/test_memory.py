@@ -9,12 +9,13 @@ from torch.utils._pytree import tree_leaves
 
 import polarlight
 from polarlight.execution.param_task import to_local
-from polarlight.execution.sharded.memory import largest_bucket, peak_bytes, shard_bytes
+from polarlight.execution.sharded.memory import peak_bytes, shard_bytes
 from polarlight.execution.sharded.plan import Options
 from tests.distributed.layouts import LAYOUTS, models
 from tests.distributed.processes import run
 from tests.distributed.test_conformance import optimizer
 from tests.distributed.test_traffic import with_gradients
+from tests.execution.sharded.exchanges import largest_exchange_bytes
 
 SIDE, COUNT = 128, 24
 MATRIX_BYTES = 4 * SIDE * SIDE
@@ -59,7 +60,7 @@ def check_peak(rank, layout, rule, last=True):
     assert all(torch.equal(g, b) for g, b in zip(gradients, before, strict=True))
     (cached,) = executor._cached
     assert len(cached.plan.buckets) >= 3
-    assert largest_bucket(cached.schedule) <= 2 * options.bucket_bytes
+    assert largest_exchange_bytes(cached.schedule) <= 2 * options.bucket_bytes
     shards = sum(to_local(p).nbytes for p in params)
     # Momenta of all shards, then directions in their place; the rule's own copies of a bucket come
     # on top: in the dtype that it computes in, its result, and what it needs in between.

@@ -176,9 +176,9 @@ def test_an_optimizer_allocates_skip_counts_with_its_state():
 
 def test_mask_for_returns_flags_by_param_index_and_true_for_absent_ones():
     params = [torch.ones(2, device=device) for device in ("cpu", "meta", "cpu")]
-    assert masked.mask_for(None, [0, 1], params) is None
-    assert [bool(x) for x in masked.mask_for({2: BAD}, [0, 2], params)] == [True, False]
-    assert masked.mask_for({2: BAD}, [1], params)[0].device.type == "meta"
+    assert masked.flags_from_mask(None, [0, 1], params) is None
+    assert [bool(x) for x in masked.flags_from_mask({2: BAD}, [0, 2], params)] == [True, False]
+    assert masked.flags_from_mask({2: BAD}, [1], params)[0].device.type == "meta"
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ class Roster:
     chained: bool = False
 
     def is_of(self, params: Sequence[Tensor]) -> bool:
-        """Return whether these are the parameters, in their order."""
+        """Return whether these are the same parameter objects, in the same order."""
         return len(params) == len(self.refs) and all(
             known() is p for known, p in zip(self.refs, params, strict=True)
         )
@@ -121,7 +121,7 @@ class Agreement:
         refuses: bool = False,
         refused_here: bool = False,
     ) -> Agreed:
-        """Compare parameters and gradients on every mesh; find non-finite gradients.
+        """Compare parameters and gradients on all meshes; return missing, pending, non-finite ones.
 
         Args:
             members: All trainable parameters of the optimizer, with and without gradients.
@@ -147,14 +147,14 @@ class Agreement:
             refuses=refuses,
             refused_here=refused_here,
         )
-        rows = _carry_back(rosters, vectors)
+        rows = _report_to_earlier_meshes(rosters, vectors)
         _raise_if_trouble(rosters, rows, members, states, missing_is_zero)
         for roster, row in zip(rosters, rows, strict=True):
             if row[FRESH]:
                 check_copies([members[n] for n in roster.members], roster.mesh)
         missing: list[int] = []
         for roster, row in zip(rosters, rows, strict=True):
-            if _differs(row, GRADIENTS):
+            if _hash_differs(row, GRADIENTS):
                 missing += _missing_members(roster, members, states)
         found: dict[int, int] = {}
         for roster, row in zip(rosters, rows, strict=True):
@@ -168,7 +168,7 @@ class Agreement:
     def _rosters(
         self, members: Sequence[Member], group: ProcessGroup | None, options: str
     ) -> list[Roster]:
-        """Return the parameters of each mesh, in an order that is equal on all processes."""
+        """Return each mesh's parameters with the texts to compare, in one order everywhere."""
         by_key: dict[Any, Roster] = {}
         for number, member in enumerate(members):
             mesh = (
@@ -182,7 +182,7 @@ class Agreement:
                 by_key[mesh.key].members.append(number)
         for key, roster in by_key.items():
             params = [members[n].parameter for n in roster.members]
-            roster.keys = [(options,), *(_key(members[n]) for n in roster.members)]
+            roster.keys = [(options,), *(_comparable(members[n]) for n in roster.members)]
             roster.refs = [ref(p) for p in params]
             known = self._known.get(key)
             if known is None or known.keys != roster.keys or not known.is_of(params):
@@ -208,7 +208,7 @@ def _reduce_all(
     refuses: bool,
     refused_here: bool,
 ) -> list[Tensor]:
-    """All-reduce (max) the vector of each mesh, int64 [10]; return them, with trouble of each.
+    """All-reduce (max) the report of each mesh, int64 [10]; return them in the order of meshes.
 
     Trouble on one mesh is carried to the next ones: no process must wait on another mesh for one
     that raised.
@@ -241,34 +241,36 @@ def _reduce_all(
 
 
 @lru_cache(maxsize=64)
-def _last_covers_all(ranks: tuple[tuple[int, ...], ...]) -> bool:
-    """Return whether the last of several meshes has the ranks of all of them."""
-    return not ranks or set().union(*ranks) <= set(ranks[-1])
+def _last_covers_all(ranks_of_meshes: tuple[tuple[int, ...], ...]) -> bool:
+    """Return whether the ranks of the last mesh include those of all the meshes."""
+    return not ranks_of_meshes or set().union(*ranks_of_meshes) <= set(ranks_of_meshes[-1])
 
 
-def _carry_back(rosters: Sequence[Roster], vectors: Sequence[Tensor]) -> list[list[int]]:
-    """Carry reports on later meshes back to earlier ones; return the vectors, read in one transfer.
+def _report_to_earlier_meshes(
+    rosters: Sequence[Roster], vectors: Sequence[Tensor]
+) -> list[list[int]]:
+    """Copy trouble on later meshes into earlier reports, by all-reduce; return reports as lists.
 
     Where the last mesh does not have all processes, processes of earlier meshes wait for it. Which
     meshes have such processes is known from the step before; in the first step the host reads it.
     """
     if not vectors:
         return []
-    _carry(rosters, vectors, [roster.chained for roster in rosters])
-    rows = _read(vectors)
+    _propagate_backwards(rosters, vectors, [roster.chained for roster in rosters])
+    rows = _to_lists(vectors)
     new = [row[CHAINED] and not roster.chained for roster, row in zip(rosters, rows, strict=True)]
     for roster, row in zip(rosters, rows, strict=True):
         roster.chained = bool(row[CHAINED])
     if any(new):
-        _carry(rosters, vectors, new)
-        rows = _read(vectors)
+        _propagate_backwards(rosters, vectors, new)
+        rows = _to_lists(vectors)
     return rows
 
 
-def _carry(
+def _propagate_backwards(
     rosters: Sequence[Roster], vectors: Sequence[Tensor], chained: Sequence[int | bool]
 ) -> None:
-    """Reduce the carried entries over the chained meshes, from the last one to the first."""
+    """Set each vector's carried entries to the maximum over later meshes; all-reduce if chained."""
     if not any(chained):
         return
     carried = vectors[-1][CARRIED]
@@ -280,8 +282,8 @@ def _carry(
         vector[CARRIED] = carried
 
 
-def _read(vectors: Sequence[Tensor]) -> list[list[int]]:
-    """Return vectors of equal length as lists; waits for their devices once."""
+def _to_lists(vectors: Sequence[Tensor]) -> list[list[int]]:
+    """Return int64 vectors of equal length as lists; one transfer to the host for all."""
     found: list[list[int]] = torch.stack([v.to(vectors[0].device) for v in vectors]).tolist()
     return found
 
@@ -293,14 +295,14 @@ def _raise_if_trouble(
     states: Sequence[int],
     missing_is_zero: bool,
 ) -> None:
-    """Raise ValueError if any row reports that processes disagree; name the parameter."""
+    """Raise ValueError if a report shows a disagreement; the mesh gathers texts for its message."""
     if not any(row[TROUBLE] for row in rows):
         return
     messages = []
     for roster, row in zip(rosters, rows, strict=True):
-        if _differs(row, PARAMS):
+        if _hash_differs(row, PARAMS):
             messages.append(params_message(roster.mesh, roster.texts, row[COUNT]))
-        elif _differs(row, GRADIENTS) and not missing_is_zero:
+        elif _hash_differs(row, GRADIENTS) and not missing_is_zero:
             own = [members[n] for n in roster.members]
             states_here = [states[n] for n in roster.members]
             messages.append(gradients_message(roster.mesh, own, states_here))
@@ -314,7 +316,7 @@ def _raise_if_trouble(
 
 
 def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence[int]) -> list[int]:
-    """Return numbers of members with a gradient elsewhere, not here; every process must call this.
+    """Return members that have a gradient on another process and not here, by all-reduce.
 
     Raises:
         ValueError: If another process has to reduce such a gradient together with this one.
@@ -333,7 +335,7 @@ def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence
 
 
 def nonfinite_members(roster: Roster, active: Sequence[int], finite: Finite) -> dict[int, int]:
-    """Return members with a non-finite gradient, and a rank of each; all of a mesh call this."""
+    """Return {member: rank with a non-finite gradient} over a whole mesh, by all-reduce."""
     place = {number: k for k, number in enumerate(roster.members)}
     flags = torch.zeros(len(roster.members), dtype=torch.int64, device=roster.mesh.device)
     if active:
@@ -344,15 +346,15 @@ def nonfinite_members(roster: Roster, active: Sequence[int], finite: Finite) -> 
     return {n: bad - 1 for n, bad in zip(roster.members, reduced, strict=True) if bad}
 
 
-def _key(member: Member) -> tuple[Any, ...]:
-    """Return the properties that a member's text is made of, to detect changes cheaply."""
+def _comparable(member: Member) -> tuple[Any, ...]:
+    """Return (name, rule, view, dtype, shape, placements, mesh) of a member, to detect changes."""
     p = member.parameter
     placed = (p.placements, p.device_mesh) if is_sharded(p) else ()  # type: ignore[attr-defined]
     return member.name, member.rule, member.view, p.dtype, p.shape, *placed
 
 
-def _differs(row: Sequence[int], entry: int) -> bool:
-    """Return True if the hash at this entry of the reduced vector differs between processes."""
+def _hash_differs(row: Sequence[int], entry: int) -> bool:
+    """Return whether the hash of which row[entry] is the maximum differs between processes."""
     return row[entry] != -row[entry + 1]
 
 

@@ -22,7 +22,7 @@ def owners(
     transfer_costs: Sequence[float] = (),
     part_holders: Sequence[Holders] = (),
 ) -> list[int]:
-    """Assign each matrix to a process, its holders first, by load; return the processes.
+    """Return the process that computes each matrix: loads are balanced, full holders preferred.
 
     Args:
         costs: Cost of each matrix, in any unit.
@@ -50,12 +50,12 @@ def owners(
     least = _LeastLoaded(loads)
     for i in sorted(range(len(costs)), key=lambda i: (-whole[i], i)):
         held, cost = holders[i], costs[i]
-        rank = least.of(held) if held else -1
+        rank = least.among(held) if held else -1
         if rank < 0 or loads[rank] + cost > limit:
             some = part_holders[i] if part_holders and held is not None else None
-            rank = least.of(some) if some else -1
+            rank = least.among(some) if some else -1
             if rank < 0 or loads[rank] + whole[i] > moved_limit:
-                rank = least.of(None)
+                rank = least.among(None)
             cost = costs[i] if held is None or rank in held else whole[i]
         found[i] = rank
         loads[rank] += cost
@@ -63,19 +63,20 @@ def owners(
 
 
 class _LeastLoaded:
-    """The process with the least load among some, while loads grow.
+    """Finder of the least loaded process, while the caller adds to `loads`.
 
     Args:
         loads: Load of each process; the caller adds to it.
     """
 
     def __init__(self, loads: Sequence[float]) -> None:
+        """Keep a reference to the loads, which may only grow."""
         self._loads, self._order = loads, spread_out(len(loads))
         # A heap per set of processes, by identity; its loads are those of some time before.
         self._heaps: dict[int, tuple[Holders, list[tuple[float, int, int]]]] = {}
 
-    def of(self, some: Holders) -> int:
-        """Return the least loaded of these processes, None for all; of equal ones the first."""
+    def among(self, some: Holders) -> int:
+        """Return the least loaded of these processes (None: of all); ties in `spread_out` order."""
         if some is not None and len(some) == 1:
             return some[0]
         if id(some) not in self._heaps:
@@ -91,7 +92,7 @@ class _LeastLoaded:
 
 
 def spread_out(processes: int) -> list[int]:
-    """Return the place of each process in an order in which neighbours come far apart.
+    """Return each process's place in a permutation that puts neighbouring ranks far apart.
 
     Equally loaded processes get matrices in this order: owners are spread over copies, nodes and
     places within a node, though there be few of them.
@@ -106,10 +107,10 @@ def spread_out(processes: int) -> list[int]:
 
 
 def loads(
-    costs: Sequence[float], owner: Sequence[int], processes: int, base_loads: Sequence[float] = ()
+    costs: Sequence[float], owners: Sequence[int], processes: int, base_loads: Sequence[float] = ()
 ) -> list[float]:
-    """Return the load of each process under an assignment."""
+    """Return each process's base load plus the costs of the matrices that it owns."""
     total = list(base_loads) or [0.0] * processes
-    for cost, rank in zip(costs, owner, strict=True):
+    for cost, rank in zip(costs, owners, strict=True):
         total[rank] += cost
     return total

@@ -16,8 +16,8 @@ from polarlight.execution.sharded.topology import Topology
 FEW = 64
 """Holders of a matrix up to which the bytes of each one are counted apart."""
 
-Room = tuple[Hashable, int]
-"""Bytes that a matrix takes of a process, or of all processes of a group."""
+Charge = tuple[Hashable, int]
+"""(account, bytes): what a matrix takes of a process, or of all processes of a group."""
 
 
 @dataclass(slots=True)
@@ -33,40 +33,40 @@ class Buckets:
     numbers: list[list[int]] = field(default_factory=list)
     _taken: list[dict[Hashable, int]] = field(default_factory=list)
 
-    def add(self, number: int, rooms: Sequence[Room], start: int) -> int:
-        """Add a matrix to the first bucket that has room for it; return which one.
+    def add(self, number: int, charges: Sequence[Charge], start: int) -> int:
+        """Add a matrix to the first bucket with room for its bytes; return the bucket's number.
 
         Args:
             number: Number of the matrix.
-            rooms: The room that it takes.
+            charges: The bytes that it takes, by account.
             start: First bucket to try: that of the owner's last matrix.
         """
         bucket = start
-        while not self._has(bucket, rooms):
+        while not self._has_room(bucket, charges):
             bucket += 1
         while len(self.numbers) <= bucket:
             self.numbers.append([])
             self._taken.append(defaultdict(int))
         self.numbers[bucket].append(number)
         taken = self._taken[bucket]
-        for key, amount in rooms:
+        for key, amount in charges:
             taken[key] += amount
         return bucket
 
-    def _has(self, bucket: int, rooms: Sequence[Room]) -> bool:
-        """Return whether a bucket has room; the first matrix of a process always fits."""
+    def _has_room(self, bucket: int, charges: Sequence[Charge]) -> bool:
+        """Return whether no account exceeds `limit` with these bytes; an empty account has room."""
         if bucket >= len(self._taken):
             return True
         taken = self._taken[bucket]
-        for key, amount in rooms:
+        for key, amount in charges:
             before = taken.get(key, 0)
             if before and before + amount > self.limit:
                 return False
         return True
 
 
-class Rooms:
-    """Room that matrices take of processes.
+class Charges:
+    """Bytes that a matrix takes of a bucket's limit, per process or group of processes.
 
     Args:
         topology: Groups in which they are exchanged.
@@ -74,13 +74,15 @@ class Rooms:
     """
 
     def __init__(self, topology: Topology, kinds: Sequence[MatrixKind]) -> None:
+        """Count the different replicated axes: their exchanges take place at the same time."""
         self._topology = topology
-        # Exchanges of parameters with different replicated axes take place at the same time.
         self._parts = len({kind.axes for kind in set(kinds)})
         self._largest: dict[tuple[MatrixKind, int], tuple[int, int]] = {}
 
-    def of(self, kind: MatrixKind, owner: int, *, gathers: bool, returns: bool) -> list[Room]:
-        """Return the room that a matrix takes.
+    def of_matrix(
+        self, kind: MatrixKind, owner: int, *, gathers: bool, returns: bool
+    ) -> list[Charge]:
+        """Return the (account, bytes) pairs that a matrix takes; an account is a process or group.
 
         Args:
             kind: Its kind.
@@ -88,36 +90,36 @@ class Rooms:
             gathers: Whether it is gathered there.
             returns: Whether anything is sent back.
         """
-        rooms: list[Room] = [(("owner", owner), kind.nbytes)]
+        charges: list[Charge] = [(("owner", owner), kind.nbytes)]
         if gathers and len(kind.shares(owner)) <= FEW:
-            rooms.extend(self._of_each(kind, owner))
+            charges.extend(self._of_holders(kind, owner))
         elif gathers:
-            rooms.extend(self._of_all(kind, owner))
+            charges.extend(self._of_whole_copy(kind, owner))
         elif returns:  # other processes hold no more than the two numbers of a rule
-            rooms.append((("copy", kind.axes, 0), kind.per_matrix_bytes * self._parts))
-        return rooms
+            charges.append((("copy", kind.axes, 0), kind.per_matrix_bytes * self._parts))
+        return charges
 
-    def _of_each(self, kind: MatrixKind, owner: int) -> Iterator[Room]:
-        """Yield the room that a matrix with few holders takes of each of them."""
+    def _of_holders(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
+        """Yield (account, bytes) of each holder and relay, for a matrix with few holders."""
         topology = self._topology
         passed: dict[int, int] = defaultdict(int)
         two_hops = topology.grid_of(kind.axes) is not None
         for rank, share in kind.shares(owner).items():
             if rank != owner:
-                size = _most(kind, share)
+                size = _larger_way(kind, share)
                 yield ("holder", rank), size
                 if two_hops:
                     passed[topology.via(kind.axes, rank, owner)] += size
         for rank, size in passed.items():
             yield ("relay", rank), size
 
-    def _of_all(self, kind: MatrixKind, owner: int) -> Iterator[Room]:
-        """Yield the room that a matrix with many holders takes of the owner's copy."""
+    def _of_whole_copy(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
+        """Yield (account, bytes) of the owner's copy as a whole, for a matrix with many holders."""
         topology, axes = self._topology, kind.axes
         group, places = topology.cut_group(axes, owner), topology.places(axes)
         if (kind, group[0]) not in self._largest:
             of_node: dict[int, int] = defaultdict(int)
-            sizes = {rank: _most(kind, share) for rank, share in kind.shares(owner).items()}
+            sizes = {rank: _larger_way(kind, share) for rank, share in kind.shares(owner).items()}
             for rank, size in sizes.items():
                 of_node[places[rank][0]] += size
             self._largest[kind, group[0]] = max(sizes.values()), max(of_node.values())
@@ -127,7 +129,7 @@ class Rooms:
             yield ("column", axes, group[places[owner][1]]), of_node_most * self._parts
 
 
-def _most(kind: MatrixKind, share: tuple[int, int]) -> int:
-    """Return the bytes of a share on its way to the owner or back, whichever are more."""
+def _larger_way(kind: MatrixKind, share: tuple[int, int]) -> int:
+    """Return the larger of the bytes that a holder sends to the owner and gets back."""
     gathered, scattered = share
     return max(gathered + kind.per_matrix_bytes, scattered)

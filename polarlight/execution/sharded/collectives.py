@@ -35,7 +35,7 @@ class MeshKey(tuple[int, tuple[int, ...], tuple[int, ...]]):
     __ne__ = object.__ne__
 
     def __lt__(self, other: tuple[object, ...]) -> bool:
-        """Return whether this mesh is planned before another one."""
+        """Order by size, ranks, number of dimensions, then shape: smaller meshes first."""
         assert isinstance(other, MeshKey)
         (size, ranks, shape), (size_2, ranks_2, shape_2) = self, other
         return (size, ranks, len(shape), shape) < (size_2, ranks_2, len(shape_2), shape_2)
@@ -43,7 +43,7 @@ class MeshKey(tuple[int, tuple[int, ...], tuple[int, ...]]):
 
 @cache
 def mesh_key(size: int, ranks: tuple[int, ...], shape: tuple[int, ...]) -> MeshKey:
-    """Return the key of a mesh."""
+    """Return the key of a mesh; the same object for equal arguments."""
     return MeshKey((size, ranks, shape))
 
 
@@ -84,7 +84,7 @@ class ProcessMesh:
 
     def __str__(self) -> str:
         """Return the shape of the mesh and the range of its ranks."""
-        return f"mesh {' x '.join(map(str, self.shape))} of ranks {mesh_ranks(self.ranks)}"
+        return f"mesh {' x '.join(map(str, self.shape))} of ranks {format_ranks(self.ranks)}"
 
 
 def world_size() -> int:
@@ -92,7 +92,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def mesh_ranks(ranks: Sequence[int]) -> str:
+def format_ranks(ranks: Sequence[int]) -> str:
     """Format ranks: `first-last` if consecutive, else up to eight, and after dots the highest."""
     low, high = min(ranks), max(ranks)
     if low == high:
@@ -104,20 +104,20 @@ def mesh_ranks(ranks: Sequence[int]) -> str:
 
 
 def mesh_of_group(group: ProcessGroup, device: str) -> ProcessMesh:
-    """Return a process group as a mesh of one dimension, as for `DistributedDataParallel`."""
+    """Return a mesh of one dimension over the ranks of a process group, as for DDP."""
     ranks = tuple(dist.get_process_group_ranks(group))
     coordinates = tuple((place,) for place in range(len(ranks)))
     return ProcessMesh(group, dist.get_rank(group), (len(ranks),), coordinates, ranks, device)
 
 
 def mesh_of_dtensor(x: Any) -> ProcessMesh | None:
-    """Return the process mesh of a DTensor; None if this process is not on it."""
+    """Return a DTensor's mesh, None off it; may make a process group with all of its ranks."""
     mesh = x.device_mesh
     if mesh.get_coordinate() is None:
         return None
     on_mesh = [int(rank) for rank in mesh.mesh.flatten()]
     for axis in range(mesh.ndim):
-        _remember(mesh.get_group(axis))
+        _register_group(mesh.get_group(axis))
     group = mesh.get_group() if mesh.ndim == 1 else group_of_ranks(on_mesh)
     ranks = tuple(dist.get_process_group_ranks(group))
     shape = tuple(mesh.shape)
@@ -135,7 +135,7 @@ class MeshTable:
         self._last: tuple[Any, ProcessMesh | None] = None, None  # a mesh takes long to hash
 
     def of_dtensor(self, x: Any) -> ProcessMesh | None:
-        """Return the mesh of a DTensor; None if this process is not on it."""
+        """Return the cached mesh of a DTensor; None if this process is not on it."""
         mesh = x.device_mesh
         if mesh is not self._last[0]:
             found = self._known[mesh] if mesh in self._known else mesh_of_dtensor(x)
@@ -143,7 +143,7 @@ class MeshTable:
         return self._last[1]
 
     def of_plain(self, x: Tensor, group: ProcessGroup | None) -> ProcessMesh | None:
-        """Return the mesh of a plain tensor with copies on a group; None without a group."""
+        """Return the group as a mesh, cached per device type of x; None without a group."""
         if group is None:
             return None
         key = (group, x.device.type)
@@ -156,14 +156,14 @@ _groups: WeakKeyDictionary[Any, WeakValueDictionary[tuple[int, ...], Any]] = Wea
 """Groups made here, by their ranks, for each default group. Weak: torch keeps and destroys them."""
 
 
-def _remember(group: ProcessGroup) -> None:
-    """Let `group_of_ranks` return this process group for its ranks."""
+def _register_group(group: ProcessGroup) -> None:
+    """Store a process group for its ranks, to be returned by `group_of_ranks`."""
     known = _groups.setdefault(dist.group.WORLD, WeakValueDictionary())
     known.setdefault(tuple(sorted(dist.get_process_group_ranks(group))), group)
 
 
 def group_of_ranks(ranks: Sequence[int]) -> ProcessGroup:
-    """Return a process group of exactly these ranks, which all of them must ask for at once.
+    """Return the process group of exactly these ranks, or make it; all of them must call this.
 
     It is made once per set of ranks, for all optimizers, with the timeout of the default group.
     """
@@ -189,20 +189,20 @@ def _timeout_of(group: ProcessGroup) -> timedelta | None:
 
 
 def reduce_max(x: Tensor, mesh: ProcessMesh) -> Tensor:
-    """Replace a tensor by its elementwise maximum over a mesh; every process must call this."""
+    """All-reduce a tensor in place to its elementwise maximum over a mesh; return it."""
     dist.all_reduce(x, dist.ReduceOp.MAX, group=mesh.group)
     return x
 
 
 def gather_equal(x: Tensor, mesh: ProcessMesh) -> Tensor:
-    """Return the stacked tensors of all processes, by rank in the group; equal shapes."""
+    """All-gather tensors of equal shape; return them stacked by rank in the group, [size, ...]."""
     found = [torch.empty_like(x) for _ in range(mesh.size)]
     dist.all_gather(found, x, group=mesh.group)
     return torch.stack(found)
 
 
 def layout_of(x: Any, name: str) -> Layout:
-    """Return the layout of a DTensor on its mesh.
+    """Return the layout of a DTensor: its shape, its mesh's shape, and the cut per mesh dimension.
 
     Raises:
         ValueError: If a placement is neither `Shard` nor `Replicate`.
@@ -231,7 +231,7 @@ def replicated_layout(shape: Sequence[int], mesh: ProcessMesh) -> Layout:
 def sharded_zeros(
     x: Any, name: str, shape: torch.Size, *, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
-    """Return a DTensor of zeros for a buffer of the DTensor `x`, cut as `x` is."""
+    """Return a buffer [shape] of zeros as a DTensor on the mesh of the DTensor x, cut as x is."""
     from torch.distributed.tensor import DTensor
 
     layout = layout_of(x, name).for_buffer(shape)
@@ -248,7 +248,7 @@ def sharded_zeros(
 
 
 def _placement(split: Split | None) -> Any:
-    """Return the DTensor placement of one mesh dimension of a layout."""
+    """Return a cut as DTensor placement: `Replicate` for None, `Shard` or `_StridedShard`."""
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.placement_types import _StridedShard
 
@@ -268,8 +268,8 @@ def as_dtensor_like(shard: Tensor, x: Any) -> Tensor:
     )
 
 
-def redistributed(parameter: Any) -> Any:
-    """Return the gradient of a DTensor in its placements; reduces a pending sum."""
+def redistributed_gradient(parameter: Any) -> Any:
+    """Return a DTensor's gradient in the parameter's placements; a pending sum is reduced."""
     gradient: Any = parameter.grad
     reduced = gradient.placements == parameter.placements
     return gradient if reduced else gradient.redistribute(placements=parameter.placements)
@@ -305,7 +305,7 @@ class SharedRows(Rows):
         return self._all_reduce(x, dist.ReduceOp.MAX)
 
     def _all_reduce(self, x: Tensor, operation: Any) -> Tensor:
-        """Return a copy of a tensor, all-reduced over one process group after another."""
+        """Return a copy of a tensor, reduced over each group, equal in all copies of the rows."""
         shared = x.clone() if x.device.type == self.device else x.to(self.device)
         for group in self.groups:
             dist.all_reduce(shared, operation, group=group)
@@ -328,7 +328,7 @@ def shared_rows(x: Any, axes: Sequence[int]) -> SharedRows:
 
 
 def adds_in_order_of_ranks(group: ProcessGroup) -> bool:
-    """Return whether groups of equal size add alike: bit by bit the same from equal tensors.
+    """Return whether sums over groups of equal size are bit-equal from equal tensors.
 
     Gloo's order is that of the ranks. NCCL chooses rings and trees by the links between devices,
     which may differ from group to group.
@@ -350,7 +350,7 @@ class Subgroup:
 
 
 def subgroup(mesh: ProcessMesh, members: Sequence[int]) -> Subgroup:
-    """Return some processes of a mesh, by their ranks in it; all of them must ask at once."""
+    """Return the processes with these ranks in the mesh, as a group; all of them must call this."""
     ranks = [mesh.ranks[rank] for rank in members]
     group = mesh.group if len(members) == mesh.size else group_of_ranks(ranks)
     place = {rank: k for k, rank in enumerate(mesh.ranks)}
@@ -374,26 +374,26 @@ class Pending:
 def start_exchange(
     sent: Tensor, outgoing: list[int], incoming: list[int], group: ProcessGroup
 ) -> Pending:
-    """Start an all-to-all that sends `outgoing[k]` entries of `sent` to the group's rank k."""
+    """Start an all-to-all: outgoing[k] entries of `sent` to rank k, incoming[k] from it."""
     received = sent.new_empty(sum(incoming))
     handle = dist.all_to_all_single(received, sent, incoming, outgoing, group=group, async_op=True)
     return Pending(received, sent, handle)
 
 
 def start_broadcast(x: Tensor, source: int, group: ProcessGroup) -> Any:
-    """Start to replace a tensor by that of the global rank `source`; return a handle to wait on."""
+    """Start to overwrite x with the x of global rank `source`; return a handle to wait on."""
     return dist.broadcast(x, src=source, group=group, async_op=True)
 
 
 def all_reduce_sum(tensors: Sequence[Tensor], group: ProcessGroup) -> None:
-    """Replace every tensor by its sum over the group; every process must call this."""
+    """All-reduce every tensor in place to its sum over the group; returns when all are done."""
     handles = [dist.all_reduce(x, group=group, async_op=True) for x in tensors]
     for handle in handles:
         handle.wait()
 
 
 def all_gather_object(value: Any, group: ProcessGroup) -> list[Any]:
-    """Return the object of each process of the group, by rank; waits for all of them."""
+    """Return the objects of all processes of the group, by rank; every process must call this."""
     gathered: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, value, group=group)
     return gathered

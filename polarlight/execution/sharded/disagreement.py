@@ -35,7 +35,7 @@ def hash_of(text: str) -> int:
 
 
 def member_text(member: Member, mesh: ProcessMesh) -> str:
-    """Return what must be equal on all processes of a parameter: rule, view, layouts, dtypes."""
+    """Return text that must be equal on all processes: name, rule, view, layouts and dtypes."""
     if isinstance(member.rule, UpdateRule):
         return str(param_spec(member, mesh))
     p = member.parameter
@@ -45,7 +45,7 @@ def member_text(member: Member, mesh: ProcessMesh) -> str:
 
 
 def _elementwise_text(rule: object) -> str:
-    """Return the text of an elementwise rule; its class alone if it has no stable text."""
+    """Return the stable text of an elementwise rule; its class name if it has none."""
     try:
         return stable_text(rule)
     except ValueError:
@@ -53,7 +53,7 @@ def _elementwise_text(rule: object) -> str:
 
 
 def gradient_state(parameter: Any) -> int:
-    """Return ABSENT, PRESENT, or PENDING if the gradient must still be reduced."""
+    """Return ABSENT (also of empty parameters), PENDING if placed otherwise, or PRESENT."""
     if parameter.grad is None or not parameter.numel():
         return ABSENT
     pending = is_sharded(parameter) and parameter.grad.placements != parameter.placements
@@ -61,7 +61,7 @@ def gradient_state(parameter: Any) -> int:
 
 
 def gradient_marks(members: Sequence[Member], states: Sequence[int], numbers: Sequence[int]) -> str:
-    """Return the states of some members' gradients as text; of pending ones with placements."""
+    """Return the states of gradients as text to compare: numbers, placements too if pending."""
     marks = [str(states[n]) for n in numbers]
     for k, n in enumerate(numbers):
         if states[n] == PENDING:
@@ -71,14 +71,14 @@ def gradient_marks(members: Sequence[Member], states: Sequence[int], numbers: Se
 
 
 def _gradient_text(member: Member, state: int) -> str:
-    """Return `name has a gradient`, `... no gradient` or its placements, for messages."""
+    """Return a clause for messages: `name has a gradient`, no gradient, or its placements."""
     gradient: Any = member.parameter.grad
     how = {ABSENT: "no gradient", PRESENT: "a gradient"}.get(state)
     return f"{member.name} has {how or f'a gradient in placements {gradient.placements}'}"
 
 
 def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
-    """Raise ValueError on every process of a mesh unless all of them made the same plan."""
+    """Compare a plan over its mesh, by all-reduce; raise ValueError everywhere if plans differ."""
     mark = hash_of(plan.fingerprint)
     both = torch.tensor([mark, -mark, len(plan.params)], dtype=torch.int64).to(mesh.device)
     high, low, count = collectives.reduce_max(both, mesh).tolist()
@@ -88,7 +88,7 @@ def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
 
 
 def params_message(mesh: ProcessMesh, texts: Sequence[str], count: int) -> str:
-    """Return the message for processes with different parameters, rules, views or options."""
+    """Return the message on the first parameter or option that differs; all of a mesh call it."""
     where, (a, rank), (b, other) = first_difference(mesh, texts, count)
     what = f"parameter {where - 1}" if where else "the library"
     return (
@@ -100,7 +100,7 @@ def params_message(mesh: ProcessMesh, texts: Sequence[str], count: int) -> str:
 
 
 def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequence[int]) -> str:
-    """Return the message for processes that have gradients of different parameters."""
+    """Return the message on the first gradient that differs; all processes of a mesh call it."""
     texts = [_gradient_text(m, state) for m, state in zip(members, states, strict=True)]
     _, (a, rank), (b, other) = first_difference(mesh, texts, len(texts))
     return (
@@ -114,7 +114,7 @@ def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequ
 def first_difference(
     mesh: ProcessMesh, texts: Sequence[str], count: int
 ) -> tuple[int, tuple[str, int], tuple[str, int]]:
-    """Return the first place at which lists of texts differ, and two processes with their texts.
+    """Return the first index at which the processes' texts differ, and two (text, rank) pairs.
 
     One hash per place is reduced, and only the texts of that place are gathered. Every process of
     the mesh must call this.
@@ -139,7 +139,7 @@ def first_difference(
 
 
 def check_copies(members: Sequence[Member], mesh: ProcessMesh) -> None:
-    """Raise ValueError, on all processes of a mesh, if copies of a matrix parameter differ.
+    """Compare checksums of replicated matrices over a mesh; raise ValueError if copies differ.
 
     One checksum per replicated parameter and process is gathered. Every process must call this.
     """

@@ -21,7 +21,7 @@ from polarlight.execution.sharded.schedule import (
     Broadcast,
     Exchange,
     Fragment,
-    message_bytes,
+    fragments_bytes,
 )
 from polarlight.execution.sharded.topology import Axes
 from polarlight.linalg import foreach
@@ -31,36 +31,26 @@ class Groups:
     """Process groups of a plan's exchanges, made when they are first needed."""
 
     def __init__(self, mesh: ProcessMesh, plan: ShardedPlan) -> None:
+        """Keep mesh and plan; no process group is made yet."""
         self.mesh, self.plan = mesh, plan
         self._known: dict[tuple[int, ...], Subgroup] = {}
         self._routes: WeakKeyDictionary[Exchange, ExchangeRoute] = WeakKeyDictionary()
-
-    def cut(self, axes: Axes) -> Subgroup:
-        """Return the processes that hold this process's copy of what `axes` replicate."""
-        return self._of(self.plan.topology.cut_group(axes, self.mesh.rank))
-
-    def node(self, axes: Axes) -> Subgroup:
-        """Return the processes of this copy that are in this process's node."""
-        return self._of(self.plan.topology.node(axes, self.mesh.rank))
-
-    def column(self, axes: Axes) -> Subgroup:
-        """Return the processes of this copy at this process's place of every node."""
-        return self._of(self.plan.topology.column(axes, self.mesh.rank))
 
     def copies(self, axes: Axes) -> Subgroup:
         """Return the processes with this process's shard, one per copy."""
         return self._of(self.plan.topology.copies(axes, self.mesh.rank))
 
     def hops(self, axes: Axes, *, gather: bool) -> list[Subgroup]:
-        """Return the groups of an exchange's hops, in their order."""
-        if self.plan.topology.grid_of(axes) is None:
-            return [self.cut(axes)]
+        """Return the groups of an exchange's one or two hops, in order; from owners in reverse."""
+        topology, rank = self.plan.topology, self.mesh.rank
+        if topology.grid_of(axes) is None:
+            return [self._of(topology.cut_group(axes, rank))]
         # Owners have places in columns: to them within the node first, from them across nodes.
-        both = [self.node(axes), self.column(axes)]
+        both = [self._of(topology.node(axes, rank)), self._of(topology.column(axes, rank))]
         return both if gather else both[::-1]
 
     def route(self, axes: Axes, exchange: Exchange, *, gather: bool) -> ExchangeRoute:
-        """Return the route of an exchange, found when it first takes place."""
+        """Return the route of an exchange: its packing and hops, made on first use and cached."""
         if exchange not in self._routes:
             first, *more = (hop.members for hop in self.hops(axes, gather=gather))
             self._routes[exchange] = (
@@ -78,7 +68,7 @@ class Groups:
         return self._routes[exchange]
 
     def _of(self, members: tuple[int, ...]) -> Subgroup:
-        """Return the subgroup of these ranks, made once."""
+        """Return the subgroup of these ranks in the mesh, made on first use and cached."""
         if members not in self._known:
             self._known[members] = collectives.subgroup(self.mesh, members)
         return self._known[members]
@@ -104,14 +94,14 @@ class Transfer:
         self._start(self._route.pack(view, groups.mesh.device))
 
     def _start(self, sent: Tensor) -> None:
-        """Start the next hop."""
+        """Start the all-to-all of the next hop, with these bytes."""
         hop, group = self._left.pop(0)
         self._pending: Pending = collectives.start_exchange(
             sent, hop.outgoing, hop.incoming, group.group
         )
 
     def advance(self) -> None:
-        """Start the second hop of a two-level exchange, if there is one to start."""
+        """Wait for the first of two hops and start the second; do nothing after that."""
         if self._left:
             hop, _ = self._left[0]
             pieces = self._pending.wait().split(hop.pieces)
@@ -119,7 +109,7 @@ class Transfer:
             self._start(torch.cat(passed) if passed else self._pending.received)
 
     def finish(self, view: View) -> None:
-        """Wait for all messages and copy their fragments to where they belong."""
+        """Finish the remaining hops; copy the received fragments to their places."""
         self.advance()
         self._route.unpack(self._pending.wait(), view)
 
@@ -130,7 +120,7 @@ def run_rounds(
     view: View,
     finished: Callable[[int], None],
 ) -> None:
-    """Broadcast directions between copies; the next round is under way while one is unpacked.
+    """Broadcast fragments between copies, round by round, and unpack them into their places.
 
     `finished` is called with the number of each round after it.
     """
@@ -149,7 +139,7 @@ def run_rounds(
 def _start_round(
     groups: Groups, axes: Axes, broadcasts: Sequence[Broadcast], view: View
 ) -> list[tuple[Broadcast, Tensor, object]]:
-    """Start the broadcasts of one round; return each with its packed message and handle."""
+    """Start the broadcasts of one round; return (broadcast, bytes, handle) of each."""
     mesh, group = groups.mesh, groups.copies(axes).group
     started = []
     for broadcast in broadcasts:
@@ -158,7 +148,7 @@ def _start_round(
         if broadcast.source == mesh.rank:
             message = pack([view(f) for f in broadcast.fragments], mesh.device)
         else:
-            size = _bytes_of(broadcast.fragments)
+            size = fragments_bytes(broadcast.fragments)
             message = torch.empty(size, dtype=torch.uint8, device=mesh.device)
         handle = collectives.start_broadcast(message, mesh.ranks[broadcast.source], group)
         started.append((broadcast, message, handle))
@@ -168,7 +158,7 @@ def _start_round(
 def _finish_round(
     started: Iterable[tuple[Broadcast, Tensor, object]], rank: int, view: View
 ) -> None:
-    """Wait for broadcasts and copy what other processes sent."""
+    """Wait for broadcasts; copy what other processes sent to its places."""
     for broadcast, message, handle in started:
         handle.wait()  # type: ignore[attr-defined]
         if broadcast.source != rank:
@@ -176,7 +166,7 @@ def _finish_round(
 
 
 def pack(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
-    """Return the bytes of all tensors joined, zeros at the end to a multiple of `ALIGNMENT`.
+    """Return the bytes of all tensors joined, on a device, with zeros to fill up `ALIGNMENT`.
 
     Tensors of one other device, as those that FSDP2 keeps in host memory, are moved as one.
     """
@@ -190,28 +180,23 @@ def pack(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
 
 
 def unpack(message: Tensor, fragments: Sequence[Fragment], view: View) -> None:
-    """Copy the fragments of a message into their places; to another device as one."""
+    """Copy the fragments of a message to their places, moved to their device in one transfer."""
     targets = [view(f) for f in fragments]
     if len(devices := {x.device for x in targets}) == 1:
         message = message.to(devices.pop())
-    foreach.copy_(targets, _parts(message, targets))
+    foreach.copy_(targets, _split_like(message, targets))
 
 
-def moved(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
-    """Return copies of tensors on a device, moved as one."""
+def moved_as_one(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
+    """Return copies of tensors on a device, moved in one transfer, in the order given."""
     order = sorted(range(len(tensors)), key=lambda k: -tensors[k].element_size())
     wide_first = [tensors[k] for k in order]
-    parts = _parts(pack(wide_first, device), wide_first)
+    parts = _split_like(pack(wide_first, device), wide_first)
     return [part for _, part in sorted(zip(order, parts, strict=True), key=itemgetter(0))]
 
 
-def _parts(message: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors that were packed, as views of the message; wide entries come first."""
+def _split_like(message: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors packed in a message as views of it, with shapes and dtypes of `like`."""
     sizes = [x.numel() * x.element_size() for x in like]
     parts = message.split([*sizes, len(message) - sum(sizes)])
     return [part.view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=False)]
-
-
-def _bytes_of(fragments: Sequence[Fragment]) -> int:
-    """Return the bytes of a message with these fragments."""
-    return message_bytes([f.nbytes for f in fragments])

@@ -46,7 +46,7 @@ MOST_PLANS = 4
 
 @dataclass(slots=True)
 class CachedPlan:
-    """Plan of a mesh with its schedule, reused while the same parameters come.
+    """Plan of a mesh with its schedule, reused by steps with the same parameters.
 
     Attributes:
         groups: The process mesh, with the groups of the plan's exchanges.
@@ -65,7 +65,7 @@ class CachedPlan:
     def is_for(
         self, mesh: ProcessMesh, members: Sequence[Member], dtypes: Sequence[torch.dtype]
     ) -> bool:
-        """Return whether the plan was made for these parameters on this mesh."""
+        """Return whether the plan is for this mesh, these parameters, rules, views and dtypes."""
         return (
             mesh.key == self.groups.mesh.key
             and len(members) == len(self.keys)
@@ -78,7 +78,7 @@ class CachedPlan:
         )
 
     def schedule_for(self, active: frozenset[int]) -> ProcessSchedule:
-        """Return the schedule without the matrices of parameters that are not active."""
+        """Return the schedule of the parameters with these numbers alone; caches the last."""
         if len(active) == len(self.keys):
             return self.schedule
         if self.masked is None or self.masked[0] != active:
@@ -131,7 +131,7 @@ class Sharded:
             )
 
     def announce(self, trainable: Sequence[Member]) -> None:
-        """Store all trainable matrices; later plans are made of them, not of one step's."""
+        """Store all trainable matrices: later plans cover these, with and without gradients."""
         self._trainable = trainable
 
     def directions_of(self, tasks: Sequence[ParamTask]) -> list[Tensor]:
@@ -150,7 +150,7 @@ class Sharded:
         # Sorted, so that all processes start the collectives of several meshes in the same order.
         for _, (mesh, numbers) in sorted(on_mesh.items()):
             of_mesh = [tasks[number] for number in numbers]
-            for number, direction in zip(numbers, self._on_mesh(mesh, of_mesh), strict=True):
+            for number, direction in zip(numbers, self._directions_on(mesh, of_mesh), strict=True):
                 directions[number] = direction
         own = directions_of(self.inner, [tasks[number] for number in alone])
         for number, direction in zip(alone, own, strict=True):
@@ -158,7 +158,7 @@ class Sharded:
         return directions
 
     def stream(self, params: StreamedParams) -> None:
-        """Compute the directions of shared parameters, each applied as soon as it is complete."""
+        """Compute directions of parameters that share a mesh; apply each once it is complete."""
         on_mesh: dict[MeshKey, tuple[ProcessMesh, list[int]]] = {}
         for place, member in enumerate(params.members):
             if (mesh := self._mesh_of(member.parameter)) is not None:
@@ -172,10 +172,10 @@ class Sharded:
             ShardedStep(cached.groups, schedule, params.numbered(by_number), self.inner).run()
 
     def _learn_dtypes(self, params: StreamedParams, places: Sequence[int]) -> None:
-        """Load one parameter of each kind whose momentum's dtype is not known yet."""
+        """Store the momentum dtypes of kinds not seen before, by loading a parameter of each."""
         unknown: dict[tuple[int, torch.dtype], int] = {}
         for place in places:
-            kind = _kind(params.members[place])
+            kind = _momentum_kind(params.members[place])
             if kind not in self._dtypes:
                 unknown.setdefault(kind, place)
         for kind, dtype in zip(unknown, params.momentum_dtypes([*unknown.values()]), strict=True):
@@ -197,15 +197,15 @@ class Sharded:
         return [cached.plan for cached in self._cached]
 
     def _mesh_of(self, parameter: Tensor) -> ProcessMesh | None:
-        """Return the processes that share the work on a parameter; None if there are no others."""
+        """Return the mesh that shares a parameter; None if unshared, or without this process."""
         if is_sharded(parameter):
             return self._meshes.of_dtensor(parameter)
         return self._meshes.of_plain(parameter, self.group)
 
-    def _on_mesh(self, mesh: ProcessMesh, tasks: Sequence[ParamTask]) -> list[Tensor]:
-        """Return the local part of the directions of parameters that share a mesh."""
+    def _directions_on(self, mesh: ProcessMesh, tasks: Sequence[ParamTask]) -> list[Tensor]:
+        """Compute the directions of parameters that share a mesh; return the local part of each."""
         for t in tasks:
-            self._dtypes[_kind(t)] = t.momentum.dtype
+            self._dtypes[_momentum_kind(t)] = t.momentum.dtype
         cached, numbers = self._cached_plan(mesh, tasks)
         by_number = {numbers[id(t.parameter)]: t for t in tasks}
         schedule = cached.schedule_for(frozenset(by_number))
@@ -216,15 +216,15 @@ class Sharded:
     def _cached_plan(
         self, mesh: ProcessMesh, active: Sequence[Member]
     ) -> tuple[CachedPlan, dict[int, int]]:
-        """Return the plan of a mesh, and the number in it of each parameter, by the latter's id."""
+        """Return the plan, cached or made, and {id(parameter): its number in the plan}."""
         members = self._members_on(mesh, active)
         # The momentum of a parameter without a gradient yet is expected in the parameter's dtype.
-        dtypes = [self._dtypes.get(_kind(m), m.parameter.dtype) for m in members]
+        dtypes = [self._dtypes.get(_momentum_kind(m), m.parameter.dtype) for m in members]
         cached = self._plan_for(mesh, members, dtypes)
         return cached, {id(m.parameter): number for number, m in enumerate(members)}
 
     def _members_on(self, mesh: ProcessMesh, active: Sequence[Member]) -> Sequence[Member]:
-        """Return all trainable matrices on a mesh; active ones alone if none were announced."""
+        """Return announced matrices on a mesh if `active` are among them; else `active`."""
         members: list[Member] = []
         for m in self._trainable:
             found = self._mesh_of(m.parameter)
@@ -236,12 +236,12 @@ class Sharded:
     def _plan_for(
         self, mesh: ProcessMesh, members: Sequence[Member], dtypes: Sequence[torch.dtype]
     ) -> CachedPlan:
-        """Return the cached plan of these parameters, or make and compare one on all processes."""
+        """Return the cached plan of these parameters, or make one, compared on the whole mesh."""
         for cached in self._cached:
             if cached.is_for(mesh, members, dtypes):
                 return cached
         specs = [param_spec(m, mesh, dtype) for m, dtype in zip(members, dtypes, strict=True)]
-        base_loads = collectives.gather_equal(self._load_elsewhere(mesh), mesh).tolist()
+        base_loads = collectives.gather_equal(self._load_on_other_meshes(mesh), mesh).tolist()
         plan = ShardedPlan(specs, mesh.coordinates, self.options, mesh.ranks, base_loads)
         check_plan(plan, mesh)
         made = [
@@ -256,8 +256,8 @@ class Sharded:
         self._cached.append(CachedPlan(Groups(mesh, plan), plan, schedule, made))
         return self._cached[-1]
 
-    def _load_elsewhere(self, mesh: ProcessMesh) -> Tensor:
-        """Return this process's load by the latest plan of every other mesh, float64 []."""
+    def _load_on_other_meshes(self, mesh: ProcessMesh) -> Tensor:
+        """Return this process's load in flops by the latest plans of other meshes, float64 []."""
         latest = {c.groups.mesh.key: c for c in self._cached if c.groups.mesh.key != mesh.key}
         load = sum(c.plan.load_of_its_own(c.groups.mesh.rank) for c in latest.values())
         return torch.tensor(float(load), dtype=torch.float64, device=mesh.device)
@@ -272,13 +272,13 @@ class Sharded:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def _kind(member: Member) -> tuple[int, torch.dtype]:
-    """Return the properties that decide the dtype of a parameter's momentum."""
+def _momentum_kind(member: Member) -> tuple[int, torch.dtype]:
+    """Return (id of the rule, parameter's dtype), which decide the dtype of a momentum."""
     return id(member.rule), member.parameter.dtype
 
 
 def check_executor(executor: Executor | ParamExecutor) -> Executor | ParamExecutor:
-    """Return the executor; raise ValueError if it is none, or a class of executors."""
+    """Return the executor unchanged; raise ValueError if it is none, or a class of executors."""
     if isinstance(executor, Executor | ParamExecutor) and not isinstance(executor, type):
         return executor
     raise ValueError(

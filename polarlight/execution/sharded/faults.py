@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from polarlight.execution.sharded.collectives import mesh_ranks, world_size
+from polarlight.execution.sharded.collectives import format_ranks, world_size
 
 ANSWER_SECONDS = 3.0
 """Wait of a process that lost contact, for the reports of others, once the store has answered."""
@@ -37,12 +37,12 @@ def global_rank() -> int:
 
 
 def mark_failed_step(error: str) -> None:
-    """Remember that a step failed in the middle, as long as the default group lives."""
+    """Store the error of a failed step for the default group, unless it has one already."""
     _failed_steps.setdefault(dist.group.WORLD, error)
 
 
 def failed_step() -> str | None:
-    """Return the error of a step with this default group that failed; None if there is none."""
+    """Return the stored error of the default group's failed step; None if none failed."""
     return _failed_steps.get(dist.group.WORLD) if world_size() > 1 else None
 
 
@@ -51,13 +51,13 @@ _OF_A_COLLECTIVE = re.compile(r"gloo|nccl|collective|connection|socket|tim(ed |e
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Return whether an error is one of a collective: another process is gone or too late."""
+    """Return whether an error is of a failed or late collective, by its class or its words."""
     named = type(error) is RuntimeError and _OF_A_COLLECTIVE.search(str(error))
     return isinstance(error, dist.DistError) or bool(named)
 
 
 def add_report(text: str | None) -> list[str] | None:
-    """Add this process's report to the store, unless None; return all of them, `rank text` each.
+    """Append a report (unless None) to the default store; return all reports, `rank text` each.
 
     Blocks as long as the host of the store is silent. Returns None if it cannot be reached.
     """
@@ -114,7 +114,7 @@ class SharedStep:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Report an error; raise RuntimeError with ranks in place of that of a collective."""
+        """Report an error to other ranks; add a note, or raise RuntimeError if contact was lost."""
         if kind is None or error is None or self._is_agreed_on(error):
             return
         if not (others := set(self._ranks()) - {global_rank()}):
@@ -130,22 +130,22 @@ class SharedStep:
         if not lost:
             error.add_note(
                 f"{here} failed in the middle of a step that it shares with "
-                f"{_ranks_text(others)}. {self._end()}"
+                f"{_ranks_text(others)}. {self._consequences()}"
             )
             return
         raise RuntimeError(
             f"{here} failed in a step that it shares with {_ranks_text(others)}: {said}. "
-            f"{_reports_text(reports, others)} {self._end()}"
+            f"{_reports_text(reports, others)} {self._consequences()}"
         ) from error
 
     def _is_agreed_on(self, error: BaseException) -> bool:
-        """Return whether all processes raise this error: a disagreement, or a refused gradient."""
+        """Return whether an error is one that all processes raise: no fault of this one."""
         return isinstance(error, FloatingPointError) or (
             isinstance(error, ValueError) and not self.agreed
         )
 
-    def _end(self) -> str:
-        """Return the last sentences of a message: the state of the weights, and what to do."""
+    def _consequences(self) -> str:
+        """Return a message's last sentences: whether weights may have changed, and what to do."""
         weights = "may be stepped in part" if self.moved else "are as before this step"
         return (
             f"The weights of this process {weights}. "
@@ -154,7 +154,7 @@ class SharedStep:
 
 
 def exchange_reports(own: str, others: Collection[int], seconds: float) -> dict[int, str] | None:
-    """Report this process's error; return those of other ranks that come within some seconds.
+    """Store this error; return {rank: report}, waiting for `others`; None if no store answers.
 
     Runs in a thread of its own: the host of the store may be the process that is gone.
 
@@ -170,7 +170,7 @@ def exchange_reports(own: str, others: Collection[int], seconds: float) -> dict[
     answered = Event()  # or refused
 
     def ask() -> None:
-        """Add the report of this process, and read all of them until they are complete."""
+        """Add the report once, then read all until those of `others` are there."""
         pause = 0.05
         text = " ".join(own[:200].split())
         while (found := add_report(text if not lines else None)) is not None:
@@ -190,13 +190,13 @@ def exchange_reports(own: str, others: Collection[int], seconds: float) -> dict[
 
 
 def _by_rank(lines: Collection[str]) -> dict[int, str]:
-    """Return the reports by rank."""
+    """Return {rank: report} from lines `rank report`."""
     pairs = (line.split(" ", 1) for line in lines)
     return {int(rank): text for rank, text in pairs}
 
 
 def _reports_text(reports: dict[int, str] | None, others: set[int]) -> str:
-    """Return sentences on the ranks that raised an error of their own, and on silent ones."""
+    """Return sentences on ranks that raised an error, and on those that did not answer."""
     if reports is None:
         return (
             "The store of the process group does not answer: its host (rank 0, unless a launcher "
@@ -216,4 +216,4 @@ def _reports_text(reports: dict[int, str] | None, others: set[int]) -> str:
 
 def _ranks_text(ranks: Collection[int]) -> str:
     """Return `rank 1` or `ranks 1, 2, ...`."""
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {mesh_ranks(sorted(ranks))}"
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {format_ranks(sorted(ranks))}"

@@ -16,7 +16,7 @@ from polarlight.execution.job import new_buffers
 from polarlight.execution.param_task import is_sharded
 from polarlight.execution.sharded.collectives import MeshKey, layout_of, mesh_key
 from polarlight.execution.sharded.layouts import Layout
-from polarlight.execution.sharded.memory import messages, peak_bytes
+from polarlight.execution.sharded.memory import message_count, peak_bytes
 from polarlight.execution.sharded.plan import Options, ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import MATRIX, ParamSpec
@@ -39,7 +39,7 @@ def forecast(
     layout_of_param: LayoutOf = dtensor_layout,
     options: Options | None = None,
 ) -> list[ShardedPlan]:
-    """Return the plan of each mesh, as `Sharded` makes it, smaller meshes first.
+    """Return the plan of each mesh, as `Sharded` makes it, smaller meshes first; no processes.
 
     The last plan's loads are those of all.
 
@@ -72,7 +72,7 @@ def forecast(
 
 
 def _mesh_key(p: Any, layout: Layout) -> MeshKey:
-    """Return the arrangement of a parameter's mesh; ranks count from 0 where it has none."""
+    """Return the key of a parameter's mesh; its ranks count from 0 if it is no DTensor."""
     ranks = [int(r) for r in p.device_mesh.mesh.flatten()] if is_sharded(p) else ()
     size = prod(layout.mesh)
     return mesh_key(size, tuple(ranks or range(size)), layout.mesh)
@@ -81,7 +81,7 @@ def _mesh_key(p: Any, layout: Layout) -> MeshKey:
 def _param_spec(
     name: str, rule: UpdateRule, view: MatrixView, p: Tensor, layout: Layout
 ) -> ParamSpec:
-    """Return layouts and dtypes of a parameter and of the buffers that it would have."""
+    """Return rule, view, layouts and dtypes of a parameter and the buffers it would have."""
     buffers = new_buffers(rule, view, p.new_empty(p.shape, device="meta"))
     buffers.pop(HOST_COUNTER, None)
     layouts = {MATRIX: layout} | {n: layout.for_buffer(b.shape) for n, b in buffers.items()}
@@ -151,7 +151,7 @@ class Summary:
         )
 
     def _rowwise_text(self) -> str:
-        """Return the clause on row-wise parameters; empty if there are none."""
+        """Return the clause of `str()` on row-wise parameters; empty if there are none."""
         if not self.rowwise:
             return ""
         some = ", ".join(self.rowwise[:3]) + (", ..." if len(self.rowwise) > 3 else "")
@@ -163,7 +163,7 @@ class Summary:
 
 
 def summary(plan: ShardedPlan) -> Summary:
-    """Return loads, bytes and messages of a plan, for reports."""
+    """Return loads, bytes, messages and peak memory of a plan, for reports."""
     moved = traffic(plan)
     busiest = [ProcessSchedule(plan, rank) for rank in _busiest(plan, moved)]
     layouts = [spec.layouts[MATRIX] for spec in plan.params]
@@ -182,7 +182,7 @@ def summary(plan: ShardedPlan) -> Summary:
         sent=round(max(t.sent for t in moved)),
         received=round(max(t.received for t in moved)),
         peers=max(len(t.peers) for t in moved),
-        messages=max(map(messages, busiest)),
+        messages=max(map(message_count, busiest)),
         at_once=max(t.at_once for t in moved),
         peak_memory=max(map(peak_bytes, busiest)),
         mean_bytes=sum(t.sent for t in moved) / len(moved),
@@ -195,7 +195,7 @@ def summary(plan: ShardedPlan) -> Summary:
 
 
 def _busiest(plan: ShardedPlan, moved: Sequence[Traffic]) -> set[int]:
-    """Return the processes with most load, bytes sent or received, bytes at once, and partners."""
+    """Return the ranks with the most load, bytes sent, received, at once, and partners."""
     every = range(plan.size)
     keys: list[Callable[[int], float]] = [
         plan.loads.__getitem__,

@@ -51,7 +51,7 @@ def refuse_tensor_parallel(params: NamedParams) -> None:
 
 
 def _tensor_parallel_size() -> int:
-    """Return the size of Megatron's tensor parallelism; that of the world if it does not tell."""
+    """Return Megatron's tensor-parallel size; the world's size if Megatron does not tell."""
     megatron = sys.modules.get("megatron.core.parallel_state")
     told = getattr(megatron, "get_tensor_model_parallel_world_size", None)
     try:

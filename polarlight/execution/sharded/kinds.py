@@ -27,6 +27,7 @@ class HolderTable:
     """
 
     def __init__(self, coordinates: Sequence[Coordinate]) -> None:
+        """Index the ranks by coordinate; the caches are empty."""
         self.coordinates = coordinates
         self.rank_at = {where: rank for rank, where in enumerate(coordinates)}
         self._ranks: dict[tuple[CoordinatePattern, Coordinate], tuple[int, ...]] = {}
@@ -41,7 +42,7 @@ class HolderTable:
         return self._ranks[pattern, mesh]
 
     def entries(self, layout: Layout, block: StridedBlock) -> Entries:
-        """Return the holders of a block with their numbers of entries; cached."""
+        """Return {rank: number of entries} of a block's holders under a layout; cached."""
         key = layout, cut_of(layout, block)
         if key not in self._entries:
             self._entries[key] = {
@@ -54,7 +55,7 @@ class HolderTable:
 
 
 def cut_of(layout: Layout, block: StridedBlock) -> tuple[tuple[int, int, int], ...]:
-    """Return (start, step, length) of a block per dimension, without the start where none is cut.
+    """Return (start, step, length) per dimension; (0, 1, length) where the layout cuts none.
 
     Blocks of equal cuts have the same holders.
     """
@@ -80,6 +81,7 @@ class MatrixKind:
     """
 
     def __init__(self, spec: ParamSpec, matrix: MatrixSpec, table: HolderTable) -> None:
+        """Find replicated axes and bytes; the rest is computed when it is first asked for."""
         self.spec, self.matrix, self.table = spec, matrix, table
         layout = spec.layouts[MATRIX]
         self.axes: Axes = replicated_axes(layout)
@@ -107,7 +109,7 @@ class MatrixKind:
 
     @cached_property
     def entries(self) -> dict[str, Entries]:
-        """Entries of the matrix and of every buffer on each holder, by name."""
+        """{name: {rank: number of entries}} of the matrix and every buffer on each holder."""
         blocks = self.matrix.blocks.items()
         return {name: self.table.entries(self.spec.layouts[name], b) for name, b in blocks}
 
@@ -132,7 +134,7 @@ class MatrixKind:
         return all(some.get(rank, 0) == blocks[n].numel for n, some in self.entries.items())
 
     def shares(self, owner: int) -> Shares:
-        """Return the shares of all holders in the copy of an owner, but for `extra_gathered`.
+        """Return {rank: (bytes to the owner, bytes back)} of the holders in the owner's copy.
 
         Gradients are only read: they are sent to the owner, and not back.
         """
@@ -142,13 +144,13 @@ class MatrixKind:
                 sent = size if name not in self._per_matrix else 0
                 back = size if name != GRADIENT else 0
                 for rank, count in some.items():
-                    of_copy = self._shares.setdefault(self._copy_of(rank), {})
+                    of_copy = self._shares.setdefault(self._copy_coordinate(rank), {})
                     gathered, scattered = of_copy.get(rank, (0, 0))
                     of_copy[rank] = gathered + count * sent, scattered + count * back
-        return self._shares.get(self._copy_of(owner), {})
+        return self._shares.get(self._copy_coordinate(owner), {})
 
     def extra_gathered(self, owner: int) -> list[tuple[int, int]]:
-        """Return (rank, bytes) of what is sent to an owner of tensors with copies in its copy.
+        """Return (sender, bytes) to an owner of buffers that are replicated within its copy.
 
         One process sends it: the holder at the owner's coordinate along the replicated dimensions.
         """
@@ -164,14 +166,14 @@ class MatrixKind:
         return found
 
     def sends(self, name: str, rank: int, owner: int) -> bool:
-        """Return whether a holder in an owner's copy sends its part of a tensor to the owner."""
+        """Return whether `rank` sends its part of tensor `name` to the owner when gathered."""
         if name not in self._per_matrix:
             return True
         layout, where = self.spec.layouts[name], self.table.coordinates
         return layout.copy_index(where[rank]) == layout.copy_index(where[owner])
 
-    def _copy_of(self, rank: int) -> Coordinate:
-        """Return a process's coordinate along the dimensions that replicate the matrix."""
+    def _copy_coordinate(self, rank: int) -> Coordinate:
+        """Return a process's coordinates along the mesh dimensions that replicate the matrix."""
         if not self.axes:
             return ()
         where = self.table.coordinates[rank]
@@ -181,7 +183,7 @@ class MatrixKind:
 def matrices_and_kinds(
     params: Sequence[tuple[int, ParamSpec]], table: HolderTable
 ) -> tuple[list[MatrixSpec], list[MatrixKind]]:
-    """Return the matrices of parameters with these numbers, and the kind of each matrix."""
+    """Return all matrices of (number, parameter) pairs in order, and the kind of each one."""
     matrices: list[MatrixSpec] = []
     kinds: list[MatrixKind] = []
     known: dict[object, list[tuple[ParamSpec, list[MatrixSpec], list[MatrixKind]]]] = {}
@@ -205,7 +207,7 @@ def matrices_and_kinds(
 def _kinds_of(
     spec: ParamSpec, matrices: Sequence[MatrixSpec], table: HolderTable
 ) -> list[MatrixKind]:
-    """Return the kind of each matrix of one parameter."""
+    """Return the kind of each matrix of a parameter; matrices with equal holders share one."""
     known: dict[object, MatrixKind] = {}
     kinds = []
     for matrix in matrices:

@@ -49,13 +49,14 @@ class Layout:
     splits: tuple[Split | None, ...]
 
     def held(self, coordinate: Coordinate) -> tuple[Intervals, ...]:
-        """Return the global indices held at a mesh coordinate, per dimension of the tensor."""
+        """Return the intervals [start, stop) held at a mesh coordinate, per tensor dimension."""
         places: list[list[int]] = [[] for _ in self.shape]
         for place, split in zip(coordinate, self.splits, strict=True):
             if split is not None:
                 places[split.dim].append(place)
         return tuple(
-            _cut(size, self._cuts(dim), tuple(places[dim])) for dim, size in enumerate(self.shape)
+            _held_after(size, self._cuts(dim), tuple(places[dim]))
+            for dim, size in enumerate(self.shape)
         )
 
     @property
@@ -66,7 +67,7 @@ class Layout:
     def coordinates_of(
         self, ranges: Sequence[tuple[int, int]], *, whole: bool
     ) -> list[CoordinatePattern]:
-        """Return coordinates that hold all (without `whole`, any) indices from first through last.
+        """Return patterns of coordinates that hold all (`whole`), or any, indices in the ranges.
 
         Args:
             ranges: First and last index per dimension of the tensor.
@@ -102,7 +103,7 @@ class Layout:
         return tuple(cuts) if set(cuts.values()) == {len(self.shape) - 2} else ()
 
     def for_buffer(self, shape: Sequence[int]) -> "Layout":
-        """Return the layout of a buffer of a parameter with this layout.
+        """Return the layout of a parameter's buffer of this shape, cut as the parameter if it fits.
 
         A dimension of equal length, or that divides the parameter's evenly (heads), is cut over the
         same mesh dimension: a matrix and its buffers are then on the same process. Otherwise the
@@ -122,7 +123,7 @@ class Layout:
         return Layout(tuple(shape), self.mesh, tuple(splits))
 
     def _divides(self, dim: int, shape: Sequence[int]) -> bool:
-        """Return whether a buffer of this shape can be cut along `dim` as the parameter is."""
+        """Return whether a buffer of this shape can be cut along `dim` like the parameter."""
         if dim >= len(shape) or not shape[dim]:
             return False
         if shape[dim] == self.shape[dim]:
@@ -132,8 +133,8 @@ class Layout:
 
 
 @lru_cache(maxsize=65536)
-def _cut(size: int, cuts: tuple[tuple[int, int], ...], places: Coordinate) -> Intervals:
-    """Return the indices of a dimension that the process at `places` of its cuts holds.
+def _held_after(size: int, cuts: tuple[tuple[int, int], ...], places: Coordinate) -> Intervals:
+    """Return the intervals of range(size) that a process at `places` of nested cuts holds.
 
     Args:
         size: Length of the dimension.
@@ -149,16 +150,18 @@ def _cut(size: int, cuts: tuple[tuple[int, int], ...], places: Coordinate) -> In
 
 @lru_cache(maxsize=4096)
 def _intervals(size: int, cuts: tuple[tuple[int, int], ...]) -> list[tuple[int, int, Coordinate]]:
-    """Return the intervals of a dimension in order, each with the coordinate that holds it."""
+    """Return all (start, stop, places) of a cut dimension, sorted; `places` hold [start, stop)."""
     every = product(*(range(count) for _, count in cuts))
-    return sorted((*interval, places) for places in every for interval in _cut(size, cuts, places))
+    return sorted(
+        (*interval, places) for places in every for interval in _held_after(size, cuts, places)
+    )
 
 
 @lru_cache(maxsize=65536)
 def _holding(
     size: int, cuts: tuple[tuple[int, int], ...], first: int, last: int, whole: bool
 ) -> list[Coordinate]:
-    """Return coordinates that hold all (or any) indices from `first` to `last`."""
+    """Return the places in the cuts that hold all (`whole`), or any, indices of first..last."""
     intervals = _intervals(size, cuts)
     start = bisect_right(intervals, first, key=lambda interval: interval[0]) - 1
     stop = bisect_right(intervals, last, key=lambda interval: interval[0])
@@ -169,7 +172,7 @@ def _holding(
 def _with_axes(
     known: CoordinatePattern, axes: Sequence[int], places: Coordinate
 ) -> CoordinatePattern:
-    """Return a coordinate pattern with the indices of these mesh dimensions filled in."""
+    """Return a pattern with the coordinates of some mesh dimensions filled in."""
     filled = list(known)
     for axis, place in zip(axes, places, strict=True):
         filled[axis] = place
@@ -177,7 +180,7 @@ def _with_axes(
 
 
 def _merged(held: Intervals) -> Intervals:
-    """Return the intervals with adjacent ones joined."""
+    """Return intervals in their order, adjacent ones joined."""
     merged: list[tuple[int, int]] = []
     for start, stop in held:
         if merged and merged[-1][1] == start:
@@ -188,7 +191,7 @@ def _merged(held: Intervals) -> Intervals:
 
 
 def _chunk(held: Intervals, count: int, place: int) -> Intervals:
-    """Return the chunk at a position, as `torch.chunk` cuts; empty beyond the last one."""
+    """Return the intervals of chunk `place` of `count`, cut as by `torch.chunk`; may be empty."""
     size = -(-sum(stop - start for start, stop in held) // count)
     first, last, passed, taken = place * size, (place + 1) * size, 0, []
     for start, stop in held:

@@ -11,6 +11,7 @@ from polarlight.execution.sharded.schedule import (
     Exchange,
     Fragment,
     ProcessSchedule,
+    fragments_bytes,
     message_bytes,
 )
 from polarlight.execution.sharded.specs import MATRIX
@@ -21,26 +22,27 @@ PREFETCH = 1
 
 
 def peak_bytes(schedule: ProcessSchedule) -> int:
-    """Return the most bytes that messages and matrices of a step take at the same time.
+    """Return the peak bytes of messages and assembled matrices of a step on one process.
 
     One bucket is computed while the next one is received and the one before is scattered.
     """
     buckets = schedule.buckets
-    gather = [_in_flight(bucket.gather.values()) for bucket in buckets]
-    scatter = [_in_flight(bucket.scatter.values()) for bucket in buckets]
-    held = [_assembled_bytes(schedule, bucket) for bucket in buckets]
+    gather = [_in_flight_bytes(bucket.gather.values()) for bucket in buckets]
+    scatter = [_in_flight_bytes(bucket.scatter.values()) for bucket in buckets]
+    nbytes = [kind.nbytes for kind in schedule.plan.kinds]
+    held = [sum(nbytes[n] for n in b.matrices if n not in b.local) for b in buckets]  # assembled
     found = [0]
     for k, bucket in enumerate(buckets):
         beside = sum(gather[k + 1 : k + 2])
         before = scatter[k - 1] + held[k - 1] if k else 0
         computing = max(gather[k], held[k]) + held[k]  # momenta, then directions beside them
         found.append(computing + beside + before)
-        found.append(scatter[k] + held[k] + beside + _largest_rounds(bucket))
+        found.append(scatter[k] + held[k] + beside + _rounds_bytes(bucket))
     return max(found)
 
 
 def shard_bytes(schedule: ProcessSchedule, *, weights_last: bool = True) -> int:
-    """Return the most bytes of momenta, or directions in their place, of local shards at a time.
+    """Return the peak bytes of local momenta and of directions that take their place.
 
     All of them under `weights_last`. Otherwise a momentum is formed when its bucket is sent, or its
     direction comes, and the direction is freed once it is applied. Momenta that are buffers or
@@ -57,15 +59,15 @@ def shard_bytes(schedule: ProcessSchedule, *, weights_last: bool = True) -> int:
     rowwise = [sizes[n] for n in schedule.rowwise]
     # A stack of row-wise parameters, beside the first buckets.
     peak = stack = min(sum(rowwise), max([plan.options.bucket_bytes, *rowwise]))
-    for k, loaded, complete in _lives(schedule):
+    for k, loaded, complete in _load_events(schedule):
         alive |= loaded
         peak = max(peak, sum(sizes[n] for n in alive) + (stack if k <= PREFETCH else 0))
         alive -= complete
     return peak
 
 
-def _lives(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set[int]]]:
-    """Yield bucket, parameters that are loaded and then complete, in the order of a step."""
+def _load_events(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set[int]]]:
+    """Yield (bucket, parameters loaded, parameters complete), in the order of a step."""
     matrices, buckets = schedule.plan.matrices, schedule.buckets
 
     def params(fragments: Iterable[Fragment]) -> set[int]:
@@ -80,13 +82,13 @@ def _lives(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set[int]]
         last = len(buckets) - 1
         for j in [k - 1, k] if k == last else [k - 1]:
             if j >= 0:
-                yield from _lives_in_scatter(schedule, j, params)
+                yield from _scatter_events(schedule, j, params)
 
 
-def _lives_in_scatter(
+def _scatter_events(
     schedule: ProcessSchedule, k: int, params: Callable[[Iterable[Fragment]], set[int]]
 ) -> Iterator[tuple[int, set[int], set[int]]]:
-    """Yield the same for the results of one bucket: its messages, then its rounds."""
+    """Yield the same tuples for a bucket's scatter, then for each of its rounds."""
     bucket = schedule.buckets[k]
     received = [m for e in bucket.scatter.values() for m in e.incoming.values()]
     done = schedule.completions
@@ -96,18 +98,7 @@ def _lives_in_scatter(
         yield k, loaded, set(done.get((k, r), ()))
 
 
-def largest_bucket(schedule: ProcessSchedule) -> int:
-    """Return the most bytes that a process sends or receives at once, over its buckets."""
-    found = [0]
-    for bucket in schedule.buckets:
-        for exchange in (*bucket.gather.values(), *bucket.scatter.values()):
-            found += [_bytes_of(exchange.outgoing.values()), _bytes_of(exchange.incoming.values())]
-            found.append(sum(message_bytes([s for _, s in p]) for p in exchange.relayed.values()))
-        found += [_bytes_of(b.fragments for b in broadcasts) for _, broadcasts in bucket.rounds]
-    return max(found)
-
-
-def messages(schedule: ProcessSchedule) -> int:
+def message_count(schedule: ProcessSchedule) -> int:
     """Return the number of messages that a process sends and receives in a step.
 
     In two hops these are messages to its node and column, each of which may carry several.
@@ -119,13 +110,15 @@ def messages(schedule: ProcessSchedule) -> int:
                 if plan.topology.grid_of(axes) is None:
                     total += len(exchange.outgoing) + len(exchange.incoming)
                 else:
-                    total += _hops(schedule, axes, exchange, gather)
+                    total += _two_hop_messages(schedule, axes, exchange, gather)
         total += sum(len(broadcasts) for _, broadcasts in bucket.rounds)
     return total
 
 
-def _hops(schedule: ProcessSchedule, axes: Axes, exchange: Exchange, gather: bool) -> int:
-    """Return the number of messages of one process in both hops of an exchange."""
+def _two_hop_messages(
+    schedule: ProcessSchedule, axes: Axes, exchange: Exchange, gather: bool
+) -> int:
+    """Return the number of a process's messages in an exchange of two hops."""
     rank, topology = schedule.rank, schedule.plan.topology
     pairs: set[tuple[str, int, int]] = set()
     ends = [(rank, to) for to in exchange.outgoing] + [(by, rank) for by in exchange.incoming]
@@ -135,28 +128,22 @@ def _hops(schedule: ProcessSchedule, axes: Axes, exchange: Exchange, gather: boo
     return sum(by != to and rank in (by, to) for _, by, to in pairs)
 
 
-def _in_flight(exchanges: Iterable[Exchange]) -> int:
-    """Return the bytes in flight: per exchange its own messages, or twice the relayed if more."""
+def _in_flight_bytes(exchanges: Iterable[Exchange]) -> int:
+    """Return the bytes of exchanges at once: their messages, or twice those relayed if more."""
     total = 0
     for exchange in exchanges:
-        ends = _bytes_of(exchange.outgoing.values()) + _bytes_of(exchange.incoming.values())
+        ends = _total_bytes(exchange.outgoing.values()) + _total_bytes(exchange.incoming.values())
         passed = sum(message_bytes([s for _, s in p]) for p in exchange.relayed.values())
         total += max(ends, 2 * passed)
     return total
 
 
-def _assembled_bytes(schedule: ProcessSchedule, bucket: Bucket) -> int:
-    """Return the bytes of matrices and buffers that are assembled here, without directions."""
-    kinds = schedule.plan.kinds
-    return sum(kinds[n].nbytes for n in bucket.matrices if n not in bucket.local)
-
-
-def _largest_rounds(bucket: Bucket) -> int:
-    """Return the bytes of the two largest broadcast rounds in a row."""
-    sizes = [_bytes_of(b.fragments for b in broadcasts) for _, broadcasts in bucket.rounds]
+def _rounds_bytes(bucket: Bucket) -> int:
+    """Return the most bytes of two consecutive rounds of broadcasts."""
+    sizes = [_total_bytes(b.fragments for b in broadcasts) for _, broadcasts in bucket.rounds]
     return max((a + b for a, b in zip([0, *sizes], [*sizes, 0], strict=True)), default=0)
 
 
-def _bytes_of(messages: Iterable[Sequence[Fragment]]) -> int:
-    """Return the bytes of messages of fragments."""
-    return sum(message_bytes([f.nbytes for f in fragments]) for fragments in messages)
+def _total_bytes(messages: Iterable[Sequence[Fragment]]) -> int:
+    """Return the bytes of several messages, each a list of fragments."""
+    return sum(map(fragments_bytes, messages))

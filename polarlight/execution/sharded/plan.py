@@ -10,7 +10,7 @@ from functools import cached_property
 from math import inf, prod
 
 from polarlight.execution.sharded import assignment
-from polarlight.execution.sharded.bucketing import Buckets, Rooms
+from polarlight.execution.sharded.bucketing import Buckets, Charges
 from polarlight.execution.sharded.kinds import HolderTable, MatrixKind, matrices_and_kinds
 from polarlight.execution.sharded.layouts import Coordinate
 from polarlight.execution.sharded.rowwise import Rowwise, choose_rowwise, param_rowwise_cost
@@ -112,7 +112,7 @@ class ShardedPlan:
 
     @cached_property
     def _rowwise_load(self) -> tuple[list[float], list[int]]:
-        """Cost and flops of each process besides owned matrices, two lists [size]."""
+        """Cost and flops of each process by row-wise parameters; costs include `base_loads`."""
         costs, total = list(self.base_loads) or [0.0] * self.size, [0] * self.size
         for number in self.rowwise:
             spec = self.params[number]
@@ -137,7 +137,7 @@ class ShardedPlan:
 
     @cached_property
     def transfer_costs(self) -> list[float]:
-        """Cost of sending each matrix to an owner and back, as the flops of that time."""
+        """Cost in flops of sending each matrix to an owner that does not hold it, and back."""
         weight = 2 * self.options.flops_per_byte
         return [weight * kind.nbytes for kind in self.kinds]
 
@@ -157,7 +157,7 @@ class ShardedPlan:
 
     @cached_property
     def loads(self) -> list[float]:
-        """Load of each process, in flops, with bytes at their price and other meshes."""
+        """Load of each process in flops: owned matrices, transfers, row-wise, other meshes."""
         costs = [
             cost + moved if gathered else cost
             for cost, moved, gathered in zip(
@@ -167,12 +167,12 @@ class ShardedPlan:
         return assignment.loads(costs, self.owners, self.size, self._rowwise_load[0])
 
     def load_of_its_own(self, rank: int) -> float:
-        """Return the load of a process by the parameters of this plan alone, in flops."""
+        """Return a process's load in flops without that of other meshes (`base_loads`)."""
         return self.loads[rank] - (self.base_loads[rank] if self.base_loads else 0.0)
 
     @cached_property
     def flops(self) -> list[int]:
-        """Flops of matrix products of each process."""
+        """Flops of matrix products of each process, owned and row-wise, without transfers."""
         total = list(self._rowwise_load[1])
         for kind, owner in zip(self.kinds, self.owners, strict=True):
             total[owner] += kind.flops
@@ -190,12 +190,14 @@ class ShardedPlan:
         for number, owner in enumerate(self.owners):
             queues[owner].append(number)
         nbytes = [kind.nbytes for kind in self.kinds]
-        buckets, rooms = Buckets(self.options.bucket_bytes), Rooms(self.topology, self.kinds)
+        buckets, charges = Buckets(self.options.bucket_bytes), Charges(self.topology, self.kinds)
         for owner, queue in enumerate(queues):
             bucket = 0
             for number in sorted(queue, key=lambda n: (self.gathered[n], -nbytes[n], n)):
                 gathers, returns = self.gathered[number], self.returned[number]
-                taken = rooms.of(self.kinds[number], owner, gathers=gathers, returns=returns)
+                taken = charges.of_matrix(
+                    self.kinds[number], owner, gathers=gathers, returns=returns
+                )
                 bucket = buckets.add(number, taken, bucket)
         return [sorted(bucket) for bucket in buckets.numbers if bucket]
 
@@ -229,18 +231,18 @@ class ShardedPlan:
         return self.kinds[number].axes
 
     def in_one_copy(self, axes: Axes, rank: int, other: int) -> bool:
-        """Return whether two processes hold parts of the same copy."""
+        """Return whether two processes hold parts of the same copy of what `axes` replicate."""
         here, there = self.coordinates[rank], self.coordinates[other]
         return all(here[axis] == there[axis] for axis in axes)
 
     def holder_in_copy_of(self, owner: int, axes: Axes, rank: int) -> int:
-        """Return the process in the owner's copy that holds the same shard as another process."""
+        """Return the rank with the shard of `rank` in the owner's copy of a parameter."""
         here, there = self.coordinates[rank], self.coordinates[owner]
         return self.holders.rank_at[tuple(there[i] if i in axes else c for i, c in enumerate(here))]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of parameters, options and owners, equal on processes that agree on all of them."""
+        """Hash of parameters, options, mesh and owners; equal on processes that agree on them."""
         placed = str((self.ranks or tuple(range(self.size)), self.coordinates, self.base_loads))
         text = "\n".join((*map(str, self.params), str(self.options), placed, str(self.owners)))
         return hashlib.sha256(text.encode()).hexdigest()

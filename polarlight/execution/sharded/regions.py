@@ -39,7 +39,7 @@ class StridedBlock:
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
-        """First and last index, per dimension."""
+        """First and last index of the block, per dimension of the tensor."""
         every = zip(self.starts, self.steps, self.lengths, strict=True)
         return [(start, start + step * (length - 1)) for start, step, length in every]
 
@@ -54,13 +54,13 @@ class StridedBlock:
         return self.size[0] * self.size[1]
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Return whether the block is inside a tensor of this shape and has m n entries."""
+        """Return whether the block lies inside a tensor of this shape and has m x n entries."""
         every = zip(self.starts, self.steps, self.lengths, shape, strict=True)
         inside = all(start + step * (length - 1) < size for start, step, length, size in every)
         return inside and prod(self.lengths) == self.numel
 
     def runs(self, held: tuple[Intervals, ...]) -> list[list[Run]]:
-        """Return the runs of indices that a shard holds of the block, per dimension."""
+        """Return, per dimension, the runs of the block's indices within the held intervals."""
         return [
             _common_runs(start, step, length, intervals)
             for start, step, length, intervals in zip(
@@ -68,15 +68,10 @@ class StridedBlock:
             )
         ]
 
-    def whole_in(self, held: tuple[Intervals, ...]) -> bool:
-        """Return whether a shard holds all entries of the block."""
-        by_dim = zip(self.runs(held), self.lengths, strict=True)
-        return all(sum(count for _, _, count in runs) == length for runs, length in by_dim)
-
 
 @lru_cache(maxsize=65536)
 def _common_runs(start: int, step: int, length: int, intervals: Intervals) -> list[Run]:
-    """Return the runs that a progression of indices has in common with held intervals."""
+    """Return the runs of start, start + step, ... (length terms) within the held intervals."""
     found, passed = [], 0
     for low, high in intervals:
         first = max(0, -(-(low - start) // step))
@@ -108,7 +103,7 @@ class Segment:
 
 
 def segments(block: StridedBlock, held: tuple[Intervals, ...]) -> Iterator[Segment]:
-    """Yield the segments that a block and a shard have in common."""
+    """Yield the segments (slices of shard and block) that a block and a shard have in common."""
     for runs in product(*block.runs(held)):
         yield Segment(
             tuple(
@@ -143,7 +138,7 @@ class MatrixPosition:
 
 
 def split_view(view: MatrixView, shape: Sequence[int]) -> list[MatrixPosition]:
-    """Return every matrix of a parameter of this shape under a view, in the view's order.
+    """Return the position of every matrix that a view makes of a tensor of this shape, in order.
 
     Raises:
         ValueError: If the entries of a matrix are no product of arithmetic progressions
@@ -167,7 +162,7 @@ def split_view(view: MatrixView, shape: Sequence[int]) -> list[MatrixPosition]:
 def _strided_block(
     offset: int, size: tuple[int, int], strides: tuple[int, int], shape: tuple[int, ...]
 ) -> StridedBlock:
-    """Return the block of a strided matrix in a contiguous tensor of this shape."""
+    """Return the block of a matrix, given as for `as_strided`, in a tensor of this shape."""
     jumps = [prod(shape[dim + 1 :]) for dim in range(len(shape))]
     starts = tuple(offset // jump % length for jump, length in zip(jumps, shape, strict=True))
     steps, lengths, ends = [1] * len(shape), [1] * len(shape), []
@@ -188,12 +183,12 @@ def _strided_block(
 
 
 def vector_block(index: tuple[int, ...], start: int, length: int) -> StridedBlock:
-    """Return the block of consecutive entries of one vector in a tensor [*batch, n]."""
+    """Return the block of `length` entries from `start` on of vector `index` of [*batch, n]."""
     ones = (1,) * len(index)
     return StridedBlock((*index, start), (*ones, 1), (*ones, length), (1, length), (length, 1))
 
 
 def batch_block(index: tuple[int, ...], size: tuple[int, int]) -> StridedBlock:
-    """Return the block of one matrix of a batch [*batch, p, q]."""
+    """Return the block of the matrix at `index` of a batch [*batch, p, q]."""
     ones = (1,) * len(index)
     return StridedBlock((*index, 0, 0), (*ones, 1, 1), (*ones, *size), size, (size[1], 1))

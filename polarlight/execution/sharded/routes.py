@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from polarlight.execution.sharded.schedule import Exchange, Fragment, Messages, message_bytes
+from polarlight.execution.sharded.schedule import (
+    Exchange,
+    Fragment,
+    Messages,
+    fragments_bytes,
+    message_bytes,
+)
 from polarlight.execution.sharded.topology import Axes, Topology
 from polarlight.linalg import foreach
 
@@ -47,7 +53,7 @@ class FragmentRun:
 
     @property
     def strides_in_message(self) -> tuple[int, ...]:
-        """Strides in the message, in entries."""
+        """Strides in the message, in entries, for `shape_in_message`."""
         strides = [1] * len(self.shape)
         for dim in range(len(self.shape) - 1, 0, -1):
             strides[dim - 1] = strides[dim] * self.shape[dim]
@@ -55,7 +61,7 @@ class FragmentRun:
         return (*more, *strides)
 
     def in_tensor(self, x: Tensor) -> Tensor:
-        """Return two or more fragments as a view of the tensor that `fragment` is of."""
+        """Return x, the tensor part of a run of several, as a view in `shape_in_message`."""
         if self.dim is None:
             return x.expand(self.count, *self.shape)
         apart: Tensor = x.unflatten(self.dim, (self.count, self.shape[self.dim]))
@@ -70,6 +76,7 @@ class Packing:
     """
 
     def __init__(self, runs: Sequence[FragmentRun]) -> None:
+        """Compute the shape, strides and first entry of each run in the message."""
         self.runs = runs
         self._shapes = [run.shape_in_message for run in runs]
         self._strides = [run.strides_in_message for run in runs]
@@ -77,22 +84,22 @@ class Packing:
         self._joined = [k for k, run in enumerate(runs) if run.count > 1]
 
     def copy_in(self, tensors: Sequence[Tensor], message: Tensor) -> None:
-        """Copy the tensors of all runs into a message."""
-        self._copy(self._parts(message, tensors), self._own(tensors))
+        """Copy tensors, one per run, to their places in a message of bytes."""
+        self._copy(self._message_views(message, tensors), self._tensor_views(tensors))
 
     def copy_out(self, message: Tensor, tensors: Sequence[Tensor]) -> None:
-        """Copy a message into the tensors of all runs."""
-        self._copy(self._own(tensors), self._parts(message, tensors))
+        """Copy a message of bytes into tensors, one per run."""
+        self._copy(self._tensor_views(tensors), self._message_views(message, tensors))
 
-    def _own(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the runs in their tensors."""
+    def _tensor_views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return each run's tensor as a view with one entry per fragment."""
         own = list(tensors)
         for k in self._joined:
             own[k] = self.runs[k].in_tensor(own[k])
         return own
 
-    def _parts(self, message: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-        """Return the runs in a message, with the dtypes of these tensors."""
+    def _message_views(self, message: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+        """Return views of the message, one per run, with the dtypes of the tensors in `like`."""
         dtypes = [x.dtype for x in like]
         typed = {dtype: message.view(dtype) for dtype in set(dtypes)}
         messages = map(typed.__getitem__, dtypes)
@@ -101,13 +108,13 @@ class Packing:
 
     @staticmethod
     def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
-        """Copy tensors to tensors of equal shapes."""
+        """Copy sources to targets of equal shapes, all in one call; nothing if there are none."""
         if targets:
             foreach.copy_(targets, sources)
 
 
 def runs_of(placed: Iterable[tuple[Fragment, int]], *, in_blocks: bool) -> list[FragmentRun]:
-    """Return the fragments of a message, given with their first bytes, as runs.
+    """Join (fragment, first byte in the message) pairs into runs that are copied in one piece.
 
     Args:
         placed: The fragments.
@@ -138,7 +145,7 @@ def _slices(fragment: Fragment, in_blocks: bool) -> tuple[slice, ...]:
 def _joined(
     run: FragmentRun, fragment: Fragment, offset: int, in_blocks: bool
 ) -> FragmentRun | None:
-    """Return a run with one more fragment at its end; None if it does not fit there."""
+    """Return the run lengthened by a fragment; None if its place or bytes do not continue it."""
     before, here = _slices(run.fragment, in_blocks), _slices(fragment, in_blocks)
     if fragment.segment.shape != run.shape:
         return None
@@ -195,7 +202,7 @@ class ExchangeRoute:
     hops: list[Hop]
 
     def pack(self, view: View, device: str) -> Tensor:
-        """Return the bytes of all outgoing fragments, on a device; from another one moved once."""
+        """Return the outgoing fragments copied into one tensor of bytes, on the device."""
         tensors = [view(run.fragment) for run in self.sent.runs]
         homes = {x.device for x in tensors}
         home = homes.pop() if len(homes) == 1 else torch.device(device)
@@ -205,19 +212,19 @@ class ExchangeRoute:
         return message if home.type == torch.device(device).type else message.to(device)
 
     def unpack(self, message: Tensor, view: View) -> None:
-        """Copy all incoming fragments to where they belong; to another device moved once."""
+        """Copy the fragments of received bytes to their places, on whatever device these are."""
         tensors = [view(run.fragment) for run in self.received.runs]
         homes = {x.device for x in tensors}
         self.received.copy_out(message.to(homes.pop()) if len(homes) == 1 else message, tensors)
 
 
 def direct_route(exchange: Exchange, members: Sequence[int], *, gather: bool) -> ExchangeRoute:
-    """Return the route of an exchange in one hop, within a group of these ranks."""
-    outgoing, incoming = _sizes(exchange.outgoing), _sizes(exchange.incoming)
+    """Return the packing and all-to-all of an exchange in one hop in the group of `members`."""
+    outgoing, incoming = _message_sizes(exchange.outgoing), _message_sizes(exchange.incoming)
     hop = Hop([outgoing.get(m, 0) for m in members], [incoming.get(m, 0) for m in members], [], [])
     return ExchangeRoute(
-        Packing(runs_of(_placed(exchange.outgoing, members), in_blocks=not gather)),
-        Packing(runs_of(_placed(exchange.incoming, members), in_blocks=gather)),
+        Packing(runs_of(_with_offsets(exchange.outgoing, members), in_blocks=not gather)),
+        Packing(runs_of(_with_offsets(exchange.incoming, members), in_blocks=gather)),
         [hop],
     )
 
@@ -231,7 +238,7 @@ def relayed_route(
     *,
     gather: bool,
 ) -> ExchangeRoute:
-    """Return the route of an exchange in two hops.
+    """Return the packing and both all-to-alls of an exchange in two hops, over relays.
 
     Messages of a hop are concatenated in the order of their final destinations, then sources.
 
@@ -245,14 +252,16 @@ def relayed_route(
     """
 
     def via(source: int, destination: int) -> int:
+        """Return the relay of a message."""
         peer, owner = (source, destination) if gather else (destination, source)
         return topology.via(axes, peer, owner)
 
-    outgoing, incoming = _sizes(exchange.outgoing), _sizes(exchange.incoming)
-    passed = {p: size for p, s in exchange.relayed.items() if (size := message_bytes(_bytes(s)))}
+    outgoing, incoming = _message_sizes(exchange.outgoing), _message_sizes(exchange.incoming)
+    passed = {p: message_bytes([n for _, n in parts]) for p, parts in exchange.relayed.items()}
+    passed = {pair: size for pair, size in passed.items() if size}
     over_out, over_in = (
-        _by(outgoing, lambda to: via(rank, to)),
-        _by(incoming, lambda by: via(by, rank)),
+        _grouped_by_relay(outgoing, lambda to: via(rank, to)),
+        _grouped_by_relay(incoming, lambda by: via(by, rank)),
     )
     first, second = groups
     arrived: dict[int, int] = defaultdict(int)  # bytes from each process of the first group
@@ -281,33 +290,28 @@ def relayed_route(
     sent = [to for m in first for to in over_out.get(m, ())]
     received = [by for m in second for by in over_in.get(m, ())]
     return ExchangeRoute(
-        Packing(runs_of(_placed(exchange.outgoing, sent), in_blocks=not gather)),
-        Packing(runs_of(_placed(exchange.incoming, received), in_blocks=gather)),
+        Packing(runs_of(_with_offsets(exchange.outgoing, sent), in_blocks=not gather)),
+        Packing(runs_of(_with_offsets(exchange.incoming, received), in_blocks=gather)),
         hops,
     )
 
 
-def _by(sizes: Iterable[int], via: Callable[[int], int]) -> dict[int, list[int]]:
-    """Return ranks in order, by the process over which their messages go."""
+def _grouped_by_relay(sizes: Iterable[int], via: Callable[[int], int]) -> dict[int, list[int]]:
+    """Return {relay: sorted ranks whose messages go over it}."""
     found: dict[int, list[int]] = {}
     for rank in sorted(sizes):
         found.setdefault(via(rank), []).append(rank)
     return found
 
 
-def _sizes(messages: Messages) -> dict[int, int]:
-    """Return the bytes of messages that have any, by rank."""
-    sizes = {rank: message_bytes([f.nbytes for f in some]) for rank, some in messages.items()}
+def _message_sizes(messages: Messages) -> dict[int, int]:
+    """Return {rank: bytes} of messages; those without bytes are left out."""
+    sizes = {rank: fragments_bytes(some) for rank, some in messages.items()}
     return {rank: size for rank, size in sizes.items() if size}
 
 
-def _bytes(parts: Iterable[tuple[int, int]]) -> list[int]:
-    """Return the bytes of the parts of a message that is passed on."""
-    return [size for _, size in parts]
-
-
-def _placed(messages: Messages, order: Iterable[int]) -> Iterator[tuple[Fragment, int]]:
-    """Yield the fragments of messages in the order of these ranks, each with its first byte."""
+def _with_offsets(messages: Messages, order: Iterable[int]) -> Iterator[tuple[Fragment, int]]:
+    """Yield (fragment, first byte) of messages concatenated in the order of these ranks."""
     start = 0
     for rank in order:
         fragments = messages.get(rank, ())
@@ -315,4 +319,4 @@ def _placed(messages: Messages, order: Iterable[int]) -> Iterator[tuple[Fragment
         for fragment in fragments:
             yield fragment, offset
             offset += fragment.nbytes
-        start += message_bytes([f.nbytes for f in fragments])
+        start += fragments_bytes(fragments)

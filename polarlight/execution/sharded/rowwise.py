@@ -43,7 +43,7 @@ class _GatherBytes:
 def choose_rowwise(
     params: Sequence[ParamSpec], row_bytes: int, sum_weight: float
 ) -> dict[int, Rowwise]:
-    """Return the reductions of parameters, of `row_bytes` or more, that are computed row-wise.
+    """Return {number: its sums} of the parameters that move fewer bytes if computed row-wise.
 
     1. A parameter is, if that moves fewer bytes, summed over all processes.
     2. Of the others, those with the most gathered bytes per byte of sums are, as long as the
@@ -71,7 +71,7 @@ def choose_rowwise(
 
 
 def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
-    """Return the bytes of gathering a parameter on owners and scattering its directions."""
+    """Return the bytes moved for a parameter if its matrices are gathered on owners and back."""
     layout = spec.layouts[MATRIX]
     size = sum(prod(lay.shape) * spec.dtypes[name].itemsize for name, lay in spec.layouts.items())
     processes = prod(layout.mesh)
@@ -82,7 +82,7 @@ def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
 
 
 def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
-    """Return the reductions of a row-wise parameter; None if it is too small or cannot be one."""
+    """Return the sums of a parameter on shards of rows; None if too small or not possible."""
     layout = spec.layouts[MATRIX]
     axes = layout.cut_by_rows
     large = prod(layout.shape) * spec.dtypes[MATRIX].itemsize >= row_bytes
@@ -105,14 +105,14 @@ def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
 
 
 def param_rowwise_cost(spec: ParamSpec, local_rows: int) -> RowwiseCost | None:
-    """Return the cost of one matrix of a parameter for a process with `local_rows` of its rows."""
+    """Return the cost of a parameter's matrix on `local_rows` of its rows; None if not row-wise."""
     return rowwise_cost(spec.rule, *spec.layouts[MATRIX].shape[-2:], local_rows)
 
 
 def _best_count(
     others: Sequence[_GatherBytes], sums: Sequence[float], always: Sequence[_GatherBytes]
 ) -> int:
-    """Return how many candidates to compute row-wise so that the busiest process moves least.
+    """Return how many first `others` to compute row-wise to move least on the busiest process.
 
     The busiest process moves all sums, and the larger of: the gather of its own largest matrix, the
     mean over processes.

@@ -5,7 +5,7 @@ group, and directions scattered there. Copies then broadcast them to each other.
 one process are one message of bytes, whatever their dtypes.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -50,8 +50,13 @@ Relayed = dict[tuple[int, int], list[tuple[int, int]]]
 
 
 def message_bytes(sizes: Iterator[int] | Sequence[int]) -> int:
-    """Return the bytes of a message with fragments of these sizes."""
+    """Return the bytes of a message with fragments of these sizes, filled up to `ALIGNMENT`."""
     return -(-sum(sizes) // ALIGNMENT) * ALIGNMENT
+
+
+def fragments_bytes(fragments: Iterable[Fragment]) -> int:
+    """Return the bytes of a message with these fragments, filled up to `ALIGNMENT`."""
+    return message_bytes([f.nbytes for f in fragments])
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -69,7 +74,7 @@ class Exchange:
     relayed: Relayed
 
     def masked(self, active: Sequence[bool]) -> "Exchange":
-        """Return the exchange without the fragments of matrices that are not active."""
+        """Return a copy without the fragments of inactive matrices (`active` by matrix number)."""
         outgoing, incoming = (
             {rank: _masked(fragments, active) for rank, fragments in messages.items()}
             for messages in (self.outgoing, self.incoming)
@@ -115,7 +120,7 @@ class Bucket:
     rounds: list[tuple[Axes, list[Broadcast]]] = field(default_factory=list)
 
     def masked(self, active: Sequence[bool]) -> "Bucket":
-        """Return the bucket without matrices that are not active; it may be empty."""
+        """Return a copy without inactive matrices (`active` by matrix number); may be empty."""
         return Bucket(
             [n for n in self.matrices if active[n]],
             {n for n in self.local if active[n]},
@@ -130,12 +135,12 @@ class Bucket:
 
 
 def _masked(fragments: Sequence[Fragment], active: Sequence[bool]) -> list[Fragment]:
-    """Return the fragments of active matrices."""
+    """Return the fragments of matrices with active[number]."""
     return [f for f in fragments if active[f.matrix]]
 
 
 class ProcessSchedule:
-    """Buckets of one process.
+    """Work of one process in a step, bucket by bucket.
 
     Args:
         plan: The plan that all processes agreed on.
@@ -143,6 +148,7 @@ class ProcessSchedule:
     """
 
     def __init__(self, plan: ShardedPlan, rank: int) -> None:
+        """Make this process's part of every bucket of the plan; all parameters are active."""
         self.plan, self.rank = plan, rank
         self._held: dict[tuple[int, str, int], tuple[Intervals, ...]] = {}
         self.rowwise = plan.rowwise
@@ -153,7 +159,7 @@ class ProcessSchedule:
         self.local_fragments = {n: list(self._all_fragments(n, rank)) for n in local}
 
     def masked(self, active: Collection[int]) -> "ProcessSchedule":
-        """Return the schedule with the matrices of these parameters alone, owners unchanged."""
+        """Return a copy with the parameters of these numbers alone; owners stay the same."""
         kept = copy(self)
         of = [matrix.param in active for matrix in self.plan.matrices]
         kept.buckets = [bucket.masked(of) for bucket in self.buckets]
@@ -164,7 +170,7 @@ class ProcessSchedule:
         return kept
 
     def is_active(self, param: int) -> bool:
-        """Return whether a parameter takes part."""
+        """Return whether the parameter with this number takes part in the step."""
         return self.active is None or param in self.active
 
     @cached_property
@@ -184,7 +190,7 @@ class ProcessSchedule:
 
     @cached_property
     def completions(self) -> dict[tuple[int, int], list[int]]:
-        """Parameters that have their directions after (bucket, round) on this process.
+        """Parameters whose directions are complete after each (bucket, round), by that pair.
 
         The round is -1 for those that need none. Row-wise parameters and those without a matrix in
         any bucket are not listed.
@@ -204,7 +210,7 @@ class ProcessSchedule:
         return found
 
     def _bucket(self, numbers: Sequence[int]) -> Bucket:
-        """Return the work of this process on the bucket with these matrices."""
+        """Return this process's part in the bucket of these matrices: messages, own fragments."""
         plan, rank = self.plan, self.rank
         own = [n for n in numbers if plan.owners[n] == rank]
         bucket = Bucket(own, {n for n in own if not plan.gathered[n]})
@@ -223,7 +229,7 @@ class ProcessSchedule:
         return bucket
 
     def _add_exchanges(self, bucket: Bucket, number: int) -> None:
-        """Add this process's part in gathering a matrix and scattering its direction."""
+        """Add to a bucket this process's part in gathering and scattering a matrix."""
         plan, rank = self.plan, self.rank
         if plan.gathered[number]:
             self._add_exchange(bucket.gather, number, gather=True)
@@ -235,14 +241,14 @@ class ProcessSchedule:
     def _rounds(
         self, spread: dict[Axes, dict[int, list[Fragment]]]
     ) -> Iterator[tuple[Axes, list[Broadcast]]]:
-        """Yield the broadcasts between copies, at most about `bucket_bytes` at the same time."""
+        """Yield (axes, broadcasts) of `spread`, {axes: {source: fragments}}, in capped rounds."""
         limit = self.plan.options.bucket_bytes
         for axes, by_source in sorted(spread.items()):
             started: list[Broadcast] = []
             total = 0
             for source, fragments in sorted(by_source.items()):
-                for part in _parts(fragments, limit):
-                    size = message_bytes([f.nbytes for f in part])
+                for part in _capped_parts(fragments, limit):
+                    size = fragments_bytes(part)
                     if started and total + size > limit:
                         yield axes, started
                         started, total = [], 0
@@ -252,7 +258,7 @@ class ProcessSchedule:
                 yield axes, started
 
     def _add_exchange(self, exchanges: dict[Axes, Exchange], number: int, *, gather: bool) -> None:
-        """Add the fragments of a matrix and its buffers that go to its owner, or come from it."""
+        """Add a matrix's fragments to or from its owner to the exchange along its axes."""
         plan, rank = self.plan, self.rank
         axes, owner = plan.axes_of(number), plan.owners[number]
         exchange = exchanges.setdefault(axes, Exchange({}, {}, {}))
@@ -269,7 +275,7 @@ class ProcessSchedule:
             self._add_relayed(exchange.relayed, number, gather)
 
     def _add_relayed(self, relayed: Relayed, number: int, gather: bool) -> None:
-        """Add the bytes of a matrix that this process relays between its node and the owner."""
+        """Add to `relayed` the bytes of a matrix that this process passes on for its node."""
         plan, rank, owner = self.plan, self.rank, self.plan.owners[number]
         kind = plan.kinds[number]
         places = plan.topology.places(kind.axes)
@@ -286,7 +292,7 @@ class ProcessSchedule:
                 relayed.setdefault(pair, []).append((number, size))
 
     def _exchanged(self, number: int, peer: int, gather: bool) -> list[Fragment]:
-        """Return the fragments that `peer` sends to a matrix's owner, or gets without `gather`."""
+        """Return a matrix's fragments that `peer` sends to the owner (`gather`), or gets back."""
         kind, owner = self.plan.kinds[number], self.plan.owners[number]
         return [
             fragment
@@ -301,11 +307,11 @@ class ProcessSchedule:
             yield from self._tensor_fragments(number, name, rank)
 
     def _written(self, number: int, rank: int) -> Iterator[Fragment]:
-        """Yield a process's fragments of the tensors that a step writes: all but the gradient."""
+        """Yield a process's fragments of a matrix that a step writes: all but the gradient's."""
         return (f for f in self._all_fragments(number, rank) if f.name != GRADIENT)
 
     def _tensor_fragments(self, number: int, name: str, rank: int) -> Iterator[Fragment]:
-        """Yield a process's fragments of one tensor of a matrix: momentum or a buffer."""
+        """Yield a process's fragments of a matrix's momentum (`MATRIX`) or of a named buffer."""
         matrix = self.plan.matrices[number]
         if rank not in self.plan.kinds[number].entries[name]:
             return
@@ -314,7 +320,7 @@ class ProcessSchedule:
             yield Fragment(number, name, segment, itemsize)
 
     def _held_by(self, param: int, name: str, rank: int) -> tuple[Intervals, ...]:
-        """Return the global indices of a tensor that a process holds, per dimension."""
+        """Return the index intervals of a parameter's tensor that a process holds; cached."""
         key = param, name, rank
         if key not in self._held:
             layout = self.plan.params[param].layouts[name]
@@ -323,12 +329,12 @@ class ProcessSchedule:
 
 
 def _wide_first(fragment: Fragment) -> int:
-    """Sort key of fragments in a message: each one is aligned for its dtype then."""
+    """Sort key: larger item sizes first, so that every fragment is aligned for its dtype."""
     return -fragment.itemsize
 
 
-def _parts(fragments: Sequence[Fragment], limit: int) -> Iterator[list[Fragment]]:
-    """Yield fragments in parts of at most `limit` bytes; a larger one is a part of its own."""
+def _capped_parts(fragments: Sequence[Fragment], limit: int) -> Iterator[list[Fragment]]:
+    """Yield consecutive fragments in lists of at most `limit` bytes; a larger one is alone."""
     part: list[Fragment] = []
     size = 0
     for fragment in fragments:

@@ -53,7 +53,7 @@ def _rule_text(rule: UpdateRule) -> str:
 
 
 def device_buffers(member: Member) -> dict[str, Tensor]:
-    """Return the buffers that are sent with a parameter's matrices: all but the host counter.
+    """Return {name: buffer} sent with a parameter's matrices: all but the host counter.
 
     The gradient is one of them in a step where the rule reads it, and the member has it.
     """
@@ -65,7 +65,7 @@ def device_buffers(member: Member) -> dict[str, Tensor]:
 
 
 def param_spec(member: Member, mesh: ProcessMesh, dtype: torch.dtype | None = None) -> ParamSpec:
-    """Return layouts and dtypes of a parameter and its buffers, without the host counter.
+    """Return a member's rule and view, with layouts and dtypes of its momentum and buffers.
 
     Args:
         member: The parameter.
@@ -103,7 +103,7 @@ class MatrixSpec:
 
 
 def matrix_specs(number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
-    """Yield the matrices of the parameter with this number, in the order of its view."""
+    """Yield the matrices of a parameter, with block and shape in each tensor, in view order."""
     shape = torch.Size(spec.layouts[MATRIX].shape)
     if not prod(shape):
         return
@@ -135,10 +135,7 @@ def matrix_specs(number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
 def _offsets(
     rule: UpdateRule, parts: Iterable[torch.Size], batch_dims: int
 ) -> list[dict[str, int]]:
-    """Return the first entry of each part in the vector of each buffer, by name.
-
-    With several parts, the buffers of a name are concatenated in one vector.
-    """
+    """Return, per part of a view, {buffer: the part's first entry in the concatenated vector}."""
     offsets: list[dict[str, int]] = []
     taken: dict[str, int] = {}
     for part in parts:

@@ -13,7 +13,7 @@ from polarlight.execution.batched import capped_stacks
 from polarlight.execution.job import Executor, Job
 from polarlight.execution.param_task import ParamSource, ParamTask, to_local
 from polarlight.execution.sharded.collectives import ProcessMesh, shared_rows
-from polarlight.execution.sharded.exchange import Groups, Transfer, moved, run_rounds
+from polarlight.execution.sharded.exchange import Groups, Transfer, moved_as_one, run_rounds
 from polarlight.execution.sharded.memory import PREFETCH
 from polarlight.execution.sharded.schedule import Bucket, Fragment, ProcessSchedule
 from polarlight.execution.sharded.specs import MATRIX
@@ -36,6 +36,7 @@ class ShardedStep:
     def __init__(
         self, groups: Groups, schedule: ProcessSchedule, params: ParamSource, inner: Executor
     ) -> None:
+        """Keep the arguments; nothing is loaded or sent yet."""
         self.groups, self.schedule, self.params, self.inner = groups, schedule, params, inner
         self.mesh: ProcessMesh = groups.mesh
         self.matrices = schedule.plan.matrices
@@ -52,7 +53,7 @@ class ShardedStep:
         self._stored: set[int] = set()
 
     def run(self) -> None:
-        """Compute all directions, and store the local part of each."""
+        """Run the step: gather, compute, scatter all buckets; pass directions to `params.store`."""
         buckets = self.schedule.buckets
         gathers = [self._start_gather(number) for number in range(min(PREFETCH + 1, len(buckets)))]
         # Row-wise parameters need no gather: they are computed while the first bucket is received.
@@ -75,7 +76,7 @@ class ShardedStep:
         self._store([n for n in self.params.numbers if n not in self._stored])
 
     def _load(self, numbers: Iterable[int]) -> None:
-        """Load tasks that are not there yet, all in one call."""
+        """Load tasks not loaded yet (updates momenta); set up local shards and result tensors."""
         missing = [n for n in dict.fromkeys(numbers) if n not in self.tasks]
         if not missing:
             return
@@ -89,7 +90,7 @@ class ShardedStep:
             self.directions[n] = M if task.expendable else torch.empty_like(M)
 
     def _store(self, numbers: Sequence[int]) -> None:
-        """Pass complete directions on; add a call to their counters, and drop the tasks."""
+        """Pass complete directions to `params.store`; advance host counters; drop the tasks."""
         self._load(numbers)  # those of which this process has no part
         for n in numbers:
             if HOST_COUNTER in self.tasks[n].state:
@@ -100,7 +101,7 @@ class ShardedStep:
             self.params.store(numbers, [self.directions.pop(n) for n in numbers])
 
     def _rowwise_stacks(self) -> Iterator[list[int]]:
-        """Yield numbers of row-wise parameters that share every sum, up to `bucket_bytes`."""
+        """Yield numbers of row-wise parameters of equal layout and rule, in capped lists."""
         alike: dict[Hashable, list[int]] = {}
         for number, rowwise in self.schedule.rowwise.items():
             spec, parameter = self.schedule.plan.params[number], self.params.parameter(number)
@@ -114,7 +115,7 @@ class ShardedStep:
                 yield [numbers[k] for k in stack]
 
     def _compute_rowwise(self, numbers: Sequence[int]) -> None:
-        """Compute parameters of equal layout on the rows of this process, with common sums."""
+        """Compute and store equal parameters' directions on local rows; all-reduces sums."""
         self._load(numbers)
         task, shards = self.tasks[numbers[0]], [self.shards[number] for number in numbers]
         device, home = self.mesh.device, shards[0][MATRIX].device
@@ -137,7 +138,7 @@ class ShardedStep:
         self._store(numbers)
 
     def _start_gather(self, place: int) -> list[Transfer]:
-        """Start to send shards to the owners of a bucket's matrices."""
+        """Start to send local shards to the owners of a bucket's matrices; return the transfers."""
         self._load(self.schedule.sent_params[place])
         return [
             Transfer(self.groups, axes, exchange, self._shard_view, gather=True)
@@ -145,14 +146,14 @@ class ShardedStep:
         ]
 
     def _start_scatter(self, bucket: Bucket) -> list[Transfer]:
-        """Start to send directions and buffers from the owners back to the shards."""
+        """Start to send a bucket's directions and buffers to the shards; return the transfers."""
         return [
             Transfer(self.groups, axes, exchange, self._block_view, gather=False)
             for axes, exchange in bucket.scatter.items()
         ]
 
     def _finish_gather(self, bucket: Bucket, gather: list[Transfer]) -> None:
-        """Assemble the matrices and buffers that this process owns from their fragments."""
+        """Wait for a bucket's shards; assemble the matrices and buffers owned by this process."""
         self._load(self.matrices[number].param for number in bucket.matrices)
         for number in bucket.matrices:
             if number in bucket.local:  # read in place, without assembly
@@ -169,8 +170,10 @@ class ShardedStep:
             transfer.finish(self._block_view)
 
     def _compute(self, bucket: Bucket) -> None:
-        """Compute directions of owned matrices; store this process's own fragments of results."""
-        local = [f for n in bucket.matrices if n in bucket.local for f in self._local_fragments(n)]
+        """Compute directions of a bucket's owned matrices; write this process's own fragments."""
+        # One fragment per tensor of a local matrix, as its indices are contiguous.
+        held = self.schedule.local_fragments
+        local = [f for n in bucket.matrices if n in bucket.local for f in held[n]]
         self._load_local(local)
         jobs = [self._job(number) for number in bucket.matrices]
         for number, D in zip(bucket.matrices, self.inner.directions(jobs), strict=True):
@@ -185,18 +188,18 @@ class ShardedStep:
             self._output_view(fragment).copy_(self._block_view(fragment))
 
     def _load_local(self, fragments: Sequence[Fragment]) -> None:
-        """Set `blocks` of matrices held in full to their shards.
+        """Set `blocks` of matrices held in full to their shards, without a copy if possible.
 
         They are copied only if the mesh computes on another device, all of a bucket as one.
         """
         shards = [self._shard_view(fragment) for fragment in fragments]
         if any(shard.device.type != self.mesh.device for shard in shards):
-            shards = moved(shards, self.mesh.device)
+            shards = moved_as_one(shards, self.mesh.device)
         for fragment, shard in zip(fragments, shards, strict=True):
             self.blocks[fragment.matrix, fragment.name] = shard
 
     def _store_local(self, fragments: Sequence[Fragment]) -> None:
-        """Copy locally held matrices' directions to the results, and copied buffers back."""
+        """Copy directions of matrices held in full to the results; copied buffers to the state."""
         pairs = []
         for fragment in fragments:
             output, block = self._output_view(fragment), self._block_view(fragment)
@@ -206,20 +209,17 @@ class ShardedStep:
         if pairs:
             outputs, results = (list(tensors) for tensors in zip(*pairs, strict=True))
             if outputs[0].device != results[0].device:
-                results = moved(results, outputs[0].device)
+                results = moved_as_one(results, outputs[0].device)
             foreach.copy_(outputs, results)
 
-    def _local_fragments(self, number: int) -> list[Fragment]:
-        """Return each tensor of a local matrix: one fragment, as its indices are contiguous."""
-        return self.schedule.local_fragments[number]
-
     def _job(self, number: int) -> Job:
-        """Return the job of one matrix: momentum and buffers in the shapes that its rule takes."""
+        """Return a matrix's job: momentum [m, n], and its buffers in the rule's shapes."""
         matrix = self.matrices[number]
         task, block = self.tasks[matrix.param], matrix.blocks[MATRIX]
         m, n = block.size
 
         def as_matrix(name: str) -> Tensor:
+            """Return a block as a matrix [m, n], transposed if stored by columns."""
             X = self.blocks[number, name]
             return X.reshape(n, m).mT if block.transposed else X.reshape(m, n)
 
@@ -242,13 +242,13 @@ class ShardedStep:
         return Job(task.rule, M, buffers)
 
     def _finish_scatter(self, place: int, scatter: list[Transfer]) -> None:
-        """Copy directions and buffers into the shards of all copies; free the matrices."""
+        """Receive a bucket's results; broadcast to copies; store complete directions."""
         bucket = self.schedule.buckets[place]
         for transfer in scatter:
             transfer.finish(self._output_view)
 
         def finished(number: int) -> None:
-            """Store the directions that are complete after a round."""
+            """Store the directions that are complete after a round; -1 stands for the scatter."""
             self._store(self.completions.get((place, number), ()))
 
         finished(-1)
@@ -258,7 +258,7 @@ class ShardedStep:
                 del self.blocks[number, name]
 
     def _shard_view(self, fragment: Fragment) -> Tensor:
-        """Return a fragment as a view of the local shard of its momentum or buffer."""
+        """Return a fragment as a view of the local momentum or buffer; loads the parameter."""
         param = self.matrices[fragment.matrix].param
         if param not in self.tasks:
             self._load([param])
@@ -266,7 +266,7 @@ class ShardedStep:
         return shard if shard.shape == segment.shape else shard[segment.of_shard]
 
     def _output_view(self, fragment: Fragment) -> Tensor:
-        """Return a fragment as a view of its result: the local direction, or the buffer itself."""
+        """Return a fragment as a view of its result: local direction or buffer; loads if needed."""
         param = self.matrices[fragment.matrix].param
         if param not in self.tasks:
             self._load([param])

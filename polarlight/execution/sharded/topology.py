@@ -21,7 +21,7 @@ def replicated_axes(layout: Layout) -> Axes:
 
 
 def grid(size: int, peers: int) -> tuple[int, int] | None:
-    """Return (processes per node, nodes) for a two-level exchange of `size` processes.
+    """Return (processes per node, nodes) for exchanges in two hops; None if one hop is enough.
 
     None where each process may talk to all others, or the size has no divisors. The product is
     `size`, and a process talks to the least possible number of others.
@@ -42,6 +42,7 @@ class Topology:
     """
 
     def __init__(self, coordinates: Sequence[Coordinate], ranks: Sequence[int], peers: int) -> None:
+        """Sort the processes by global rank; groups are made when first asked for."""
         self.coordinates, self.peers = coordinates, peers
         self._order = sorted(range(len(coordinates)), key=ranks.__getitem__)
         self._groups: dict[tuple[Axes, bool], list[tuple[int, ...]]] = {}
@@ -49,21 +50,21 @@ class Topology:
         self._grids: dict[Axes, tuple[int, int] | None] = {}
 
     def cut_group(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the processes that hold `rank`'s copy of a tensor replicated along `axes`."""
+        """Return the ranks that hold `rank`'s copy of a tensor replicated along `axes`."""
         return self._groups_of(axes, across=False)[rank]
 
     def copies(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the processes with `rank`'s shard of a tensor that is replicated along `axes`."""
+        """Return the ranks with the same shard as `rank`, one per copy along `axes`."""
         return self._groups_of(axes, across=True)[rank]
 
     def grid_of(self, axes: Axes) -> tuple[int, int] | None:
-        """Return the two-level grid of the cut groups of these axes; None if they are small."""
+        """Return (processes per node, nodes) of copies along `axes`; None if one hop is enough."""
         if axes not in self._grids:
             self._grids[axes] = grid(len(self.cut_group(axes, 0)), self.peers)
         return self._grids[axes]
 
     def node(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return `rank`'s node in a copy of what `axes` replicate; the whole copy if small."""
+        """Return the ranks in `rank`'s node within its copy; all of the copy without a grid."""
         group, shape = self.cut_group(axes, rank), self.grid_of(axes)
         if shape is None:
             return group
@@ -71,20 +72,17 @@ class Topology:
         return group[first : first + shape[0]]
 
     def column(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the processes at `rank`'s place of every node; `rank` alone in a small group."""
+        """Return the ranks at `rank`'s place in each node of its copy; itself without a grid."""
         group, shape = self.cut_group(axes, rank), self.grid_of(axes)
         return (rank,) if shape is None else group[self.places(axes)[rank][1] :: shape[0]]
 
     def via(self, axes: Axes, peer: int, owner: int) -> int:
-        """Return the process that relays messages between a process and an owner of a large group.
-
-        It is in the node of the process, at the owner's place.
-        """
+        """Return the rank at the owner's place in a peer's node, which relays between the two."""
         places = self.places(axes)
         return self.cut_group(axes, peer)[places[peer][0] + places[owner][1]]
 
     def places(self, axes: Axes) -> list[tuple[int, int]]:
-        """Return (start of its node in its cut group, place in the node) of each process."""
+        """Return, per rank, (index in its copy at which its node starts, place in the node)."""
         if axes not in self._known_places:
             local, _ = self.grid_of(axes) or (1, 1)
             found = [(0, 0)] * len(self.coordinates)
@@ -96,17 +94,15 @@ class Topology:
         return self._known_places[axes]
 
     def _groups_of(self, axes: Axes, *, across: bool) -> list[tuple[int, ...]]:
-        """Return per process those with its coordinates along `axes`, or `across` them."""
+        """Return, per rank, those with equal coordinates along `axes` (`across`: the others)."""
         if (axes, across) not in self._groups:
-            places = [self._place(axes, rank, across) for rank in range(len(self.coordinates))]
+            places = [
+                tuple(c for axis, c in enumerate(where) if (axis in axes) != across)
+                for where in self.coordinates
+            ]
             found: dict[Coordinate, list[int]] = {}
             for rank in self._order:
                 found.setdefault(places[rank], []).append(rank)
             groups = {place: tuple(group) for place, group in found.items()}
             self._groups[axes, across] = [groups[place] for place in places]
         return self._groups[axes, across]
-
-    def _place(self, axes: Axes, rank: int, across: bool) -> Coordinate:
-        """Return `rank`'s coordinates along `axes`; with `across`, along the other dimensions."""
-        where = self.coordinates[rank]
-        return tuple(c for axis, c in enumerate(where) if (axis in axes) != across)

@@ -25,8 +25,8 @@ class Traffic:
 
 
 def traffic(plan: ShardedPlan) -> list[Traffic]:
-    """Return the traffic of every process."""
-    count = _Count(plan)
+    """Return the bytes and partners of every process in a step of the plan, by rank."""
+    count = _Tally(plan)
     for numbers in plan.buckets:
         count.add_exchanges(numbers)
     for number in range(len(plan.matrices)):
@@ -34,10 +34,11 @@ def traffic(plan: ShardedPlan) -> list[Traffic]:
     return count.result()
 
 
-class _Count:
+class _Tally:
     """Bytes and partners of every process, added up over the matrices of a plan."""
 
     def __init__(self, plan: ShardedPlan) -> None:
+        """Start with the bytes of row-wise sums, which every process sends and receives."""
         sums = sum(rowwise.sent for rowwise in plan.rowwise.values())
         self.plan = plan
         self.sent, self.received = [float(sums)] * plan.size, [float(sums)] * plan.size
@@ -45,7 +46,7 @@ class _Count:
         self.pairs: set[tuple[int, int]] = set()
 
     def add_exchanges(self, numbers: Sequence[int]) -> None:
-        """Add the exchanges within copies of the matrices of one bucket."""
+        """Add the gathers and scatters, within copies, of the matrices of one bucket."""
         size, plan = self.plan.size, self.plan
         flows = [[0] * size for _ in range(6)]
         gathered_out, gathered_in, gathered_on, scattered_out, scattered_in, scattered_on = flows
@@ -55,7 +56,7 @@ class _Count:
             two_hops = topology.grid_of(axes) is not None
             places, group = topology.places(axes), topology.cut_group(axes, owner)
             place = places[owner][1]
-            for rank, gathered, scattered in amounts(plan, number):
+            for rank, gathered, scattered in bytes_by_holder(plan, number):
                 gathered_out[rank] += gathered
                 gathered_in[owner] += gathered
                 scattered_out[owner] += scattered
@@ -73,7 +74,7 @@ class _Count:
         self.at_once = list(map(max, self.at_once, *flows))
 
     def _add_hop(self, here: int, there: int, forth: int, back: int) -> None:
-        """Add a message in each direction between two processes."""
+        """Add `forth` bytes from one process to another, `back` bytes in return, and the pair."""
         self.sent[here] += forth
         self.received[there] += forth
         self.sent[there] += back
@@ -81,7 +82,7 @@ class _Count:
         self.pairs.add((here, there))
 
     def add_broadcasts(self, number: int) -> None:
-        """Add the broadcasts of a matrix among copies."""
+        """Add a matrix's broadcasts between copies, as rings; none without copies."""
         kind, owner = self.plan.kinds[number], self.plan.owners[number]
         if not kind.axes:
             return
@@ -94,7 +95,7 @@ class _Count:
                 self.pairs.add((rank, group[(k + 1) % len(group)]))
 
     def result(self) -> list[Traffic]:
-        """Return the traffic of every process."""
+        """Return what was added up, one `Traffic` per rank."""
         peers: list[set[int]] = [set() for _ in range(self.plan.size)]
         for here, there in self.pairs:
             peers[here].add(there)
@@ -104,8 +105,8 @@ class _Count:
         return [Traffic(*own) for own in every]
 
 
-def amounts(plan: ShardedPlan, number: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (rank, bytes sent to the owner, bytes sent back) of a matrix's other holders."""
+def bytes_by_holder(plan: ShardedPlan, number: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (rank, bytes to the owner, bytes back) of a matrix's holders but its owner."""
     kind, owner = plan.kinds[number], plan.owners[number]
     gathers, scatters = plan.gathered[number], plan.returned[number]
     if not scatters:  # then nothing is gathered either

@@ -1,5 +1,6 @@
 """Processor time of runs that were not run yet, by steps, tokens and parameters."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
@@ -33,10 +34,16 @@ def _active(plan: Plan) -> int:
         return int(GPT(plan.model(256)).active_parameter_count())
 
 
-def estimate(claim: Claim) -> str:
-    """Return the estimated processor time of a claim, in words."""
+def estimate(claim: Claim, runs: Mapping[str, int] | None = None) -> str:
+    """Return the estimated processor time of a claim's runs, in words.
+
+    Args:
+        claim: The claim.
+        runs: Number of runs by arm. Default: the whole claim's.
+    """
     seconds = 0.0
     for label, arm in claim.arms.items():
-        runs = claim.seeds + (len(arm.lrs) if len(arm.lrs) > 1 and label not in claim.lr_of else 0)
-        seconds += runs * core_seconds(claim.plan_of(label))
+        count = claim.seeds + (len(arm.lrs) if len(arm.lrs) > 1 and label not in claim.lr_of else 0)
+        count = count if runs is None else runs[label]
+        seconds += count * core_seconds(claim.plan_of(label))
     return f"about {seconds / 60:.0f} core minutes"

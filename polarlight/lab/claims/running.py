@@ -37,6 +37,9 @@ CPU = "cpu.json"
 FURTHER = 2
 """How often a sweep goes on beyond its edge."""
 
+SWEPT = ("loss",)
+"""Measures that a run of a sweep is judged by."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -102,18 +105,50 @@ def _searched(
     claim: Claim, setting: Setting, store: RunStore, tell: Callable[[str], None]
 ) -> tuple[dict[str, Search], list[RunRecord]]:
     """The sweeps of all arms that have one, run side by side, and their records."""
-    searches = {
+    searches, records = _new_searches(claim), []
+    while due := [(label, lr) for label, search in searches.items() for lr in search.due()]:
+        tasks = [Task(claim.name, label, lr, SWEEP_SEED) for label, lr in due]
+        for task, record in _recorded(claim, tasks, setting, store, tell, SWEPT):
+            searches[task.arm].tell(task.lr, record.measures["loss"])
+            records.append(record)
+    return searches, records
+
+
+def count_missing(claim: Claim, setting: Setting) -> dict[str, int]:
+    """Return how many runs of each arm are not recorded yet, as far as can be told.
+
+    Until a sweep is complete its best rate is unknown: all seeds at that rate count as missing, and
+    rates beyond the ends of the sweep do not count.
+    """
+    claim, store = setting.of(claim), setting.store()
+    data = _corpus(setting.data).fingerprint
+    searches, missing = _new_searches(claim), dict.fromkeys(claim.arms, 0)
+    for label, search in searches.items():
+        while not missing[label] and (due := search.due()):
+            for lr in due:
+                task = Task(claim.name, label, lr, SWEEP_SEED)
+                record = _known(claim, task, store, data, SWEPT)
+                if record is None:
+                    missing[label] += 1
+                else:
+                    search.tell(lr, record.measures["loss"])
+    swept = {label: search for label, search in searches.items() if not missing[label]}
+    lrs = _chosen(claim, swept)
+    for label in claim.arms:
+        chosen = claim.lr_of.get(label, label) in swept or label not in searches
+        tasks = [Task(claim.name, label, lrs[label], seed) for seed in range(claim.seeds)]
+        known = [_known(claim, task, store, data, claim.measures(label)) for task in tasks]
+        missing[label] += known.count(None) if chosen else claim.seeds
+    return missing
+
+
+def _new_searches(claim: Claim) -> dict[str, Search]:
+    """Return an empty sweep for every arm that has one of its own."""
+    return {
         label: Search(arm.lrs, extend=FURTHER)
         for label, arm in claim.arms.items()
         if label not in claim.lr_of and len(arm.lrs) > 1
     }
-    records = []
-    while due := [(label, lr) for label, search in searches.items() for lr in search.due()]:
-        tasks = [Task(claim.name, label, lr, SWEEP_SEED) for label, lr in due]
-        for task, record in _recorded(claim, tasks, setting, store, tell):
-            searches[task.arm].tell(task.lr, record.measures["loss"])
-            records.append(record)
-    return searches, records
 
 
 def _chosen(claim: Claim, searches: dict[str, Search]) -> dict[str, float]:
@@ -139,13 +174,15 @@ def _recorded(
     setting: Setting,
     store: RunStore,
     tell: Callable[[str], None],
+    wanted: tuple[str, ...] | None = None,
 ) -> Iterator[tuple[Task, RunRecord]]:
-    """Every task's record: the known ones first, then those that are trained."""
+    """Every task's record: the known ones first, then those that are trained.
+
+    Known is a run that is recorded with the wanted measures, by default all of the claim's.
+    """
     data, missing = _corpus(setting.data).fingerprint, []
     for task in tasks:
-        arm, plan = claim.arms[task.arm], claim.plan_of(task.arm)
-        wanted = run_setting(arm, plan)(spec_for(arm, task.lr, task.seed))
-        record = store.get(wanted, data, claim.measures(task.arm))
+        record = _known(claim, task, store, data, wanted or claim.measures(task.arm))
         if record is None:
             missing.append(task)
             continue
@@ -155,6 +192,15 @@ def _recorded(
         store.add(claim.name, record)
         tell(f"{claim.name}: {_words(task)}")
         yield task, record
+
+
+def _known(
+    claim: Claim, task: Task, store: RunStore, data: str, wanted: Iterable[str]
+) -> RunRecord | None:
+    """Return the record of a run on this data if it has the wanted measures."""
+    arm, plan = claim.arms[task.arm], claim.plan_of(task.arm)
+    setting = run_setting(arm, plan)(spec_for(arm, task.lr, task.seed))
+    return store.get(setting, data, wanted)
 
 
 def _words(task: Task) -> str:

@@ -15,7 +15,7 @@ from polarlight.lab.claims.cost import estimate
 from polarlight.lab.claims.page import write_claims, write_figures
 from polarlight.lab.claims.registry import CLAIMS, GROUPS, find, parts_of
 from polarlight.lab.claims.results import findings, result_of, verdict
-from polarlight.lab.claims.running import Setting, run_claim
+from polarlight.lab.claims.running import Setting, count_missing, run_claim
 from polarlight.lab.claims.speedup.plan import METHODS, SIZES
 from polarlight.lab.claims.speedup.running import Place
 from polarlight.lab.commands import options
@@ -96,11 +96,11 @@ def reproduce(
     chosen = list(CLAIMS.values()) if everything else _chosen(names or [], parts)
     if not chosen and page is None:
         raise ValueError("name a claim, or use --all, --list or --page")
-    if plan:
-        _show_plan(chosen)
-        return
     changes = _changes(settings or [])
     setting = Setting(out, data, jobs or os.cpu_count() or 1, changes, seeds, records)
+    if plan:
+        _show_plan(chosen, setting)
+        return
     out.mkdir(parents=True, exist_ok=True)
     with _stopping():
         for claim in chosen:
@@ -121,10 +121,12 @@ def _chosen(names: list[str], parts: str | None) -> list[Claim]:
     return found
 
 
-def _show_plan(claims: list[Claim]) -> None:
-    """Print what would be run, at which thresholds, and its estimated cost."""
-    for claim in claims:
+def _show_plan(claims: list[Claim], setting: Setting) -> None:
+    """Print what would be run, at which thresholds, and what is not recorded yet of it."""
+    for claim in map(setting.of, claims):
         say(f"{claim.name}: {claim.runs()} runs, {estimate(claim)}; thresholds of {claim.dated}:")
+        missing = count_missing(claim, setting)
+        say(f"  not recorded yet: {sum(missing.values())} runs, {estimate(claim, missing)}")
         for check in claim.checks:
             say(f"  - {check.says}")
 

@@ -51,7 +51,7 @@ class Explanation:
         return "\n\n".join(sections + [fill(str(shared), width) for shared in self.sharing])
 
     def totals(self) -> dict[str, dict[str, int]]:
-        """Return numbers of tensors, parameters and frozen parameters per role."""
+        """Return {role: {tensors, parameters, frozen}}, the last two in entries."""
         totals: dict[str, dict[str, int]] = {}
         for row in self.rows:
             entry = totals.setdefault(row.role, {"tensors": 0, "parameters": 0, "frozen": 0})
@@ -61,17 +61,14 @@ class Explanation:
         return totals
 
     def to_json(self) -> str:
-        """Return `{"parameters": [...], "totals": {...}}` as text, one entry per parameter.
-
-        Where work is shared, `"sharing"` has an entry per mesh.
-        """
+        """Return rows, totals per role and, if work is shared, plans per mesh as JSON text."""
         record: dict[str, Any] = {"parameters": [asdict(row) for row in self.rows]}
         if self.sharing:
             record["sharing"] = [asdict(shared) for shared in self.sharing]
         return json.dumps(record | {"totals": self.totals()}, indent=1)
 
     def _totals(self) -> str:
-        """Return the totals per role as aligned text."""
+        """Return the table of totals per role, and of all, as aligned text."""
         totals = self.totals()
         whole = {key: sum(entry[key] for entry in totals.values()) for key in _COUNTED}
         rows = []
@@ -82,7 +79,7 @@ class Explanation:
 
 
 def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
-    """Return the optimizer inside wrappers that store it as `optimizer`, as accelerate's does."""
+    """Return the innermost optimizer inside wrappers that hold one as `.optimizer`."""
     inner = getattr(optimizer, "optimizer", None)
     return unwrap_optimizer(inner) if isinstance(inner, Optimizer) else optimizer
 
@@ -91,7 +88,7 @@ _COUNTED = ("tensors", "parameters", "frozen")
 
 
 def explain(source: Optimizer | Sequence[Mapping[str, Any]]) -> Explanation:
-    """Return a table of all parameters: shape, role, rule, view, engine, learning rates, reason.
+    """Return a table of all parameters: shape, role, rule, view, engine, learning rate, reason.
 
     Of sharded parameters also the plan in numbers: matrices, balance, flops, and for the busiest
     process bytes, messages, partners and memory per step.

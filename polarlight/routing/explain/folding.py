@@ -16,7 +16,7 @@ _GLUE = "\0"
 
 
 def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Fold names of repeated layers into patterns; return each pattern with its names.
+    """Return (pattern, names) pairs: `layers.0.up`, `layers.1.up` fold into `layers.{0-1}.up`.
 
     Names that differ in numbers between dots, or between an underscore and a dot
     (`encoder_layer_0.up` of torchvision), are folded, and only if the pattern covers exactly
@@ -32,12 +32,12 @@ def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
 
 
 def _joined(cells: _Cells) -> str:
-    """Return the name of which these are the parts."""
+    """Return the name that was split into these parts."""
     return ".".join(cells).replace(f"{_GLUE}.", "")
 
 
 def _fold(names: Sequence[_Cells]) -> list[tuple[_Cells, list[str]]]:
-    """Fold names that differ in numbers alone, and have them at the same positions."""
+    """Return (pattern, names) of split names that differ in numbers at the same places alone."""
     blocks = [(cells, [_joined(cells)]) for cells in names]
     for place in reversed(range(len(names[0]))):
         merged: dict[_Cells, list[tuple[_Cells, list[str]]]] = {}
@@ -52,7 +52,7 @@ def _fold(names: Sequence[_Cells]) -> list[tuple[_Cells, list[str]]]:
 
 
 def _with_range(place: int, same: Sequence[_Cells]) -> _Cells:
-    """Merge names that differ in the number at one position into one name with a range."""
+    """Return one split name for several, with a range as `{0-3}` at the place where they differ."""
     first = same[0]
     if len(same) == 1:
         return first
@@ -61,7 +61,7 @@ def _with_range(place: int, same: Sequence[_Cells]) -> _Cells:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Format numbers as ranges: `0-3,7` for 0, 1, 2, 3, 7; long lists are shortened."""
+    """Return numbers as text, `0-3,7` for 0, 1, 2, 3, 7; from four runs on shortened by `...`."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:

@@ -66,7 +66,7 @@ class Row:
 
 
 def rows_of(groups: Sequence[Mapping[str, Any]], reasons: Mapping[str, str]) -> Iterator[Row]:
-    """Yield a row for every parameter of the param groups, in order."""
+    """Yield one `Row` per parameter of the groups; `reasons` are by parameter name."""
     for group in groups:
         names = group.get("param_names") or ["-"] * len(group["params"])
         lr = None if group.get("lr") is None else float(group["lr"])
@@ -88,7 +88,7 @@ def rows_of(groups: Sequence[Mapping[str, Any]], reasons: Mapping[str, str]) -> 
 
 
 def _pieces(p: Tensor, rule: object, view: MatrixView, lr: float | None) -> Iterator[Piece]:
-    """Yield the matrices of a parameter with engine, scaled learning rate and update size."""
+    """Yield one `Piece` per part of a view: shape, engine, lr times scale, rms of the update."""
     if not isinstance(rule, UpdateRule):
         engine = "-" if rule is None else "elementwise"
         yield Piece(shape=tuple(p.shape), engine=engine, lr=lr, rms=None)

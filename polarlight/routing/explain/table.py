@@ -14,7 +14,7 @@ Entry = tuple[list[str], str]
 
 
 def table_of(rows: Sequence[Row], *, every: bool, width: int) -> str:
-    """Return an aligned table; reason, view and engine stand below each entry.
+    """Return rows as an aligned text table; reason, view and engine stand below each line.
 
     Repeated layers share an entry unless `every`.
     """
@@ -44,7 +44,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Group rows that differ in their names alone, under one name pattern."""
+    """Return (name pattern, rows) for rows that differ in nothing but the name."""
     alike: dict[object, list[Row]] = {}
     for row in rows:
         key = (
@@ -64,7 +64,7 @@ def folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _cells(name: str, same: Sequence[Row]) -> list[str]:
-    """Return the cells of one line of the table."""
+    """Return a table line's texts, for a name pattern and its rows, equal but for names."""
     row = same[0]
     shape = " x ".join(str(size) for size in row.shape) or "scalar"
     lr = "default" if row.lr is None else _numbers(row.pieces, lambda piece: piece.lr)
@@ -74,7 +74,7 @@ def _cells(name: str, same: Sequence[Row]) -> list[str]:
 
 
 def _numbers(pieces: Sequence[Piece], number: Callable[[Piece], float | None]) -> str:
-    """Format the distinct values of the pieces: one, two, or their range; `-` for none."""
+    """Return a number's distinct values over pieces as text: one, two or a range; `-` for none."""
     found = sorted({value for piece in pieces if (value := number(piece)) is not None})
     if not found:
         return "-"
@@ -83,14 +83,14 @@ def _numbers(pieces: Sequence[Piece], number: Callable[[Piece], float | None]) -
 
 
 def _words(row: Row) -> str:
-    """Return the text below a line: reason -> view -> engines."""
+    """Return the text below a table line: reason -> view (unless whole) -> engines."""
     engines = ", ".join(dict.fromkeys(piece.engine for piece in row.pieces))
     view = [row.view] if row.view != "Whole()" and engines not in ("elementwise", "-") else []
     return " -> ".join([row.reason, *view, engines])
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Return one line of padded cells; a name that is too long gets a line of its own."""
+    """Return cells padded to their widths; a first cell too long is on its own line."""
     first, *rest = cells
     texts = [cell.ljust(width) for cell, width in zip(rest, widths[1:], strict=True)]
     head = first.ljust(widths[0])

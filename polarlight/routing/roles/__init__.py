@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from polarlight.routing.roles import seams
 from polarlight.routing.roles.attention import attention, in_attention, multihead_attention_weight
-from polarlight.routing.roles.ends import embedding_or_head, heads_of, position_embedding
+from polarlight.routing.roles.ends import embedding_or_head, known_heads, position_embedding
 from polarlight.routing.roles.mixture import in_experts, router
 from polarlight.routing.roles.mlp import as_stored, block_of, expert, gate_up_slices, mlp
 from polarlight.routing.roles.modulation import modulation
@@ -28,7 +28,7 @@ Named = Iterable[tuple[str, Tensor]]
 
 
 def infer_roles(source: nn.Module | Named) -> list[Assignment]:
-    """Infer the role of every parameter, in the order of `named_parameters()`.
+    """Return role, view, part and reason of every parameter, in the order of the model.
 
     A module tells more than names do: with `model.named_parameters()` alone, types, positions,
     numbers of heads and ties are unknown and names and shapes decide. Frozen parameters are
@@ -36,12 +36,12 @@ def infer_roles(source: nn.Module | Named) -> list[Assignment]:
     """
     model = source if isinstance(source, nn.Module) else None
     sites = sites_by_name(cast(Named, source)) if model is None else sites_of(model)
-    head_reasons = heads_of(model, sites)
+    head_reasons = known_heads(model, sites)
     return [_assign(uses, head_reasons) for uses in sites]
 
 
 def _assign(uses: Sequence[Site], head_reasons: Mapping[int, str]) -> Assignment:
-    """Return one parameter's assignment by its most certain decision, from all its uses."""
+    """Return one parameter's assignment: the first decision on its uses, and its MLP block."""
     site = uses[0]
     found = next(_decisions(uses, head_reasons))
     reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
@@ -98,10 +98,7 @@ def _is_norm(site: Site) -> bool:
 
 
 def _by_type(site: Site) -> Iterator[Decision]:
-    """Yield decisions by the owning module's type, or by name and shape without a module.
-
-    Convolutions, attention, RNNs and 2-D layers.
-    """
+    """Yield decisions for convolutions, attention, RNNs and linear layers, by type or by name."""
     if isinstance(site.module, nn.modules.conv._ConvNd):
         yield _convolution(site, site.module)
     if site.module is None and _is_kernel_by_name(site):
@@ -125,7 +122,7 @@ def _is_kernel_by_name(site: Site) -> bool:
 
 
 def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Decision:
-    """Return the decision on a convolution kernel: CONV, its view, DEPTHWISE or PATCH if so."""
+    """Return CONV with the kernel's view as matrices; part DEPTHWISE or PATCH if it is one."""
     kind = type(module).__name__
     inner: MatrixView = Transposed() if module.transposed else Whole()
     if module.groups > 1:
@@ -140,7 +137,7 @@ def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Decision:
 
 
 def _recurrent(site: Site, module: nn.RNNBase) -> Decision:
-    """Return role and view of a weight of an RNN, LSTM or GRU, one matrix per gate."""
+    """Return HIDDEN for a weight of an RNN, LSTM or GRU, with one matrix per gate."""
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     if gates == 1 or site.parameter.shape[0] != gates * module.hidden_size:
         return Decision(Role.HIDDEN, f"{site.leaf} of {module.mode}")
@@ -149,7 +146,7 @@ def _recurrent(site: Site, module: nn.RNNBase) -> Decision:
 
 
 def _is_transposed(site: Site) -> bool | None:
-    """Return whether a linear layer is stored (fan_in, fan_out); None if it is not linear."""
+    """Return whether a linear weight is stored (fan_in, fan_out); None if not of a linear layer."""
     module, shape = site.module, tuple(site.parameter.shape)
     if site.leaf != "weight":
         return None
@@ -164,7 +161,7 @@ def _is_transposed(site: Site) -> bool | None:
 
 
 def _is_transposed_by_width(site: Site) -> bool:
-    """Return whether a matrix is stored (fan_in, fan_out), from its name and the model's width."""
+    """Return whether a weight is stored (fan_in, fan_out), by its name and the residual width."""
     width, (a, b) = site.width(), site.parameter.shape
     if a == b or width not in (a, b):
         return False
@@ -176,7 +173,7 @@ def _is_transposed_by_width(site: Site) -> bool:
 
 
 def _linear(site: Site, *, transposed: bool) -> Decision:
-    """Return role, part and view of a linear layer's weight, by the block around it."""
+    """Return the decision on a linear layer's weight by the block around it, view as (out, in)."""
     m, n = site.parameter.shape[::-1] if transposed else site.parameter.shape
     if min(m, n) == 1:
         return Decision(Role.VECTOR, f"linear layer {site.module_name} of a single row or column")

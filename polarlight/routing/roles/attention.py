@@ -14,22 +14,17 @@ _VALUE_SIZE = ("v_head_dim", "head_v_dim", *HEAD_SIZE)
 
 
 def in_attention(site: Site) -> bool:
-    """Return whether the nearest known block around a parameter is attention."""
+    """Return whether a parameter is in an attention block, nearer than any MLP, or named so."""
     for words in site.blocks():
         if any(word in MLP_BLOCKS or "mlp" in word for word in words):
             return False
-        if any(_says_attention(word) for word in words):
+        if any(("attention" in w or "attn" in w) and "norm" not in w for w in words):
             return True
     return site.module_name in ALONE_ATTENTION
 
 
-def _says_attention(word: str) -> bool:
-    """Return whether a module's name or class means attention."""
-    return ("attention" in word or "attn" in word) and "norm" not in word
-
-
 def attention(site: Site, m: int, n: int) -> Decision:
-    """Return the decision on an attention projection, a map [m, n]."""
+    """Return ATTENTION for a projection [m, n], with part, view and heads."""
     part = part_of(site.module_name, ATTENTION)
     if part in (Part.QKV, Part.LATENT):
         layouts = seams.ATTENTION.get(site.module_name, (seams.concatenated, seams.equal_qkv))
@@ -43,7 +38,7 @@ def attention(site: Site, m: int, n: int) -> Decision:
 
 
 def _unfused_split(site: Site, part: Part, m: int, n: int) -> FusedSplit:
-    """Return the view of one unfused projection: heads along rows, or columns for the output."""
+    """Return view `Whole()` (gated queries: apart) and the heads along rows or columns."""
     if part is Part.NONE:
         return FusedSplit(Whole(), "")
     extent, dim = (n, -1) if part is Part.OUTPUT else (m, -2)
@@ -60,7 +55,7 @@ def _unfused_split(site: Site, part: Part, m: int, n: int) -> FusedSplit:
 
 
 def _head_count(site: Site, part: Part) -> int | None:
-    """Return the number of heads that a projection writes or reads; None if unknown."""
+    """Return the number of heads of a projection's rows (output: columns); None if unknown."""
     if part is Part.QUERY:
         return site.number(*HEAD_COUNT)
     if part is Part.OUTPUT:
@@ -69,7 +64,7 @@ def _head_count(site: Site, part: Part) -> int | None:
 
 
 def multihead_attention_weight(site: Site) -> Decision | None:
-    """Return the decision on a raw weight of `nn.MultiheadAttention`; None for others."""
+    """Return ATTENTION for a raw weight named as `nn.MultiheadAttention`'s; None for others."""
     module = site.module
     heads = Heads(module.num_heads) if isinstance(module, nn.MultiheadAttention) else None
     words = f"of MultiheadAttention; {heads.count} heads" if heads else "of attention, by its name"

@@ -25,15 +25,10 @@ _SEVERAL = ("heads", "classifiers", "class_embed", "bbox_embed")
 _NO_TOKENS = (*_POSITIONS, "bias", "type")
 
 
-def heads_of(model: nn.Module | None, sites: Iterable[Sequence[Site]]) -> dict[int, str]:
-    """Return reasons for heads by declaration or vocabulary size, not name; by parameter id.
+def known_heads(model: nn.Module | None, sites: Iterable[Sequence[Site]]) -> dict[int, str]:
+    """Return {id(parameter): reason} of output layers by declaration or vocabulary size.
 
-    Args:
-        model: None where only names are known.
-        sites: All parameters.
-
-    Returns:
-        The reason by the id of the parameter. Layers that are heads by name alone are not listed.
+    Layers that are heads by name alone are not listed. `model` is None where only names are known.
     """
     inside = () if model is None else model.modules()
     declared = {id(head) for m in inside if (head := _declared_module(m, "get_output_embeddings"))}
@@ -47,7 +42,7 @@ def heads_of(model: nn.Module | None, sites: Iterable[Sequence[Site]]) -> dict[i
 
 
 def embedding_or_head(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Decision]:
-    """Yield decisions for a parameter used as embedding, output layer or both; maybe none."""
+    """Yield TIED, EMBEDDING or HEAD decisions on one parameter's uses, if they apply."""
     tables = [site for site in uses if site.is_table]
     if tables and len(tables) < len(uses):
         names = " = ".join(site.name for site in uses)
@@ -63,7 +58,7 @@ def embedding_or_head(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterato
 
 
 def position_embedding(site: Site) -> Iterator[Decision]:
-    """Yield the decision for a raw parameter of learned positions; nothing for others."""
+    """Yield EMBEDDING for a raw parameter of learned positions, by its name; else nothing."""
     if site.parameter.ndim >= 2 and any(word in site.leaf for word in _POSITIONS):
         yield Decision(
             Role.EMBEDDING, f"learned positions of {site.block_name}", part=Part.POSITION
@@ -71,7 +66,7 @@ def position_embedding(site: Site) -> Iterator[Decision]:
 
 
 def _table_decision(tables: Sequence[Site]) -> Decision:
-    """Return EMBEDDING for an embedding table, or VECTOR for a table of biases."""
+    """Return EMBEDDING (token, position or other part), or VECTOR for a table of biases."""
     site = tables[0]
     if "bias" in site.module_name:
         return Decision(Role.VECTOR, f"table of biases, {site.place}")
@@ -101,7 +96,7 @@ def _declared_module(model: nn.Module, getter: str) -> nn.Module | None:
 
 
 def _writes_vocabulary(site: Site) -> str | None:
-    """Return the reason why a linear layer has a row per token; None if it has not.
+    """Return the reason why a linear layer is an output layer by its rows; None if it is none.
 
     Its rows are the vocabulary of a config around it, or of an embedding in the same model, which
     may be a part of a larger one.
@@ -128,7 +123,7 @@ def _writes_vocabulary(site: Site) -> str | None:
 
 
 def _shared_with_table(site: Site) -> tuple[tuple[str, ...], torch.Size | None]:
-    """Return shared path and shape of the nearest token table with as many rows."""
+    """Return (common path, shape) of the nearest token table with as many rows as the layer."""
     best, found = -1, None
     for name, shape in site.model_index.tables.items():
         words = name.split(".")
@@ -147,7 +142,7 @@ def _in_layers(words: Iterable[str]) -> bool:
 
 
 def _is_head_by_name(site: Site, *, other_heads: bool) -> bool:
-    """Return whether a matrix is an output layer by name; stricter beside `other_heads`.
+    """Return whether a name means an output layer; fewer do if the model has `other_heads`.
 
     Where the model has heads that are known otherwise, a square matrix is one only if it has a
     name that means nothing else.
@@ -167,7 +162,7 @@ def _is_head_by_name(site: Site, *, other_heads: bool) -> bool:
 
 
 def _ends_at(site: Site, place: int) -> bool:
-    """Return whether a matrix is the last one of the head that the path's word `place` names."""
+    """Return whether a matrix is the last one of the module that path[:place + 1] names."""
     if any(word in MLP_BLOCKS for word in site.path[place + 1 :]):
         return False
     several = site.path[place].endswith(_SEVERAL)
@@ -176,7 +171,7 @@ def _ends_at(site: Site, place: int) -> bool:
 
 
 def _names_head(site: Site, place: int) -> bool:
-    """Return whether the word at one position of the path means an output layer there.
+    """Return whether path[place] is a word for an output layer, given the words before it.
 
     Words that also occur inside of layers do so only where no layer, MLP or attention is around.
     """
@@ -200,7 +195,7 @@ def _is_kernel(site: Site) -> bool:
 
 
 def _is_last_layer(site: Site) -> bool:
-    """Return whether a layer is the last one of a model, or of a part with other layers."""
+    """Return whether a matrix is the last of the module around its layer, beside others there."""
     prefix = "".join(f"{word}." for word in site.path[:-1])
     others = [name for name, _ in site.model_index.matrices(prefix)]
     alone = len(others) < 2 and bool(prefix)
@@ -209,6 +204,6 @@ def _is_last_layer(site: Site) -> bool:
 
 
 def _is_last_matrix(site: Site, prefix: str) -> bool:
-    """Return whether a parameter is the last matrix or kernel under a prefix of names."""
+    """Return whether a parameter is the last matrix of the model below a name prefix."""
     inside = [name for name, _ in site.model_index.matrices(prefix) if not names_modulation(name)]
     return inside[-1:] == [".".join(site.words)]

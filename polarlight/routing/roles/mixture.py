@@ -50,7 +50,7 @@ def _router_reason(site: Site) -> str | None:
 
 
 def _scoring(site: Site) -> tuple[Part, str]:
-    """Return softmax, sigmoid or NONE for a router, from its config or code, and the reason."""
+    """Return (SOFTMAX, SIGMOID or NONE, reason) for a router, from its config or its code."""
     declared = site.text(*_SCORING)
     if declared in _SCORES:
         return _SCORES[declared], f"{declared} scores, by the config"
@@ -63,7 +63,7 @@ def _scoring(site: Site) -> tuple[Part, str]:
 
 
 def _names_in_methods(kind: type[nn.Module]) -> set[str]:
-    """Return every attribute and global in the methods of a class, torch's own left out."""
+    """Return all attribute and global names used in a class's methods, without torch's bases."""
     own = [base for base in kind.__mro__[:-1] if not base.__module__.startswith("torch.")]
     methods = (inspect.unwrap(f) for base in own for f in vars(base).values() if callable(f))
     functions = (f for f in methods if inspect.isfunction(f))

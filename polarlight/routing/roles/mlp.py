@@ -21,7 +21,7 @@ _DOWN_WORDS = MLP[Part.DOWN]
 
 
 def mlp(site: Site, m: int, n: int, *, transposed: bool = False) -> Decision | None:
-    """Return the decision on an MLP layer, a map [m, n], without `as_stored`; None if no MLP.
+    """Return the decision on an MLP layer [m, n], view as (fan_out, fan_in); None if it is none.
 
     `transposed` says that the parameter and its neighbours are stored (fan_in, fan_out).
     """
@@ -36,7 +36,7 @@ def mlp(site: Site, m: int, n: int, *, transposed: bool = False) -> Decision | N
 
 
 def expert(site: Site, *, transposed: bool) -> Decision:
-    """Return the decision on a stack of experts, which ignores `transposed`, or on one expert.
+    """Return the decision on one expert's matrix or a stack [E, a, b]; views fit the storage.
 
     `transposed` says that the parameter of a single expert is stored (fan_in, fan_out).
     """
@@ -56,7 +56,7 @@ def expert(site: Site, *, transposed: bool) -> Decision:
 
 
 def gate_up_slices(site: Site, *, experts: bool) -> Decision | None:
-    """Return the decision on gate and up as slices [hidden, 2, dim], or on their down; else None.
+    """Return the decision on gate and up as slices [hidden, 2, dim], or their down; else None.
 
     Slices of experts are [E, hidden, 2, dim]; their down projection is a stack like any other.
     """
@@ -74,7 +74,7 @@ def gate_up_slices(site: Site, *, experts: bool) -> Decision | None:
 
 
 def _mlp_part(site: Site, m: int, n: int) -> Part:
-    """Return the projection of an MLP, by name; inside an MLP block by expansion or contraction."""
+    """Return UP, DOWN, GATE or GATE_UP by name, or by shape inside an MLP; NONE outside."""
     words = site.block
     if "intermediate" in words:
         return Part.UP
@@ -90,7 +90,7 @@ def _mlp_part(site: Site, m: int, n: int) -> Part:
 
 
 def _is_mlp(site: Site) -> bool:
-    """Return whether the class around a layer is an MLP by its name."""
+    """Return whether the class around a layer is an MLP by its name, with another matrix."""
     names = (type(module).__name__.lower() for module in site.modules[1:2])
     called = any("mlp" in name or "feedforward" in name for name in names)
     return called and site.has_other_matrix()  # one layer alone is none, whatever its class
@@ -122,7 +122,7 @@ def _block_depths(site: Site) -> list[int]:
 
 
 def _is_gated(site: Site, m: int, n: int) -> bool:
-    """Return whether a layer computes both halves of a gated unit, by the next layer's input."""
+    """Return whether a layer [m, n] holds gate and up: nearby is an [m / 2, n], no [m, n]."""
     near = _block_depths(site)[:2]
     halves = m % 2 == 0 and any(site.has_within(depth, (m // 2, n)) for depth in near)
     return halves and not any(site.has_within(depth, (m, n)) for depth in near)
@@ -131,7 +131,7 @@ def _is_gated(site: Site, m: int, n: int) -> bool:
 def _gate_up_view(
     site: Site, part: Part, m: int, n: int, *, transposed: bool
 ) -> tuple[MatrixView, str]:
-    """Return an up's view, as (fan_out, fan_in), split if it holds the gate; and words if split."""
+    """Return (view, words): two matrices if the parameter holds gate and up, else `Whole()`."""
     if part in (Part.NONE, Part.DOWN):
         return Whole(), ""
     down = site.sibling(_DOWN_WORDS)
@@ -147,7 +147,7 @@ def _gate_up_view(
 
 
 def _is_stack_transposed(site: Site, part: Part) -> tuple[bool, str]:
-    """Return whether a stack of experts is stored (E, fan_in, fan_out), and the reason."""
+    """Return (whether a stack is stored [E, fan_in, fan_out], words for the reason)."""
     declared = site.flag("is_transposed")
     if declared is not None:
         return declared, "; stored (in, out)" if declared else ""
@@ -166,7 +166,7 @@ def _is_stack_transposed(site: Site, part: Part) -> tuple[bool, str]:
 
 
 def _flat_experts(site: Site, part: Part) -> Decision:
-    """Return EXPERT for experts stacked in rows of one 2-D parameter, else VECTOR."""
+    """Return EXPERT for experts stacked in rows of one 2-D parameter; VECTOR if uncertain."""
     count = site.number("moe_num_experts", "num_experts", "num_local_experts")
     if part is Part.NONE or not count or site.parameter.shape[0] % count:
         return unknown(site, f"{site.module_name} of {site.block_name}: no known matrix")
@@ -176,7 +176,7 @@ def _flat_experts(site: Site, part: Part) -> Decision:
 
 
 def as_stored(decision: Decision, *, transposed: bool) -> Decision:
-    """Return a decision with transposed views for a parameter stored (fan_in, fan_out)."""
+    """Return the decision with views transposed, if the parameter is stored (fan_in, fan_out)."""
     if not transposed:
         return decision
     heads = decision.heads and Transposed(decision.heads)

@@ -88,7 +88,7 @@ MLP_BLOCKS = _words(
 
 
 def part_of(word: str, table: Mapping[Part, tuple[str, ...]]) -> Part:
-    """Return the part whose words contain the given one; `Part.NONE` if no part does."""
+    """Return the part in whose tuple of words `word` is; `Part.NONE` if in none."""
     return next((part for part, words in table.items() if word in words), Part.NONE)
 
 

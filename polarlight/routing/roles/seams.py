@@ -35,7 +35,7 @@ FusedLayout = Callable[[Site, int, int], FusedSplit | None]
 
 
 def concatenated(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Return the split of rows into q, k, v, or into k, v if queries come from elsewhere."""
+    """Return the split of m rows into q, k, v, or k, v, of known head counts; None if unfit."""
     q = site.number(*HEAD_COUNT)
     kv = site.number(*KEY_COUNT) or q
     if not q or not kv:
@@ -50,7 +50,7 @@ def concatenated(site: Site, m: int, n: int) -> FusedSplit | None:
 
 
 def equal_qkv(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Return the split of rows into equal q, k, v for a known name and m = 3 n, heads unknown."""
+    """Return the split of 3 n rows into q, k, v by a name, if no head count is known."""
     fused = "qkv" in site.module_name or site.module_name == "c_attn"
     if not fused or site.number(*HEAD_COUNT) or m != 3 * n:
         return None
@@ -58,7 +58,7 @@ def equal_qkv(site: Site, m: int, n: int) -> FusedSplit | None:
 
 
 def by_key_head(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Return the split of rows per key head into its queries, key, value (GPT-NeoX, BLOOM)."""
+    """Return the split of rows per key head into queries, key, value (GPT-NeoX); None if unfit."""
     q = site.number(*HEAD_COUNT)
     kv = site.number(*KEY_COUNT) or q
     if not q or not kv or q % kv:
@@ -68,7 +68,7 @@ def by_key_head(site: Site, m: int, n: int) -> FusedSplit | None:
 
 
 def by_key_head_if_declared(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Return the split by key heads if the module has `heads_per_kv` (torchtitan)."""
+    """Return the split by key heads if the module has `heads_per_kv` (torchtitan); else None."""
     queries, size = site.number("heads_per_kv"), site.number(*HEAD_SIZE)
     if not queries or not size or m % ((queries + 2) * size):
         return None
@@ -76,14 +76,14 @@ def by_key_head_if_declared(site: Site, m: int, n: int) -> FusedSplit | None:
 
 
 def _key_head_split(kv: int, queries: int, size: int) -> FusedSplit:
-    """Return the split of `kv` key heads, each with its queries, key and value."""
+    """Return the split of `kv` groups of rows: `queries` query heads, a key and a value head."""
     rows = (queries * size, size, size)
     by_head = Heads(kv, inner=RowBlocks(rows, (Heads(queries), Whole(), Whole())))
     return FusedSplit(Heads(kv, inner=RowBlocks(rows)), "q, k, v of each key head in turn", by_head)
 
 
 def delta_net(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Return the split of rows per key head into q, k, value heads, gates (gated delta rule)."""
+    """Return the split of rows per key head into q, k, values, gates; None if unfit."""
     q, kv = site.number("num_k_heads"), site.number("num_v_heads")
     k_size, v_size = site.number("head_k_dim"), site.number("head_v_dim")
     if not (q and kv and k_size and v_size) or kv % q:
@@ -98,7 +98,7 @@ def delta_net(site: Site, m: int, n: int) -> FusedSplit | None:
 
 
 def per_head(*sizes: str, words: str) -> FusedLayout:
-    """Return a layout function: rows of each head split into one block per named size."""
+    """Return a layout function: each head's rows are split into blocks of the named sizes."""
 
     def layout(site: Site, m: int, n: int) -> FusedSplit | None:
         """Split each head into blocks; None if the sizes are unknown or do not add up."""
@@ -112,7 +112,7 @@ def per_head(*sizes: str, words: str) -> FusedLayout:
 
 
 def in_order(*sizes: str, words: str) -> FusedLayout:
-    """Return a layout function: rows split into one block per named size."""
+    """Return a layout function: all rows are split into blocks of the named sizes."""
 
     def layout(site: Site, m: int, n: int) -> FusedSplit | None:
         """Split rows into blocks; None if the sizes are unknown or do not add up."""
@@ -159,6 +159,6 @@ STATE_SPACE: dict[str, tuple[FusedLayout, ...]] = {
 def first_fitting(
     site: Site, layouts: tuple[FusedLayout, ...], m: int, n: int
 ) -> FusedSplit | None:
-    """Return the split by the first layout that fits; None if none does."""
+    """Return the split of an [m, n] map by the first layout that fits; None if none does."""
     found = (layout(site, m, n) for layout in layouts)
     return next((split for split in found if split is not None), None)

@@ -33,7 +33,7 @@ class ModelIndex:
 
     @classmethod
     def of(cls, shapes: Mapping[str, torch.Size], tables: Iterable[str]) -> Self:
-        """Build the index from the shapes of all parameters and the names of embedding tables."""
+        """Return the index of parameters with these shapes and names of embedding tables."""
         blocks = {name[:end] for name in shapes for end in _dots(name)}
         inside: dict[str, list[str]] = {}
         for name in shapes:
@@ -43,7 +43,7 @@ class ModelIndex:
         return cls(shapes, frozenset(blocks), {name: shapes[name] for name in tables}, inside)
 
     def matrices(self, prefix: str) -> Iterator[tuple[str, torch.Size]]:
-        """Yield names and shapes of matrices and kernels under a prefix, without embeddings."""
+        """Yield (name, shape) of matrices and kernels below a prefix, without tables."""
         for name, shape in self.shapes.items():
             if name.startswith(prefix) and len(shape) >= 2 and name not in self.tables:
                 yield name, shape
@@ -117,7 +117,7 @@ class Site:
         return f"{self.module_name} in {self.block_name}"
 
     def blocks(self) -> Iterator[tuple[str, ...]]:
-        """Yield name and class of each block around the matrix, from the inside out.
+        """Yield the words (name, class if known) of each block around the matrix, innermost first.
 
         Classes count for three blocks only; further out they name whole models.
         """
@@ -127,7 +127,7 @@ class Site:
             yield (word, *kinds) if place < 3 else (word,)
 
     def sibling(self, words: Iterable[str]) -> torch.Size | None:
-        """Return the shape of the first matrix with one of these names in the same block."""
+        """Return the shape of the first such name's parameter in the matrix's block; or None."""
         prefix = "".join(f"{word}." for word in self.block)
         for word in words:
             for name in (f"{prefix}{word}.weight", f"{prefix}{word}"):
@@ -136,10 +136,7 @@ class Site:
         return None
 
     def has_within(self, depth: int, *sizes: tuple[int, ...]) -> bool:
-        """Return whether a module holds another parameter of one of these shapes, in any order.
-
-        The module is that of the path's first `depth` words.
-        """
+        """Return whether module path[:depth] has another parameter of such sizes, in any order."""
         own, wanted = ".".join(self.words), [sorted(size) for size in sizes]
         names = self.model_index.inside.get(".".join(self.words[:depth]), ())
         shapes = (self.model_index.shapes[name] for name in names if name != own)
@@ -174,12 +171,12 @@ class Site:
         return any(a == word and b.isdigit() for a, b in pairwise(self.path))
 
     def number(self, *names: str) -> int | None:
-        """Return the first positive int of these names on the nearest module or config, or None."""
+        """Return the first positive int of these names on the nearest module or config; or None."""
         found = (value for value in self._attributes(names) if type(value) is int and value > 0)
         return next(found, None)
 
     def outermost_number(self, name: str) -> tuple[int | None, int]:
-        """Return the nearest int attribute `name`, and the depth of the outermost module with it.
+        """Return (nearest int attribute `name`, depth of the outermost module that has it).
 
         Layers often share the config of the model around them; the model is the outermost owner.
         """
@@ -189,7 +186,8 @@ class Site:
         outside = [
             len(self.modules) - 1 - place
             for place, module in enumerate(self.modules)
-            if any(_is_number(getattr(source, name, None), value) for source in _sources(module))
+            for found in [getattr(source, name, None) for source in _sources(module)]
+            if type(found) is int and found == value
         ]
         return value, min(outside)
 
@@ -212,7 +210,7 @@ class Site:
         return next((value for value in self._attributes(names) if isinstance(value, str)), None)
 
     def width(self) -> int | None:
-        """Return the residual stream's width, from a config or an embedding; None if unknown."""
+        """Return the residual stream's width, from configs or a token table; or None."""
         if self.modules:
             return self.number("hidden_size", "d_model", "n_embd", "dim")
         return next((shape[-1] for shape in self.model_index.tables.values()), None)
@@ -229,18 +227,13 @@ class Site:
                     yield getattr(source, name, None)
 
 
-def _is_number(found: object, value: int) -> bool:
-    """Return whether an attribute is an int, not a bool, and equals `value`."""
-    return type(found) is int and found == value
-
-
 def _sources(module: nn.Module) -> tuple[object, object]:
     """Return a module and its config, whose attributes are searched."""
     return module, getattr(module, "config", None)
 
 
 def unknown(site: Site, reason: str) -> Decision:
-    """Return the decision VECTOR for a parameter that nothing shows to be a matrix."""
+    """Return VECTOR for a parameter that may be a matrix or not; `known` if it has one axis."""
     vectors = sum(size > 1 for size in site.parameter.shape) < 2
     return Decision(Role.VECTOR, reason, known=vectors)
 
@@ -280,7 +273,7 @@ def sites_by_name(named: Iterable[tuple[str, Tensor]]) -> list[list[Site]]:
 def _group_by_tensor(
     named: list[tuple[str, Tensor]], modules: Mapping[str, nn.Module]
 ) -> list[list[Site]]:
-    """Return the uses of named parameters with their modules; one list per tensor."""
+    """Return the sites of named parameters; those of one tensor are in one list."""
     names = {name for name, _ in named}
     unwrapped = [_without_wrappers(name, names, modules) for name, _ in named]
     shapes, tables = {}, []
@@ -298,7 +291,7 @@ def _group_by_tensor(
 def _without_wrappers(
     name: str, names: Collection[str], modules: Mapping[str, nn.Module]
 ) -> tuple[tuple[str, ...], tuple[nn.Module, ...]]:
-    """Return a name's words and its modules from the inside out, without wrappers."""
+    """Return (lower-case words, modules from the inside out) of a name, wrappers left out."""
     *path, leaf = weight_words(name.split("."), names)
     without = skipped(path)
     words, chain = [], [modules.get("")]

@@ -28,7 +28,7 @@ MAGNITUDE = "_g"
 
 
 def skipped(path: Sequence[str]) -> set[int]:
-    """Return the positions of the words in a module's path that belong to wrappers."""
+    """Return the positions in a module's path of words that wrappers added."""
     found: set[int] = set()
     for place, first in enumerate(path):
         words = _BY_FIRST.get(first, ())
@@ -40,7 +40,7 @@ def skipped(path: Sequence[str]) -> set[int]:
 
 
 def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str, ...]:
-    """Return a name's words with the matrix of a reparametrized layer under the layer's own name.
+    """Return the words of a name, of a reparametrized layer those of the plain weight.
 
     Args:
         words: The parameter's name, cut at the dots.
@@ -56,7 +56,7 @@ def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str
 
 
 def _parametrized(own: str, leaf: str) -> str:
-    """Return the name of a tensor under torch.nn.utils.parametrizations.
+    """Return a tensor's plain name: `weight`, or for a magnitude `weight_g`.
 
     One tensor is called `original`, of several each has a number. Weight norm keeps two, a
     magnitude and the direction.
@@ -67,7 +67,7 @@ def _parametrized(own: str, leaf: str) -> str:
 
 
 def owner_name(name: str) -> str:
-    """Return the name of the module that a parameter belongs to, wrappers included."""
+    """Return the name of the module that owns a parameter; wrappers' words are kept."""
     return ".".join(weight_words(name.split("."))[:-1])
 
 

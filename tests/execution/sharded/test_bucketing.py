@@ -7,10 +7,11 @@ import polarlight
 from benchmarks.plans_at_scale import MODELS, plans_of
 from polarlight.execution.sharded.forecast import forecast
 from polarlight.execution.sharded.layouts import Layout, Split
-from polarlight.execution.sharded.memory import largest_bucket, messages
+from polarlight.execution.sharded.memory import message_count
 from polarlight.execution.sharded.plan import Options
 from polarlight.execution.sharded.schedule import ALIGNMENT, ProcessSchedule
 from polarlight.execution.sharded.traffic import traffic
+from tests.execution.sharded.exchanges import largest_exchange_bytes
 
 STACKS = [(1, 60, 40), (2, 40, 60)] * 20 + [(64, 60, 40)]
 SQUARES = [(60, 40), (40, 60), (200, 12)] * 40
@@ -55,8 +56,8 @@ def test_the_most_bytes_at_once_are_those_of_the_schedules(layout, peers):
     plan = plan_of(mesh, splits, shapes[::6], bucket_bytes=4 * MATRIX_BYTES, peers=peers)
     for rank, moved in list(enumerate(traffic(plan)))[::7]:
         schedule = ProcessSchedule(plan, rank)
-        padding = ALIGNMENT * (messages(schedule) + plan.size)
-        assert moved.at_once <= largest_bucket(schedule) <= moved.at_once + padding
+        padding = ALIGNMENT * (message_count(schedule) + plan.size)
+        assert moved.at_once <= largest_exchange_bytes(schedule) <= moved.at_once + padding
 
 
 @pytest.mark.parametrize(

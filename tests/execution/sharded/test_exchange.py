@@ -3,7 +3,7 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from polarlight.execution.sharded.exchange import moved, pack, unpack
+from polarlight.execution.sharded.exchange import moved_as_one, pack, unpack
 from polarlight.execution.sharded.schedule import ALIGNMENT
 from tests.matrices import gaussian
 
@@ -43,7 +43,7 @@ def test_a_message_holds_all_tensors_and_unpacks_to_them():
     unpack(message, found, lambda place: place.x)
     assert all(torch.equal(place.x, x) for place, x in zip(found, tensors(), strict=True))
     narrow_first = tensors()[::-1]
-    for x, y in zip(moved(narrow_first, "cpu"), narrow_first, strict=True):
+    for x, y in zip(moved_as_one(narrow_first, "cpu"), narrow_first, strict=True):
         assert torch.equal(x, y)
 
 
@@ -52,7 +52,7 @@ def test_tensors_on_another_device_are_moved_as_one():
     there = [Places(x.to("meta")) for x in tensors()]
     for move in (
         lambda: pack(tensors(), "meta"),
-        lambda: moved(tensors(), "meta"),
+        lambda: moved_as_one(tensors(), "meta"),
         lambda: unpack(pack(tensors(), "cpu"), there, lambda place: place.x),
     ):
         with Transfers() as found:

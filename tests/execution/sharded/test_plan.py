@@ -15,7 +15,7 @@ from benchmarks.plans_at_scale import MODELS, plans_of
 from polarlight.execution.cost import flops
 from polarlight.execution.sharded.forecast import forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
-from polarlight.execution.sharded.memory import messages, peak_bytes
+from polarlight.execution.sharded.memory import message_count, peak_bytes
 from polarlight.execution.sharded.plan import Options
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import MATRIX
@@ -158,7 +158,7 @@ def test_the_summary_counts_the_messages_and_memory_of_the_busiest(mesh, splits)
     schedules = [ProcessSchedule(plan, rank) for rank in range(plan.size)]
     assert found.peers == max(len(t.peers) for t in moved)
     assert found.at_once == max(t.at_once for t in moved)
-    assert found.messages <= max(map(messages, schedules))
+    assert found.messages <= max(map(message_count, schedules))
     assert 0.75 * max(map(peak_bytes, schedules)) <= found.peak_memory
     assert found.peak_memory <= max(map(peak_bytes, schedules))
     said = str(found)

@@ -11,11 +11,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import polarlight
 from benchmarks.plans_at_scale import MODELS, plans_of
 from polarlight.execution.sharded import collectives
-from polarlight.execution.sharded.memory import largest_bucket, messages
+from polarlight.execution.sharded.memory import message_count
 from polarlight.execution.sharded.plan import Options
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.topology import Topology, grid
 from polarlight.execution.sharded.traffic import traffic
+from tests.execution.sharded.exchanges import largest_exchange_bytes
 
 
 def total(plans):
@@ -32,8 +33,8 @@ def test_a_process_has_at_most_128_partners_and_a_bucket_at_most_twice_its_bytes
     ends = {0, plan.owners[0], max(range(plan.size), key=lambda r: moved[r].received)}
     for rank in ends:
         schedule = ProcessSchedule(plan, rank)
-        assert largest_bucket(schedule) <= 2 * plan.options.bucket_bytes
-        assert messages(schedule) <= 2 * 128 * 2 * len(plan.buckets) + len(plan.matrices)
+        assert largest_exchange_bytes(schedule) <= 2 * plan.options.bucket_bytes
+        assert message_count(schedule) <= 2 * 128 * 2 * len(plan.buckets) + len(plan.matrices)
 
 
 def llama_of_two_layers():
@@ -59,7 +60,7 @@ def test_a_process_that_holds_the_matrices_of_many_owners_sends_them_in_several_
     assert len(set(plan.owners)) == 64
     assert max(t.sent for t in traffic(plan)) > 3 * limit
     for rank in range(64):
-        assert largest_bucket(ProcessSchedule(plan, rank)) <= 2 * limit
+        assert largest_exchange_bytes(ProcessSchedule(plan, rank)) <= 2 * limit
 
 
 def test_two_meshes_are_balanced_together():

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from polarlight.lab.claims import running
-from polarlight.lab.claims.claim import Task
+from polarlight.lab.claims.claim import SWEEP_SEED, Task
 from polarlight.lab.claims.page import _more, _rate, write_claims
 from polarlight.lab.claims.registry import CLAIMS, find
 from polarlight.lab.claims.results import (
@@ -112,6 +112,27 @@ def test_runs_are_resumed_and_shared_and_learning_rates_swept(tmp_path, setting,
     assert again["arms"] == result["arms"]
     run_claim(find("normuon-rows"), own)
     assert not any(r.spec.label == "Muon" for r in trained)
+
+
+def test_a_sweep_recorded_with_its_losses_alone_is_not_trained_again(
+    tmp_path, setting, monkeypatch
+):
+    claim = find("down-columns")
+    own = Setting(tmp_path, setting.data, 1, (*TINY, ("steps", 2), ("warmup", 1)), seeds=1)
+    assert running.count_missing(claim, own) == {"muon": 3 + 1, "unormuon": 3 + 1}
+    run_claim(claim, own)
+    assert set(running.count_missing(claim, own).values()) == {0}
+    path = own.out / "down-columns.jsonl"
+    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    for run in runs:
+        if run["seed"] == SWEEP_SEED:
+            run["measures"] = {"loss": run["measures"]["loss"]}
+    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    assert set(running.count_missing(claim, own).values()) == {0}
+    monkeypatch.setattr(running, "work", lambda *_: pytest.fail("trained again"))
+    run_claim(claim, own)
+    more = _replace(own, seeds=3)
+    assert running.count_missing(claim, more) == {"muon": 2, "unormuon": 2}
 
 
 def record(task, loss):

@@ -27,8 +27,12 @@ def test_the_plan_of_a_group_names_thresholds_and_cost_and_trains_nothing(tmp_pa
     result = CliRunner().invoke(app, asked)
     assert result.exit_code == 0, result.output
     assert "35 runs, about 4 core minutes; thresholds of 2026-11-30" in result.output
+    assert "not recorded yet: 0 runs, about 0 core minutes" in result.output
     assert "starved of muon 4x above 0.25" in result.output
     assert not out.exists()
+    more = CliRunner().invoke(app, [*asked, "--seeds", "5"])
+    assert "43 runs, about 5 core minutes" in more.output
+    assert "not recorded yet: 8 runs, about 1 core minutes" in more.output
 
 
 def record(claim, label, lr, seed, loss):

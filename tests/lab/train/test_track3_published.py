@@ -13,7 +13,7 @@ from polarlight.leaderboard import record, results
 from polarlight.leaderboard.parts import Clock
 from tests.lab.train.test_track3 import TINY, run_in
 from tests.leaderboard.test_assembly import toy
-from tests.reference import leaderboard as reference
+from tests.reference import leaderboard_schedules as reference
 
 FULL = PRESETS["full"]
 
