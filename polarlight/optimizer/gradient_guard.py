@@ -27,7 +27,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from polarlight.execution.param_task import local_gradient
+from polarlight.execution.param_task import to_local
 from polarlight.linalg import foreach
 from polarlight.linalg.matrices import wide
 from polarlight.optimizer.masked import FiniteMask, State
@@ -230,14 +230,14 @@ def is_host_readable(device: torch.device) -> bool:
 
 
 def gradients_by_device(
-    params: Sequence[Tensor], param_indices: Sequence[int], sharded: Collection[int] = ()
+    params: Sequence[Tensor], param_indices: Sequence[int]
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
     """Yield (device, param indices, gradients) per device; absent ones left out, shards local."""
     found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
     for k in param_indices:
         gradient = params[k].grad
         if gradient is not None:
-            gradient = local_gradient(params[k]) if k in sharded else gradient
+            gradient = to_local(gradient)
             device = gradient.device
             if device not in found:
                 found[device] = ([], [])
@@ -327,19 +327,21 @@ def finite_of(groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> Tens
         groups: The param groups.
         pairs: Group index and param index of n parameters with a gradient.
     """
-    found: dict[tuple[int, int], Tensor] = {}
+    found: list[tuple[int, int]] = []
+    flags: list[Tensor] = []
     for i in dict.fromkeys(i for i, _ in pairs):
         group, param_indices = groups[i], [k for j, k in pairs if j == i]
-        for device, on_device, gradients in gradients_by_device(
-            group["params"], param_indices, param_indices
-        ):
+        for device, on_device, gradients in gradients_by_device(group["params"], param_indices):
             if is_host_readable(device):
-                flags = torch.tensor(finite_on_host(gradients, _squares(group)))
+                flags.append(torch.tensor(finite_on_host(gradients, _squares(group))))
             else:
-                flags = finite_flags(gradients, _squares(group))
-            found.update(zip([(i, k) for k in on_device], flags.unbind(), strict=True))
-    device = found[pairs[0]].device
-    return torch.stack([found[pair].to(device) for pair in pairs])
+                flags.append(finite_flags(gradients, _squares(group)))
+            found += [(i, k) for k in on_device]
+    joined = torch.cat([some.to(flags[0].device) for some in flags])
+    if found == list(pairs):
+        return joined
+    by_pair = dict(zip(found, joined.unbind(), strict=True))
+    return torch.stack([by_pair[pair] for pair in pairs])
 
 
 def _squares(group: Group) -> bool:
