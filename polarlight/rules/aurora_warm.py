@@ -78,14 +78,10 @@ class WarmPolar(KeptRowScale):
     def _on_rows(self, M: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """The same on a part of the rows."""
         dtype = self.input_dtype(torch.promote_types(M.dtype, torch.float32), M.device)
-        return self._of_scaled(unit_scale_in(M, dtype, rows), rows, buffers).to(M.dtype)
+        return self.apply_prescaled(unit_scale_in(M, dtype, rows), buffers, rows).to(M.dtype)
 
-    def apply_prescaled(self, X: Tensor, buffers: Buffers) -> Tensor:
+    def apply_prescaled(self, X: Tensor, buffers: Buffers, rows: Rows = ALL_ROWS) -> Tensor:
         """The same of an X at unit scale that may be overwritten."""
-        return self._of_scaled(X, ALL_ROWS, buffers)
-
-    def _of_scaled(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
-        """The same of an X at unit scale, which is overwritten."""
         norms = row_norms(X)
         rms = nonzero(rms_row_norm(norms, rows))
         size = norms / rms
