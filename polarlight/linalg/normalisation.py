@@ -203,27 +203,26 @@ class Start(NamedTuple):
         return Y.mul_(factor.view(()) if factor.numel() == 1 else factor)
 
 
-IN_CACHE = 2**16
-"""Elements of rows that are converted to float32 and back at a time on a CPU."""
+IN_CACHE = 2**18
+"""Elements that are converted to float32 and back at a time on a CPU."""
 
 
 def _rounded_sum(A: Tensor, a: Tensor, B: Tensor, b: Tensor) -> Tensor:
     """Return `a A + b B` in the dtype of A, rounded once; [..., k, k] and float32 [..., 1, 1].
 
     On a CPU float32 copies of large half precision matrices cost as much as products of them do
-    with AMX (`docs/performance.md`): a few rows at a time stay in the cache, bit for bit the same.
+    with AMX (`docs/performance.md`): some rows at a time stay in the cache, bit for bit the same.
     """
     cut = A.device.type == "cpu" and A.dtype.itemsize == 2 and A.numel() > IN_CACHE
     if not cut or torch.compiler.is_compiling():
-        return (A * a + B * b).to(A.dtype)
+        return (A * a).addcmul_(B, b).to(A.dtype)
     result = torch.empty_like(A)
     count = max(1, IN_CACHE // A.shape[-1])
-    first, second = (torch.empty(count, A.shape[-1], dtype=a.dtype) for _ in range(2))
+    wide = torch.empty(count, A.shape[-1], dtype=a.dtype)
     matrices = (x.reshape(-1, *x.shape[-2:]) for x in (A, a, B, b, result))
     for A_, a_, B_, b_, result_ in zip(*matrices, strict=True):
         for X, Y, Z in zip(A_.split(count), B_.split(count), result_.split(count), strict=True):
-            F, S = first[: len(X)], second[: len(X)]
-            Z.copy_(F.copy_(X).mul_(a_).add_(S.copy_(Y).mul_(b_)))
+            Z.copy_(wide[: len(X)].copy_(X).mul_(a_).addcmul_(Y, b_))
     return result
 
 

@@ -78,7 +78,14 @@ class WarmPolar(KeptRowScale):
     def _on_rows(self, M: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """The same on a part of the rows."""
         dtype = self.input_dtype(torch.promote_types(M.dtype, torch.float32), M.device)
-        X = unit_scale_in(M, dtype, rows)
+        return self._of_scaled(unit_scale_in(M, dtype, rows), rows, buffers).to(M.dtype)
+
+    def apply_prescaled(self, X: Tensor, buffers: Buffers) -> Tensor:
+        """The same of an X at unit scale that may be overwritten."""
+        return self._of_scaled(X, ALL_ROWS, buffers)
+
+    def _of_scaled(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
+        """The same of an X at unit scale, which is overwritten."""
         norms = row_norms(X)
         rms = nonzero(rms_row_norm(norms, rows))
         size = norms / rms
@@ -90,7 +97,7 @@ class WarmPolar(KeptRowScale):
         U = polar(X.mul_((D / rms).to(X.dtype)), rows)
         D = D * leverage_correction(U, weight, self.exponent, rows)
         keep_scale(D, size, buffers, rows)
-        return U.to(M.dtype)
+        return U
 
     def __str__(self) -> str:
         return f"rows balanced, scale kept, {self.polar}"

@@ -97,7 +97,7 @@ def _owner_class(site: Site) -> str:
 
 
 def _is_norm(site: Site) -> bool:
-    """Return whether the owning module is a normalization layer."""
+    """Return whether the owning module is a normalization layer of `torch.nn`, or a subclass."""
     norms = nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | nn.modules.batchnorm._NormBase
     return isinstance(site.module, norms)
 

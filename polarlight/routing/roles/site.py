@@ -127,7 +127,7 @@ class Site:
             yield (word, *kinds) if place < 3 else (word,)
 
     def sibling(self, words: Iterable[str]) -> torch.Size | None:
-        """Return the shape of the first such name's parameter in the matrix's block; or None."""
+        """Return the shape of the block's parameter named by the earliest of the words; or None."""
         prefix = "".join(f"{word}." for word in self.block)
         for word in words:
             for name in (f"{prefix}{word}.weight", f"{prefix}{word}"):
