@@ -76,7 +76,7 @@ class Site:
     @property
     def is_table(self) -> bool:
         """True for an embedding table, by its module, or by its name if only names are known."""
-        return _is_table(self.words, self.module)
+        return self.parameter.ndim < 4 and _is_table(self.words, self.module)
 
     @property
     def is_magnitude(self) -> bool:

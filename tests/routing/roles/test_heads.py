@@ -362,3 +362,9 @@ def test_a_table_is_known_by_the_end_of_its_name(name):
     for source in (model, model.named_parameters()):
         roles = {a.name: a.role for a in infer_roles(source)}
         assert roles[f"decoder.{name}.weight"] is Role.EMBEDDING
+
+
+def test_a_kernel_that_embeds_patches_is_no_table_by_its_name():
+    model = tasks(vision=block(patch_embedding=nn.Conv2d(3, 32, 4, 4, bias=False)))
+    roles = {a.name: a.role for a in infer_roles(model.named_parameters())}
+    assert roles["vision.patch_embedding.weight"] is Role.CONV
