@@ -62,7 +62,7 @@ from polarlight.optimizer.param_groups import (
 from polarlight.optimizer.probe import Probe, count_updates, report_tasks, report_update
 from polarlight.optimizer.shared_gradients import SharedGradients
 from polarlight.optimizer.state_dict import restoring
-from polarlight.optimizer.streaming import step_streamed, streams
+from polarlight.optimizer.streaming import Place, step_streamed, streams
 from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
@@ -350,18 +350,9 @@ class SpectralOptimizer(Optimizer):
             apply_update(groups[part.places[0][0]], part.weights, own, D, part.finite)
 
     def _update_momenta(
-        self,
-        places: Sequence[tuple[int, int]],
-        finite: Mapping[int, FiniteFlags],
-        keep_momenta: bool,
+        self, places: Sequence[Place], finite: Mapping[int, FiniteFlags], keep_momenta: bool
     ) -> AlikeTasks:
-        """Update momenta of parameters in alike groups in place; return tasks, weights and flags.
-
-        Args:
-            places: Group index and param index of each.
-            finite: Flags of their gradients, by group.
-            keep_momenta: Whether no direction may be written over a momentum: a probe reads it.
-        """
+        """Update momenta of params in alike groups in place; return tasks, weights and flags."""
         groups = self._groups
         group = groups[places[0][0]]
         rule, view = group["rule"], group["view"] or Whole()
