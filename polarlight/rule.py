@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import at_least_float32
-from polarlight.linalg.rest import SIZES, sizes_shape, zero_at_rest
+from polarlight.linalg.rest import SIZES, sizes_shape, unit_scale_or_zero_, zero_at_rest
 from polarlight.linalg.row_sums import Rows
 from polarlight.linalg.slot import GRADIENT, Buffers, Slot
 from polarlight.lookup import check_objects_in
@@ -161,12 +161,8 @@ class UpdateRule:
         return any(GRADIENT in slot.buffer_shapes(s) for s in set(shapes) for slot in self.slots)
 
     def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-        """Return the dtype in which `direction` may be handed its matrix, without other values.
-
-        Its own where other slots follow the first: they would compute in the narrower one.
-        """
-        first, *others = self.slots
-        return dtype if others else first.input_dtype(dtype, device)
+        """Return the dtype in which `direction` may be handed its matrix, without other values."""
+        return self.slots[0].input_dtype(dtype, device)
 
     def at_step(self, t: int) -> "UpdateRule":
         """Return the rule with every branch on a host counter decided for the count t.
@@ -211,17 +207,38 @@ class UpdateRule:
         return X * self.scale(m, n)
 
     @isolated
-    def direction(self, M: Tensor, buffers: Buffers) -> Tensor:
-        """Return what is multiplied by -lr, [..., m, n]; writes the stages' buffers."""
-        if self.momentum.buffered and SIZES in buffers:
-            M = zero_at_rest(M, buffers[SIZES], self.input_dtype(M.dtype, M.device))
-        for slot in self.slots:
-            M = slot.apply(M, buffers)
-        factor = self.scale(*M.shape[-2:])
-        if factor == 1:
-            return M
-        exact = frexp(factor)[0] == 0.5  # a power of two rounds nothing
-        return (M if exact else at_least_float32(M)) * factor
+    def direction(self, M: Tensor, buffers: Buffers, *, scratch: bool = False) -> Tensor:
+        """Return what is multiplied by -lr, [..., m, n]; writes the stages' buffers.
+
+        In float32 or wider where a slot follows the map or the scale would round.
+
+        Args:
+            M: What is mapped.
+            buffers: The stages' buffers.
+            scratch: Whether M may be overwritten.
+        """
+        first, *others = self.slots
+        sizes = buffers.get(SIZES) if self.momentum.buffered else None
+        narrow = first.input_dtype(torch.float32, M.device)
+        if narrow == torch.bfloat16 and M.dtype != torch.float64:
+            X = unit_scale_or_zero_(M.to(narrow, copy=not scratch), sizes)
+            U = first.apply_prescaled(X, buffers)
+            U = at_least_float32(U) if others else U.to(M.dtype)
+        else:
+            U = first.apply(M if sizes is None else zero_at_rest(M, sizes, M.dtype), buffers)
+        for slot in others:
+            U = slot.apply(U, buffers)
+        return _times(U, self.scale(*M.shape[-2:]))
+
+
+def _times(U: Tensor, factor: float) -> Tensor:
+    """Return U times a factor, in at least float32 where that would round."""
+    if factor == 1:
+        return U
+    exact = frexp(factor)[0] == 0.5  # a power of two rounds nothing
+    wide = U if exact else at_least_float32(U)
+    # A second float32 tensor of a large matrix costs a CPU as much as several products.
+    return U * factor if wide is U else wide.mul_(factor)
 
 
 class ElementwiseRule(ABC):

@@ -22,19 +22,39 @@ MOST_BYTES_ON_CPU = 8 * 2**20
 """Largest stack on a CPU: stacks that leave the cache are read from memory again and again."""
 
 
-def capped_stacks(positions: Sequence[int], tensors: Sequence[Tensor], cap: int) -> list[list[int]]:
-    """Return positions in consecutive lists of at most `cap` bytes; a larger tensor is alone."""
+def capped_stacks(
+    positions: Sequence[int], tensors: Sequence[Tensor], cap: int, multiple: int = 1
+) -> list[list[int]]:
+    """Return positions in consecutive lists of at most `cap` bytes; a larger tensor is alone.
+
+    Where equal shapes are cut, a multiple of `multiple` of them stay, if the list has that many.
+    """
     stacks: list[list[int]] = []
     size = 0
     for i in positions:
         # `Tensor.nbytes` fails on shapes that a compiler keeps as symbols.
         nbytes = tensors[i].numel() * tensors[i].element_size()
         if not stacks or size + nbytes > cap:
-            stacks.append([])
-            size = 0
+            equal = (
+                [k for k in stacks[-1] if tensors[k].shape == tensors[i].shape] if stacks else []
+            )
+            excess = equal[len(equal) // multiple * multiple :] if len(equal) > multiple else []
+            if excess:
+                del stacks[-1][-len(excess) :]
+            stacks.append(excess)
+            size = nbytes * len(excess)
         stacks[-1].append(i)
         size += nbytes
     return stacks
+
+
+def _cores(tensors: Sequence[Tensor]) -> int:
+    """Return the cores that share a batch on a CPU, 1 elsewhere and in a graph.
+
+    Each takes a product of its own in a bfloat16 batch: of three, two cores waste one.
+    """
+    on_cpu = {t.device.type for t in tensors} == {"cpu"}
+    return torch.get_num_threads() if on_cpu and not torch.compiler.is_compiling() else 1
 
 
 def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
@@ -46,7 +66,7 @@ def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
     shapes = [t.shape for t in tensors]
     order = sorted(range(len(tensors)), key=shapes.__getitem__)
     if "cpu" in {t.device.type for t in tensors}:
-        return capped_stacks(order, tensors, MOST_BYTES_ON_CPU)
+        return capped_stacks(order, tensors, MOST_BYTES_ON_CPU, _cores(tensors))
     stacks: list[list[int]] = []
     size = 0
     for _, shape in groupby(order, key=shapes.__getitem__):
@@ -103,8 +123,8 @@ class Batched:
             groups.setdefault(kind, []).append(index)
         matrices = [job.matrix for job in jobs]
         for group in groups.values():
-            cap = self._cap(matrices[group[0]])
-            yield from capped_stacks(group, matrices, cap)
+            first = matrices[group[0]]
+            yield from capped_stacks(group, matrices, self._cap(first), _cores([first]))
 
     def _cap(self, M: Tensor) -> int:
         """Return the most bytes of a stack of matrices like M; 0 for no stacking."""
@@ -122,7 +142,9 @@ def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
     rule, first = jobs[0].rule, jobs[0].matrix
     dtype = rule.input_dtype(first.dtype, first.device)
     if len(jobs) == 1:
-        return [_to_step_dtype(rule.direction(first.to(dtype), jobs[0].buffers), first)]
+        X = first.to(dtype)
+        D = rule.direction(X, jobs[0].buffers, scratch=X is not first)
+        return [_to_step_dtype(D, first)]
     matrices = [job.matrix for job in jobs]
     buffers = {name: [job.buffers[name] for job in jobs] for name in jobs[0].buffers}
     kept = {name: _existing_stack(some) for name, some in buffers.items()}
@@ -130,7 +152,7 @@ def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
         name: _stack(buffers[name], buffers[name][0].dtype) if batch is None else batch
         for name, batch in kept.items()
     }
-    directions = rule.direction(_stack(matrices, dtype), batches)  # [b, m, n]
+    directions = rule.direction(_stack(matrices, dtype), batches, scratch=True)  # [b, m, n]
     for name, batch in batches.items():
         if kept[name] is None and name != GRADIENT:
             foreach.copy_(buffers[name], _unstack(batch, buffers[name]))

@@ -109,10 +109,12 @@ def jobs_of(
         if key not in known:
             known[key] = rule.buffer_shapes(part.shape)
         buffer_shapes.append(known[key])
+    if len(parts) == 1 and GRADIENT not in buffer_shapes[0]:  # almost all: many per step
+        return [Job(rule, parts[0], {name: state[name] for name in buffer_shapes[0]})]
     asked = GRADIENT in set().union(*buffer_shapes)
     gradients = view.split(foreach.as_plain(state[GRADIENT])) if asked else []
     if len(parts) == 1:
-        state = {**state, GRADIENT: gradients[0]} if asked else state
+        state = {**state, GRADIENT: gradients[0]}
         return [Job(rule, parts[0], {name: state[name] for name in buffer_shapes[0]})]
     taken: dict[str, int] = {}
     batch_dims = len(shared_batch(view, momentum.shape))

@@ -80,8 +80,10 @@ class IteratedPolar(PolarMap):
         return torch.cat(images).view(M.shape)
 
     def _polar_of_piece(self, M: Tensor, dtype: torch.dtype, rows: Rows, scaled: bool) -> Tensor:
-        start = started(M, self.normalisation, self.schedule.safety, dtype, rows, scaled)
-        return self._iterate(start, dtype, rows).to(M.dtype)
+        safety = self.schedule.safety
+        # Not named here: the iteration drops its start as soon as it has been used.
+        X = self._iterate(started(M, self.normalisation, safety, dtype, rows, scaled), dtype, rows)
+        return X.to(M.dtype)
 
     @abstractmethod
     def own_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -54,9 +54,7 @@ def unit_scale_in(M: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tenso
         return unit_scale(M, rows).to(dtype)
     X = M.to(dtype)
     largest = largest_entry(X)
-    factor = _power_of_two_over(
-        largest if rows is ALL_ROWS else rows.max(largest.float()).to(dtype)
-    )
+    factor = power_of_two_over(largest if rows is ALL_ROWS else rows.max(largest.float()).to(dtype))
     return X * factor if X is M else X.mul_(factor)
 
 
@@ -83,7 +81,7 @@ def largest_entry(M: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.maximum(M.amax(sides, keepdim=True), -M.amin(sides, keepdim=True)).to(dtype)
 
 
-def _power_of_two_over(x: Tensor) -> Tensor:
+def power_of_two_over(x: Tensor) -> Tensor:
     """Return 1 over the power of two just below x >= 0, in bfloat16; 1 for zero."""
     exponent = x.view(torch.int16).bitwise_and(0x7F80).view(torch.bfloat16)
     return nonzero(exponent).reciprocal()

@@ -1,19 +1,18 @@
 """Newton-Schulz: the polar factor of a matrix from products alone."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from polarlight.linalg.band import ROUNDING, Band, coarser, iteration_band
-from polarlight.linalg.coefficients import Quintic, Schedule
+from polarlight.linalg.coefficients import Schedule
 from polarlight.linalg.iterated import IteratedPolar
 from polarlight.linalg.normalisation import FROBENIUS, Schatten8, Start
 from polarlight.linalg.polar_express import polar_express
 from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.products import gram, gram_polynomial, times_short
-from polarlight.linalg.row_sums import ALL_ROWS, Rows
+from polarlight.linalg.row_sums import Rows
 from polarlight.registry import registered
 
 
@@ -63,7 +62,14 @@ class NewtonSchulz(IteratedPolar):
         return self.dtype or iteration_dtype(dtype, device)
 
     def _iterate(self, start: Start, dtype: torch.dtype, rows: Rows) -> Tensor:
-        return iterate(start, self.schedule.steps, rows)
+        """`a X + b (X X') X + c (X X')^2 X` for each step, the Gram matrix on the short side."""
+        (a, b, c), *rest = self.schedule.steps
+        Z = start.first_polynomial(start.first_gram(rows), b, c)
+        X = start.times_factor(times_short(start.X, Z, a, rows))
+        del start, Z  # four matrices that would be kept to the end
+        for a, b, c in rest:
+            X = times_short(X, gram_polynomial(gram(X, rows), b, c), a, rows)
+        return X
 
     def band(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> Band:
         """Return the schedule's own, with the rounding of the iteration."""
@@ -79,13 +85,3 @@ class NewtonSchulz(IteratedPolar):
     def __str__(self) -> str:
         name = f"Newton-Schulz, {self.schedule.name}"
         return name if self.normalisation == FROBENIUS else f"{name}, {self.normalisation}"
-
-
-def iterate(start: Start, steps: Sequence[Quintic], rows: Rows = ALL_ROWS) -> Tensor:
-    """`a X + b (X X') X + c (X X')^2 X` for each step, with the Gram matrix on the short side."""
-    (a, b, c), *rest = steps
-    Z = start.first_polynomial(start.first_gram(rows), b, c)
-    X = start.times_factor(times_short(start.X, Z, a, rows))
-    for a, b, c in rest:
-        X = times_short(X, gram_polynomial(gram(X, rows), b, c), a, rows)
-    return X

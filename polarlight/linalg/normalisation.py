@@ -203,19 +203,20 @@ class Start(NamedTuple):
         return Y.mul_(factor.view(()) if factor.numel() == 1 else factor)
 
 
-IN_CACHE = 2**16
-"""Elements of rows that are converted to float32 and back at a time on a CPU."""
+IN_CACHE = 2**18
+"""Elements that are converted to float32 and back at a time on a CPU."""
 
 
 def _rounded_sum(A: Tensor, a: Tensor, B: Tensor, b: Tensor) -> Tensor:
     """Return `a A + b B` in the dtype of A, rounded once; [..., k, k] and float32 [..., 1, 1].
 
     On a CPU float32 copies of large half precision matrices cost as much as products of them do
-    with AMX (`docs/performance.md`): a few rows at a time stay in the cache, bit for bit the same.
+    with AMX (`docs/performance.md`): some rows at a time stay in the cache, bit for bit the same.
     """
-    cut = A.device.type == "cpu" and A.dtype.itemsize == 2 and A.numel() > IN_CACHE
-    if not cut or torch.compiler.is_compiling():
-        return (A * a + B * b).to(A.dtype)
+    if A.device.type != "cpu" or torch.compiler.is_compiling():
+        return (A * a).addcmul_(B, b).to(A.dtype)  # one float32 matrix at a time
+    if A.dtype.itemsize > 2 or A.numel() <= IN_CACHE:
+        return (A * a).add_(B * b).to(A.dtype)
     result = torch.empty_like(A)
     count = max(1, IN_CACHE // A.shape[-1])
     first, second = (torch.empty(count, A.shape[-1], dtype=a.dtype) for _ in range(2))

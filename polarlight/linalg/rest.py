@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg import foreach
-from polarlight.linalg.matrices import largest_entry
+from polarlight.linalg.matrices import largest_entry, power_of_two_over
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
 
 FLOOR = 2.0**-23
@@ -51,6 +51,20 @@ def zero_at_rest(M: Tensor, sizes: Tensor, dtype: torch.dtype, rows: Rows = ALL_
     if dtype != M.dtype:
         size = size.to(dtype).to(sizes.dtype)
     return M * moving(rows.max(size), sizes)
+
+
+def unit_scale_or_zero_(X: Tensor, sizes: Tensor | None) -> Tensor:
+    """Write `unit_scale_in` of bfloat16 matrices [..., m, n] to X, zero for those at rest.
+
+    One pass for both; updates `sizes`. Without sizes nothing is at rest.
+    """
+    if X.numel() == 0:
+        return X
+    largest = largest_entry(X)
+    factor = power_of_two_over(largest)
+    if sizes is not None:
+        factor = factor * moving(largest.to(sizes.dtype), sizes)
+    return X.mul_(factor)
 
 
 def moving(size: Tensor, sizes: Tensor) -> Tensor:

@@ -72,8 +72,16 @@ class Slot(ABC):
         return {}
 
     def input_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-        """Return the dtype in which a matrix of `dtype` may be handed over without a change."""
+        """Return the dtype in which a matrix of `dtype` may be handed over without a change.
+
+        Bfloat16 in place of float32 promises that X is brought to unit scale before anything else:
+        the slot is then called by `apply_prescaled`.
+        """
         return dtype
+
+    def apply_prescaled(self, X: Tensor, buffers: Buffers) -> Tensor:
+        """Return `apply` of an X at unit scale that may be overwritten."""
+        return self.apply(X, buffers)
 
     def select(self, m: int, n: int) -> "Slot":
         """Return the slot that does the work for m x n matrices."""
@@ -180,6 +188,10 @@ class MatrixMap(Slot):
     def apply(self, X: Tensor, buffers: Buffers) -> Tensor:
         """Return the image of X; there are no buffers."""
         return self(X)
+
+    def apply_prescaled(self, X: Tensor, buffers: Buffers) -> Tensor:
+        """Return `call_prescaled`; there are no buffers."""
+        return self.call_prescaled(X)
 
     def apply_on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """Return `on_rows`; there are no buffers."""

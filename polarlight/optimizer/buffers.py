@@ -13,6 +13,9 @@ from torch import Tensor
 from polarlight.optimizer.apply import STOCHASTIC_ROUNDING, new_state
 from polarlight.optimizer.param_groups import Group, check_is_matrix, name_of
 
+KnownNames = dict[tuple[torch.Size, torch.dtype], frozenset[str]]
+"""Names of a parameter's buffers, by its shape and dtype."""
+
 
 class RuleBuffers:
     """Buffers that rules keep for parameters, without other entries of the optimizer's state.
@@ -22,7 +25,7 @@ class RuleBuffers:
     """
 
     def __init__(self) -> None:
-        self._names: dict[Hashable, tuple[object, object, frozenset[str]]] = {}
+        self._names: dict[Hashable, tuple[object, object, KnownNames]] = {}
         self.by_param: dict[Tensor, dict[str, Tensor]] = {}
 
     def complete(
@@ -35,9 +38,15 @@ class RuleBuffers:
         """
         self.by_param.clear()
         for i, group in enumerate(groups):
+            known = self._known_names(group)
             for k, p in enumerate(group["params"]):
                 if p.requires_grad or p.grad is not None:
-                    self.by_param[p] = self._complete_param(group, i, k, state[p])
+                    found = state[p]
+                    names = known.get((p.shape, p.dtype))
+                    if names is None or not names <= found.keys():
+                        names = known[p.shape, p.dtype] = self._completed(group, i, k, found)
+                    whole = len(found) == len(names)
+                    self.by_param[p] = found if whole else {name: found[name] for name in names}
 
     def store(
         self, state: MutableMapping[Any, dict[str, Tensor]], params: Iterable[Tensor]
@@ -47,21 +56,27 @@ class RuleBuffers:
             if self.by_param[p] is not state[p]:
                 state[p].update(self.by_param[p])
 
-    def _complete_param(
-        self, group: Group, group_index: int, index: int, state: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Add what is missing to one parameter's state; return the rule's entries, no others."""
-        p, rule, view = group["params"][index], group["rule"], group["view"]
-        # Buffer names depend on these alone; they are kept, as `new_state` allocates to find them.
-        key = (id(rule), id(view), p.shape, p.dtype, bool(group.get(STOCHASTIC_ROUNDING)))
-        known_rule, known_view, names = self._names.get(key, (None, None, frozenset()))
-        known = known_rule is rule and known_view is view
-        if not known or not names <= state.keys():
-            check_is_matrix(group, group_index, index)
-            with torch.no_grad():  # leaving inference mode switched gradients on
-                fresh = new_state(group, p, name_of(group, group_index, index))
-            names = frozenset(fresh)
+    def _known_names(self, group: Group) -> KnownNames:
+        """Return the names of buffers by shape and dtype, for the rule and view of a group.
+
+        Names depend on nothing else; they are kept, as `new_state` allocates to find them.
+        """
+        rule, view = group["rule"], group["view"]
+        key = (id(rule), id(view), bool(group.get(STOCHASTIC_ROUNDING)))
+        known_rule, known_view, names = self._names.get(key, (None, None, {}))
+        if known_rule is not rule or known_view is not view:
+            names = {}
             self._names[key] = (rule, view, names)
-            for name, buffer in fresh.items():
-                state.setdefault(name, buffer)
-        return state if len(state) == len(names) else {name: state[name] for name in names}
+        return names
+
+    def _completed(
+        self, group: Group, group_index: int, index: int, state: dict[str, Tensor]
+    ) -> frozenset[str]:
+        """Add what is missing to one parameter's state; return the names of the rule's buffers."""
+        check_is_matrix(group, group_index, index)
+        with torch.no_grad():  # leaving inference mode switched gradients on
+            p = group["params"][index]
+            fresh = new_state(group, p, name_of(group, group_index, index))
+        for name, buffer in fresh.items():
+            state.setdefault(name, buffer)
+        return frozenset(fresh)

@@ -82,7 +82,7 @@ class NonFiniteGuard:
         nonfinite_shared: Mapping[tuple[int, int], int] = MappingProxyType({}),
         wait: bool,
     ) -> dict[int, FiniteMask]:
-        """Return device flags per group; drop from `active`, and count, gradients known to be bad.
+        """Return device flags per group; drop from `active`, and count, known non-finite gradients.
 
         Plain gradients in the host's memory are left to `drop_nonfinite_on_host`, but for RAISE.
 
@@ -119,7 +119,7 @@ class NonFiniteGuard:
             )
             if waits:
                 plain = [k for k in param_indices if k not in sharded[i]]
-                self._drop(i, param_indices, nonfinite_indices(group, plain, readable=False))
+                self._drop(i, param_indices, nonfinite_indices(group, plain, host_readable=False))
             else:
                 flagged += [(i, k) for k in param_indices if k not in sharded[i]]
         return self._flag(groups, active, flagged)
@@ -132,7 +132,7 @@ class NonFiniteGuard:
             return
         for i, param_indices in batch.items():
             plain = [k for k in param_indices if k not in sharded[i]]
-            self._drop(i, param_indices, nonfinite_indices(groups[i], plain, readable=True))
+            self._drop(i, param_indices, nonfinite_indices(groups[i], plain, host_readable=True))
 
     def skipped(self, groups: Sequence[Group]) -> dict[str, int]:
         """Return {name: number of steps that left it out}, without zeros; waits for devices."""
@@ -168,10 +168,10 @@ class NonFiniteGuard:
                     masks[i][k] = ok
         return {i: mask or None for i, mask in masks.items()}
 
-    def _drop(self, i: int, param_indices: list[int], nonfinite: Sequence[int]) -> None:
+    def _drop(self, group_index: int, param_indices: list[int], nonfinite: Sequence[int]) -> None:
         """Remove the `nonfinite` ones from `param_indices` in place; count them on the host."""
         for k in nonfinite:
-            self._skipped_on_host[i, k] += 1
+            self._skipped_on_host[group_index, k] += 1
             param_indices.remove(k)
 
 
@@ -298,15 +298,21 @@ def any_nonfinite(
 
 
 def nonfinite_indices(
-    group: Group, param_indices: Sequence[int], *, readable: bool | None = None
+    group: Group, param_indices: Sequence[int], *, host_readable: bool | None = None
 ) -> list[int]:
-    """Return the param indices of non-finite plain gradients (AdamW: squares); waits.
+    """Return param indices of non-finite plain gradients; `host_readable` selects devices; waits.
 
-    `readable` limits them to gradients that the host can, or cannot, read without waiting.
+    With an elementwise rule, the sum of a gradient's squares has to be finite as well.
+
+    Args:
+        group: The param group.
+        param_indices: Params to test; those without a gradient are left out.
+        host_readable: True for gradients that the host can read without waiting alone, False for
+            the others alone; by default all.
     """
     found: list[int] = []
     for device, on_device, gradients in gradients_by_device(group["params"], param_indices):
-        if readable in (None, is_host_readable(device)):
+        if host_readable in (None, is_host_readable(device)):
             known = finite_on_host(gradients, _squares(group))
             found += [k for k, ok in zip(on_device, known, strict=True) if not ok]
     return found

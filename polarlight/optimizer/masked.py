@@ -162,15 +162,16 @@ def select(
     near = to_devices_of([new[i] for i in alone], [flags[i] for i in alone])
     for i, ok in zip(alone, near, strict=True):
         found[i] = torch.where(ok, new[i], _zero(new[i]) if old is None else old[i])
+    # Two launches and not one for all copies: the old ones are freed when this function returns.
+    stacks = _stacks([[new[i] for i in positions] for positions in groups])
     if old is None:
-        stacks = _stacks([[new[i] for i in positions] for positions in groups])
-        others = [_zero(x) for x in stacks]
+        others = [(_zero(x), True) for x, _ in stacks]
     else:
-        both = _stacks([[x[i] for i in positions] for x in (new, old) for positions in groups])
-        stacks, others = both[: len(groups)], both[len(groups) :]
-    for positions, stack, other in zip(groups, stacks, others, strict=True):
+        others = _stacks([[old[i] for i in positions] for positions in groups])
+    for positions, (stack, copied), (other, _) in zip(groups, stacks, others, strict=True):
         ok = _flags_of(flags, positions, stack)  # [b, 1, ...]
-        found.update(zip(positions, torch.where(ok, stack, other).unbind(), strict=True))
+        selected = torch.where(ok, stack, other, out=stack if copied else None)
+        found.update(zip(positions, selected.unbind(), strict=True))
     return [found[i] for i in range(len(new))]
 
 
@@ -348,13 +349,16 @@ def _stackable(
     return alone, [positions for positions in groups.values() if len(positions) > 1]
 
 
-def _stacks(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Return a stack [b, *shape] per list: a view where tensors already form one, else a copy."""
+def _stacks(lists: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, bool]]:
+    """Return a stack [b, *shape] per list, and whether it is a copy.
+
+    A view where tensors already form one; one launch copies the others.
+    """
     found = [stack_of(tensors) for tensors in lists]
     missing = [x for stack, xs in zip(found, lists, strict=True) if stack is None for x in xs]
     copies = iter(clone_together(missing))
     return [
-        stacked([next(copies) for _ in tensors]) if stack is None else stack
+        (stacked([next(copies) for _ in tensors]), True) if stack is None else (stack, False)
         for stack, tensors in zip(found, lists, strict=True)
     ]
 

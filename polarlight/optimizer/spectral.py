@@ -62,7 +62,7 @@ from polarlight.optimizer.param_groups import (
 from polarlight.optimizer.probe import Probe, count_updates, report_tasks, report_update
 from polarlight.optimizer.shared_gradients import SharedGradients
 from polarlight.optimizer.state_dict import restoring
-from polarlight.optimizer.streaming import step_streamed, streams
+from polarlight.optimizer.streaming import Place, step_streamed, streams
 from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
@@ -328,30 +328,31 @@ class SpectralOptimizer(Optimizer):
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
     ) -> None:
         """Step one batch of matrices: momenta, directions by the executor, then weights."""
+        groups = self._groups
         if not observing and streams(self.executor):
             self._shared.step.moved, states = True, self._buffers.by_param
-            batch = step_streamed(self.executor, self._groups, batch, states, self._update_momenta)
+            batch = step_streamed(self.executor, groups, batch, states, self._update_momenta)
             finite = {i: finite[i] for i in batch}
         parts = [
             self._update_momenta([(i, k) for i in alike for k in batch[i]], finite, bool(observing))
-            for alike in alike_groups(self._groups, finite)
+            for alike in alike_groups(groups, finite)
         ]
         # Directions of whole matrices, of all groups at once: the executor batches or shares them.
-        tasks = [task for part in parts for task in part.tasks]
-        directions = iter(directions_of(self.executor, tasks))
+        directions = iter(directions_of(self.executor, [t for part in parts for t in part.tasks]))
         self._shared.step.moved = True
         for part in parts:  # weights, elementwise on the local shards
             D = [next(directions) for _ in part.tasks]
             own = [self._buffers.by_param[task.parameter] for task in part.tasks]
             if part.finite is not None:
                 commit_where_finite(D, own, [task.state for task in part.tasks], part.finite)
-            report_tasks(observing, [self._groups[i] for i, _ in part.places], part.tasks, D)
-            apply_update(self._groups[part.places[0][0]], part.weights, own, D, part.finite)
+            report_tasks(observing, [groups[i] for i, _ in part.places], part.tasks, D)
+            part.tasks.clear()  # frees the momenta before weights are copied
+            apply_update(groups[part.places[0][0]], part.weights, own, D, part.finite)
 
     def _update_momenta(
-        self, places: Sequence[tuple[int, int]], finite: Mapping[int, FiniteFlags], observed: bool
+        self, places: Sequence[Place], finite: Mapping[int, FiniteFlags], keep_momenta: bool
     ) -> AlikeTasks:
-        """Update momenta at (group, param) indices in place; return tasks, weights and flags."""
+        """Update momenta of params in alike groups in place; return tasks, weights and flags."""
         groups = self._groups
         group = groups[places[0][0]]
         rule, view = group["rule"], group["view"] or Whole()
@@ -372,7 +373,7 @@ class SpectralOptimizer(Optimizer):
             ParamTask(name_of(groups[i], i, k), r, view, p, M, state)
             for (i, k), r, p, M, state in zip(places, rules, params, momenta, written, strict=True)
         ]
-        if isinstance(self.executor, ParamExecutor) and not observed:
+        if isinstance(self.executor, ParamExecutor) and not keep_momenta:
             mark_expendable(tasks, [gradients, buffers, *(own.values() for own in held)])
         return AlikeTasks(places, weights, tasks, flags)
 

@@ -78,7 +78,10 @@ class WarmPolar(KeptRowScale):
     def _on_rows(self, M: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """The same on a part of the rows."""
         dtype = self.input_dtype(torch.promote_types(M.dtype, torch.float32), M.device)
-        X = unit_scale_in(M, dtype, rows)
+        return self.apply_prescaled(unit_scale_in(M, dtype, rows), buffers, rows).to(M.dtype)
+
+    def apply_prescaled(self, X: Tensor, buffers: Buffers, rows: Rows = ALL_ROWS) -> Tensor:
+        """The same of an X at unit scale that may be overwritten."""
         norms = row_norms(X)
         rms = nonzero(rms_row_norm(norms, rows))
         size = norms / rms
@@ -90,7 +93,7 @@ class WarmPolar(KeptRowScale):
         U = polar(X.mul_((D / rms).to(X.dtype)), rows)
         D = D * leverage_correction(U, weight, self.exponent, rows)
         keep_scale(D, size, buffers, rows)
-        return U.to(M.dtype)
+        return U
 
     def __str__(self) -> str:
         return f"rows balanced, scale kept, {self.polar}"

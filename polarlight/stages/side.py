@@ -108,6 +108,16 @@ class OnSide(Stage):
             return self.then.apply(X, buffers)
         return self.then.apply(X.mT, {name: buffer.mT for name, buffer in buffers.items()}).mT
 
+    def apply_prescaled(self, X: Tensor, buffers: Buffers) -> Tensor:
+        """`then` or `otherwise`, by shape, of an X at unit scale that may be overwritten."""
+        m, n = X.shape[-2:]
+        if not self.side.touches(m, n):
+            return self.otherwise.apply_prescaled(X, buffers)
+        if m > n:
+            return self.then.apply_prescaled(X, buffers)
+        turned = {name: buffer.mT for name, buffer in buffers.items()}
+        return self.then.apply_prescaled(X.mT, turned).mT
+
     def _on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """Return those rows of the image; not where the long axis are columns."""
         m, n = rows.count(X), X.shape[-1]

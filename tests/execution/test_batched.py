@@ -75,6 +75,7 @@ def test_on_a_cpu_small_matrices_fill_the_cache_and_large_ones_are_alone_in_floa
 ):
     """A CPU that iterates in bfloat16 computes large ones two at a time."""
     monkeypatch.setattr(batched, "has_fast_bfloat16", lambda device_type: bfloat16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     rule, seen = rule_and_shapes()
     executor = polarlight.Batched(piece_on_cpu=4 * 4 * 2 * 4)  # four of 4 x 2
     executor.directions(jobs(rule, [(4, 2)] * 5 + [(6, 2)] * 9 + [(8, 4)] * 2))
@@ -93,6 +94,19 @@ def test_capped_stacks_bound_the_bytes_of_a_batch(monkeypatch):
     tensors = [torch.zeros(shape) for shape in [(8, 5), (4, 4), (8, 5), (30, 10), (4, 4), (8, 5)]]
     assert batched.step_stacks(tensors) == [[1, 4, 0], [2, 5], [3]]
     assert batched.step_stacks([]) == []
+
+
+@pytest.mark.parametrize(("cores", "sizes"), [(1, [3, 3, 1]), (2, [2, 2, 3]), (4, [3, 3, 1])])
+def test_a_cut_stack_of_equal_shapes_has_as_many_matrices_for_every_core(monkeypatch, cores, sizes):
+    """A core takes a product of its own: two cores are busy for as long with three as with four."""
+    monkeypatch.setattr(batched, "MOST_BYTES_ON_CPU", 3 * 32)  # three matrices of 4 x 2
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    stacks = batched.step_stacks([torch.zeros(4, 2)] * 7)
+    assert [len(stack) for stack in stacks] == sizes
+    assert sorted(i for stack in stacks for i in stack) == list(range(7))
+    rule, seen = rule_and_shapes()
+    polarlight.Batched(max_bytes=3 * 32).directions(jobs(rule, [(4, 2)] * 7))
+    assert [shape[0] if len(shape) == 3 else 1 for shape in seen] == sizes
 
 
 def test_batches_of_an_accelerator_end_where_a_shape_ends(monkeypatch):

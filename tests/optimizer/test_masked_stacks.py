@@ -71,3 +71,14 @@ def test_a_tensor_learning_rate_decays_by_the_bits_of_a_loop(trained, lr):
     rule = polarlight.rules.muon()
     alone, together = (trained(rule, torch.float32, limit, lr)[0] for limit in (0, 2**20))
     assert all(torch.equal(x, y) for x, y in zip(alone, together, strict=True))
+
+
+def test_gradients_that_are_parts_of_one_tensor_are_not_written():
+    """As in a bucket of DDP: the stack that is selected from is then the bucket itself."""
+    bucket = torch.randn(3, 4, 2)
+    bucket[1, 0, 0] = torch.nan
+    before = bucket.clone()
+    flags = [torch.tensor(ok) for ok in (True, False, True)]
+    found = masked.select(flags, list(bucket.unbind()), [torch.ones(4, 2)] * 3)
+    assert torch.equal(bucket.nan_to_num(7.0), before.nan_to_num(7.0))
+    assert torch.equal(torch.stack(found), torch.stack([bucket[0], torch.ones(4, 2), bucket[2]]))

@@ -14,12 +14,12 @@ SHAPES = [(64, 32)] * 32
 CAP = {
     ("AdamW", "cpu"): 0,
     ("AdamW", "cuda"): 10,  # weights and two moments before and after, selected, and flags
-    ("Muon", "cpu"): 5,
-    ("Muon", "cuda"): 5,  # gradients, momenta before and after, directions, selected
-    ("Aurora", "cpu"): 5,
-    ("Aurora", "cuda"): 5.5,
-    ("NorMuon", "cpu"): 5,
-    ("NorMuon", "cuda"): 6.5,
+    ("Muon", "cpu"): 2.5,
+    ("Muon", "cuda"): 2.5,  # momenta, and what the iteration holds
+    ("Aurora", "cpu"): 2.5,
+    ("Aurora", "cuda"): 2.5,
+    ("NorMuon", "cpu"): 4,
+    ("NorMuon", "cuda"): 4,
     ("SOAP", "cpu"): 15,
     ("SOAP", "cuda"): 15,
 }
