@@ -180,7 +180,7 @@ def least_busiest(plans: list[ShardedPlan]) -> float:
         kinds.sort(key=lambda pair: -pair[1] / pair[0])
 
     def fits(load: float) -> bool:
-        """Whether processes with this load each have room for everything."""
+        """True if processes with this load each have room for everything."""
         total = sum(alone)
         for holders, kinds in held.items():
             room = load * len(holders)

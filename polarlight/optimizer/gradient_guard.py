@@ -230,14 +230,14 @@ def is_host_readable(device: torch.device) -> bool:
 
 
 def gradients_by_device(
-    params: Sequence[Tensor], param_indices: Sequence[int]
+    params: Sequence[Tensor], param_indices: Sequence[int], *, shared: bool = False
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
     """Yield (device, param indices, gradients) per device; absent ones left out, shards local."""
     found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
     for k in param_indices:
         gradient = params[k].grad
         if gradient is not None:
-            gradient = to_local(gradient)
+            gradient = to_local(gradient) if shared else gradient
             device = gradient.device
             if device not in found:
                 found[device] = ([], [])
@@ -331,7 +331,9 @@ def finite_of(groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> Tens
     flags: list[Tensor] = []
     for i in dict.fromkeys(i for i, _ in pairs):
         group, param_indices = groups[i], [k for j, k in pairs if j == i]
-        for device, on_device, gradients in gradients_by_device(group["params"], param_indices):
+        for device, on_device, gradients in gradients_by_device(
+            group["params"], param_indices, shared=True
+        ):
             if is_host_readable(device):
                 flags.append(torch.tensor(finite_on_host(gradients, _squares(group))))
             else:

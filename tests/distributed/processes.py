@@ -105,7 +105,7 @@ def endings(world, function, *arguments, timeout=TIMEOUT):
 
 @contextmanager
 def reserved_port():
-    """Yields a port for a store, which no other socket is given meanwhile.
+    """Yield a port for a store, which no other socket is given meanwhile.
 
     The store listens there all the same: both may use the address again (`SO_REUSEADDR`). A port
     that was merely found free is given to the next socket that asks, before the store starts.

@@ -152,6 +152,7 @@ class Agreement:
         for roster, row in zip(rosters, rows, strict=True):
             if row[FRESH]:
                 check_copies([members[n] for n in roster.members], roster.mesh)
+            self._known[roster.mesh.key].fresh = False
         missing: list[int] = []
         for roster, row in zip(rosters, rows, strict=True):
             if _hash_differs(row, GRADIENTS):
@@ -192,7 +193,7 @@ class Agreement:
                 roster.digest = hash_of("\n".join(roster.texts))
                 self._known[key] = roster
             else:
-                roster.texts, roster.digest, roster.fresh = known.texts, known.digest, False
+                roster.texts, roster.digest, roster.fresh = known.texts, known.digest, known.fresh
             if known is not None:
                 roster.chained = known.chained
         return [by_key[key] for key in sorted(by_key)]

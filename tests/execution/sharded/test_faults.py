@@ -64,7 +64,7 @@ def test_reports_name_who_raised_and_who_is_silent():
 
 
 def test_reports_of_a_store_that_is_slow_are_awaited(monkeypatch):
-    """Its first answer takes longer than the wait for other processes, as on a busy machine."""
+    """A first answer takes longer than the wait for other processes, as on a busy machine."""
 
     def slow(text):
         time.sleep(0.2)
