@@ -36,19 +36,25 @@ def calls(make: Callable[[Any], Any], matrices: int) -> Counter[str]:
     params = [nn.Parameter(torch.randn(shape)) for shape in SHAPES * (matrices // len(SHAPES))]
     for p in params:
         p.grad = torch.randn_like(p)
-    optimizer, found = make(params), Counter[str]()
+    optimizer = make(params)
+    for _ in range(2):
+        optimizer.step()
+    return calls_of(optimizer.step)
+
+
+def calls_of(function: Callable[[], Any]) -> Counter[str]:
+    """Return how often a function calls each function of the package."""
+    found = Counter[str]()
 
     def note(frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
         if event == "call" and code.co_filename.startswith(PACKAGE):
             found[f"{code.co_filename.removeprefix(PACKAGE)[1:]}: {code.co_qualname}"] += 1
 
-    for _ in range(2):
-        optimizer.step()
     before = sys.getprofile()
     sys.setprofile(note)
     try:
-        optimizer.step()
+        function()
     finally:
         sys.setprofile(before)
     return found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class Member(Protocol):
         """Buffers by name; DTensors if the parameter is one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every parameter in every step
 class Trainable:
     """One trainable parameter, with or without a gradient; attributes as in `Member`."""
 
@@ -56,7 +56,7 @@ class Trainable:
     state: dict[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ParamTask:
     """Request for the direction of one parameter.
 
@@ -68,8 +68,7 @@ class ParamTask:
         momentum: Local part of what the rule maps.
         state: Buffers by name, and the gradient under `GRADIENT` if the rule reads it; DTensors if
             the parameter is one.
-        expendable: Whether the direction may be written over a momentum that is a tensor of its
-            own, neither a buffer nor the gradient.
+        expendable: Whether the direction may be written over the momentum.
     """
 
     name: str
@@ -106,13 +105,21 @@ def directions_of(executor: Executor | ParamExecutor, tasks: Sequence[ParamTask]
 _PLAIN = (Tensor, Parameter)
 """Types that are no DTensor, tested first: the question comes many times per step."""
 
+_DTENSORS: set[type] = set()
+"""Types that were found to be DTensors."""
+
 
 def is_sharded(x: Tensor) -> bool:
     """Return whether x is a DTensor, without importing `torch.distributed.tensor`."""
     if type(x) in _PLAIN:
         return False
+    if type(x) in _DTENSORS:
+        return True
     module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(x, module.DTensor)
+    if module is None or not isinstance(x, module.DTensor):
+        return False
+    _DTENSORS.add(type(x))
+    return True
 
 
 def any_sharded(tensors: Iterable[Tensor]) -> bool:
@@ -141,7 +148,19 @@ def shared_indices(
 
 def to_local(x: Tensor) -> Tensor:
     """Return the shard of a DTensor, sharing its memory; any other tensor unchanged."""
-    return x.to_local() if is_sharded(x) else x  # type: ignore[attr-defined]
+    if type(x) in _DTENSORS or is_sharded(x):
+        sharded: Any = x  # without gradients `to_local` returns the attribute, and takes longer
+        shard: Tensor = sharded.to_local() if torch.is_grad_enabled() else sharded._local_tensor
+        return shard
+    return x
+
+
+def mark_expendable(tasks: Iterable[ParamTask], kept: Iterable[Iterable[Tensor]]) -> None:
+    """Mark tasks whose momentum shares memory with no tensor of these lists: they are kept."""
+    # Storages themselves, not their addresses, which fake tensors have none of.
+    taken = {x.untyped_storage()._cdata for tensors in kept for x in tensors}
+    for task in tasks:
+        task.expendable = task.momentum.untyped_storage()._cdata not in taken
 
 
 def full_tensor(x: Tensor, parameter: Tensor | None = None) -> Tensor:

@@ -88,13 +88,9 @@ class Memory:
             raise ValueError(f"the state is of other parameters: they differ in {sorted(wrong)[0]}")
         self.steps = state_dict["steps"]
         self.kept = {
-            kind: {name: self._placed(name, x) for name, x in tensors.items()}
+            kind: {n: x.to(self.parameters[n].device, copy=True) for n, x in tensors.items()}
             for kind, tensors in kept.items()
         }
-
-    def _placed(self, name: str, x: Tensor) -> Tensor:
-        """Return a copy of a loaded tensor on the device of its parameter."""
-        return x.to(self.parameters[name].device, copy=True)
 
 
 class Readout(Memory, ABC):

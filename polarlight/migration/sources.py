@@ -183,15 +183,6 @@ SOURCES: Mapping[str, Source] = {source.name: source for source in _ALL}
 """The formats by name; without a name the first that fits is taken."""
 
 
-def source_of(name: str) -> Source:
-    """Look up a format by name.
-
-    Raises:
-        ValueError: If there is none; the message lists the known ones and the nearest.
-    """
-    return look_up(name, SOURCES, "source")
-
-
 def read_entry(group: Group, state: State, source: str | None = None) -> Carried:
     """Read the state of one parameter.
 
@@ -209,7 +200,7 @@ def fitting_source(group: Group, state: State, source: str | None = None) -> Sou
     Raises:
         ValueError: If the format is not known, or not the one that `source` names.
     """
-    candidates = _ALL if source is None else (source_of(source),)
+    candidates = _ALL if source is None else (look_up(source, SOURCES, "source"),)
     for candidate in candidates:
         if candidate.fits(group, state):
             return candidate

@@ -150,12 +150,12 @@ def step_elementwise_group(
 
 
 def _steps_in_float32(group: Group, p: Tensor) -> bool:
-    """Return whether p is stepped as a float32 copy: stochastic rounding, or float16 by AdamW.
+    """Return whether p is stepped as a float32 copy: stochastic rounding, or elementwise float16.
 
     Stochastic rounding needs the unrounded weight; elementwise rules overflow in float16.
     """
-    squared = p.dtype == torch.float16 and not isinstance(group["rule"], UpdateRule)
-    return squared or uses_stochastic_rounding(group, p)
+    overflows = p.dtype == torch.float16 and not isinstance(group["rule"], UpdateRule)
+    return overflows or uses_stochastic_rounding(group, p)
 
 
 def _widened(group: Group, weights: Sequence[Tensor]) -> list[Tensor]:

@@ -93,7 +93,7 @@ def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
 
 
 def _grows_with_gradient(group: Group, p: Tensor) -> bool:
-    """Return whether a larger gradient gives a larger update (AdamW: yes); raise if no rule."""
+    """Return whether larger gradients give larger updates (elementwise: yes); raise if no rule."""
     if "rule" not in group:
         raise TypeError(
             "clip_grad_norm_ needs polarlight's optimizer, whose param groups have a rule; this "

@@ -51,7 +51,7 @@ class GraphInputs:
         """Return a parameter's rule as `prepare` decided it, or the rule given if it did not."""
         return self._rules[self._kinds[p]] if p in self._kinds else rule
 
-    def _make_momentum_tensor(self, i: int, group: Group) -> None:
+    def _make_momentum_tensor(self, group_index: int, group: Group) -> None:
         """Replace the momentum in a group's copy by a tensor [], refilled if the number changed.
 
         In float64, as Python's own numbers are, so that 1 - momentum has the bits of an eager step.
@@ -60,13 +60,13 @@ class GraphInputs:
         if isinstance(momentum, Tensor) or not params:
             return
         device = params[0].device
-        before, tensor = self._momenta.get(i, (None, None))
+        before, tensor = self._momenta.get(group_index, (None, None))
         if tensor is None or tensor.device != device:
             dtype = torch.float32 if device.type == "mps" else torch.float64
             tensor = torch.tensor(momentum, dtype=dtype, device=device)
         elif before != momentum:
             tensor.fill_(momentum)
-        self._momenta[i] = momentum, tensor
+        self._momenta[group_index] = momentum, tensor
         group["momentum"] = tensor
 
     def _decide(self, p: Tensor, rule: object, state: State) -> None:

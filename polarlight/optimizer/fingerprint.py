@@ -267,7 +267,7 @@ def _rounded(steps: Any) -> list[list[float]]:
 
 @lru_cache
 def _published(name: str) -> Schedule | None:
-    """Return the package's schedule with this name; None if there is none."""
+    """Return the schedule with this name, a constant or made by `polar_express`; None if none."""
     for value in vars(schedules).values():
         if isinstance(value, Schedule) and value.name == name:
             return value

@@ -27,7 +27,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from polarlight.execution.param_task import local_gradient
+from polarlight.execution.param_task import to_local
 from polarlight.linalg import foreach
 from polarlight.linalg.matrices import wide
 from polarlight.optimizer.masked import FiniteMask, State
@@ -82,7 +82,7 @@ class NonFiniteGuard:
         nonfinite_shared: Mapping[tuple[int, int], int] = MappingProxyType({}),
         wait: bool,
     ) -> dict[int, FiniteMask]:
-        """Return device flags per group; drop from `active`, and count, gradients known to be bad.
+        """Return device flags per group; drop from `active`, and count, known non-finite gradients.
 
         Plain gradients in the host's memory are left to `drop_nonfinite_on_host`, but for RAISE.
 
@@ -119,7 +119,7 @@ class NonFiniteGuard:
             )
             if waits:
                 plain = [k for k in param_indices if k not in sharded[i]]
-                self._drop(i, param_indices, nonfinite_indices(group, plain, readable=False))
+                self._drop(i, param_indices, nonfinite_indices(group, plain, host_readable=False))
             else:
                 flagged += [(i, k) for k in param_indices if k not in sharded[i]]
         return self._flag(groups, active, flagged)
@@ -132,7 +132,7 @@ class NonFiniteGuard:
             return
         for i, param_indices in batch.items():
             plain = [k for k in param_indices if k not in sharded[i]]
-            self._drop(i, param_indices, nonfinite_indices(groups[i], plain, readable=True))
+            self._drop(i, param_indices, nonfinite_indices(groups[i], plain, host_readable=True))
 
     def skipped(self, groups: Sequence[Group]) -> dict[str, int]:
         """Return {name: number of steps that left it out}, without zeros; waits for devices."""
@@ -168,10 +168,10 @@ class NonFiniteGuard:
                     masks[i][k] = ok
         return {i: mask or None for i, mask in masks.items()}
 
-    def _drop(self, i: int, param_indices: list[int], nonfinite: Sequence[int]) -> None:
+    def _drop(self, group_index: int, param_indices: list[int], nonfinite: Sequence[int]) -> None:
         """Remove the `nonfinite` ones from `param_indices` in place; count them on the host."""
         for k in nonfinite:
-            self._skipped_on_host[i, k] += 1
+            self._skipped_on_host[group_index, k] += 1
             param_indices.remove(k)
 
 
@@ -230,14 +230,14 @@ def is_host_readable(device: torch.device) -> bool:
 
 
 def gradients_by_device(
-    params: Sequence[Tensor], param_indices: Sequence[int], sharded: Collection[int] = ()
+    params: Sequence[Tensor], param_indices: Sequence[int]
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
     """Yield (device, param indices, gradients) per device; absent ones left out, shards local."""
     found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
     for k in param_indices:
         gradient = params[k].grad
         if gradient is not None:
-            gradient = local_gradient(params[k]) if k in sharded else gradient
+            gradient = to_local(gradient)
             device = gradient.device
             if device not in found:
                 found[device] = ([], [])
@@ -298,15 +298,21 @@ def any_nonfinite(
 
 
 def nonfinite_indices(
-    group: Group, param_indices: Sequence[int], *, readable: bool | None = None
+    group: Group, param_indices: Sequence[int], *, host_readable: bool | None = None
 ) -> list[int]:
-    """Return the param indices of non-finite plain gradients (AdamW: squares); waits.
+    """Return param indices of non-finite plain gradients; `host_readable` selects devices; waits.
 
-    `readable` limits them to gradients that the host can, or cannot, read without waiting.
+    With an elementwise rule, the sum of a gradient's squares has to be finite as well.
+
+    Args:
+        group: The param group.
+        param_indices: Params to test; those without a gradient are left out.
+        host_readable: True for gradients that the host can read without waiting alone, False for
+            the others alone; by default all.
     """
     found: list[int] = []
     for device, on_device, gradients in gradients_by_device(group["params"], param_indices):
-        if readable in (None, is_host_readable(device)):
+        if host_readable in (None, is_host_readable(device)):
             known = finite_on_host(gradients, _squares(group))
             found += [k for k, ok in zip(on_device, known, strict=True) if not ok]
     return found
@@ -321,19 +327,21 @@ def finite_of(groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> Tens
         groups: The param groups.
         pairs: Group index and param index of n parameters with a gradient.
     """
-    found: dict[tuple[int, int], Tensor] = {}
+    found: list[tuple[int, int]] = []
+    flags: list[Tensor] = []
     for i in dict.fromkeys(i for i, _ in pairs):
         group, param_indices = groups[i], [k for j, k in pairs if j == i]
-        for device, on_device, gradients in gradients_by_device(
-            group["params"], param_indices, param_indices
-        ):
+        for device, on_device, gradients in gradients_by_device(group["params"], param_indices):
             if is_host_readable(device):
-                flags = torch.tensor(finite_on_host(gradients, _squares(group)))
+                flags.append(torch.tensor(finite_on_host(gradients, _squares(group))))
             else:
-                flags = finite_flags(gradients, _squares(group))
-            found.update(zip([(i, k) for k in on_device], flags.unbind(), strict=True))
-    device = found[pairs[0]].device
-    return torch.stack([found[pair].to(device) for pair in pairs])
+                flags.append(finite_flags(gradients, _squares(group)))
+            found += [(i, k) for k in on_device]
+    joined = torch.cat([some.to(flags[0].device) for some in flags])
+    if found == list(pairs):
+        return joined
+    by_pair = dict(zip(found, joined.unbind(), strict=True))
+    return torch.stack([by_pair[pair] for pair in pairs])
 
 
 def _squares(group: Group) -> bool:

@@ -184,8 +184,8 @@ def with_gradients_read(
     finite: FiniteFlags,
 ) -> Sequence[State]:
     """Return states that also hold the local gradient (0 if not finite), if the rule reads it."""
-    shapes = {p.shape for p in params}
-    if not rule.reads_gradient(part for shape in shapes for part in view.shapes(shape)):
+    parts = [part for shape in {p.shape for p in params} for part in view.shapes(shape)]
+    if not rule.reads_gradient(parts):
         return states
     if finite is not None:
         gradients = select(finite, gradients, None)

@@ -30,6 +30,7 @@ class SharedGradients:
     """
 
     def __init__(self) -> None:
+        """Start without a comparison of processes; `step` is one that no process has entered."""
         self._agreement = Agreement()
         self.step = SharedStep(self._agreement.ranks)
 

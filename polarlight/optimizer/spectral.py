@@ -24,6 +24,7 @@ from polarlight.execution.param_task import (
     directions_of,
     full_tensor,
     local_tensors,
+    mark_expendable,
     shared_indices,
     to_local,
 )
@@ -61,7 +62,7 @@ from polarlight.optimizer.param_groups import (
 from polarlight.optimizer.probe import Probe, count_updates, report_tasks, report_update
 from polarlight.optimizer.shared_gradients import SharedGradients
 from polarlight.optimizer.state_dict import restoring
-from polarlight.optimizer.streaming import step_streamed, streams
+from polarlight.optimizer.streaming import Place, step_streamed, streams
 from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
@@ -216,10 +217,8 @@ class SpectralOptimizer(Optimizer):
             self._step_active(groups, active, sharded, {})
             return
         states, policy = self._buffers.by_param, self._guard.policy
-        with self._shared.prepared(
-            groups, active, states, sharded, self.executor, policy
-        ) as nonfinite:
-            self._step_active(groups, active, sharded, nonfinite)
+        with self._shared.prepared(groups, active, states, sharded, self.executor, policy) as found:
+            self._step_active(groups, active, sharded, found)
 
     def _step_active(
         self,
@@ -351,9 +350,9 @@ class SpectralOptimizer(Optimizer):
             apply_update(groups[part.places[0][0]], part.weights, own, D, part.finite)
 
     def _update_momenta(
-        self, places: Sequence[tuple[int, int]], finite: Mapping[int, FiniteFlags], observed: bool
+        self, places: Sequence[Place], finite: Mapping[int, FiniteFlags], keep_momenta: bool
     ) -> AlikeTasks:
-        """Update momenta at (group, param) indices in place; return tasks, weights and flags."""
+        """Update momenta of params in alike groups in place; return tasks, weights and flags."""
         groups = self._groups
         group = groups[places[0][0]]
         rule, view = group["rule"], group["view"] or Whole()
@@ -362,9 +361,7 @@ class SpectralOptimizer(Optimizer):
         states = [self._buffers.by_param[p] for p in params]
         weights, gradients, buffers = local_tensors(params, states, maximize=group["maximize"])
         extra = rule.momentum.extra_state
-        held: list[dict[str, Tensor]] = [{} for _ in states]
-        if extra:
-            held = [{name: to_local(state[name]) for name in extra} for state in states]
+        held = [{x: to_local(own[x]) for x in extra} if extra else {} for own in states]
         momenta = update_momenta(rule.momentum, held, gradients, buffers, group["momentum"], flags)
         # A rule writes to clones where flags decide afterwards which of them are kept.
         clones = states if flags is None else clone_buffers(states)
@@ -373,9 +370,11 @@ class SpectralOptimizer(Optimizer):
         if torch.compiler.is_compiling():
             rules = [self._graph.rule_of(p, rule) for p in params]
         tasks = [
-            ParamTask(name_of(groups[i], i, k), r, view, p, M, state, expendable=not observed)
+            ParamTask(name_of(groups[i], i, k), r, view, p, M, state)
             for (i, k), r, p, M, state in zip(places, rules, params, momenta, written, strict=True)
         ]
+        if isinstance(self.executor, ParamExecutor) and not keep_momenta:
+            mark_expendable(tasks, [gradients, buffers, *(own.values() for own in held)])
         return AlikeTasks(places, weights, tasks, flags)
 
     def _step_elementwise(

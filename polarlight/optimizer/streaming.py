@@ -42,7 +42,7 @@ def step_streamed(
         batch: Active parameters with rules on matrices, of which shared ones have finite gradients.
         states: State of each parameter.
         update_momenta: Updates momenta of parameters whose groups are alike, given their flags
-            (None) and whether a probe observes them; returns their tasks.
+            (None) and whether a probe reads the momenta later; returns their tasks.
 
     Returns:
         Groups that have a parameter which no other process shares; they were not stepped.

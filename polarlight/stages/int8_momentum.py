@@ -54,7 +54,8 @@ class InInt8(Momentum):
     (`python -m benchmarks.narrow_momentum`, `docs/log.md`).
 
     Accuracy: an entry x in a block of scale s is off by at most power r^(power - 1) s / 127, where
-    r = (|x| / s)^(1 / power) + 1 / 127. The effect on the loss was not measured.
+    r = (|x| / s)^(1 / power) + 1 / 127. Loss of Muon and Aurora at 0.6 million parameters: equal to
+    that with float32 within 0.01 nats/byte (`python -m benchmarks.narrow_momentum_loss`).
 
     Shards: a block lies on one process. Columns may be sharded if every process holds a multiple of
     `block`; a shard that cuts a block is refused when the state is made.

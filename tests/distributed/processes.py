@@ -4,7 +4,7 @@ import os
 import runpy
 import socket
 import sys
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 
 import torch
@@ -50,7 +50,8 @@ def _to_its_end(rank, process, arguments):
 
 def run(world, function, *arguments):
     """Calls `function(rank, *arguments)` on `world` processes; what one raises, this raises."""
-    start(_process, (world, _free_port(), function, arguments), nprocs=world)
+    with reserved_port() as port:
+        start(_process, (world, port, function, arguments), nprocs=world)
 
 
 def _process(rank, world, port, function, arguments, timeout=TIMEOUT):
@@ -68,7 +69,8 @@ def _process(rank, world, port, function, arguments, timeout=TIMEOUT):
 
 def printed(world, script, folder):
     """Runs a script on `world` processes with torchrun's environment; returns what each prints."""
-    start(_script, (world, _free_port(), script, folder), nprocs=world)
+    with reserved_port() as port:
+        start(_script, (world, port, script, folder), nprocs=world)
     return [(folder / f"{rank}.txt").read_text() for rank in range(world)]
 
 
@@ -86,22 +88,29 @@ def endings(world, function, *arguments, timeout=TIMEOUT):
 
     Returns their exit codes, by rank: 1 for one that raised, -9 for one that was killed.
     """
-    context, port = server(), _free_port()
-    started = [
-        context.Process(
-            target=_to_its_end,
-            args=(rank, _process, (world, port, function, arguments, timeout)),
-        )
-        for rank in range(world)
-    ]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
+    with reserved_port() as port:
+        started = [
+            server().Process(
+                target=_to_its_end,
+                args=(rank, _process, (world, port, function, arguments, timeout)),
+            )
+            for rank in range(world)
+        ]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
     return [process.exitcode for process in started]
 
 
-def _free_port():
+@contextmanager
+def reserved_port():
+    """Yields a port for a store, which no other socket is given meanwhile.
+
+    The store listens there all the same: both may use the address again (`SO_REUSEADDR`). A port
+    that was merely found free is given to the next socket that asks, before the store starts.
+    """
     with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+        yield s.getsockname()[1]

@@ -202,6 +202,24 @@ def check_row_sums_are_shared(rank):
     assert all(d.same for d in found), table(found)
 
 
+def check_collectives_of_a_layer(rank):
+    """The seven matrices of a Llama layer: one comparison, and one exchange each way.
+
+    If all that can be is row-wise, gate and up are: twelve sums for both.
+    """
+    layer = [(8, 8), (2, 8), (2, 8), (8, 8), (24, 8), (24, 8), (8, 24)]
+    expected = {"allreduce_": 1, "alltoall_base_": 2}
+    for options, sums in ((Options(), 0), (ROWS, 12)):
+        _, model = models(torch.float32, LAYOUTS[4]["rows"], layer)
+        executor = polarlight.Sharded(options=options)
+        made = optimizer(polarlight.rules.aurora(), executor=executor)(model)
+        with_gradients(model)
+        made.step()
+        with Received() as found:
+            made.step()
+        assert dict(found.counts) == {**expected, "allreduce_": 1 + sums}, options
+
+
 ROWS = Options(row_bytes=0, sum_weight=0)
 
 
@@ -210,6 +228,7 @@ def every(rank):
     check_plan_is_kept(rank)
     check_host_reads(rank)
     check_row_sums_are_shared(rank)
+    check_collectives_of_a_layer(rank)
     for layout in ("rows", "HSDP", "columns"):
         check_buckets(rank, layout)
         check_bytes(rank, layout)

@@ -28,7 +28,7 @@ from polarlight.execution.sharded.disagreement import (
     PENDING,
     PRESENT,
     check_copies,
-    gradient_mark,
+    gradient_marks,
     gradient_state,
     gradients_message,
     hash_of,
@@ -177,7 +177,9 @@ class Agreement:
                 else self.meshes.of_plain(member.parameter, group)
             )
             if mesh is not None:
-                by_key.setdefault(mesh.key, Roster(mesh, [])).members.append(number)
+                if mesh.key not in by_key:
+                    by_key[mesh.key] = Roster(mesh, [])
+                by_key[mesh.key].members.append(number)
         for key, roster in by_key.items():
             params = [members[n].parameter for n in roster.members]
             roster.keys = [(options,), *(_comparable(members[n]) for n in roster.members)]
@@ -215,8 +217,7 @@ def _reduce_all(
     covered = _last_covers_all(tuple(roster.mesh.ranks for roster in rosters))
     for place, roster in enumerate(rosters):
         chained = place < len(rosters) - 1 and not covered
-        marks = ";".join(gradient_mark(members[n], states[n]) for n in roster.members)
-        both = roster.digest, hash_of(marks)
+        both = roster.digest, hash_of(gradient_marks(members, states, roster.members))
         here = 1 + roster.mesh.ranks[roster.mesh.rank]
         numbers = [both[0], -both[0], both[1], -both[1], len(roster.texts), 0]
         numbers += [int(chained), int(roster.fresh), 0, here * refused_here]

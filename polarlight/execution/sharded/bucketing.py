@@ -1,8 +1,8 @@
 """Buckets of matrices that are exchanged at the same time, bounded for every process.
 
-A matrix takes room of its owner, which gathers it, of the processes that hold a part of it, and of
-those that pass it on in two hops. Where many processes hold parts of a matrix, room is counted for
-all of them together by the largest part, apart from the room of single processes: no process sends,
+A matrix is charged to its owner, which gathers it, to the processes that hold a part of it, and to
+those that pass it on in two hops. Where many processes hold parts of a matrix, one account of all
+of them takes the largest part, apart from the accounts of single processes: no process sends,
 receives or passes on more than twice the limit in one bucket.
 """
 
@@ -92,14 +92,14 @@ class Charges:
         """
         charges: list[Charge] = [(("owner", owner), kind.nbytes)]
         if gathers and len(kind.shares(owner)) <= FEW:
-            charges.extend(self._of_holders(kind, owner))
+            charges.extend(self._of_each_holder(kind, owner))
         elif gathers:
-            charges.extend(self._of_whole_copy(kind, owner))
+            charges.extend(self._of_holders_together(kind, owner))
         elif returns:  # other processes hold no more than the two numbers of a rule
             charges.append((("copy", kind.axes, 0), kind.per_matrix_bytes * self._parts))
         return charges
 
-    def _of_holders(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
+    def _of_each_holder(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
         """Yield (account, bytes) of each holder and relay, for a matrix with few holders."""
         topology = self._topology
         passed: dict[int, int] = defaultdict(int)
@@ -113,8 +113,11 @@ class Charges:
         for rank, size in passed.items():
             yield ("relay", rank), size
 
-    def _of_whole_copy(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
-        """Yield (account, bytes) of the owner's copy as a whole, for a matrix with many holders."""
+    def _of_holders_together(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
+        """Yield (account, bytes): one account for many holders together, and one for their relays.
+
+        The bytes are those of the holder with the largest part, and of the relay with the most.
+        """
         topology, axes = self._topology, kind.axes
         group, places = topology.cut_group(axes, owner), topology.places(axes)
         if (kind, group[0]) not in self._largest:

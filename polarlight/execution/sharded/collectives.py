@@ -132,13 +132,15 @@ class MeshTable:
 
     def __init__(self) -> None:
         self._known: dict[Any, ProcessMesh | None] = {}
+        self._last: tuple[Any, ProcessMesh | None] = None, None  # a mesh takes long to hash
 
     def of_dtensor(self, x: Any) -> ProcessMesh | None:
         """Return the cached mesh of a DTensor; None if this process is not on it."""
         mesh = x.device_mesh
-        if mesh not in self._known:
-            self._known[mesh] = mesh_of_dtensor(x)
-        return self._known[mesh]
+        if mesh is not self._last[0]:
+            found = self._known[mesh] if mesh in self._known else mesh_of_dtensor(x)
+            self._known[mesh], self._last = found, (mesh, found)
+        return self._last[1]
 
     def of_plain(self, x: Tensor, group: ProcessGroup | None) -> ProcessMesh | None:
         """Return the group as a mesh, cached per device type of x; None without a group."""
@@ -269,9 +271,8 @@ def as_dtensor_like(shard: Tensor, x: Any) -> Tensor:
 def redistributed_gradient(parameter: Any) -> Any:
     """Return a DTensor's gradient in the parameter's placements; a pending sum is reduced."""
     gradient: Any = parameter.grad
-    if gradient.placements == parameter.placements:
-        return gradient
-    return gradient.redistribute(placements=parameter.placements)
+    reduced = gradient.placements == parameter.placements
+    return gradient if reduced else gradient.redistribute(placements=parameter.placements)
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,9 +351,8 @@ class Subgroup:
 
 def subgroup(mesh: ProcessMesh, members: Sequence[int]) -> Subgroup:
     """Return the processes with these ranks in the mesh, as a group; all of them must call this."""
-    group = mesh.group
-    if len(members) < mesh.size:
-        group = group_of_ranks([mesh.ranks[rank] for rank in members])
+    ranks = [mesh.ranks[rank] for rank in members]
+    group = mesh.group if len(members) == mesh.size else group_of_ranks(ranks)
     place = {rank: k for k, rank in enumerate(mesh.ranks)}
     return Subgroup(group, tuple(place[rank] for rank in dist.get_process_group_ranks(group)))
 

@@ -60,10 +60,14 @@ def gradient_state(parameter: Any) -> int:
     return PENDING if pending else PRESENT
 
 
-def gradient_mark(member: Member, state: int) -> str:
-    """Return a gradient's state as text to compare: its number, placements too if pending."""
-    gradient: Any = member.parameter.grad
-    return f"{state}{gradient.placements}" if state == PENDING else str(state)
+def gradient_marks(members: Sequence[Member], states: Sequence[int], numbers: Sequence[int]) -> str:
+    """Return the states of gradients as text to compare: numbers, placements too if pending."""
+    marks = [str(states[n]) for n in numbers]
+    for k, n in enumerate(numbers):
+        if states[n] == PENDING:
+            gradient: Any = members[n].parameter.grad
+            marks[k] += str(gradient.placements)
+    return ";".join(marks)
 
 
 def _gradient_text(member: Member, state: int) -> str:

@@ -39,7 +39,6 @@ from polarlight.execution.sharded.plan import Options, ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import param_spec
 from polarlight.execution.sharded.step import ShardedStep
-from polarlight.rule import UpdateRule
 
 MOST_PLANS = 4
 """Plans kept per executor and mesh: parameters that take turns need more than one."""
@@ -132,7 +131,7 @@ class Sharded:
             )
 
     def announce(self, trainable: Sequence[Member]) -> None:
-        """Store all trainable parameters: later plans cover these, with and without gradients."""
+        """Store all trainable matrices: later plans cover these, with and without gradients."""
         self._trainable = trainable
 
     def directions_of(self, tasks: Sequence[ParamTask]) -> list[Tensor]:
@@ -219,16 +218,17 @@ class Sharded:
     ) -> tuple[CachedPlan, dict[int, int]]:
         """Return the plan, cached or made, and {id(parameter): its number in the plan}."""
         members = self._members_on(mesh, active)
-        cached = self._plan_for(mesh, members, [self._dtypes[_momentum_kind(m)] for m in members])
+        # The momentum of a parameter without a gradient yet is expected in the parameter's dtype.
+        dtypes = [self._dtypes.get(_momentum_kind(m), m.parameter.dtype) for m in members]
+        cached = self._plan_for(mesh, members, dtypes)
         return cached, {id(m.parameter): number for number, m in enumerate(members)}
 
     def _members_on(self, mesh: ProcessMesh, active: Sequence[Member]) -> Sequence[Member]:
         """Return announced matrices on a mesh if `active` are among them; else `active`."""
         members: list[Member] = []
         for m in self._trainable:
-            found = self._mesh_of(m.parameter) if isinstance(m.rule, UpdateRule) else None
-            if found is not None and found.key == mesh.key:
-                self._dtypes.setdefault(_momentum_kind(m), m.parameter.dtype)
+            found = self._mesh_of(m.parameter)
+            if found is mesh or (found is not None and found.key == mesh.key):
                 members.append(m)
         known = {id(m.parameter) for m in members}
         return members if all(id(m.parameter) in known for m in active) else active

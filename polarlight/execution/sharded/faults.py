@@ -8,7 +8,7 @@ silent. Nothing of this costs a step without a fault anything.
 import re
 import time
 from collections.abc import Callable, Collection
-from threading import Thread
+from threading import Event, Thread
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,8 +19,10 @@ from torch.distributed import distributed_c10d
 from polarlight.execution.sharded.collectives import format_ranks, world_size
 
 ANSWER_SECONDS = 3.0
-"""Wait of a process that lost contact, for the reports of others."""
+"""Wait of a process that lost contact, for the reports of others, once the store has answered."""
 
+STORE_SECONDS = 10.0
+"""Wait for the first answer of the store: more, as a busy host is slow and a lost one refuses."""
 
 _failed_steps: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 """Error of a step that failed in the middle, for each default group."""
@@ -159,12 +161,13 @@ def exchange_reports(own: str, others: Collection[int], seconds: float) -> dict[
     Args:
         own: The error of this process; empty if it only lost contact.
         others: Ranks whose reports are awaited.
-        seconds: How long.
+        seconds: How long, from the first answer of the store on.
 
     Returns:
         Reports by rank; None if the store did not answer.
     """
     lines: list[str] = []
+    answered = Event()  # or refused
 
     def ask() -> None:
         """Add the report once, then read all until those of `others` are there."""
@@ -172,14 +175,17 @@ def exchange_reports(own: str, others: Collection[int], seconds: float) -> dict[
         text = " ".join(own[:200].split())
         while (found := add_report(text if not lines else None)) is not None:
             lines[:] = ["answered", *found]
+            answered.set()
             if set(others) <= _by_rank(found).keys():
                 break
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
+        answered.set()
 
     thread = Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(seconds)
+    if answered.wait(STORE_SECONDS):
+        thread.join(seconds)
     return _by_rank(lines[1:]) if lines else None
 
 

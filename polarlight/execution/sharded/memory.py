@@ -88,7 +88,7 @@ def _load_events(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set
 def _scatter_events(
     schedule: ProcessSchedule, k: int, params: Callable[[Iterable[Fragment]], set[int]]
 ) -> Iterator[tuple[int, set[int], set[int]]]:
-    """Yield the same tuples for a bucket's scatter, then for each of its rounds."""
+    """Yield (bucket, params loaded, complete) of a bucket's scatter, then of each of its rounds."""
     bucket = schedule.buckets[k]
     received = [m for e in bucket.scatter.values() for m in e.incoming.values()]
     done = schedule.completions
@@ -129,7 +129,7 @@ def _two_hop_messages(
 
 
 def _in_flight_bytes(exchanges: Iterable[Exchange]) -> int:
-    """Return the bytes of exchanges at once: their messages, or twice those relayed if more."""
+    """Return the sum over exchanges of max(bytes sent + received, 2 * bytes relayed)."""
     total = 0
     for exchange in exchanges:
         ends = _total_bytes(exchange.outgoing.values()) + _total_bytes(exchange.incoming.values())

@@ -61,9 +61,7 @@ class FragmentRun:
         return (*more, *strides)
 
     def in_tensor(self, x: Tensor) -> Tensor:
-        """Return x, the tensor part of the whole run, as a view in `shape_in_message`."""
-        if self.count == 1:
-            return x
+        """Return x, the tensor part of a run of several, as a view in `shape_in_message`."""
         if self.dim is None:
             return x.expand(self.count, *self.shape)
         apart: Tensor = x.unflatten(self.dim, (self.count, self.shape[self.dim]))
@@ -80,10 +78,10 @@ class Packing:
     def __init__(self, runs: Sequence[FragmentRun]) -> None:
         """Compute the shape, strides and first entry of each run in the message."""
         self.runs = runs
-        self._places = [
-            (r.shape_in_message, r.strides_in_message, r.offset // r.fragment.itemsize)
-            for r in runs
-        ]
+        self._shapes = [run.shape_in_message for run in runs]
+        self._strides = [run.strides_in_message for run in runs]
+        self._offsets = [run.offset // run.fragment.itemsize for run in runs]
+        self._joined = [k for k, run in enumerate(runs) if run.count > 1]
 
     def copy_in(self, tensors: Sequence[Tensor], message: Tensor) -> None:
         """Copy tensors, one per run, to their places in a message of bytes."""
@@ -95,15 +93,18 @@ class Packing:
 
     def _tensor_views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return each run's tensor as a view with one entry per fragment."""
-        return [run.in_tensor(x) for run, x in zip(self.runs, tensors, strict=True)]
+        own = list(tensors)
+        for k in self._joined:
+            own[k] = self.runs[k].in_tensor(own[k])
+        return own
 
     def _message_views(self, message: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         """Return views of the message, one per run, with the dtypes of the tensors in `like`."""
-        typed = {dtype: message.view(dtype) for dtype in {x.dtype for x in like}}
-        return [
-            torch.as_strided(typed[x.dtype], *place)
-            for x, place in zip(like, self._places, strict=True)
-        ]
+        dtypes = [x.dtype for x in like]
+        typed = {dtype: message.view(dtype) for dtype in set(dtypes)}
+        messages = map(typed.__getitem__, dtypes)
+        # Thousands of views: `map` of the method has no frame of Python for each.
+        return list(map(Tensor.as_strided, messages, self._shapes, self._strides, self._offsets))
 
     @staticmethod
     def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:

@@ -164,13 +164,29 @@ class ProcessSchedule:
         of = [matrix.param in active for matrix in self.plan.matrices]
         kept.buckets = [bucket.masked(of) for bucket in self.buckets]
         kept.active = active
-        kept.__dict__.pop("completions", None)
+        for name in ("completions", "sent_params"):
+            kept.__dict__.pop(name, None)
         kept.rowwise = {n: rowwise for n, rowwise in self.rowwise.items() if n in active}
         return kept
 
     def is_active(self, param: int) -> bool:
         """Return whether the parameter with this number takes part in the step."""
         return self.active is None or param in self.active
+
+    @cached_property
+    def sent_params(self) -> list[list[int]]:
+        """Numbers of the parameters of which this process sends shards to owners, per bucket."""
+        exchanges = [bucket.gather.values() for bucket in self.buckets]
+        found = [
+            dict.fromkeys(
+                self.plan.matrices[fragment.matrix].param
+                for exchange in of_bucket
+                for fragments in exchange.outgoing.values()
+                for fragment in fragments
+            )
+            for of_bucket in exchanges
+        ]
+        return [list(numbers) for numbers in found]
 
     @cached_property
     def completions(self) -> dict[tuple[int, int], list[int]]:

@@ -64,13 +64,15 @@ def device_buffers(member: Member) -> dict[str, Tensor]:
     return {name: member.state[name] for name in kept if name != GRADIENT or name in member.state}
 
 
-def param_spec(member: Member, mesh: ProcessMesh, dtype: torch.dtype | None = None) -> ParamSpec:
+def param_spec(
+    member: Member, mesh: ProcessMesh, momentum_dtype: torch.dtype | None = None
+) -> ParamSpec:
     """Return a member's rule and view, with layouts and dtypes of its momentum and buffers.
 
     Args:
         member: The parameter.
         mesh: The processes that share it.
-        dtype: Dtype of its momentum; by default its own.
+        momentum_dtype: Dtype of its momentum; by default the parameter's.
     """
     p, rule = member.parameter, member.rule
     assert isinstance(rule, UpdateRule)
@@ -79,7 +81,7 @@ def param_spec(member: Member, mesh: ProcessMesh, dtype: torch.dtype | None = No
         name: layout_of(x, member.name) if is_sharded(p) else replicated_layout(x.shape, mesh)
         for name, x in tensors.items()
     }
-    dtypes = {name: x.dtype for name, x in tensors.items()} | {MATRIX: dtype or p.dtype}
+    dtypes = {name: x.dtype for name, x in tensors.items()} | {MATRIX: momentum_dtype or p.dtype}
     if GRADIENT not in layouts and rule.reads_gradient(member.view.shapes(p.shape)):
         layouts[GRADIENT], dtypes[GRADIENT] = layouts[MATRIX], p.dtype
     return ParamSpec(member.name, rule, member.view, layouts, dtypes)

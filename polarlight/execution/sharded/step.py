@@ -55,7 +55,7 @@ class ShardedStep:
     def run(self) -> None:
         """Run the step: gather, compute, scatter all buckets; pass directions to `params.store`."""
         buckets = self.schedule.buckets
-        gathers = [self._start_gather(bucket) for bucket in buckets[: PREFETCH + 1]]
+        gathers = [self._start_gather(number) for number in range(min(PREFETCH + 1, len(buckets)))]
         # Row-wise parameters need no gather: they are computed while the first bucket is received.
         for numbers in self._rowwise_stacks():
             self._compute_rowwise(numbers)
@@ -67,7 +67,7 @@ class ShardedStep:
             self._compute(bucket)
             started = self._start_scatter(bucket)
             if number + PREFETCH + 1 < len(buckets):
-                gathers.append(self._start_gather(buckets[number + PREFETCH + 1]))
+                gathers.append(self._start_gather(number + PREFETCH + 1))
             if number:  # one bucket late, so that its scatter overlaps with this computation
                 self._finish_scatter(number - 1, scatter)
             scatter = started
@@ -86,8 +86,8 @@ class ShardedStep:
             names = self.schedule.plan.params[n].layouts  # and the gradient's, where it is read
             buffers = {name: to_local(task.state[name]) for name in names if name in task.state}
             self.shards[n] = {MATRIX: task.momentum, **buffers}
-            kept = _is_expendable(task)
-            self.directions[n] = task.momentum if kept else torch.empty_like(task.momentum)
+            M = task.momentum
+            self.directions[n] = M if task.expendable else torch.empty_like(M)
 
     def _store(self, numbers: Sequence[int]) -> None:
         """Pass complete directions to `params.store`; advance host counters; drop the tasks."""
@@ -137,13 +137,12 @@ class ShardedStep:
                     shards[k][name].copy_(own)
         self._store(numbers)
 
-    def _start_gather(self, bucket: Bucket) -> list[Transfer]:
+    def _start_gather(self, place: int) -> list[Transfer]:
         """Start to send local shards to the owners of a bucket's matrices; return the transfers."""
-        messages = [m for exchange in bucket.gather.values() for m in exchange.outgoing.values()]
-        self._load(self.matrices[f.matrix].param for fragments in messages for f in fragments)
+        self._load(self.schedule.sent_params[place])
         return [
             Transfer(self.groups, axes, exchange, self._shard_view, gather=True)
-            for axes, exchange in bucket.gather.items()
+            for axes, exchange in self.schedule.buckets[place].gather.items()
         ]
 
     def _start_scatter(self, bucket: Bucket) -> list[Transfer]:
@@ -263,32 +262,18 @@ class ShardedStep:
         param = self.matrices[fragment.matrix].param
         if param not in self.tasks:
             self._load([param])
-        return _part(self.shards[param][fragment.name], fragment)
+        shard, segment = self.shards[param][fragment.name], fragment.segment
+        return shard if shard.shape == segment.shape else shard[segment.of_shard]
 
     def _output_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of its result: local direction or buffer; loads if needed."""
         param = self.matrices[fragment.matrix].param
         if param not in self.tasks:
             self._load([param])
-        is_direction = fragment.name == MATRIX
+        is_direction, segment = fragment.name == MATRIX, fragment.segment
         kept = self.directions[param] if is_direction else self.shards[param][fragment.name]
-        return _part(kept, fragment)
+        return kept if kept.shape == segment.shape else kept[segment.of_shard]
 
     def _block_view(self, fragment: Fragment) -> Tensor:
         """Return a fragment as a view of the whole tensor on the matrix's owner."""
         return self.blocks[fragment.matrix, fragment.name][fragment.segment.of_block]
-
-
-def _is_expendable(task: ParamTask) -> bool:
-    """Return whether a direction may overwrite the momentum: the task allows it, no alias."""
-    gradient = task.parameter.grad
-    kept = [*task.state.values()] + ([] if gradient is None else [gradient])
-    # The storage itself, not its address, which fake tensors have none of.
-    mine = task.momentum.untyped_storage()._cdata
-    return task.expendable and all(to_local(x).untyped_storage()._cdata != mine for x in kept)
-
-
-def _part(shard: Tensor, fragment: Fragment) -> Tensor:
-    """Return a fragment as a view of its shard; the shard itself where that is all of it."""
-    segment = fragment.segment
-    return shard if shard.shape == segment.shape else shard[segment.of_shard]

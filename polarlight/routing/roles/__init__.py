@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from polarlight.routing.roles import seams
 from polarlight.routing.roles.attention import attention, in_attention, multihead_attention_weight
-from polarlight.routing.roles.ends import embedding_or_head, known_heads, position_embedding
+from polarlight.routing.roles.ends import (
+    embedding_or_head,
+    is_output_of_the_model,
+    known_heads,
+    position_embedding,
+)
 from polarlight.routing.roles.mixture import in_experts, router
 from polarlight.routing.roles.mlp import as_stored, block_of, expert, gate_up_slices, mlp
 from polarlight.routing.roles.modulation import modulation
@@ -92,7 +97,7 @@ def _owner_class(site: Site) -> str:
 
 
 def _is_norm(site: Site) -> bool:
-    """Return whether the owning module is a normalization layer."""
+    """Return whether the owning module is a normalization layer of `torch.nn`, or a subclass."""
     norms = nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | nn.modules.batchnorm._NormBase
     return isinstance(site.module, norms)
 
@@ -186,4 +191,6 @@ def _linear(site: Site, *, transposed: bool) -> Decision:
     fused = seams.first_fitting(site, seams.STATE_SPACE.get(site.module_name, ()), m, n)
     if fused is not None:
         return Decision(Role.HIDDEN, f"{site.place}; {fused.words}", fused.view)
+    if is_output_of_the_model(site, m, n):
+        return Decision(Role.HEAD, f"linear layer {site.place}: no layer reads its {m} outputs")
     return Decision(Role.HIDDEN, f"linear layer {site.place}")

@@ -65,6 +65,23 @@ def position_embedding(site: Site) -> Iterator[Decision]:
         )
 
 
+def is_output_of_the_model(site: Site, m: int, n: int) -> bool:
+    """Return whether a linear map [m, n] beside repeated layers narrows to m that nothing reads.
+
+    It narrows at least 4 times, as classes do: a projection to the width of another model need not
+    be an output. Layers that read m have another shape with that side, or are norms of that size.
+    """
+    if 4 * m > n or _in_layers(site.path):
+        return False
+    beside_layers = False
+    for name, shape in site.model_index.shapes.items():
+        beside_layers |= n in shape and _in_layers(name.split("."))
+        is_norm = len(shape) == 1 and name.endswith(".weight")
+        if m in shape and (len(shape) > 1 or is_norm) and tuple(shape) != (m, n):
+            return False
+    return beside_layers
+
+
 def _table_decision(tables: Sequence[Site]) -> Decision:
     """Return EMBEDDING (token, position or other part), or VECTOR for a table of biases."""
     site = tables[0]

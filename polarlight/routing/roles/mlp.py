@@ -122,7 +122,10 @@ def _block_depths(site: Site) -> list[int]:
 
 
 def _is_gated(site: Site, m: int, n: int) -> bool:
-    """Return whether a layer [m, n] holds gate and up: nearby is an [m / 2, n], no [m, n]."""
+    """Return whether a layer [m, n] holds gate and up: nearby is an [m / 2, n], no [m, n].
+
+    Shapes count in either order of their dimensions.
+    """
     near = _block_depths(site)[:2]
     halves = m % 2 == 0 and any(site.has_within(depth, (m // 2, n)) for depth in near)
     return halves and not any(site.has_within(depth, (m, n)) for depth in near)

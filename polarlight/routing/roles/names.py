@@ -13,8 +13,11 @@ def _words(text: str) -> tuple[str, ...]:
 
 EMBEDDINGS = _words(
     "embed embedding embeddings embed_tokens tok_embeddings word_embeddings shared wte wpe "
-    "token_embedding word_embedding token_emb tok_emb word_emb embed_in lut"
+    "token_embedding word_embedding token_emb tok_emb word_emb embed_in embed_positions lut"
 )
+EMBEDDING_ENDINGS = _words("_embeddings _embedding _embed")
+"""Endings of words for embedding tables, where the word does not mean an output layer."""
+
 HEADS = _words(
     "head heads output score classifiers proj_out conv_out final_layer head_dist out_layer "
     "lm_heads logits class_embed bbox_embed last_linear outc regressor regression_layer"

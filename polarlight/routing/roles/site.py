@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from polarlight.routing.roles.names import EMBEDDINGS
+from polarlight.routing.roles.names import EMBEDDING_ENDINGS, EMBEDDINGS, HEADS
 from polarlight.routing.roles.vocabulary import Decision, Role
 from polarlight.routing.roles.wrappers import MAGNITUDE, skipped, weight_words
 
@@ -76,7 +76,7 @@ class Site:
     @property
     def is_table(self) -> bool:
         """True for an embedding table, by its module, or by its name if only names are known."""
-        return _is_table(self.words, self.module)
+        return self.parameter.ndim < 4 and _is_table(self.words, self.module)
 
     @property
     def is_magnitude(self) -> bool:
@@ -127,7 +127,7 @@ class Site:
             yield (word, *kinds) if place < 3 else (word,)
 
     def sibling(self, words: Iterable[str]) -> torch.Size | None:
-        """Return the shape of the first such name's parameter in the matrix's block; or None."""
+        """Return the shape of the block's parameter named by the earliest of the words; or None."""
         prefix = "".join(f"{word}." for word in self.block)
         for word in words:
             for name in (f"{prefix}{word}.weight", f"{prefix}{word}"):
@@ -247,7 +247,7 @@ def _is_table(words: Sequence[str], module: nn.Module | None) -> bool:
     """Return whether a parameter is an embedding table, by its module or else by its name."""
     if module is None:
         word = words[-2] if words[-1] == "weight" and len(words) > 1 else words[-1]
-        return word in EMBEDDINGS or word.endswith("_embeddings")
+        return word in EMBEDDINGS or (word.endswith(EMBEDDING_ENDINGS) and word not in HEADS)
     named = type(module).__name__.endswith("Embedding") and words[-1] == "weight"
     return named or isinstance(module, nn.Embedding | nn.EmbeddingBag)
 

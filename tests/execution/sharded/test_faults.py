@@ -1,5 +1,7 @@
 """Errors of a step that processes share: collectives and others, reports, disagreements."""
 
+import time
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -59,3 +61,24 @@ def test_reports_name_who_raised_and_who_is_silent():
     assert "from ranks 3-4: dead, stopped" in text
     assert "All others lost contact too" in faults._reports_text({1: ""}, {1})
     assert "does not answer" in faults._reports_text(None, {1})
+
+
+def test_reports_of_a_store_that_is_slow_are_awaited(monkeypatch):
+    """Its first answer takes longer than the wait for other processes, as on a busy machine."""
+
+    def slow(text):
+        time.sleep(0.2)
+        return ["1 OutOfMemoryError: no memory"]
+
+    monkeypatch.setattr(faults, "add_report", slow)
+    assert faults.exchange_reports("", {1}, 0.05) == {1: "OutOfMemoryError: no memory"}
+
+
+def test_a_store_that_is_gone_or_stopped_has_no_reports(monkeypatch):
+    monkeypatch.setattr(faults, "add_report", lambda text: None)
+    begun = time.monotonic()
+    assert faults.exchange_reports("", {1}, 5.0) is None
+    assert time.monotonic() - begun < 5.0
+    monkeypatch.setattr(faults, "STORE_SECONDS", 0.05)
+    monkeypatch.setattr(faults, "add_report", lambda text: time.sleep(0.3))
+    assert faults.exchange_reports("", {1}, 0.05) is None

@@ -188,3 +188,12 @@ def test_a_model_without_layer_numbers_gets_a_page_without_heatmaps(tmp_path):
     torch.save(renamed, tmp_path / "y.pt")
     page = write_page("y", inspected(tmp_path / "y.pt"), [], tmp_path / "report")
     assert "Of 16 neurons" in page.read_text().replace("\N{NARROW NO-BREAK SPACE}", " ")
+
+
+def test_classifiers_and_tables_are_no_hidden_matrices(tmp_path, found):
+    extra = {"cls.species.weight": (4, 16), "cls.chain.weight": (2, 16)}
+    extra |= {"model.query_embed.weight": (12, 16), "embed_positions.weight": (8, 16)}
+    state = model().state_dict() | {name: torch.randn(shape) for name, shape in extra.items()}
+    save_file(state, tmp_path / "with_classes.safetensors")
+    names = {matrix.name for matrix in inspected(tmp_path / "with_classes.safetensors").matrices}
+    assert names == {matrix.name for matrix in found.matrices}

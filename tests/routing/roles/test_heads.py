@@ -295,3 +295,76 @@ def test_gate_and_up_are_paired_under_wrappers(name):
     block, half = block_and_half(name, 0, 1)
     assert half == "up"
     assert block == plain_name(name).removesuffix(".up_proj.weight")
+
+
+def tasks(**ends):
+    """Two layers of width 32 and what stands beside them."""
+    layers = [block(up_proj=linear(64, 32), down_proj=linear(32, 64)) for _ in range(2)]
+    return block(embed=nn.Embedding(96, 32), layers=nn.ModuleList(layers), **ends)
+
+
+PREDICTIONS = {"transform": block(dense=linear(32, 32)), "decoder": linear(96, 32)}
+ANY_NAME = {
+    "classes beside a language model's head": (  # AntiBERTy
+        {
+            "cls": block(
+                predictions=block(**PREDICTIONS), species=linear(6, 32), chain=linear(2, 32)
+            )
+        },
+        ["cls.predictions.decoder.weight", "cls.species.weight", "cls.chain.weight"],
+    ),
+    "a task's name": ({"toxicity": linear(5, 32)}, ["toxicity.weight"]),
+    "tasks by name, two of them alike": (
+        {"tasks": nn.ModuleDict({"topic": linear(8, 32), "mood": linear(8, 32)})},
+        ["tasks.topic.weight", "tasks.mood.weight"],
+    ),
+    "a bias, which reads nothing": ({"stance": nn.Linear(32, 3)}, ["stance.weight"]),
+}
+
+
+@pytest.mark.parametrize("in_order", [list, sorted, lambda x: sorted(x, reverse=True)])
+@pytest.mark.parametrize(("ends", "expected"), ANY_NAME.values(), ids=ANY_NAME)
+def test_a_classifier_of_any_name_is_a_head_in_any_order(ends, expected, in_order):
+    """Files of safetensors are sorted by name."""
+    model = tasks(**ends)
+    assert heads(model) == expected
+    assert sorted(heads(in_order(list(model.named_parameters())))) == sorted(expected)
+
+
+NO_OUTPUTS = {
+    "a layer reads it": {"squeeze": linear(8, 32), "expand": linear(32, 8)},
+    "a kernel reads it": {"squeeze": linear(8, 32), "conv": nn.Conv1d(8, 32, 3)},
+    "a norm follows": {"squeeze": linear(8, 32), "norm": nn.LayerNorm(8)},
+    "narrower, and not by 4": {"projection": linear(24, 32)},
+    "square": {"pooler": block(dense=linear(32, 32))},
+    "wider": {"fused": linear(80, 32)},
+    "keys of an attention": {"attn": block(k_proj=linear(8, 32), o_proj=linear(32, 32))},
+    "half of an MLP": {"mlp": block(up_proj=linear(8, 32))},
+    "reads something else than the layers": {"side": linear(4, 24)},
+}
+
+
+@pytest.mark.parametrize("ends", NO_OUTPUTS.values(), ids=NO_OUTPUTS)
+def test_a_matrix_beside_the_layers_is_no_head_where(ends):
+    model = tasks(**ends)
+    assert heads(model) == heads(model.named_parameters()) == []
+
+
+def test_a_narrow_matrix_that_nothing_reads_inside_of_layers_is_no_head():
+    model = tasks()
+    model.layers[0].decay = linear(4, 32)
+    assert heads(model) == heads(model.named_parameters()) == []
+
+
+@pytest.mark.parametrize("name", ["position_embedding", "query_embed", "embed_positions"])
+def test_a_table_is_known_by_the_end_of_its_name(name):
+    model = tasks(decoder=block(**{name: nn.Embedding(12, 32)}))
+    for source in (model, model.named_parameters()):
+        roles = {a.name: a.role for a in infer_roles(source)}
+        assert roles[f"decoder.{name}.weight"] is Role.EMBEDDING
+
+
+def test_a_kernel_that_embeds_patches_is_no_table_by_its_name():
+    model = tasks(vision=block(patch_embedding=nn.Conv2d(3, 32, 4, 4, bias=False)))
+    roles = {a.name: a.role for a in infer_roles(model.named_parameters())}
+    assert roles["vision.patch_embedding.weight"] is Role.CONV
