@@ -13,12 +13,19 @@ import polarlight
 from polarlight import SpectralOptimizer
 from polarlight.linalg import NewtonSchulz
 from polarlight.linalg.coefficients import JORDAN, constant
+from polarlight.stages import MatchRmsAdamW, RmsToRms
 from tests.matrices import gaussian
 from tests.torch_contract.registry import build
 from tests.torch_contract.training import CPU, infos, run
 
 INFOS = {info.optim_cls.__name__: info for info in optim_db}
 OF_ONE_TENSOR = {"amsgrad", "capturable", "differentiable", "foreach", "fused"}
+NUMBERS = ("lr", "weight_decay", "momentum")
+SCALES = {
+    "match_rms_adamw": {"scale": MatchRmsAdamW()},
+    "spectral_unclamped": {"scale": RmsToRms()},
+}
+"""By torch's `adjust_lr_fn`; its default is that of polarlight."""
 
 
 def settings(name):
@@ -53,9 +60,11 @@ def test_muon_takes_torchs_steps_under_each_of_torchs_settings(kwargs):
     ours, theirs = pair((6, 3), (3, 6), (4, 4))
     step, count = kwargs.get("ns_coefficients", JORDAN.steps[0]), kwargs.get("ns_steps", 5)
     polar = NewtonSchulz(constant("torch", step, count, source="torch"), torch.bfloat16)
-    known = {key: kwargs[key] for key in ("lr", "weight_decay", "momentum") if key in kwargs}
+    assert kwargs.keys() <= {*NUMBERS, "ns_coefficients", "ns_steps", "adjust_lr_fn"}
+    known = {key: kwargs[key] for key in NUMBERS if key in kwargs}
     numbers = {"lr": 1e-3, "weight_decay": 0.1} | known
-    run(polarlight.Muon(ours, polar=polar, **numbers), steps=5)
+    scale = SCALES.get(kwargs.get("adjust_lr_fn"), {})
+    run(polarlight.Muon(ours, polar=polar, **scale, **numbers), steps=5)
     run(torch.optim.Muon(theirs, **kwargs), steps=5)
     # bfloat16 on both sides: 0.02 of an entry's largest value, 1.2 * sqrt(2), per step.
     tolerance = 5 * 0.02 * 1.7 * float(numbers["lr"])
