@@ -25,9 +25,10 @@ MOST_BYTES_ON_CPU = 8 * 2**20
 def capped_stacks(
     positions: Sequence[int], tensors: Sequence[Tensor], cap: int, multiple: int = 1
 ) -> list[list[int]]:
-    """Return positions in consecutive lists of at most `cap` bytes; a larger tensor is alone.
+    """Split positions into lists of at most `cap` bytes, with a `multiple` of equal shapes in each.
 
-    Where equal shapes are cut, a multiple of `multiple` of them stay, if the list has that many.
+    Order is kept. A tensor of more than `cap` bytes is alone. Where equal shapes are cut, a
+    multiple of `multiple` of them stay, if the list has that many.
     """
     stacks: list[list[int]] = []
     size = 0

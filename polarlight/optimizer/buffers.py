@@ -38,7 +38,7 @@ class RuleBuffers:
         """
         self.by_param.clear()
         for i, group in enumerate(groups):
-            known = self._known_names(group)
+            known = self._names_cache(group)
             for k, p in enumerate(group["params"]):
                 if p.requires_grad or p.grad is not None:
                     found = state[p]
@@ -56,8 +56,8 @@ class RuleBuffers:
             if self.by_param[p] is not state[p]:
                 state[p].update(self.by_param[p])
 
-    def _known_names(self, group: Group) -> KnownNames:
-        """Return the names of buffers by shape and dtype, for the rule and view of a group.
+    def _names_cache(self, group: Group) -> KnownNames:
+        """Return the cache of buffer names for a group's rule and view; the caller fills it.
 
         Names depend on nothing else; they are kept, as `new_state` allocates to find them.
         """

@@ -93,7 +93,11 @@ def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
 
 
 def _grows_with_gradient(group: Group, p: Tensor) -> bool:
-    """Return whether larger gradients give larger updates (elementwise: yes); raise if no rule."""
+    """Return whether updates grow with gradients: elementwise rules, matrix rules of degree not 0.
+
+    Raises:
+        TypeError: If the group has no rule.
+    """
     if "rule" not in group:
         raise TypeError(
             "clip_grad_norm_ needs polarlight's optimizer, whose param groups have a rule; this "

@@ -183,7 +183,7 @@ def with_gradients_read(
     states: Sequence[State],
     finite: FiniteFlags,
 ) -> Sequence[State]:
-    """Return states that also hold the local gradient (0 if not finite), if the rule reads it."""
+    """Return states that also hold the gradient (zeros if not finite), if the rule reads it."""
     parts = [part for shape in {p.shape for p in params} for part in view.shapes(shape)]
     if not rule.reads_gradient(parts):
         return states
@@ -196,7 +196,7 @@ def with_gradients_read(
 
 
 def clone_buffers(states: Sequence[State]) -> list[State]:
-    """Return clones of all buffers but the momentum, for a rule to write to."""
+    """Return states of cloned buffers, the momentum left out, for a rule to write to."""
     names = [[name for name in state if name != MOMENTUM] for state in states]
     clones = iter(
         clone_together([s[name] for s, own in zip(states, names, strict=True) for name in own])

@@ -30,7 +30,7 @@ class SharedGradients:
     """
 
     def __init__(self) -> None:
-        """Start without a comparison of processes; `step` is one that no process has entered."""
+        """Start without a comparison of processes; `step` is a `SharedStep` not entered yet."""
         self._agreement = Agreement()
         self.step = SharedStep(self._agreement.ranks)
 

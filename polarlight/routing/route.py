@@ -301,7 +301,7 @@ def _check_used(
 
 
 def _has_pattern(key: Key) -> bool:
-    """Return whether a key is, or has as its second entry, a glob pattern."""
+    """Return whether a key, or a pair's second entry, is a pattern: any text but a role or part."""
     last = key[1] if isinstance(key, tuple) else key
     return not isinstance(last, Role | Part)
 

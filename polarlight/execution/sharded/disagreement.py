@@ -61,7 +61,7 @@ def gradient_state(parameter: Any) -> int:
 
 
 def gradient_marks(members: Sequence[Member], states: Sequence[int], numbers: Sequence[int]) -> str:
-    """Return the states of gradients as text to compare: numbers, placements too if pending."""
+    """Return the gradient states of members at `numbers` as text, with placements if pending."""
     marks = [str(states[n]) for n in numbers]
     for k, n in enumerate(numbers):
         if states[n] == PENDING:

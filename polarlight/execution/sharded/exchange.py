@@ -15,7 +15,7 @@ from torch import Tensor
 from polarlight.execution.sharded import collectives
 from polarlight.execution.sharded.collectives import Pending, ProcessMesh, Subgroup
 from polarlight.execution.sharded.plan import ShardedPlan
-from polarlight.execution.sharded.routes import ExchangeRoute, View, direct_route, relayed_route
+from polarlight.execution.sharded.routes import ExchangeRoute, TensorOf, direct_route, relayed_route
 from polarlight.execution.sharded.schedule import (
     ALIGNMENT,
     Broadcast,
@@ -81,17 +81,17 @@ class Transfer:
         groups: Process groups.
         axes: Replicated mesh dimensions of the parameters.
         exchange: The messages.
-        view: Where an outgoing fragment is.
+        tensor_of: Returns the part of a local tensor that is an outgoing fragment.
         gather: Whether messages go to owners; they come from them otherwise.
     """
 
     def __init__(
-        self, groups: Groups, axes: Axes, exchange: Exchange, view: View, *, gather: bool
+        self, groups: Groups, axes: Axes, exchange: Exchange, tensor_of: TensorOf, *, gather: bool
     ) -> None:
         """Pack the outgoing fragments and start to send them; if in two hops, the first one."""
         self._route = groups.route(axes, exchange, gather=gather)
         self._left = list(zip(self._route.hops, groups.hops(axes, gather=gather), strict=True))
-        self._start(self._route.pack(view, groups.mesh.device))
+        self._start(self._route.pack(tensor_of, groups.mesh.device))
 
     def _start(self, sent: Tensor) -> None:
         """Start the all-to-all of the next hop, with these bytes."""
@@ -108,16 +108,16 @@ class Transfer:
             passed = [pieces[k] for k in hop.order]
             self._start(torch.cat(passed) if passed else self._pending.received)
 
-    def finish(self, view: View) -> None:
+    def finish(self, tensor_of: TensorOf) -> None:
         """Finish the remaining hops; copy the received fragments to their places."""
         self.advance()
-        self._route.unpack(self._pending.wait(), view)
+        self._route.unpack(self._pending.wait(), tensor_of)
 
 
 def run_rounds(
     groups: Groups,
     rounds: Sequence[tuple[Axes, list[Broadcast]]],
-    view: View,
+    tensor_of: TensorOf,
     finished: Callable[[int], None],
 ) -> None:
     """Broadcast fragments between copies, round by round, and unpack them into their places.
@@ -126,18 +126,18 @@ def run_rounds(
     """
     before: list[tuple[Broadcast, Tensor, object]] = []
     for number, (axes, broadcasts) in enumerate(rounds):
-        started = _start_round(groups, axes, broadcasts, view)
+        started = _start_round(groups, axes, broadcasts, tensor_of)
         if number:
-            _finish_round(before, groups.mesh.rank, view)
+            _finish_round(before, groups.mesh.rank, tensor_of)
             finished(number - 1)
         before = started
     if rounds:
-        _finish_round(before, groups.mesh.rank, view)
+        _finish_round(before, groups.mesh.rank, tensor_of)
         finished(len(rounds) - 1)
 
 
 def _start_round(
-    groups: Groups, axes: Axes, broadcasts: Sequence[Broadcast], view: View
+    groups: Groups, axes: Axes, broadcasts: Sequence[Broadcast], tensor_of: TensorOf
 ) -> list[tuple[Broadcast, Tensor, object]]:
     """Start the broadcasts of one round; return (broadcast, bytes, handle) of each."""
     mesh, group = groups.mesh, groups.copies(axes).group
@@ -146,7 +146,7 @@ def _start_round(
         if not broadcast.fragments:
             continue
         if broadcast.source == mesh.rank:
-            message = pack([view(f) for f in broadcast.fragments], mesh.device)
+            message = pack([tensor_of(f) for f in broadcast.fragments], mesh.device)
         else:
             size = fragments_bytes(broadcast.fragments)
             message = torch.empty(size, dtype=torch.uint8, device=mesh.device)
@@ -156,13 +156,13 @@ def _start_round(
 
 
 def _finish_round(
-    started: Iterable[tuple[Broadcast, Tensor, object]], rank: int, view: View
+    started: Iterable[tuple[Broadcast, Tensor, object]], rank: int, tensor_of: TensorOf
 ) -> None:
     """Wait for broadcasts; copy what other processes sent to its places."""
     for broadcast, message, handle in started:
         handle.wait()  # type: ignore[attr-defined]
         if broadcast.source != rank:
-            unpack(message, broadcast.fragments, view)
+            unpack(message, broadcast.fragments, tensor_of)
 
 
 def pack(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
@@ -179,9 +179,9 @@ def pack(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
     return message.to(device, non_blocking=True)
 
 
-def unpack(message: Tensor, fragments: Sequence[Fragment], view: View) -> None:
+def unpack(message: Tensor, fragments: Sequence[Fragment], tensor_of: TensorOf) -> None:
     """Copy the fragments of a message to their places, moved to their device in one transfer."""
-    targets = [view(f) for f in fragments]
+    targets = [tensor_of(f) for f in fragments]
     if len(devices := {x.device for x in targets}) == 1:
         message = message.to(devices.pop())
     foreach.copy_(targets, _split_like(message, targets))

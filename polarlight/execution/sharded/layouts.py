@@ -114,7 +114,7 @@ class Layout:
             stacks = len(shape) - 2
             kept = (s if s is not None and s.dim < stacks else None for s in self.splits)
             return Layout(tuple(shape), self.mesh, tuple(kept))
-        fits = [split is None or self._divides(split.dim, shape) for split in self.splits]
+        fits = [split is None or self._is_cut_alike(split.dim, shape) for split in self.splits]
         longest = max(range(len(shape)), key=lambda dim: shape[dim]) if shape else 0
         splits = [
             split if split is None or all(fits) or (fit and split.factor == 1) else Split(longest)
@@ -122,8 +122,11 @@ class Layout:
         ]
         return Layout(tuple(shape), self.mesh, tuple(splits))
 
-    def _divides(self, dim: int, shape: Sequence[int]) -> bool:
-        """Return whether a buffer of this shape can be cut along `dim` like the parameter."""
+    def _is_cut_alike(self, dim: int, shape: Sequence[int]) -> bool:
+        """Return whether a buffer's length along `dim` divides the parameter's and is cut alike.
+
+        A smaller length (heads) has to be a multiple of the number of shards along `dim`.
+        """
         if dim >= len(shape) or not shape[dim]:
             return False
         if shape[dim] == self.shape[dim]:

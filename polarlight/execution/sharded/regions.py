@@ -54,7 +54,7 @@ class StridedBlock:
         return self.size[0] * self.size[1]
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Return whether the block lies inside a tensor of this shape and has m x n entries."""
+        """Return whether the block lies inside a tensor of this shape and has `numel` entries."""
         every = zip(self.starts, self.steps, self.lengths, shape, strict=True)
         inside = all(start + step * (length - 1) < size for start, step, length, size in every)
         return inside and prod(self.lengths) == self.numel

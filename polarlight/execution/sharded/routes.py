@@ -21,7 +21,7 @@ from polarlight.execution.sharded.schedule import (
 from polarlight.execution.sharded.topology import Axes, Topology
 from polarlight.linalg import foreach
 
-View = Callable[[Fragment], Tensor]
+TensorOf = Callable[[Fragment], Tensor]
 """Fragment -> the part of a local tensor that it is copied from or to."""
 
 
@@ -201,9 +201,9 @@ class ExchangeRoute:
     received: Packing
     hops: list[Hop]
 
-    def pack(self, view: View, device: str) -> Tensor:
+    def pack(self, tensor_of: TensorOf, device: str) -> Tensor:
         """Return the outgoing fragments copied into one tensor of bytes, on the device."""
-        tensors = [view(run.fragment) for run in self.sent.runs]
+        tensors = [tensor_of(run.fragment) for run in self.sent.runs]
         homes = {x.device for x in tensors}
         home = homes.pop() if len(homes) == 1 else torch.device(device)
         # Between messages there may be a few bytes that nobody reads.
@@ -211,9 +211,9 @@ class ExchangeRoute:
         self.sent.copy_in(tensors, message)
         return message if home.type == torch.device(device).type else message.to(device)
 
-    def unpack(self, message: Tensor, view: View) -> None:
+    def unpack(self, message: Tensor, tensor_of: TensorOf) -> None:
         """Copy the fragments of received bytes to their places, on whatever device these are."""
-        tensors = [view(run.fragment) for run in self.received.runs]
+        tensors = [tensor_of(run.fragment) for run in self.received.runs]
         homes = {x.device for x in tensors}
         self.received.copy_out(message.to(homes.pop()) if len(homes) == 1 else message, tensors)
 

@@ -58,7 +58,10 @@ class Topology:
         return self._groups_of(axes, across=True)[rank]
 
     def grid_of(self, axes: Axes) -> tuple[int, int] | None:
-        """Return (processes per node, nodes) of copies along `axes`; None if one hop is enough."""
+        """Return (processes per node, nodes) within each copy; None if one hop is enough.
+
+        The copies are those of a tensor that is replicated along `axes`; see `grid`.
+        """
         if axes not in self._grids:
             self._grids[axes] = grid(len(self.cut_group(axes, 0)), self.peers)
         return self._grids[axes]

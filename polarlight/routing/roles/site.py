@@ -148,10 +148,10 @@ class Site:
         return any(name != own and len(self.model_index.shapes[name]) > 1 for name in inside)
 
     def expert_count(self, depth: int) -> int:
-        """Return the number of experts in the block of the path's first `depth` words.
+        """Return the number of experts below path[:depth], by parameter names; 0 if there are none.
 
-        They are entries of a list `experts`, or the first dimension of stacks in it; 0 if there is
-        no such block, 1 if it does not tell.
+        They are entries of a list `experts`, or the first dimension of stacks in it; 1 if neither
+        tells.
         """
         experts = ".".join((*self.words[:depth], "experts"))
         if experts not in self.model_index.blocks:
