@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -20,6 +21,22 @@ DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def test_the_badges_of_the_readme_state_what_the_package_states():
+    """They are a file of ours and need no service."""
+    package = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    told = (DOCS / "images" / "facts.svg").read_text()
+    facts = dict(re.findall(r"([a-z ]+): ([^;<]+)", re.search("<title>(.*)</title>", told)[1]))
+    project = package["project"]
+    facts = {name.strip(): value for name, value in facts.items()}
+    assert project["requires-python"] == ">=" + facts["python"].removesuffix(" and newer")
+    assert project["dependencies"] == ["torch>=" + facts["torch"].removesuffix(" and newer")]
+    assert facts["core needs"] == "torch alone"
+    assert package["tool"]["mypy"]["strict"] is (facts["types"] == "checked, strict")
+    assert project["license"] == facts["licence"]
+    shown = re.findall(r"<text[^>]*>([^<]*)</text>", told)
+    assert shown == [text for pair in facts.items() for text in pair]
 
 
 def blocks(page, language):
