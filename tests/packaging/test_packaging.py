@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -80,6 +81,33 @@ def test_the_citation_and_the_package_agree():
     text = (REPOSITORY / "CITATION.cff").read_text()
     assert f"version: {polarlight.__version__}" in text
     assert f'version = "{polarlight.__version__}"' in (REPOSITORY / "pyproject.toml").read_text()
+
+
+def metadata_of(address):
+    hatchling = pytest.importorskip("hatchling.metadata.core")
+    plugins = pytest.importorskip("hatchling.plugin.manager")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPOSITORY_URL", address)
+        manager = plugins.PluginManager()
+        return hatchling.ProjectMetadata(str(REPOSITORY), manager).core
+
+
+def test_links_of_the_readme_are_absolute_where_the_address_is_known():
+    core = metadata_of("https://example.org/polarlight/")
+    at = f"https://example.org/polarlight/raw/v{polarlight.__version__}"
+    assert f"]({at}/docs/images/speedup.png)" in core.readme
+    assert f"]({at.replace('/raw/', '/blob/')}/docs/faq.md)" in core.readme
+    assert re.findall(r"\]\((?!https?://|#)[^)]*\)", core.readme) == []
+    assert core.urls["Repository"] == "https://example.org/polarlight"
+    for link in core.urls.values():
+        assert link.startswith("https://example.org/polarlight")
+
+
+def test_the_readme_of_the_package_stays_as_it_is_without_an_address():
+    core = metadata_of("")
+    assert core.readme == (REPOSITORY / "README.md").read_text()
+    assert core.readme_content_type == "text/markdown"
+    assert core.urls == {}
 
 
 @pytest.fixture(scope="module")
