@@ -220,7 +220,7 @@ class UpdateRule:
         first, *others = self.slots
         sizes = buffers.get(SIZES) if self.momentum.buffered else None
         narrow = first.input_dtype(torch.float32, M.device)
-        if narrow == torch.bfloat16 and M.dtype != torch.float64:
+        if narrow == torch.bfloat16 and M.dtype != torch.float64 and M.numel():
             X = unit_scale_or_zero_(M.to(narrow, copy=not scratch), sizes)
             U = first.apply_prescaled(X, buffers)
             U = at_least_float32(U) if others else U.to(M.dtype)

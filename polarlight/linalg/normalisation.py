@@ -213,9 +213,9 @@ def _rounded_sum(A: Tensor, a: Tensor, B: Tensor, b: Tensor) -> Tensor:
     On a CPU float32 copies of large half precision matrices cost as much as products of them do
     with AMX (`docs/performance.md`): some rows at a time stay in the cache, bit for bit the same.
     """
-    if A.device.type != "cpu" or torch.compiler.is_compiling():
+    if A.device.type != "cpu":
         return (A * a).addcmul_(B, b).to(A.dtype)  # one float32 matrix at a time
-    if A.dtype.itemsize > 2 or A.numel() <= IN_CACHE:
+    if torch.compiler.is_compiling() or A.dtype.itemsize > 2 or A.numel() <= IN_CACHE:
         return (A * a).add_(B * b).to(A.dtype)
     result = torch.empty_like(A)
     count = max(1, IN_CACHE // A.shape[-1])

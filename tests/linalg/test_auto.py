@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import polarlight
-from polarlight.linalg import auto, gram, newton_schulz
+from polarlight.linalg import auto, gram
 from polarlight.linalg.auto import QUICK, AutoPolar
 from polarlight.linalg.coefficients import JORDAN
 from polarlight.linalg.cost import iteration_count
@@ -214,14 +214,15 @@ def test_a_matrix_is_read_as_it_is_iterated_on():
 def executed_form(engine, M, monkeypatch):
     """The form that an engine runs, by the functions that it enters."""
     entered = []
-    for form, module, function in (("plain", newton_schulz, "iterate"), ("Gram", gram, "_segment")):
-        original = getattr(module, function)
+    places = (("plain", NewtonSchulz, "_iterate"), ("Gram", gram, "_segment"))
+    for form, place, function in places:
+        original = getattr(place, function)
 
         def spy(*args, form=form, original=original):
             entered.append(form)
             return original(*args)
 
-        monkeypatch.setattr(module, function, spy)
+        monkeypatch.setattr(place, function, spy)
     engine(M)
     monkeypatch.undo()
     (form,) = set(entered)
