@@ -54,6 +54,6 @@ if __name__ == "__main__":
     else:
         dist.init_process_group("gloo")
         main([dist.get_rank()], dist.group.WORLD)
-        dist.destroy_process_group()
+        dist.barrier()  # no process ends while another one waits for it
         sys.stdout.flush()
-        os._exit(0)  # gloo's threads abort an ordinary exit now and then
+        os._exit(0)  # gloo's threads abort an ordinary exit, or block it (torch 2.7), now and then
