@@ -29,7 +29,8 @@ How they are decided (`polarlight/lab/claims/verdict.py`, formulas in `polarligh
   normal), and the number n of seeds.
 - A part that claims an effect is reproduced if t puts it on the claimed side of the threshold, not
   reproduced if on the other. A part that claims equality is reproduced if the interval lies inside
-  a margin (two one-sided tests). Else it is undecided.
+  a margin (two one-sided tests), not reproduced if it lies outside. Else it is undecided. Until
+  2026-12-01 an interval inside the margin that left out zero counted against equality.
 - Results are looked at after 4, 8, 12 and 16 seeds. So that these looks together err in 5 % of
   cases, a part needs p < 0.0182 at each (Pocock): a 95 % interval that just leaves out zero does
   not decide.

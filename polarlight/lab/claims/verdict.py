@@ -5,7 +5,7 @@ A check looks at a weighted sum of arms, taken per seed (`lab.statistics.contras
 - A part that claims an effect is reproduced if the interval of its t lies on the claimed side of
   the threshold, and not reproduced if it lies on the other.
 - A part that claims equality is reproduced if the 90 % interval lies inside the margin (two
-  one-sided tests), and otherwise not reproduced if the 95 % interval leaves out zero.
+  one-sided tests), and not reproduced if the 95 % interval lies outside of it.
 - Results are looked at after 4, 8, 12 and 16 seeds: every p is corrected for these looks (Pocock).
 - A claim is reproduced if all of its parts are (intersection-union, no correction). It is not
   reproduced if one part is refuted; p values of refutations are corrected for the number of parts
@@ -164,9 +164,11 @@ class Within:
     published: float | None = None
 
     def __call__(self, samples: Samples) -> Finding:
-        """Return the outcome by two one-sided tests, and against it by t."""
+        """Return the outcome by two one-sided tests, and against it by t at the nearer margin."""
         found = _contrast(self.weights, self.measure, samples)
-        equal, differs = found.p_equivalent(self.margin), found.p()
+        beyond = abs(found.estimate) > self.margin
+        differs = found.p(math.copysign(self.margin, found.estimate)) if beyond else 1.0
+        equal = found.p_equivalent(self.margin)
         margin = found.provable_margin(pocock_level(len(LOOKS)))
         p, p_against = _corrected(equal), _corrected(differs)
         return Finding(self, found, p, p_against, min(equal, differs), margin)

@@ -80,8 +80,13 @@ def test_equality_needs_a_margin_and_enough_seeds():
     assert close(far).verdict is Verdict.UNDECIDED
     # Different from zero and yet inside the margin: equal in the sense of the claim.
     shifted = close(samples(a=[1.0] * 4, b=[1.01 + d for d in noise]))
-    assert shifted.p_against < 0.05
+    assert shifted.p_against == 1.0
     assert shifted.verdict is Verdict.REPRODUCED
+    # Different from zero, on both sides of the margin: nothing says that it is larger.
+    across = close(samples(a=[1.0] * 4, b=[1.049 + d for d in noise]))
+    low, high = across.difference.interval()
+    assert low < -0.05 < high < 0
+    assert across.verdict is Verdict.UNDECIDED
 
 
 def test_a_difference_of_differences():
