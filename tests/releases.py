@@ -20,9 +20,9 @@ needs_torchs_muon = pytest.mark.skipif(
 SETTINGS_OF_BACKENDS = TORCH >= (2, 9)
 """Whether single backends have a float32 precision of their own."""
 
-needs_copies_of_fakes = pytest.mark.skipif(
-    TORCH < (2, 8), reason="torch 2.7 copies a tensor to a fake CUDA device for real, and fails"
-)
+COPIES_OF_FAKES = TORCH >= (2, 8)
+NO_COPIES_OF_FAKES = "torch 2.7 copies a tensor to a fake CUDA device for real, and fails"
+needs_copies_of_fakes = pytest.mark.skipif(not COPIES_OF_FAKES, reason=NO_COPIES_OF_FAKES)
 
 needs_fully_shard_of_expert_parallel = pytest.mark.skipif(
     TORCH < (2, 8),

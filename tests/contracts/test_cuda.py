@@ -19,6 +19,7 @@ from polarlight.rule import UpdateRule
 from polarlight.view import Flattened, Heads, RowBlocks, Slices, Taps, Transposed, Whole
 from tests.contracts.catalogue import SHIPPED
 from tests.contracts.test_waiting import counts_on_the_host
+from tests.releases import COPIES_OF_FAKES, NO_COPIES_OF_FAKES
 
 RULES = {**SHIPPED, "adamw": polarlight.rules.AdamWRule()}
 EXECUTORS = {"one_by_one": polarlight.OneByOne(), "batched": polarlight.Batched()}
@@ -81,6 +82,8 @@ def addresses(optimizer):
 @cache
 def a_step(name, executor="batched", policy=NonFinite.SKIP, dtype=torch.float32, views=None):
     """The operators of a step, and whether it left all tensors of the optimizer where they were."""
+    if waits(name) and not COPIES_OF_FAKES:
+        pytest.skip(NO_COPIES_OF_FAKES)
     views = views or (len(VIEWS) if name in EVERY_VIEW else 2)
     with fake_cuda():
         optimizer = optimizer_of(RULES[name], executor, dtype, VIEWS[:views], nonfinite=policy)

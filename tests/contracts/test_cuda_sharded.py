@@ -20,6 +20,9 @@ import polarlight
 from benchmarks.fake_cuda import Operations, Record, fake_cuda
 from polarlight import NonFinite, SpectralOptimizer
 from tests.contracts.test_cuda import SYNCHRONIZES, WAITS, addresses, waits
+from tests.releases import needs_copies_of_fakes
+
+pytestmark = needs_copies_of_fakes
 
 WORLD = 4
 SHAPES = [(64, 32), (64, 32), (32, 64), (48, 48)]
