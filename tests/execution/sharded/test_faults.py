@@ -77,8 +77,8 @@ def test_reports_of_a_store_that_is_slow_are_awaited(monkeypatch):
 def test_a_store_that_is_gone_or_stopped_has_no_reports(monkeypatch):
     monkeypatch.setattr(faults, "add_report", lambda text: None)
     begun = time.monotonic()
-    assert faults.exchange_reports("", {1}, 5.0) is None
-    assert time.monotonic() - begun < 5.0
+    assert faults.exchange_reports("", {1}, 60.0) is None
+    assert time.monotonic() - begun < 30.0  # it did not wait for other processes
     monkeypatch.setattr(faults, "STORE_SECONDS", 0.05)
     monkeypatch.setattr(faults, "add_report", lambda text: time.sleep(0.3))
     assert faults.exchange_reports("", {1}, 0.05) is None
