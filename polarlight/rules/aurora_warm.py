@@ -81,7 +81,7 @@ class WarmPolar(KeptRowScale):
         return self.apply_prescaled(unit_scale_in(M, dtype, rows), buffers, rows).to(M.dtype)
 
     def apply_prescaled(self, X: Tensor, buffers: Buffers, rows: Rows = ALL_ROWS) -> Tensor:
-        """The same of an X at unit scale that may be overwritten."""
+        """Return the factor of an X at unit scale; overwrites X, updates the row scale."""
         norms = row_norms(X)
         rms = nonzero(rms_row_norm(norms, rows))
         size = norms / rms
