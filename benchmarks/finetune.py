@@ -5,14 +5,16 @@
 
 A byte model of width 96 learns Python (the standard library) under AdamW, Muon or Aurora. Then it
 is fine-tuned on C++ (headers that torch installs): all weights by AdamW, Muon or Aurora, or LoRA of
-rank 8 by AdamW or as one product. Losses in nats per byte on held-out text of both domains.
+rank 8 by AdamW, by Muon or Aurora on each factor, or as one product. Losses in nats per byte on
+held-out text of both domains.
 
 Seed 0 chooses the learning rates: five in ratios of 2, more while an end is best, and lower ones
 until the lowest forgets at most the least bound below. Seeds 1 to --seeds are judged, at all of
 these rates, and are paired: a seed fixes the pretrained weights of each pretraining optimizer, A of
 LoRA and the order of the data.
 
-Written down before the runs (2026-11-30; 2026-12-01 for Aurora and LoRA and for the bounds):
+Written down before the runs (2026-11-30; 2026-12-01 for Aurora and LoRA and for the bounds, and
+later that day for LoRA by Muon and by Aurora, which are judged by the same rules):
 - mismatch: the mean of the two crossed pairs (AdamW then Muon, Muon then AdamW) minus the mean of
   the two matched pairs, in new-domain loss and in forgetting, at the rates with the least
   new-domain loss. "A mismatch costs" needs a 95 % interval above 0; "no cost above 0.02 nats/byte"
@@ -24,7 +26,7 @@ Written down before the runs (2026-11-30; 2026-12-01 for Aurora and LoRA and for
   at a usual rate (0.001) and at its best one in the runs of 2026-11-30.
 - at equal new-domain loss: the least forgetting on these lines with a new-domain loss of at most
   1.5, and of at most 1.25. A pair of optimizers that misses it on any seed is left out.
-- both against AdamW on the same base, twelve comparisons per bound, p by Holm.
+- both against AdamW on the same base, p by Holm over all comparisons of a bound (18).
 
 Each run is one line of runs.jsonl; a run whose line is there is skipped. Needs peft.
 """
@@ -43,7 +45,7 @@ from rich.progress import Progress
 import polarlight as pl
 from benchmarks.finetune_report import FORGETTING_BOUNDS, Cell, draw, forgetting, report
 from benchmarks.lora import CONTEXT, Plain, adamw, batch, headers, train
-from polarlight.integrations.lora import lora_product_groups
+from polarlight.integrations.lora import lora_groups, lora_product_groups
 from polarlight.lab.train.corpus import load_corpus
 from polarlight.lab.train.model import GPT, ModelConfig
 from polarlight.stages import MatchRmsAdamW
@@ -59,6 +61,15 @@ def aurora(model, lr):
     return pl.Aurora(model, lr=lr, scale=MatchRmsAdamW(), aux_betas=BETAS)
 
 
+def muon_on_factors(model, lr):
+    return pl.SpectralOptimizer(lora_groups(model, lr=lr))
+
+
+def aurora_on_factors(model, lr):
+    rule = pl.rules.aurora(scale=MatchRmsAdamW())
+    return pl.SpectralOptimizer(lora_groups(model, lr=lr, rule=rule))
+
+
 def one_product(model, lr):
     return pl.SpectralOptimizer(lora_product_groups(model, lr=lr))
 
@@ -71,16 +82,22 @@ FINETUNE = {
     "muon": (muon, 1e-3, False),
     "aurora": (aurora, 1e-3, False),
     "LoRA, adamw": (adamw, 1.6e-2, True),
+    "LoRA, muon": (muon_on_factors, 1.6e-2, True),
+    "LoRA, aurora": (aurora_on_factors, 1.6e-2, True),
     "LoRA, one product": (one_product, 0.2, True),
 }
 """Constructor of the optimizer, middle of its first five rates, True if LoRA is trained."""
 
 
+def divided(tokens):
+    """Return the first nine tenths of the bytes and the rest."""
+    cut = int(0.9 * len(tokens))
+    return tokens[:cut], tokens[cut:]
+
+
 def domains():
-    """Bytes of Python and C++: (training part, held-out part) of each."""
-    python = torch.cat(load_corpus(None).train.pieces)
-    cut = int(0.9 * len(python))
-    return {"old": (python[:cut], python[cut:]), "new": headers()}
+    """Return the bytes of Python and C++: (training part, held-out part) of each."""
+    return {"old": divided(torch.cat(load_corpus(None).train.pieces)), "new": headers()}
 
 
 def pretrained(folder, name, seed, steps, text):
