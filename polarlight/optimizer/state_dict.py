@@ -23,7 +23,13 @@ from polarlight.optimizer.fingerprint import (
     differences,
     read_fingerprint,
 )
-from polarlight.optimizer.param_groups import STRUCTURE, Group, StateDict, check_numbers, name_of
+from polarlight.optimizer.param_groups import (
+    STRUCTURE,
+    Group,
+    StateDict,
+    check_hyperparameters,
+    name_of,
+)
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
 BufferForm = tuple[torch.dtype, torch.device]
@@ -61,7 +67,7 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
         return given
 
     def finish(_: Optimizer) -> None:
-        """Undo torch's casts of loaded buffers; adapt states saved under other numbers."""
+        """Undo torch's casts of loaded buffers; adapt elementwise states to new decay rates."""
         _restore_forms(optimizer, given, forms)
         _adapt_elementwise(optimizer, saved_rules)
 
@@ -96,7 +102,7 @@ def replace_fingerprints(state_dict: StateDict, groups: list[Group]) -> StateDic
             kept["role"] = group.get("role", "")
         replaced.append(group | saved | kept)
         try:
-            check_numbers(replaced[-1])
+            check_hyperparameters(replaced[-1])
         except ValueError as error:
             raise ValueError(f"param group {index} of the state dict: {error}") from error
     _warn_of_differences(differing)
@@ -134,7 +140,7 @@ def _check_structure(saved: Group, group: Group, index: int) -> list[str]:
 
 
 def _compare_fingerprints(saved: Group, group: Group, key: str, index: int) -> list[str]:
-    """Return a saved rule's harmless differences as text; raise ValueError for others.
+    """Return harmless differences of a saved rule or view (`key`) as text; raise for others.
 
     Raises:
         ValueError: If a difference is not harmless; the message shows the differing fields.
@@ -197,7 +203,7 @@ def _checked_buffer_forms(
 
 
 def _with_tensors(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return a copy of a saved state with a `step` that is a number as a tensor.
+    """Return a copy of a saved state, with `step` as a tensor if it is a number.
 
     `full_like` takes the shape from the optimizer's own: [] under AdamW, [..., 1, 1] under SOAP.
     """

@@ -214,7 +214,7 @@ def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Ass
 
 
 def _merged_route(entry: Route, value: Route | Role, table: Mapping[Key, Route]) -> Route:
-    """Return an entry with an override's settings; numbers are those of the rule's kind."""
+    """Return `entry`, or the first one with the override's kind of rule, with its settings."""
     if isinstance(value, Role):
         return entry
     if value.rule is not None and is_elementwise(value) != is_elementwise(entry):

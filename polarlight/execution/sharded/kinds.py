@@ -166,7 +166,7 @@ class MatrixKind:
         return found
 
     def sends(self, name: str, rank: int, owner: int) -> bool:
-        """Return whether `rank` sends its part of tensor `name` to the owner when gathered."""
+        """Return whether holder `rank` of the owner's copy sends `name`; one of equals does."""
         if name not in self._per_matrix:
             return True
         layout, where = self.spec.layouts[name], self.table.coordinates

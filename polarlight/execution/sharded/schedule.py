@@ -241,7 +241,7 @@ class ProcessSchedule:
     def _rounds(
         self, spread: dict[Axes, dict[int, list[Fragment]]]
     ) -> Iterator[tuple[Axes, list[Broadcast]]]:
-        """Yield (axes, broadcasts) of `spread`, {axes: {source: fragments}}, in capped rounds."""
+        """Yield rounds, (axes, broadcasts) of capped size, of {axes: {source: fragments}}."""
         limit = self.plan.options.bucket_bytes
         for axes, by_source in sorted(spread.items()):
             started: list[Broadcast] = []
@@ -258,7 +258,7 @@ class ProcessSchedule:
                 yield axes, started
 
     def _add_exchange(self, exchanges: dict[Axes, Exchange], number: int, *, gather: bool) -> None:
-        """Add a matrix's fragments to or from its owner to the exchange along its axes."""
+        """Add to `exchanges` what this process sends and gets in a matrix's gather or scatter."""
         plan, rank = self.plan, self.rank
         axes, owner = plan.axes_of(number), plan.owners[number]
         exchange = exchanges.setdefault(axes, Exchange({}, {}, {}))

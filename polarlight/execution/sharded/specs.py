@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from polarlight.execution.job import shared_batch
+from polarlight.execution.job import common_batch
 from polarlight.execution.param_task import Member, is_sharded
 from polarlight.execution.sharded.collectives import ProcessMesh, layout_of, replicated_layout
 from polarlight.execution.sharded.layouts import Layout
@@ -114,7 +114,7 @@ def matrix_specs(number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
     except ValueError as error:
         raise ValueError(f"{spec.name}: {error}; only one process can hold it") from None
     parts = spec.view.shapes(shape)
-    batch_dims = len(shared_batch(spec.view, shape))
+    batch_dims = len(common_batch(spec.view, shape))
     offsets = _offsets(spec.rule, parts, batch_dims)
     for position in positions:
         blocks, shapes = {MATRIX: position.block}, {MATRIX: position.block.size}

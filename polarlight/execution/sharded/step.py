@@ -76,7 +76,7 @@ class ShardedStep:
         self._store([n for n in self.params.numbers if n not in self._stored])
 
     def _load(self, numbers: Iterable[int]) -> None:
-        """Load tasks not loaded yet (updates momenta); set up local shards and result tensors."""
+        """Load parameters not loaded yet (updates momenta); set up local shards and results."""
         missing = [n for n in dict.fromkeys(numbers) if n not in self.tasks]
         if not missing:
             return
@@ -90,7 +90,7 @@ class ShardedStep:
             self.directions[n] = M if task.expendable else torch.empty_like(M)
 
     def _store(self, numbers: Sequence[int]) -> None:
-        """Pass complete directions to `params.store`; advance host counters; drop the tasks."""
+        """Pass parameters' complete directions to `params.store`; advance counters; drop tasks."""
         self._load(numbers)  # those of which this process has no part
         for n in numbers:
             if HOST_COUNTER in self.tasks[n].state:
@@ -101,7 +101,7 @@ class ShardedStep:
             self.params.store(numbers, [self.directions.pop(n) for n in numbers])
 
     def _rowwise_stacks(self) -> Iterator[list[int]]:
-        """Yield numbers of row-wise parameters of equal layout and rule, in capped lists."""
+        """Yield capped lists of numbers of row-wise parameters, of equal layout and rule."""
         alike: dict[Hashable, list[int]] = {}
         for number, rowwise in self.schedule.rowwise.items():
             spec, parameter = self.schedule.plan.params[number], self.params.parameter(number)
@@ -137,12 +137,12 @@ class ShardedStep:
                     shards[k][name].copy_(own)
         self._store(numbers)
 
-    def _start_gather(self, place: int) -> list[Transfer]:
+    def _start_gather(self, bucket_number: int) -> list[Transfer]:
         """Start to send local shards to the owners of a bucket's matrices; return the transfers."""
-        self._load(self.schedule.sent_params[place])
+        self._load(self.schedule.sent_params[bucket_number])
         return [
             Transfer(self.groups, axes, exchange, self._shard_view, gather=True)
-            for axes, exchange in self.schedule.buckets[place].gather.items()
+            for axes, exchange in self.schedule.buckets[bucket_number].gather.items()
         ]
 
     def _start_scatter(self, bucket: Bucket) -> list[Transfer]:
@@ -241,15 +241,15 @@ class ShardedStep:
             buffers[HOST_COUNTER] = counter.reshape(matrix.shapes[HOST_COUNTER]).clone()
         return Job(task.rule, M, buffers)
 
-    def _finish_scatter(self, place: int, scatter: list[Transfer]) -> None:
+    def _finish_scatter(self, bucket_number: int, scatter: list[Transfer]) -> None:
         """Receive a bucket's results; broadcast to copies; store complete directions."""
-        bucket = self.schedule.buckets[place]
+        bucket = self.schedule.buckets[bucket_number]
         for transfer in scatter:
             transfer.finish(self._output_view)
 
-        def finished(number: int) -> None:
+        def finished(round_number: int) -> None:
             """Store the directions that are complete after a round; -1 stands for the scatter."""
-            self._store(self.completions.get((place, number), ()))
+            self._store(self.completions.get((bucket_number, round_number), ()))
 
         finished(-1)
         run_rounds(self.groups, bucket.rounds, self._output_view, finished)

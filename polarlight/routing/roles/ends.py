@@ -41,7 +41,9 @@ def known_heads(model: nn.Module | None, sites: Iterable[Sequence[Site]]) -> dic
     return found
 
 
-def embedding_or_head(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Decision]:
+def embedding_or_head(
+    uses: Sequence[Site], head_reason_by_id: Mapping[int, str]
+) -> Iterator[Decision]:
     """Yield TIED, EMBEDDING or HEAD decisions on one parameter's uses, if they apply."""
     tables = [site for site in uses if site.is_table]
     if tables and len(tables) < len(uses):
@@ -50,9 +52,9 @@ def embedding_or_head(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterato
     if tables:
         yield _table_decision(tables)
     site = uses[0]
-    if reason := heads.get(id(site.parameter)):
+    if reason := head_reason_by_id.get(id(site.parameter)):
         yield Decision(Role.HEAD, reason)
-    if _is_head_by_name(site, other_heads=bool(heads)):
+    if _is_head_by_name(site, other_heads=bool(head_reason_by_id)):
         view = Flattened(tuple(site.parameter.shape[2:])) if site.parameter.ndim > 2 else Whole()
         yield Decision(Role.HEAD, f"output layer by its name, {'.'.join(site.path)}", view)
 
