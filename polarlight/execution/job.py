@@ -91,24 +91,24 @@ def jobs_of(
     view: MatrixView,
     momentum: Tensor,
     state: dict[str, Tensor],
-    known: BufferShapes,
+    shape_cache: BufferShapes,
 ) -> list[Job]:
-    """Return a job (matrix, buffer views) per part of a parameter's view; adds to `known`.
+    """Return a job (matrix, buffer views) per part of a parameter's view; fills the cache.
 
     Args:
         rule: The update rule.
         view: The view that splits the parameter into matrices.
         momentum: Input of the rule, in the parameter's shape.
         state: The parameter's buffers by name, and its gradient if a stage asks for it.
-        known: Cache of buffer shapes; added to.
+        shape_cache: Buffer shapes of parameters before; added to.
     """
     parts = view.split(momentum)
     buffer_shapes = []
     for part in parts:
         key = id(rule), part.shape
-        if key not in known:
-            known[key] = rule.buffer_shapes(part.shape)
-        buffer_shapes.append(known[key])
+        if key not in shape_cache:
+            shape_cache[key] = rule.buffer_shapes(part.shape)
+        buffer_shapes.append(shape_cache[key])
     if len(parts) == 1 and GRADIENT not in buffer_shapes[0]:  # almost all: many per step
         return [Job(rule, parts[0], {name: state[name] for name in buffer_shapes[0]})]
     asked = GRADIENT in set().union(*buffer_shapes)

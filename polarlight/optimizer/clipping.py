@@ -29,7 +29,7 @@ _EPS = 1e-6
 
 @torch.no_grad()
 def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
-    """Clip gradients that the size of updates depends on, in place, by their norm; return it.
+    """Clip by norm, in place, the gradients whose size changes the update; return their norm.
 
     Gradients of matrices under a rule that ignores their size (every polar factor) are neither
     scaled nor counted. A rule whose update grows with its momentum (PolarGrad, Freon) is clipped

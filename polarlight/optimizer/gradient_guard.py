@@ -187,7 +187,7 @@ class SkipCounts:
     def __init__(
         self, groups: Sequence[Group], device: torch.device, places: list[tuple[int, int]]
     ) -> None:
-        """Sort the places (elementwise groups last, equal shapes adjacent); set counts to zero."""
+        """Sort (group, param) places: elementwise last, equal shapes adjacent; count from zero."""
         self.sizes = [len(group["params"]) for group in groups]
         self.places = sorted(
             places,

@@ -169,9 +169,9 @@ def _warn_of_differences(differing: Mapping[str, list[int]]) -> None:
 
 
 def _checked_buffer_forms(
-    given: StateDict, groups: list[Group]
+    state_dict: StateDict, groups: list[Group]
 ) -> dict[Any, dict[str, BufferForm]]:
-    """Check saved buffers; put tensors for steps; return {key: {buffer: (dtype, device)}}.
+    """Check saved buffers, make `step` a tensor in place; return {key: {buffer: (dtype, device)}}.
 
     Dtypes and devices are those of a new state, one of which is in memory at a time.
 
@@ -180,16 +180,16 @@ def _checked_buffer_forms(
     """
     forms: dict[Any, dict[str, BufferForm]] = {}
     wrong: list[str] = []
-    for index, (saved, group) in enumerate(zip(given["param_groups"], groups, strict=True)):
+    for index, (saved, group) in enumerate(zip(state_dict["param_groups"], groups, strict=True)):
         for k, (key, p) in enumerate(zip(saved["params"], group["params"], strict=True)):
-            state = given["state"].get(key)
+            state = state_dict["state"].get(key)
             if not state:
                 continue
             name = name_of(group, index, k)
             fresh = new_state(saved, p, name)
             if not fresh.keys() & state.keys():
                 continue  # entries of a wrapper, for a parameter that was never stepped
-            state = given["state"][key] = _with_tensors(state, fresh)
+            state = state_dict["state"][key] = _with_tensors(state, fresh)
             wrong += [f"{name}: {text}" for text in _misfits(state, fresh)]
             forms[key] = {buffer: (x.dtype, x.device) for buffer, x in fresh.items()}
     if wrong:
@@ -227,13 +227,13 @@ def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[
 
 
 def _restore_forms(
-    optimizer: Optimizer, given: StateDict, forms: Mapping[Any, Mapping[str, BufferForm]]
+    optimizer: Optimizer, state_dict: StateDict, forms: Mapping[Any, Mapping[str, BufferForm]]
 ) -> None:
     """Replace loaded buffers that torch cast by saved ones, in the dtype and device of `forms`."""
-    keys = (key for group in given["param_groups"] for key in group["params"])
+    keys = (key for group in state_dict["param_groups"] for key in group["params"])
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     for key, p in zip(keys, parameters, strict=True):
-        for buffer, value in given["state"].get(key, {}).items():
+        for buffer, value in state_dict["state"].get(key, {}).items():
             if isinstance(value, str):  # torch casts it letter by letter
                 optimizer.state[p][buffer] = value
             if isinstance(value, Tensor):

@@ -67,9 +67,9 @@ def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
         warnings.warn(_warning_text(share, left), UserWarning, stacklevel + 1)
 
 
-def _may_be_matrix(found: Routed) -> bool:
+def _may_be_matrix(routed: Routed) -> bool:
     """Return whether AdamW may be a mistake: role unknown, or a plain convolution kernel."""
-    assignment = found.assignment
+    assignment = routed.assignment
     if assignment.role is Role.CONV:
         return assignment.part not in (Part.DEPTHWISE, Part.PATCH)
     return not assignment.known

@@ -60,10 +60,12 @@ def gradient_state(parameter: Any) -> int:
     return PENDING if pending else PRESENT
 
 
-def gradient_marks(members: Sequence[Member], states: Sequence[int], numbers: Sequence[int]) -> str:
-    """Return the gradient states of members at `numbers` as text, with placements if pending."""
-    marks = [str(states[n]) for n in numbers]
-    for k, n in enumerate(numbers):
+def gradient_marks(
+    members: Sequence[Member], states: Sequence[int], member_numbers: Sequence[int]
+) -> str:
+    """Return the gradient states of these members as text, with placements if pending."""
+    marks = [str(states[n]) for n in member_numbers]
+    for k, n in enumerate(member_numbers):
         if states[n] == PENDING:
             gradient: Any = members[n].parameter.grad
             marks[k] += str(gradient.placements)

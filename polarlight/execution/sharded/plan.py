@@ -226,9 +226,9 @@ class ShardedPlan:
             for matrix, gathered in zip(self.matrices, self.gathered, strict=True)
         ]
 
-    def axes_of(self, number: int) -> Axes:
+    def axes_of(self, matrix_number: int) -> Axes:
         """Return the mesh dimensions along which a matrix is replicated."""
-        return self.kinds[number].axes
+        return self.kinds[matrix_number].axes
 
     def in_one_copy(self, axes: Axes, rank: int, other: int) -> bool:
         """Return whether two processes hold parts of the same copy of what `axes` replicate."""

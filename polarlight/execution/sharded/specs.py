@@ -104,7 +104,7 @@ class MatrixSpec:
     counter: StridedBlock | None
 
 
-def matrix_specs(number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
+def matrix_specs(param_number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
     """Yield the matrices of a parameter, with block and shape in each tensor, in view order."""
     shape = torch.Size(spec.layouts[MATRIX].shape)
     if not prod(shape):
@@ -131,7 +131,7 @@ def matrix_specs(number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
                 start = offsets[position.part].get(name, 0) + first * p * q
                 blocks[name] = vector_block(batch_index, start, p * q)
         counter = blocks.pop(HOST_COUNTER, None)
-        yield MatrixSpec(number, blocks, shapes, counter)
+        yield MatrixSpec(param_number, blocks, shapes, counter)
 
 
 def _offsets(

@@ -73,9 +73,9 @@ def _cells(name: str, same: Sequence[Row]) -> list[str]:
     return [name, str(len(same)), shape, row.role, row.rule, lr, decay, rms]
 
 
-def _distinct_text(pieces: Sequence[Piece], number: Callable[[Piece], float | None]) -> str:
-    """Return a number's distinct values over pieces as text: one, two or a range; `-` for none."""
-    found = sorted({value for piece in pieces if (value := number(piece)) is not None})
+def _distinct_text(pieces: Sequence[Piece], value_of: Callable[[Piece], float | None]) -> str:
+    """Return the distinct values of pieces as text: one, two or a range; `-` for none."""
+    found = sorted({value for piece in pieces if (value := value_of(piece)) is not None})
     if not found:
         return "-"
     texts = list(dict.fromkeys(f"{value:.3g}" for value in found))
