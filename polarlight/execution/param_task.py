@@ -204,6 +204,8 @@ def new_param_buffers(
 ) -> dict[str, Tensor]:
     """Return {name: zero buffer} for one parameter's rule; DTensors if the parameter is one.
 
+    `name` is the parameter's, for the message.
+
     Raises:
         ValueError: If a placement of the parameter is neither `Shard` nor `Replicate`.
     """

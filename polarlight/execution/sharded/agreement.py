@@ -210,7 +210,7 @@ def _reduce_all(
     refuses: bool,
     refused_here: bool,
 ) -> list[Tensor]:
-    """All-reduce (max) the report of each mesh, int64 [10]; return them in the order of meshes.
+    """All-reduce (max) each mesh's report; return the reports, int64 [10], in order of meshes.
 
     Trouble on one mesh is carried to the next ones: no process must wait on another mesh for one
     that raised.

@@ -111,10 +111,7 @@ def mesh_of_group(group: ProcessGroup, device: str) -> ProcessMesh:
 
 
 def mesh_of_dtensor(x: Any) -> ProcessMesh | None:
-    """Return the mesh of a DTensor; None if this process is not on it.
-
-    All processes of the mesh must call this: it may make a process group.
-    """
+    """Return a DTensor's mesh, None outside; may make a group, so that all on it must call this."""
     mesh = x.device_mesh
     if mesh.get_coordinate() is None:
         return None
@@ -186,8 +183,7 @@ def _timeout_of(group: ProcessGroup) -> timedelta | None:
     """Return the timeout of a group's collectives; None where its backend does not tell."""
     for device in group._device_types:
         options = getattr(group._get_backend(device), "options", None)
-        found = getattr(options, "_timeout", None)
-        if found is not None:
+        if (found := getattr(options, "_timeout", None)) is not None:
             return found  # type: ignore[no-any-return]
     return None
 

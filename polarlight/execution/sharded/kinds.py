@@ -150,7 +150,7 @@ class MatrixKind:
         return self._shares.get(self._copy_coordinate(owner), {})
 
     def extra_gathered(self, owner: int) -> list[tuple[int, int]]:
-        """Return (sender, bytes) to an owner of buffers that are replicated within its copy.
+        """Return (sender, bytes) of buffers, replicated within a copy, that its owner receives.
 
         One process sends it: the holder at the owner's coordinate along the replicated dimensions.
         """

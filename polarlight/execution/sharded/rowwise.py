@@ -71,7 +71,7 @@ def choose_rowwise(
 
 
 def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
-    """Return the bytes moved for a parameter if its matrices are gathered on owners and back."""
+    """Return bytes per process, and per owner, if a parameter's matrices are gathered and back."""
     layout = spec.layouts[MATRIX]
     size = sum(prod(lay.shape) * spec.dtypes[name].itemsize for name, lay in spec.layouts.items())
     processes = prod(layout.mesh)

@@ -129,7 +129,7 @@ def _writes_vocabulary(site: Site) -> str | None:
     vocabulary, depth = site.outermost_number("vocab_size")
     if m != n and m == vocabulary and not _in_layers(site.path[depth:]):
         return reason
-    inside, table = _shared_with_table(site)
+    inside, table = _nearest_token_table(site)
     if table is None:
         return None
     prefix = "".join(f"{word}." for word in inside)
@@ -141,8 +141,8 @@ def _writes_vocabulary(site: Site) -> str | None:
     return reason if alone else None
 
 
-def _shared_with_table(site: Site) -> tuple[tuple[str, ...], torch.Size | None]:
-    """Return (common path, shape) of the nearest token table with as many rows as the layer."""
+def _nearest_token_table(site: Site) -> tuple[tuple[str, ...], torch.Size | None]:
+    """Return (path in common, shape or None) of the nearest token table with the layer's rows."""
     best, found = -1, None
     for name, shape in site.model_index.tables.items():
         words = name.split(".")
