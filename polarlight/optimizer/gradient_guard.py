@@ -23,11 +23,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from polarlight.execution.param_task import to_local
+from polarlight.execution.param_task import local_parts
 from polarlight.linalg import foreach
 from polarlight.linalg.matrices import wide
 from polarlight.optimizer.masked import FiniteMask, State
@@ -59,18 +60,23 @@ class NonFiniteGuard:
         self._skipped_on_host: Counter[tuple[int, int]] = Counter()
         self._skipped_on_device: dict[torch.device, SkipCounts] = {}
 
-    def allocate_counts(self, groups: Sequence[Group]) -> None:
-        """Allocate skip counts for every device of the groups; counts so far are kept."""
+    def allocate_counts(self, groups: Sequence[Group]) -> set[torch.device]:
+        """Allocate skip counts for every device of the groups, counts so far kept; return these."""
+        devices = {p.device for group in groups for p in group["params"]}
+        sizes, counts = [len(group["params"]) for group in groups], self._skipped_on_device
+        if all(device in counts and counts[device].sizes == sizes for device in devices):
+            return devices
         places: dict[torch.device, list[tuple[int, int]]] = {}
         for i, group in enumerate(groups):
             for k, p in enumerate(group["params"]):
                 places.setdefault(p.device, []).append((i, k))
         for device, on_device in places.items():
-            known = self._skipped_on_device.get(device)
-            if known is None or known.sizes != [len(group["params"]) for group in groups]:
+            known = counts.get(device)
+            if known is None or known.sizes != sizes:
                 if known is not None:
                     self._skipped_on_host.update(known.read())
-                self._skipped_on_device[device] = SkipCounts(groups, device, on_device)
+                counts[device] = SkipCounts(groups, device, on_device)
+        return devices
 
     def flag_nonfinite(
         self,
@@ -108,7 +114,8 @@ class NonFiniteGuard:
         flagged: list[tuple[int, int]] = []
         for i, param_indices in active.items():
             group = groups[i]
-            if all(map(is_host_readable, {group["params"][k].device for k in param_indices})):
+            plain = [k for k in param_indices if k not in sharded[i]]
+            if all(map(is_host_readable, {group["params"][k].device for k in plain})):
                 continue  # tested later, batch by batch
             # A rule that branches on a counter on the host has to know before it runs. In a graph
             # its branches are decided already, and the counter is put back like other buffers.
@@ -118,10 +125,9 @@ class NonFiniteGuard:
                 and any(HOST_COUNTER in states[group["params"][k]] for k in param_indices)
             )
             if waits:
-                plain = [k for k in param_indices if k not in sharded[i]]
                 self._drop(i, param_indices, nonfinite_indices(group, plain, host_readable=False))
             else:
-                flagged += [(i, k) for k in param_indices if k not in sharded[i]]
+                flagged += [(i, k) for k in plain]
         return self._flag(groups, active, flagged)
 
     def drop_nonfinite_on_host(
@@ -233,18 +239,13 @@ def gradients_by_device(
     params: Sequence[Tensor], param_indices: Sequence[int], *, shared: bool = False
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
     """Yield (device, param indices, gradients) per device; absent ones left out, shards local."""
-    found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
-    for k in param_indices:
-        gradient = params[k].grad
-        if gradient is not None:
-            gradient = to_local(gradient) if shared else gradient
-            device = gradient.device
-            if device not in found:
-                found[device] = ([], [])
-            found[device][0].append(k)
-            found[device][1].append(gradient)
-    for device, (on_device, gradients) in found.items():
-        yield device, on_device, gradients
+    present = [k for k in param_indices if params[k].grad is not None]
+    gradients: list[Any] = [params[k].grad for k in present]
+    gradients = local_parts(gradients) if shared else gradients
+    devices = [g.device for g in gradients]
+    for device in dict.fromkeys(devices):
+        at = [n for n, other in enumerate(devices) if other == device]
+        yield device, [present[n] for n in at], [gradients[n] for n in at]
 
 
 def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
@@ -273,10 +274,12 @@ def _norms(gradients: Sequence[Tensor], squares: bool) -> list[Tensor]:
     order = 2.0 if squares else math.inf
     norms: dict[int, Tensor] = {}
     kinds: dict[torch.dtype, list[int]] = {}
+    eager = not torch.compiler.is_compiling()
+    native = eager and foreach.have_kernels(gradients)
     for i, g in enumerate(gradients):
         if not g.numel():
             norms[i] = torch.zeros((), device=g.device)
-        elif foreach.have_kernels([g]) and not torch.compiler.is_compiling():
+        elif native or (eager and foreach.have_kernels([g])):
             kinds.setdefault(g.dtype, []).append(i)
         else:
             norm = torch.linalg.vector_norm(g, order, dtype=wide(g.dtype))
