@@ -242,8 +242,9 @@ class SpectralOptimizer(Optimizer):
                 self._step_matrices(batch, finite, observing)
             else:
                 self._step_elementwise(batch, finite, observing)
-            for i, param_indices in batch.items() if self._probes else ():
-                updated[i].update(param_indices)
+            if self._probes:
+                for i, param_indices in batch.items():
+                    updated[i].update(param_indices)
         if self._probes:
             count_updates(self._probes.values(), groups, updated)
         for probe in observing:

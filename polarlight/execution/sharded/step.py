@@ -82,14 +82,23 @@ class ShardedStep:
         if not missing:
             return
         assert self._stored.isdisjoint(missing), "a momentum would be updated twice"
-        for n, task in zip(missing, self.params.load(missing), strict=True):
-            layouts = self.schedule.plan.params[n].layouts  # and the gradient's, where it is read
-            names = [name for name in task.state if name in layouts]
-            shards = dict(zip(names, local_parts(map(task.state.__getitem__, names)), strict=True))
-            shards[MATRIX] = M = task.momentum
-            self.tasks[n], self.shards[n], self.results[n] = task, shards, shards
+        tasks, params = self.params.load(missing), self.schedule.plan.params
+        self.tasks.update(zip(missing, tasks, strict=True))
+        for n, task in zip(missing, tasks, strict=True):
+            self.shards[n] = self.results[n] = {MATRIX: task.momentum}
+        # Buffers, and the gradient where it is read.
+        named = [
+            (n, name, x)
+            for n, task in zip(missing, tasks, strict=True)
+            for name, x in task.state.items()
+            if name in params[n].layouts
+        ]
+        shards = local_parts([x for _, _, x in named])
+        for (n, name, _), shard in zip(named, shards, strict=True):
+            self.shards[n][name] = shard
+        for n, task in zip(missing, tasks, strict=True):
             if not task.expendable:
-                self.results[n] = {**shards, MATRIX: torch.empty_like(M)}
+                self.results[n] = {**self.shards[n], MATRIX: torch.empty_like(task.momentum)}
 
     def _store(self, numbers: Sequence[int]) -> None:
         """Pass complete directions to `params.store`; advance host counters; drop the tasks."""
