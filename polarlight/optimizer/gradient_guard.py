@@ -20,10 +20,9 @@ parameter that never moves again.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +33,9 @@ from polarlight.linalg.matrices import wide
 from polarlight.optimizer.masked import FiniteMask, State
 from polarlight.optimizer.param_groups import ActiveParams, Group, name_of
 from polarlight.rule import HOST_COUNTER, UpdateRule
+
+SMALL = 2**12
+"""Entries up to which a copy takes less time on a CPU than to call a sum."""
 
 
 class NonFinite(StrEnum):
@@ -239,23 +241,34 @@ def gradients_by_device(
     params: Sequence[Tensor], param_indices: Sequence[int], *, shared: bool = False
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
     """Yield (device, param indices, gradients) per device; absent ones left out, shards local."""
-    present = [k for k in param_indices if params[k].grad is not None]
-    gradients: list[Any] = [params[k].grad for k in present]
+    found = [(k, g) for k in param_indices if (g := params[k].grad) is not None]
+    gradients = [g for _, g in found]
     gradients = local_parts(gradients) if shared else gradients
     devices = [g.device for g in gradients]
     for device in dict.fromkeys(devices):
         at = [n for n, other in enumerate(devices) if other == device]
-        yield device, [present[n] for n in at], [gradients[n] for n in at]
+        yield device, [found[n][0] for n in at], [gradients[n] for n in at]
 
 
 def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
     """Return one bool per gradient (all on one device), True where finite; waits for the device."""
     if is_host_readable(gradients[0].device) and not squares:
         # A finite sum has finite terms, and is the cheapest to compute; a sum may also overflow.
-        sums = torch.stack(list(foreach.all_plain([g.sum() for g in gradients]))).tolist()
+        parts = _small_ones_joined(gradients) if foreach.have_kernels(gradients) else gradients
+        sums = torch.stack(list(foreach.all_plain([x.sum() for x in parts]))).tolist()
         if all(map(math.isfinite, sums)):
             return [True] * len(gradients)
     return list(finite_flags(gradients, squares).tolist())
+
+
+def _small_ones_joined(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return gradients, of which small ones with equal dtype and rows are concatenated."""
+    parts = [g for g in gradients if g.numel() > SMALL or not g.ndim]
+    alike: dict[Hashable, list[Tensor]] = {}
+    for g in gradients:
+        if g.ndim and g.numel() <= SMALL:
+            alike.setdefault((g.dtype, g.shape[1:]), []).append(g)
+    return [*parts, *(torch.cat(some) for some in alike.values())]
 
 
 def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
