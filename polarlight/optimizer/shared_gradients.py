@@ -125,10 +125,10 @@ class SharedGradients:
         if isinstance(executor, Sharded):
             # The same list as in the step before tells that nothing has changed.
             matrices = [m for m in members if isinstance(m.rule, UpdateRule)]
-            if agreed.rosters is not self._rosters or any(
-                m.state is not known.state
-                for m, known in zip(matrices, self._matrices, strict=True)
-            ):
+            same = agreed.rosters is self._rosters and all(
+                [m.state is old.state for m, old in zip(matrices, self._matrices, strict=True)]
+            )
+            if not same:
                 self._matrices, self._rosters = matrices, agreed.rosters
             executor.announce(self._matrices)
         return agreed

@@ -166,7 +166,7 @@ class Agreement:
         params = [m.parameter for m in members]
         keys = [(options, group), *map(_comparable, members)]
         refs, known_keys, rosters = self._last
-        if keys == known_keys and all(x() is p for x, p in zip(refs, params, strict=True)):
+        if keys == known_keys and all([x() is p for x, p in zip(refs, params, strict=True)]):
             return rosters
         rosters = self._new_rosters(members, group, options)
         self._last = [ref(p) for p in params], keys, rosters
