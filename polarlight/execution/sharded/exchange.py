@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from polarlight.execution.sharded import collectives
-from polarlight.execution.sharded.collectives import Pending, ProcessMesh, Subgroup
+from polarlight.execution.sharded.collectives import InFlight, ProcessMesh, Subgroup
 from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.routes import (
     ExchangeRoute,
@@ -42,21 +42,24 @@ class Groups:
 
     def copies(self, axes: Axes) -> Subgroup:
         """Return the processes with this process's shard, one per copy."""
-        return self._of(self.plan.topology.copies(axes, self.mesh.rank))
+        return self._subgroup(self.plan.topology.copies(axes, self.mesh.rank))
 
     def hops(self, axes: Axes, *, gather: bool) -> list[Subgroup]:
-        """Return the groups of an exchange's one or two hops, in order; from owners in reverse."""
+        """Return one subgroup per hop, one or two, in the order of a gather, or of a scatter."""
         topology, rank = self.plan.topology, self.mesh.rank
         if topology.grid_of(axes) is None:
-            return [self._of(topology.cut_group(axes, rank))]
+            return [self._subgroup(topology.cut_group(axes, rank))]
         # Owners have places in columns: to them within the node first, from them across nodes.
-        both = [self._of(topology.node(axes, rank)), self._of(topology.column(axes, rank))]
+        both = [
+            self._subgroup(topology.node(axes, rank)),
+            self._subgroup(topology.column(axes, rank)),
+        ]
         return both if gather else both[::-1]
 
     def route(self, axes: Axes, exchange: Exchange, *, gather: bool) -> ExchangeRoute:
         """Return the route of an exchange: its packing and hops, made on first use and cached."""
         if exchange not in self._routes:
-            first, *more = (hop.members for hop in self.hops(axes, gather=gather))
+            first, *more = (hop.mesh_ranks for hop in self.hops(axes, gather=gather))
             self._routes[exchange] = (
                 relayed_route(
                     exchange,
@@ -71,11 +74,11 @@ class Groups:
             )
         return self._routes[exchange]
 
-    def _of(self, members: tuple[int, ...]) -> Subgroup:
+    def _subgroup(self, mesh_ranks: tuple[int, ...]) -> Subgroup:
         """Return the subgroup of these ranks in the mesh, made on first use and cached."""
-        if members not in self._known:
-            self._known[members] = collectives.subgroup(self.mesh, members)
-        return self._known[members]
+        if mesh_ranks not in self._known:
+            self._known[mesh_ranks] = collectives.subgroup(self.mesh, mesh_ranks)
+        return self._known[mesh_ranks]
 
 
 class Transfer:
@@ -103,13 +106,13 @@ class Transfer:
         arrived = self._left[0][0].arrived if self._left else self._route.received.message
         assert arrived is not None, "the first of two hops brings what is sent on"
         received, _ = arrived.on(sent.device)
-        self._pending: Pending = collectives.start_exchange(
+        self._in_flight: InFlight = collectives.start_exchange(
             sent, received, hop.outgoing, hop.incoming, group.group
         )
 
     def _wait(self) -> Tensor:
         """Wait for a hop; free the memory of what was sent first; return what was received."""
-        received = self._pending.wait()
+        received = self._in_flight.wait()
         self._route.sent.message.free()
         return received
 
@@ -133,10 +136,7 @@ def run_rounds(
     tensors_of: TensorsOf,
     finished: Callable[[int], None],
 ) -> None:
-    """Broadcast fragments between copies, round by round, and unpack them into their places.
-
-    `finished` is called with the number of each round after it.
-    """
+    """Run rounds of broadcasts between copies; unpack each, then call `finished(round number)`."""
     before: list[tuple[Broadcast, Tensor, object]] = []
     for number, (axes, broadcasts) in enumerate(rounds):
         started = _start_round(groups, axes, broadcasts, tensors_of)
@@ -152,7 +152,7 @@ def run_rounds(
 def _start_round(
     groups: Groups, axes: Axes, broadcasts: Sequence[Broadcast], tensors_of: TensorsOf
 ) -> list[tuple[Broadcast, Tensor, object]]:
-    """Start the broadcasts of one round; return (broadcast, bytes, handle) of each."""
+    """Start one round's broadcasts; return (broadcast, its bytes, handle to wait for) of each."""
     mesh, group = groups.mesh, groups.copies(axes).group
     started = []
     for broadcast in broadcasts:
@@ -179,7 +179,7 @@ def _finish_round(
 
 
 def pack(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
-    """Return the bytes of all tensors joined, on a device, with zeros to fill up `ALIGNMENT`.
+    """Return the bytes of all tensors as one tensor on a device, its end padded to `ALIGNMENT`.
 
     Tensors of one other device, as those that FSDP2 keeps in host memory, are moved as one.
     """

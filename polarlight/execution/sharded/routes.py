@@ -61,7 +61,7 @@ class FragmentRun:
         return (*more, *strides)
 
     def in_tensor(self, x: Tensor) -> Tensor:
-        """Return x, the tensor part of a run of several, as a view in `shape_in_message`."""
+        """Return the run's part x of a tensor as a view [count, *shape]; only for count > 1."""
         if self.dim is None:
             return x.expand(self.count, *self.shape)
         apart: Tensor = x.unflatten(self.dim, (self.count, self.shape[self.dim]))
@@ -144,7 +144,7 @@ class Packing:
         ]
 
     def _tensor_views(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return each run's tensor as a view with one entry per fragment."""
+        """Return each run's tensor as a view in the run's `shape_in_message`."""
         for k in self._joined:
             tensors[k] = self.runs[k].in_tensor(tensors[k])
         return tensors
@@ -222,8 +222,8 @@ class Hop:
     """One all-to-all within a group.
 
     Attributes:
-        outgoing: Bytes to each member.
-        incoming: Bytes from each member.
+        outgoing: Bytes to each process of the group.
+        incoming: Bytes from each process of the group.
         arrived: For the second of two hops what the first one brought, with a view of each part
             that is sent on, in the order of this hop.
     """
@@ -248,11 +248,11 @@ class ExchangeRoute:
     hops: list[Hop]
 
 
-def direct_route(exchange: Exchange, members: Sequence[int], *, gather: bool) -> ExchangeRoute:
-    """Return the packing and all-to-all of an exchange in one hop in the group of `members`."""
+def direct_route(exchange: Exchange, group: Sequence[int], *, gather: bool) -> ExchangeRoute:
+    """Return the packing and all-to-all of an exchange in one hop in a group of mesh ranks."""
     outgoing, incoming = _message_sizes(exchange.outgoing), _message_sizes(exchange.incoming)
-    hop = Hop([outgoing.get(m, 0) for m in members], [incoming.get(m, 0) for m in members])
-    return _route_of(exchange, members, members, [hop], gather)
+    hop = Hop([outgoing.get(m, 0) for m in group], [incoming.get(m, 0) for m in group])
+    return _route_of(exchange, group, group, [hop], gather)
 
 
 def relayed_route(

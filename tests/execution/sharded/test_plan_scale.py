@@ -139,7 +139,7 @@ def test_a_step_exchanges_with_a_node_and_a_column(world, monkeypatch):
         assert sum(outgoing) == len(sent)
         assert sum(incoming) == len(received)
         partners.append(sum(map(bool, outgoing)) + sum(map(bool, incoming)))
-        return collectives.Pending(received.zero_(), sent, Done())
+        return collectives.InFlight(received.zero_(), sent, Done())
 
     monkeypatch.setattr(collectives, "start_exchange", record)
     dist.init_process_group("fake", rank=7, world_size=world, store=FakeStore())
