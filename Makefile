@@ -15,7 +15,7 @@ demo: $(VENV)/.train  ## train four optimizers side by side, three seeds each, m
 	$(BIN)/polarlight compare --preset demo --seeds 3
 
 test: $(VENV)/.dev  ## all tests but the slow and GPU ones
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow

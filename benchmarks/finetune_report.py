@@ -151,7 +151,12 @@ def rise_by_thinning(cells, bound):
     return max(rises)
 
 
-NOT_PLANNED = (("aurora", "muon"), ("LoRA, one product", "LoRA, adamw"))
+NOT_PLANNED = (
+    ("aurora", "muon"),
+    ("LoRA, one product", "LoRA, adamw"),
+    ("LoRA, muon", "LoRA, adamw"),
+    ("LoRA, aurora", "LoRA, muon"),
+)
 """Further pairs of methods that are compared on the same base."""
 
 
@@ -198,6 +203,8 @@ STYLES = {
     "muon": ("#1f77b4", "s-"),
     "aurora": ("#d62728", "^:"),
     "LoRA, adamw": ("#999999", "v--"),
+    "LoRA, muon": ("#9ecae1", "<--"),
+    "LoRA, aurora": ("#f4a582", ">--"),
     "LoRA, one product": ("#2ca02c", "D--"),
 }
 """Colour, marker and line of each fine-tuning method."""

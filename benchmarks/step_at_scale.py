@@ -90,11 +90,11 @@ class Done:
 
 def start_exchange(
     sent: Tensor, outgoing: list[int], incoming: list[int], group: Any
-) -> collectives.Pending:
+) -> collectives.InFlight:
     """As in `collectives`; the fake group refuses a process that receives and sends nothing."""
     if len(sent) or not any(incoming):
         return STARTED(sent, outgoing, incoming, group)
-    return collectives.Pending(sent.new_zeros(sum(incoming)), sent, Done())
+    return collectives.InFlight(sent.new_zeros(sum(incoming)), sent, Done())
 
 
 STARTED = collectives.start_exchange

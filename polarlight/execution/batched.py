@@ -50,7 +50,7 @@ def capped_stacks(
 
 
 def _cores(tensors: Sequence[Tensor]) -> int:
-    """Return the cores that share a batch on a CPU, 1 elsewhere and in a graph.
+    """Return the number of cores that share a batch on a CPU; 1 on other devices and in a graph.
 
     Each takes a product of its own in a bfloat16 batch: of three, two cores waste one.
     """

@@ -62,7 +62,7 @@ def new_buffers(
     parts = view.shapes(parameter.shape)
     by_part = [rule.buffer_shapes(part) for part in parts]
     names = dict.fromkeys(name for shapes in by_part for name in shapes if name != GRADIENT)
-    batch = shared_batch(view, parameter.shape)
+    batch = common_batch(view, parameter.shape)
     wanted = {name: [shapes[name] for shapes in by_part if name in shapes] for name in names}
     return {
         name: (torch.zeros if name == HOST_COUNTER else zeros)(
@@ -76,7 +76,7 @@ def new_buffers(
     }
 
 
-def shared_batch(view: MatrixView, shape: torch.Size) -> torch.Size:
+def common_batch(view: MatrixView, shape: torch.Size) -> torch.Size:
     """Return the leading dimensions that every part of the view has too; else an empty size."""
     leading = shape[:-2]
     return leading if all(part[:-2] == leading for part in view.shapes(shape)) else torch.Size()
@@ -91,24 +91,24 @@ def jobs_of(
     view: MatrixView,
     momentum: Tensor,
     state: dict[str, Tensor],
-    known: BufferShapes,
+    shape_cache: BufferShapes,
 ) -> list[Job]:
-    """Return a job (matrix, buffer views) per part of a parameter's view; adds to `known`.
+    """Return a job (matrix, buffer views) per part of a parameter's view; fills the cache.
 
     Args:
         rule: The update rule.
         view: The view that splits the parameter into matrices.
         momentum: Input of the rule, in the parameter's shape.
         state: The parameter's buffers by name, and its gradient if a stage asks for it.
-        known: Cache of buffer shapes; added to.
+        shape_cache: Buffer shapes of parameters before; added to.
     """
     parts = view.split(momentum)
     buffer_shapes = []
     for part in parts:
         key = id(rule), part.shape
-        if key not in known:
-            known[key] = rule.buffer_shapes(part.shape)
-        buffer_shapes.append(known[key])
+        if key not in shape_cache:
+            shape_cache[key] = rule.buffer_shapes(part.shape)
+        buffer_shapes.append(shape_cache[key])
     if len(parts) == 1 and GRADIENT not in buffer_shapes[0]:  # almost all: many per step
         return [Job(rule, parts[0], {name: state[name] for name in buffer_shapes[0]})]
     asked = GRADIENT in set().union(*buffer_shapes)
@@ -117,7 +117,7 @@ def jobs_of(
         state = {**state, GRADIENT: gradients[0]}
         return [Job(rule, parts[0], {name: state[name] for name in buffer_shapes[0]})]
     taken: dict[str, int] = {}
-    batch_dims = len(shared_batch(view, momentum.shape))
+    batch_dims = len(common_batch(view, momentum.shape))
     jobs = []
     for number, (part, shapes) in enumerate(zip(parts, buffer_shapes, strict=True)):
         buffers = {}

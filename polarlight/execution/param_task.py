@@ -156,7 +156,7 @@ def to_local(x: Tensor) -> Tensor:
 
 
 def mark_expendable(tasks: Iterable[ParamTask], kept: Iterable[Iterable[Tensor]]) -> None:
-    """Mark tasks whose momentum shares memory with no tensor of these lists: they are kept."""
+    """Set each task's `expendable`: whether its momentum shares no memory with the `kept` lists."""
     # Storages themselves, not their addresses, which fake tensors have none of.
     taken = {x.untyped_storage()._cdata for tensors in kept for x in tensors}
     for task in tasks:
@@ -189,7 +189,7 @@ def local_gradient(parameter: Tensor) -> Tensor:
 def local_tensors(
     params: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], *, maximize: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return local weights, gradients (negated under `maximize`), and momenta that there are."""
+    """Return local weights, gradients (negated under `maximize`), momenta of states with one."""
     weights, buffers = list(params), [state[MOMENTUM] for state in states if MOMENTUM in state]
     gradients = [p.grad for p in params if p.grad is not None]
     if any_sharded(params):
@@ -203,6 +203,8 @@ def new_param_buffers(
     rule: UpdateRule, view: MatrixView, parameter: Tensor, name: str
 ) -> dict[str, Tensor]:
     """Return {name: zero buffer} for one parameter's rule; DTensors if the parameter is one.
+
+    `name` is the parameter's, for the message.
 
     Raises:
         ValueError: If a placement of the parameter is neither `Shard` nor `Replicate`.
@@ -239,6 +241,7 @@ class Loaded:
     """
 
     def __init__(self, tasks: Mapping[int, ParamTask]) -> None:
+        """Keep the tasks; no direction is stored yet."""
         self.tasks = tasks
         self.directions: dict[int, Tensor] = {}
 
@@ -278,35 +281,35 @@ class StreamedParams:
         """Keep the arguments; nothing is loaded yet."""
         self.members, self._load, self._store = members, load, store
         self._early: dict[int, ParamTask] = {}
-        self._places: Mapping[int, int] = {}
+        self._positions: Mapping[int, int] = {}
 
-    def momentum_dtypes(self, places: Sequence[int]) -> list[torch.dtype]:
-        """Return the dtypes of momenta at these positions; loads their tasks, and keeps these."""
-        if places:
-            self._early.update(zip(places, self._load(places), strict=True))
-        return [self._early[place].momentum.dtype for place in places]
+    def momentum_dtypes(self, positions: Sequence[int]) -> list[torch.dtype]:
+        """Load the members at these positions, to be kept for `load`; return momentum dtypes."""
+        if positions:
+            self._early.update(zip(positions, self._load(positions), strict=True))
+        return [self._early[k].momentum.dtype for k in positions]
 
-    def numbered(self, places: Mapping[int, int]) -> "StreamedParams":
-        """Set the positions of the plan's parameters, by number; return self."""
-        self._places = places
+    def numbered(self, positions: Mapping[int, int]) -> "StreamedParams":
+        """Set {parameter number in the plan: position in `members`}; return self."""
+        self._positions = positions
         return self
 
     @property
     def numbers(self) -> Collection[int]:
         """Numbers of the parameters."""
-        return self._places.keys()
+        return self._positions.keys()
 
     def parameter(self, number: int) -> Tensor:
         """Return a parameter."""
-        return self.members[self._places[number]].parameter
+        return self.members[self._positions[number]].parameter
 
     def load(self, numbers: Sequence[int]) -> list[ParamTask]:
         """Return tasks by number, each once; updates momenta, unless loaded early."""
-        places = [self._places[n] for n in numbers]
-        new = [place for place in places if place not in self._early]
+        positions = [self._positions[n] for n in numbers]
+        new = [k for k in positions if k not in self._early]
         found = dict(zip(new, self._load(new), strict=True)) if new else {}
-        return [found[p] if p in found else self._early.pop(p) for p in places]
+        return [found[k] if k in found else self._early.pop(k) for k in positions]
 
     def store(self, numbers: Sequence[int], directions: Sequence[Tensor]) -> None:
         """Apply complete directions to the weights, by the `store` of the constructor."""
-        self._store([self._places[n] for n in numbers], directions)
+        self._store([self._positions[n] for n in numbers], directions)

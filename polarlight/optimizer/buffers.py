@@ -25,6 +25,7 @@ class RuleBuffers:
     """
 
     def __init__(self) -> None:
+        """Start without buffers; `complete` allocates and collects them."""
         self._names: dict[Hashable, tuple[object, object, KnownNames]] = {}
         self.by_param: dict[Tensor, dict[str, Tensor]] = {}
 
@@ -70,13 +71,13 @@ class RuleBuffers:
         return names
 
     def _completed(
-        self, group: Group, group_index: int, index: int, state: dict[str, Tensor]
+        self, group: Group, group_index: int, param_index: int, state: dict[str, Tensor]
     ) -> frozenset[str]:
         """Add what is missing to one parameter's state; return the names of the rule's buffers."""
-        check_is_matrix(group, group_index, index)
+        check_is_matrix(group, group_index, param_index)
         with torch.no_grad():  # leaving inference mode switched gradients on
-            p = group["params"][index]
-            fresh = new_state(group, p, name_of(group, group_index, index))
+            p = group["params"][param_index]
+            fresh = new_state(group, p, name_of(group, group_index, param_index))
         for name, buffer in fresh.items():
             state.setdefault(name, buffer)
         return frozenset(fresh)

@@ -29,7 +29,7 @@ _EPS = 1e-6
 
 @torch.no_grad()
 def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
-    """Clip gradients of an optimizer's AdamW part by their norm, in place; return the norm.
+    """Clip by norm, in place, the gradients whose size changes the update; return their norm.
 
     Gradients of matrices under a rule that ignores their size (every polar factor) are neither
     scaled nor counted. A rule whose update grows with its momentum (PolarGrad, Freon) is clipped
@@ -80,7 +80,7 @@ def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
     ]
     if not gradients:
         return torch.zeros(())
-    norms = _norms(gradients)
+    norms = _local_gradients_and_norms(gradients)
     device = to_local(gradients[0]).device
     finite = torch.cat([norm.to(device) for _, norm in norms])  # [number of gradients]
     finite = torch.where(finite.isfinite(), finite, 0)
@@ -110,7 +110,7 @@ def _grows_with_gradient(group: Group, p: Tensor) -> bool:
     return any(prod(slot.degree(*shape[-2:]) for slot in rule.slots) != 0 for shape in shapes)
 
 
-def _norms(gradients: Sequence[Tensor]) -> list[tuple[list[Tensor], Tensor]]:
+def _local_gradients_and_norms(gradients: Sequence[Tensor]) -> list[tuple[list[Tensor], Tensor]]:
     """Return (local gradients, norms [k] of the whole ones) per device and mesh, by all-reduce."""
     by_place: dict[Any, list[Tensor]] = {}
     for g in gradients:

@@ -1,7 +1,7 @@
-"""Inputs of a compiled step from outside of its graph: momenta as tensors, decided rules.
+"""Inputs of a compiled step from outside of its graph: momentum as a tensor, decided rules.
 
 `torch.compile` takes a Python number for a constant and compiles anew when a scheduler changes it.
-A tensor is an input of the graph. This module makes momenta tensors, outside of the graph. A
+A tensor is an input of the graph. This module makes the momentum of each group a tensor, outside. A
 learning rate belongs to the caller: it is a tensor only if the optimizer was given one.
 
 A tensor cannot decide a branch in a graph. What a rule does by its counter on the host (SOAP:
@@ -30,7 +30,7 @@ class GraphInputs:
     def __init__(self) -> None:
         """Start empty; `prepare` makes the inputs of each step."""
         self.groups: list[Group] = []
-        self._momenta: dict[int, tuple[float, Tensor]] = {}
+        self._momentum_tensors: dict[int, tuple[float, Tensor]] = {}
         self._known: dict[UpdateRule, tuple[str, UpdateRule]] = {}
         # Parameters are mapped to text, and text to rules. The compiler checks each text before it
         # runs a graph again, but of one object under several parameters only the first.
@@ -38,7 +38,7 @@ class GraphInputs:
         self._rules: dict[str, UpdateRule] = {}
 
     def prepare(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> None:
-        """Copy the groups, momenta as tensors; decide rules' branches by the host counters."""
+        """Copy the groups, momentum as a tensor; decide rules' branches by the host counters."""
         self.groups = [dict(group) for group in groups]
         self._kinds.clear()
         self._rules.clear()
@@ -60,13 +60,13 @@ class GraphInputs:
         if isinstance(momentum, Tensor) or not params:
             return
         device = params[0].device
-        before, tensor = self._momenta.get(group_index, (None, None))
+        before, tensor = self._momentum_tensors.get(group_index, (None, None))
         if tensor is None or tensor.device != device:
             dtype = torch.float32 if device.type == "mps" else torch.float64
             tensor = torch.tensor(momentum, dtype=dtype, device=device)
         elif before != momentum:
             tensor.fill_(momentum)
-        self._momenta[group_index] = momentum, tensor
+        self._momentum_tensors[group_index] = momentum, tensor
         group["momentum"] = tensor
 
     def _decide(self, p: Tensor, rule: object, state: State) -> None:

@@ -244,13 +244,13 @@ def _object_config(value: Any) -> Config:
 
 @lru_cache
 def _schedule_fields(schedule: Schedule) -> dict[str, Any]:
-    """Return a schedule's fields as plain data; its name alone if it is one of the package's."""
+    """Return a schedule's fields as plain data; {"name": name} if it is one of the package's."""
     fields = {f.name: _encoded(getattr(schedule, f.name)) for f in fields_of(Schedule)}
     return _short_schedule(fields | {"steps": _rounded(schedule.steps)})
 
 
 def _short_schedule(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the name alone if the package has an equal schedule of that name; else the fields."""
+    """Return {"name": name} if the package has an equal schedule of that name; else `fields`."""
     published = _published(fields["name"])
     if published is None:
         return fields
@@ -304,10 +304,10 @@ def _parsed(node: ast.AST) -> Any:
 
 
 def _call_config(name: str, fields: dict[str, Any]) -> Config:
-    """Return the configuration of the object that `name(**fields)` in a `repr` of 0.1.0 makes."""
+    """Return the configuration, of version 1, of `name(**fields)` in a `repr` of 0.1.0."""
     if name == "UpdateRule":
-        method = fields.pop("name")
-        return {"method": method, "version": 1, "slots": fields}
+        slots = {key: value for key, value in fields.items() if key != "name"}
+        return {"method": fields["name"], "version": 1, "slots": slots}
     if name == "Schedule":  # its text had no normalisation
         fields = _short_schedule(fields | {"steps": _rounded(fields["steps"])})
     known = registration_named(name)

@@ -78,11 +78,11 @@ class NonFiniteGuard:
         active: ActiveParams,
         states: Mapping[Tensor, State],
         *,
-        sharded: Sequence[Collection[int]],
-        nonfinite_shared: Mapping[tuple[int, int], int] = MappingProxyType({}),
+        shared: Sequence[Collection[int]],
+        nonfinite_ranks: Mapping[tuple[int, int], int] = MappingProxyType({}),
         wait: bool,
     ) -> dict[int, FiniteMask]:
-        """Return device flags per group; drop from `active`, and count, known non-finite gradients.
+        """Return a mask per group, on devices; drop and count known non-finite ones in `active`.
 
         Plain gradients in the host's memory are left to `drop_nonfinite_on_host`, but for RAISE.
 
@@ -90,9 +90,9 @@ class NonFiniteGuard:
             groups: The param groups.
             active: Param indices with a gradient, by group; changed in place.
             states: State of each parameter.
-            sharded: Param indices of parameters that processes hold together, by group.
-            nonfinite_shared: Those of them, by group, whose gradient is not finite on some process,
-                with the rank of one such process.
+            shared: Param indices of parameters that processes share, by group: they are not tested.
+            nonfinite_ranks: Those of them, as (group, param) indices, whose gradient is not finite
+                on some process, with the rank of one such process.
             wait: Whether the host may wait for a transfer per group, as for a probe.
 
         Raises:
@@ -101,10 +101,10 @@ class NonFiniteGuard:
         if self.policy is NonFinite.PROPAGATE:
             return dict.fromkeys(active)
         if self.policy is NonFinite.RAISE:
-            _raise_if_nonfinite(groups, active, sharded, nonfinite_shared)
+            _raise_if_nonfinite(groups, active, shared, nonfinite_ranks)
             return dict.fromkeys(active)
         for i, param_indices in active.items():
-            self._drop(i, param_indices, sorted(k for group, k in nonfinite_shared if group == i))
+            self._drop(i, param_indices, sorted(k for group, k in nonfinite_ranks if group == i))
         flagged: list[tuple[int, int]] = []
         for i, param_indices in active.items():
             group = groups[i]
@@ -118,20 +118,20 @@ class NonFiniteGuard:
                 and any(HOST_COUNTER in states[group["params"][k]] for k in param_indices)
             )
             if waits:
-                plain = [k for k in param_indices if k not in sharded[i]]
+                plain = [k for k in param_indices if k not in shared[i]]
                 self._drop(i, param_indices, nonfinite_indices(group, plain, host_readable=False))
             else:
-                flagged += [(i, k) for k in param_indices if k not in sharded[i]]
+                flagged += [(i, k) for k in param_indices if k not in shared[i]]
         return self._flag(groups, active, flagged)
 
     def drop_nonfinite_on_host(
-        self, groups: Sequence[Group], batch: ActiveParams, sharded: Sequence[Collection[int]]
+        self, groups: Sequence[Group], batch: ActiveParams, shared: Sequence[Collection[int]]
     ) -> None:
         """Drop from `batch`, and count, plain non-finite gradients in host memory; SKIP only."""
         if self.policy is not NonFinite.SKIP:
             return
         for i, param_indices in batch.items():
-            plain = [k for k in param_indices if k not in sharded[i]]
+            plain = [k for k in param_indices if k not in shared[i]]
             self._drop(i, param_indices, nonfinite_indices(groups[i], plain, host_readable=True))
 
     def skipped(self, groups: Sequence[Group]) -> dict[str, int]:
@@ -187,7 +187,7 @@ class SkipCounts:
     def __init__(
         self, groups: Sequence[Group], device: torch.device, places: list[tuple[int, int]]
     ) -> None:
-        """Sort the places (elementwise groups last, equal shapes adjacent); set counts to zero."""
+        """Sort (group, param) places: elementwise last, equal shapes adjacent; count from zero."""
         self.sizes = [len(group["params"]) for group in groups]
         self.places = sorted(
             places,
@@ -207,7 +207,7 @@ class SkipCounts:
     def flag_and_count(
         self, groups: Sequence[Group], active: Collection[tuple[int, int]]
     ) -> Tensor:
-        """Return bool [places], False where an `active` gradient is not finite; count the False."""
+        """Return bool [places], False where an `active` gradient is not finite; count these."""
         measures = [self._finite] * len(self.places)
         for squares in (False, True):
             positions = [
@@ -230,14 +230,14 @@ def is_host_readable(device: torch.device) -> bool:
 
 
 def gradients_by_device(
-    params: Sequence[Tensor], param_indices: Sequence[int], *, shared: bool = False
+    params: Sequence[Tensor], param_indices: Sequence[int], *, local_parts: bool = False
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
-    """Yield (device, param indices, gradients) per device; absent ones left out, shards local."""
+    """Yield (device, param indices, gradients) per device, or their `local_parts`; none absent."""
     found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
     for k in param_indices:
         gradient = params[k].grad
         if gradient is not None:
-            gradient = to_local(gradient) if shared else gradient
+            gradient = to_local(gradient) if local_parts else gradient
             device = gradient.device
             if device not in found:
                 found[device] = ([], [])
@@ -248,7 +248,7 @@ def gradients_by_device(
 
 
 def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
-    """Return one bool per gradient (all on one device), True where finite; waits for the device."""
+    """Return the bools of `finite_flags` as a list; waits for the device."""
     if is_host_readable(gradients[0].device) and not squares:
         # A finite sum has finite terms, and is the cheapest to compute; a sum may also overflow.
         sums = torch.stack(list(foreach.all_plain([g.sum() for g in gradients]))).tolist()
@@ -266,7 +266,7 @@ def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
 
 
 def _norms(gradients: Sequence[Tensor], squares: bool) -> list[Tensor]:
-    """Return one norm [] per gradient: NaN or Inf if an entry is; on its device.
+    """Return one norm [] per gradient, on its device; not finite where the gradient is not.
 
     The largest magnitude, or with `squares` the Frobenius norm, in float32 or float64.
     """
@@ -288,11 +288,11 @@ def _norms(gradients: Sequence[Tensor], squares: bool) -> list[Tensor]:
 
 
 def any_nonfinite(
-    groups: Sequence[Group], active: ActiveParams, sharded: Sequence[Collection[int]]
+    groups: Sequence[Group], active: ActiveParams, shared: Sequence[Collection[int]]
 ) -> bool:
-    """Return whether any active gradient that is not in `sharded` is not finite; waits."""
+    """Return whether any active gradient that is not in `shared` is not finite; waits."""
     return any(
-        nonfinite_indices(groups[i], [k for k in param_indices if k not in sharded[i]])
+        nonfinite_indices(groups[i], [k for k in param_indices if k not in shared[i]])
         for i, param_indices in active.items()
     )
 
@@ -332,7 +332,7 @@ def finite_of(groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> Tens
     for i in dict.fromkeys(i for i, _ in pairs):
         group, param_indices = groups[i], [k for j, k in pairs if j == i]
         for device, on_device, gradients in gradients_by_device(
-            group["params"], param_indices, shared=True
+            group["params"], param_indices, local_parts=True
         ):
             if is_host_readable(device):
                 flags.append(torch.tensor(finite_on_host(gradients, _squares(group))))
@@ -354,17 +354,17 @@ def _squares(group: Group) -> bool:
 def _raise_if_nonfinite(
     groups: Sequence[Group],
     active: ActiveParams,
-    sharded: Sequence[Collection[int]],
-    nonfinite_shared: Mapping[tuple[int, int], int],
+    shared: Sequence[Collection[int]],
+    nonfinite_ranks: Mapping[tuple[int, int], int],
 ) -> None:
     """Raise FloatingPointError with the names of all non-finite gradients, if any; waits."""
-    found = set(nonfinite_shared)
+    found = set(nonfinite_ranks)
     for i, param_indices in active.items():
-        plain = [k for k in param_indices if k not in sharded[i]]
+        plain = [k for k in param_indices if k not in shared[i]]
         found |= {(i, k) for k in nonfinite_indices(groups[i], plain)}
     if found:
         names = [name_of(groups[i], i, k) for i, k in sorted(found)]
-        ranks = ", ".join(map(str, sorted(set(nonfinite_shared.values()))))
+        ranks = ", ".join(map(str, sorted(set(nonfinite_ranks.values()))))
         raise FloatingPointError(
             f"the gradient of {', '.join(names)} is not finite"
             f"{f' (as seen on rank {ranks})' if ranks else ''}; nothing was changed. "

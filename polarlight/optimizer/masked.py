@@ -45,7 +45,7 @@ State = dict[str, Tensor]
 
 
 class AlikeTasks(NamedTuple):
-    """Parameters whose groups have equal rule and numbers, with their momenta updated.
+    """Parameters whose groups have equal rule and hyperparameters, with their momenta updated.
 
     Attributes:
         places: Group index and param index of each.
@@ -156,7 +156,7 @@ def _update_loaded(
 def select(
     flags: Sequence[Tensor], new: Sequence[Tensor], old: Sequence[Tensor] | None
 ) -> list[Tensor]:
-    """Return torch.where(flag, new, old) per tensor, equal shapes stacked; None is zeros."""
+    """Return torch.where(flag, new, old) per tensor, computed in stacks; zeros if `old` is None."""
     found: dict[int, Tensor] = {}
     alone, groups = _stackable(flags, new, new if old is None else old)
     near = to_devices_of([new[i] for i in alone], [flags[i] for i in alone])

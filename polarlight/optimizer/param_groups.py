@@ -41,7 +41,7 @@ def named_params(optimizer: Optimizer) -> list[tuple[str, Tensor, Group]]:
     ]
 
 
-def check_numbers(group: Group) -> None:
+def check_hyperparameters(group: Group) -> None:
     """Raise ValueError unless lr, weight decay and momentum of a group are in their ranges."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
@@ -59,8 +59,8 @@ def check_numbers(group: Group) -> None:
 
 
 def check_group(group: Group, index: int) -> None:
-    """Raise ValueError unless rule, view, numbers and parameters of a group fit each other."""
-    check_numbers(group)
+    """Raise ValueError unless rule, view, hyperparameters and parameters fit each other."""
+    check_hyperparameters(group)
     _refuse_foreign_keys(group, index)
     check_object("view", group["view"])
     if group["rule"] is None:
@@ -200,7 +200,7 @@ def check_is_matrix(group: Group, index: int, param_index: int) -> None:
 
 
 def indices_with_gradients(group: Group, group_index: int) -> list[int]:
-    """Return the indices of nonempty parameters with a gradient; raise if one is sparse.
+    """Return the indices of nonempty parameters with a gradient; raise if a gradient is sparse.
 
     Raises:
         RuntimeError: If a gradient is sparse.
@@ -214,16 +214,16 @@ def indices_with_gradients(group: Group, group_index: int) -> list[int]:
 
 
 def partition_for_step(
-    groups: Sequence[Group], active: ActiveParams, *, shared: bool
+    groups: Sequence[Group], active: ActiveParams, *, one_batch: bool
 ) -> list[ActiveParams]:
     """Return batches {group: param indices}: matrices (capped, by shape), then elementwise groups.
 
-    Matrices of all groups are one batch if processes share the work, to balance it over them.
+    Matrices of all groups are `one_batch` where processes share the work, to balance it over them.
     Otherwise a batch has matrices of groups that are alike, in bounded memory, by shape.
     """
     matrices = [i for i in active if isinstance(groups[i]["rule"], UpdateRule)]
     elementwise = [{i: param_indices} for i, param_indices in active.items() if i not in matrices]
-    if shared:
+    if one_batch:
         return [{i: active[i] for i in matrices}, *elementwise]
     batches: list[ActiveParams] = []
     for alike in alike_groups(groups, matrices):
@@ -238,7 +238,7 @@ def partition_for_step(
 
 
 def alike_groups(groups: Sequence[Group], indices: Iterable[int]) -> list[list[int]]:
-    """Return lists of group indices with equal rule, view and numbers; on a CPU one each.
+    """Return lists of group indices with equal rule, view and hyperparameters; on a CPU one each.
 
     On a CPU each group stays alone: merging saves launches, and changes what is multiplied as one
     batch. So it does in a graph of `torch.compile`, where each momentum is a tensor of its own.

@@ -101,7 +101,7 @@ def report_tasks(
 def count_updates(
     probes: Iterable[Probe], groups: Sequence[Group], updated: Mapping[int, set[int]]
 ) -> None:
-    """Call counting probes for all parameters of the groups; without a rule if not in `updated`."""
+    """Call `count` of probes for each parameter of the groups; rule None if not in `updated`."""
     counting = [probe for probe in probes if isinstance(probe, CountingProbe)]
     for i, param_indices in updated.items():
         for probe in counting:

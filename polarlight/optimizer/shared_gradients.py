@@ -101,7 +101,7 @@ class SharedGradients:
         refuses: bool,
         refused_here: bool,
     ) -> Agreed:
-        """Announce matrices to `Sharded`; compare all parameters over processes, return result."""
+        """Announce matrices to `Sharded`; return all members compared over processes."""
         group, options, zero = None, "", False
         if isinstance(executor, Sharded):
             executor.announce([m for m in members if isinstance(m.rule, UpdateRule)])
@@ -125,7 +125,16 @@ def _gradients_replaced(
     pairs: Sequence[Pair],
     active: Mapping[int, list[int]],
 ) -> Iterator[None]:
-    """In the context, reduce pending `p.grad`, make missing ones zero and active; then restore."""
+    """In the context, a pending `p.grad` is redistributed and a missing one zero and active.
+
+    A pending gradient has other placements than its parameter. Afterwards each is what it was.
+
+    Args:
+        agreed: Numbers of members with a missing or pending gradient.
+        members: The parameters that processes share.
+        pairs: Group index and param index of each member.
+        active: Param indices with a gradient, by group; changed in place.
+    """
     replaced = [members[n].parameter for n in (*agreed.missing, *agreed.pending)]
     before = [(p, p.grad) for p in replaced]
     try:
@@ -149,7 +158,7 @@ def _trainable(group: Group, i: int, k: int, states: Mapping[Tensor, State]) -> 
 
 
 def _nonfinite_pending(agreed: Agreed, finite: Finite) -> dict[int, int]:
-    """Return {member: rank} of reduced gradients that are not finite, by all-reduce."""
+    """Return {member number: rank} of reduced gradients that are not finite, by all-reduce."""
     found: dict[int, int] = {}
     for roster in agreed.rosters:
         pending = [n for n in roster.members if n in agreed.pending]

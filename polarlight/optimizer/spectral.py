@@ -120,6 +120,7 @@ class SpectralOptimizer(Optimizer):
         executor: Executor | ParamExecutor | None = None,
         nonfinite: NonFinite = NonFinite.SKIP,
     ) -> None:
+        """Check and add the param groups; state is allocated later."""
         self._guard = NonFiniteGuard(NonFinite(nonfinite))
         self._shared = SharedGradients()
         self._buffers = RuleBuffers()
@@ -212,32 +213,32 @@ class SpectralOptimizer(Optimizer):
         has_shards = any_sharded([p for i in matrices for p in groups[i]["params"]])
         if has_shards and not isinstance(self.executor, ParamExecutor):
             self.executor = Sharded(self.executor)
-        sharded = shared_indices([group["params"] for group in groups], self.executor)
-        if not any(sharded):
-            self._step_active(groups, active, sharded, {})
+        shared = shared_indices([group["params"] for group in groups], self.executor)
+        if not any(shared):
+            self._step_active(groups, active, shared, {})
             return
         states, policy = self._buffers.by_param, self._guard.policy
-        with self._shared.prepared(groups, active, states, sharded, self.executor, policy) as found:
-            self._step_active(groups, active, sharded, found)
+        with self._shared.prepared(groups, active, states, shared, self.executor, policy) as found:
+            self._step_active(groups, active, shared, found)
 
     def _step_active(
         self,
         groups: list[Group],
         active: dict[int, list[int]],
-        sharded: list[set[int]],
-        nonfinite: dict[tuple[int, int], int],
+        shared: list[set[int]],
+        nonfinite_ranks: dict[tuple[int, int], int],
     ) -> None:
         """Step active parameters, batch by batch, without non-finite ones; call the probes."""
         observing = [probe for probe in self._probes.values() if probe.begin()]
         states, wait = self._buffers.by_param, bool(observing)
         masks = self._guard.flag_nonfinite(
-            groups, active, states, sharded=sharded, nonfinite_shared=nonfinite, wait=wait
+            groups, active, states, shared=shared, nonfinite_ranks=nonfinite_ranks, wait=wait
         )
         matrices = [i for i, group in enumerate(groups) if isinstance(group["rule"], UpdateRule)]
-        shared = isinstance(self.executor, ParamExecutor)
+        one_batch = isinstance(self.executor, ParamExecutor)
         updated: dict[int, set[int]] = {i: set() for i in active}
-        for batch in partition_for_step(groups, active, shared=shared):
-            self._guard.drop_nonfinite_on_host(groups, batch, sharded)
+        for batch in partition_for_step(groups, active, one_batch=one_batch):
+            self._guard.drop_nonfinite_on_host(groups, batch, shared)
             finite = {
                 i: flags_from_mask(masks[i], param_indices, groups[i]["params"])
                 for i, param_indices in batch.items()
@@ -285,7 +286,7 @@ class SpectralOptimizer(Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Load buffers and numbers, not rules or views; a new state decides dtypes and devices.
+        """Load buffers and hyperparameters, not rules or views; dtypes and devices of a new state.
 
         Rules stay the optimizer's; one `UserWarning` lists fields that differ and leave the meaning
         of the buffers alone (nesterov, scale, polar method, decay rates).

@@ -23,7 +23,13 @@ from polarlight.optimizer.fingerprint import (
     differences,
     read_fingerprint,
 )
-from polarlight.optimizer.param_groups import STRUCTURE, Group, StateDict, check_numbers, name_of
+from polarlight.optimizer.param_groups import (
+    STRUCTURE,
+    Group,
+    StateDict,
+    check_hyperparameters,
+    name_of,
+)
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
 BufferForm = tuple[torch.dtype, torch.device]
@@ -61,7 +67,7 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
         return given
 
     def finish(_: Optimizer) -> None:
-        """Undo torch's casts of loaded buffers; adapt states saved under other numbers."""
+        """Undo torch's casts of loaded buffers; adapt elementwise states to new decay rates."""
         _restore_forms(optimizer, given, forms)
         _adapt_elementwise(optimizer, saved_rules)
 
@@ -96,7 +102,7 @@ def replace_fingerprints(state_dict: StateDict, groups: list[Group]) -> StateDic
             kept["role"] = group.get("role", "")
         replaced.append(group | saved | kept)
         try:
-            check_numbers(replaced[-1])
+            check_hyperparameters(replaced[-1])
         except ValueError as error:
             raise ValueError(f"param group {index} of the state dict: {error}") from error
     _warn_of_differences(differing)
@@ -134,7 +140,7 @@ def _check_structure(saved: Group, group: Group, index: int) -> list[str]:
 
 
 def _compare_fingerprints(saved: Group, group: Group, key: str, index: int) -> list[str]:
-    """Return a saved rule's harmless differences as text; raise ValueError for others.
+    """Return harmless differences of a saved rule or view (`key`) as text; raise for others.
 
     Raises:
         ValueError: If a difference is not harmless; the message shows the differing fields.
@@ -163,9 +169,9 @@ def _warn_of_differences(differing: Mapping[str, list[int]]) -> None:
 
 
 def _checked_buffer_forms(
-    given: StateDict, groups: list[Group]
+    state_dict: StateDict, groups: list[Group]
 ) -> dict[Any, dict[str, BufferForm]]:
-    """Check saved buffers; put tensors for steps; return {key: {buffer: (dtype, device)}}.
+    """Check saved buffers, make `step` a tensor in place; return {key: {buffer: (dtype, device)}}.
 
     Dtypes and devices are those of a new state, one of which is in memory at a time.
 
@@ -174,16 +180,16 @@ def _checked_buffer_forms(
     """
     forms: dict[Any, dict[str, BufferForm]] = {}
     wrong: list[str] = []
-    for index, (saved, group) in enumerate(zip(given["param_groups"], groups, strict=True)):
+    for index, (saved, group) in enumerate(zip(state_dict["param_groups"], groups, strict=True)):
         for k, (key, p) in enumerate(zip(saved["params"], group["params"], strict=True)):
-            state = given["state"].get(key)
+            state = state_dict["state"].get(key)
             if not state:
                 continue
             name = name_of(group, index, k)
             fresh = new_state(saved, p, name)
             if not fresh.keys() & state.keys():
                 continue  # entries of a wrapper, for a parameter that was never stepped
-            state = given["state"][key] = _with_tensors(state, fresh)
+            state = state_dict["state"][key] = _with_tensors(state, fresh)
             wrong += [f"{name}: {text}" for text in _misfits(state, fresh)]
             forms[key] = {buffer: (x.dtype, x.device) for buffer, x in fresh.items()}
     if wrong:
@@ -197,7 +203,7 @@ def _checked_buffer_forms(
 
 
 def _with_tensors(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return a copy of a saved state with a `step` that is a number as a tensor.
+    """Return a copy of a saved state, with `step` as a tensor if it is a number.
 
     `full_like` takes the shape from the optimizer's own: [] under AdamW, [..., 1, 1] under SOAP.
     """
@@ -221,13 +227,13 @@ def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[
 
 
 def _restore_forms(
-    optimizer: Optimizer, given: StateDict, forms: Mapping[Any, Mapping[str, BufferForm]]
+    optimizer: Optimizer, state_dict: StateDict, forms: Mapping[Any, Mapping[str, BufferForm]]
 ) -> None:
     """Replace loaded buffers that torch cast by saved ones, in the dtype and device of `forms`."""
-    keys = (key for group in given["param_groups"] for key in group["params"])
+    keys = (key for group in state_dict["param_groups"] for key in group["params"])
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     for key, p in zip(keys, parameters, strict=True):
-        for buffer, value in given["state"].get(key, {}).items():
+        for buffer, value in state_dict["state"].get(key, {}).items():
             if isinstance(value, str):  # torch casts it letter by letter
                 optimizer.state[p][buffer] = value
             if isinstance(value, Tensor):

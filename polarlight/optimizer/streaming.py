@@ -57,7 +57,7 @@ def step_streamed(
     ]
 
     def by_alike_groups(positions: Sequence[int]) -> list[list[int]]:
-        """Return lists of positions whose groups have equal rule, view and numbers."""
+        """Return lists of positions whose groups have equal rule, view and hyperparameters."""
         by_group: dict[int, list[int]] = {}
         for n in positions:
             by_group.setdefault(places[n][0], []).append(n)

@@ -60,19 +60,21 @@ def layerwise_lr_decay(groups: Iterable[Mapping[str, Any]], decay: float) -> lis
             "no parameter name has a block number such as 'layers.3.'; set the rates by "
             "overrides={pattern: Route(lr=...)} instead"
         )
-    depth = max(numbers) + 1
-    return [part for group in groups for part in _split(group, decay, depth)]
+    block_count = max(numbers) + 1
+    return [part for group in groups for part in _split_by_distance(group, decay, block_count)]
 
 
-def _split(group: Mapping[str, Any], decay: float, depth: int) -> list[dict[str, Any]]:
+def _split_by_distance(
+    group: Mapping[str, Any], decay: float, block_count: int
+) -> list[dict[str, Any]]:
     """Return copies of a group, one per distance from the output, with lr * decay^distance."""
     by_distance: dict[int, list[int]] = {}
     for i, name in enumerate(group["param_names"]):
         block = _block(name)
         if block is None:
-            distance = depth + 1 if group.get("role") in _FIRST else 0
+            distance = block_count + 1 if group.get("role") in _FIRST else 0
         else:
-            distance = depth - block
+            distance = block_count - block
         by_distance.setdefault(distance, []).append(i)
     per_param = {
         key: value

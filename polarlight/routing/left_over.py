@@ -57,19 +57,19 @@ def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
     left = [found for found in elementwise if found.keys[0] is None and _may_be_matrix(found)]
     if trained and len(elementwise) == len(trained) and not any(f.keys[0] for f in trained):
         share = f"no parameter gets the optimizer's rule; AdamW takes {_share(trained, trained)}"
-        warnings.warn(_message(share, left or trained), UserWarning, stacklevel + 1)
+        warnings.warn(_warning_text(share, left or trained), UserWarning, stacklevel + 1)
         return
     kernels = [found for found in left if found.assignment.role is Role.CONV]
     if _entries(kernels) < _KERNELS * _entries(trained):
         left = [found for found in left if found not in kernels]
     if left:
         share = f"AdamW takes what may be matrices, {_share(left, trained)}"
-        warnings.warn(_message(share, left), UserWarning, stacklevel + 1)
+        warnings.warn(_warning_text(share, left), UserWarning, stacklevel + 1)
 
 
-def _may_be_matrix(found: Routed) -> bool:
+def _may_be_matrix(routed: Routed) -> bool:
     """Return whether AdamW may be a mistake: role unknown, or a plain convolution kernel."""
-    assignment = found.assignment
+    assignment = routed.assignment
     if assignment.role is Role.CONV:
         return assignment.part not in (Part.DEPTHWISE, Part.PATCH)
     return not assignment.known
@@ -85,7 +85,7 @@ def _share(some: Sequence[Routed], trained: Sequence[Routed]) -> str:
     return f"{_entries(some) / max(_entries(trained), 1):.0%} of the trainable parameters"
 
 
-def _message(start: str, listed: Sequence[Routed]) -> str:
+def _warning_text(start: str, listed: Sequence[Routed]) -> str:
     """Return the warning's text: up to three of the listed parameters, and overrides to type."""
     first = [f"{f.assignment.name} {tuple(f.assignment.parameter.shape)}" for f in listed[:_NAMED]]
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""

@@ -214,7 +214,7 @@ def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Ass
 
 
 def _merged_route(entry: Route, value: Route | Role, table: Mapping[Key, Route]) -> Route:
-    """Return an entry with an override's settings; numbers are those of the rule's kind."""
+    """Return an override's settings on top of `entry`, or of the first with its kind of rule."""
     if isinstance(value, Role):
         return entry
     if value.rule is not None and is_elementwise(value) != is_elementwise(entry):

@@ -38,9 +38,9 @@ def flagged(guard, groups, wait=False, states=None):
         for i, g in enumerate(groups)
     }
     states = states or {p: {} for g in groups for p in g["params"]}
-    sharded = [set() for _ in groups]
-    masks = guard.flag_nonfinite(groups, active, states, sharded=sharded, wait=wait)
-    guard.drop_nonfinite_on_host(groups, active, sharded)
+    shared = [set() for _ in groups]
+    masks = guard.flag_nonfinite(groups, active, states, shared=shared, wait=wait)
+    guard.drop_nonfinite_on_host(groups, active, shared)
     return masks, active
 
 
@@ -68,13 +68,13 @@ def test_gradients_in_host_memory_are_tested_batch_by_batch():
     guard, groups = NonFiniteGuard(NonFinite.SKIP), [group(1.0, torch.nan), group(torch.nan)]
     active = {0: [0, 1], 1: [0]}
     states = {p: {} for g in groups for p in g["params"]}
-    sharded = [set(), set()]
-    masks = guard.flag_nonfinite(groups, active, states, sharded=sharded, wait=True)
+    shared = [set(), set()]
+    masks = guard.flag_nonfinite(groups, active, states, shared=shared, wait=True)
     assert masks == {0: None, 1: None}
     assert active == {0: [0, 1], 1: [0]}
     assert guard.skipped(groups) == {}
     part = {0: [1]}
-    guard.drop_nonfinite_on_host(groups, part, sharded)
+    guard.drop_nonfinite_on_host(groups, part, shared)
     assert part == {0: []}
     assert guard.skipped(groups) == {"param_groups[0]['params'][1]": 1}
 
@@ -125,7 +125,7 @@ def test_the_host_waits_for_flags_where_a_stage_counts_on_the_host(rule, key, as
 
 def test_a_gradient_that_is_nonfinite_on_another_process_is_dropped():
     guard, groups = NonFiniteGuard(NonFinite.SKIP), [group(1.0, 1.0), group(1.0, 1.0)]
-    sharded = [{1}, {0}]
+    shared = [{1}, {0}]
 
     def flag():
         active = {0: [0, 1], 1: [0, 1]}
@@ -133,8 +133,8 @@ def test_a_gradient_that_is_nonfinite_on_another_process_is_dropped():
             groups,
             active,
             {p: {} for g in groups for p in g["params"]},
-            sharded=sharded,
-            nonfinite_shared={(0, 1): 0, (1, 0): 3},
+            shared=shared,
+            nonfinite_ranks={(0, 1): 0, (1, 0): 3},
             wait=False,
         )
         return active

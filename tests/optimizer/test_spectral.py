@@ -201,12 +201,12 @@ def test_partition_has_matrices_by_group_and_shape_or_all_at_once_if_work_is_sha
     ]
     active = {0: [0, 1, 2], 1: [0], 2: [0]}
     groups = optimizer_of(groups).param_groups
-    first, *others = partition_for_step(groups, active, shared=False)
+    first, *others = partition_for_step(groups, active, one_batch=False)
     assert others == [{2: [0]}, {1: [0]}]  # elementwise groups last
     (param_indices,) = first.values()
     assert sorted(param_indices) == [0, 1, 2]
     assert param_indices.index(1) != 1  # equal shapes are next to each other
-    shared = partition_for_step(groups, active, shared=True)
+    shared = partition_for_step(groups, active, one_batch=True)
     assert shared == [{0: [0, 1, 2], 2: [0]}, {1: [0]}]
 
 

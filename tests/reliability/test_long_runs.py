@@ -21,7 +21,7 @@ RULES |= {
     "aurora-warm": polarlight.rules.aurora(polarlight.rules.WarmPolar()),
 }
 TARGET = gaussian(8, 4, dtype=torch.float32)
-lengths = pytest.mark.parametrize("steps", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+lengths = pytest.mark.parametrize("steps", [200, pytest.param(20_000, marks=pytest.mark.slow)])
 
 
 linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="read from /proc")

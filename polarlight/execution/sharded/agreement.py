@@ -103,6 +103,7 @@ class Agreement:
     """Comparison of parameters and gradients over the processes of each mesh."""
 
     def __init__(self) -> None:
+        """Start without meshes or parameters that were compared before."""
         self.meshes = MeshTable()
         self._known: dict[Any, Roster] = {}
 
@@ -147,23 +148,23 @@ class Agreement:
             refuses=refuses,
             refused_here=refused_here,
         )
-        rows = _report_to_earlier_meshes(rosters, vectors)
-        _raise_if_trouble(rosters, rows, members, states, missing_is_zero)
-        for roster, row in zip(rosters, rows, strict=True):
-            if row[FRESH]:
+        reports = _report_to_earlier_meshes(rosters, vectors)
+        _raise_if_trouble(rosters, reports, members, states, missing_is_zero)
+        for roster, report in zip(rosters, reports, strict=True):
+            if report[FRESH]:
                 check_copies([members[n] for n in roster.members], roster.mesh)
             self._known[roster.mesh.key].fresh = False
         missing: list[int] = []
-        for roster, row in zip(rosters, rows, strict=True):
-            if _hash_differs(row, GRADIENTS):
+        for roster, report in zip(rosters, reports, strict=True):
+            if _hash_differs(report, GRADIENTS):
                 missing += _missing_members(roster, members, states)
         found: dict[int, int] = {}
-        for roster, row in zip(rosters, rows, strict=True):
-            if row[NONFINITE]:
+        for roster, report in zip(rosters, reports, strict=True):
+            if report[NONFINITE]:
                 active = [n for n in roster.members if states[n] == PRESENT]
                 found |= nonfinite_members(roster, active, finite)
         pending = [n for roster in rosters for n in roster.members if states[n] == PENDING]
-        refused = max((row[REFUSED] for row in rows), default=0)
+        refused = max((report[REFUSED] for report in reports), default=0)
         return Agreed(found, missing, pending, rosters, refused - 1 if refused else None)
 
     def _rosters(
@@ -209,7 +210,7 @@ def _reduce_all(
     refuses: bool,
     refused_here: bool,
 ) -> list[Tensor]:
-    """All-reduce (max) the report of each mesh, int64 [10]; return them in the order of meshes.
+    """All-reduce (max) each mesh's report; return the reports, int64 [10], in order of meshes.
 
     Trouble on one mesh is carried to the next ones: no process must wait on another mesh for one
     that raised.
@@ -258,20 +259,21 @@ def _report_to_earlier_meshes(
     if not vectors:
         return []
     _propagate_backwards(rosters, vectors, [roster.chained for roster in rosters])
-    rows = _to_lists(vectors)
-    new = [row[CHAINED] and not roster.chained for roster, row in zip(rosters, rows, strict=True)]
-    for roster, row in zip(rosters, rows, strict=True):
-        roster.chained = bool(row[CHAINED])
+    reports = _to_lists(vectors)
+    both = list(zip(rosters, reports, strict=True))
+    new = [report[CHAINED] and not roster.chained for roster, report in both]
+    for roster, report in both:
+        roster.chained = bool(report[CHAINED])
     if any(new):
         _propagate_backwards(rosters, vectors, new)
-        rows = _to_lists(vectors)
-    return rows
+        reports = _to_lists(vectors)
+    return reports
 
 
 def _propagate_backwards(
     rosters: Sequence[Roster], vectors: Sequence[Tensor], chained: Sequence[int | bool]
 ) -> None:
-    """Set each vector's carried entries to the maximum over later meshes; all-reduce if chained."""
+    """Set each report's `CARRIED` to the maximum over later meshes; all-reduce those `chained`."""
     if not any(chained):
         return
     carried = vectors[-1][CARRIED]
@@ -291,24 +293,24 @@ def _to_lists(vectors: Sequence[Tensor]) -> list[list[int]]:
 
 def _raise_if_trouble(
     rosters: Sequence[Roster],
-    rows: Sequence[Sequence[int]],
+    reports: Sequence[Sequence[int]],
     members: Sequence[Member],
     states: Sequence[int],
     missing_is_zero: bool,
 ) -> None:
     """Raise ValueError if a report shows a disagreement; the mesh gathers texts for its message."""
-    if not any(row[TROUBLE] for row in rows):
+    if not any(report[TROUBLE] for report in reports):
         return
     messages = []
-    for roster, row in zip(rosters, rows, strict=True):
-        if _hash_differs(row, PARAMS):
-            messages.append(params_message(roster.mesh, roster.texts, row[COUNT]))
-        elif _hash_differs(row, GRADIENTS) and not missing_is_zero:
+    for roster, report in zip(rosters, reports, strict=True):
+        if _hash_differs(report, PARAMS):
+            messages.append(params_message(roster.mesh, roster.texts, report[COUNT]))
+        elif _hash_differs(report, GRADIENTS) and not missing_is_zero:
             own = [members[n] for n in roster.members]
             states_here = [states[n] for n in roster.members]
             messages.append(gradients_message(roster.mesh, own, states_here))
     if not messages:
-        first = max(row[TROUBLE] for row in rows) - 1
+        first = max(report[TROUBLE] for report in reports) - 1
         messages.append(
             f"processes disagree on the parameters or gradients of this step on a mesh that begins "
             f"with rank {first}; its processes name the parameter"
@@ -317,7 +319,7 @@ def _raise_if_trouble(
 
 
 def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence[int]) -> list[int]:
-    """Return members that have a gradient on another process and not here, by all-reduce.
+    """Return numbers of members with a gradient on another process and not here, by all-reduce.
 
     Raises:
         ValueError: If another process has to reduce such a gradient together with this one.
@@ -336,7 +338,13 @@ def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence
 
 
 def nonfinite_members(roster: Roster, active: Sequence[int], finite: Finite) -> dict[int, int]:
-    """Return {member: rank with a non-finite gradient} over a whole mesh, by all-reduce."""
+    """Return {member number: rank with a non-finite gradient} over a mesh, by all-reduce.
+
+    Args:
+        roster: The parameters of the mesh.
+        active: Numbers of those that have a gradient to be tested here.
+        finite: Tests them.
+    """
     place = {number: k for k, number in enumerate(roster.members)}
     flags = torch.zeros(len(roster.members), dtype=torch.int64, device=roster.mesh.device)
     if active:
@@ -354,9 +362,9 @@ def _comparable(member: Member) -> tuple[Any, ...]:
     return member.name, member.rule, member.view, p.dtype, p.shape, *placed
 
 
-def _hash_differs(row: Sequence[int], entry: int) -> bool:
-    """Return whether the hash of which row[entry] is the maximum differs between processes."""
-    return row[entry] != -row[entry + 1]
+def _hash_differs(report: Sequence[int], entry: int) -> bool:
+    """Return whether processes have unequal hashes, `report[entry]` being the largest one."""
+    return report[entry] != -report[entry + 1]
 
 
 def _version() -> str:

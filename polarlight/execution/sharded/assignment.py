@@ -75,16 +75,16 @@ class _LeastLoaded:
         # A heap per set of processes, by identity; its loads are those of some time before.
         self._heaps: dict[int, tuple[Holders, list[tuple[float, int, int]]]] = {}
 
-    def among(self, some: Holders) -> int:
-        """Return the least loaded of these processes (None: of all); ties in `spread_out` order."""
-        if some is not None and len(some) == 1:
-            return some[0]
-        if id(some) not in self._heaps:
-            every = range(len(self._loads)) if some is None else some
+    def among(self, ranks: Holders) -> int:
+        """Return the least loaded of these ranks (None: of all); ties in `spread_out` order."""
+        if ranks is not None and len(ranks) == 1:
+            return ranks[0]
+        if id(ranks) not in self._heaps:
+            every = range(len(self._loads)) if ranks is None else ranks
             heap = [(self._loads[rank], self._order[rank], rank) for rank in every]
             heapify(heap)
-            self._heaps[id(some)] = some, heap
-        _, heap = self._heaps[id(some)]
+            self._heaps[id(ranks)] = ranks, heap
+        _, heap = self._heaps[id(ranks)]
         while heap[0][0] != self._loads[heap[0][2]]:  # outdated: it has become larger
             _, place, rank = heap[0]
             heapreplace(heap, (self._loads[rank], place, rank))

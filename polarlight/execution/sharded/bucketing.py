@@ -74,7 +74,7 @@ class Charges:
     """
 
     def __init__(self, topology: Topology, kinds: Sequence[MatrixKind]) -> None:
-        """Count the different replicated axes: their exchanges take place at the same time."""
+        """Count the distinct `axes` of the kinds, which are exchanged at the same time."""
         self._topology = topology
         self._parts = len({kind.axes for kind in set(kinds)})
         self._largest: dict[tuple[MatrixKind, int], tuple[int, int]] = {}

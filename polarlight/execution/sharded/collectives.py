@@ -111,7 +111,7 @@ def mesh_of_group(group: ProcessGroup, device: str) -> ProcessMesh:
 
 
 def mesh_of_dtensor(x: Any) -> ProcessMesh | None:
-    """Return a DTensor's mesh, None off it; may make a process group with all of its ranks."""
+    """Return a DTensor's mesh, None outside; may make a group, so that all on it must call this."""
     mesh = x.device_mesh
     if mesh.get_coordinate() is None:
         return None
@@ -131,6 +131,7 @@ class MeshTable:
     """Cache of process meshes, by device mesh or process group."""
 
     def __init__(self) -> None:
+        """Start with an empty cache."""
         self._known: dict[Any, ProcessMesh | None] = {}
         self._last: tuple[Any, ProcessMesh | None] = None, None  # a mesh takes long to hash
 
@@ -182,8 +183,7 @@ def _timeout_of(group: ProcessGroup) -> timedelta | None:
     """Return the timeout of a group's collectives; None where its backend does not tell."""
     for device in group._device_types:
         options = getattr(group._get_backend(device), "options", None)
-        found = getattr(options, "_timeout", None)
-        if found is not None:
+        if (found := getattr(options, "_timeout", None)) is not None:
             return found  # type: ignore[no-any-return]
     return None
 
@@ -342,23 +342,23 @@ class Subgroup:
 
     Attributes:
         group: Process group of exactly these.
-        members: Their ranks in the mesh, in the order of the group.
+        mesh_ranks: Their ranks in the mesh, in the order of the group.
     """
 
     group: ProcessGroup
-    members: tuple[int, ...]
+    mesh_ranks: tuple[int, ...]
 
 
-def subgroup(mesh: ProcessMesh, members: Sequence[int]) -> Subgroup:
+def subgroup(mesh: ProcessMesh, mesh_ranks: Sequence[int]) -> Subgroup:
     """Return the processes with these ranks in the mesh, as a group; all of them must call this."""
-    ranks = [mesh.ranks[rank] for rank in members]
-    group = mesh.group if len(members) == mesh.size else group_of_ranks(ranks)
+    ranks = [mesh.ranks[rank] for rank in mesh_ranks]
+    group = mesh.group if len(mesh_ranks) == mesh.size else group_of_ranks(ranks)
     place = {rank: k for k, rank in enumerate(mesh.ranks)}
     return Subgroup(group, tuple(place[rank] for rank in dist.get_process_group_ranks(group)))
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
+class InFlight:
     """All-to-all that has been started."""
 
     received: Tensor
@@ -366,18 +366,18 @@ class Pending:
     handle: Any
 
     def wait(self) -> Tensor:
-        """Wait for the all-to-all; return what was received, in the order of the group."""
+        """Wait for the all-to-all; return what was received, concatenated in the order of ranks."""
         self.handle.wait()
         return self.received
 
 
 def start_exchange(
     sent: Tensor, outgoing: list[int], incoming: list[int], group: ProcessGroup
-) -> Pending:
+) -> InFlight:
     """Start an all-to-all: outgoing[k] entries of `sent` to rank k, incoming[k] from it."""
     received = sent.new_empty(sum(incoming))
     handle = dist.all_to_all_single(received, sent, incoming, outgoing, group=group, async_op=True)
-    return Pending(received, sent, handle)
+    return InFlight(received, sent, handle)
 
 
 def start_broadcast(x: Tensor, source: int, group: ProcessGroup) -> Any:

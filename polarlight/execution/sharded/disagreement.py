@@ -60,10 +60,12 @@ def gradient_state(parameter: Any) -> int:
     return PENDING if pending else PRESENT
 
 
-def gradient_marks(members: Sequence[Member], states: Sequence[int], numbers: Sequence[int]) -> str:
-    """Return the gradient states of members at `numbers` as text, with placements if pending."""
-    marks = [str(states[n]) for n in numbers]
-    for k, n in enumerate(numbers):
+def gradient_marks(
+    members: Sequence[Member], states: Sequence[int], member_numbers: Sequence[int]
+) -> str:
+    """Return the gradient states of these members as text, with placements if pending."""
+    marks = [str(states[n]) for n in member_numbers]
+    for k, n in enumerate(member_numbers):
         if states[n] == PENDING:
             gradient: Any = members[n].parameter.grad
             marks[k] += str(gradient.placements)
@@ -87,9 +89,9 @@ def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
         raise ValueError(params_message(mesh, texts, count + 1))
 
 
-def params_message(mesh: ProcessMesh, texts: Sequence[str], count: int) -> str:
+def params_message(mesh: ProcessMesh, texts: Sequence[str], longest: int) -> str:
     """Return the message on the first parameter or option that differs; all of a mesh call it."""
-    where, (a, rank), (b, other) = first_difference(mesh, texts, count)
+    where, (a, rank), (b, other) = first_difference(mesh, texts, longest)
     what = f"parameter {where - 1}" if where else "the library"
     return (
         f"processes disagree on the parameters of this step ({mesh}): "
@@ -112,7 +114,7 @@ def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequ
 
 
 def first_difference(
-    mesh: ProcessMesh, texts: Sequence[str], count: int
+    mesh: ProcessMesh, texts: Sequence[str], longest: int
 ) -> tuple[int, tuple[str, int], tuple[str, int]]:
     """Return the first index at which the processes' texts differ, and two (text, rank) pairs.
 
@@ -122,12 +124,12 @@ def first_difference(
     Args:
         mesh: The process mesh.
         texts: The list of this process.
-        count: Length of the longest list.
+        longest: Length of the longest list of a process.
 
     Returns:
         The place; (text, global rank) of the first process, and of the first that differs from it.
     """
-    hashes = [hash_of(text) for text in texts] + [0] * (count - len(texts))
+    hashes = [hash_of(text) for text in texts] + [0] * (longest - len(texts))
     both = torch.tensor([hashes, [-h for h in hashes]], dtype=torch.int64).to(mesh.device)
     high, low = collectives.reduce_max(both, mesh).tolist()
     differing = [place for place, (a, b) in enumerate(zip(high, low, strict=True)) if a != -b]
@@ -177,6 +179,6 @@ def checksum(x: Tensor) -> Tensor:
 
 
 def _layout(member: Member, mesh: ProcessMesh) -> Layout:
-    """Return the layout of a parameter on its mesh."""
+    """Return a parameter's layout; a plain one is replicated on all of `mesh`."""
     p = member.parameter
     return layout_of(p, member.name) if is_sharded(p) else replicated_layout(p.shape, mesh)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from polarlight.execution.sharded import collectives
-from polarlight.execution.sharded.collectives import Pending, ProcessMesh, Subgroup
+from polarlight.execution.sharded.collectives import InFlight, ProcessMesh, Subgroup
 from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.routes import ExchangeRoute, TensorOf, direct_route, relayed_route
 from polarlight.execution.sharded.schedule import (
@@ -38,21 +38,24 @@ class Groups:
 
     def copies(self, axes: Axes) -> Subgroup:
         """Return the processes with this process's shard, one per copy."""
-        return self._of(self.plan.topology.copies(axes, self.mesh.rank))
+        return self._subgroup(self.plan.topology.copies(axes, self.mesh.rank))
 
     def hops(self, axes: Axes, *, gather: bool) -> list[Subgroup]:
-        """Return the groups of an exchange's one or two hops, in order; from owners in reverse."""
+        """Return one subgroup per hop, one or two, in the order of a gather, or of a scatter."""
         topology, rank = self.plan.topology, self.mesh.rank
         if topology.grid_of(axes) is None:
-            return [self._of(topology.cut_group(axes, rank))]
+            return [self._subgroup(topology.cut_group(axes, rank))]
         # Owners have places in columns: to them within the node first, from them across nodes.
-        both = [self._of(topology.node(axes, rank)), self._of(topology.column(axes, rank))]
+        both = [
+            self._subgroup(topology.node(axes, rank)),
+            self._subgroup(topology.column(axes, rank)),
+        ]
         return both if gather else both[::-1]
 
     def route(self, axes: Axes, exchange: Exchange, *, gather: bool) -> ExchangeRoute:
         """Return the route of an exchange: its packing and hops, made on first use and cached."""
         if exchange not in self._routes:
-            first, *more = (hop.members for hop in self.hops(axes, gather=gather))
+            first, *more = (hop.mesh_ranks for hop in self.hops(axes, gather=gather))
             self._routes[exchange] = (
                 relayed_route(
                     exchange,
@@ -67,11 +70,11 @@ class Groups:
             )
         return self._routes[exchange]
 
-    def _of(self, members: tuple[int, ...]) -> Subgroup:
+    def _subgroup(self, mesh_ranks: tuple[int, ...]) -> Subgroup:
         """Return the subgroup of these ranks in the mesh, made on first use and cached."""
-        if members not in self._known:
-            self._known[members] = collectives.subgroup(self.mesh, members)
-        return self._known[members]
+        if mesh_ranks not in self._known:
+            self._known[mesh_ranks] = collectives.subgroup(self.mesh, mesh_ranks)
+        return self._known[mesh_ranks]
 
 
 class Transfer:
@@ -96,7 +99,7 @@ class Transfer:
     def _start(self, sent: Tensor) -> None:
         """Start the all-to-all of the next hop, with these bytes."""
         hop, group = self._left.pop(0)
-        self._pending: Pending = collectives.start_exchange(
+        self._in_flight: InFlight = collectives.start_exchange(
             sent, hop.outgoing, hop.incoming, group.group
         )
 
@@ -104,14 +107,14 @@ class Transfer:
         """Wait for the first of two hops and start the second; do nothing after that."""
         if self._left:
             hop, _ = self._left[0]
-            pieces = self._pending.wait().split(hop.pieces)
+            pieces = self._in_flight.wait().split(hop.pieces)
             passed = [pieces[k] for k in hop.order]
-            self._start(torch.cat(passed) if passed else self._pending.received)
+            self._start(torch.cat(passed) if passed else self._in_flight.received)
 
     def finish(self, tensor_of: TensorOf) -> None:
         """Finish the remaining hops; copy the received fragments to their places."""
         self.advance()
-        self._route.unpack(self._pending.wait(), tensor_of)
+        self._route.unpack(self._in_flight.wait(), tensor_of)
 
 
 def run_rounds(
@@ -120,10 +123,7 @@ def run_rounds(
     tensor_of: TensorOf,
     finished: Callable[[int], None],
 ) -> None:
-    """Broadcast fragments between copies, round by round, and unpack them into their places.
-
-    `finished` is called with the number of each round after it.
-    """
+    """Run rounds of broadcasts between copies; unpack each, then call `finished(round number)`."""
     before: list[tuple[Broadcast, Tensor, object]] = []
     for number, (axes, broadcasts) in enumerate(rounds):
         started = _start_round(groups, axes, broadcasts, tensor_of)
@@ -139,7 +139,7 @@ def run_rounds(
 def _start_round(
     groups: Groups, axes: Axes, broadcasts: Sequence[Broadcast], tensor_of: TensorOf
 ) -> list[tuple[Broadcast, Tensor, object]]:
-    """Start the broadcasts of one round; return (broadcast, bytes, handle) of each."""
+    """Start one round's broadcasts; return (broadcast, its bytes, handle to wait for) of each."""
     mesh, group = groups.mesh, groups.copies(axes).group
     started = []
     for broadcast in broadcasts:
@@ -166,7 +166,7 @@ def _finish_round(
 
 
 def pack(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
-    """Return the bytes of all tensors joined, on a device, with zeros to fill up `ALIGNMENT`.
+    """Return the bytes of all tensors as one tensor on a device, its end padded to `ALIGNMENT`.
 
     Tensors of one other device, as those that FSDP2 keeps in host memory, are moved as one.
     """

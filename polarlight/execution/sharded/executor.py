@@ -78,7 +78,7 @@ class CachedPlan:
         )
 
     def schedule_for(self, active: frozenset[int]) -> ProcessSchedule:
-        """Return the schedule of the parameters with these numbers alone; caches the last."""
+        """Return the schedule for the parameters of these numbers alone; the latest is cached."""
         if len(active) == len(self.keys):
             return self.schedule
         if self.masked is None or self.masked[0] != active:
@@ -158,26 +158,26 @@ class Sharded:
         return directions
 
     def stream(self, params: StreamedParams) -> None:
-        """Compute directions of parameters that share a mesh; apply each once it is complete."""
+        """Compute directions of parameters that processes share; apply each once it is complete."""
         on_mesh: dict[MeshKey, tuple[ProcessMesh, list[int]]] = {}
-        for place, member in enumerate(params.members):
+        for k, member in enumerate(params.members):
             if (mesh := self._mesh_of(member.parameter)) is not None:
-                on_mesh.setdefault(mesh.key, (mesh, []))[1].append(place)
-        for _, (mesh, places) in sorted(on_mesh.items()):
-            self._learn_dtypes(params, places)
-            own = [params.members[place] for place in places]
+                on_mesh.setdefault(mesh.key, (mesh, []))[1].append(k)
+        for _, (mesh, positions) in sorted(on_mesh.items()):
+            self._learn_dtypes(params, positions)
+            own = [params.members[k] for k in positions]
             cached, numbers = self._cached_plan(mesh, own)
-            by_number = {numbers[id(params.members[place].parameter)]: place for place in places}
+            by_number = {numbers[id(params.members[k].parameter)]: k for k in positions}
             schedule = cached.schedule_for(frozenset(by_number))
             ShardedStep(cached.groups, schedule, params.numbered(by_number), self.inner).run()
 
-    def _learn_dtypes(self, params: StreamedParams, places: Sequence[int]) -> None:
-        """Store the momentum dtypes of kinds not seen before, by loading a parameter of each."""
+    def _learn_dtypes(self, params: StreamedParams, positions: Sequence[int]) -> None:
+        """Store the momentum dtypes of kinds not seen before, by loading a member of each."""
         unknown: dict[tuple[int, torch.dtype], int] = {}
-        for place in places:
-            kind = _momentum_kind(params.members[place])
+        for k in positions:
+            kind = _momentum_kind(params.members[k])
             if kind not in self._dtypes:
-                unknown.setdefault(kind, place)
+                unknown.setdefault(kind, k)
         for kind, dtype in zip(unknown, params.momentum_dtypes([*unknown.values()]), strict=True):
             self._dtypes[kind] = dtype
 
@@ -197,13 +197,13 @@ class Sharded:
         return [cached.plan for cached in self._cached]
 
     def _mesh_of(self, parameter: Tensor) -> ProcessMesh | None:
-        """Return the mesh that shares a parameter; None if unshared, or without this process."""
+        """Return a DTensor's mesh, or `group` as a mesh for a plain tensor; None if not in one."""
         if is_sharded(parameter):
             return self._meshes.of_dtensor(parameter)
         return self._meshes.of_plain(parameter, self.group)
 
     def _directions_on(self, mesh: ProcessMesh, tasks: Sequence[ParamTask]) -> list[Tensor]:
-        """Compute the directions of parameters that share a mesh; return the local part of each."""
+        """Compute the directions of parameters on one mesh; return the local part of each."""
         for t in tasks:
             self._dtypes[_momentum_kind(t)] = t.momentum.dtype
         cached, numbers = self._cached_plan(mesh, tasks)
@@ -224,7 +224,7 @@ class Sharded:
         return cached, {id(m.parameter): number for number, m in enumerate(members)}
 
     def _members_on(self, mesh: ProcessMesh, active: Sequence[Member]) -> Sequence[Member]:
-        """Return announced matrices on a mesh if `active` are among them; else `active`."""
+        """Return all announced matrices of a mesh if they include all `active`; else `active`."""
         members: list[Member] = []
         for m in self._trainable:
             found = self._mesh_of(m.parameter)

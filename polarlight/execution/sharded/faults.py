@@ -71,7 +71,7 @@ def add_report(text: str | None) -> list[str] | None:
 
 
 def _store() -> Any:
-    """Return the store of the default process group."""
+    """Return torch's key-value store of the default process group."""
     before_2_8 = distributed_c10d._get_default_store
     return getattr(dist.group.WORLD, "get_group_store", before_2_8)()
 
@@ -96,6 +96,7 @@ class SharedStep:
     """
 
     def __init__(self, ranks: Callable[[], Collection[int]]) -> None:
+        """Keep `ranks`; nothing is agreed on, and no weight has moved."""
         self._ranks = ranks
         self.agreed = self.moved = False
 
@@ -170,7 +171,7 @@ def exchange_reports(own: str, others: Collection[int], seconds: float) -> dict[
     answered = Event()  # or refused
 
     def ask() -> None:
-        """Add the report once, then read all until those of `others` are there."""
+        """Store the report once; then read all into `lines` until `others` have reported."""
         pause = 0.05
         text = " ".join(own[:200].split())
         while (found := add_report(text if not lines else None)) is not None:

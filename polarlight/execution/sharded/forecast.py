@@ -39,7 +39,7 @@ def forecast(
     layout_of_param: LayoutOf = dtensor_layout,
     options: Options | None = None,
 ) -> list[ShardedPlan]:
-    """Return the plan of each mesh, as `Sharded` makes it, smaller meshes first; no processes.
+    """Return the plan of each mesh as `Sharded` makes it, smaller meshes first, in one process.
 
     The last plan's loads are those of all.
 
@@ -195,7 +195,7 @@ def summary(plan: ShardedPlan) -> Summary:
 
 
 def _busiest(plan: ShardedPlan, moved: Sequence[Traffic]) -> set[int]:
-    """Return the ranks with the most load, bytes sent, received, at once, and partners."""
+    """Return the ranks with the largest load, bytes sent, received or at once, or most peers."""
     every = range(plan.size)
     keys: list[Callable[[int], float]] = [
         plan.loads.__getitem__,

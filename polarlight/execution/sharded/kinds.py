@@ -150,7 +150,7 @@ class MatrixKind:
         return self._shares.get(self._copy_coordinate(owner), {})
 
     def extra_gathered(self, owner: int) -> list[tuple[int, int]]:
-        """Return (sender, bytes) to an owner of buffers that are replicated within its copy.
+        """Return (sender, bytes) of buffers, replicated within a copy, that its owner receives.
 
         One process sends it: the holder at the owner's coordinate along the replicated dimensions.
         """
@@ -166,7 +166,7 @@ class MatrixKind:
         return found
 
     def sends(self, name: str, rank: int, owner: int) -> bool:
-        """Return whether `rank` sends its part of tensor `name` to the owner when gathered."""
+        """Return whether holder `rank` of the owner's copy sends `name`; one of equals does."""
         if name not in self._per_matrix:
             return True
         layout, where = self.spec.layouts[name], self.table.coordinates

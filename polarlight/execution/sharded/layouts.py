@@ -173,10 +173,10 @@ def _holding(
 
 
 def _with_axes(
-    known: CoordinatePattern, axes: Sequence[int], places: Coordinate
+    pattern: CoordinatePattern, axes: Sequence[int], places: Coordinate
 ) -> CoordinatePattern:
     """Return a pattern with the coordinates of some mesh dimensions filled in."""
-    filled = list(known)
+    filled = list(pattern)
     for axis, place in zip(axes, places, strict=True):
         filled[axis] = place
     return tuple(filled)

@@ -70,7 +70,7 @@ def _load_events(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set
     """Yield (bucket, parameters loaded, parameters complete), in the order of a step."""
     matrices, buckets = schedule.plan.matrices, schedule.buckets
 
-    def params(fragments: Iterable[Fragment]) -> set[int]:
+    def params_of(fragments: Iterable[Fragment]) -> set[int]:
         """Return the parameters of fragments."""
         return {matrices[f.matrix].param for f in fragments}
 
@@ -78,23 +78,23 @@ def _load_events(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set
         ahead = buckets[: PREFETCH + 1] if k == 0 else buckets[k + PREFETCH : k + PREFETCH + 1]
         sent = [m for b in ahead for e in b.gather.values() for m in e.outgoing.values()]
         own = {matrices[n].param for n in bucket.matrices}
-        yield k, own.union(*map(params, sent)), set()
+        yield k, own.union(*map(params_of, sent)), set()
         last = len(buckets) - 1
         for j in [k - 1, k] if k == last else [k - 1]:
             if j >= 0:
-                yield from _scatter_events(schedule, j, params)
+                yield from _scatter_events(schedule, j, params_of)
 
 
 def _scatter_events(
-    schedule: ProcessSchedule, k: int, params: Callable[[Iterable[Fragment]], set[int]]
+    schedule: ProcessSchedule, k: int, params_of: Callable[[Iterable[Fragment]], set[int]]
 ) -> Iterator[tuple[int, set[int], set[int]]]:
-    """Yield (bucket, params loaded, complete) of a bucket's scatter, then of each of its rounds."""
+    """Yield (k, parameters loaded, complete) of bucket k's scatter, then of each of its rounds."""
     bucket = schedule.buckets[k]
     received = [m for e in bucket.scatter.values() for m in e.incoming.values()]
     done = schedule.completions
-    yield k, set().union(*map(params, received)), set(done.get((k, -1), ()))
+    yield k, set().union(*map(params_of, received)), set(done.get((k, -1), ()))
     for r, (_, broadcasts) in enumerate(bucket.rounds):
-        loaded = set().union(*(params(b.fragments) for b in broadcasts))
+        loaded = set().union(*(params_of(b.fragments) for b in broadcasts))
         yield k, loaded, set(done.get((k, r), ()))
 
 

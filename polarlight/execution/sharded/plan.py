@@ -112,7 +112,7 @@ class ShardedPlan:
 
     @cached_property
     def _rowwise_load(self) -> tuple[list[float], list[int]]:
-        """Cost and flops of each process by row-wise parameters; costs include `base_loads`."""
+        """Two lists by rank, costs and flops of row-wise parameters; costs include `base_loads`."""
         costs, total = list(self.base_loads) or [0.0] * self.size, [0] * self.size
         for number in self.rowwise:
             spec = self.params[number]
@@ -157,7 +157,7 @@ class ShardedPlan:
 
     @cached_property
     def loads(self) -> list[float]:
-        """Load of each process in flops: owned matrices, transfers, row-wise, other meshes."""
+        """Load of each rank in flops: its matrices and their transfers, row-wise, other meshes."""
         costs = [
             cost + moved if gathered else cost
             for cost, moved, gathered in zip(
@@ -180,7 +180,7 @@ class ShardedPlan:
 
     @cached_property
     def buckets(self) -> list[list[int]]:
-        """Numbers of the matrices per bucket: `bucket_bytes` of each owner, local ones first.
+        """Matrix numbers of each bucket, with up to `bucket_bytes` per owner; local ones first.
 
         In each owner's queue, matrices that it holds in full come first: there is something to
         compute while the others are received. Larger ones come before smaller ones. A bucket is
@@ -226,9 +226,9 @@ class ShardedPlan:
             for matrix, gathered in zip(self.matrices, self.gathered, strict=True)
         ]
 
-    def axes_of(self, number: int) -> Axes:
+    def axes_of(self, matrix_number: int) -> Axes:
         """Return the mesh dimensions along which a matrix is replicated."""
-        return self.kinds[number].axes
+        return self.kinds[matrix_number].axes
 
     def in_one_copy(self, axes: Axes, rank: int, other: int) -> bool:
         """Return whether two processes hold parts of the same copy of what `axes` replicate."""

@@ -61,7 +61,7 @@ class FragmentRun:
         return (*more, *strides)
 
     def in_tensor(self, x: Tensor) -> Tensor:
-        """Return x, the tensor part of a run of several, as a view in `shape_in_message`."""
+        """Return the run's part x of a tensor as a view [count, *shape]; only for count > 1."""
         if self.dim is None:
             return x.expand(self.count, *self.shape)
         apart: Tensor = x.unflatten(self.dim, (self.count, self.shape[self.dim]))
@@ -92,7 +92,7 @@ class Packing:
         self._copy(self._tensor_views(tensors), self._message_views(message, tensors))
 
     def _tensor_views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return each run's tensor as a view with one entry per fragment."""
+        """Return each run's tensor as a view in the run's `shape_in_message`."""
         own = list(tensors)
         for k in self._joined:
             own[k] = self.runs[k].in_tensor(own[k])
@@ -175,8 +175,8 @@ class Hop:
     """One all-to-all within a group.
 
     Attributes:
-        outgoing: Bytes to each member.
-        incoming: Bytes from each member.
+        outgoing: Bytes to each process of the group.
+        incoming: Bytes from each process of the group.
         pieces: Bytes of the messages that the hop before brought, in their order.
         order: Those of them that are sent on, in the order of this hop.
     """
@@ -218,13 +218,13 @@ class ExchangeRoute:
         self.received.copy_out(message.to(homes.pop()) if len(homes) == 1 else message, tensors)
 
 
-def direct_route(exchange: Exchange, members: Sequence[int], *, gather: bool) -> ExchangeRoute:
-    """Return the packing and all-to-all of an exchange in one hop in the group of `members`."""
+def direct_route(exchange: Exchange, group: Sequence[int], *, gather: bool) -> ExchangeRoute:
+    """Return the packing and all-to-all of an exchange in one hop in a group of mesh ranks."""
     outgoing, incoming = _message_sizes(exchange.outgoing), _message_sizes(exchange.incoming)
-    hop = Hop([outgoing.get(m, 0) for m in members], [incoming.get(m, 0) for m in members], [], [])
+    hop = Hop([outgoing.get(m, 0) for m in group], [incoming.get(m, 0) for m in group], [], [])
     return ExchangeRoute(
-        Packing(runs_of(_with_offsets(exchange.outgoing, members), in_blocks=not gather)),
-        Packing(runs_of(_with_offsets(exchange.incoming, members), in_blocks=gather)),
+        Packing(runs_of(_with_offsets(exchange.outgoing, group), in_blocks=not gather)),
+        Packing(runs_of(_with_offsets(exchange.incoming, group), in_blocks=gather)),
         [hop],
     )
 

@@ -43,7 +43,7 @@ class _GatherBytes:
 def choose_rowwise(
     params: Sequence[ParamSpec], row_bytes: int, sum_weight: float
 ) -> dict[int, Rowwise]:
-    """Return {number: its sums} of the parameters that move fewer bytes if computed row-wise.
+    """Return {number: `Rowwise`} of the parameters that move fewer bytes if computed row-wise.
 
     1. A parameter is, if that moves fewer bytes, summed over all processes.
     2. Of the others, those with the most gathered bytes per byte of sums are, as long as the
@@ -71,7 +71,7 @@ def choose_rowwise(
 
 
 def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
-    """Return the bytes moved for a parameter if its matrices are gathered on owners and back."""
+    """Return bytes per process, and per owner, if a parameter's matrices are gathered and back."""
     layout = spec.layouts[MATRIX]
     size = sum(prod(lay.shape) * spec.dtypes[name].itemsize for name, lay in spec.layouts.items())
     processes = prod(layout.mesh)
@@ -82,7 +82,7 @@ def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
 
 
 def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
-    """Return the sums of a parameter on shards of rows; None if too small or not possible."""
+    """Return axes and bytes of a parameter's row-wise sums; None if too small or not possible."""
     layout = spec.layouts[MATRIX]
     axes = layout.cut_by_rows
     large = prod(layout.shape) * spec.dtypes[MATRIX].itemsize >= row_bytes
@@ -110,26 +110,29 @@ def param_rowwise_cost(spec: ParamSpec, local_rows: int) -> RowwiseCost | None:
 
 
 def _best_count(
-    others: Sequence[_GatherBytes], sums: Sequence[float], always: Sequence[_GatherBytes]
+    candidates: Sequence[_GatherBytes],
+    sum_bytes: Sequence[float],
+    always_gathered: Sequence[_GatherBytes],
 ) -> int:
-    """Return how many first `others` to compute row-wise to move least on the busiest process.
+    """Return k such that the first k row-wise `candidates` move least on the busiest process.
 
-    The busiest process moves all sums, and the larger of: the gather of its own largest matrix, the
-    mean over processes.
+    The busiest process moves the sums of these k, and of what is gathered the larger of its own
+    largest matrix and the mean over processes.
 
     Args:
-        others: Parameters that could be row-wise, in the order in which they become so.
-        sums: Bytes of their sums.
-        always: Parameters that are gathered in any case.
+        candidates: Parameters that could be row-wise, in the order in which they become so: what is
+            gathered for each if it is not.
+        sum_bytes: What is moved for the sums of each if it is, times `sum_weight`.
+        always_gathered: Parameters that cannot be row-wise.
     """
-    largest = max((g.owner for g in always), default=0.0)
-    mean = sum((g.share for g in always), 0.0)
+    largest = max((g.owner for g in always_gathered), default=0.0)
+    mean = sum((g.share for g in always_gathered), 0.0)
     paid = [0.0]  # paid[k]: sums of the first k
-    for amount in sums:
+    for amount in sum_bytes:
         paid.append(paid[-1] + amount)
     busiest = [max(largest, mean)]  # built from the last: all are row-wise, then one fewer, ...
-    for g in reversed(others):
+    for g in reversed(candidates):
         largest, mean = max(largest, g.owner), mean + g.share
         busiest.append(max(largest, mean))
     busiest.reverse()  # busiest[k]: the first k are row-wise
-    return min(range(len(others) + 1), key=lambda k: paid[k] + busiest[k])
+    return min(range(len(candidates) + 1), key=lambda k: paid[k] + busiest[k])

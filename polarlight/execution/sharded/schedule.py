@@ -209,13 +209,13 @@ class ProcessSchedule:
             found.setdefault(when, []).append(param)
         return found
 
-    def _bucket(self, numbers: Sequence[int]) -> Bucket:
+    def _bucket(self, matrix_numbers: Sequence[int]) -> Bucket:
         """Return this process's part in the bucket of these matrices: messages, own fragments."""
         plan, rank = self.plan, self.rank
-        own = [n for n in numbers if plan.owners[n] == rank]
+        own = [n for n in matrix_numbers if plan.owners[n] == rank]
         bucket = Bucket(own, {n for n in own if not plan.gathered[n]})
         spread: dict[Axes, dict[int, list[Fragment]]] = {}
-        for number in numbers:
+        for number in matrix_numbers:
             axes, owner = plan.axes_of(number), plan.owners[number]
             if not axes or plan.in_one_copy(axes, rank, owner):
                 self._add_exchanges(bucket, number)
@@ -228,20 +228,20 @@ class ProcessSchedule:
         bucket.rounds.extend(self._rounds(spread))
         return bucket
 
-    def _add_exchanges(self, bucket: Bucket, number: int) -> None:
+    def _add_exchanges(self, bucket: Bucket, matrix_number: int) -> None:
         """Add to a bucket this process's part in gathering and scattering a matrix."""
         plan, rank = self.plan, self.rank
-        if plan.gathered[number]:
-            self._add_exchange(bucket.gather, number, gather=True)
-        if plan.returned[number]:
-            self._add_exchange(bucket.scatter, number, gather=False)
-        if plan.gathered[number] and plan.owners[number] == rank:
-            bucket.own_fragments.extend(self._all_fragments(number, rank))
+        if plan.gathered[matrix_number]:
+            self._add_exchange(bucket.gather, matrix_number, gather=True)
+        if plan.returned[matrix_number]:
+            self._add_exchange(bucket.scatter, matrix_number, gather=False)
+        if plan.gathered[matrix_number] and plan.owners[matrix_number] == rank:
+            bucket.own_fragments.extend(self._all_fragments(matrix_number, rank))
 
     def _rounds(
         self, spread: dict[Axes, dict[int, list[Fragment]]]
     ) -> Iterator[tuple[Axes, list[Broadcast]]]:
-        """Yield (axes, broadcasts) of `spread`, {axes: {source: fragments}}, in capped rounds."""
+        """Yield rounds, (axes, broadcasts) of capped size, of {axes: {source: fragments}}."""
         limit = self.plan.options.bucket_bytes
         for axes, by_source in sorted(spread.items()):
             started: list[Broadcast] = []
@@ -257,27 +257,31 @@ class ProcessSchedule:
             if started:
                 yield axes, started
 
-    def _add_exchange(self, exchanges: dict[Axes, Exchange], number: int, *, gather: bool) -> None:
-        """Add a matrix's fragments to or from its owner to the exchange along its axes."""
+    def _add_exchange(
+        self, exchanges: dict[Axes, Exchange], matrix_number: int, *, gather: bool
+    ) -> None:
+        """Add to `exchanges` what this process sends and gets in a matrix's gather or scatter."""
         plan, rank = self.plan, self.rank
-        axes, owner = plan.axes_of(number), plan.owners[number]
+        axes, owner = plan.axes_of(matrix_number), plan.owners[matrix_number]
         exchange = exchanges.setdefault(axes, Exchange({}, {}, {}))
         if owner == rank:
             mine = exchange.incoming if gather else exchange.outgoing
-            peers = [(peer, peer) for peer in plan.kinds[number].shares(owner) if peer != rank]
+            peers = [
+                (peer, peer) for peer in plan.kinds[matrix_number].shares(owner) if peer != rank
+            ]
         else:
             mine = exchange.outgoing if gather else exchange.incoming
             peers = [(owner, rank)]
         for peer, holder in peers:
-            if fragments := self._exchanged(number, holder, gather):
+            if fragments := self._exchanged(matrix_number, holder, gather):
                 mine.setdefault(peer, []).extend(fragments)
         if plan.topology.grid_of(axes) is not None:
-            self._add_relayed(exchange.relayed, number, gather)
+            self._add_relayed(exchange.relayed, matrix_number, gather)
 
-    def _add_relayed(self, relayed: Relayed, number: int, gather: bool) -> None:
+    def _add_relayed(self, relayed: Relayed, matrix_number: int, gather: bool) -> None:
         """Add to `relayed` the bytes of a matrix that this process passes on for its node."""
-        plan, rank, owner = self.plan, self.rank, self.plan.owners[number]
-        kind = plan.kinds[number]
+        plan, rank, owner = self.plan, self.rank, self.plan.owners[matrix_number]
+        kind = plan.kinds[matrix_number]
         places = plan.topology.places(kind.axes)
         if places[owner][1] != places[rank][1]:
             return
@@ -289,35 +293,35 @@ class ProcessSchedule:
             size = shares[peer][0 if gather else 1] + sum(s for by, s in extra if by == peer)
             if size:
                 pair = (peer, owner) if gather else (owner, peer)
-                relayed.setdefault(pair, []).append((number, size))
+                relayed.setdefault(pair, []).append((matrix_number, size))
 
-    def _exchanged(self, number: int, peer: int, gather: bool) -> list[Fragment]:
+    def _exchanged(self, matrix_number: int, peer: int, gather: bool) -> list[Fragment]:
         """Return a matrix's fragments that `peer` sends to the owner (`gather`), or gets back."""
-        kind, owner = self.plan.kinds[number], self.plan.owners[number]
+        kind, owner = self.plan.kinds[matrix_number], self.plan.owners[matrix_number]
         return [
             fragment
             for name, some in kind.entries.items()
             if peer in some and (kind.sends(name, peer, owner) if gather else name != GRADIENT)
-            for fragment in self._tensor_fragments(number, name, peer)
+            for fragment in self._tensor_fragments(matrix_number, name, peer)
         ]
 
-    def _all_fragments(self, number: int, rank: int) -> Iterator[Fragment]:
+    def _all_fragments(self, matrix_number: int, rank: int) -> Iterator[Fragment]:
         """Yield the fragments of a matrix and its buffers that a process holds."""
-        for name in self.plan.matrices[number].blocks:
-            yield from self._tensor_fragments(number, name, rank)
+        for name in self.plan.matrices[matrix_number].blocks:
+            yield from self._tensor_fragments(matrix_number, name, rank)
 
-    def _written(self, number: int, rank: int) -> Iterator[Fragment]:
+    def _written(self, matrix_number: int, rank: int) -> Iterator[Fragment]:
         """Yield a process's fragments of a matrix that a step writes: all but the gradient's."""
-        return (f for f in self._all_fragments(number, rank) if f.name != GRADIENT)
+        return (f for f in self._all_fragments(matrix_number, rank) if f.name != GRADIENT)
 
-    def _tensor_fragments(self, number: int, name: str, rank: int) -> Iterator[Fragment]:
+    def _tensor_fragments(self, matrix_number: int, name: str, rank: int) -> Iterator[Fragment]:
         """Yield a process's fragments of a matrix's momentum (`MATRIX`) or of a named buffer."""
-        matrix = self.plan.matrices[number]
-        if rank not in self.plan.kinds[number].entries[name]:
+        matrix = self.plan.matrices[matrix_number]
+        if rank not in self.plan.kinds[matrix_number].entries[name]:
             return
         itemsize = self.plan.params[matrix.param].dtypes[name].itemsize
         for segment in segments(matrix.blocks[name], self._held_by(matrix.param, name, rank)):
-            yield Fragment(number, name, segment, itemsize)
+            yield Fragment(matrix_number, name, segment, itemsize)
 
     def _held_by(self, param: int, name: str, rank: int) -> tuple[Intervals, ...]:
         """Return the index intervals of a parameter's tensor that a process holds; cached."""

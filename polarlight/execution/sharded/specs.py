@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from polarlight.execution.job import shared_batch
+from polarlight.execution.job import common_batch
 from polarlight.execution.param_task import Member, is_sharded
 from polarlight.execution.sharded.collectives import ProcessMesh, layout_of, replicated_layout
 from polarlight.execution.sharded.layouts import Layout
@@ -104,7 +104,7 @@ class MatrixSpec:
     counter: StridedBlock | None
 
 
-def matrix_specs(number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
+def matrix_specs(param_number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
     """Yield the matrices of a parameter, with block and shape in each tensor, in view order."""
     shape = torch.Size(spec.layouts[MATRIX].shape)
     if not prod(shape):
@@ -114,7 +114,7 @@ def matrix_specs(number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
     except ValueError as error:
         raise ValueError(f"{spec.name}: {error}; only one process can hold it") from None
     parts = spec.view.shapes(shape)
-    batch_dims = len(shared_batch(spec.view, shape))
+    batch_dims = len(common_batch(spec.view, shape))
     offsets = _offsets(spec.rule, parts, batch_dims)
     for position in positions:
         blocks, shapes = {MATRIX: position.block}, {MATRIX: position.block.size}
@@ -131,7 +131,7 @@ def matrix_specs(number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
                 start = offsets[position.part].get(name, 0) + first * p * q
                 blocks[name] = vector_block(batch_index, start, p * q)
         counter = blocks.pop(HOST_COUNTER, None)
-        yield MatrixSpec(number, blocks, shapes, counter)
+        yield MatrixSpec(param_number, blocks, shapes, counter)
 
 
 def _offsets(

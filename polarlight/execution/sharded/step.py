@@ -75,9 +75,9 @@ class ShardedStep:
             self._finish_scatter(len(buckets) - 1, scatter)
         self._store([n for n in self.params.numbers if n not in self._stored])
 
-    def _load(self, numbers: Iterable[int]) -> None:
-        """Load tasks not loaded yet (updates momenta); set up local shards and result tensors."""
-        missing = [n for n in dict.fromkeys(numbers) if n not in self.tasks]
+    def _load(self, param_numbers: Iterable[int]) -> None:
+        """Load parameters not loaded yet (updates momenta); set up local shards and results."""
+        missing = [n for n in dict.fromkeys(param_numbers) if n not in self.tasks]
         if not missing:
             return
         assert self._stored.isdisjoint(missing), "a momentum would be updated twice"
@@ -89,19 +89,19 @@ class ShardedStep:
             M = task.momentum
             self.directions[n] = M if task.expendable else torch.empty_like(M)
 
-    def _store(self, numbers: Sequence[int]) -> None:
-        """Pass complete directions to `params.store`; advance host counters; drop the tasks."""
-        self._load(numbers)  # those of which this process has no part
-        for n in numbers:
+    def _store(self, param_numbers: Sequence[int]) -> None:
+        """Pass parameters' complete directions to `params.store`; advance counters; drop tasks."""
+        self._load(param_numbers)  # those of which this process has no part
+        for n in param_numbers:
             if HOST_COUNTER in self.tasks[n].state:
                 self.tasks[n].state[HOST_COUNTER].add_(1)
             del self.tasks[n], self.shards[n]
-        self._stored.update(numbers)
-        if numbers:
-            self.params.store(numbers, [self.directions.pop(n) for n in numbers])
+        self._stored.update(param_numbers)
+        if param_numbers:
+            self.params.store(param_numbers, [self.directions.pop(n) for n in param_numbers])
 
     def _rowwise_stacks(self) -> Iterator[list[int]]:
-        """Yield numbers of row-wise parameters of equal layout and rule, in capped lists."""
+        """Yield capped lists of numbers of row-wise parameters, of equal layout and rule."""
         alike: dict[Hashable, list[int]] = {}
         for number, rowwise in self.schedule.rowwise.items():
             spec, parameter = self.schedule.plan.params[number], self.params.parameter(number)
@@ -114,35 +114,38 @@ class ShardedStep:
             for stack in capped_stacks(range(len(numbers)), tensors, limit):
                 yield [numbers[k] for k in stack]
 
-    def _compute_rowwise(self, numbers: Sequence[int]) -> None:
+    def _compute_rowwise(self, param_numbers: Sequence[int]) -> None:
         """Compute and store equal parameters' directions on local rows; all-reduces sums."""
-        self._load(numbers)
-        task, shards = self.tasks[numbers[0]], [self.shards[number] for number in numbers]
+        self._load(param_numbers)
+        task, shards = (
+            self.tasks[param_numbers[0]],
+            [self.shards[number] for number in param_numbers],
+        )
         device, home = self.mesh.device, shards[0][MATRIX].device
         stacked = {
-            name: torch.stack([own[name] for own in shards]) if len(numbers) > 1 else x
+            name: torch.stack([own[name] for own in shards]) if len(param_numbers) > 1 else x
             for name, x in shards[0].items()
         }
         inputs = {name: x.to(device, non_blocking=True) for name, x in stacked.items()}
         M = inputs.pop(MATRIX)  # [stacked, ..., rows of this process, n]
-        rows = shared_rows(task.parameter, self.schedule.rowwise[numbers[0]].axes)
+        rows = shared_rows(task.parameter, self.schedule.rowwise[param_numbers[0]].axes)
         D = task.rule.direction_on_rows(M, rows, inputs).to(home)
         inputs = {name: x.to(home) for name, x in inputs.items() if name != GRADIENT}
-        many = len(numbers) > 1
-        for k, number in enumerate(numbers):
+        many = len(param_numbers) > 1
+        for k, number in enumerate(param_numbers):
             self.directions[number].copy_(D[k] if many else D)
             for name, x in inputs.items():
                 own = x[k] if many else x
                 if own is not shards[k][name]:  # a copy: stacked, or on the mesh's device
                     shards[k][name].copy_(own)
-        self._store(numbers)
+        self._store(param_numbers)
 
-    def _start_gather(self, place: int) -> list[Transfer]:
+    def _start_gather(self, bucket_number: int) -> list[Transfer]:
         """Start to send local shards to the owners of a bucket's matrices; return the transfers."""
-        self._load(self.schedule.sent_params[place])
+        self._load(self.schedule.sent_params[bucket_number])
         return [
             Transfer(self.groups, axes, exchange, self._shard_view, gather=True)
-            for axes, exchange in self.schedule.buckets[place].gather.items()
+            for axes, exchange in self.schedule.buckets[bucket_number].gather.items()
         ]
 
     def _start_scatter(self, bucket: Bucket) -> list[Transfer]:
@@ -212,20 +215,20 @@ class ShardedStep:
                 results = moved_as_one(results, outputs[0].device)
             foreach.copy_(outputs, results)
 
-    def _job(self, number: int) -> Job:
+    def _job(self, matrix_number: int) -> Job:
         """Return a matrix's job: momentum [m, n], and its buffers in the rule's shapes."""
-        matrix = self.matrices[number]
+        matrix = self.matrices[matrix_number]
         task, block = self.tasks[matrix.param], matrix.blocks[MATRIX]
         m, n = block.size
 
         def as_matrix(name: str) -> Tensor:
             """Return a block as a matrix [m, n], transposed if stored by columns."""
-            X = self.blocks[number, name]
+            X = self.blocks[matrix_number, name]
             return X.reshape(n, m).mT if block.transposed else X.reshape(m, n)
 
         M = as_matrix(MATRIX)  # [m, n]
         buffers = {
-            name: self.blocks[number, name].view(shape)  # [p, q], as the rule's stages ask
+            name: self.blocks[matrix_number, name].view(shape)  # [p, q], as the rule's stages ask
             for name, shape in matrix.shapes.items()
             if name not in (MATRIX, GRADIENT, HOST_COUNTER)
         }
@@ -241,15 +244,15 @@ class ShardedStep:
             buffers[HOST_COUNTER] = counter.reshape(matrix.shapes[HOST_COUNTER]).clone()
         return Job(task.rule, M, buffers)
 
-    def _finish_scatter(self, place: int, scatter: list[Transfer]) -> None:
+    def _finish_scatter(self, bucket_number: int, scatter: list[Transfer]) -> None:
         """Receive a bucket's results; broadcast to copies; store complete directions."""
-        bucket = self.schedule.buckets[place]
+        bucket = self.schedule.buckets[bucket_number]
         for transfer in scatter:
             transfer.finish(self._output_view)
 
-        def finished(number: int) -> None:
+        def finished(round_number: int) -> None:
             """Store the directions that are complete after a round; -1 stands for the scatter."""
-            self._store(self.completions.get((place, number), ()))
+            self._store(self.completions.get((bucket_number, round_number), ()))
 
         finished(-1)
         run_rounds(self.groups, bucket.rounds, self._output_view, finished)

@@ -75,7 +75,7 @@ class Topology:
         return group[first : first + shape[0]]
 
     def column(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the ranks at `rank`'s place in each node of its copy; itself without a grid."""
+        """Return the ranks at `rank`'s place in each node of its copy; (rank,) without a grid."""
         group, shape = self.cut_group(axes, rank), self.grid_of(axes)
         return (rank,) if shape is None else group[self.places(axes)[rank][1] :: shape[0]]
 
@@ -97,7 +97,7 @@ class Topology:
         return self._known_places[axes]
 
     def _groups_of(self, axes: Axes, *, across: bool) -> list[tuple[int, ...]]:
-        """Return, per rank, those with equal coordinates along `axes` (`across`: the others)."""
+        """Return each rank's group: equal coordinates along `axes` (`across`: all other axes)."""
         if (axes, across) not in self._groups:
             places = [
                 tuple(c for axis, c in enumerate(where) if (axis in axes) != across)

@@ -45,12 +45,12 @@ class _Tally:
         self.at_once = [0] * plan.size
         self.pairs: set[tuple[int, int]] = set()
 
-    def add_exchanges(self, numbers: Sequence[int]) -> None:
+    def add_exchanges(self, matrix_numbers: Sequence[int]) -> None:
         """Add the gathers and scatters, within copies, of the matrices of one bucket."""
         size, plan = self.plan.size, self.plan
         flows = [[0] * size for _ in range(6)]
         gathered_out, gathered_in, gathered_on, scattered_out, scattered_in, scattered_on = flows
-        for number in numbers:
+        for number in matrix_numbers:
             owner, axes = plan.owners[number], plan.axes_of(number)
             topology = plan.topology
             two_hops = topology.grid_of(axes) is not None
@@ -81,9 +81,9 @@ class _Tally:
         self.received[here] += back
         self.pairs.add((here, there))
 
-    def add_broadcasts(self, number: int) -> None:
+    def add_broadcasts(self, matrix_number: int) -> None:
         """Add a matrix's broadcasts between copies, as rings; none without copies."""
-        kind, owner = self.plan.kinds[number], self.plan.owners[number]
+        kind, owner = self.plan.kinds[matrix_number], self.plan.owners[matrix_number]
         if not kind.axes:
             return
         for source, (_, amount) in kind.shares(owner).items():
@@ -105,10 +105,10 @@ class _Tally:
         return [Traffic(*own) for own in every]
 
 
-def bytes_by_holder(plan: ShardedPlan, number: int) -> Iterator[tuple[int, int, int]]:
+def bytes_by_holder(plan: ShardedPlan, matrix_number: int) -> Iterator[tuple[int, int, int]]:
     """Yield (rank, bytes to the owner, bytes back) of a matrix's holders but its owner."""
-    kind, owner = plan.kinds[number], plan.owners[number]
-    gathers, scatters = plan.gathered[number], plan.returned[number]
+    kind, owner = plan.kinds[matrix_number], plan.owners[matrix_number]
+    gathers, scatters = plan.gathered[matrix_number], plan.returned[matrix_number]
     if not scatters:  # then nothing is gathered either
         return
     for rank, (gathered, scattered) in kind.shares(owner).items():

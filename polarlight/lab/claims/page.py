@@ -90,7 +90,8 @@ TOKENS_PER_PARAMETER = 20
 
 def write_claims(claims: Sequence[Claim], out: Path | None, path: Path) -> None:
     """Write the page from the results in `out`, and from the runs that polarlight ships."""
-    found = {claim.name: (claim, result_of(claim, out)) for claim in claims}
+    shipped = RunStore([SHIPPED])
+    found = {claim.name: (claim, result_of(claim, out, shipped)) for claim in claims}
     path.write_text("\n".join(_lines(found, out)) + "\n", encoding="utf-8")
 
 

@@ -16,13 +16,21 @@ from polarlight.lab.tuning import Sweep
 Result = Mapping[str, Any]
 
 
-def result_of(claim: Claim, out: Path | None = None) -> Result | None:
-    """Return the result in a folder of runs, else that of the shipped runs, else None."""
+def result_of(
+    claim: Claim, out: Path | None = None, shipped: Iterable[RunRecord] | None = None
+) -> Result | None:
+    """Return the result in a folder of runs, else that of the shipped runs, else None.
+
+    Args:
+        claim: The claim.
+        out: A folder of runs.
+        shipped: The shipped runs, for a caller with many claims; None reads them.
+    """
     path = out and out / f"{claim.name}.json"
     if path and path.exists():
         found: Result = json.loads(path.read_text(encoding="utf-8"))
         return found
-    return result_from(claim, RunStore([SHIPPED]))
+    return result_from(claim, RunStore([SHIPPED]) if shipped is None else shipped)
 
 
 def result_from(claim: Claim, runs: Iterable[RunRecord]) -> Result | None:

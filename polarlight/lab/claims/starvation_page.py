@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from polarlight.lab.claims.cost import estimate
 from polarlight.lab.claims.results import Result, findings, result_of, verdict
+from polarlight.lab.claims.store import SHIPPED, RunStore
 from polarlight.lab.claims.tried.starvation_map import (
     AURORA_FACTORS,
     BEYOND,
@@ -108,10 +109,10 @@ def crossing(shares: Mapping[float, float], level: float = QUARTER) -> float:
 
 def cells(out: Path | None = None) -> list[SizeShares]:
     """Return the sizes whose runs are all recorded, shipped ones and those in a folder."""
-    found = []
+    found, shipped = [], RunStore([SHIPPED])
     for size in SIZES:
         claim = PARTS[str(size)]
-        result = result_of(claim, out)
+        result = result_of(claim, out, shipped)
         if result is not None and _seeds(result) >= claim.seeds:
             found.append(_cell(size, result))
     return found

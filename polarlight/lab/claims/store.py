@@ -99,13 +99,20 @@ def run_setting(arm: Arm, plan: Plan) -> Callable[[Spec], str]:
     plain = asdict(Plan())
     entries = {k: x for k, x in asdict(plan).items() if k not in NO_INFLUENCE and x != plain[k]}
     about = [entries, config_of(arm.recipe.rule()), extras]
+    beginning = hashlib.sha256(f"[{_text(about)}, ".encode())  # of a list: the long part once
 
     def setting(spec: Spec) -> str:
+        whole = beginning.copy()
         numbers = {name: getattr(spec, name) for name in NUMBERS}
-        text = json.dumps([about, numbers], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        whole.update(f"{_text(numbers)}]".encode())
+        return whole.hexdigest()[:16]
 
     return setting
+
+
+def _text(value: object) -> str:
+    """Return a value as JSON that is the same on every run."""
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _routed(arm: Arm, plan: Plan) -> list[object]:

@@ -245,9 +245,10 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     limit = abs(math.fsum(differences)) - 1e-12 * math.fsum(map(abs, differences))
     n = len(differences)
     if n <= MOST_ENUMERATED:
+        first, *others = differences  # the flip of all signs has the same distance from zero
         sums = [
-            math.fsum(s * d for s, d in zip(signs, differences, strict=True))
-            for signs in product((1, -1), repeat=n)
+            math.fsum([first, *(s * d for s, d in zip(signs, others, strict=True))])
+            for signs in product((1, -1), repeat=n - 1)
         ]
         return sum(abs(x) >= limit for x in sums) / len(sums)
     draw = random.Random(0)

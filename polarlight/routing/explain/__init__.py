@@ -47,7 +47,7 @@ class Explanation:
                 `layers.{0-27}.mlp.up_proj.weight`.
             width: Columns of the terminal; a longer name stands on a line of its own.
         """
-        sections = [table_of(self.rows, every=every, width=width), self._totals()]
+        sections = [table_of(self.rows, every=every, width=width), self._totals_text()]
         return "\n\n".join(sections + [fill(str(shared), width) for shared in self.sharing])
 
     def totals(self) -> dict[str, dict[str, int]]:
@@ -67,7 +67,7 @@ class Explanation:
             record["sharing"] = [asdict(shared) for shared in self.sharing]
         return json.dumps(record | {"totals": self.totals()}, indent=1)
 
-    def _totals(self) -> str:
+    def _totals_text(self) -> str:
         """Return the table of totals per role, and of all, as aligned text."""
         totals = self.totals()
         whole = {key: sum(entry[key] for entry in totals.values()) for key in _COUNTED}

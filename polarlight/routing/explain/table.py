@@ -67,15 +67,15 @@ def _cells(name: str, same: Sequence[Row]) -> list[str]:
     """Return a table line's texts, for a name pattern and its rows, equal but for names."""
     row = same[0]
     shape = " x ".join(str(size) for size in row.shape) or "scalar"
-    lr = "default" if row.lr is None else _numbers(row.pieces, lambda piece: piece.lr)
+    lr = "default" if row.lr is None else _distinct_text(row.pieces, lambda piece: piece.lr)
     decay = "default" if row.weight_decay is None else f"{row.weight_decay:.3g}"
-    rms = _numbers(row.pieces, lambda piece: piece.rms)
+    rms = _distinct_text(row.pieces, lambda piece: piece.rms)
     return [name, str(len(same)), shape, row.role, row.rule, lr, decay, rms]
 
 
-def _numbers(pieces: Sequence[Piece], number: Callable[[Piece], float | None]) -> str:
-    """Return a number's distinct values over pieces as text: one, two or a range; `-` for none."""
-    found = sorted({value for piece in pieces if (value := number(piece)) is not None})
+def _distinct_text(pieces: Sequence[Piece], value_of: Callable[[Piece], float | None]) -> str:
+    """Return the distinct values of pieces as text: one, two or a range; `-` for none."""
+    found = sorted({value for piece in pieces if (value := value_of(piece)) is not None})
     if not found:
         return "-"
     texts = list(dict.fromkeys(f"{value:.3g}" for value in found))

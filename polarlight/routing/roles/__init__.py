@@ -41,21 +41,21 @@ def infer_roles(source: nn.Module | Named) -> list[Assignment]:
     """
     model = source if isinstance(source, nn.Module) else None
     sites = sites_by_name(cast(Named, source)) if model is None else sites_of(model)
-    head_reasons = known_heads(model, sites)
-    return [_assign(uses, head_reasons) for uses in sites]
+    head_reason_by_id = known_heads(model, sites)
+    return [_assign(uses, head_reason_by_id) for uses in sites]
 
 
-def _assign(uses: Sequence[Site], head_reasons: Mapping[int, str]) -> Assignment:
-    """Return one parameter's assignment: the first decision on its uses, and its MLP block."""
+def _assign(uses: Sequence[Site], head_reason_by_id: Mapping[int, str]) -> Assignment:
+    """Return one parameter's assignment: its most certain decision, and its MLP block."""
     site = uses[0]
-    found = next(_decisions(uses, head_reasons))
+    found = next(_decisions(uses, head_reason_by_id))
     reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
     changed = {"reason": reason, "block": block_of(site, found)}
     decided = {field.name: getattr(found, field.name) for field in fields(found)}
     return Assignment(site.name, site.parameter, **(decided | changed))
 
 
-def _decisions(uses: Sequence[Site], head_reasons: Mapping[int, str]) -> Iterator[Decision]:
+def _decisions(uses: Sequence[Site], head_reason_by_id: Mapping[int, str]) -> Iterator[Decision]:
     """Yield one parameter's decisions, the most certain first; the last applies to any."""
     site = uses[0]
     if site.parameter.ndim < 2:
@@ -69,7 +69,7 @@ def _decisions(uses: Sequence[Site], head_reasons: Mapping[int, str]) -> Iterato
     if "bias" in by_name or _is_norm(site):
         yield Decision(Role.VECTOR, f"{_leaf(site)} of {_owner_class(site)} is not a matrix")
     yield from router(site)
-    yield from embedding_or_head(uses, head_reasons)
+    yield from embedding_or_head(uses, head_reason_by_id)
     experts = in_experts(site)
     if not isinstance(site.module, nn.modules.conv._ConvNd) and (
         found := gate_up_slices(site, experts=experts)

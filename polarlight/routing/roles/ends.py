@@ -41,7 +41,9 @@ def known_heads(model: nn.Module | None, sites: Iterable[Sequence[Site]]) -> dic
     return found
 
 
-def embedding_or_head(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterator[Decision]:
+def embedding_or_head(
+    uses: Sequence[Site], head_reason_by_id: Mapping[int, str]
+) -> Iterator[Decision]:
     """Yield TIED, EMBEDDING or HEAD decisions on one parameter's uses, if they apply."""
     tables = [site for site in uses if site.is_table]
     if tables and len(tables) < len(uses):
@@ -50,9 +52,9 @@ def embedding_or_head(uses: Sequence[Site], heads: Mapping[int, str]) -> Iterato
     if tables:
         yield _table_decision(tables)
     site = uses[0]
-    if reason := heads.get(id(site.parameter)):
+    if reason := head_reason_by_id.get(id(site.parameter)):
         yield Decision(Role.HEAD, reason)
-    if _is_head_by_name(site, other_heads=bool(heads)):
+    if _is_head_by_name(site, other_heads=bool(head_reason_by_id)):
         view = Flattened(tuple(site.parameter.shape[2:])) if site.parameter.ndim > 2 else Whole()
         yield Decision(Role.HEAD, f"output layer by its name, {'.'.join(site.path)}", view)
 
@@ -127,7 +129,7 @@ def _writes_vocabulary(site: Site) -> str | None:
     vocabulary, depth = site.outermost_number("vocab_size")
     if m != n and m == vocabulary and not _in_layers(site.path[depth:]):
         return reason
-    inside, table = _shared_with_table(site)
+    inside, table = _nearest_token_table(site)
     if table is None:
         return None
     prefix = "".join(f"{word}." for word in inside)
@@ -139,8 +141,8 @@ def _writes_vocabulary(site: Site) -> str | None:
     return reason if alone else None
 
 
-def _shared_with_table(site: Site) -> tuple[tuple[str, ...], torch.Size | None]:
-    """Return (common path, shape) of the nearest token table with as many rows as the layer."""
+def _nearest_token_table(site: Site) -> tuple[tuple[str, ...], torch.Size | None]:
+    """Return (path in common, shape or None) of the nearest token table with the layer's rows."""
     best, found = -1, None
     for name, shape in site.model_index.tables.items():
         words = name.split(".")

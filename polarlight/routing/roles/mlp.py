@@ -96,17 +96,17 @@ def _is_mlp(site: Site) -> bool:
     return called and site.has_other_matrix()  # one layer alone is none, whatever its class
 
 
-def block_of(site: Site, found: Decision) -> str:
+def block_of(site: Site, decision: Decision) -> str:
     """Return the name of the smallest module that holds the MLP of this matrix; empty for others.
 
     It holds another matrix of the same neurons: `layer.0` of `layer.0.intermediate.dense` and
     `layer.0.output.dense`.
     """
-    if found.role not in (Role.GATE_UP, Role.DOWN, Role.EXPERT):
+    if decision.role not in (Role.GATE_UP, Role.DOWN, Role.EXPERT):
         return ""
-    m, n = found.view.shapes(site.parameter.shape)[0][-2:]
-    sizes = [(m, n), (m, 2 * n), (2, m, n)] if found.part is Part.DOWN else [(m, n)]
-    depths = _block_depths(site)[:1] if found.role is Role.EXPERT else _block_depths(site)
+    m, n = decision.view.shapes(site.parameter.shape)[0][-2:]
+    sizes = [(m, n), (m, 2 * n), (2, m, n)] if decision.part is Part.DOWN else [(m, n)]
+    depths = _block_depths(site)[:1] if decision.role is Role.EXPERT else _block_depths(site)
     depth = next((depth for depth in depths if site.has_within(depth, *sizes)), len(site.block))
     return ".".join(plain_name(site.name).split(".")[:depth])
 

@@ -97,7 +97,7 @@ def delta_net(site: Site, m: int, n: int) -> FusedSplit | None:
     return FusedSplit(Heads(q, inner=RowBlocks(rows)), words, Heads(q, inner=inner))
 
 
-def per_head(*sizes: str, words: str) -> FusedLayout:
+def blocks_per_head(*sizes: str, words: str) -> FusedLayout:
     """Return a layout function: each head's rows are split into blocks of the named sizes."""
 
     def layout(site: Site, m: int, n: int) -> FusedSplit | None:
@@ -111,7 +111,7 @@ def per_head(*sizes: str, words: str) -> FusedLayout:
     return layout
 
 
-def in_order(*sizes: str, words: str) -> FusedLayout:
+def blocks_in_order(*sizes: str, words: str) -> FusedLayout:
     """Return a layout function: all rows are split into blocks of the named sizes."""
 
     def layout(site: Site, m: int, n: int) -> FusedSplit | None:
@@ -130,25 +130,25 @@ ATTENTION: dict[str, tuple[FusedLayout, ...]] = {
     "wqkv": (by_key_head_if_declared, concatenated, equal_qkv),
     "in_proj_qkvz": (delta_net,),
     "in_proj_qkv": (
-        in_order("key_dim", "key_dim", "value_dim", words="q, k, v one after another"),
+        blocks_in_order("key_dim", "key_dim", "value_dim", words="q, k, v one after another"),
     ),
-    "kv_b_proj": (per_head("qk_nope_head_dim", "v_head_dim", words="key and value"),),
+    "kv_b_proj": (blocks_per_head("qk_nope_head_dim", "v_head_dim", words="key and value"),),
     "kv_a_proj_with_mqa": (
-        in_order("kv_lora_rank", "qk_rope_head_dim", words="latent, then shared rotary key"),
+        blocks_in_order("kv_lora_rank", "qk_rope_head_dim", words="latent, then shared rotary key"),
     ),
-    "q_a_proj": (in_order("q_lora_rank", words=""),),
+    "q_a_proj": (blocks_in_order("q_lora_rank", words=""),),
 }
 """Layouts by module name; any other fused name means q, k, v one after another."""
 
 STATE_SPACE: dict[str, tuple[FusedLayout, ...]] = {
     "in_proj": (
-        in_order("intermediate_size", "intermediate_size", words="input, then gate"),
-        in_order(
+        blocks_in_order("intermediate_size", "intermediate_size", words="input, then gate"),
+        blocks_in_order(
             "intermediate_size", "conv_dim", "num_heads", words="gate, then convolved, then steps"
         ),
     ),
     "x_proj": (
-        in_order(
+        blocks_in_order(
             "time_step_rank", "ssm_state_size", "ssm_state_size", words="time step, then B, then C"
         ),
     ),

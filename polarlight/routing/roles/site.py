@@ -176,9 +176,10 @@ class Site:
         return next(found, None)
 
     def outermost_number(self, name: str) -> tuple[int | None, int]:
-        """Return (nearest int attribute `name`, depth of the outermost module that has it).
+        """Return (nearest int attribute `name`, depth of the outermost module with this value).
 
-        Layers often share the config of the model around them; the model is the outermost owner.
+        The depth is the number of words of `path` that lead to the module: 0 for the model. Layers
+        often share the config of the model around them. (None, 0) if no module has one.
         """
         value = self.number(name)
         if value is None:
@@ -233,7 +234,7 @@ def _sources(module: nn.Module) -> tuple[object, object]:
 
 
 def unknown(site: Site, reason: str) -> Decision:
-    """Return VECTOR for a parameter that may be a matrix or not; `known` if it has one axis."""
+    """Return VECTOR for a parameter of unknown use; not `known` if two axes are longer than 1."""
     vectors = sum(size > 1 for size in site.parameter.shape) < 2
     return Decision(Role.VECTOR, reason, known=vectors)
 

@@ -40,7 +40,7 @@ def skipped(path: Sequence[str]) -> set[int]:
 
 
 def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str, ...]:
-    """Return the words of a name, of a reparametrized layer those of the plain weight.
+    """Return the words of a parameter's name; of a reparametrized one, those of the plain weight.
 
     Args:
         words: The parameter's name, cut at the dots.
@@ -55,15 +55,16 @@ def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str
     return (*path, stem)
 
 
-def _parametrized(own: str, leaf: str) -> str:
+def _parametrized(weight_name: str, leaf: str) -> str:
     """Return a tensor's plain name: `weight`, or for a magnitude `weight_g`.
 
     One tensor is called `original`, of several each has a number. Weight norm keeps two, a
     magnitude and the direction.
     """
     if leaf == "original":
-        return own
-    return {"original0": f"{own}{MAGNITUDE}", "original1": own}.get(leaf, f"{own}_{leaf}")
+        return weight_name
+    known = {"original0": f"{weight_name}{MAGNITUDE}", "original1": weight_name}
+    return known.get(leaf, f"{weight_name}_{leaf}")
 
 
 def owner_name(name: str) -> str:

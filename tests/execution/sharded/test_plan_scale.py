@@ -138,7 +138,7 @@ def test_a_step_exchanges_with_a_node_and_a_column(world, monkeypatch):
     def record(sent, outgoing, incoming, group):
         assert sum(outgoing) == len(sent)
         partners.append(sum(map(bool, outgoing)) + sum(map(bool, incoming)))
-        return collectives.Pending(sent.new_zeros(sum(incoming)), sent, Done())
+        return collectives.InFlight(sent.new_zeros(sum(incoming)), sent, Done())
 
     monkeypatch.setattr(collectives, "start_exchange", record)
     dist.init_process_group("fake", rank=7, world_size=world, store=FakeStore())
