@@ -135,7 +135,7 @@ class NonFiniteGuard:
     def drop_nonfinite_on_host(
         self, groups: Sequence[Group], batch: ActiveParams, shared: Sequence[Collection[int]]
     ) -> None:
-        """Drop from `batch`, and count, plain non-finite gradients in host memory; SKIP only."""
+        """With SKIP: drop from `batch`, and count, non-finite host gradients not in `shared`."""
         if self.policy is not NonFinite.SKIP:
             return
         for i, param_indices in batch.items():

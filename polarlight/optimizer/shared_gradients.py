@@ -85,18 +85,18 @@ class SharedGradients:
                 return torch.ones(len(numbers), dtype=torch.bool, device=device)
             return finite_of(groups, [pairs[n] for n in numbers])
 
-        refuses = policy is NonFinite.RAISE
-        refused_here = refuses and any_nonfinite(groups, active, shared)
+        raises = policy is NonFinite.RAISE
+        unshared_nonfinite = raises and any_nonfinite(groups, active, shared)
         with SharedStep(self._agreement.ranks) as self.step:
-            agreed = self._agreed(members, executor, finite, refuses, refused_here)
+            agreed = self._agreed(members, executor, finite, raises, unshared_nonfinite)
             self.step.agreed = True
             with _gradients_replaced(agreed, members, pairs, active):
                 nonfinite = agreed.nonfinite | _nonfinite_pending(agreed, finite)
-                if agreed.refused is not None and not nonfinite and not refused_here:
+                if agreed.raise_for_rank is not None and not nonfinite and not unshared_nonfinite:
                     raise FloatingPointError(
-                        f"a gradient on rank {agreed.refused} is not finite; nothing was changed. "
-                        "That process names its parameter. NonFinite.SKIP leaves such parameters "
-                        "out of the step"
+                        f"a gradient on rank {agreed.raise_for_rank} is not finite; nothing was "
+                        "changed. That process names its parameter. NonFinite.SKIP leaves such "
+                        "parameters out of the step"
                     )
                 yield {pairs[n]: rank for n, rank in nonfinite.items()}
 
@@ -105,10 +105,10 @@ class SharedGradients:
         members: Sequence[Trainable],
         executor: Executor | ParamExecutor,
         finite: Finite,
-        refuses: bool,
-        refused_here: bool,
+        raises: bool,
+        unshared_nonfinite: bool,
     ) -> Agreed:
-        """Compare all parameters over processes; announce matrices to `Sharded`; return result."""
+        """Compare members over processes, by all-reduce; announce their matrices to `Sharded`."""
         group, options, zero = None, "", False
         if isinstance(executor, Sharded):
             options = f"{executor.options}, missing_gradients={executor.missing_gradients!r}"
@@ -119,8 +119,8 @@ class SharedGradients:
             finite,
             options=options,
             missing_is_zero=zero,
-            refuses=refuses,
-            refused_here=refused_here,
+            raises=raises,
+            unshared_nonfinite=unshared_nonfinite,
         )
         if isinstance(executor, Sharded):
             # The same list as in the step before tells that nothing has changed.

@@ -79,15 +79,15 @@ class Agreed:
         pending: Members whose gradient has to be reduced, on all processes of its mesh.
         rosters: Parameters of each mesh, in the order of collectives; the same list as in the step
             before if these are the same.
-        refused: Rank of a process with a non-finite gradient that all have to raise an error for;
-            None if there is none.
+        raise_for_rank: Rank of a process with a non-finite gradient for which all have to raise an
+            error; None if there is none.
     """
 
     nonfinite: dict[int, int]
     missing: list[int]
     pending: list[int]
     rosters: list[Roster]
-    refused: int | None
+    raise_for_rank: int | None
 
 
 class Agreement:
@@ -112,8 +112,8 @@ class Agreement:
         *,
         options: str,
         missing_is_zero: bool,
-        refuses: bool = False,
-        refused_here: bool = False,
+        raises: bool = False,
+        unshared_nonfinite: bool = False,
     ) -> Agreed:
         """Compare parameters and gradients on all meshes; return missing, pending, non-finite ones.
 
@@ -123,8 +123,9 @@ class Agreement:
             finite: Tests gradients that are not pending.
             options: Text that must be equal on all processes, besides the parameters.
             missing_is_zero: Whether a process may lack a gradient that others have.
-            refuses: Whether a non-finite gradient is an error on all processes.
-            refused_here: Whether a gradient that no other process shares is refused here.
+            raises: Whether a non-finite gradient is an error on all processes.
+            unshared_nonfinite: Whether `raises`, and a gradient that no other process shares is not
+                finite here.
 
         Raises:
             ValueError: On all processes that share a mesh, directly or over another one, if two of
@@ -138,8 +139,8 @@ class Agreement:
             states,
             finite,
             missing_is_zero=missing_is_zero,
-            refuses=refuses,
-            refused_here=refused_here,
+            raises=raises,
+            unshared_nonfinite=unshared_nonfinite,
         )
         reports = _report_to_earlier_meshes(rosters, vectors)
         _raise_if_trouble(rosters, reports, members, states, missing_is_zero)
@@ -204,8 +205,8 @@ def _reduce_all(
     finite: Finite,
     *,
     missing_is_zero: bool,
-    refuses: bool,
-    refused_here: bool,
+    raises: bool,
+    unshared_nonfinite: bool,
 ) -> list[Tensor]:
     """All-reduce (max) each mesh's report; return the reports, int64 [10], in order of meshes.
 
@@ -219,12 +220,12 @@ def _reduce_all(
         both = roster.digest, hash_of(gradient_marks(members, states, roster.members))
         here = 1 + roster.mesh.ranks[roster.mesh.rank]
         numbers = [both[0], -both[0], both[1], -both[1], len(roster.texts), 0]
-        numbers += [int(chained), int(roster.fresh), 0, here * refused_here]
+        numbers += [int(chained), int(roster.fresh), 0, here * unshared_nonfinite]
         vector = torch.tensor(numbers, dtype=torch.int64).to(roster.mesh.device)
         active = [n for n in roster.members if states[n] == PRESENT]
         if active:
             vector[NONFINITE] = (~finite(active)).any() * here
-            if refuses:
+            if raises:
                 vector[REFUSED] = torch.maximum(vector[REFUSED], vector[NONFINITE])
         if vectors:
             before = vectors[-1][CARRIED].to(vector.device)

@@ -207,8 +207,8 @@ def moved_as_one(tensors: Sequence[Tensor], device: torch.device | str) -> list[
     return [part for _, part in sorted(zip(order, parts, strict=True), key=itemgetter(0))]
 
 
-def _split_like(message: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors packed in a message as views of it, with shapes and dtypes of `like`."""
+def _split_like(message_bytes: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of the bytes (uint8, wide dtypes first), with shapes and dtypes of `like`."""
     sizes = [x.numel() * x.element_size() for x in like]
-    parts = message.split([*sizes, len(message) - sum(sizes)])
+    parts = message_bytes.split([*sizes, len(message_bytes) - sum(sizes)])
     return [part.view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=False)]

@@ -70,10 +70,10 @@ class StridedBlock:
 
 
 @lru_cache(maxsize=65536)
-def _common_runs(start: int, step: int, length: int, intervals: Intervals) -> list[Run]:
-    """Return the runs of start, start + step, ... (length terms) within the held intervals."""
+def _common_runs(start: int, step: int, length: int, held: Intervals) -> list[Run]:
+    """Return runs (index in shard, first k, count) of start + k * step, k < length, in `held`."""
     found, passed = [], 0
-    for low, high in intervals:
+    for low, high in held:
         first = max(0, -(-(low - start) // step))
         last = min(length, -(-(high - start) // step))
         if first < last:

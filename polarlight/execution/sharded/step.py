@@ -234,7 +234,7 @@ class ShardedStep:
         m, n = block.size
 
         def as_matrix(name: str) -> Tensor:
-            """Return a block as a matrix [m, n], transposed if stored by columns."""
+            """Return the block MATRIX or GRADIENT as [m, n], transposed if stored by columns."""
             X = self.blocks[matrix_number, name]
             return X.reshape(n, m).mT if block.transposed else X.reshape(m, n)
 
@@ -257,7 +257,7 @@ class ShardedStep:
         return Job(task.rule, M, buffers)
 
     def _finish_scatter(self, bucket_number: int, scatter: list[Transfer]) -> None:
-        """Receive a bucket's results; broadcast to copies; store complete directions."""
+        """Receive, broadcast a bucket's directions, buffers; store complete ones; free blocks."""
         bucket = self.schedule.buckets[bucket_number]
         for transfer in scatter:
             transfer.finish(self._output_views)
