@@ -69,7 +69,7 @@ def test_shipped_sizes_have_four_seeds_of_every_arm_and_a_row():
 
 
 def test_a_size_of_which_seeds_are_missing_is_no_result_yet(monkeypatch):
-    def found(claim, out):
+    def found(claim, out, shipped):
         count = 3 if claim is PARTS["128x2-250"] else 4
         loss = {str(seed): 2.0 for seed in range(count)}
         return {"arms": {label: {"lr": 0.01, "samples": {"loss": loss}} for label in claim.arms}}
