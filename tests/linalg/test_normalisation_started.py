@@ -94,7 +94,7 @@ def test_the_factor_of_a_start_and_its_products(scaled):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(3, 8, 4), (3, 160, 128), (2, 2, 160, 128)], ids=str)
-def test_a_batch_times_its_factors_is_rounded_once_whatever_its_size(shape, dtype):
+def test_a_batch_times_its_factors_is_rounded_once_at_every_size(shape, dtype):
     """Large matrices of a batch are scaled one by one; the factors stay in float32."""
     Y = gaussian(*shape).to(dtype)
     factor = torch.rand(*shape[:-2], 1, 1, generator=torch.Generator().manual_seed(0)) + 0.5
