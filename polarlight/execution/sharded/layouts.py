@@ -103,12 +103,11 @@ class Layout:
         return tuple(cuts) if set(cuts.values()) == {len(self.shape) - 2} else ()
 
     def for_buffer(self, shape: Sequence[int]) -> "Layout":
-        """Return the layout of a parameter's buffer of this shape, cut as the parameter if it fits.
+        """Return a buffer's layout: cut as the parameter if that fits, else along its longest dim.
 
         A dimension of equal length, or that divides the parameter's evenly (heads), is cut over the
-        same mesh dimension: a matrix and its buffers are then on the same process. Otherwise the
-        buffer's longest dimension is cut. The two numbers per matrix of `linalg/rest.py` are
-        replicated on all processes that hold a part of the matrix.
+        same mesh dimension: a matrix and its buffers are then on the same process. The two numbers
+        per matrix of `linalg/rest.py` are replicated on all processes that hold a part of it.
         """
         if tuple(shape[-2:]) == PER_MATRIX and len(shape) == len(self.shape):
             stacks = len(shape) - 2

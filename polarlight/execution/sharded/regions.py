@@ -70,10 +70,10 @@ class StridedBlock:
 
 
 @lru_cache(maxsize=65536)
-def _common_runs(start: int, step: int, length: int, intervals: Intervals) -> list[Run]:
-    """Return the runs of start, start + step, ... (length terms) within the held intervals."""
+def _common_runs(start: int, step: int, length: int, held: Intervals) -> list[Run]:
+    """Return runs (index in shard, first k, count) of start + k * step, k < length, in `held`."""
     found, passed = [], 0
-    for low, high in intervals:
+    for low, high in held:
         first = max(0, -(-(low - start) // step))
         last = min(length, -(-(high - start) // step))
         if first < last:
@@ -90,11 +90,13 @@ class Segment:
         of_shard: Slices of the local shard.
         of_block: Slices of a tensor with the block's lengths.
         shape: Shape of both.
+        whole: Whether it is all of the shard.
     """
 
     of_shard: tuple[slice, ...]
     of_block: tuple[slice, ...]
     shape: tuple[int, ...]
+    whole: bool
 
     @property
     def numel(self) -> int:
@@ -104,14 +106,17 @@ class Segment:
 
 def segments(block: StridedBlock, held: tuple[Intervals, ...]) -> Iterator[Segment]:
     """Yield the segments (slices of shard and block) that a block and a shard have in common."""
+    held_shape = tuple(sum(high - low for low, high in intervals) for intervals in held)
     for runs in product(*block.runs(held)):
+        shape = tuple(count for _, _, count in runs)
         yield Segment(
             tuple(
                 slice(place, place + step * (count - 1) + 1, step)
                 for (place, _, count), step in zip(runs, block.steps, strict=True)
             ),
             tuple(slice(first, first + count) for _, first, count in runs),
-            tuple(count for _, _, count in runs),
+            shape,
+            shape == held_shape,
         )
 
 

@@ -142,7 +142,7 @@ def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Decision:
 
 
 def _recurrent(site: Site, module: nn.RNNBase) -> Decision:
-    """Return HIDDEN for a weight of an RNN, LSTM or GRU, with one matrix per gate."""
+    """Return HIDDEN for a weight of an RNN, LSTM or GRU, a matrix per gate; projections whole."""
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     if gates == 1 or site.parameter.shape[0] != gates * module.hidden_size:
         return Decision(Role.HIDDEN, f"{site.leaf} of {module.mode}")
@@ -151,7 +151,10 @@ def _recurrent(site: Site, module: nn.RNNBase) -> Decision:
 
 
 def _is_transposed(site: Site) -> bool | None:
-    """Return whether a linear weight is stored (fan_in, fan_out); None if not of a linear layer."""
+    """Return whether a 2-D weight is stored (fan_in, fan_out); None if known not to be linear.
+
+    Where only names are known, it is guessed from the name and the residual width.
+    """
     module, shape = site.module, tuple(site.parameter.shape)
     if site.leaf != "weight":
         return None

@@ -223,6 +223,9 @@ def _is_last_layer(site: Site) -> bool:
 
 
 def _is_last_matrix(site: Site, prefix: str) -> bool:
-    """Return whether a parameter is the last matrix of the model below a name prefix."""
+    """Return whether a parameter is the last matrix or kernel below a prefix, without tables.
+
+    The matrices of a modulation do not count either.
+    """
     inside = [name for name, _ in site.model_index.matrices(prefix) if not names_modulation(name)]
     return inside[-1:] == [".".join(site.words)]
