@@ -168,7 +168,7 @@ L^(-1/4) M R^(-1/4) has norm 1 at most."""
 @pytest.mark.parametrize("name", SHAMPOO)
 def test_shampoo_stretches_nothing(name, dtype):
     score, bound = SHAMPOO[name]
-    assert worst(score, TALL, dtype, count=8, rounds=2) < bound
+    assert worst(score, TALL, dtype, count=8, rounds=2) - 1 < bound - 1
 
 
 @pytest.mark.slow
