@@ -88,8 +88,8 @@ class SharedGradients:
                 if agreed.raise_for_rank is not None and not nonfinite and not unshared_nonfinite:
                     raise FloatingPointError(
                         f"a gradient on rank {agreed.raise_for_rank} is not finite; nothing was "
-                        "changed. That process names its parameter. NonFinite.SKIP leaves such parameters "
-                        "out of the step"
+                        "changed. That process names its parameter. NonFinite.SKIP leaves such "
+                        "parameters out of the step"
                     )
                 yield {pairs[n]: rank for n, rank in nonfinite.items()}
 

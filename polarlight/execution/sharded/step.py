@@ -245,7 +245,7 @@ class ShardedStep:
         return Job(task.rule, M, buffers)
 
     def _finish_scatter(self, bucket_number: int, scatter: list[Transfer]) -> None:
-        """Receive, broadcast a bucket's directions and buffers; store complete ones; free blocks."""
+        """Receive and broadcast a bucket's directions, buffers; store complete ones; free it."""
         bucket = self.schedule.buckets[bucket_number]
         for transfer in scatter:
             transfer.finish(self._output_view)
