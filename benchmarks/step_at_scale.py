@@ -89,12 +89,12 @@ class Done:
 
 
 def start_exchange(
-    sent: Tensor, outgoing: list[int], incoming: list[int], group: Any
+    sent: Tensor, received: Tensor, outgoing: list[int], incoming: list[int], group: Any
 ) -> collectives.InFlight:
     """As in `collectives`; the fake group refuses a process that receives and sends nothing."""
     if len(sent) or not any(incoming):
-        return STARTED(sent, outgoing, incoming, group)
-    return collectives.InFlight(sent.new_zeros(sum(incoming)), sent, Done())
+        return STARTED(sent, received, outgoing, incoming, group)
+    return collectives.InFlight(received.zero_(), sent, Done())
 
 
 STARTED = collectives.start_exchange

@@ -21,6 +21,9 @@ MOST_BYTES = 256 * 2**20
 MOST_BYTES_ON_CPU = 8 * 2**20
 """Largest stack on a CPU: stacks that leave the cache are read from memory again and again."""
 
+TINY = 2**10
+"""Most elements of a matrix on a CPU that is cast to its weight's dtype in its batch."""
+
 
 def capped_stacks(
     positions: Sequence[int], tensors: Sequence[Tensor], cap: int, multiple: int = 1
@@ -186,5 +189,10 @@ def _unstack(batch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _to_step_dtype(direction: Tensor, M: Tensor) -> Tensor:
-    """Return a direction in M's dtype; unchanged on a CPU, where casting costs a pass."""
-    return direction if M.device.type == "cpu" else direction.to(M.dtype)
+    """Return a direction in M's dtype; on a CPU only tiny ones, where casting is not a pass more.
+
+    Weights of another dtype than their directions are stepped one by one, by a cast of each.
+    """
+    if M.device.type == "cpu" and M.shape[-2:].numel() > TINY:
+        return direction
+    return direction.to(M.dtype)

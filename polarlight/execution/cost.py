@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from polarlight.linalg.cost import counted
+from polarlight.linalg.cost import counted, note_summed
 from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
@@ -47,32 +47,32 @@ class RowwiseCost:
 def rowwise_cost(rule: UpdateRule, m: int, n: int, local_rows: int) -> RowwiseCost | None:
     """Return flops, cost and bytes of sums on `local_rows` of m rows; None if not row-wise."""
     X, buffers = _meta_inputs(rule, m, n, local_rows)
-    rows = _CountingRows(m)
+    rows = _CountedRows(m)
     try:
-        counts = counted(lambda: rule.direction_on_rows(X, rows, buffers), local_rows, n)
-        flops = round(counts.flops)
+        count = counted(lambda: rule.direction_on_rows(X, rows, buffers), local_rows, n)
     except NeedsAllRowsError:
         return None
-    return RowwiseCost(flops, flops + FLOPS_PER_ENTRY * local_rows * n, rows.bytes)
+    flops = round(count.flops)
+    return RowwiseCost(flops, flops + FLOPS_PER_ENTRY * local_rows * n, round(count.summed))
 
 
-class _CountingRows(Rows):
-    """Row reductions that return their input and count its bytes."""
+class _CountedRows(Rows):
+    """Row reductions that return their input, whose bytes are counted."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.bytes = total, 0
+        self.total = total
 
     def count(self, X: Tensor) -> int:
         """Return the number of rows of the whole matrix."""
         return self.total
 
     def sum(self, x: Tensor) -> Tensor:
-        """Return x unchanged; add its bytes to `bytes`."""
-        self.bytes += x.nbytes
+        """Return x unchanged."""
+        note_summed(x)
         return x
 
     def max(self, x: Tensor) -> Tensor:
-        """Return x unchanged; add its bytes to `bytes`."""
+        """Return x unchanged."""
         return self.sum(x)
 
 

@@ -155,6 +155,13 @@ def to_local(x: Tensor) -> Tensor:
     return x
 
 
+def all_to_local(tensors: Iterable[Any]) -> list[Tensor]:
+    """Return `to_local` of each tensor, without a call of Python for each."""
+    if torch.is_grad_enabled():
+        return [to_local(x) for x in tensors]
+    return [x._local_tensor if type(x) in _DTENSORS else to_local(x) for x in tensors]
+
+
 def mark_expendable(tasks: Iterable[ParamTask], kept: Iterable[Iterable[Tensor]]) -> None:
     """Set each task's `expendable`: whether its momentum shares no memory with the `kept` lists."""
     # Storages themselves, not their addresses, which fake tensors have none of.
@@ -189,13 +196,14 @@ def local_gradient(parameter: Tensor) -> Tensor:
 def local_tensors(
     params: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], *, maximize: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return local weights, gradients (negated under `maximize`), momenta of states with one."""
+    """Return local weights, gradients (negated under `maximize`), momenta of states with one.
+
+    Gradients of DTensors are placed as their parameters.
+    """
     weights, buffers = list(params), [state[MOMENTUM] for state in states if MOMENTUM in state]
-    gradients = [p.grad for p in params if p.grad is not None]
+    gradients = [g for p in params if (g := p.grad) is not None]
     if any_sharded(params):
-        weights = [to_local(p) for p in params]
-        gradients = [local_gradient(p) for p in params]
-        buffers = [to_local(x) for x in buffers]
+        weights, gradients, buffers = map(all_to_local, (params, gradients, buffers))
     return weights, foreach.neg(gradients) if maximize else gradients, buffers
 
 

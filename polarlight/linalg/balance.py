@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.cost import uniform_range
 from polarlight.linalg.eigen import EigenPolar
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.rows import leverage
@@ -37,7 +38,7 @@ def balanced_polar(Y: Tensor, shares: Tensor, rounds: int) -> Tensor:
     """
     t = torch.zeros_like(shares)  # [..., m, 1], D = e^(t/2)
     Y = Y * (shares > 0)
-    for _ in range(rounds):
+    for _ in uniform_range(rounds):
         U = ORTHONORMAL((t / 2).exp() * Y)  # [..., m, n]
         # Newton's step on f(t): Laplacian times step = shares - leverages.
         step = solved(laplacian_factor(U), shares - leverage(U), U)
@@ -49,7 +50,7 @@ def balanced_polar(Y: Tensor, shares: Tensor, rounds: int) -> Tensor:
 def scaled_towards(Y: Tensor, shares: Tensor, rounds: int) -> Tensor:
     """Return polar(D Y) after rounds of D_i <- D_i (s_i / h_i)^(1/2): slow but safe from afar."""
     D = torch.ones_like(shares)
-    for _ in range(rounds):
+    for _ in uniform_range(rounds):
         D = D * (shares / nonzero(leverage(ORTHONORMAL(D * Y)))).sqrt()
     return ORTHONORMAL(D * Y)
 

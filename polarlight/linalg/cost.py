@@ -7,10 +7,10 @@ fills the tables of `docs/accuracy.md`. A product counts 2 flops per multiplicat
 nothing.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from math import prod
 
 import torch
@@ -30,10 +30,12 @@ class Count:
     Attributes:
         flops: All of them.
         symmetric: Those of products whose result is symmetric.
+        summed: Bytes of sums over rows, as told by `note_summed`.
     """
 
     flops: float
     symmetric: float = 0.0
+    summed: float = 0.0
 
 
 def flops(
@@ -102,18 +104,33 @@ def counted(computation: Callable[[], object], m: int, n: int) -> Count:
         with torch.inference_mode(False), _innermost(operations), operations:
             computation()
     except (RuntimeError, NotImplementedError):  # no value can be read on the meta device
-        return Count(estimate)
-    total = max(operations.flops, estimate) if operations.unknown else operations.flops
-    return Count(total, operations.symmetric)
+        return Count(estimate, summed=operations.total.summed)
+    total = operations.total
+    return replace(total, flops=max(total.flops, estimate)) if operations.unknown else total
 
 
 def note_symmetric(result: Tensor, inner: int) -> None:
     """Tell the count that a product of this inner length has a symmetric result [..., k, k]."""
-    if torch.compiler.is_compiling():
-        return
-    operations = _COUNTING.get()
+    operations = _count_in_progress()
     if operations is not None:
-        operations.symmetric += 2 * result.numel() * inner
+        operations.add(symmetric=2 * result.numel() * inner)
+
+
+def note_summed(x: Tensor) -> None:
+    """Tell the count that x is summed over the rows that other processes hold."""
+    operations = _count_in_progress()
+    if operations is not None:
+        operations.add(summed=x.nbytes)
+
+
+def uniform_range(times: int) -> Iterable[int]:
+    """Return `range(times)`, for a loop without a break whose iterations all cost the same.
+
+    A count runs the first of them, which stands for all: a solver of many iterations is counted as
+    fast as one of a single iteration, and what it computes meanwhile is not its result.
+    """
+    operations = _count_in_progress()
+    return range(times) if operations is None else operations.first_of(times)
 
 
 class _CountingMode:
@@ -124,7 +141,21 @@ class _CountingMode:
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops, self.symmetric, self.unknown = 0.0, 0.0, False
+        self.total, self.unknown = Count(0.0), False
+
+    def add(self, flops: float = 0.0, symmetric: float = 0.0, summed: float = 0.0) -> None:
+        """Add to the total."""
+        old = self.total
+        self.total = Count(old.flops + flops, old.symmetric + symmetric, old.summed + summed)
+
+    def first_of(self, times: int) -> Iterator[int]:
+        """Yield 0, unless `times` is 0; then add the same cost for every other iteration."""
+        if times < 1:
+            return
+        before = astuple(self.total)
+        yield 0
+        after = astuple(self.total)
+        self.add(*((times - 1) * (b - a) for a, b in zip(before, after, strict=True)))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         """Run the operator and add its cost."""
@@ -133,9 +164,9 @@ class _CountingMode:
             return out
         name = str(func.overloadpacket).removeprefix("aten.")
         if name in _PRODUCTS:
-            self.flops += 2 * out.numel() * args[_PRODUCTS[name]].shape[-1]
+            self.add(2 * out.numel() * args[_PRODUCTS[name]].shape[-1])
         elif name in _DECOMPOSITIONS:
-            self.flops += prod(args[0].shape[:-2]) * _DECOMPOSITIONS[name](*args)
+            self.add(prod(args[0].shape[:-2]) * _DECOMPOSITIONS[name](*args))
         elif "linalg" in name and not any(part in name for part in _FREE):
             self.unknown = True
         return out
@@ -146,6 +177,11 @@ class _Operations(_CountingMode, TorchDispatchMode):
 
 
 _COUNTING: ContextVar[_Operations | None] = ContextVar("counting", default=None)
+
+
+def _count_in_progress() -> _Operations | None:
+    """Return the innermost count of this thread; None while torch compiles."""
+    return None if torch.compiler.is_compiling() else _COUNTING.get()
 
 
 @contextmanager

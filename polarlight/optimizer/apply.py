@@ -160,9 +160,9 @@ def _steps_in_float32(group: Group, p: Tensor) -> bool:
 
 def _widened(group: Group, weights: Sequence[Tensor]) -> list[Tensor]:
     """Return float32 copies of weights that are stepped in float32; the others as they are."""
-    if not {w.dtype for w in weights} & {torch.float16, torch.bfloat16}:
-        return list(weights)
-    return [w.float() if _steps_in_float32(group, w) else w for w in weights]
+    of_dtype = {w.dtype: w for w in weights}
+    narrow = {dtype for dtype, w in of_dtype.items() if _steps_in_float32(group, w)}
+    return [w.float() if w.dtype in narrow else w for w in weights] if narrow else list(weights)
 
 
 def _write_back(

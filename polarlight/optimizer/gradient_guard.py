@@ -20,19 +20,22 @@ parameter that never moves again.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from polarlight.execution.param_task import to_local
+from polarlight.execution.param_task import all_to_local
 from polarlight.linalg import foreach
 from polarlight.linalg.matrices import wide
 from polarlight.optimizer.masked import FiniteMask, State
 from polarlight.optimizer.param_groups import ActiveParams, Group, name_of
 from polarlight.rule import HOST_COUNTER, UpdateRule
+
+SMALL = 2**12
+"""Entries up to which a copy takes less time on a CPU than to call a sum."""
 
 
 class NonFinite(StrEnum):
@@ -59,18 +62,23 @@ class NonFiniteGuard:
         self._skipped_on_host: Counter[tuple[int, int]] = Counter()
         self._skipped_on_device: dict[torch.device, SkipCounts] = {}
 
-    def allocate_counts(self, groups: Sequence[Group]) -> None:
-        """Allocate skip counts for every device of the groups; counts so far are kept."""
+    def allocate_counts(self, groups: Sequence[Group]) -> set[torch.device]:
+        """Allocate skip counts for every device of the groups, counts so far kept; return these."""
+        devices = {p.device for group in groups for p in group["params"]}
+        sizes, counts = [len(group["params"]) for group in groups], self._skipped_on_device
+        if all(device in counts and counts[device].sizes == sizes for device in devices):
+            return devices
         places: dict[torch.device, list[tuple[int, int]]] = {}
         for i, group in enumerate(groups):
             for k, p in enumerate(group["params"]):
                 places.setdefault(p.device, []).append((i, k))
         for device, on_device in places.items():
-            known = self._skipped_on_device.get(device)
-            if known is None or known.sizes != [len(group["params"]) for group in groups]:
+            known = counts.get(device)
+            if known is None or known.sizes != sizes:
                 if known is not None:
                     self._skipped_on_host.update(known.read())
-                self._skipped_on_device[device] = SkipCounts(groups, device, on_device)
+                counts[device] = SkipCounts(groups, device, on_device)
+        return devices
 
     def flag_nonfinite(
         self,
@@ -108,7 +116,8 @@ class NonFiniteGuard:
         flagged: list[tuple[int, int]] = []
         for i, param_indices in active.items():
             group = groups[i]
-            if all(map(is_host_readable, {group["params"][k].device for k in param_indices})):
+            plain = [k for k in param_indices if k not in shared[i]]
+            if all(map(is_host_readable, {group["params"][k].device for k in plain})):
                 continue  # tested later, batch by batch
             # A rule that branches on a counter on the host has to know before it runs. In a graph
             # its branches are decided already, and the counter is put back like other buffers.
@@ -118,10 +127,9 @@ class NonFiniteGuard:
                 and any(HOST_COUNTER in states[group["params"][k]] for k in param_indices)
             )
             if waits:
-                plain = [k for k in param_indices if k not in shared[i]]
                 self._drop(i, param_indices, nonfinite_indices(group, plain, host_readable=False))
             else:
-                flagged += [(i, k) for k in param_indices if k not in shared[i]]
+                flagged += [(i, k) for k in plain]
         return self._flag(groups, active, flagged)
 
     def drop_nonfinite_on_host(
@@ -233,28 +241,34 @@ def gradients_by_device(
     params: Sequence[Tensor], param_indices: Sequence[int], *, local_parts: bool = False
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
     """Yield (device, param indices, gradients) per device, or their `local_parts`; none absent."""
-    found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
-    for k in param_indices:
-        gradient = params[k].grad
-        if gradient is not None:
-            gradient = to_local(gradient) if local_parts else gradient
-            device = gradient.device
-            if device not in found:
-                found[device] = ([], [])
-            found[device][0].append(k)
-            found[device][1].append(gradient)
-    for device, (on_device, gradients) in found.items():
-        yield device, on_device, gradients
+    found = [(k, g) for k in param_indices if (g := params[k].grad) is not None]
+    gradients = [g for _, g in found]
+    gradients = all_to_local(gradients) if local_parts else gradients
+    devices = [g.device for g in gradients]
+    for device in dict.fromkeys(devices):
+        at = [n for n, other in enumerate(devices) if other == device]
+        yield device, [found[n][0] for n in at], [gradients[n] for n in at]
 
 
 def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
     """Return the bools of `finite_flags` as a list; waits for the device."""
     if is_host_readable(gradients[0].device) and not squares:
         # A finite sum has finite terms, and is the cheapest to compute; a sum may also overflow.
-        sums = torch.stack(list(foreach.all_plain([g.sum() for g in gradients]))).tolist()
+        parts = _small_ones_joined(gradients) if foreach.have_kernels(gradients) else gradients
+        sums = torch.stack(list(foreach.all_plain([x.sum() for x in parts]))).tolist()
         if all(map(math.isfinite, sums)):
             return [True] * len(gradients)
     return list(finite_flags(gradients, squares).tolist())
+
+
+def _small_ones_joined(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return gradients, of which small ones with equal dtype and rows are concatenated."""
+    parts = [g for g in gradients if g.numel() > SMALL or not g.ndim]
+    alike: dict[Hashable, list[Tensor]] = {}
+    for g in gradients:
+        if g.ndim and g.numel() <= SMALL:
+            alike.setdefault((g.dtype, g.shape[1:]), []).append(g)
+    return [*parts, *(torch.cat(some) for some in alike.values())]
 
 
 def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
@@ -273,10 +287,12 @@ def _norms(gradients: Sequence[Tensor], squares: bool) -> list[Tensor]:
     order = 2.0 if squares else math.inf
     norms: dict[int, Tensor] = {}
     kinds: dict[torch.dtype, list[int]] = {}
+    eager = not torch.compiler.is_compiling()
+    native = eager and foreach.have_kernels(gradients)
     for i, g in enumerate(gradients):
         if not g.numel():
             norms[i] = torch.zeros((), device=g.device)
-        elif foreach.have_kernels([g]) and not torch.compiler.is_compiling():
+        elif native or (eager and foreach.have_kernels([g])):
             kinds.setdefault(g.dtype, []).append(i)
         else:
             norm = torch.linalg.vector_norm(g, order, dtype=wide(g.dtype))

@@ -50,12 +50,14 @@ class AlikeTasks(NamedTuple):
     Attributes:
         places: Group index and param index of each.
         weights: Their local parts.
+        states: Their buffers.
         tasks: Their tasks.
         finite: Their flags.
     """
 
     places: Sequence[tuple[int, int]]
     weights: list[Tensor]
+    states: list[State]
     tasks: list[ParamTask]
     finite: FiniteFlags
 

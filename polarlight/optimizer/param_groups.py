@@ -205,11 +205,15 @@ def indices_with_gradients(group: Group, group_index: int) -> list[int]:
     Raises:
         RuntimeError: If a gradient is sparse.
     """
-    param_indices = [k for k, p in enumerate(group["params"]) if p.grad is not None and p.numel()]
-    for k in param_indices:
-        if group["params"][k].grad.is_sparse:
+    param_indices = []
+    for k, p in enumerate(group["params"]):
+        gradient = p.grad
+        if gradient is None or not p.numel():
+            continue
+        if gradient.is_sparse:
             name = name_of(group, group_index, k)
             raise RuntimeError(f"{name} has a sparse gradient; only dense ones are supported")
+        param_indices.append(k)
     return param_indices
 
 

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from polarlight.execution.job import Executor
 from polarlight.execution.param_task import ParamExecutor, Trainable
-from polarlight.execution.sharded.agreement import Agreed, Agreement, Finite, nonfinite_members
+from polarlight.execution.sharded.agreement import (
+    Agreed,
+    Agreement,
+    Finite,
+    Roster,
+    nonfinite_members,
+)
 from polarlight.execution.sharded.collectives import redistributed_gradient
 from polarlight.execution.sharded.executor import Sharded
 from polarlight.execution.sharded.faults import SharedStep
@@ -21,6 +27,9 @@ from polarlight.view import Whole
 Pair = tuple[int, int]
 """Group index and param index."""
 
+_WHOLE = Whole()
+"""View of groups that have none: one object, which is compared sooner."""
+
 
 class SharedGradients:
     """Agreement of processes on the gradients of shared parameters, made before a step.
@@ -32,6 +41,8 @@ class SharedGradients:
     def __init__(self) -> None:
         """Start without a comparison of processes; `step` is a `SharedStep` not entered yet."""
         self._agreement = Agreement()
+        self._matrices: list[Trainable] = []
+        self._rosters: list[Roster] = []
         self.step = SharedStep(self._agreement.ranks)
 
     @contextmanager
@@ -65,11 +76,7 @@ class SharedGradients:
                 is not finite.
             RuntimeError: If another process is gone, or a step failed before.
         """
-        pairs = [
-            (i, k) for i, own in enumerate(shared) for k in own if groups[i]["params"][k] in states
-        ]
-        members = [_trainable(groups[i], i, k, states) for i, k in sorted(pairs)]
-        pairs.sort()
+        pairs, members = _trainables(groups, states, shared)
 
         def finite(numbers: Sequence[int]) -> Tensor:
             """Return bool [n], True where the gradient of a member with this number is finite."""
@@ -104,10 +111,9 @@ class SharedGradients:
         """Compare members over processes, by all-reduce; announce their matrices to `Sharded`."""
         group, options, zero = None, "", False
         if isinstance(executor, Sharded):
-            executor.announce([m for m in members if isinstance(m.rule, UpdateRule)])
             options = f"{executor.options}, missing_gradients={executor.missing_gradients!r}"
             group, zero = executor.group, executor.missing_gradients == "zero"
-        return self._agreement.check(
+        agreed = self._agreement.check(
             members,
             group,
             finite,
@@ -116,6 +122,16 @@ class SharedGradients:
             raises=raises,
             unshared_nonfinite=unshared_nonfinite,
         )
+        if isinstance(executor, Sharded):
+            # The same list as in the step before tells that nothing has changed.
+            matrices = [m for m in members if isinstance(m.rule, UpdateRule)]
+            same = agreed.rosters is self._rosters and all(
+                [m.state is old.state for m, old in zip(matrices, self._matrices, strict=True)]
+            )
+            if not same:
+                self._matrices, self._rosters = matrices, agreed.rosters
+            executor.announce(self._matrices)
+        return agreed
 
 
 @contextmanager
@@ -151,10 +167,18 @@ def _gradients_replaced(
             p.grad = gradient
 
 
-def _trainable(group: Group, i: int, k: int, states: Mapping[Tensor, State]) -> Trainable:
-    """Return parameter k of group i as a `Trainable`: name, rule, view, tensor and state."""
-    p = group["params"][k]
-    return Trainable(name_of(group, i, k), group["rule"], group["view"] or Whole(), p, states[p])
+def _trainables(
+    groups: Sequence[Group], states: Mapping[Tensor, State], shared: Sequence[Collection[int]]
+) -> tuple[list[Pair], list[Trainable]]:
+    """Return shared parameters that have a state, as (group, param) indices and as `Trainable`."""
+    pairs, members = [], []
+    for i, (group, own) in enumerate(zip(groups, shared, strict=True)):
+        rule, view, params = group["rule"], group["view"] or _WHOLE, group["params"]
+        for k in sorted(own):
+            if (state := states.get(params[k])) is not None:
+                pairs.append((i, k))
+                members.append(Trainable(name_of(group, i, k), rule, view, params[k], state))
+    return pairs, members
 
 
 def _nonfinite_pending(agreed: Agreed, finite: Finite) -> dict[int, int]:

@@ -177,8 +177,7 @@ class SpectralOptimizer(Optimizer):
         if torch.compiler.is_compiling():
             self._step_in_graph()
         else:
-            self._complete_state()
-            run_isolated(self._step, self._device_types())
+            run_isolated(self._step, self._complete_state())
         return loss
 
     @partial(_disable_dynamo, recursive=False)
@@ -195,13 +194,9 @@ class SpectralOptimizer(Optimizer):
     @_disable_dynamo
     def _prepare_graph(self) -> set[str]:
         """Allocate state and make the tensors that a graph reads; return device types."""
-        self._complete_state()
+        devices = self._complete_state()
         self._graph.prepare(self.param_groups, self._buffers.by_param)
-        return self._device_types()
-
-    def _device_types(self) -> set[str]:
-        """Return the device types of all parameters, such as {"cuda"}."""
-        return {p.device.type for group in self.param_groups for p in group["params"]}
+        return devices
 
     def _step(self) -> None:
         """Step every parameter that has a gradient; processes agree first if they share any."""
@@ -248,8 +243,9 @@ class SpectralOptimizer(Optimizer):
                 self._step_matrices(batch, finite, observing)
             else:
                 self._step_elementwise(batch, finite, observing)
-            for i, param_indices in batch.items():
-                updated[i].update(param_indices)
+            if self._probes:
+                for i, param_indices in batch.items():
+                    updated[i].update(param_indices)
         if self._probes:
             count_updates(self._probes.values(), groups, updated)
         for probe in observing:
@@ -315,10 +311,11 @@ class SpectralOptimizer(Optimizer):
 
     @_disable_dynamo  # as torch.compiler.disable, without importing the compiler
     @torch.inference_mode(False)  # a state made while evaluating is trained later
-    def _complete_state(self) -> None:
-        """Allocate missing state of trainable parameters and skip counts, outside of graphs."""
-        self._guard.allocate_counts(self.param_groups)
+    def _complete_state(self) -> set[str]:
+        """Allocate missing state and skip counts, outside of graphs; return types of devices."""
+        devices = self._guard.allocate_counts(self.param_groups)
         self._buffers.complete(self.param_groups, self.state)
+        return {device.type for device in devices}
 
     @property
     def _groups(self) -> list[Group]:
@@ -343,12 +340,12 @@ class SpectralOptimizer(Optimizer):
         self._shared.step.moved = True
         for part in parts:  # weights, elementwise on the local shards
             D = [next(directions) for _ in part.tasks]
-            own = [self._buffers.by_param[task.parameter] for task in part.tasks]
             if part.finite is not None:
-                commit_where_finite(D, own, [task.state for task in part.tasks], part.finite)
+                written = [task.state for task in part.tasks]
+                commit_where_finite(D, part.states, written, part.finite)
             report_tasks(observing, [groups[i] for i, _ in part.places], part.tasks, D)
             part.tasks.clear()  # frees the momenta before weights are copied
-            apply_update(groups[part.places[0][0]], part.weights, own, D, part.finite)
+            apply_update(groups[part.places[0][0]], part.weights, part.states, D, part.finite)
 
     def _update_momenta(
         self, places: Sequence[Place], finite: Mapping[int, FiniteFlags], keep_momenta: bool
@@ -376,7 +373,7 @@ class SpectralOptimizer(Optimizer):
         ]
         if isinstance(self.executor, ParamExecutor) and not keep_momenta:
             mark_expendable(tasks, [gradients, buffers, *(own.values() for own in held)])
-        return AlikeTasks(places, weights, tasks, flags)
+        return AlikeTasks(places, weights, states, tasks, flags)
 
     def _step_elementwise(
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]

@@ -24,6 +24,7 @@ from polarlight.linalg.balance import (
     balanced_polar,
     scaled_towards,
 )
+from polarlight.linalg.cost import uniform_range
 from polarlight.linalg.decomposition import by_decomposition, check_dtype
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.properties import ROWS, Invariant, Invariants, Symmetries, usual_limits
@@ -134,7 +135,7 @@ def ascended(X: Tensor, U: Tensor, shares: Tensor, steps: int, cg_steps: int) ->
     X: [..., m, n] of mean singular value 1; shares: the row leverages [..., m, 1].
     """
     radius = (inner(U, U) / 16).sqrt()
-    for _ in range(steps):
+    for _ in uniform_range(steps):
         quadratic = Quadratic.at(X, U)
         Z, gain, length = quadratic.maximised(radius, cg_steps)
         V = balanced_polar(U + Z @ (U.mT @ U), shares, rounds=3)  # what U leaves out stays out
@@ -188,7 +189,7 @@ class Quadratic:
         energy = first = inner(residual, eased)
         zz = zp = torch.zeros_like(energy)
         pp, going = energy, energy > 0
-        for _ in range(steps):
+        for _ in uniform_range(steps):
             H = project(self.W * search)
             curvature = inner(search, H)
             best = energy / nonzero(curvature)

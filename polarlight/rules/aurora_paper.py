@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.cost import uniform_range
 from polarlight.linalg.matrices import unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
@@ -68,7 +69,7 @@ class FeedbackPolar(PolarMap):
         X = unit_scale(M, rows)
         weight = row_significance(X, self.floor, rows)
         D = torch.ones_like(X[..., :1])
-        for _ in range(self.rounds):
+        for _ in uniform_range(self.rounds):
             D = D**self.damping * inverse_row_norms(X, self.floor, rows) ** (1 - self.damping)
             X = self.polar.on_rows(weight * D * X, rows)
         return X.to(M.dtype)

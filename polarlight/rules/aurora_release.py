@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from polarlight.linalg.cost import uniform_range
 from polarlight.linalg.matrices import unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
 from polarlight.linalg.polar_express import polar_express
@@ -75,7 +76,7 @@ class BalancedPolar(RowsRescaled, PolarMap):
         weight = row_significance(X, self.floor, rows).square()
         D = inverse_row_norms(X, self.floor, rows)
         U = self.polar.on_rows(D * X, rows)
-        for _ in range(self.rounds - 1):
+        for _ in uniform_range(self.rounds - 1):
             D = D * leverage_correction(U, weight, self.exponent, rows)
             U = self.polar.on_rows(D * X, rows)
         return U.to(M.dtype)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.cost import uniform_range
 from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import nonzero, unit_scale
 from polarlight.linalg.newton_schulz import NewtonSchulz
@@ -78,7 +79,7 @@ class RiemannianPolar(PolarMap):
         weight = row_significance(X, self.floor)
         U = self.polar(weight * X)
         X = X * (X.shape[-1] / nonzero(inner(X, U)))
-        for _ in range(self.steps):
+        for _ in uniform_range(self.steps):
             U = self.retracted(U + self.step_size * tangent(X, U, self.cg_steps), weight)
         return U.to(M.dtype)
 
@@ -125,7 +126,7 @@ def solve_laplacian(U: Tensor, q: Tensor, steps: int) -> Tensor:
     solution = torch.zeros_like(q)
     residual = without_kernel(q, U)
     search, energy = residual, inner(residual, residual)
-    for _ in range(steps):
+    for _ in uniform_range(steps):
         image = laplacian(U, search)
         curvature = inner(search, image)
         useful = curvature > floor * inner(search, search)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.cost import uniform_range
 from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import nonzero
 from polarlight.registry import registered
@@ -61,7 +62,7 @@ class PowerIteration:
         """The new basis, and which old column [..., n] each new one continues."""
         floor = NOISE * torch.finfo(S.dtype).eps if self.floor is None else self.floor
         order = torch.arange(Q.shape[-1], device=Q.device).expand(*Q.shape[:-2], -1)
-        for _ in range(self.rounds):
+        for _ in uniform_range(self.rounds):
             image = S @ Q
             eigenvalues = (Q * image).sum(dim=-2)
             shift = floor * nonzero(eigenvalues.amax(dim=-1, keepdim=True))

@@ -19,6 +19,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from polarlight.linalg.cost import uniform_range
 from polarlight.linalg.matrices import (
     at_least_float32,
     frobenius_norm,
@@ -64,7 +65,7 @@ class PowerIterationNorm:
     def __call__(self, X: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the estimate, [..., m, n] -> [..., 1, 1]."""
         v = X.new_ones(*X.shape[:-2], X.shape[-1], 1)  # [..., n, 1]
-        for _ in range(self.rounds):
+        for _ in uniform_range(self.rounds):
             v = X.mT @ (X @ v)
             v = v / nonzero(frobenius_norm(v))
         return frobenius_norm(X @ v)

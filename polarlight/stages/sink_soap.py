@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarlight.linalg.cost import uniform_range
 from polarlight.linalg.decomposition import symmetric_eigen
 from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import nonzero
@@ -62,7 +63,7 @@ class SinkSoap(StatisticsStage):
         mean = nonzero(energies.mean(dim=(-2, -1), keepdim=True))
         E, (m, n) = energies / mean + self.floor, Y.shape[-2:]
         c = torch.ones_like(E[..., :1, :].mT)  # [..., n, 1]
-        for _ in range(self.rounds):
+        for _ in uniform_range(self.rounds):
             r = 1 / (m * (E @ c))  # [..., m, 1]
             c = 1 / (n * (E.mT @ r))
         D = left @ (r.sqrt() * Y * c.sqrt().mT) @ right.mT

@@ -40,6 +40,7 @@ PRIVATE = {
 """Every private name of torch in the package, and why."""
 
 ELSEWHERE = {
+    "torch.UntypedStorage._new_with_weak_ptr": "bytes of a storage that is not to be kept alive",
     "torch._compile._disable_dynamo": "as above",
     "torch._dynamo": "the compiler, as tests of compiled steps look at it",
     "torch._dynamo.reset": "forgets what earlier tests compiled",

@@ -63,6 +63,7 @@ def _process(rank, world, port, function, arguments, timeout=TIMEOUT):
     )
     try:
         function(rank, *arguments)
+        dist.barrier()  # rank 0 holds the store, which others may still ask
     finally:
         dist.destroy_process_group()
 

@@ -25,7 +25,10 @@ RULE = polarlight.rules.row_norm()
 
 
 class Alive(TorchDispatchMode):
-    """Most bytes of storages made inside of the context that are alive at the same time."""
+    """Most bytes of storages first seen inside of the context that are alive at the same time.
+
+    A storage counts with the bytes that it has: messages are emptied after their use, not dropped.
+    """
 
     def __init__(self, before):
         super().__init__()
@@ -38,9 +41,12 @@ class Alive(TorchDispatchMode):
             if isinstance(x, torch.Tensor):
                 storage = x.untyped_storage()
                 if storage._cdata not in self._known and storage._cdata not in self._alive:
-                    self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self._alive = {key: x for key, x in self._alive.items() if not x[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+                    self._alive[storage._cdata] = StorageWeakRef(storage)
+        self._alive = {key: x for key, x in self._alive.items() if not x.expired()}
+        storages = map(
+            torch.UntypedStorage._new_with_weak_ptr, (x.cdata for x in self._alive.values())
+        )
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in storages))
         return result
 
 

@@ -6,7 +6,7 @@ import torch
 from polarlight.linalg.auto import QUICK, AutoPolar
 from polarlight.linalg.gram import GramNewtonSchulz
 from polarlight.linalg.newton_schulz import NewtonSchulz
-from polarlight.linalg.normalisation import FROBENIUS, Schatten8, started
+from polarlight.linalg.normalisation import FROBENIUS, Schatten8, Start, started
 from polarlight.linalg.row_sums import ALL_ROWS, NeedsAllRowsError, Rows
 from polarlight.linalg.svd import ExactPolar
 from tests.matrices import gaussian
@@ -90,3 +90,16 @@ def test_the_factor_of_a_start_and_its_products(scaled):
     torch.testing.assert_close(Z, 1.5 * X.mT @ X - 0.25 * X.mT @ X @ X.mT @ X)
     s = torch.linalg.svdvals(X)
     torch.testing.assert_close((s**8).sum(), torch.ones((), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(3, 8, 4), (3, 160, 128), (2, 2, 160, 128)], ids=str)
+def test_a_batch_times_its_factors_is_rounded_once_whatever_its_size(shape, dtype):
+    """Large matrices of a batch are scaled one by one; the factors stay in float32."""
+    Y = gaussian(*shape).to(dtype)
+    factor = torch.rand(*shape[:-2], 1, 1, generator=torch.Generator().manual_seed(0)) + 0.5
+    scaled = Y.clone()
+    assert Start(Y, factor=factor).times_factor(scaled) is scaled
+    assert torch.equal(scaled, (Y.float() * factor).to(dtype))
+    squared = Start(Y, factor=factor).times_factor(Y.clone(), 2)
+    assert torch.equal(squared, (Y.float() * factor**2).to(dtype))

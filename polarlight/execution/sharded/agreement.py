@@ -55,8 +55,6 @@ class Roster:
     Attributes:
         mesh: The process mesh.
         members: Numbers of the parameters in the list of all members.
-        keys: What the texts were made of.
-        refs: The parameters, weakly.
         texts: One text for the library and its options, then one per parameter.
         digest: Hash of the texts.
         fresh: Whether no step was agreed on with these parameters.
@@ -65,18 +63,10 @@ class Roster:
 
     mesh: ProcessMesh
     members: list[int]
-    keys: list[tuple[Any, ...]] = field(default_factory=list)
-    refs: list[ref[Tensor]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     digest: int = 0
     fresh: bool = True
     chained: bool = False
-
-    def is_of(self, params: Sequence[Tensor]) -> bool:
-        """Return whether these are the same parameter objects, in the same order."""
-        return len(params) == len(self.refs) and all(
-            known() is p for known, p in zip(self.refs, params, strict=True)
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +77,8 @@ class Agreed:
         nonfinite: Members whose gradient is not finite on some process, with the rank of one.
         missing: Members without a gradient here that have one elsewhere; to be taken as zero.
         pending: Members whose gradient has to be reduced, on all processes of its mesh.
-        rosters: Parameters of each mesh, in the order of collectives.
+        rosters: Parameters of each mesh, in the order of collectives; the same list as in the step
+            before if these are the same.
         raise_for_rank: Rank of a process with a non-finite gradient for which all have to raise an
             error; None if there is none.
     """
@@ -106,6 +97,8 @@ class Agreement:
         """Start without meshes or parameters that were compared before."""
         self.meshes = MeshTable()
         self._known: dict[Any, Roster] = {}
+        # The parameters of the last step, what could change about them, and their rosters.
+        self._last: tuple[list[ref[Tensor]], list[tuple[Any, ...]], list[Roster]] = [], [], []
 
     def ranks(self) -> set[int]:
         """Return the global ranks of all processes that this one shares a mesh with."""
@@ -154,7 +147,7 @@ class Agreement:
         for roster, report in zip(rosters, reports, strict=True):
             if report[FRESH]:
                 check_copies([members[n] for n in roster.members], roster.mesh)
-            self._known[roster.mesh.key].fresh = False
+            roster.fresh = False
         missing: list[int] = []
         for roster, report in zip(rosters, reports, strict=True):
             if _hash_differs(report, GRADIENTS):
@@ -171,6 +164,19 @@ class Agreement:
     def _rosters(
         self, members: Sequence[Member], group: ProcessGroup | None, options: str
     ) -> list[Roster]:
+        """Return each mesh's parameters; the list of the last step if nothing has changed."""
+        params = [m.parameter for m in members]
+        keys = [(options, group), *map(_comparable, members)]
+        refs, known_keys, rosters = self._last
+        if keys == known_keys and all([x() is p for x, p in zip(refs, params, strict=True)]):
+            return rosters
+        rosters = self._new_rosters(members, group, options)
+        self._last = [ref(p) for p in params], keys, rosters
+        return rosters
+
+    def _new_rosters(
+        self, members: Sequence[Member], group: ProcessGroup | None, options: str
+    ) -> list[Roster]:
         """Return each mesh's parameters with the texts to compare, in one order everywhere."""
         by_key: dict[Any, Roster] = {}
         for number, member in enumerate(members):
@@ -183,21 +189,12 @@ class Agreement:
                 if mesh.key not in by_key:
                     by_key[mesh.key] = Roster(mesh, [])
                 by_key[mesh.key].members.append(number)
+        head = f"polarlight {_version()}, torch {torch.__version__}, {options}"
         for key, roster in by_key.items():
-            params = [members[n].parameter for n in roster.members]
-            roster.keys = [(options,), *(_comparable(members[n]) for n in roster.members)]
-            roster.refs = [ref(p) for p in params]
-            known = self._known.get(key)
-            if known is None or known.keys != roster.keys or not known.is_of(params):
-                head = f"polarlight {_version()}, torch {torch.__version__}, {options}"
-                texts = [member_text(members[n], roster.mesh) for n in roster.members]
-                roster.texts = [head, *texts]
-                roster.digest = hash_of("\n".join(roster.texts))
-                self._known[key] = roster
-            else:
-                roster.texts, roster.digest, roster.fresh = known.texts, known.digest, known.fresh
-            if known is not None:
-                roster.chained = known.chained
+            roster.texts = [head, *(member_text(members[n], roster.mesh) for n in roster.members)]
+            roster.digest = hash_of("\n".join(roster.texts))
+            roster.chained = key in self._known and self._known[key].chained
+            self._known[key] = roster
         return [by_key[key] for key in sorted(by_key)]
 
 

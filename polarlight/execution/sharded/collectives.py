@@ -372,10 +372,9 @@ class InFlight:
 
 
 def start_exchange(
-    sent: Tensor, outgoing: list[int], incoming: list[int], group: ProcessGroup
+    sent: Tensor, received: Tensor, outgoing: list[int], incoming: list[int], group: ProcessGroup
 ) -> InFlight:
     """Start an all-to-all: outgoing[k] entries of `sent` to rank k, incoming[k] from it."""
-    received = sent.new_empty(sum(incoming))
     handle = dist.all_to_all_single(received, sent, incoming, outgoing, group=group, async_op=True)
     return InFlight(received, sent, handle)
 

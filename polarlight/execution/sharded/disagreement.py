@@ -54,9 +54,10 @@ def _elementwise_text(rule: object) -> str:
 
 def gradient_state(parameter: Any) -> int:
     """Return ABSENT (also of empty parameters), PENDING if placed otherwise, or PRESENT."""
-    if parameter.grad is None or not parameter.numel():
+    gradient = parameter.grad
+    if gradient is None or not parameter.numel():
         return ABSENT
-    pending = is_sharded(parameter) and parameter.grad.placements != parameter.placements
+    pending = is_sharded(parameter) and gradient.placements != parameter.placements
     return PENDING if pending else PRESENT
 
 

@@ -15,12 +15,16 @@ from torch import Tensor
 from polarlight.execution.sharded import collectives
 from polarlight.execution.sharded.collectives import InFlight, ProcessMesh, Subgroup
 from polarlight.execution.sharded.plan import ShardedPlan
-from polarlight.execution.sharded.routes import ExchangeRoute, TensorOf, direct_route, relayed_route
+from polarlight.execution.sharded.routes import (
+    ExchangeRoute,
+    TensorsOf,
+    direct_route,
+    relayed_route,
+)
 from polarlight.execution.sharded.schedule import (
     ALIGNMENT,
     Broadcast,
     Exchange,
-    Fragment,
     fragments_bytes,
 )
 from polarlight.execution.sharded.topology import Axes
@@ -84,60 +88,69 @@ class Transfer:
         groups: Process groups.
         axes: Replicated mesh dimensions of the parameters.
         exchange: The messages.
-        tensor_of: Returns the part of a local tensor that is an outgoing fragment.
+        tensors_of: Returns the parts of local tensors that are outgoing fragments.
         gather: Whether messages go to owners; they come from them otherwise.
     """
 
     def __init__(
-        self, groups: Groups, axes: Axes, exchange: Exchange, tensor_of: TensorOf, *, gather: bool
+        self, groups: Groups, axes: Axes, exchange: Exchange, tensors_of: TensorsOf, *, gather: bool
     ) -> None:
         """Pack the outgoing fragments and start to send them; if in two hops, the first one."""
         self._route = groups.route(axes, exchange, gather=gather)
         self._left = list(zip(self._route.hops, groups.hops(axes, gather=gather), strict=True))
-        self._start(self._route.pack(tensor_of, groups.mesh.device))
+        self._start(self._route.sent.pack(tensors_of, groups.mesh.device))
 
     def _start(self, sent: Tensor) -> None:
         """Start the all-to-all of the next hop, with these bytes."""
         hop, group = self._left.pop(0)
+        arrived = self._left[0][0].arrived if self._left else self._route.received.message
+        assert arrived is not None, "the first of two hops brings what is sent on"
+        received, _ = arrived.on(sent.device)
         self._in_flight: InFlight = collectives.start_exchange(
-            sent, hop.outgoing, hop.incoming, group.group
+            sent, received, hop.outgoing, hop.incoming, group.group
         )
+
+    def _wait(self) -> Tensor:
+        """Wait for a hop; free the memory of what was sent first; return what was received."""
+        received = self._in_flight.wait()
+        self._route.sent.message.free()
+        return received
 
     def advance(self) -> None:
         """Wait for the first of two hops and start the second; do nothing after that."""
-        if self._left:
-            hop, _ = self._left[0]
-            pieces = self._in_flight.wait().split(hop.pieces)
-            passed = [pieces[k] for k in hop.order]
-            self._start(torch.cat(passed) if passed else self._in_flight.received)
+        if self._left and (arrived := self._left[0][0].arrived) is not None:
+            received = self._wait()
+            _, passed = arrived.on(received.device)
+            self._start(torch.cat(passed) if passed else received)
+            arrived.free()
 
-    def finish(self, tensor_of: TensorOf) -> None:
+    def finish(self, tensors_of: TensorsOf) -> None:
         """Finish the remaining hops; copy the received fragments to their places."""
         self.advance()
-        self._route.unpack(self._in_flight.wait(), tensor_of)
+        self._route.received.unpack(self._wait(), tensors_of)
 
 
 def run_rounds(
     groups: Groups,
     rounds: Sequence[tuple[Axes, list[Broadcast]]],
-    tensor_of: TensorOf,
+    tensors_of: TensorsOf,
     finished: Callable[[int], None],
 ) -> None:
     """Run rounds of broadcasts between copies; unpack each, then call `finished(round number)`."""
     before: list[tuple[Broadcast, Tensor, object]] = []
     for number, (axes, broadcasts) in enumerate(rounds):
-        started = _start_round(groups, axes, broadcasts, tensor_of)
+        started = _start_round(groups, axes, broadcasts, tensors_of)
         if number:
-            _finish_round(before, groups.mesh.rank, tensor_of)
+            _finish_round(before, groups.mesh.rank, tensors_of)
             finished(number - 1)
         before = started
     if rounds:
-        _finish_round(before, groups.mesh.rank, tensor_of)
+        _finish_round(before, groups.mesh.rank, tensors_of)
         finished(len(rounds) - 1)
 
 
 def _start_round(
-    groups: Groups, axes: Axes, broadcasts: Sequence[Broadcast], tensor_of: TensorOf
+    groups: Groups, axes: Axes, broadcasts: Sequence[Broadcast], tensors_of: TensorsOf
 ) -> list[tuple[Broadcast, Tensor, object]]:
     """Start one round's broadcasts; return (broadcast, its bytes, handle to wait for) of each."""
     mesh, group = groups.mesh, groups.copies(axes).group
@@ -146,7 +159,7 @@ def _start_round(
         if not broadcast.fragments:
             continue
         if broadcast.source == mesh.rank:
-            message = pack([tensor_of(f) for f in broadcast.fragments], mesh.device)
+            message = pack(tensors_of(broadcast.fragments), mesh.device)
         else:
             size = fragments_bytes(broadcast.fragments)
             message = torch.empty(size, dtype=torch.uint8, device=mesh.device)
@@ -156,13 +169,13 @@ def _start_round(
 
 
 def _finish_round(
-    started: Iterable[tuple[Broadcast, Tensor, object]], rank: int, tensor_of: TensorOf
+    started: Iterable[tuple[Broadcast, Tensor, object]], rank: int, tensors_of: TensorsOf
 ) -> None:
     """Wait for broadcasts; copy what other processes sent to its places."""
     for broadcast, message, handle in started:
         handle.wait()  # type: ignore[attr-defined]
         if broadcast.source != rank:
-            unpack(message, broadcast.fragments, tensor_of)
+            unpack(message, tensors_of(broadcast.fragments))
 
 
 def pack(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
@@ -179,9 +192,8 @@ def pack(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
     return message.to(device, non_blocking=True)
 
 
-def unpack(message: Tensor, fragments: Sequence[Fragment], tensor_of: TensorOf) -> None:
-    """Copy the fragments of a message to their places, moved to their device in one transfer."""
-    targets = [tensor_of(f) for f in fragments]
+def unpack(message: Tensor, targets: Sequence[Tensor]) -> None:
+    """Copy the tensors packed in a message to targets, moved to their device in one transfer."""
     if len(devices := {x.device for x in targets}) == 1:
         message = message.to(devices.pop())
     foreach.copy_(targets, _split_like(message, targets))

@@ -40,6 +40,9 @@ from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import param_spec
 from polarlight.execution.sharded.step import ShardedStep
 
+Kind = tuple[int, torch.dtype]
+"""Id of the rule and dtype of the parameter, which decide the dtype of a momentum."""
+
 MOST_PLANS = 4
 """Plans kept per executor and mesh: parameters that take turns need more than one."""
 
@@ -87,6 +90,31 @@ class CachedPlan:
 
 
 @dataclass(slots=True)
+class MeshMembers:
+    """Matrices that one mesh shares, in the order of a plan.
+
+    Attributes:
+        mesh: The process mesh.
+        members: The matrices.
+        numbers: Their numbers, by the id of the parameter.
+        kinds: Their kinds, each once.
+        planned: Dtypes of momenta by kind, and the plan for these; None before it is made.
+    """
+
+    mesh: ProcessMesh
+    members: list[Member] = field(default_factory=list)
+    numbers: dict[int, int] = field(default_factory=dict)
+    kinds: dict[Kind, None] = field(default_factory=dict)
+    planned: tuple[dict[Kind, torch.dtype], CachedPlan] | None = None
+
+    def add(self, member: Member) -> None:
+        """Add a matrix."""
+        self.numbers[id(member.parameter)] = len(self.members)
+        self.members.append(member)
+        self.kinds[_momentum_kind(member)] = None
+
+
+@dataclass(slots=True)
 class Sharded:
     """Executor for matrices that several processes hold together, each computed by one of them.
 
@@ -121,7 +149,9 @@ class Sharded:
     _meshes: MeshTable = field(default_factory=MeshTable, repr=False, compare=False)
     _cached: list[CachedPlan] = field(default_factory=list, repr=False, compare=False)
     _trainable: Sequence[Member] = field(default=(), repr=False, compare=False)
-    _dtypes: dict[Any, torch.dtype] = field(default_factory=dict, repr=False, compare=False)
+    _announced: dict[MeshKey, MeshMembers] = field(default_factory=dict, repr=False, compare=False)
+    _mesh_by_id: dict[int, ProcessMesh] = field(default_factory=dict, repr=False, compare=False)
+    _dtypes: dict[Kind, torch.dtype] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raise ValueError if `missing_gradients` is neither "error" nor "zero"."""
@@ -131,8 +161,20 @@ class Sharded:
             )
 
     def announce(self, trainable: Sequence[Member]) -> None:
-        """Store all trainable matrices: later plans cover these, with and without gradients."""
-        self._trainable = trainable
+        """Store all trainable matrices: later plans cover these, with and without gradients.
+
+        If they are the same list as before, nothing about them has changed.
+        """
+        if trainable is self._trainable:
+            return
+        self._trainable, self._announced, self._mesh_by_id = trainable, {}, {}
+        for m in trainable:
+            if (mesh := self._mesh_of(m.parameter)) is not None:
+                if mesh.key not in self._announced:
+                    self._announced[mesh.key] = MeshMembers(mesh)
+                self._announced[mesh.key].add(m)
+        for own in self._announced.values():
+            self._mesh_by_id.update(dict.fromkeys(own.numbers, own.mesh))
 
     def directions_of(self, tasks: Sequence[ParamTask]) -> list[Tensor]:
         """Return the local part of one direction per task; update the buffers in place."""
@@ -173,7 +215,7 @@ class Sharded:
 
     def _learn_dtypes(self, params: StreamedParams, positions: Sequence[int]) -> None:
         """Store the momentum dtypes of kinds not seen before, by loading a member of each."""
-        unknown: dict[tuple[int, torch.dtype], int] = {}
+        unknown: dict[Kind, int] = {}
         for k in positions:
             kind = _momentum_kind(params.members[k])
             if kind not in self._dtypes:
@@ -198,40 +240,37 @@ class Sharded:
 
     def _mesh_of(self, parameter: Tensor) -> ProcessMesh | None:
         """Return a DTensor's mesh, or `group` as a mesh for a plain tensor; None if not in one."""
+        if (known := self._mesh_by_id.get(id(parameter))) is not None:
+            return known
         if is_sharded(parameter):
             return self._meshes.of_dtensor(parameter)
         return self._meshes.of_plain(parameter, self.group)
 
     def _directions_on(self, mesh: ProcessMesh, tasks: Sequence[ParamTask]) -> list[Tensor]:
         """Compute the directions of parameters on one mesh; return the local part of each."""
-        for t in tasks:
-            self._dtypes[_momentum_kind(t)] = t.momentum.dtype
+        self._dtypes.update({_momentum_kind(t): t.momentum.dtype for t in tasks})
         cached, numbers = self._cached_plan(mesh, tasks)
         by_number = {numbers[id(t.parameter)]: t for t in tasks}
         schedule = cached.schedule_for(frozenset(by_number))
         loaded = Loaded(by_number)
         ShardedStep(cached.groups, schedule, loaded, self.inner).run()
-        return [loaded.directions[numbers[id(t.parameter)]] for t in tasks]
+        return [loaded.directions[number] for number in by_number]
 
     def _cached_plan(
         self, mesh: ProcessMesh, active: Sequence[Member]
     ) -> tuple[CachedPlan, dict[int, int]]:
         """Return the plan, cached or made, and {id(parameter): its number in the plan}."""
-        members = self._members_on(mesh, active)
+        own = self._announced.get(mesh.key)
+        if own is None or not all([id(m.parameter) in own.numbers for m in active]):
+            own = MeshMembers(mesh)
+            for m in active:
+                own.add(m)
         # The momentum of a parameter without a gradient yet is expected in the parameter's dtype.
-        dtypes = [self._dtypes.get(_momentum_kind(m), m.parameter.dtype) for m in members]
-        cached = self._plan_for(mesh, members, dtypes)
-        return cached, {id(m.parameter): number for number, m in enumerate(members)}
-
-    def _members_on(self, mesh: ProcessMesh, active: Sequence[Member]) -> Sequence[Member]:
-        """Return all announced matrices of a mesh if they include all `active`; else `active`."""
-        members: list[Member] = []
-        for m in self._trainable:
-            found = self._mesh_of(m.parameter)
-            if found is mesh or (found is not None and found.key == mesh.key):
-                members.append(m)
-        known = {id(m.parameter) for m in members}
-        return members if all(id(m.parameter) in known for m in active) else active
+        dtypes = {kind: self._dtypes.get(kind, kind[1]) for kind in own.kinds}
+        if own.planned is None or own.planned[0] != dtypes:
+            of_members = [dtypes[_momentum_kind(m)] for m in own.members]
+            own.planned = dtypes, self._plan_for(mesh, own.members, of_members)
+        return own.planned[1], own.numbers
 
     def _plan_for(
         self, mesh: ProcessMesh, members: Sequence[Member], dtypes: Sequence[torch.dtype]
@@ -272,8 +311,8 @@ class Sharded:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def _momentum_kind(member: Member) -> tuple[int, torch.dtype]:
-    """Return (id of the rule, parameter's dtype), which decide the dtype of a momentum."""
+def _momentum_kind(member: Member) -> Kind:
+    """Return the kind of a parameter."""
     return id(member.rule), member.parameter.dtype
 
 

@@ -72,7 +72,7 @@ def _load_events(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set
 
     def params_of(fragments: Iterable[Fragment]) -> set[int]:
         """Return the parameters of fragments."""
-        return {matrices[f.matrix].param for f in fragments}
+        return {f.param for f in fragments}
 
     for k, bucket in enumerate(buckets):
         ahead = buckets[: PREFETCH + 1] if k == 0 else buckets[k + PREFETCH : k + PREFETCH + 1]

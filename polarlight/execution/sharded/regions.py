@@ -90,11 +90,13 @@ class Segment:
         of_shard: Slices of the local shard.
         of_block: Slices of a tensor with the block's lengths.
         shape: Shape of both.
+        whole: Whether it is all of the shard.
     """
 
     of_shard: tuple[slice, ...]
     of_block: tuple[slice, ...]
     shape: tuple[int, ...]
+    whole: bool
 
     @property
     def numel(self) -> int:
@@ -104,14 +106,17 @@ class Segment:
 
 def segments(block: StridedBlock, held: tuple[Intervals, ...]) -> Iterator[Segment]:
     """Yield the segments (slices of shard and block) that a block and a shard have in common."""
+    held_shape = tuple(sum(high - low for low, high in intervals) for intervals in held)
     for runs in product(*block.runs(held)):
+        shape = tuple(count for _, _, count in runs)
         yield Segment(
             tuple(
                 slice(place, place + step * (count - 1) + 1, step)
                 for (place, _, count), step in zip(runs, block.steps, strict=True)
             ),
             tuple(slice(first, first + count) for _, first, count in runs),
-            tuple(count for _, _, count in runs),
+            shape,
+            shape == held_shape,
         )
 
 

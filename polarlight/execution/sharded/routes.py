@@ -21,8 +21,8 @@ from polarlight.execution.sharded.schedule import (
 from polarlight.execution.sharded.topology import Axes, Topology
 from polarlight.linalg import foreach
 
-TensorOf = Callable[[Fragment], Tensor]
-"""Fragment -> the part of a local tensor that it is copied from or to."""
+TensorsOf = Callable[[Sequence[Fragment]], list[Tensor]]
+"""Fragments -> the part of a local tensor that each is copied from or to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,43 +68,86 @@ class FragmentRun:
         return apart.movedim(self.dim, 0)
 
 
+class Message:
+    """Bytes that are sent or received in every step, with views of them.
+
+    The views are made once: to make a view takes as long as to copy a small fragment. The memory
+    is there from `on` until `free` only.
+
+    Args:
+        size: Number of bytes.
+        views_of: Returns the views of the bytes, uint8 [size].
+    """
+
+    def __init__(self, size: int, views_of: Callable[[Tensor], list[Tensor]]) -> None:
+        """Keep the arguments; the views are made when the device is known."""
+        self._size, self._views_of = size, views_of
+        self._kept: dict[torch.device, tuple[Tensor, list[Tensor]]] = {}
+
+    def on(self, device: torch.device) -> tuple[Tensor, list[Tensor]]:
+        """Return the bytes on a device, of unknown content if they were freed, and the views."""
+        if device not in self._kept:
+            with torch.inference_mode(False):  # later steps write to them, in any mode
+                message = torch.empty(self._size, dtype=torch.uint8, device=device)
+                self._kept[device] = message, self._views_of(message)
+        self._kept[device][0].untyped_storage().resize_(self._size)
+        return self._kept[device]
+
+    def free(self) -> None:
+        """Free the memory."""
+        for message, _ in self._kept.values():
+            message.untyped_storage().resize_(0)
+
+
 class Packing:
     """Runs of one message, with their places in it.
 
     Args:
         runs: The runs.
+        size: Bytes of the message.
     """
 
-    def __init__(self, runs: Sequence[FragmentRun]) -> None:
-        """Compute the shape, strides and first entry of each run in the message."""
-        self.runs = runs
-        self._shapes = [run.shape_in_message for run in runs]
-        self._strides = [run.strides_in_message for run in runs]
-        self._offsets = [run.offset // run.fragment.itemsize for run in runs]
+    def __init__(self, runs: Sequence[FragmentRun], size: int) -> None:
+        """Keep the runs; make the message, without memory."""
+        self.runs, self.message = runs, Message(size, self._message_views)
+        self._fragments = [run.fragment for run in runs]
         self._joined = [k for k, run in enumerate(runs) if run.count > 1]
 
-    def copy_in(self, tensors: Sequence[Tensor], message: Tensor) -> None:
-        """Copy tensors, one per run, to their places in a message of bytes."""
-        self._copy(self._message_views(message, tensors), self._tensor_views(tensors))
+    def pack(self, tensors_of: TensorsOf, device: str) -> Tensor:
+        """Return the message with all fragments copied into it, on a type of device."""
+        tensors = tensors_of(self._fragments)
+        message, views = self.message.on(tensors[0].device if tensors else torch.device(device))
+        self._copy(views, self._tensor_views(tensors))
+        if message.device.type == torch.device(device).type:
+            return message
+        moved = message.to(device)
+        self.message.free()
+        return moved
 
-    def copy_out(self, message: Tensor, tensors: Sequence[Tensor]) -> None:
-        """Copy a message of bytes into tensors, one per run."""
-        self._copy(self._tensor_views(tensors), self._message_views(message, tensors))
+    def unpack(self, received: Tensor, tensors_of: TensorsOf) -> None:
+        """Copy the bytes received to the places of their fragments; free those of the message."""
+        if tensors := tensors_of(self._fragments):
+            message, views = self.message.on(tensors[0].device)
+            if message is not received:  # in one transfer, if on another device
+                message.copy_(received)
+            self._copy(self._tensor_views(tensors), views)
+        self.message.free()
 
-    def _tensor_views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def _message_views(self, message: Tensor) -> list[Tensor]:
+        """Return one view of the message per run, in the dtype of its fragment."""
+        typed = {f.dtype: message.view(f.dtype) for f in self._fragments}
+        return [
+            typed[f.dtype].as_strided(
+                run.shape_in_message, run.strides_in_message, run.offset // f.itemsize
+            )
+            for run, f in zip(self.runs, self._fragments, strict=True)
+        ]
+
+    def _tensor_views(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return each run's tensor as a view in the run's `shape_in_message`."""
-        own = list(tensors)
         for k in self._joined:
-            own[k] = self.runs[k].in_tensor(own[k])
-        return own
-
-    def _message_views(self, message: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-        """Return views of the message, one per run, with the dtypes of the tensors in `like`."""
-        dtypes = [x.dtype for x in like]
-        typed = {dtype: message.view(dtype) for dtype in set(dtypes)}
-        messages = map(typed.__getitem__, dtypes)
-        # Thousands of views: `map` of the method has no frame of Python for each.
-        return list(map(Tensor.as_strided, messages, self._shapes, self._strides, self._offsets))
+            tensors[k] = self.runs[k].in_tensor(tensors[k])
+        return tensors
 
     @staticmethod
     def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
@@ -164,8 +207,12 @@ def _joined(
         slices = list(before)
         slices[dim] = slice(before[dim].start, here[dim].stop, before[dim].step)
         shape = tuple(n * count if d == dim else n for d, n in enumerate(run.shape))
-        name = "of_block" if in_blocks else "of_shard"
-        segment = replace(joined.segment, shape=shape, **{name: tuple(slices)})
+        segment = replace(joined.segment, shape=shape)
+        segment = (
+            replace(segment, of_block=tuple(slices))
+            if in_blocks
+            else replace(segment, of_shard=tuple(slices))
+        )
         joined = replace(joined, segment=segment)
     return FragmentRun(joined, run.shape, dim, run.offset, count, stride)
 
@@ -177,14 +224,13 @@ class Hop:
     Attributes:
         outgoing: Bytes to each process of the group.
         incoming: Bytes from each process of the group.
-        pieces: Bytes of the messages that the hop before brought, in their order.
-        order: Those of them that are sent on, in the order of this hop.
+        arrived: For the second of two hops what the first one brought, with a view of each part
+            that is sent on, in the order of this hop.
     """
 
     outgoing: list[int]
     incoming: list[int]
-    pieces: list[int]
-    order: list[int]
+    arrived: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,32 +247,12 @@ class ExchangeRoute:
     received: Packing
     hops: list[Hop]
 
-    def pack(self, tensor_of: TensorOf, device: str) -> Tensor:
-        """Return the outgoing fragments copied into one tensor of bytes, on the device."""
-        tensors = [tensor_of(run.fragment) for run in self.sent.runs]
-        homes = {x.device for x in tensors}
-        home = homes.pop() if len(homes) == 1 else torch.device(device)
-        # Between messages there may be a few bytes that nobody reads.
-        message = torch.zeros(sum(self.hops[0].outgoing), dtype=torch.uint8, device=home)
-        self.sent.copy_in(tensors, message)
-        return message if home.type == torch.device(device).type else message.to(device)
-
-    def unpack(self, message: Tensor, tensor_of: TensorOf) -> None:
-        """Copy the fragments of received bytes to their places, on whatever device these are."""
-        tensors = [tensor_of(run.fragment) for run in self.received.runs]
-        homes = {x.device for x in tensors}
-        self.received.copy_out(message.to(homes.pop()) if len(homes) == 1 else message, tensors)
-
 
 def direct_route(exchange: Exchange, group: Sequence[int], *, gather: bool) -> ExchangeRoute:
     """Return the packing and all-to-all of an exchange in one hop in a group of mesh ranks."""
     outgoing, incoming = _message_sizes(exchange.outgoing), _message_sizes(exchange.incoming)
-    hop = Hop([outgoing.get(m, 0) for m in group], [incoming.get(m, 0) for m in group], [], [])
-    return ExchangeRoute(
-        Packing(runs_of(_with_offsets(exchange.outgoing, group), in_blocks=not gather)),
-        Packing(runs_of(_with_offsets(exchange.incoming, group), in_blocks=gather)),
-        [hop],
-    )
+    hop = Hop([outgoing.get(m, 0) for m in group], [incoming.get(m, 0) for m in group])
+    return _route_of(exchange, group, group, [hop], gather)
 
 
 def relayed_route(
@@ -273,27 +299,41 @@ def relayed_route(
     arrive = sorted(passed, key=lambda pair: (place[pair[0]], pair[1]))
     leave = sorted(passed, key=lambda pair: (column[pair[1]], pair[0]))
     position = {pair: k for k, pair in enumerate(arrive)}
+    sizes, order = [passed[pair] for pair in arrive], [position[pair] for pair in leave]
     hops = [
         Hop(
             [sum(outgoing[to] for to in over_out.get(m, ())) for m in first],
             [arrived[m] for m in first],
-            [],
-            [],
         ),
         Hop(
             [left[m] for m in second],
             [sum(incoming[by] for by in over_in.get(m, ())) for m in second],
-            [passed[pair] for pair in arrive],
-            [position[pair] for pair in leave],
+            Message(sum(sizes), lambda message: _reordered(message.split(sizes), order)),
         ),
     ]
     sent = [to for m in first for to in over_out.get(m, ())]
     received = [by for m in second for by in over_in.get(m, ())]
+    return _route_of(exchange, sent, received, hops, gather)
+
+
+def _route_of(
+    exchange: Exchange,
+    sent: Iterable[int],
+    received: Iterable[int],
+    hops: list[Hop],
+    gather: bool,
+) -> ExchangeRoute:
+    """Return the route of messages to and from these ranks, in their order, over these hops."""
+    outgoing = runs_of(_with_offsets(exchange.outgoing, sent), in_blocks=not gather)
+    incoming = runs_of(_with_offsets(exchange.incoming, received), in_blocks=gather)
     return ExchangeRoute(
-        Packing(runs_of(_with_offsets(exchange.outgoing, sent), in_blocks=not gather)),
-        Packing(runs_of(_with_offsets(exchange.incoming, received), in_blocks=gather)),
-        hops,
+        Packing(outgoing, sum(hops[0].outgoing)), Packing(incoming, sum(hops[-1].incoming)), hops
     )
+
+
+def _reordered(parts: Sequence[Tensor], order: Sequence[int]) -> list[Tensor]:
+    """Return the parts at these positions, in their order."""
+    return [parts[k] for k in order]
 
 
 def _grouped_by_relay(sizes: Iterable[int], via: Callable[[int], int]) -> dict[int, list[int]]:

@@ -10,6 +10,8 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
+
 from polarlight.execution.sharded.layouts import Intervals
 from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.regions import Segment, segments
@@ -26,15 +28,22 @@ class Fragment:
 
     Attributes:
         matrix: Number of the matrix in the plan.
+        param: Number of its parameter.
         name: `MATRIX`, or the name of the buffer.
         segment: Slices of the shard and of the matrix's block.
-        itemsize: Bytes of an entry.
+        dtype: Dtype of the matrix or buffer.
     """
 
     matrix: int
+    param: int
     name: str
     segment: Segment
-    itemsize: int
+    dtype: torch.dtype
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an entry."""
+        return self.dtype.itemsize
 
     @property
     def nbytes(self) -> int:
@@ -179,7 +188,7 @@ class ProcessSchedule:
         exchanges = [bucket.gather.values() for bucket in self.buckets]
         found = [
             dict.fromkeys(
-                self.plan.matrices[fragment.matrix].param
+                fragment.param
                 for exchange in of_bucket
                 for fragments in exchange.outgoing.values()
                 for fragment in fragments
@@ -203,7 +212,7 @@ class ProcessSchedule:
                     last[matrices[number].param] = (b, -1)
             for r, (_, broadcasts) in enumerate(bucket.rounds):
                 for fragment in (f for b_ in broadcasts for f in b_.fragments):
-                    last[matrices[fragment.matrix].param] = (b, r)
+                    last[fragment.param] = (b, r)
         found: dict[tuple[int, int], list[int]] = {}
         for param, when in sorted(last.items()):
             found.setdefault(when, []).append(param)
@@ -319,9 +328,9 @@ class ProcessSchedule:
         matrix = self.plan.matrices[matrix_number]
         if rank not in self.plan.kinds[matrix_number].entries[name]:
             return
-        itemsize = self.plan.params[matrix.param].dtypes[name].itemsize
-        for segment in segments(matrix.blocks[name], self._held_by(matrix.param, name, rank)):
-            yield Fragment(matrix_number, name, segment, itemsize)
+        param, dtype = matrix.param, self.plan.params[matrix.param].dtypes[name]
+        for segment in segments(matrix.blocks[name], self._held_by(param, name, rank)):
+            yield Fragment(matrix_number, param, name, segment, dtype)
 
     def _held_by(self, param: int, name: str, rank: int) -> tuple[Intervals, ...]:
         """Return the index intervals of a parameter's tensor that a process holds; cached."""

@@ -4,14 +4,14 @@ For each bucket: gather shards of momenta and buffers to the owners of their mat
 directions there, scatter directions and buffers back to the shards.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from polarlight.execution.batched import capped_stacks
 from polarlight.execution.job import Executor, Job
-from polarlight.execution.param_task import ParamSource, ParamTask, to_local
+from polarlight.execution.param_task import ParamSource, ParamTask, all_to_local, to_local
 from polarlight.execution.sharded.collectives import ProcessMesh, shared_rows
 from polarlight.execution.sharded.exchange import Groups, Transfer, moved_as_one, run_rounds
 from polarlight.execution.sharded.memory import PREFETCH
@@ -42,11 +42,12 @@ class ShardedStep:
         self.matrices = schedule.plan.matrices
         self.completions = schedule.completions
         self.tasks: dict[int, ParamTask] = {}
-        # Results, in the shape of each local shard. A fragment of a direction is written when all
-        # of its matrix was sent or computed, so that it can take the place of its momentum.
-        self.directions: dict[int, Tensor] = {}
         # Inputs of each parameter by name: the shard of its momentum, the shards of its buffers.
         self.shards: dict[int, dict[str, Tensor]] = {}
+        # Results of each parameter: the direction in place of the momentum, and the same buffers. A
+        # fragment of a direction is written when all of its matrix was sent or computed, so that it
+        # can take the memory of its momentum.
+        self.results: dict[int, dict[str, Tensor]] = {}
         # Whole tensors of matrices that this process owns, in the bucket at work: by (matrix
         # number, name), in the shape of the matrix's block of the parameter.
         self.blocks: dict[tuple[int, str], Tensor] = {}
@@ -81,13 +82,23 @@ class ShardedStep:
         if not missing:
             return
         assert self._stored.isdisjoint(missing), "a momentum would be updated twice"
-        for n, task in zip(missing, self.params.load(missing), strict=True):
-            self.tasks[n] = task
-            names = self.schedule.plan.params[n].layouts  # and the gradient's, where it is read
-            buffers = {name: to_local(task.state[name]) for name in names if name in task.state}
-            self.shards[n] = {MATRIX: task.momentum, **buffers}
-            M = task.momentum
-            self.directions[n] = M if task.expendable else torch.empty_like(M)
+        tasks, params = self.params.load(missing), self.schedule.plan.params
+        self.tasks.update(zip(missing, tasks, strict=True))
+        for n, task in zip(missing, tasks, strict=True):
+            self.shards[n] = self.results[n] = {MATRIX: task.momentum}
+        # Buffers, and the gradient where it is read.
+        named = [
+            (n, name, x)
+            for n, task in zip(missing, tasks, strict=True)
+            for name, x in task.state.items()
+            if name in params[n].layouts
+        ]
+        shards = all_to_local([x for _, _, x in named])
+        for (n, name, _), shard in zip(named, shards, strict=True):
+            self.shards[n][name] = shard
+        for n, task in zip(missing, tasks, strict=True):
+            if not task.expendable:
+                self.results[n] = {**self.shards[n], MATRIX: torch.empty_like(task.momentum)}
 
     def _store(self, param_numbers: Sequence[int]) -> None:
         """Pass parameters' complete directions to `params.store`; advance counters; drop tasks."""
@@ -98,7 +109,8 @@ class ShardedStep:
             del self.tasks[n], self.shards[n]
         self._stored.update(param_numbers)
         if param_numbers:
-            self.params.store(param_numbers, [self.directions.pop(n) for n in param_numbers])
+            directions = [self.results.pop(n)[MATRIX] for n in param_numbers]
+            self.params.store(param_numbers, directions)
 
     def _rowwise_stacks(self) -> Iterator[list[int]]:
         """Yield capped lists of numbers of row-wise parameters, of equal layout and rule."""
@@ -133,7 +145,7 @@ class ShardedStep:
         inputs = {name: x.to(home) for name, x in inputs.items() if name != GRADIENT}
         many = len(param_numbers) > 1
         for k, number in enumerate(param_numbers):
-            self.directions[number].copy_(D[k] if many else D)
+            self.results[number][MATRIX].copy_(D[k] if many else D)
             for name, x in inputs.items():
                 own = x[k] if many else x
                 if own is not shards[k][name]:  # a copy: stacked, or on the mesh's device
@@ -144,14 +156,14 @@ class ShardedStep:
         """Start to send local shards to the owners of a bucket's matrices; return the transfers."""
         self._load(self.schedule.sent_params[bucket_number])
         return [
-            Transfer(self.groups, axes, exchange, self._shard_view, gather=True)
+            Transfer(self.groups, axes, exchange, self._shard_views, gather=True)
             for axes, exchange in self.schedule.buckets[bucket_number].gather.items()
         ]
 
     def _start_scatter(self, bucket: Bucket) -> list[Transfer]:
         """Start to send a bucket's directions and buffers to the shards; return the transfers."""
         return [
-            Transfer(self.groups, axes, exchange, self._block_view, gather=False)
+            Transfer(self.groups, axes, exchange, self._block_views, gather=False)
             for axes, exchange in bucket.scatter.items()
         ]
 
@@ -167,10 +179,11 @@ class ShardedStep:
                 self.blocks[number, name] = torch.empty(
                     block.lengths, dtype=dtypes[name], device=self.mesh.device
                 )
-        for fragment in bucket.own_fragments:
-            self._block_view(fragment).copy_(self._shard_view(fragment))
+        own = bucket.own_fragments
+        for whole, shard in zip(self._block_views(own), self._shard_views(own), strict=True):
+            whole.copy_(shard)
         for transfer in gather:
-            transfer.finish(self._block_view)
+            transfer.finish(self._block_views)
 
     def _compute(self, bucket: Bucket) -> None:
         """Compute directions of a bucket's owned matrices; write this process's own fragments."""
@@ -185,17 +198,16 @@ class ShardedStep:
             D = D.to(self.blocks[number, MATRIX].dtype)
             self.blocks[number, MATRIX] = (D.mT if block.transposed else D).reshape(block.lengths)
         self._store_local(local)
-        for fragment in bucket.own_fragments:
-            if fragment.name == GRADIENT:  # read, never changed
-                continue
-            self._output_view(fragment).copy_(self._block_view(fragment))
+        own = [f for f in bucket.own_fragments if f.name != GRADIENT]  # read, never changed
+        for output, whole in zip(self._output_views(own), self._block_views(own), strict=True):
+            output.copy_(whole)
 
     def _load_local(self, fragments: Sequence[Fragment]) -> None:
         """Set `blocks` of matrices held in full to their shards, without a copy if possible.
 
         They are copied only if the mesh computes on another device, all of a bucket as one.
         """
-        shards = [self._shard_view(fragment) for fragment in fragments]
+        shards = self._shard_views(fragments)
         if any(shard.device.type != self.mesh.device for shard in shards):
             shards = moved_as_one(shards, self.mesh.device)
         for fragment, shard in zip(fragments, shards, strict=True):
@@ -204,8 +216,8 @@ class ShardedStep:
     def _store_local(self, fragments: Sequence[Fragment]) -> None:
         """Copy directions of matrices held in full to the results; copied buffers to the state."""
         pairs = []
-        for fragment in fragments:
-            output, block = self._output_view(fragment), self._block_view(fragment)
+        views = self._output_views(fragments), self._block_views(fragments)
+        for fragment, output, block in zip(fragments, *views, strict=True):
             copied = output.device != block.device
             if fragment.name == MATRIX or (copied and fragment.name != GRADIENT):
                 pairs.append((output, block))
@@ -245,38 +257,43 @@ class ShardedStep:
         return Job(task.rule, M, buffers)
 
     def _finish_scatter(self, bucket_number: int, scatter: list[Transfer]) -> None:
-        """Receive and broadcast a bucket's directions, buffers; store complete ones; free it."""
+        """Receive, broadcast a bucket's directions, buffers; store complete ones; free blocks."""
         bucket = self.schedule.buckets[bucket_number]
         for transfer in scatter:
-            transfer.finish(self._output_view)
+            transfer.finish(self._output_views)
 
         def finished(round_number: int) -> None:
             """Store the directions that are complete after a round; -1 stands for the scatter."""
             self._store(self.completions.get((bucket_number, round_number), ()))
 
         finished(-1)
-        run_rounds(self.groups, bucket.rounds, self._output_view, finished)
+        run_rounds(self.groups, bucket.rounds, self._output_views, finished)
         for number in bucket.matrices:
             for name in self.matrices[number].blocks:
                 del self.blocks[number, name]
 
-    def _shard_view(self, fragment: Fragment) -> Tensor:
-        """Return a fragment as a view of the local momentum or buffer; loads the parameter."""
-        param = self.matrices[fragment.matrix].param
-        if param not in self.tasks:
-            self._load([param])
-        shard, segment = self.shards[param][fragment.name], fragment.segment
-        return shard if shard.shape == segment.shape else shard[segment.of_shard]
+    def _shard_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
+        """Return fragments as views of local momenta and buffers; loads their parameters."""
+        self._load([f.param for f in fragments])
+        return _views(self.shards, fragments)
 
-    def _output_view(self, fragment: Fragment) -> Tensor:
-        """Return a fragment as a view of its result: local direction or buffer; loads if needed."""
-        param = self.matrices[fragment.matrix].param
-        if param not in self.tasks:
-            self._load([param])
-        is_direction, segment = fragment.name == MATRIX, fragment.segment
-        kept = self.directions[param] if is_direction else self.shards[param][fragment.name]
-        return kept if kept.shape == segment.shape else kept[segment.of_shard]
+    def _output_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
+        """Return fragments as views of their results: local directions and buffers; loads them."""
+        self._load([f.param for f in fragments])
+        return _views(self.results, fragments)
 
-    def _block_view(self, fragment: Fragment) -> Tensor:
-        """Return a fragment as a view of the whole tensor on the matrix's owner."""
-        return self.blocks[fragment.matrix, fragment.name][fragment.segment.of_block]
+    def _block_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
+        """Return fragments as views of the whole tensors on the matrices' owner."""
+        return [self.blocks[f.matrix, f.name][f.segment.of_block] for f in fragments]
+
+
+def _views(
+    tensors: Mapping[int, Mapping[str, Tensor]], fragments: Sequence[Fragment]
+) -> list[Tensor]:
+    """Return fragments as views of local tensors, by number of the parameter and name."""
+    return [
+        tensors[f.param][f.name]
+        if f.segment.whole
+        else tensors[f.param][f.name][f.segment.of_shard]
+        for f in fragments
+    ]

@@ -51,15 +51,15 @@ class Worst:
 
 
 def largest(U: Tensor) -> Tensor:
-    """Return the largest singular value of each matrix, [..., m, n] -> [...], infinite for NaN."""
+    """Return the largest singular value of each matrix, [..., m, n] -> [...], infinite for NaN.
+
+    By the Gram matrix in float64: right to a few epsilons, where LAPACK's singular values of a
+    matrix near an isometry are tens of epsilons off, and in a third of their time.
+    """
     finite = U.isfinite().all(dim=-1).all(dim=-1)
-    U = torch.where(finite[..., None, None], U, 0.0)
-    if U.dtype == torch.float64:
-        found: Tensor = torch.linalg.matrix_norm(U, 2)
-    else:  # float64 holds the squares of narrower entries: a third of the time
-        U = U.double()
-        U = U if U.shape[-2] >= U.shape[-1] else U.mT
-        found = torch.linalg.eigvalsh(U.mT @ U)[..., -1].clamp_min(0).sqrt()
+    U = torch.where(finite[..., None, None], U, 0.0).double()
+    U = U if U.shape[-2] >= U.shape[-1] else U.mT
+    found = torch.linalg.eigvalsh(U.mT @ U)[..., -1].clamp_min(0).sqrt()
     return torch.where(finite, found, torch.inf)
 
 

@@ -29,19 +29,12 @@ def tensors():
     return [gaussian(2, 3), gaussian(3, 3).float()[:, 1], gaussian(5, 1).half()]
 
 
-class Places:
-    """Stands for a fragment: its bytes alone."""
-
-    def __init__(self, x):
-        self.nbytes, self.x = x.numel() * x.element_size(), x
-
-
 def test_a_message_holds_all_tensors_and_unpacks_to_them():
-    found = [Places(torch.zeros_like(x)) for x in tensors()]
+    found = [torch.zeros_like(x) for x in tensors()]
     message = pack(tensors(), "cpu")
     assert len(message) % ALIGNMENT == 0
-    unpack(message, found, lambda place: place.x)
-    assert all(torch.equal(place.x, x) for place, x in zip(found, tensors(), strict=True))
+    unpack(message, found)
+    assert all(torch.equal(y, x) for y, x in zip(found, tensors(), strict=True))
     narrow_first = tensors()[::-1]
     for x, y in zip(moved_as_one(narrow_first, "cpu"), narrow_first, strict=True):
         assert torch.equal(x, y)
@@ -49,11 +42,11 @@ def test_a_message_holds_all_tensors_and_unpacks_to_them():
 
 def test_tensors_on_another_device_are_moved_as_one():
     """The meta device stands for an accelerator, whose shards are in host memory or there."""
-    there = [Places(x.to("meta")) for x in tensors()]
+    there = [x.to("meta") for x in tensors()]
     for move in (
         lambda: pack(tensors(), "meta"),
         lambda: moved_as_one(tensors(), "meta"),
-        lambda: unpack(pack(tensors(), "cpu"), there, lambda place: place.x),
+        lambda: unpack(pack(tensors(), "cpu"), there),
     ):
         with Transfers() as found:
             move()

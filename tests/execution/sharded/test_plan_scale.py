@@ -135,10 +135,11 @@ def test_a_step_exchanges_with_a_node_and_a_column(world, monkeypatch):
     """On a fake process group, on which collectives do nothing."""
     partners = []
 
-    def record(sent, outgoing, incoming, group):
+    def record(sent, received, outgoing, incoming, group):
         assert sum(outgoing) == len(sent)
+        assert sum(incoming) == len(received)
         partners.append(sum(map(bool, outgoing)) + sum(map(bool, incoming)))
-        return collectives.InFlight(sent.new_zeros(sum(incoming)), sent, Done())
+        return collectives.InFlight(received.zero_(), sent, Done())
 
     monkeypatch.setattr(collectives, "start_exchange", record)
     dist.init_process_group("fake", rank=7, world_size=world, store=FakeStore())

@@ -34,13 +34,13 @@ def test_every_fragment_arrives_where_it_belongs(mesh, splits, gather, peers):
     routes = [route(plan, rank, exchange, gather) for rank, exchange in enumerate(exchanges)]
     sent = [Tensors(plan, blocks=not gather, filled=True) for _ in schedules]
     arrived = [Tensors(plan, blocks=gather, filled=False) for _ in schedules]
-    messages = [r.pack(x.view, "cpu") for r, x in zip(routes, sent, strict=True)]
+    messages = [r.sent.pack(x.views, "cpu") for r, x in zip(routes, sent, strict=True)]
     for hop in range(len(routes[0].hops)):
         if hop:
             messages = [passed_on(r.hops[1], m) for r, m in zip(routes, messages, strict=True)]
         messages = all_to_all(plan, routes, messages, hop, gather)
     for r, message, x in zip(routes, messages, arrived, strict=True):
-        r.unpack(message, x.view)
+        r.received.unpack(message, x.views)
     moved = 0
     for rank, exchange in enumerate(exchanges):
         for by, fragments in exchange.incoming.items():
@@ -85,9 +85,10 @@ def route(plan, rank, exchange, gather):
     return relayed_route(exchange, plan.topology, plan.axes_of(0), rank, both, gather=gather)
 
 
-def passed_on(hop, message):
-    pieces = message.split(hop.pieces)
-    return torch.cat([*(pieces[k] for k in hop.order), message[:0]])
+def passed_on(hop, received):
+    message, parts = hop.arrived.on(torch.device("cpu"))
+    message.copy_(received)
+    return torch.cat([*parts, received[:0]])
 
 
 def all_to_all(plan, routes, messages, hop, gather):
@@ -110,6 +111,9 @@ class Tensors:
 
     def __init__(self, plan, *, blocks, filled):
         self.plan, self.blocks, self.filled, self.made = plan, blocks, filled, {}
+
+    def views(self, fragments):
+        return [self.view(f) for f in fragments]
 
     def view(self, fragment):
         key = fragment.matrix if self.blocks else self.plan.matrices[fragment.matrix].param
