@@ -241,13 +241,20 @@ def gradients_by_device(
     params: Sequence[Tensor], param_indices: Sequence[int], *, local_parts: bool = False
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
     """Yield (device, param indices, gradients) per device, or their `local_parts`; none absent."""
-    found = [(k, g) for k in param_indices if (g := params[k].grad) is not None]
-    gradients = [g for _, g in found]
-    gradients = all_to_local(gradients) if local_parts else gradients
-    devices = [g.device for g in gradients]
-    for device in dict.fromkeys(devices):
-        at = [n for n, other in enumerate(devices) if other == device]
-        yield device, [found[n][0] for n in at], [gradients[n] for n in at]
+    indices, gradients = [], []
+    for k in param_indices:
+        gradient = params[k].grad
+        if gradient is not None:
+            indices.append(k)
+            gradients.append(gradient)
+    found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
+    local = all_to_local(gradients) if local_parts else gradients
+    for k, gradient in zip(indices, local, strict=True):
+        on_device = found.setdefault(gradient.device, ([], []))
+        on_device[0].append(k)
+        on_device[1].append(gradient)
+    for device, (its_indices, its_gradients) in found.items():
+        yield device, its_indices, its_gradients
 
 
 def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
