@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ class RunStore:
 
     Args:
         folders: Folders of `NAME.jsonl` files, in the order in which they are read; of two records
-            of one run the later one counts.
+            of one run the later one counts, with the measures that only the earlier one has.
 
     Raises:
         ValueError: If a line is no record.
@@ -143,7 +143,7 @@ class RunStore:
         for folder in self.folders:
             for path in sorted(folder.glob("*.jsonl")):
                 for record in read_runs(path):
-                    self._found[record.setting, record.data] = record
+                    self._keep(record)
 
     def __iter__(self) -> Iterator[RunRecord]:
         return iter(self._found.values())
@@ -164,7 +164,15 @@ class RunStore:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(record.line())
-        self._found[record.setting, record.data] = record
+        self._keep(record)
+
+    def _keep(self, record: RunRecord) -> None:
+        """Let a record take the place of an earlier one of the same run, and take its measures."""
+        key = record.setting, record.data
+        if key in self._found:
+            measures = {**self._found[key].measures, **record.measures}
+            record = replace(record, measures=measures)
+        self._found[key] = record
 
 
 def read_runs(path: Path) -> Iterator[RunRecord]:

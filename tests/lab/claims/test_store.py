@@ -50,11 +50,12 @@ def test_a_run_that_diverged_is_not_asked_for_its_measures(tmp_path):
     assert RunStore([tmp_path]).get("a", "d", ["loss", "starved"]).diverged
 
 
-def test_a_later_record_of_a_run_replaces_the_earlier_one(tmp_path):
+def test_a_later_record_of_a_run_counts_and_keeps_what_the_earlier_one_measured(tmp_path):
     store = RunStore([tmp_path])
-    store.add("kaon", RUN)
-    store.add("sides", replace(RUN, measures={"loss": 1.5, "starved": 0.0}))
-    assert [len(r.measures) for r in RunStore([tmp_path])] == [2]
+    store.add("kaon", replace(RUN, measures={"loss": 1.5, "update rms": 0.1}))
+    store.add("sides", replace(RUN, measures={"loss": 1.4, "starved": 0.0}))
+    expected = {"loss": 1.4, "update rms": 0.1, "starved": 0.0}
+    assert [r.measures for r in store] == [r.measures for r in RunStore([tmp_path])] == [expected]
 
 
 def test_a_cut_last_line_is_left_out_and_damage_before_it_is_named(tmp_path):
