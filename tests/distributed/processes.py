@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed import distributed_c10d
 
 TIMEOUT = timedelta(seconds=30)
 
@@ -61,9 +62,14 @@ def _process(rank, world, port, function, arguments, timeout=TIMEOUT):
     dist.init_process_group(
         "gloo", init_method=address, rank=rank, world_size=world, timeout=timeout
     )
+    store = distributed_c10d._get_default_store()
     try:
         function(rank, *arguments)
-        dist.barrier()  # rank 0 holds the store, which others may still ask
+        # Rank 0 holds the store, which others may still ask. A barrier of gloo would not do: of
+        # two processes in it one may have left, and closed its connections, before the other.
+        store.set(f"returned/{rank}", "")
+        if rank == 0:
+            store.wait([f"returned/{r}" for r in range(world)], timeout)
     finally:
         dist.destroy_process_group()
 
