@@ -216,5 +216,5 @@ def _reports_text(reports: dict[int, str] | None, others: set[int]) -> str:
 
 
 def _ranks_text(ranks: Collection[int]) -> str:
-    """Return `rank 1` or `ranks 1, 2, ...`."""
+    """Return `rank 1`, `ranks 1-2` or `ranks 1, 3`, shortened beyond eight ranks."""
     return f"{'rank' if len(ranks) == 1 else 'ranks'} {format_ranks(sorted(ranks))}"

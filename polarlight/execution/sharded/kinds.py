@@ -104,7 +104,7 @@ class MatrixKind:
 
     @cached_property
     def flops(self) -> int:
-        """Flops of products in one direction."""
+        """Flops of products and decompositions in one direction."""
         return flops(self.spec.rule, *self.matrix.shapes[MATRIX])
 
     @cached_property
