@@ -46,7 +46,9 @@ def failed_step() -> str | None:
     return _failed_steps.get(dist.group.WORLD) if world_size() > 1 else None
 
 
-_OF_A_COLLECTIVE = re.compile(r"gloo|nccl|collective|connection|socket|tim(ed |e)out", re.I)
+_OF_A_COLLECTIVE = re.compile(
+    r"gloo|nccl|collective|connection|socket|broken pipe|tim(ed |e)out", re.I
+)
 """Words of a RuntimeError that comes from a collective; gloo raises no class of its own."""
 
 
