@@ -14,7 +14,6 @@ from polarlight.routing.roles import seams
 from polarlight.routing.roles.attention import attention, in_attention, multihead_attention_weight
 from polarlight.routing.roles.ends import (
     embedding_or_head,
-    is_output_of_the_model,
     known_heads,
     position_embedding,
 )
@@ -22,6 +21,7 @@ from polarlight.routing.roles.mixture import in_experts, router
 from polarlight.routing.roles.mlp import as_stored, block_of, expert, gate_up_slices, mlp
 from polarlight.routing.roles.modulation import modulation
 from polarlight.routing.roles.names import NO_MATRICES
+from polarlight.routing.roles.outputs import is_last_layer_of_the_model, is_output_beside_layers
 from polarlight.routing.roles.site import Site, sites_by_name, sites_of, unknown
 from polarlight.routing.roles.vocabulary import MATRIX_ROLES, Assignment, Decision, Part, Role
 from polarlight.view import Flattened, Heads, MatrixView, RowBlocks, Transposed, Whole
@@ -189,11 +189,14 @@ def _linear(site: Site, *, transposed: bool) -> Decision:
         return found
     if in_attention(site):
         return attention(site, m, n)
+    if is_last_layer_of_the_model(site, m, n, transposed=transposed):
+        reason = f"last layer of the model, {site.place}: no layer reads its {m} outputs"
+        return Decision(Role.HEAD, reason)
     if (found := mlp(site, m, n, transposed=transposed)) is not None:
         return found
     fused = seams.first_fitting(site, seams.STATE_SPACE.get(site.module_name, ()), m, n)
     if fused is not None:
         return Decision(Role.HIDDEN, f"{site.place}; {fused.reason}", fused.view)
-    if is_output_of_the_model(site, m, n):
+    if is_output_beside_layers(site, m, n):
         return Decision(Role.HEAD, f"linear layer {site.place}: no layer reads its {m} outputs")
     return Decision(Role.HIDDEN, f"linear layer {site.place}")

@@ -14,6 +14,7 @@ from polarlight.routing.roles.names import (
     NO_HEADS,
     ONLY_HEADS,
 )
+from polarlight.routing.roles.outputs import in_layers
 from polarlight.routing.roles.site import Site
 from polarlight.routing.roles.vocabulary import Decision, Part, Role
 from polarlight.view import Flattened, Whole
@@ -67,23 +68,6 @@ def position_embedding(site: Site) -> Iterator[Decision]:
         )
 
 
-def is_output_of_the_model(site: Site, m: int, n: int) -> bool:
-    """Return whether a linear map [m, n] beside repeated layers narrows to m that nothing reads.
-
-    It narrows at least 4 times, as classes do: a projection to the width of another model need not
-    be an output. Layers that read m have another shape with that side, or are norms of that size.
-    """
-    if 4 * m > n or _in_layers(site.path):
-        return False
-    beside_layers = False
-    for name, shape in site.model_index.shapes.items():
-        beside_layers |= n in shape and _in_layers(name.split("."))
-        is_norm = len(shape) == 1 and name.endswith(".weight")
-        if m in shape and (len(shape) > 1 or is_norm) and tuple(shape) != (m, n):
-            return False
-    return beside_layers
-
-
 def _table_decision(tables: Sequence[Site]) -> Decision:
     """Return EMBEDDING (token, position or other part), or VECTOR for a table of biases."""
     site = tables[0]
@@ -127,7 +111,7 @@ def _writes_vocabulary(site: Site) -> str | None:
     reason = f"linear layer {site.module_name} onto the vocabulary"
     m, n = site.parameter.shape
     vocabulary, depth = site.outermost_number("vocab_size")
-    if m != n and m == vocabulary and not _in_layers(site.path[depth:]):
+    if m != n and m == vocabulary and not in_layers(site.path[depth:]):
         return reason
     inside, table = _nearest_token_table(site)
     if table is None:
@@ -137,7 +121,7 @@ def _writes_vocabulary(site: Site) -> str | None:
     if last and (table[1] == n or not inside):
         return "output layer of the model"
     read = any(shape[-1] == m for _, shape in site.model_index.matrices(prefix))
-    alone = m != n and table[1] == n and not read and not _in_layers(site.path[len(inside) :])
+    alone = m != n and table[1] == n and not read and not in_layers(site.path[len(inside) :])
     return reason if alone else None
 
 
@@ -155,11 +139,6 @@ def _nearest_token_table(site: Site) -> tuple[tuple[str, ...], torch.Size | None
     return site.path[: max(best, 0)], found
 
 
-def _in_layers(words: Iterable[str]) -> bool:
-    """Return whether a path has a number, as those of repeated layers."""
-    return any(word.isdigit() for word in words)
-
-
 def _is_head_by_name(site: Site, *, other_heads: bool) -> bool:
     """Return whether a name means an output layer; fewer do if the model has `other_heads`.
 
@@ -169,7 +148,7 @@ def _is_head_by_name(site: Site, *, other_heads: bool) -> bool:
     p = site.parameter
     if p.ndim < 2 or is_modulation(site) or (p.ndim > 2 and not _is_kernel(site)):
         return False
-    if site.path[-1:] == ("fc",) and not _in_layers(site.path) and _is_last_layer(site):
+    if site.path[-1:] == ("fc",) and not in_layers(site.path) and _is_last_layer(site):
         return True
     places = [i for i in range(len(site.path)) if _names_head(site, i)]
     unmistakable = site.path[-1:] != () and site.path[-1] in ONLY_HEADS
@@ -185,7 +164,7 @@ def _ends_at(site: Site, place: int) -> bool:
     if any(word in MLP_BLOCKS for word in site.path[place + 1 :]):
         return False
     several = site.path[place].endswith(_SEVERAL)
-    listed = several and _in_layers(site.path[place + 1 : place + 2])
+    listed = several and in_layers(site.path[place + 1 : place + 2])
     return _is_last_matrix(site, ".".join(site.path[: place + 1 + listed]) + ".")
 
 

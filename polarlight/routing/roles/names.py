@@ -83,6 +83,9 @@ MLP = {
 }
 """Layers of an MLP, dense or expert, by the last word of the module's or parameter's name."""
 
+PLAIN_MLP = _split_words("fc fc1 fc2 fc_in fc_out lin1 lin2 linear1 linear2 output_linear w1 w2 w3")
+"""Those of these words that also name any layer of a plain network."""
+
 MLP_BLOCKS = _split_words(
     "mlp ffn ff feed_forward feedforward intermediate densereludense mlps shared_expert "
     "shared_experts shared_mlp block_sparse_moe moe"

@@ -39,6 +39,15 @@ def skipped(path: Sequence[str]) -> set[int]:
     return found
 
 
+LORA = {"lora_a": "A", "lora_b": "B"}
+"""Factors of an adapter, by the lower-case word before its name: `up_proj.lora_a.default`."""
+
+
+def lora_factor(words: Sequence[str]) -> str:
+    """Return A or B for the lower-case words of a factor of LoRA; empty for other parameters."""
+    return next((LORA[word] for word in words[-3:] if word in LORA), "")
+
+
 def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str, ...]:
     """Return the words of a parameter's name; of a reparametrized one, those of the plain weight.
 
