@@ -57,6 +57,7 @@ from polarlight.optimizer.param_groups import (
     indices_with_gradients,
     name_of,
     partition_for_step,
+    separate_tensors,
     without_frozen_integers,
 )
 from polarlight.optimizer.probe import Probe, count_updates, report_tasks, report_update
@@ -73,7 +74,8 @@ class SpectralOptimizer(Optimizer):
     Args:
         params: Tensors, `(name, tensor)` pairs, or dicts of these with `rule`, `view` and numbers
             of their own, as `route` makes them.
-        lr: Learning rate, a float or a one-element tensor; at least 0.
+        lr: Learning rate, a float or a one-element tensor; at least 0. Every group after the first
+            has a copy of a tensor, so that schedulers change each once.
         weight_decay: Decoupled: weights are multiplied by 1 - lr * weight_decay. At least 0.
         momentum: Decay of the first moment, in [0, 1).
         rule: Rule of the groups that bring none; None if all do, as those of a recipe.
@@ -159,6 +161,7 @@ class SpectralOptimizer(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        separate_tensors(self.param_groups)
         self.reasons.update(reasons)
 
     @overload
@@ -293,6 +296,7 @@ class SpectralOptimizer(Optimizer):
         """
         with restoring(self):
             super().load_state_dict(state_dict)
+        separate_tensors(self.param_groups)
         self._complete_state()
 
     def __getstate__(self) -> dict[str, Any]:
