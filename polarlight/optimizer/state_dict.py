@@ -56,12 +56,16 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
     The check runs after load hooks of others, which may reorder parameters.
     """
     given: StateDict = {}
+    # A load hook of others may have matched states by name, and leaves the saved names in order.
+    alone = not optimizer._optimizer_load_state_dict_pre_hooks
     forms: dict[Any, dict[str, BufferForm]] = {}
     saved_rules: list[Config] = []
 
     def check(_: Optimizer, loaded: StateDict) -> StateDict:
         """Check a loaded state dict; return it with rules and views in place of fingerprints."""
         given.update(replace_fingerprints(loaded, optimizer.param_groups))
+        if alone:
+            _check_order(loaded["param_groups"], optimizer.param_groups)
         forms.update(_checked_buffer_forms(given, optimizer.param_groups))
         saved_rules.extend(read_fingerprint(group["rule"]) for group in loaded["param_groups"])
         return given
@@ -105,7 +109,6 @@ def replace_fingerprints(state_dict: StateDict, groups: list[Group]) -> StateDic
             check_hyperparameters(replaced[-1])
         except ValueError as error:
             raise ValueError(f"param group {index} of the state dict: {error}") from error
-    _check_order(saved_groups, groups)
     _warn_of_differences(differing)
     return state_dict | {"state": dict(state_dict["state"]), "param_groups": replaced}
 
