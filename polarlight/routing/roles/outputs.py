@@ -56,6 +56,7 @@ def is_last_layer_of_the_model(site: Site, m: int, n: int, *, transposed: bool) 
 
     Several may stand side by side. Square maps, layers of repeated blocks, and maps of a residual
     stream are none, nor are maps onto the inputs of another matrix, as in an MLP or autoencoder.
+    Behind residual blocks the layer narrows at least 4 times: an encoder may end in a projection.
     """
     word = site.module_name
     if m == n or word in _BLOCK_WORDS or word in NO_HEADS or lora_factor(site.words):
@@ -63,7 +64,12 @@ def is_last_layer_of_the_model(site: Site, m: int, n: int, *, transposed: bool) 
     if _in_repeated_block(site):
         return False
     around = _Surroundings.of(site)
-    if _is_stream(site, n) or around.reads(m, own=(m, n), transposed=transposed):
+    streams = _stream_widths(site)
+    if (
+        n in streams
+        or (streams and 4 * m > n)
+        or around.reads(m, own=(m, n), transposed=transposed)
+    ):
         return False
     return around.gives(n)
 
@@ -132,8 +138,7 @@ class _Surroundings:
 
     def gives(self, n: int) -> bool:
         """Return whether n inputs come from other layers: one, several equal ones, or two."""
-        linear = self.before if not self.in_order else [*self.before, *self.after]
-        sizes = {shape[0] for shape in linear}
+        sizes = {shape[0] for shape in self.before}
         sizes |= {side for shape in self.raw for side in shape[-1:]}  # tables, recurrent weights
         flat = {side for shape in self.kernels_before for side in shape[:2] if side > 1}
         if any(n % channels == 0 for channels in flat):
@@ -183,12 +188,12 @@ def _is_unique(site: Site, place: int) -> bool:
     return sum(type(other) is type(entry) for other in container.children()) == 1
 
 
-def _is_stream(site: Site, n: int) -> bool:
-    """Return whether n is the width of a residual stream: two layers of a block read and write it.
+def _stream_widths(site: Site) -> set[int]:
+    """Return the widths of residual streams: sizes that two layers of a block read and write.
 
     Blocks are modules with a number in their path; that around the site itself does not count.
     """
-    sides: dict[str, tuple[set[str], set[str]]] = {}
+    sides: dict[str, list[Shape]] = {}
     for name, shape in site.model_index.matrices(""):
         words = name.split(".")
         place = next((i for i, word in enumerate(words[:-2]) if word.isdigit()), None)
@@ -196,7 +201,11 @@ def _is_stream(site: Site, n: int) -> bool:
             continue
         block = tuple(words[: place + 1])
         if block != site.words[: place + 1]:
-            readers, writers = sides.setdefault(".".join(block), (set(), set()))
-            readers.update({name} if shape[1] == n else ())
-            writers.update({name} if shape[0] == n else ())
-    return any(len(r | w) > 1 and r and w for r, w in sides.values())
+            sides.setdefault(".".join(block), []).append(tuple(shape))
+    return {
+        width
+        for shapes in sides.values()
+        if len(shapes) > 1
+        for width in {fan_out for fan_out, _ in shapes} & {fan_in for _, fan_in in shapes}
+        if sum(width in shape for shape in shapes) > 1
+    }
