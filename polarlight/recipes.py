@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from polarlight.leaderboard import record
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
 from polarlight.lookup import option_named
+from polarlight.routing.keys import Key
 from polarlight.routing.left_over import route_and_warn
 from polarlight.routing.roles import Assignment, Part, Role
-from polarlight.routing.route import Key, Overrides, ParamGroup, Route
+from polarlight.routing.route import Overrides, ParamGroup, Route
 from polarlight.rule import UpdateRule
 from polarlight.rules.adamw import AdamWRule
 from polarlight.rules.aurora import aurora

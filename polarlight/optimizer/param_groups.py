@@ -155,13 +155,28 @@ def check_disjoint(groups: Sequence[Group], params: Sequence[Any]) -> None:
         )
 
 
+def _refuse_dtypes(named: Sequence[tuple[str, Tensor]]) -> None:
+    """Raise ValueError if parameters are complex, integer or boolean."""
+    others = [f"{name} is {p.dtype}" for name, p in named if not p.is_floating_point()]
+    if not others:
+        return
+    hint = ""
+    if name := next((name for name, p in named if p.is_complex()), ""):
+        hint = (
+            f". Store torch.view_as_real({name}) as the parameter and call torch.view_as_complex "
+            "in forward; or pass model.named_parameters() without it, and it to an optimizer of "
+            "torch"
+        )
+    raise ValueError(
+        f"{', '.join(others)}; only real floating-point parameters are supported{hint}"
+    )
+
+
 def _check_parameters(group: Group, index: int) -> None:
     """Raise ValueError unless dtypes and shapes of a group's parameters fit its rule and view."""
     rule, view = group["rule"], group["view"]
     named = [(name_of(group, index, i), p) for i, p in enumerate(group["params"])]
-    others = [f"{name} is {p.dtype}" for name, p in named if not p.is_floating_point()]
-    if others:
-        raise ValueError(f"{', '.join(others)}; only real floating-point parameters are supported")
+    _refuse_dtypes(named)
     if not isinstance(rule, UpdateRule):
         return
     refuse_tensor_parallel(named)

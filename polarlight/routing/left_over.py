@@ -51,13 +51,17 @@ def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
     """Warn once if no parameter gets the optimizer's rule, or AdamW gets possible matrices.
 
     These are raw parameters that nothing is known of, and kernels if they are many. An override
-    says that a parameter is meant to be where it is.
+    says that a parameter is meant to be where it is. Of complex ones the optimizer's error tells.
 
     Args:
         routed: Every parameter with its route.
         stacklevel: As in `warnings.warn`, counted from the caller.
     """
-    trained = [found for found in routed if found.assignment.parameter.requires_grad]
+    trained = [
+        found
+        for found in routed
+        if (p := found.assignment.parameter).requires_grad and not p.is_complex()
+    ]
     elementwise = [found for found in trained if is_elementwise(found.entry)]
     left = [found for found in elementwise if found.keys[0] is None and _may_be_matrix(found)]
     if trained and len(elementwise) == len(trained) and not any(f.keys[0] for f in trained):

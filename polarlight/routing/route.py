@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from fnmatch import fnmatchcase
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -10,7 +9,16 @@ from torch import Tensor, nn
 from polarlight.lookup import nearest
 from polarlight.routing.explain import explain
 from polarlight.routing.explain.folding import fold
-from polarlight.routing.roles import MATRIX_ROLES, Assignment, Part, Role, infer_roles
+from polarlight.routing.keys import (
+    Key,
+    first_match,
+    format_key,
+    format_keys,
+    has_pattern,
+    matches_key,
+    parse_key,
+)
+from polarlight.routing.roles import MATRIX_ROLES, Assignment, Role, infer_roles
 from polarlight.rule import ElementwiseRule, Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
@@ -46,7 +54,6 @@ class Route:
             )
 
 
-Key = Role | tuple[Role, Part | str] | str
 Table = Mapping[Role | str, Route | Rule] | Mapping[Key, Route | Rule]
 """Routes by what parameters match, in order; the first entry that matches wins. A rule stands for a
 `Route` of this rule and nothing else.
@@ -57,10 +64,11 @@ dots. A name that happens to equal a role's value is matched by a pattern such a
 """
 
 Overrides = Mapping[Role | str, Route | Rule | Role] | Mapping[Key, Route | Rule | Role]
-"""Exceptions from a table, with its keys. A value may be
+"""Exceptions from a table, with its keys. A pattern without a match is an error. A role, or a pair
+of role and part, is a default, which a model without that role leaves unused. A value may be
 
 a `Role`: the parameter is treated as one of that role (`Role.HIDDEN`: it gets the matrices' rule);
-    one of a single dimension never as a matrix;
+    one of a single dimension never as a matrix, and a pattern that matches only such is an error;
 a rule: it gets this rule; numbers are those of other parameters with a rule of its kind;
 a `Route`: the entries that it has replace the parameter's own.
 """
@@ -130,18 +138,19 @@ def resolve(
         raise ValueError("the model has no parameters to route")
     if not isinstance(table, Mapping):
         raise TypeError(f"table must map roles or name patterns to Routes, got {table!r}")
-    entries = {_parse_key(key): _parse_entry(key, entry) for key, entry in table.items()}
+    entries = {parse_key(key): _parse_entry(key, entry) for key, entry in table.items()}
     exceptions = {
-        _parse_key(key): _parse_override(key, value) for key, value in (overrides or {}).items()
+        parse_key(key): _parse_override(key, value) for key, value in (overrides or {}).items()
     }
-    asked = [_first_match(assignment, exceptions) for assignment in assignments]
+    asked = [first_match(assignment, exceptions) for assignment in assignments]
     _check_used(assignments, exceptions, asked)
-    _check_used(assignments, entries, [_first_match(a, entries) for a in assignments])
+    _check_matrices(assignments, exceptions, asked)
+    _check_used(assignments, entries, [first_match(a, entries) for a in assignments])
     assignments = [
         assignment if key is None else _with_override(assignment, key, exceptions[key])
         for assignment, key in zip(assignments, asked, strict=True)
     ]
-    matches = [_first_match(assignment, entries) for assignment in assignments]
+    matches = [first_match(assignment, entries) for assignment in assignments]
     _check_covered(assignments, matches)
     keys = [(key, match) for key, match in zip(asked, matches, strict=True) if match is not None]
     routes = [
@@ -175,9 +184,7 @@ def _parse_entry(key: Key, value: object) -> Route:
     if _is_rule(value):
         return Route(rule=cast(Rule, value))
     if not isinstance(value, Route):
-        raise TypeError(
-            f"the entry for {_format_key(key)} must be a Route or a rule, got {value!r}"
-        )
+        raise TypeError(f"the entry for {format_key(key)} must be a Route or a rule, got {value!r}")
     return value
 
 
@@ -194,11 +201,11 @@ def _parse_override(key: Key, value: object) -> Route | Role:
         return Route(rule=cast(Rule, value))
     if not isinstance(value, Route):
         raise TypeError(
-            f"the override for {_format_key(key)} must be a Route, a rule or a Role, got {value!r}"
+            f"the override for {format_key(key)} must be a Route, a rule or a Role, got {value!r}"
         )
     if value == Route():
         raise ValueError(
-            f"the override for {_format_key(key)} is an empty Route, which changes nothing; "
+            f"the override for {format_key(key)} is an empty Route, which changes nothing; "
             "Role.HIDDEN gives a parameter the rule of the matrices"
         )
     return value
@@ -206,7 +213,7 @@ def _parse_override(key: Key, value: object) -> Route | Role:
 
 def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Assignment:
     """Return a copy of an assignment with an override's role, and the override in the reason."""
-    reason = f"override for {_format_key(key)}; {assignment.reason}"
+    reason = f"override for {format_key(key)}; {assignment.reason}"
     role = value if isinstance(value, Role) else assignment.role
     if role in MATRIX_ROLES and assignment.parameter.ndim < 2:
         role = assignment.role
@@ -233,42 +240,6 @@ def is_elementwise(entry: Route) -> bool:
     return entry.rule is not None and not isinstance(entry.rule, UpdateRule)
 
 
-def _parse_key(key: Key) -> Key:
-    """Return a key with roles and parts converted from text; raise if no role, pair or text."""
-    if isinstance(key, tuple) and len(key) == 2:
-        role, part = key
-        is_pattern = part not in set(Part) and any(letter in part for letter in "*?[.")
-        return Role(role), part if is_pattern else Part(part)
-    if not isinstance(key, str):
-        raise TypeError(f"a key must be a Role, a pair or a glob pattern on names, got {key!r}")
-    return Role(key) if key in set(Role) else key
-
-
-def _first_match(assignment: Assignment, keys: Iterable[Key]) -> Key | None:
-    """Return the first key that matches a parameter; None if none does."""
-    return next((key for key in keys if _matches_key(assignment, key)), None)
-
-
-def _matches_key(assignment: Assignment, key: Key) -> bool:
-    """Return whether a key fits: role, role with part or name pattern, or name pattern alone."""
-    if isinstance(key, Role):
-        return assignment.role is key
-    if isinstance(key, tuple):
-        role, part = key
-        fits = (
-            assignment.part is part
-            if isinstance(part, Part)
-            else _matches_pattern(assignment, part)
-        )
-        return assignment.role is role and fits
-    return _matches_pattern(assignment, key)
-
-
-def _matches_pattern(assignment: Assignment, pattern: str) -> bool:
-    """Return whether a glob pattern matches a parameter's name."""
-    return fnmatchcase(assignment.name, pattern)
-
-
 def _check_covered(assignments: Sequence[Assignment], matches: Sequence[Key | None]) -> None:
     """Raise ValueError if a parameter matches no entry of the table."""
     uncovered: dict[str, list[str]] = {}
@@ -286,28 +257,41 @@ def _check_used(
     assignments: Sequence[Assignment], keys: Iterable[Key], matches: Sequence[Key | None]
 ) -> None:
     """Raise ValueError if a pattern matches nothing, or nothing that earlier entries leave."""
-    patterns = [key for key in keys if _has_pattern(key)]
+    patterns = [key for key in keys if has_pattern(key)]
     idle = [key for key in patterns if key not in matches]
-    missing = [key for key in idle if not any(_matches_key(a, key) for a in assignments)]
+    missing = [key for key in idle if not any(matches_key(a, key) for a in assignments)]
     if missing:
         names = [pattern for pattern, _ in fold(a.name for a in assignments)]
         hints = "".join(_suggestion(key, names) for key in missing if isinstance(key, str))
         more = ", ..." if len(names) > 5 else ""
         raise ValueError(
-            f"no parameter matches {_format_keys(missing)}.{hints} "
+            f"no parameter matches {format_keys(missing)}.{hints} "
             f"The names are: {', '.join(names[:5])}{more}"
         )
     if idle:
         raise ValueError(
-            f"earlier entries take every parameter that matches {_format_keys(idle)}; the first "
+            f"earlier entries take every parameter that matches {format_keys(idle)}; the first "
             "match wins: move these patterns up or remove them"
         )
 
 
-def _has_pattern(key: Key) -> bool:
-    """Return whether a key, or a pair's second entry, is a pattern: any text but a role or part."""
-    last = key[1] if isinstance(key, tuple) else key
-    return not isinstance(last, Role | Part)
+def _check_matrices(
+    assignments: Sequence[Assignment],
+    overrides: Mapping[Key, Route | Role],
+    asked: Sequence[Key | None],
+) -> None:
+    """Raise ValueError if a pattern gives a role of matrices to vectors alone."""
+    for key, role in overrides.items():
+        if role not in MATRIX_ROLES or not has_pattern(key):
+            continue
+        found = [a for a, own in zip(assignments, asked, strict=True) if own == key]
+        if all(a.parameter.ndim < 2 for a in found):
+            names = ", ".join(f"{a.name} {tuple(a.parameter.shape)}" for a in found[:3])
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise ValueError(
+                f"the override for {format_key(key)} makes matrices of {names}{more}, which need "
+                "two dimensions; give them a Route(lr=...), an AdamWRule() or Role.VECTOR"
+            )
 
 
 def _suggestion(pattern: str, names: Sequence[str]) -> str:
@@ -367,24 +351,12 @@ def _new_group(entry: Route, assignment: Assignment, view: MatrixView) -> ParamG
 
 def _reason(assignment: Assignment, key: Key) -> str:
     """Return an assignment's reason, preceded by the table's pattern that matched, if any."""
-    if not _has_pattern(key):
+    if not has_pattern(key):
         return assignment.reason
-    return f"matches {_format_key(key)}; {assignment.reason}"
-
-
-def _format_key(key: Key) -> str:
-    """Format a table's key: conv, (down, '*.3.*'), '*.3.*'."""
-    if isinstance(key, tuple):
-        return f"({', '.join(map(_format_key, key))})"
-    return str(key) if isinstance(key, Role | Part) else repr(key)
+    return f"matches {format_key(key)}; {assignment.reason}"
 
 
 def _format_problems(problems: Mapping[str, Sequence[str]]) -> str:
     """Format {problem: names} as one line per folded name pattern."""
     lines = [f"{pattern}{what}" for what, names in problems.items() for pattern, _ in fold(names)]
     return "\n  " + "\n  ".join(lines)
-
-
-def _format_keys(patterns: Iterable[Key]) -> str:
-    """Format table keys as a list."""
-    return ", ".join(map(_format_key, patterns))

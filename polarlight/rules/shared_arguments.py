@@ -27,6 +27,7 @@ class Shared(TypedDict, total=False):
         overrides: Other routes for some parameters: `{Role.CONV: Role.HIDDEN}` gives convolutions
             the method, `{"*.layers.0.*": Route(lr=1e-3)}` a layer its own learning rate, and
             `{"decoder.*": AdamWRule()}` excludes. Keys: roles, patterns on names, or pairs of both.
+            A pattern must match a parameter; a role may be one that the model lacks.
         aux_lr: AdamW's learning rate. None takes 3e-3, or `lr` where the scale is
             `MatchRmsAdamW`: updates of matrices are as large as AdamW's then.
         aux_betas: AdamW's decay rates, (0.9, 0.95) by default.

@@ -335,3 +335,20 @@ def test_a_rule_in_a_table_stands_for_its_route():
 def test_parameters_without_names_are_refused_with_what_fits():
     with pytest.raises(TypeError, match="got a Parameter"):
         polarlight.route(list(nn.Linear(4, 8).parameters()), {Role.HIDDEN: MUON})
+
+
+def test_a_complex_parameter_is_refused_with_a_way_out_and_no_warning():
+    model = nn.Sequential(nn.Linear(8, 8))
+    model.register_parameter("filter", nn.Parameter(torch.zeros(4, 4, dtype=torch.complex64)))
+    with pytest.raises(ValueError, match=r"filter is torch.complex64; .*view_as_real\(filter\)"):
+        polarlight.Muon(model)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_layer_without_a_shape_is_refused_with_its_name_until_a_forward_pass(by_name):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.LazyLinear(8))
+    source = list(model.named_parameters()) if by_name else model
+    with pytest.raises(ValueError, match=r"2\.weight, 2\.bias: no shape yet.*forward pass first"):
+        polarlight.Muon(source)
+    model(torch.zeros(1, 4))
+    assert [g["role"] for g in polarlight.Muon(model).param_groups] == ["hidden", "vector"]

@@ -132,6 +132,13 @@ REFUSED = {
     "a rule that takes no vectors": (
         {"layers.0.*": polarlight.rules.muon()}, ValueError, r"up_proj\.bias: .*at least 2 dim",
     ),
+    "a matrix of a vector": (
+        {"layers.0.mlp.up_proj.bias": Role.HIDDEN},
+        ValueError, r"'layers.0.mlp.up_proj.bias' makes matrices of .*bias \(32,\), which need two",
+    ),
+    "matrices of vectors alone": (
+        {"*.bias": Role.DOWN}, ValueError, r"layers.2.mlp.up_proj.bias \(32,\).*Route\(lr=",
+    ),
     "one that an earlier one hides": (
         {"layers.*": Route(lr=1.0), "layers.0.*": Route(lr=2.0)}, ValueError, "first match wins",
     ),
@@ -143,6 +150,23 @@ REFUSED = {
 def test_overrides_that_do_nothing_or_do_not_fit_are_refused(make, overrides, error, said):
     with pytest.raises(error, match=said):
         make(language_model(), overrides=overrides)
+
+
+def test_a_pattern_of_matrices_and_vectors_makes_matrices_of_the_matrices_alone():
+    optimizer = polarlight.Muon(language_model(), overrides={"layers.0.mlp.*": Role.HIDDEN})
+    assert group_of(optimizer, "layers.0.mlp.up_proj.weight")["role"] == "hidden"
+    assert group_of(optimizer, "layers.0.mlp.up_proj.bias")["role"] == "vector"
+
+
+def test_a_role_that_the_model_lacks_is_no_error():
+    optimizer = polarlight.Muon(language_model(), overrides={Role.CONV: Role.HIDDEN})
+    assert {g["role"] for g in optimizer.param_groups} == {
+        "embedding",
+        "gate_up",
+        "down",
+        "vector",
+        "head",
+    }
 
 
 def test_parameters_without_names_take_no_overrides():

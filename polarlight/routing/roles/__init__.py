@@ -24,6 +24,7 @@ from polarlight.routing.roles.names import NO_MATRICES
 from polarlight.routing.roles.outputs import is_last_layer_of_the_model, is_output_beside_layers
 from polarlight.routing.roles.site import Site, sites_by_name, sites_of, unknown
 from polarlight.routing.roles.vocabulary import MATRIX_ROLES, Assignment, Decision, Part, Role
+from polarlight.routing.roles.wrappers import lora_base, lora_factor
 from polarlight.view import Flattened, Heads, MatrixView, RowBlocks, Transposed, Whole
 
 __all__ = ["MATRIX_ROLES", "Assignment", "Part", "Role", "infer_roles"]
@@ -42,17 +43,39 @@ def infer_roles(source: nn.Module | Named) -> list[Assignment]:
     model = source if isinstance(source, nn.Module) else None
     sites = sites_by_name(cast(Named, source)) if model is None else sites_of(model)
     head_reason_by_id = known_heads(model, sites)
-    return [_assign(uses, head_reason_by_id) for uses in sites]
+    by_words = {site.words: uses for uses in sites for site in uses}
+
+    def decide(uses: Sequence[Site]) -> Decision:
+        """Return the most certain decision on one parameter; a factor of LoRA follows its base."""
+        base = by_words.get(lora_base(uses[0].words))
+        if base and _adapts(uses[0], base[0]):
+            return _lora_decision(uses[0], next(_decisions(base, head_reason_by_id)))
+        return next(_decisions(uses, head_reason_by_id))
+
+    return [_assign(uses[0], decide(uses)) for uses in sites]
 
 
-def _assign(uses: Sequence[Site], head_reason_by_id: Mapping[int, str]) -> Assignment:
-    """Return one parameter's assignment: its most certain decision, and its MLP block."""
-    site = uses[0]
-    found = next(_decisions(uses, head_reason_by_id))
+def _assign(site: Site, found: Decision) -> Assignment:
+    """Return one parameter's assignment: its decision, and its MLP block."""
     reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
     changed = {"reason": reason, "block": block_of(site, found)}
     decided = {field.name: getattr(found, field.name) for field in fields(found)}
     return Assignment(site.name, site.parameter, **(decided | changed))
+
+
+def _adapts(site: Site, base: Site) -> bool:
+    """Return whether a factor of LoRA has a side of its base's weight; packed weights have not."""
+    shape = site.parameter.shape
+    outer = shape[-1] if lora_factor(site.words) == "A" else shape[0]
+    return len(shape) == base.parameter.ndim == 2 and outer in base.parameter.shape
+
+
+def _lora_decision(site: Site, base: Decision) -> Decision:
+    """Return the decision on a factor of LoRA: role and part of the layer that it adapts."""
+    reason = f"{lora_factor(site.words)} of LoRA for: {base.reason}"
+    if min(site.parameter.shape) == 1:
+        return Decision(Role.VECTOR, f"{reason}; a single row or column")
+    return Decision(base.role, reason, part=base.part)
 
 
 def _decisions(uses: Sequence[Site], head_reason_by_id: Mapping[int, str]) -> Iterator[Decision]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from polarlight.routing.roles.names import MLP, MLP_BLOCKS, part_of
 from polarlight.routing.roles.site import Site, unknown
 from polarlight.routing.roles.vocabulary import Decision, Part, Role
-from polarlight.routing.roles.wrappers import plain_name
+from polarlight.routing.roles.wrappers import lora_factor, plain_name
 from polarlight.view import (
     Heads,
     Interleaved,
@@ -109,6 +109,8 @@ def block_of(site: Site, decision: Decision) -> str:
     m, n = decision.view.shapes(site.parameter.shape)[0][-2:]
     sizes = [(m, n), (m, 2 * n), (2, m, n)] if decision.part is Part.DOWN else [(m, n)]
     depths = _block_depths(site)[:1] if decision.role is Role.EXPERT else _block_depths(site)
+    if lora_factor(site.words):
+        depths = []  # a factor has no neurons in common with the others
     depth = next((depth for depth in depths if site.has_within(depth, *sizes)), len(site.block))
     return ".".join(plain_name(site.name).split(".")[:depth])
 

@@ -41,6 +41,8 @@ def is_output_beside_layers(site: Site, m: int, n: int) -> bool:
     beside_layers, embedded, before, own = False, False, bool(site.modules), ".".join(site.words)
     for name, shape in site.model_index.shapes.items():
         before &= name != own
+        if lora_factor(name.split(".")):
+            continue
         inside = in_layers(name.split(".")) and not (list_prefix and name.startswith(list_prefix))
         beside_layers |= n in shape and inside
         embeds = before and tuple(shape) == (n, m) and not inside
@@ -197,7 +199,7 @@ def _stream_widths(site: Site) -> set[int]:
     for name, shape in site.model_index.matrices(""):
         words = name.split(".")
         place = next((i for i, word in enumerate(words[:-2]) if word.isdigit()), None)
-        if place is None or len(shape) > 2 or names_modulation(name) or lora_factor(words):
+        if place is None or len(shape) > 2 or names_modulation(name):
             continue
         block = tuple(words[: place + 1])
         if block != site.words[: place + 1]:

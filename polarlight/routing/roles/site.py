@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from polarlight.routing.roles.names import EMBEDDING_ENDINGS, EMBEDDINGS, HEADS
 from polarlight.routing.roles.vocabulary import Decision, Role
-from polarlight.routing.roles.wrappers import MAGNITUDE, skipped, weight_words
+from polarlight.routing.roles.wrappers import MAGNITUDE, lora_factor, skipped, weight_words
 
 _NEAR = 5
 
@@ -43,12 +43,13 @@ class ModelIndex:
         return cls(shapes, frozenset(blocks), {name: shapes[name] for name in tables}, inside)
 
     def matrices(self, prefix: str) -> Iterator[tuple[str, torch.Size]]:
-        """Yield (name, shape) of matrices and kernels with this name prefix; no tables.
+        """Yield (name, shape) of matrices and kernels with this name prefix; no tables or adapters.
 
         A prefix that stands for a module ends in a dot.
         """
         for name, shape in self.shapes.items():
-            if name.startswith(prefix) and len(shape) >= 2 and name not in self.tables:
+            matrix = len(shape) >= 2 and name not in self.tables
+            if matrix and name.startswith(prefix) and not lora_factor(name.split(".")):
                 yield name, shape
 
 
@@ -278,6 +279,7 @@ def _group_by_tensor(
     named: list[tuple[str, Tensor]], modules: Mapping[str, nn.Module]
 ) -> list[list[Site]]:
     """Return the sites of named parameters; those of one tensor are in one list."""
+    _refuse_uninitialized(named)
     names = {name for name, _ in named}
     unwrapped = [_without_wrappers(name, names, modules) for name, _ in named]
     shapes, tables = {}, []
@@ -290,6 +292,16 @@ def _group_by_tensor(
     for (name, p), (words, chain) in zip(named, unwrapped, strict=True):
         sites.setdefault(id(p), []).append(Site(name, words, p, chain, model_index))
     return list(sites.values())
+
+
+def _refuse_uninitialized(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise ValueError if parameters of lazy modules have no shape yet."""
+    lazy = [name for name, p in named if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"{', '.join(lazy)}: no shape yet, as in an nn.LazyLinear before its first input; "
+            "run a forward pass first, then make the optimizer"
+        )
 
 
 def _without_wrappers(

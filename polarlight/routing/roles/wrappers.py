@@ -48,6 +48,12 @@ def lora_factor(words: Sequence[str]) -> str:
     return next((LORA[word] for word in words[-3:] if word in LORA), "")
 
 
+def lora_base(words: Sequence[str]) -> tuple[str, ...]:
+    """Return the words of the weight that a factor of LoRA adapts; () for other parameters."""
+    place = next((i for i, word in enumerate(words) if word in LORA), None)
+    return (*words[:place], "weight") if place and lora_factor(words) else ()
+
+
 def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str, ...]:
     """Return the words of a parameter's name; of a reparametrized one, those of the plain weight.
 

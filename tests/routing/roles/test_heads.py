@@ -10,9 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 import polarlight
 from polarlight import Role
 from polarlight.routing import infer_roles
+from polarlight.routing.roles import MATRIX_ROLES
 from polarlight.routing.roles.names import block_and_half
 from polarlight.routing.roles.wrappers import plain_name
-from tests.routing.roles.blocks import block, found, linear
+from tests.routing.roles.blocks import block, found, linear, raw
 
 
 class LM(nn.Module):
@@ -266,6 +267,33 @@ def test_an_adapted_model_of_peft_has_the_roles_of_its_base():
     assert roles["base_model.model.embed.weight"] is Role.EMBEDDING
     assert roles["base_model.model.layers.0.down_proj.weight"] is Role.DOWN
     assert roles["base_model.model.layers.0.up_proj.base_layer.weight"] is Role.GATE_UP
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("target", "role", "reason"),
+    [
+        ("down_proj", Role.DOWN, "down of an MLP"),
+        ("up_proj", Role.GATE_UP, "up of an MLP"),
+        ("lm_head", Role.HEAD, ""),
+    ],
+)
+def test_both_factors_of_lora_have_the_role_of_their_layer(target, role, reason, named):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    model = peft.get_peft_model(LM(), peft.LoraConfig(r=2, target_modules=[target]))
+    source = model.named_parameters() if named else model
+    factors = {a.name: a for a in infer_roles(source) if ".lora_" in a.name}
+    assert {a.role for a in factors.values()} == {role}
+    for name, a in factors.items():
+        assert a.reason.startswith(f"{'A' if 'lora_A' in name else 'B'} of LoRA for: {reason}")
+        assert len(a.view) == 1
+
+
+def test_a_factor_beside_packed_weights_is_a_matrix_by_itself():
+    """Of 4-bit weights nothing but their number of bytes is known."""
+    layer = block(base_layer=block(weight=raw(512, 1)), lora_A=linear(2, 32), lora_B=linear(64, 2))
+    roles = {a.name: a.role for a in infer_roles(block(mlp=block(up_proj=layer)))}
+    assert roles["mlp.up_proj.lora_B.weight"] in MATRIX_ROLES
 
 
 NAMES = {
