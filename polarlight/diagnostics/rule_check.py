@@ -71,9 +71,9 @@ class RuleCheck:
         >>> optimizer.step()
         >>> print(monitor.report())
         0.weight  muon x 1  kept
-        1.weight  muon x 1  kept
         0.bias    adamw x 1  kept
         1.bias    adamw x 1  kept
+        1.weight  adamw x 1  kept
     """
 
     every: int = 100

@@ -64,7 +64,7 @@ class Freon(WithAdamW):
         >>> power = polarlight.linalg.ExactPower(-0.5)
         >>> optimizer = polarlight.Freon(model, lr=0.02, power=power)
         >>> [group['rule'].name for group in optimizer.param_groups]
-        ['freon', 'adamw']
+        ['freon', 'adamw', 'adamw']
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class Kaon(WithAdamW):
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
         >>> optimizer = polarlight.Kaon(model, lr=0.02, aux_lr=3e-3)
         >>> [group['rule'].name for group in optimizer.param_groups]
-        ['kaon', 'adamw']
+        ['kaon', 'adamw', 'adamw']
     """
 
     def __init__(

@@ -71,7 +71,7 @@ class KLSOAP(WithAdamW):
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
         >>> optimizer = polarlight.KLSOAP(model, lr=3e-3, max_side=1024)
         >>> [group['rule'].name for group in optimizer.param_groups]
-        ['kl_soap', 'adamw']
+        ['kl_soap', 'adamw', 'adamw']
     """
 
     def __init__(

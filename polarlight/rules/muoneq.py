@@ -77,7 +77,7 @@ class MuonEq(WithAdamW):
         >>> columns = polarlight.stages.EquilibrateColumns()
         >>> optimizer = polarlight.MuonEq(model, lr=2e-3, balance=columns)
         >>> [group['rule'].name for group in optimizer.param_groups]
-        ['muoneq', 'adamw']
+        ['muoneq', 'adamw', 'adamw']
     """
 
     def __init__(

@@ -77,7 +77,7 @@ class NorMuon(WithAdamW):
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
         >>> optimizer = polarlight.NorMuon(model, lr=0.02, beta2=0.9)
         >>> [group['rule'].name for group in optimizer.param_groups]
-        ['normuon', 'adamw']
+        ['normuon', 'adamw', 'adamw']
     """
 
     _make_rule = staticmethod(normuon)

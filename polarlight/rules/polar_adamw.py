@@ -66,7 +66,7 @@ class PolarAdamW(WithAdamW):
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
         >>> optimizer = polarlight.PolarAdamW(model, lr=0.02, betas=(0.9, 0.99))
         >>> [group['rule'].name for group in optimizer.param_groups]
-        ['polar_adamw', 'adamw']
+        ['polar_adamw', 'adamw', 'adamw']
     """
 
     def __init__(

@@ -73,7 +73,7 @@ class PolarGrad(WithAdamW):
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
         >>> optimizer = polarlight.PolarGrad(model, lr=0.02, power=0.5)
         >>> [group['rule'].name for group in optimizer.param_groups]
-        ['polargrad', 'adamw']
+        ['polargrad', 'adamw', 'adamw']
     """
 
     def __init__(

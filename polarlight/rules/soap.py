@@ -72,7 +72,7 @@ class SOAP(WithAdamW):
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
         >>> optimizer = polarlight.SOAP(model, lr=3e-3, every=5)
         >>> [group['rule'].name for group in optimizer.param_groups]
-        ['soap', 'adamw']
+        ['soap', 'adamw', 'adamw']
     """
 
     def __init__(

@@ -63,7 +63,7 @@ class UNorMuon(NorMuon):
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
         >>> optimizer = polarlight.UNorMuon(model, lr=0.02, weight_decay=0.1)
         >>> [group['rule'].name for group in optimizer.param_groups]
-        ['unormuon', 'adamw']
+        ['unormuon', 'adamw', 'adamw']
     """
 
     _make_rule = staticmethod(unormuon)

@@ -337,7 +337,7 @@ def test_parameters_without_names_are_refused_with_what_fits():
         polarlight.route(list(nn.Linear(4, 8).parameters()), {Role.HIDDEN: MUON})
 
 
-def test_a_complex_parameter_is_refused_with_a_way_out_and_no_warning():
+def test_a_complex_parameter_raises_an_error_without_a_warning():
     model = nn.Sequential(nn.Linear(8, 8))
     model.register_parameter("filter", nn.Parameter(torch.zeros(4, 4, dtype=torch.complex64)))
     with pytest.raises(ValueError, match=r"filter is torch.complex64; .*view_as_real\(filter\)"):
