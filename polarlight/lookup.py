@@ -1,9 +1,15 @@
-"""Look up names that people type; refuse others with the nearest that is known."""
+"""Look up names that people type, and check arguments where they are given.
 
-from collections.abc import Iterable, Mapping
+An unknown name is refused with the nearest that is known, any other argument with its name, its
+value and what fits: at the call, not in the first step that uses it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import TypeVar
+from inspect import signature
+from numbers import Integral
+from typing import Any, TypeVar
 
 from polarlight.registry import fields_of
 
@@ -91,3 +97,66 @@ def check_objects_in(slot: object, called: Mapping[str, str] | None = None) -> N
             check_object(name, value)
         for part in value if isinstance(value, tuple) else (value,):
             check_objects_in(part)
+
+
+def described(value: object) -> str:
+    """Return a value as text for an error: a class as such, by its type what has no short text."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text, kind = repr(value), type(value).__name__
+    if len(text) > 60 or "\n" in text or " at 0x" in text:
+        return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
+    return text
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise ValueError unless an argument is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be an integer >= {least}, got {described(value)}")
+    if int(value) < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")
+
+
+def check_callable(name: str, value: object, arguments: str, fits: str) -> None:
+    """Raise TypeError unless an argument can be called with these; a class is refused.
+
+    Args:
+        name: The argument's.
+        value: Its value.
+        arguments: What it is called with, as `step, records`.
+        fits: Examples of what can be given.
+    """
+    expected = f"{name} must be callable as {name}({arguments}), such as {fits}"
+    if isinstance(value, type) or not callable(value):
+        raise TypeError(f"{expected}; got {described(value)}")
+    try:
+        form = signature(value)
+    except ValueError:  # builtins may have none
+        return
+    try:
+        form.bind(*arguments.split(", "))
+    except TypeError as error:
+        raise TypeError(f"{expected}; got {described(value)} of {form}") from error
+
+
+def check_groups(function: str, groups: Any) -> list[Any]:
+    """Return the param groups that were given to a function; raise TypeError for anything else."""
+    found: list[Any] = list(groups) if isinstance(groups, Iterable) else []
+    if not all(isinstance(group, Mapping) for group in found) or isinstance(groups, str | Mapping):
+        found = []
+    if not found and not (isinstance(groups, Sequence) and len(groups) == 0):
+        is_optimizer = hasattr(groups, "param_groups") and not isinstance(groups, type)
+        raise TypeError(
+            f"{function} takes param groups, dicts with 'params', got {described(groups)}; give "
+            + (".param_groups of it" if is_optimizer else "optimizer.param_groups")
+        )
+    return found
+
+
+def check_optimizer(function: str, optimizer: Any) -> None:
+    """Raise TypeError unless the argument of a function is an optimizer, or a wrapper of one."""
+    if isinstance(optimizer, type) or not hasattr(optimizer, "param_groups"):
+        raise TypeError(
+            f"{function} takes an optimizer, which has .param_groups, got {described(optimizer)}; "
+            "give the optimizer"
+        )

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from polarlight.leaderboard import record
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
-from polarlight.lookup import option_named
+from polarlight.lookup import check_groups, option_named
 from polarlight.routing.left_over import route_and_warn
 from polarlight.routing.roles import Assignment, Part, Role
 from polarlight.routing.route import Key, Overrides, ParamGroup, Route
@@ -180,12 +180,13 @@ def with_head_rate(groups: Iterable[ParamGroup], factor: float) -> list[ParamGro
 
     Raises:
         ValueError: If the factor is not positive.
+        TypeError: If `groups` are none, as an optimizer.
     """
     if not factor > 0:
         raise ValueError(f"factor must be > 0, got {factor}")
     return [
         {**group, "lr": group["lr"] * factor} if group["role"] == Role.HEAD else group
-        for group in groups
+        for group in check_groups("with_head_rate", groups)
     ]
 
 

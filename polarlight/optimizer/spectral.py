@@ -59,7 +59,7 @@ from polarlight.optimizer.param_groups import (
     partition_for_step,
     without_frozen_integers,
 )
-from polarlight.optimizer.probe import Probe, count_updates, report_tasks, report_update
+from polarlight.optimizer.probe import Probe, add_probe, count_updates, report_tasks, report_update
 from polarlight.optimizer.shared_gradients import SharedGradients
 from polarlight.optimizer.state_dict import restoring
 from polarlight.optimizer.streaming import Place, step_streamed, streams
@@ -268,10 +268,12 @@ class SpectralOptimizer(Optimizer):
         return self._guard.skipped(self.param_groups)
 
     def observe(self, probe: Probe) -> RemovableHandle:
-        """Report every step to `probe` until the returned handle's `remove()` is called."""
-        handle = RemovableHandle(self._probes)
-        self._probes[handle.id] = probe
-        return handle
+        """Report every step to `probe` until the returned handle's `remove()` is called.
+
+        Raises:
+            TypeError: If it has no `begin`, `observe` and `end`, or is a class.
+        """
+        return add_probe(self._probes, probe)
 
     def state_dict(self) -> StateDict:
         """Return state and param groups, with fingerprints as text instead of rules and views."""
