@@ -8,8 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from enum import StrEnum
 from inspect import signature
-from numbers import Integral
+from math import inf
+from numbers import Integral, Real
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 from polarlight.registry import fields_of
 
@@ -48,6 +51,19 @@ def unknown(name: str, known: Iterable[str], what: str) -> ValueError:
     near = nearest(name, names)
     hint = f" Did you mean {near!r}?" if near else ""
     return ValueError(f"{what} {name!r}.{hint} Known: {', '.join(names)}")
+
+
+class Option(StrEnum):
+    """Base of options that are given by name: an unknown one is refused with all that are known."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        named = [str(option) for option in cls if str(option)]
+        near = nearest(value, named) if isinstance(value, str) else None
+        hint = f" Did you mean {near!r}?" if near else ""
+        raise ValueError(
+            f"{described(value)} is not a valid {cls.__name__}.{hint} Legal: {', '.join(named)}"
+        )
 
 
 LEGAL: Mapping[str, str] = {
@@ -117,6 +133,49 @@ def check_count(name: str, value: object, least: int = 1) -> None:
         raise ValueError(f"{name} must be >= {least}, got {value}")
 
 
+def check_number(name: str, value: Any, legal: str = "") -> None:
+    """Raise ValueError unless an argument is a number, or a tensor of one element.
+
+    Args:
+        name: The argument's.
+        value: Its value.
+        legal: The range, for the message; what is outside of it is not refused here.
+    """
+    if isinstance(value, str):
+        raise ValueError(f"{name} must be a number, got the text {value!r}")
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"a tensor {name} must have 1 element, got shape {tuple(value.shape)}")
+    elif not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number{legal}, got {described(value)}")
+
+
+def check_rate(name: str, value: Any) -> None:
+    """Raise ValueError unless an argument is a number in [0, inf): a learning rate, a decay."""
+    check_number(name, value, " >= 0")
+    if not value >= 0:
+        raise ValueError(f"{name} must be >= 0, got {value}")
+    if value == inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Raise ValueError unless an argument is a number in [0, 1): the decay of an average."""
+    check_number(name, value, " in [0, 1)")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1), got {value}")
+
+
+def check_betas(name: str, value: Any) -> None:
+    """Raise ValueError unless an argument is a pair of numbers in [0, 1)."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(
+            f"{name} must be two numbers in [0, 1), such as (0.9, 0.95), got {described(value)}"
+        )
+    for i, beta in enumerate(value):
+        check_fraction(f"{name}[{i}]", beta)
+
+
 def check_callable(name: str, value: object, arguments: str, fits: str) -> None:
     """Raise TypeError unless an argument can be called with these; a class is refused.
 
@@ -153,10 +212,21 @@ def check_groups(function: str, groups: Any) -> list[Any]:
     return found
 
 
-def check_optimizer(function: str, optimizer: Any) -> None:
-    """Raise TypeError unless the argument of a function is an optimizer, or a wrapper of one."""
+def check_optimizer(function: str, optimizer: Any, *, hooked: bool = False) -> None:
+    """Raise TypeError unless the argument of a function is an optimizer, or a wrapper of one.
+
+    Args:
+        function: The function's name.
+        optimizer: The argument.
+        hooked: The function registers step hooks, which wrappers such as accelerate's have not.
+    """
     if isinstance(optimizer, type) or not hasattr(optimizer, "param_groups"):
         raise TypeError(
             f"{function} takes an optimizer, which has .param_groups, got {described(optimizer)}; "
             "give the optimizer"
+        )
+    if hooked and not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        raise TypeError(
+            f"{function} registers step hooks, which {described(optimizer)} does not have; give "
+            "the optimizer inside of it, usually .optimizer"
         )

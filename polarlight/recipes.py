@@ -24,13 +24,12 @@ tall matrices of the MLP: Tilde Research, "Aurora" (2026), arXiv 2606.27715.
 
 from collections.abc import Iterable
 from dataclasses import replace
-from enum import StrEnum
 
 from torch import Tensor, nn
 
 from polarlight.leaderboard import record
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
-from polarlight.lookup import check_groups, option_named
+from polarlight.lookup import Option, check_groups, option_named
 from polarlight.routing.left_over import route_and_warn
 from polarlight.routing.roles import Assignment, Part, Role
 from polarlight.routing.route import Key, Overrides, ParamGroup, Route
@@ -60,7 +59,7 @@ Model = nn.Module | Iterable[tuple[str, Tensor]]
 LearningRate = float | Tensor
 
 
-class MlpRule(StrEnum):
+class MlpRule(Option):
     """Rule of `symmetric_stack` for MLPs and experts; all three commute with neuron swaps."""
 
     HYBRID = "hybrid"
@@ -68,7 +67,7 @@ class MlpRule(StrEnum):
     AURORA = "aurora"
 
 
-class RouterRule(StrEnum):
+class RouterRule(Option):
     """Rule of `symmetric_stack` for softmax routers; both are centred."""
 
     ROW_NORM = "row_norm"

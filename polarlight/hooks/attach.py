@@ -144,7 +144,7 @@ def attach(
         >>> optimizer.step()
         >>> handle.remove()
     """
-    check_optimizer("attach", optimizer)
+    check_optimizer("attach", optimizer, hooked=True)
     _check_hook(hook)
     chosen = _selection(where)
     if not any(chosen(name, p, group) for name, p, group in named_params(optimizer)):

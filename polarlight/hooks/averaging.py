@@ -108,7 +108,7 @@ class Readout(Memory, ABC):
 
         Attach it after the hooks on weights, which act in the order in which they are attached.
         """
-        check_optimizer("attach", optimizer)
+        check_optimizer("attach", optimizer, hooked=True)
         return optimizer.register_step_post_hook(lambda *_: self.update())
 
     @contextmanager

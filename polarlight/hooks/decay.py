@@ -80,7 +80,7 @@ def couple_decay_to_schedule(
         >>> optimizer.param_groups[0]["weight_decay"]
         0.05
     """
-    check_optimizer("couple_decay_to_schedule", optimizer)
+    check_optimizer("couple_decay_to_schedule", optimizer, hooked=True)
     groups = optimizer.param_groups
     if full is None:
         rates = [float(group.get("initial_lr", group["lr"])) for group in groups]

@@ -144,7 +144,7 @@ class Anchor(Memory):
 
     def attach(self, optimizer: Optimizer) -> tuple[Any, Any]:
         """Pull in every step of the optimizer; returns two handles with `remove()`."""
-        check_optimizer("attach", optimizer)
+        check_optimizer("attach", optimizer, hooked=True)
         return (
             optimizer.register_step_pre_hook(lambda *_: self.remember()),
             optimizer.register_step_post_hook(lambda *_: self.pull()),

@@ -90,7 +90,7 @@ class QKClip:
 
     def attach(self, optimizer: Optimizer) -> Any:
         """Clip after each of the optimizer's steps; return a handle with `remove()`."""
-        check_optimizer("attach", optimizer)
+        check_optimizer("attach", optimizer, hooked=True)
         return optimizer.register_step_post_hook(lambda *_: self.clip())
 
     def clip(self) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polarlight.execution.param_task import is_sharded, to_local
 from polarlight.linalg import foreach
-from polarlight.lookup import check_optimizer
+from polarlight.lookup import check_number, check_optimizer
 from polarlight.optimizer.param_groups import Group
 from polarlight.rule import UpdateRule
 from polarlight.view import Whole
@@ -73,6 +73,7 @@ def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
         True
     """
     check_optimizer("clip_grad_norm_", optimizer)
+    check_number("max_norm", max_norm)
     if not max_norm > 0:
         raise ValueError(f"max_norm must be > 0, got {max_norm}; math.inf only measures")
     gradients = [

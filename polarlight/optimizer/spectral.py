@@ -292,8 +292,9 @@ class SpectralOptimizer(Optimizer):
         Raises:
             ValueError: If groups, views or rules differ in more than that, or a buffer is missing
                 or of another shape; the message shows it, and nothing has been taken over.
+            TypeError: If it is no dict.
         """
-        with restoring(self):
+        with restoring(self, state_dict):
             super().load_state_dict(state_dict)
         self._complete_state()
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from polarlight.lookup import check_groups
+from polarlight.lookup import check_groups, check_number
 from polarlight.routing.roles import Role
 
 _FIRST = (Role.EMBEDDING, Role.TIED)
@@ -45,6 +45,7 @@ def layerwise_lr_decay(groups: Iterable[Mapping[str, Any]], decay: float) -> lis
         [(['layers.0.weight'], 0.005), (['layers.1.weight'], 0.01)]
         >>> optimizer = polarlight.SpectralOptimizer(groups)
     """
+    check_number("decay", decay)
     if not 0 < decay <= 1:
         raise ValueError(f"decay must lie in (0, 1], got {decay}")
     groups = check_groups("layerwise_lr_decay", groups)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from polarlight.lookup import nearest
+from polarlight.lookup import check_fraction, check_rate, described, nearest
 from polarlight.routing.explain import explain
 from polarlight.routing.explain.folding import fold
 from polarlight.routing.roles import MATRIX_ROLES, Assignment, Part, Role, infer_roles
@@ -17,6 +17,9 @@ from polarlight.view import MatrixView, Whole
 __all__ = ["Overrides", "ParamGroup", "Route", "Table", "explain", "per_head", "route"]
 
 ParamGroup = dict[str, Any]
+
+
+_NUMBERS = {"lr": check_rate, "weight_decay": check_rate, "momentum": check_fraction}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +42,14 @@ class Route:
     momentum: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise TypeError if `rule` is given and is no rule."""
+        """Raise TypeError if `rule` is given and is no rule, ValueError for a wrong number."""
         if self.rule is not None and not _is_rule(self.rule):
             raise TypeError(
                 f"rule must be a rule, as `polarlight.rules.muon()` makes one, got {self.rule!r}"
             )
+        for name, check in _NUMBERS.items():
+            if (value := getattr(self, name)) is not None:
+                check(name, value)
 
 
 Key = Role | tuple[Role, Part | str] | str
@@ -131,6 +137,7 @@ def resolve(
     if not isinstance(table, Mapping):
         raise TypeError(f"table must map roles or name patterns to Routes, got {table!r}")
     entries = {_parse_key(key): _parse_entry(key, entry) for key, entry in table.items()}
+    check_overrides(overrides)
     exceptions = {
         _parse_key(key): _parse_override(key, value) for key, value in (overrides or {}).items()
     }
@@ -150,6 +157,15 @@ def resolve(
     ]
     views = _views_of(assignments, routes)
     return list(map(Routed, assignments, routes, views, keys))
+
+
+def check_overrides(overrides: object) -> None:
+    """Raise TypeError unless overrides are a mapping, or None."""
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise TypeError(
+            "overrides must map roles or name patterns to Routes, rules or Roles, such as "
+            f"{{'*.layers.0.*': polarlight.Route(lr=1e-3)}}, got {described(overrides)}"
+        )
 
 
 def groups_of(routed: Iterable[Routed]) -> list[ParamGroup]:

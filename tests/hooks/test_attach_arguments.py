@@ -61,3 +61,20 @@ def test_a_selection_is_text_or_a_function_of_name_and_parameter():
 def test_what_is_no_optimizer_is_refused(use, wrong):
     with pytest.raises(TypeError, match=r"takes an optimizer, which has \.param_groups, got "):
         use(wrong)
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As accelerate's: an optimizer inside, its param groups, no hooks."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+
+
+def test_a_wrapper_without_step_hooks_is_refused_with_the_optimizer_inside():
+    wrapper = Wrapper(polarlight.Muon(net()))
+    with pytest.raises(
+        TypeError, match=r"step hooks, which .* give the optimizer inside of it, us"
+    ):
+        hooks.attach(wrapper, hooks.CautiousDecay(0.1))
+    hooks.attach(wrapper.optimizer, hooks.CautiousDecay(0.1)).remove()
