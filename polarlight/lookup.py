@@ -198,6 +198,15 @@ def check_callable(name: str, value: object, arguments: str, fits: str) -> None:
         raise TypeError(f"{expected}; got {described(value)} of {form}") from error
 
 
+def check_overrides(overrides: object) -> None:
+    """Raise TypeError unless the argument `overrides` is a mapping, or None."""
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise TypeError(
+            "overrides must map roles or name patterns to Routes, rules or Roles, such as "
+            f"{{'*.layers.0.*': polarlight.Route(lr=1e-3)}}, got {described(overrides)}"
+        )
+
+
 def check_groups(function: str, groups: Any) -> list[Any]:
     """Return the param groups that were given to a function; raise TypeError for anything else."""
     found: list[Any] = list(groups) if isinstance(groups, Iterable) else []

@@ -341,7 +341,7 @@ def test_invalid_arguments_raise_with_their_value():
 @pytest.mark.parametrize(
     "wrong", ["sgd", None, torch.optim.SGD([torch.ones(1)])], ids=["text", "None", "made"]
 )
-def test_what_makes_no_outer_optimizer_is_refused(wrong):
+def test_other_objects_than_outer_optimizers_are_refused(wrong):
     with pytest.raises(TypeError, match=r"optimizer must construct .*such as OuterNesterov\(\)"):
         Outer(Client((4, 3)), every=1, optimizer=wrong)
 
@@ -349,6 +349,6 @@ def test_what_makes_no_outer_optimizer_is_refused(wrong):
 @pytest.mark.parametrize(
     "wrong", ["displacement", None, lambda anchor: anchor], ids=["text", "None", "one"]
 )
-def test_what_is_no_contribution_is_refused(wrong):
+def test_other_objects_than_contributions_are_refused(wrong):
     with pytest.raises(TypeError, match=r"contribution\(anchor, parameter\), such as displacement"):
         Outer(Client((4, 3)), every=1, contribution=wrong)

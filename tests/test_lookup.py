@@ -115,6 +115,6 @@ TAKES_GROUPS = {
     ],
     ids=["optimizer", "model", "parameters", "state dict", "None"],
 )
-def test_what_is_no_list_of_groups_is_refused(function, wrong, said):
+def test_other_objects_than_param_groups_are_refused(function, wrong, said):
     with pytest.raises(TypeError, match=rf"^{function} takes param groups.*{re.escape(said)}"):
         TAKES_GROUPS[function](wrong)

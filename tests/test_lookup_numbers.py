@@ -102,7 +102,7 @@ def test_an_unknown_option_lists_all_and_the_nearest(option):
     ],
     ids=lambda x: x[:20] if isinstance(x, str) else "",
 )
-def test_numbers_elsewhere_are_refused_alike(make, said):
+def test_numbers_of_other_functions_are_refused_by_name(make, said):
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         make()
 

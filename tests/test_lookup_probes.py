@@ -32,7 +32,7 @@ def test_a_file_is_text_or_a_path(tmp_path, as_given):
 
 
 @pytest.mark.parametrize("wrong", [None, 3, Path, ["a.jsonl"]], ids=str)
-def test_what_is_no_path_is_refused(wrong):
+def test_other_objects_than_paths_are_refused(wrong):
     with pytest.raises(TypeError, match="must be a str or a Path, got "):
         sinks.JsonLines(wrong)
     with pytest.raises(TypeError, match="must be a str, a Path or a SummaryWriter, got "):
@@ -99,7 +99,7 @@ def test_a_period_is_a_positive_integer(make, wrong):
     ],
     ids=["function", "None", "text", "class", "sink"],
 )
-def test_what_is_no_probe_is_refused_and_the_optimizer_steps_on(wrong, named):
+def test_other_objects_than_probes_are_refused_and_the_optimizer_still_steps(wrong, named):
     model = net()
     optimizer = polarlight.Muon(model)
     with pytest.raises(TypeError, match=rf"begin\(\), observe\(observation\) and end\(\).*{named}"):

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from polarlight.lookup import check_fraction, check_rate, described, nearest
+from polarlight.lookup import check_fraction, check_overrides, check_rate, nearest
 from polarlight.routing.explain import explain
 from polarlight.routing.explain.folding import fold
 from polarlight.routing.roles import MATRIX_ROLES, Assignment, Part, Role, infer_roles
@@ -157,15 +157,6 @@ def resolve(
     ]
     views = _views_of(assignments, routes)
     return list(map(Routed, assignments, routes, views, keys))
-
-
-def check_overrides(overrides: object) -> None:
-    """Raise TypeError unless overrides are a mapping, or None."""
-    if overrides is not None and not isinstance(overrides, Mapping):
-        raise TypeError(
-            "overrides must map roles or name patterns to Routes, rules or Roles, such as "
-            f"{{'*.layers.0.*': polarlight.Route(lr=1e-3)}}, got {described(overrides)}"
-        )
 
 
 def groups_of(routed: Iterable[Routed]) -> list[ParamGroup]:

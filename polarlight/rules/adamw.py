@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.stacks import by_kind, stacked
-from polarlight.lookup import check_fraction, check_number
+from polarlight.lookup import check_fraction, check_rate
 from polarlight.registry import registered
 from polarlight.rule import ElementwiseRule, Numbers
 from polarlight.stages.torch_adamw import last_direction, rescaled_moments, torch_adamw
@@ -40,9 +40,7 @@ class AdamWRule(ElementwiseRule):
 
     def __post_init__(self) -> None:
         check_fraction("beta2", self.beta2)
-        check_number("eps", self.eps, " >= 0")
-        if not self.eps >= 0:
-            raise ValueError(f"eps must be >= 0, got {self.eps}")
+        check_rate("eps", self.eps)
 
     @property
     def has_step_finite(self) -> bool:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from polarlight.optimizer import NonFinite, SpectralOptimizer
 from polarlight.rule import UpdateRule
-from polarlight.rules.shared_arguments import Shared, check_names, check_view
-from polarlight.rules.with_adamw import check_adamw, with_adamw
+from polarlight.rules.shared_arguments import Shared, check_adamw, check_names, check_view
+from polarlight.rules.with_adamw import with_adamw
 
 
 class WithAdamW(SpectralOptimizer):

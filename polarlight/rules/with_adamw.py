@@ -6,31 +6,17 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from polarlight.lookup import check_betas, check_rate
+from polarlight.lookup import check_overrides
 from polarlight.routing.left_over import route_and_warn
 from polarlight.routing.roles import MATRIX_ROLES, Role
-from polarlight.routing.route import Overrides, Route, check_overrides
+from polarlight.routing.route import Overrides, Route
 from polarlight.rule import Scale
 from polarlight.rules.adamw import AdamWRule
+from polarlight.rules.shared_arguments import check_adamw
 from polarlight.stages.scales import MatchRmsAdamW
 
 AUX_LR = 3e-3
 """Learning rate of AdamW beside rules whose updates are not of AdamW's size."""
-
-
-def check_adamw(lr: object, betas: object, weight_decay: object, prefix: str = "") -> None:
-    """Raise ValueError unless AdamW's numbers are in their ranges; lr and decay may be None.
-
-    Args:
-        lr: Learning rate.
-        betas: Decay rates.
-        weight_decay: Weight decay.
-        prefix: Of the arguments' names, `aux_` where they stand beside others.
-    """
-    check_betas(f"{prefix}betas", betas)
-    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-        if value is not None:
-            check_rate(f"{prefix}{name}", value)
 
 
 def _derived(

@@ -23,7 +23,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("wrong", "named"), WRONG, ids=["class", "None", "number", "text", "two"])
-def test_what_is_no_hook_is_refused_before_weights_move(wrong, named):
+def test_other_objects_than_hooks_are_refused_before_weights_move(wrong, named):
     model = net()
     optimizer = polarlight.Muon(model)
     with pytest.raises(TypeError, match=rf"hook\(weight, before, group\).*CautiousDecay.*{named}"):
@@ -58,7 +58,7 @@ def test_a_selection_is_text_or_a_function_of_name_and_parameter():
     ids=["attach", "decay", "average", "gradients", "anchor"],
 )
 @pytest.mark.parametrize("wrong", [net(), polarlight.Muon, None], ids=["model", "class", "None"])
-def test_what_is_no_optimizer_is_refused(use, wrong):
+def test_other_objects_than_optimizers_are_refused(use, wrong):
     with pytest.raises(TypeError, match=r"takes an optimizer, which has \.param_groups, got "):
         use(wrong)
 

@@ -297,7 +297,7 @@ def test_groups_with_equal_rule_view_and_numbers_are_merged_on_an_accelerator(mo
 
 
 def trainers_groups(model):
-    """What transformers.Trainer passes to an optimizer class: tensors alone, vectors apart."""
+    """Param groups of an optimizer class in transformers.Trainer: no names, vectors apart."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     return [
         {"params": matrices, "weight_decay": 0.1},
