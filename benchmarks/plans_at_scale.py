@@ -33,7 +33,8 @@ from rich.table import Table
 import polarlight as pl
 from polarlight.execution.sharded.forecast import LayoutOf, forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
-from polarlight.execution.sharded.plan import Options, ShardedPlan
+from polarlight.execution.sharded.options import Options
+from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.traffic import traffic
 from polarlight.lab.report.style import figure, styles, tidy

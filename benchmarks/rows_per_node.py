@@ -18,7 +18,7 @@ from rich.table import Table
 
 import polarlight as pl
 from polarlight.execution.cost import cost, rowwise_cost
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 
 SHAPES = {
     "Llama-3-8B q, o": (4096, 4096),

@@ -33,7 +33,8 @@ import polarlight as pl
 from benchmarks.plans_at_scale import MODELS
 from polarlight.execution.job import Job
 from polarlight.execution.sharded import collectives
-from polarlight.execution.sharded.plan import Options, ShardedPlan
+from polarlight.execution.sharded.options import Options
+from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.traffic import traffic
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import polarlight
 from polarlight.diagnostics.sharding import check_sharding, gradient, shard_like, table
 from polarlight.execution.sharded import collectives
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 from polarlight.execution.sharded.traffic import traffic
 from polarlight.optimizer import gradient_guard
 from tests.distributed.layouts import LAYOUTS, Parameters, models

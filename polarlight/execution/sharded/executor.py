@@ -35,7 +35,8 @@ from polarlight.execution.sharded.collectives import (
 from polarlight.execution.sharded.disagreement import check_plan
 from polarlight.execution.sharded.exchange import Groups
 from polarlight.execution.sharded.layouts import Layout
-from polarlight.execution.sharded.plan import Options, ShardedPlan
+from polarlight.execution.sharded.options import Options
+from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import param_spec
 from polarlight.execution.sharded.step import ShardedStep

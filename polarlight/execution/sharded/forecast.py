@@ -17,7 +17,8 @@ from polarlight.execution.param_task import is_sharded
 from polarlight.execution.sharded.collectives import MeshKey, layout_of, mesh_key
 from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.memory import message_count, peak_bytes
-from polarlight.execution.sharded.plan import Options, ShardedPlan
+from polarlight.execution.sharded.options import Options
+from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import MATRIX, ParamSpec
 from polarlight.execution.sharded.traffic import Traffic, traffic

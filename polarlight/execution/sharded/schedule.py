@@ -16,7 +16,6 @@ from polarlight.execution.sharded.layouts import Intervals
 from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.regions import Segment, segments
 from polarlight.execution.sharded.topology import Axes
-from polarlight.linalg.slot import GRADIENT
 
 ALIGNMENT = 8
 """Bytes to a multiple of which a message is filled: fragments of any dtype start aligned."""
@@ -307,10 +306,11 @@ class ProcessSchedule:
     def _exchanged(self, matrix_number: int, peer: int, gather: bool) -> list[Fragment]:
         """Return a matrix's fragments that `peer` sends to the owner (`gather`), or gets back."""
         kind, owner = self.plan.kinds[matrix_number], self.plan.owners[matrix_number]
+        is_written = self.plan.matrices[matrix_number].is_written
         return [
             fragment
             for name, some in kind.entries.items()
-            if peer in some and (kind.sends(name, peer, owner) if gather else name != GRADIENT)
+            if peer in some and (kind.sends(name, peer, owner) if gather else is_written(name))
             for fragment in self._tensor_fragments(matrix_number, name, peer)
         ]
 
@@ -320,8 +320,9 @@ class ProcessSchedule:
             yield from self._tensor_fragments(matrix_number, name, rank)
 
     def _written(self, matrix_number: int, rank: int) -> Iterator[Fragment]:
-        """Yield a process's fragments of a matrix that a step writes: all but the gradient's."""
-        return (f for f in self._all_fragments(matrix_number, rank) if f.name != GRADIENT)
+        """Yield a process's fragments of a matrix that a step writes."""
+        is_written = self.plan.matrices[matrix_number].is_written
+        return (f for f in self._all_fragments(matrix_number, rank) if is_written(f.name))
 
     def _tensor_fragments(self, matrix_number: int, name: str, rank: int) -> Iterator[Fragment]:
         """Yield a process's fragments of a matrix's momentum (`MATRIX`) or of a named buffer."""

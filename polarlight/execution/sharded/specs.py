@@ -13,6 +13,7 @@ from polarlight.execution.param_task import Member, is_sharded
 from polarlight.execution.sharded.collectives import ProcessMesh, layout_of, replicated_layout
 from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.regions import StridedBlock, batch_block, split_view, vector_block
+from polarlight.linalg.rest import SIZES
 from polarlight.linalg.slot import GRADIENT
 from polarlight.registry import stable_text
 from polarlight.rule import HOST_COUNTER, UpdateRule
@@ -88,6 +89,23 @@ def param_spec(
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixPart:
+    """Rows, or columns, of a matrix that one of several processes of a node computes.
+
+    Attributes:
+        shape: (m, n) of the whole matrix.
+        place: Number of the part, from 0.
+        count: Number of parts.
+        by_columns: True for columns of the matrix.
+    """
+
+    shape: tuple[int, int]
+    place: int
+    count: int
+    by_columns: bool
+
+
+@dataclass(frozen=True, slots=True)
 class MatrixSpec:
     """One matrix of a plan: its parameter's number, and its block and shape in every tensor.
 
@@ -96,12 +114,24 @@ class MatrixSpec:
         blocks: Its entries in the momentum and in every buffer that travels with it.
         shapes: Shapes of the matrix and its buffers, as the rule sees them.
         counter: Its entry in the counter on the host; None if the rule has none.
+        part: The part of a matrix that it is; None for a whole one.
     """
 
     param: int
     blocks: Mapping[str, StridedBlock]
     shapes: Mapping[str, tuple[int, int]]
     counter: StridedBlock | None
+    part: MatrixPart | None = None
+
+    def is_written(self, name: str) -> bool:
+        """Return whether a step writes its `MATRIX` or buffer, and the owner sends it back.
+
+        Gradients are only read. Of the parts of a matrix, which find the same two numbers of
+        `linalg/rest.py`, the first one alone sends them.
+        """
+        if name == SIZES:
+            return self.part is None or self.part.place == 0
+        return name != GRADIENT
 
 
 def matrix_specs(param_number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
