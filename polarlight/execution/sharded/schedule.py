@@ -160,6 +160,13 @@ class ProcessSchedule:
         self.plan, self.rank = plan, rank
         self._held: dict[tuple[int, str, int], tuple[Intervals, ...]] = {}
         self.rowwise = plan.rowwise
+        # Ranks that compute each shared matrix, by the number of this process's part.
+        self.shared = {
+            number: matrix.ranks
+            for matrix in plan.shared
+            for number, owner in zip(matrix.numbers, matrix.ranks, strict=True)
+            if owner == rank
+        }
         self.active: Collection[int] | None = None  # numbers of parameters; None for all
         self.buckets = [self._bucket(numbers) for numbers in plan.buckets]
         # Tensors of the matrices that are computed in place, by number.
