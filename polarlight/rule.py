@@ -213,7 +213,8 @@ class UpdateRule:
         Args:
             X: Some columns of the matrix, [..., m, c].
             columns: Rows of the transpose, of which X.mT are some.
-            buffers: The stages' buffers; of those with n columns, the columns of X.
+            buffers: The stages' buffers; of those with n columns, the columns of X. The others are
+                written alike by all holders.
 
         Raises:
             NeedsAllRowsError: If that takes more than sums, for this rule or this shape.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.cost import counted, note_summed
+from polarlight.linalg.rest import SIZES
 from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
@@ -104,7 +105,7 @@ def _meta_inputs(
     columns = n if local_columns is None else local_columns
     buffers = {
         name: torch.zeros(
-            (rows if p == m else p, columns if q == n else q),
+            (rows if p == m else p, columns if q == n and name != SIZES else q),
             device="cpu" if name == HOST_COUNTER else "meta",
         )
         for name, (p, q) in rule.buffer_shapes(torch.Size((m, n))).items()

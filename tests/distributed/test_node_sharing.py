@@ -31,8 +31,8 @@ RULES = {
     "aurora": polarlight.rules.aurora(polarlight.rules.WarmPolar(EIGEN)),
     "normuon": polarlight.rules.normuon(polar=EIGEN),
 }
-EVERY = {"muon": [0, 1, 3], "aurora": [0, 1, 3], "normuon": [0, 3]}
-"""Parameters that are shared: NorMuon's row moments need whole rows of the wide one."""
+EVERY = [0, 1, 3]
+"""Parameters that are shared."""
 
 
 def options(node_size, **changes):
@@ -41,14 +41,20 @@ def options(node_size, **changes):
     return Options(**{**chosen, **changes})
 
 
-def built(rule, layout=None, dtype=torch.float64, executor=None, shapes=SHAPES, **settings):
-    """A model, on a mesh or whole, and its optimizer."""
+def built(
+    rule, layout=None, dtype=torch.float64, executor=None, shapes=SHAPES, views=None, **settings
+):
+    """A model, on a mesh or whole, and its optimizer; views by the number of the parameter."""
     mesh, placements = None, None
     if layout is not None:
         sizes, placements = LAYOUTS[4][layout]
         mesh = init_device_mesh("cpu", sizes)
     model = Parameters(dtype, mesh, placements, shapes)
-    groups = [{"params": list(model.named_parameters()), "view": polarlight.view.Whole()}]
+    whole = polarlight.view.Whole()
+    groups = [
+        {"params": [named], "view": (views or {}).get(i, whole)}
+        for i, named in enumerate(model.named_parameters())
+    ]
     if executor is not None:
         settings["executor"] = executor
     return model, polarlight.SpectralOptimizer(groups, lr=0.1, rule=rule, **settings)
@@ -92,16 +98,33 @@ def check_values(rank):
     cases += [("HSDP", "normuon", 4), ("rows", "muon", 4), ("copies", "normuon", 2)]
     for layout, rule, node_size in cases:
         executor = polarlight.Sharded(options=options(node_size, bucket_bytes=4000))
-        shapes = SHAPES if rule != "normuon" else [SHAPES[0], (6, 20), *SHAPES[2:]]
-        ours = built(RULES[rule], layout, executor=executor, shapes=shapes)
-        theirs = built(RULES[rule], shapes=shapes)
+        ours, theirs = built(RULES[rule], layout, executor=executor), built(RULES[rule])
         for pair in (ours, theirs):
             train(*pair, range(5), **events)
         case = layout, rule, node_size
         assert not differences(ours, theirs), (case, differences(ours, theirs))
-        assert shared_params(executor) == EVERY[rule], case
+        assert shared_params(executor) == EVERY, case
         (plan,) = executor.plans()
         assert {len(shared.ranks) for shared in plan.shared} <= {2, node_size}
+
+
+def check_stacks_and_blocks(rank):
+    """Experts, whole on two processes or cut; blocks of rows, unless their buffers are vectors."""
+    stack, rows = ([(2, 90, 6), (3, 3)], {}), ([(100, 7)], {0: polarlight.view.RowBlocks((60, 40))})
+    for layout, rule, (shapes, views), count in (
+        ("rows", "muon", stack, 2),
+        ("HSDP", "aurora", stack, 2),
+        ("columns", "normuon", stack, 2),
+        ("rows", "muon", rows, 2),
+        ("rows", "aurora", rows, 0),
+    ):
+        executor = polarlight.Sharded(options=options(2))
+        ours = built(RULES[rule], layout, executor=executor, shapes=shapes, views=views)
+        theirs = built(RULES[rule], shapes=shapes, views=views)
+        for pair in (ours, theirs):
+            train(*pair, range(3))
+        assert not differences(ours, theirs), (layout, rule, differences(ours, theirs))
+        assert len(executor.plans()[0].shared) == count, (layout, rule)
 
 
 def check_kinds_of_steps(rank):
@@ -114,14 +137,14 @@ def check_kinds_of_steps(rank):
         for pair in (ours, theirs):
             train(*pair, range(3))
         assert not differences(ours, theirs), (dtype, differences(ours, theirs))
-        assert shared_params(executor) == EVERY["aurora"]
+        assert shared_params(executor) == EVERY
     for settings in ({"weights_last": False}, {"options": options(4, peers=1)}):
         executor = polarlight.Sharded(**{"options": options(2), **settings})
         ours, theirs = built(RULES["aurora"], "rows", executor=executor), built(RULES["aurora"])
         for pair in (ours, theirs):
             train(*pair, range(3))
         assert not differences(ours, theirs), (settings, differences(ours, theirs))
-        assert shared_params(executor) == EVERY["aurora"]
+        assert shared_params(executor) == EVERY
     executor = polarlight.Sharded(options=options(2))
     policy = polarlight.NonFinite.PROPAGATE
     model, optimizer = built(RULES["aurora"], "rows", executor=executor, nonfinite=policy)
@@ -175,9 +198,7 @@ def check_bytes(rank):
             train(*ours, range(1))
         (plan,) = executor.plans()
         assert [len(shared.ranks) for shared in plan.shared] == [4] * len(shapes)
-        sums = sum(
-            plan.kinds[n].sums for s in plan.shared for n, r in zip(s.numbers, s.ranks) if r == rank
-        )
+        sums = sum(plan.kinds[n].sums for n, r in enumerate(plan.owners) if r == rank)
         assert sums > 0
         assert found.bytes == traffic(plan)[rank].received - sums
         counts.append(found.counts["allreduce_"])
@@ -237,6 +258,7 @@ def check_checkpoint(rank, folder):
 
 def every(rank, folder):
     check_values(rank)
+    check_stacks_and_blocks(rank)
     check_kinds_of_steps(rank)
     check_the_sums_matter(rank)
     check_fully_shard(rank)

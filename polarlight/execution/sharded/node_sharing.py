@@ -76,43 +76,46 @@ def node_groups(ranks: Sequence[int], node_size: int, count: int) -> list[tuple[
 def parts_of(matrix: MatrixSpec, count: int) -> list[MatrixSpec]:
     """Return a matrix in `count` blocks along its long side, cut as by `torch.chunk`.
 
-    Buffers as long are cut with it. All parts have the whole of `SIZES`.
+    Buffers as long are cut with it. All parts have the whole of the others.
     """
     m, n = matrix.shapes[MATRIX]
     by_columns, long = n > m, max(m, n)
     dim, size = (-1 if by_columns else -2), -(-long // count)
+    common = frozenset(name for name in matrix.blocks if not _is_cut(matrix, name))
     parts = []
     for place in range(count):
         start, length = place * size, min(size, long - place * size)
         blocks = {
-            name: block if name == SIZES else block.part(dim, start, length)
+            name: block if name in common else block.part(dim, start, length)
             for name, block in matrix.blocks.items()
         }
-        shapes = {name: block.size for name, block in blocks.items()}
-        part = MatrixPart((m, n), place, count, by_columns)
-        parts.append(replace(matrix, blocks=blocks, shapes=shapes, part=part))
+        shapes = {name: blocks[name].size for name in blocks.keys() - common}
+        part = MatrixPart((m, n), place, count, by_columns, common)
+        parts.append(replace(matrix, blocks=blocks, shapes={**matrix.shapes, **shapes}, part=part))
     return parts
+
+
+def _is_cut(matrix: MatrixSpec, name: str) -> bool:
+    """Return whether a matrix's parts have parts of a buffer: it is as long as the long side."""
+    m, n = matrix.shapes[MATRIX]
+    return name != SIZES and matrix.shapes[name][-1 if n > m else -2] == max(m, n)
 
 
 def can_be_shared(kind: MatrixKind, count: int, least_bytes: int) -> bool:
     """Return whether `count` processes can compute blocks of a kind's matrices.
 
-    That takes a rule which needs sums alone, buffers along the long side, no empty block, and
-    momenta of at least `least_bytes`.
+    That takes a rule which needs sums alone, tensors whose last two dimensions are those of the
+    matrix, no empty block, and momenta of at least `least_bytes`.
     """
     spec, matrix = kind.spec, kind.matrix
     m, n = matrix.shapes[MATRIX]
-    long, dim = max(m, n), (-1 if n > m else -2)
-    if m == n or matrix.counter is not None or -(-long // count) * (count - 1) >= long:
+    if m == n or matrix.counter is not None or -(-max(m, n) // count) * (count - 1) >= max(m, n):
         return False
     if m * n * spec.dtypes[MATRIX].itemsize < least_bytes:
         return False
-    for name, block in matrix.blocks.items():
-        if name == SIZES and any(spec.layouts[name].splits):
-            return False
-        fits = block.is_plain and block.size == matrix.shapes[name] and block.size[dim] == long
-        if name != SIZES and not fits:
-            return False
+    cut = {name: block for name, block in matrix.blocks.items() if _is_cut(matrix, name)}
+    if not all(b.is_plain and b.size == matrix.shapes[name] for name, b in cut.items()):
+        return False
     return part_cost(spec.rule, parts_of(matrix, count)[0]) is not None
 
 

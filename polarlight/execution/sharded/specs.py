@@ -13,7 +13,6 @@ from polarlight.execution.param_task import Member, is_sharded
 from polarlight.execution.sharded.collectives import ProcessMesh, layout_of, replicated_layout
 from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.regions import StridedBlock, batch_block, split_view, vector_block
-from polarlight.linalg.rest import SIZES
 from polarlight.linalg.slot import GRADIENT
 from polarlight.registry import stable_text
 from polarlight.rule import HOST_COUNTER, UpdateRule
@@ -97,12 +96,15 @@ class MatrixPart:
         place: Number of the part, from 0.
         count: Number of parts.
         by_columns: True for columns of the matrix.
+        common: Names of the buffers that all parts have in full, and for which they find the same
+            values: the two numbers of `linalg/rest.py`, row moments of a part of the columns.
     """
 
     shape: tuple[int, int]
     place: int
     count: int
     by_columns: bool
+    common: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +128,11 @@ class MatrixSpec:
     def is_written(self, name: str) -> bool:
         """Return whether a step writes its `MATRIX` or buffer, and the owner sends it back.
 
-        Gradients are only read. Of the parts of a matrix, which find the same two numbers of
-        `linalg/rest.py`, the first one alone sends them.
+        Gradients are only read. Buffers that parts have in common are sent by the first one alone.
         """
-        if name == SIZES:
-            return self.part is None or self.part.place == 0
-        return name != GRADIENT
+        part = self.part
+        repeated = part is not None and part.place > 0 and name in part.common
+        return name != GRADIENT and not repeated
 
 
 def matrix_specs(param_number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
