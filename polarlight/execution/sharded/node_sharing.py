@@ -73,15 +73,15 @@ def node_groups(ranks: Sequence[int], node_size: int, count: int) -> list[tuple[
     ]
 
 
-def parts_of(matrix: MatrixSpec, count: int) -> list[MatrixSpec]:
-    """Return a matrix in `count` blocks along its long side, cut as by `torch.chunk`.
+def parts_of(matrix: MatrixSpec, count: int, *, by_columns: bool) -> list[MatrixSpec]:
+    """Return a matrix in `count` blocks of rows, or of columns, cut as by `torch.chunk`.
 
     Buffers as long are cut with it. All parts have the whole of the others.
     """
     m, n = matrix.shapes[MATRIX]
-    by_columns, long = n > m, max(m, n)
-    dim, size = (-1 if by_columns else -2), -(-long // count)
-    common = frozenset(name for name in matrix.blocks if not _is_cut(matrix, name))
+    dim, long = (-1, n) if by_columns else (-2, m)
+    size = -(-long // count)
+    common = _common(matrix, by_columns)
     parts = []
     for place in range(count):
         start, length = place * size, min(size, long - place * size)
@@ -95,10 +95,17 @@ def parts_of(matrix: MatrixSpec, count: int) -> list[MatrixSpec]:
     return parts
 
 
-def _is_cut(matrix: MatrixSpec, name: str) -> bool:
-    """Return whether a matrix's parts have parts of a buffer: it is as long as the long side."""
+def _common(matrix: MatrixSpec, by_columns: bool) -> frozenset[str]:
+    """Return the names of buffers that parts have in full: all that are not as long as the cut."""
+    dim = -1 if by_columns else -2
+    long = matrix.shapes[MATRIX][dim]
+    return frozenset(n for n, shape in matrix.shapes.items() if n == SIZES or shape[dim] != long)
+
+
+def _along_the_long_side(matrix: MatrixSpec, count: int) -> list[MatrixSpec]:
+    """Return `parts_of` a matrix: rows of a tall one, columns of a wide one."""
     m, n = matrix.shapes[MATRIX]
-    return name != SIZES and matrix.shapes[name][-1 if n > m else -2] == max(m, n)
+    return parts_of(matrix, count, by_columns=n > m)
 
 
 def can_be_shared(kind: MatrixKind, count: int, least_bytes: int) -> bool:
@@ -113,10 +120,11 @@ def can_be_shared(kind: MatrixKind, count: int, least_bytes: int) -> bool:
         return False
     if m * n * spec.dtypes[MATRIX].itemsize < least_bytes:
         return False
-    cut = {name: block for name, block in matrix.blocks.items() if _is_cut(matrix, name)}
-    if not all(b.is_plain and b.size == matrix.shapes[name] for name, b in cut.items()):
-        return False
-    return part_cost(spec.rule, parts_of(matrix, count)[0]) is not None
+    for name in matrix.blocks.keys() - _common(matrix, n > m):
+        block = matrix.blocks[name]
+        if not block.is_plain or block.size != matrix.shapes[name]:
+            return False
+    return part_cost(spec.rule, _along_the_long_side(matrix, count)[0]) is not None
 
 
 def cost_with_sums(kind: MatrixKind, options: Options) -> float:
@@ -169,7 +177,7 @@ def assigned(
     choice = _Choice(matrices, kinds, options, ranks, base_loads, later_load)
     best = choice.trial()
     limit = None
-    for bound, count, shared in sorted(choice.candidates(), key=lambda c: c[:2]):
+    for bound, _, count, shared in sorted(choice.candidates(), key=lambda c: c[:3]):
         limit = WORTH * best.busiest if limit is None else limit
         if bound >= limit:
             break
@@ -196,8 +204,8 @@ class _Choice:
         self.ranks, self.base_loads, self.later_load = ranks, base_loads, later_load
         self._parts: dict[tuple[MatrixKind, int], list[MatrixKind]] = {}
 
-    def candidates(self) -> Iterator[tuple[float, int, set[MatrixKind]]]:
-        """Yield (lower bound of the busiest load, processes, kinds that so many share)."""
+    def candidates(self) -> Iterator[tuple[float, int, int, set[MatrixKind]]]:
+        """Yield (lower bound of the busiest load, parts, processes, kinds that so many share)."""
         numbers = Counter(self.kinds)
         least = {kind: self._least_load(kind) for kind in numbers}
         total = sum(self.base_loads) + len(self.ranks) * self.later_load
@@ -211,17 +219,16 @@ class _Choice:
                 shared = {kind for kind in some if least[kind] >= threshold}
                 loads = dict(least)
                 loads.update((kind, self._least_part_load(kind, count)) for kind in shared)
-                work = sum(
-                    loads[kind] * n * (count if kind in shared else 1)
-                    for kind, n in numbers.items()
-                )
-                yield max(max(loads.values()), (total + work) / len(self.ranks)), count, shared
+                parts = {kind: n * count for kind, n in numbers.items() if kind in shared}
+                work = sum(loads[kind] * parts.get(kind, n) for kind, n in numbers.items())
+                bound = max(max(loads.values()), (total + work) / len(self.ranks))
+                yield bound, sum(parts.values()), count, shared
 
     def trial(self, count: int = 1, shared: Collection[MatrixKind] = ()) -> "_Trial":
         """Return the owners if groups of `count` processes share the matrices of these kinds."""
         loads = list(self.base_loads)
-        together = self._share(count, shared, loads) if shared else {}
-        alone = [number for number in range(len(self.kinds)) if number not in together]
+        groups = self._share(count, shared, loads) if shared else {}
+        alone = [number for number in range(len(self.kinds)) if number not in groups]
         kinds = [self.kinds[number] for number in alone]
         owners = assignment.owners(
             [cost_with_sums(kind, self.options) for kind in kinds],
@@ -232,7 +239,7 @@ class _Choice:
             [transfer_cost(kind, self.options) for kind in kinds],
             [kind.part_holders for kind in kinds],
         )
-        return _Trial(self, count, together, dict(zip(alone, owners, strict=True)), loads)
+        return _Trial(self, count, groups, dict(zip(alone, owners, strict=True)), loads)
 
     def _share(
         self, count: int, shared: Collection[MatrixKind], loads: list[float]
@@ -268,8 +275,8 @@ class _Choice:
                 found.kinds.append(kind)
                 found.owners.append(trial.owners[number])
                 continue
-            first, group = len(found.matrices), trial.together[number]
-            found.matrices.extend(parts_of(matrix, trial.count))
+            first, group = len(found.matrices), trial.groups[number]
+            found.matrices.extend(_along_the_long_side(matrix, trial.count))
             found.kinds.extend(self._parts_of(kind, trial.count))
             found.owners.extend(group)
             numbers = tuple(range(first, first + trial.count))
@@ -294,7 +301,7 @@ class _Choice:
     def _parts_of(self, kind: MatrixKind, count: int) -> list[MatrixKind]:
         """Return the kinds of the parts of a kind's matrices, made once."""
         if (kind, count) not in self._parts:
-            parts = parts_of(kind.matrix, count)
+            parts = _along_the_long_side(kind.matrix, count)
             self._parts[kind, count] = [MatrixKind(kind.spec, p, kind.table) for p in parts]
         return self._parts[kind, count]
 
@@ -310,14 +317,14 @@ class _Trial:
     Attributes:
         choice: Costs and options.
         count: Processes that share a matrix.
-        together: Ranks of those that share each shared matrix, by its number.
+        groups: Ranks of those that share each shared matrix, by its number.
         owners: Owner of every other matrix, by its number.
         loads: Load of every process besides the matrices of `owners`.
     """
 
     choice: _Choice
     count: int
-    together: Mapping[int, tuple[int, ...]]
+    groups: Mapping[int, tuple[int, ...]]
     owners: Mapping[int, int]
     loads: Sequence[float]
 
