@@ -155,11 +155,11 @@ def by_holders(plans: list[ShardedPlan]) -> tuple[list[float], Held]:
     alone: list[float] = []
     held: Held = {}
     for plan in plans:
-        for kind, moved in zip(plan.kinds, plan.transfer_costs, strict=True):
+        for kind, cost, moved in zip(plan.kinds, plan.costs, plan.transfer_costs, strict=True):
             if kind.whole_holders:
-                held.setdefault(kind.whole_holders, []).append((kind.cost, moved))
+                held.setdefault(kind.whole_holders, []).append((cost, moved))
             else:  # on all processes, or whole on none
-                alone.append(kind.cost if kind.whole_holders is None else kind.cost + moved)
+                alone.append(cost if kind.whole_holders is None else cost + moved)
     return alone, held
 
 

@@ -246,7 +246,8 @@ class UpdateRule:
             U = first.apply_prescaled(X, buffers)
             U = at_least_float32(U) if others else U.to(M.dtype)
         else:
-            U = first.apply(M if sizes is None else zero_at_rest(M, sizes, M.dtype), buffers)
+            X = M if sizes is None else zero_at_rest(M, sizes, M.dtype, scratch=scratch)
+            U = first.apply(X, buffers)
         for slot in others:
             U = slot.apply(U, buffers)
         return _times(U, self.scale(*M.shape[-2:]))

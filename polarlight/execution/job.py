@@ -46,7 +46,7 @@ def new_buffers(
     parameter: Tensor,
     zeros: Callable[..., Tensor] = torch.zeros,
 ) -> dict[str, Tensor]:
-    """Return {name: zero buffer} for a rule's stages; parts of a view are joined in vectors.
+    """Return {name: zero buffer} for a rule's stages, without momentum; parts of a view joined.
 
     A view with one part keeps the shapes that the stages ask for. With several parts (`RowBlocks`)
     the parts' buffers are concatenated in one vector, so that no name has an index in it; in one

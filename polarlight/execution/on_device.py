@@ -56,7 +56,7 @@ class OnDevice:
         return [results[i] for i in range(len(jobs))]
 
     def _compute_there(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """Copy jobs to the device, compute there; return directions and copy buffers back."""
+        """Compute jobs on the device; update their buffers; return directions where jobs are."""
         moved = [self._copy_to_device(job) for job in jobs]
         directions = self.executor.directions(moved)
         pairs = [

@@ -196,9 +196,9 @@ def local_gradient(parameter: Tensor) -> Tensor:
 def local_tensors(
     params: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], *, maximize: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return local weights, gradients (negated under `maximize`), momenta of states with one.
+    """Return local parts of weights, of gradients (negated by `maximize`), of momenta if any.
 
-    Gradients of DTensors are placed as their parameters.
+    Gradients of DTensors must have their parameters' placements.
     """
     weights, buffers = list(params), [state[MOMENTUM] for state in states if MOMENTUM in state]
     gradients = [p.grad for p in params if p.grad is not None]
@@ -208,19 +208,19 @@ def local_tensors(
 
 
 def new_param_buffers(
-    rule: UpdateRule, view: MatrixView, parameter: Tensor, name: str
+    rule: UpdateRule, view: MatrixView, parameter: Tensor, param_name: str
 ) -> dict[str, Tensor]:
-    """Return {name: zero buffer} for one parameter's rule; DTensors if the parameter is one.
-
-    `name` is the parameter's, for the message.
+    """Return {name: zeros} for a rule's stages, without the momentum; DTensors for a DTensor.
 
     Raises:
         ValueError: If a placement of the parameter is neither `Shard` nor `Replicate`.
     """
     if not is_sharded(parameter):
         return new_buffers(rule, view, parameter)
-    collectives.layout_of(parameter, name)  # refuses a placement before anything is allocated
-    return new_buffers(rule, view, parameter, partial(collectives.sharded_zeros, parameter, name))
+    collectives.layout_of(parameter, param_name)  # refuses a placement before anything is allocated
+    return new_buffers(
+        rule, view, parameter, partial(collectives.sharded_zeros, parameter, param_name)
+    )
 
 
 class ParamSource(Protocol):

@@ -38,7 +38,14 @@ def sizes_shape(shape: torch.Size) -> torch.Size:
     return torch.Size((*shape[:-2], *PER_MATRIX))
 
 
-def zero_at_rest(M: Tensor, sizes: Tensor, dtype: torch.dtype, rows: Rows = ALL_ROWS) -> Tensor:
+def zero_at_rest(
+    M: Tensor,
+    sizes: Tensor,
+    dtype: torch.dtype,
+    rows: Rows = ALL_ROWS,
+    *,
+    scratch: bool = False,
+) -> Tensor:
     """Return M, or zero for the matrices of [..., m, n] that are at rest; updates `sizes`.
 
     Args:
@@ -46,11 +53,13 @@ def zero_at_rest(M: Tensor, sizes: Tensor, dtype: torch.dtype, rows: Rows = ALL_
         sizes: The buffer.
         dtype: The dtype in which M is going to be read: sizes are those of M in it.
         rows: All rows, or those that M has some of.
+        scratch: Whether the result may be written to M.
     """
     size = largest_entry(M, sizes.dtype)
     if dtype != M.dtype:
         size = size.to(dtype).to(sizes.dtype)
-    return M * moving(rows.max(size), sizes)
+    factor = moving(rows.max(size), sizes)
+    return M.mul_(factor) if scratch else M * factor
 
 
 def unit_scale_or_zero_(X: Tensor, sizes: Tensor | None) -> Tensor:

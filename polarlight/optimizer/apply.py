@@ -111,7 +111,10 @@ def apply_update(
     directions: list[Tensor],
     finite: FiniteFlags,
 ) -> None:
-    """Do W <- (1 - lr wd) W - lr D in place, no decay if not finite; round as the group says."""
+    """Do W <- (1 - lr wd) W - lr D in place, without decay where not finite (D must be 0 there).
+
+    Weights are rounded as the group says.
+    """
     lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
     wide = _widened(group, weights)
     if group["weight_decay"] != 0:

@@ -73,7 +73,7 @@ class RuleBuffers:
     def _completed(
         self, group: Group, group_index: int, param_index: int, state: dict[str, Tensor]
     ) -> frozenset[str]:
-        """Add what is missing to one parameter's state; return the names of the rule's buffers."""
+        """Add missing buffers to one parameter's state; return the names of all its buffers."""
         check_is_matrix(group, group_index, param_index)
         with torch.no_grad():  # leaving inference mode switched gradients on
             p = group["params"][param_index]

@@ -111,7 +111,7 @@ def _grows_with_gradient(group: Group, p: Tensor) -> bool:
 
 
 def _local_gradients_and_norms(gradients: Sequence[Tensor]) -> list[tuple[list[Tensor], Tensor]]:
-    """Return (local gradients, norms [k] of the whole ones) per device and mesh, by all-reduce."""
+    """Return (local gradients, full norms [k]) per device, mesh and norm dtype; all-reduces."""
     by_place: dict[Any, list[Tensor]] = {}
     for g in gradients:
         wide = torch.float64 if g.dtype == torch.float64 else torch.float32

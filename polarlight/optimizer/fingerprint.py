@@ -199,7 +199,7 @@ def completed(config: Config) -> dict[str, Any]:
 
 @cache
 def _defaults(cls: type, version: int) -> dict[str, Any]:
-    """Return the default of every field of a class that has one, as plain data."""
+    """Return {field: default} of a class in a version of its registration, as plain data."""
     defaults = registration_of(cls, stateful=False).defaults(version)
     return {key: _encoded(value) for key, value in defaults.items()}
 

@@ -90,9 +90,11 @@ class NonFiniteGuard:
         nonfinite_ranks: Mapping[tuple[int, int], int] = MappingProxyType({}),
         wait: bool,
     ) -> dict[int, FiniteMask]:
-        """Return a mask per group, on devices; drop and count known non-finite ones in `active`.
+        """Return finite masks of accelerator gradients; drop known non-finite ones from `active`.
 
-        Plain gradients in the host's memory are left to `drop_nonfinite_on_host`, but for RAISE.
+        One mask per group. What is dropped is counted: shared parameters in `nonfinite_ranks`, and,
+        if the host may `wait`, whatever is found. Plain gradients in host memory are left to
+        `drop_nonfinite_on_host`, except under RAISE.
 
         Args:
             groups: The param groups.
@@ -156,7 +158,7 @@ class NonFiniteGuard:
     def _flag(
         self, groups: Sequence[Group], active: ActiveParams, flagged: Sequence[tuple[int, int]]
     ) -> dict[int, FiniteMask]:
-        """Flag and count gradients of (group, param) pairs on devices; return a mask per group.
+        """Flag accelerator gradients of (group, param) pairs, True if finite; count the others.
 
         Shards need no flag; their processes have exchanged theirs.
         """

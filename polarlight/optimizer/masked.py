@@ -212,7 +212,7 @@ def commit_where_finite(
     written: Sequence[Mapping[str, Tensor]],
     finite: Sequence[Tensor],
 ) -> None:
-    """Copy written buffers into states where finite; zero the other directions in place."""
+    """Copy written buffers into states where finite; multiply (finite) directions by the flag."""
     rows = [
         (state[name], value, ok)
         for ok, state, clones in zip(finite, states, written, strict=True)

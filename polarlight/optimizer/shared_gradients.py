@@ -108,7 +108,7 @@ class SharedGradients:
         raises: bool,
         unshared_nonfinite: bool,
     ) -> Agreed:
-        """Compare members over processes, by all-reduce; announce their matrices to `Sharded`."""
+        """Compare members, by all-reduce; announce those with matrix rules to `Sharded`."""
         group, options, zero = None, "", False
         if isinstance(executor, Sharded):
             options = f"{executor.options}, missing_gradients={executor.missing_gradients!r}"

@@ -193,7 +193,7 @@ class SpectralOptimizer(Optimizer):
 
     @_disable_dynamo
     def _prepare_graph(self) -> set[str]:
-        """Allocate state and make the tensors that a graph reads; return device types."""
+        """Allocate state; make a graph's momentum tensors and rules; return device types."""
         devices = self._complete_state()
         self._graph.prepare(self.param_groups, self._buffers.by_param)
         return devices
@@ -319,7 +319,7 @@ class SpectralOptimizer(Optimizer):
 
     @property
     def _groups(self) -> list[Group]:
-        """Param groups; in a graph, copies with tensors for numbers, which were constants there."""
+        """Param groups; under `torch.compile` copies whose momentum is a tensor, not a number."""
         return self._graph.groups if torch.compiler.is_compiling() else self.param_groups
 
     def _step_matrices(

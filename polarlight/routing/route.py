@@ -213,14 +213,18 @@ def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Ass
     return replace(assignment, role=role, reason=reason)
 
 
-def _merged_route(entry: Route, value: Route | Role, table: Mapping[Key, Route]) -> Route:
-    """Return an override's settings on top of `entry`, or of the first with its kind of rule."""
-    if isinstance(value, Role):
+def _merged_route(entry: Route, override: Route | Role, table: Mapping[Key, Route]) -> Route:
+    """Return `entry` with the override's settings; `entry` unchanged if the override is a Role.
+
+    If one has an elementwise rule and the other has not, the settings are put on the first entry of
+    the table that agrees with the override in this.
+    """
+    if isinstance(override, Role):
         return entry
-    if value.rule is not None and is_elementwise(value) != is_elementwise(entry):
-        kind = is_elementwise(value)
+    if override.rule is not None and is_elementwise(override) != is_elementwise(entry):
+        kind = is_elementwise(override)
         entry = next((other for other in table.values() if is_elementwise(other) == kind), Route())
-    given = {field.name: getattr(value, field.name) for field in fields(value)}
+    given = {field.name: getattr(override, field.name) for field in fields(override)}
     return replace(entry, **{name: x for name, x in given.items() if x is not None})
 
 
@@ -312,17 +316,17 @@ def _suggestion(pattern: str, names: Sequence[str]) -> str:
     return f" Did you mean {near} by {pattern!r}?" if near else ""
 
 
-def _views_of(assignments: Sequence[Assignment], entries: Sequence[Route]) -> list[MatrixView]:
-    """Return each parameter's view under its route; raise ValueError with all that do not fit.
+def _views_of(assignments: Sequence[Assignment], routes: Sequence[Route]) -> list[MatrixView]:
+    """Return each route's view, the inferred one where it has none; raise ValueError for misfits.
 
     Raises:
-        ValueError: If some do not fit; they are listed.
+        ValueError: If some do not fit their parameters; all of these are listed.
     """
     views: list[MatrixView] = []
     problems: dict[str, list[str]] = {}
-    for assignment, entry in zip(assignments, entries, strict=True):
+    for assignment, route in zip(assignments, routes, strict=True):
         try:
-            views.append(_view_of(assignment, entry))
+            views.append(_view_of(assignment, route))
         except ValueError as error:
             problems.setdefault(f": {error}", []).append(assignment.name)
     if problems:

@@ -14,7 +14,9 @@ ELF = b"\x7fELF"
 
 
 @pytest.mark.parametrize("name", ["Muon", "Aurora"])
-@pytest.mark.parametrize(("capability", "target"), [((8, 0), b"sm_80"), ((9, 0), b"sm_90")])
+@pytest.mark.parametrize(
+    ("capability", "target"), [((8, 0), b"sm_80"), ((9, 0), b"sm_90"), ((10, 0), b"sm_100")]
+)
 def test_inductor_makes_machine_code_of_a_step_and_fewer_launches(name, capability, target):
     pytest.importorskip("triton", reason="the CPU build of torch brings no triton")
     from benchmarks.cross_compile import compiled_step

@@ -100,7 +100,7 @@ class Charges:
         return charges
 
     def _of_each_holder(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
-        """Yield (account, bytes) of each holder and relay, for a matrix with few holders."""
+        """Yield (account, bytes) of each holder and relay: the larger of sent and received."""
         topology = self._topology
         passed: dict[int, int] = defaultdict(int)
         two_hops = topology.grid_of(kind.axes) is not None
@@ -114,10 +114,7 @@ class Charges:
             yield ("relay", rank), size
 
     def _of_holders_together(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
-        """Yield (account, bytes): one account for many holders together, and one for their relays.
-
-        The bytes are those of the holder with the largest part, and of the relay with the most.
-        """
+        """Yield (account, bytes) for many holders: the largest share, and the busiest relay's."""
         topology, axes = self._topology, kind.axes
         group, places = topology.cut_group(axes, owner), topology.places(axes)
         if (kind, group[0]) not in self._largest:

@@ -136,7 +136,7 @@ class MeshTable:
         self._last: tuple[Any, ProcessMesh | None] = None, None  # a mesh takes long to hash
 
     def of_dtensor(self, x: Any) -> ProcessMesh | None:
-        """Return the cached mesh of a DTensor; None if this process is not on it."""
+        """Return a DTensor's mesh, made (a collective) on first use; None if not on it."""
         mesh = x.device_mesh
         if mesh is not self._last[0]:
             found = self._known[mesh] if mesh in self._known else mesh_of_dtensor(x)
@@ -297,11 +297,11 @@ class SharedRows(Rows):
         return self.total
 
     def sum(self, x: Tensor) -> Tensor:
-        """Return the sum of a tensor over all processes, by all-reduce."""
+        """Return the elementwise sum over the processes with the other rows, by all-reduce."""
         return self._all_reduce(x, dist.ReduceOp.SUM)
 
     def max(self, x: Tensor) -> Tensor:
-        """Return the elementwise maximum of a tensor over all processes, by all-reduce."""
+        """Return the elementwise maximum over the processes with the other rows, by all-reduce."""
         return self._all_reduce(x, dist.ReduceOp.MAX)
 
     def _all_reduce(self, x: Tensor, operation: Any) -> Tensor:
@@ -314,10 +314,10 @@ class SharedRows(Rows):
         return shared.to(x.device)
 
 
-def shared_rows(x: Any, axes: Sequence[int]) -> SharedRows:
-    """Return the row reductions of a DTensor whose rows are cut by these mesh dimensions."""
+def shared_rows(x: Any, row_axes: Sequence[int]) -> SharedRows:
+    """Return the row reductions of a DTensor whose rows are sharded along `row_axes`."""
     mesh = x.device_mesh
-    groups = tuple(mesh.get_group(axis) for axis in axes)
+    groups = tuple(mesh.get_group(axis) for axis in row_axes)
     replicated = [a for a, p in enumerate(x.placements) if p.is_replicate() and mesh.size(a) > 1]
     copies = tuple(
         (group, dist.get_process_group_ranks(group)[0])

@@ -46,7 +46,7 @@ class Groups:
         self._routes: WeakKeyDictionary[Exchange, ExchangeRoute] = WeakKeyDictionary()
 
     def copies(self, axes: Axes) -> Subgroup:
-        """Return the processes with this process's shard, one per copy."""
+        """Return the processes with this process's shard, one per copy along replicated `axes`."""
         return self._subgroup(self.plan.topology.copies(axes, self.mesh.rank))
 
     def shared_lines(self, mesh_ranks: tuple[int, ...], total: int) -> SharedRows:
@@ -210,7 +210,7 @@ def unpack(message: Tensor, targets: Sequence[Tensor]) -> None:
 
 
 def moved_as_one(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
-    """Return copies of tensors on a device, moved in one transfer, in the order given."""
+    """Return tensors on a device, moved in one transfer; one already there may be aliased."""
     order = sorted(range(len(tensors)), key=lambda k: -tensors[k].element_size())
     wide_first = [tensors[k] for k in order]
     parts = _split_like(pack(wide_first, device), wide_first)

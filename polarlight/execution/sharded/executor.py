@@ -110,7 +110,7 @@ class MeshMembers:
     planned: tuple[dict[Kind, torch.dtype], CachedPlan] | None = None
 
     def add(self, member: Member) -> None:
-        """Add a matrix."""
+        """Add a parameter."""
         self.numbers[id(member.parameter)] = len(self.members)
         self.members.append(member)
         self.kinds[_momentum_kind(member)] = None
@@ -163,7 +163,7 @@ class Sharded:
             )
 
     def announce(self, trainable: Sequence[Member]) -> None:
-        """Store all trainable matrices: later plans cover these, with and without gradients.
+        """Store all trainable parameters with matrix rules; later plans cover all of them.
 
         If they are the same list as before, nothing about them has changed.
         """
@@ -327,7 +327,7 @@ class Sharded:
 
 
 def _momentum_kind(member: Member) -> Kind:
-    """Return the kind of a parameter."""
+    """Return (rule id, dtype) of a parameter: equal for equal dtypes of momenta."""
     return id(member.rule), member.parameter.dtype
 
 

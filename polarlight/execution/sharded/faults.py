@@ -46,7 +46,9 @@ def failed_step() -> str | None:
     return _failed_steps.get(dist.group.WORLD) if world_size() > 1 else None
 
 
-_OF_A_COLLECTIVE = re.compile(r"gloo|nccl|collective|connection|socket|tim(ed |e)out", re.I)
+_OF_A_COLLECTIVE = re.compile(
+    r"gloo|nccl|collective|connection|socket|broken pipe|tim(ed |e)out", re.I
+)
 """Words of a RuntimeError that comes from a collective; gloo raises no class of its own."""
 
 
@@ -216,5 +218,5 @@ def _reports_text(reports: dict[int, str] | None, others: set[int]) -> str:
 
 
 def _ranks_text(ranks: Collection[int]) -> str:
-    """Return `rank 1` or `ranks 1, 2, ...`."""
+    """Return `rank 1`, `ranks 1-2` or `ranks 1, 3`, shortened beyond eight ranks."""
     return f"{'rank' if len(ranks) == 1 else 'ranks'} {format_ranks(sorted(ranks))}"

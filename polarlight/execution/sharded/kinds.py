@@ -105,7 +105,7 @@ class MatrixKind:
 
     @cached_property
     def flops(self) -> int:
-        """Flops of products in one direction, or in a part of it."""
+        """Flops of products and decompositions in one direction, or in a part of it."""
         part = self._part_cost
         return part.flops if part else flops(self.spec.rule, *self.matrix.shapes[MATRIX])
 

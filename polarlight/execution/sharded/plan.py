@@ -143,7 +143,7 @@ class ShardedPlan:
 
     @cached_property
     def flops(self) -> list[int]:
-        """Flops of matrix products of each process, owned and row-wise, without transfers."""
+        """Flops of products and decompositions per process, owned and row-wise."""
         total = list(self._rowwise_load[1])
         for kind, owner in zip(self.kinds, self.owners, strict=True):
             total[owner] += kind.flops

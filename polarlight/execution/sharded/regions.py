@@ -180,7 +180,7 @@ def split_view(view: MatrixView, shape: Sequence[int]) -> list[MatrixPosition]:
 def _strided_block(
     offset: int, size: tuple[int, int], strides: tuple[int, int], shape: tuple[int, ...]
 ) -> StridedBlock:
-    """Return the block of a matrix, given as for `as_strided`, in a tensor of this shape."""
+    """Return the block that `as_strided` arguments describe; invalid unless its `fits(shape)`."""
     jumps = [prod(shape[dim + 1 :]) for dim in range(len(shape))]
     starts = tuple(offset // jump % length for jump, length in zip(jumps, shape, strict=True))
     steps, lengths, ends = [1] * len(shape), [1] * len(shape), []

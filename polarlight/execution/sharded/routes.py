@@ -192,7 +192,7 @@ def _slices(fragment: Fragment, in_blocks: bool) -> tuple[slice, ...]:
 def _joined(
     run: FragmentRun, fragment: Fragment, offset: int, in_blocks: bool
 ) -> FragmentRun | None:
-    """Return the run lengthened by a fragment; None if its place or bytes do not continue it."""
+    """Return the run with one more fragment; None unless adjacent in tensor and message."""
     before, here = _slices(run.fragment, in_blocks), _slices(fragment, in_blocks)
     if fragment.segment.shape != run.shape:
         return None

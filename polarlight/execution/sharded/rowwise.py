@@ -82,7 +82,7 @@ def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
 
 
 def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
-    """Return axes and bytes of a parameter's row-wise sums; None if too small or not possible."""
+    """Return a parameter's row axes and bytes of sums; None if too small or not possible."""
     layout = spec.layouts[MATRIX]
     axes = layout.cut_by_rows
     large = prod(layout.shape) * spec.dtypes[MATRIX].itemsize >= row_bytes

@@ -229,18 +229,18 @@ class ProcessSchedule:
         plan, rank = self.plan, self.rank
         own = [n for n in matrix_numbers if plan.owners[n] == rank]
         bucket = Bucket(own, {n for n in own if not plan.gathered[n]})
-        spread: dict[Axes, dict[int, list[Fragment]]] = {}
+        by_axes: dict[Axes, dict[int, list[Fragment]]] = {}
         for number in matrix_numbers:
             axes, owner = plan.axes_of(number), plan.owners[number]
             if not axes or plan.in_one_copy(axes, rank, owner):
                 self._add_exchanges(bucket, number)
             if axes and (fragments := list(self._written(number, rank))):
                 source = plan.holder_in_copy_of(owner, axes, rank)
-                spread.setdefault(axes, {}).setdefault(source, []).extend(fragments)
+                by_axes.setdefault(axes, {}).setdefault(source, []).extend(fragments)
         for exchange in (*bucket.gather.values(), *bucket.scatter.values()):
             for fragments in (*exchange.outgoing.values(), *exchange.incoming.values()):
                 fragments.sort(key=_wide_first)
-        bucket.rounds.extend(self._rounds(spread))
+        bucket.rounds.extend(self._rounds(by_axes))
         return bucket
 
     def _add_exchanges(self, bucket: Bucket, matrix_number: int) -> None:
@@ -254,11 +254,11 @@ class ProcessSchedule:
             bucket.own_fragments.extend(self._all_fragments(matrix_number, rank))
 
     def _rounds(
-        self, spread: dict[Axes, dict[int, list[Fragment]]]
+        self, by_axes: dict[Axes, dict[int, list[Fragment]]]
     ) -> Iterator[tuple[Axes, list[Broadcast]]]:
-        """Yield rounds, (axes, broadcasts) of capped size, of {axes: {source: fragments}}."""
+        """Yield rounds (axes, broadcasts), each of at most `bucket_bytes` over all its sources."""
         limit = self.plan.options.bucket_bytes
-        for axes, by_source in sorted(spread.items()):
+        for axes, by_source in sorted(by_axes.items()):
             started: list[Broadcast] = []
             total = 0
             for source, fragments in sorted(by_source.items()):

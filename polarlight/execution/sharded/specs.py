@@ -53,7 +53,7 @@ def _rule_text(rule: UpdateRule) -> str:
 
 
 def device_buffers(member: Member) -> dict[str, Tensor]:
-    """Return {name: buffer} sent with a parameter's matrices: all but the host counter.
+    """Return {name: buffer} sent with a parameter's momentum: the rule's, but no host counter.
 
     The gradient is one of them in a step where the rule reads it, and the member has it.
     """

@@ -114,7 +114,7 @@ class ShardedStep:
             self.params.store(param_numbers, directions)
 
     def _rowwise_stacks(self) -> Iterator[list[int]]:
-        """Yield capped lists of numbers of row-wise parameters, of equal layout and rule."""
+        """Yield lists of alike row-wise parameters' numbers, each of at most `bucket_bytes`."""
         alike: dict[Hashable, list[int]] = {}
         for number, rowwise in self.schedule.rowwise.items():
             spec, parameter = self.schedule.plan.params[number], self.params.parameter(number)

@@ -21,7 +21,7 @@ def replicated_axes(layout: Layout) -> Axes:
 
 
 def grid(size: int, peers: int) -> tuple[int, int] | None:
-    """Return (processes per node, nodes) for exchanges in two hops; None if one hop is enough.
+    """Return (group size, groups) for a two-hop exchange of `size` processes; None for one hop.
 
     None where each process may talk to all others, or the size has no divisors. The product is
     `size`, and a process talks to the least possible number of others.
@@ -58,7 +58,7 @@ class Topology:
         return self._groups_of(axes, across=True)[rank]
 
     def grid_of(self, axes: Axes) -> tuple[int, int] | None:
-        """Return (processes per node, nodes) within each copy; None if one hop is enough.
+        """Return (group size, groups) of a two-hop exchange; None for one hop or a prime size.
 
         The copies are those of a tensor that is replicated along `axes`; see `grid`.
         """
@@ -67,7 +67,7 @@ class Topology:
         return self._grids[axes]
 
     def node(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the ranks in `rank`'s node within its copy; all of the copy without a grid."""
+        """Return the ranks of `rank`'s first-hop group in its copy; all of the copy for one hop."""
         group, shape = self.cut_group(axes, rank), self.grid_of(axes)
         if shape is None:
             return group
@@ -75,7 +75,7 @@ class Topology:
         return group[first : first + shape[0]]
 
     def column(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the ranks at `rank`'s place in each node of its copy; (rank,) without a grid."""
+        """Return the ranks of `rank`'s second-hop group in its copy; (rank,) for one hop."""
         group, shape = self.cut_group(axes, rank), self.grid_of(axes)
         return (rank,) if shape is None else group[self.places(axes)[rank][1] :: shape[0]]
 
@@ -85,7 +85,7 @@ class Topology:
         return self.cut_group(axes, peer)[places[peer][0] + places[owner][1]]
 
     def places(self, axes: Axes) -> list[tuple[int, int]]:
-        """Return, per rank, (index in its copy at which its node starts, place in the node)."""
+        """Return, per rank, (index in its copy where its hop group starts, place in that group)."""
         if axes not in self._known_places:
             local, _ = self.grid_of(axes) or (1, 1)
             found = [(0, 0)] * len(self.coordinates)

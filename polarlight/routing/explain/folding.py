@@ -28,17 +28,17 @@ def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
         template = tuple("" if cell.isdigit() else cell for cell in cells)
         alike.setdefault(template, []).append(cells)
     folded = (block for same in alike.values() for block in _fold(same))
-    return [(_joined(cells), members) for cells, members in folded]
+    return [(_join_cells(cells), members) for cells, members in folded]
 
 
-def _joined(cells: _Cells) -> str:
+def _join_cells(cells: _Cells) -> str:
     """Return the name that was split into these parts."""
     return ".".join(cells).replace(f"{_GLUE}.", "")
 
 
 def _fold(names: Sequence[_Cells]) -> list[tuple[_Cells, list[str]]]:
     """Return (pattern, names) of split names that differ in numbers at the same places alone."""
-    blocks = [(cells, [_joined(cells)]) for cells in names]
+    blocks = [(cells, [_join_cells(cells)]) for cells in names]
     for place in reversed(range(len(names[0]))):
         merged: dict[_Cells, list[tuple[_Cells, list[str]]]] = {}
         for cells, members in blocks:

@@ -19,7 +19,7 @@ def table_of(rows: Sequence[Row], *, every: bool, width: int) -> str:
     Repeated layers share an entry unless `every`.
     """
     named = [(row.name, [row]) for row in rows] if every else folded(rows)
-    entries = [(_cells(name, same), _words(same[0])) for name, same in named]
+    entries = [(_cells(name, same), _details(same[0])) for name, same in named]
     columns = zip(_HEADER, *(cells for cells, _ in entries), strict=True)
     widths = [max(map(len, column)) for column in columns]
     widths[0] = max(min(widths[0], width - sum(widths[1:]) - 2 * len(widths[1:])), len(_HEADER[0]))
@@ -82,7 +82,7 @@ def _distinct_text(pieces: Sequence[Piece], value_of: Callable[[Piece], float | 
     return ", ".join(texts) if len(texts) <= 2 else f"{texts[0]} to {texts[-1]}"
 
 
-def _words(row: Row) -> str:
+def _details(row: Row) -> str:
     """Return the text below a table line: reason -> view (unless whole) -> engines."""
     engines = ", ".join(dict.fromkeys(piece.engine for piece in row.pieces))
     view = [row.view] if row.view != "Whole()" and engines not in ("elementwise", "-") else []

@@ -193,7 +193,7 @@ def _linear(site: Site, *, transposed: bool) -> Decision:
         return found
     fused = seams.first_fitting(site, seams.STATE_SPACE.get(site.module_name, ()), m, n)
     if fused is not None:
-        return Decision(Role.HIDDEN, f"{site.place}; {fused.words}", fused.view)
+        return Decision(Role.HIDDEN, f"{site.place}; {fused.reason}", fused.view)
     if is_output_of_the_model(site, m, n):
         return Decision(Role.HEAD, f"linear layer {site.place}: no layer reads its {m} outputs")
     return Decision(Role.HIDDEN, f"linear layer {site.place}")

@@ -33,7 +33,7 @@ def attention(site: Site, m: int, n: int) -> Decision:
     else:
         found = _unfused_split(site, part, m, n)
     reason = f"{part or 'projection'} of attention: {site.place}"
-    reason += f"; {found.words}" if found.words else ""
+    reason += f"; {found.reason}" if found.reason else ""
     return Decision(Role.ATTENTION, reason, found.view, part, found.heads)
 
 

@@ -223,9 +223,9 @@ def _is_last_layer(site: Site) -> bool:
 
 
 def _is_last_matrix(site: Site, prefix: str) -> bool:
-    """Return whether a parameter is the last matrix or kernel below a prefix, without tables.
+    """Return whether a parameter is the last matrix whose name starts with `prefix`.
 
-    The matrices of a modulation do not count either.
+    Kernels count, tables do not. The matrices of a modulation do not count either.
     """
     inside = [name for name, _ in site.model_index.matrices(prefix) if not names_modulation(name)]
     return inside[-1:] == [".".join(site.words)]

@@ -29,10 +29,10 @@ def mlp(site: Site, m: int, n: int, *, transposed: bool = False) -> Decision | N
     if part is Part.NONE:
         return None
     role = Role.DOWN if part is Part.DOWN else Role.GATE_UP
-    view, words = _gate_up_view(site, part, m, n, transposed=transposed)
+    view, reason_text = _gate_up_view(site, part, m, n, transposed=transposed)
     part = Part.GATE_UP if len(view) == 2 else part
     reason = f"{part.replace('_', ' and ')} of an MLP: {site.place}"
-    return Decision(role, reason + words, view, part)
+    return Decision(role, reason + reason_text, view, part)
 
 
 def expert(site: Site, *, transposed: bool) -> Decision:
@@ -48,11 +48,13 @@ def expert(site: Site, *, transposed: bool) -> Decision:
     m, n = (shape[-1], shape[-2]) if transposed else shape[-2:]
     if min(m, n) == 1:
         return Decision(Role.VECTOR, f"{site.place}: a single row or column")
-    view, words = _gate_up_view(site, part, m, n, transposed=transposed)
+    view, reason_text = _gate_up_view(site, part, m, n, transposed=transposed)
     part = Part.GATE_UP if len(view) == 2 else part
     whose = f"{shape[0]} experts" if len(shape) == 3 else "one expert"
     reason = f"{part.replace('_', ' and ') or 'matrix'} of {whose}: {site.place}"
-    return as_stored(Decision(Role.EXPERT, reason + how + words, view, part), transposed=transposed)
+    return as_stored(
+        Decision(Role.EXPERT, reason + how + reason_text, view, part), transposed=transposed
+    )
 
 
 def gate_up_slices(site: Site, *, experts: bool) -> Decision | None:
@@ -134,7 +136,7 @@ def _is_gated(site: Site, m: int, n: int) -> bool:
 def _gate_up_view(
     site: Site, part: Part, m: int, n: int, *, transposed: bool
 ) -> tuple[MatrixView, str]:
-    """Return (view, words): two matrices if the parameter holds gate and up, else `Whole()`."""
+    """Return (view, reason text): gate and up as two matrices if fused, else `Whole()`."""
     if part in (Part.NONE, Part.DOWN):
         return Whole(), ""
     down = site.sibling(_DOWN_WORDS)
@@ -150,7 +152,7 @@ def _gate_up_view(
 
 
 def _is_stack_transposed(site: Site, part: Part) -> tuple[bool, str]:
-    """Return (whether a stack is stored [E, fan_in, fan_out], words for the reason)."""
+    """Return (whether a stack is stored [E, fan_in, fan_out], reason text)."""
     declared = site.flag("is_transposed")
     if declared is not None:
         return declared, "; stored (in, out)" if declared else ""

@@ -21,12 +21,12 @@ class FusedSplit:
 
     Attributes:
         view: One matrix per projection.
-        words: The layout as text, for reasons.
+        reason: The layout as text, for the reason of a route.
         heads: One matrix per projection and head; None where unknown.
     """
 
     view: MatrixView
-    words: str
+    reason: str
     heads: MatrixView | None = None
 
 
@@ -40,12 +40,12 @@ def concatenated(site: Site, m: int, n: int) -> FusedSplit | None:
     kv = site.number(*KEY_COUNT) or q
     if not q or not kv:
         return None
-    for counts, words in (((q, kv, kv), "q, k, v"), ((kv, kv), "k, v")):
+    for counts, reason in (((q, kv, kv), "q, k, v"), ((kv, kv), "k, v")):
         size = site.number(*HEAD_SIZE) or m // sum(counts)
         if sum(counts) * size == m:
             rows = tuple(count * size for count in counts)
             by_head = RowBlocks(rows, tuple(Heads(count) for count in counts))
-            return FusedSplit(RowBlocks(rows), f"{words} one after another", by_head)
+            return FusedSplit(RowBlocks(rows), f"{reason} one after another", by_head)
     return None
 
 
@@ -93,11 +93,11 @@ def delta_net(site: Site, m: int, n: int) -> FusedSplit | None:
     if q * sum(rows) != m:
         return None
     inner = RowBlocks(rows, (Whole(), Whole(), Heads(per_key), Heads(per_key)))
-    words = "q, k, v, gate of each key head in turn"
-    return FusedSplit(Heads(q, inner=RowBlocks(rows)), words, Heads(q, inner=inner))
+    reason = "q, k, v, gate of each key head in turn"
+    return FusedSplit(Heads(q, inner=RowBlocks(rows)), reason, Heads(q, inner=inner))
 
 
-def blocks_per_head(*sizes: str, words: str) -> FusedLayout:
+def blocks_per_head(*sizes: str, reason: str) -> FusedLayout:
     """Return a layout function: each head's rows are split into blocks of the named sizes."""
 
     def layout(site: Site, m: int, n: int) -> FusedSplit | None:
@@ -106,12 +106,12 @@ def blocks_per_head(*sizes: str, words: str) -> FusedLayout:
         if not heads or not rows or heads * sum(rows) != m:
             return None
         view = Heads(heads, inner=RowBlocks(rows))
-        return FusedSplit(view, f"{words} of each head in turn", view)
+        return FusedSplit(view, f"{reason} of each head in turn", view)
 
     return layout
 
 
-def blocks_in_order(*sizes: str, words: str) -> FusedLayout:
+def blocks_in_order(*sizes: str, reason: str) -> FusedLayout:
     """Return a layout function: all rows are split into blocks of the named sizes."""
 
     def layout(site: Site, m: int, n: int) -> FusedSplit | None:
@@ -120,7 +120,7 @@ def blocks_in_order(*sizes: str, words: str) -> FusedLayout:
         if not rows or sum(rows) != m:
             return None
         view = RowBlocks(rows) if len(rows) > 1 else Whole()
-        return FusedSplit(view, words, view)
+        return FusedSplit(view, reason, view)
 
     return layout
 
@@ -130,26 +130,28 @@ ATTENTION: dict[str, tuple[FusedLayout, ...]] = {
     "wqkv": (by_key_head_if_declared, concatenated, equal_qkv),
     "in_proj_qkvz": (delta_net,),
     "in_proj_qkv": (
-        blocks_in_order("key_dim", "key_dim", "value_dim", words="q, k, v one after another"),
+        blocks_in_order("key_dim", "key_dim", "value_dim", reason="q, k, v one after another"),
     ),
-    "kv_b_proj": (blocks_per_head("qk_nope_head_dim", "v_head_dim", words="key and value"),),
+    "kv_b_proj": (blocks_per_head("qk_nope_head_dim", "v_head_dim", reason="key and value"),),
     "kv_a_proj_with_mqa": (
-        blocks_in_order("kv_lora_rank", "qk_rope_head_dim", words="latent, then shared rotary key"),
+        blocks_in_order(
+            "kv_lora_rank", "qk_rope_head_dim", reason="latent, then shared rotary key"
+        ),
     ),
-    "q_a_proj": (blocks_in_order("q_lora_rank", words=""),),
+    "q_a_proj": (blocks_in_order("q_lora_rank", reason=""),),
 }
 """Layouts by module name; any other fused name means q, k, v one after another."""
 
 STATE_SPACE: dict[str, tuple[FusedLayout, ...]] = {
     "in_proj": (
-        blocks_in_order("intermediate_size", "intermediate_size", words="input, then gate"),
+        blocks_in_order("intermediate_size", "intermediate_size", reason="input, then gate"),
         blocks_in_order(
-            "intermediate_size", "conv_dim", "num_heads", words="gate, then convolved, then steps"
+            "intermediate_size", "conv_dim", "num_heads", reason="gate, then convolved, then steps"
         ),
     ),
     "x_proj": (
         blocks_in_order(
-            "time_step_rank", "ssm_state_size", "ssm_state_size", words="time step, then B, then C"
+            "time_step_rank", "ssm_state_size", "ssm_state_size", reason="time step, then B, then C"
         ),
     ),
 }

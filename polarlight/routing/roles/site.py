@@ -43,7 +43,10 @@ class ModelIndex:
         return cls(shapes, frozenset(blocks), {name: shapes[name] for name in tables}, inside)
 
     def matrices(self, prefix: str) -> Iterator[tuple[str, torch.Size]]:
-        """Yield (name, shape) of matrices and kernels below a prefix, without tables."""
+        """Yield (name, shape) of matrices and kernels with this name prefix; no tables.
+
+        A prefix that stands for a module ends in a dot.
+        """
         for name, shape in self.shapes.items():
             if name.startswith(prefix) and len(shape) >= 2 and name not in self.tables:
                 yield name, shape

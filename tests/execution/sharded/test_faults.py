@@ -15,6 +15,7 @@ from polarlight.execution.sharded.faults import SharedStep, is_lost_contact
     [
         (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:534] Read error"), True),
         (RuntimeError("Connection closed by peer"), True),
+        (RuntimeError("writev [127.0.0.1]:41236: Broken pipe"), True),
         (RuntimeError("Timed out waiting 30000ms for recv operation"), True),
         (dist.DistBackendError("NCCL communicator was aborted on rank 0"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
