@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from heapq import heapify, heapreplace
+from operator import itemgetter
 
 import torch
 
@@ -21,8 +22,11 @@ from polarlight.execution.sharded.options import Options
 from polarlight.execution.sharded.specs import MATRIX, MatrixPart, MatrixSpec, ParamSpec
 from polarlight.linalg.rest import SIZES
 
-WORTH = 0.95
+WORTH = 0.9
 """Largest load, relative to that of one owner per matrix, for which matrices are shared."""
+
+MOST_TRIALS = 4
+"""Candidates for which owners are found; those with the lowest bounds come first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +181,8 @@ def assigned(
     choice = _Choice(matrices, kinds, options, ranks, base_loads, later_load)
     best = choice.trial()
     limit = None
-    for bound, _, count, shared in sorted(choice.candidates(), key=lambda c: c[:3]):
+    candidates = sorted(choice.candidates(), key=itemgetter(0, 1, 2))
+    for bound, _, count, shared in candidates[:MOST_TRIALS]:
         limit = WORTH * best.busiest if limit is None else limit
         if bound >= limit:
             break
@@ -330,8 +335,17 @@ class _Trial:
 
     @cached_property
     def busiest(self) -> float:
-        """Largest load of a process in flops, or the mean with what is planned later."""
-        loads = list(self.loads)
+        """Largest load of a process in flops, or the mean with what is planned later.
+
+        Processes that hold whole matrices send those that others own: bytes count for them too.
+        Where few hold all experts, a shared matrix would drive more experts from their holders.
+        """
+        loads, sent = list(self.loads), [0.0] * len(self.loads)
         for number, owner in self.owners.items():
-            loads[owner] += self.choice.load(self.choice.kinds[number], owner)
-        return max(max(loads), sum(loads) / len(loads) + self.choice.later_load)
+            kind = self.choice.kinds[number]
+            loads[owner] += self.choice.load(kind, owner)
+            if kind.whole_holders and not kind.has_all(owner):
+                holder = next(iter(kind.shares(owner)))
+                sent[holder] += transfer_cost(kind, self.choice.options)
+        busiest = max(load + more for load, more in zip(loads, sent, strict=True))
+        return max(busiest, sum(loads) / len(loads) + self.choice.later_load)
