@@ -208,6 +208,7 @@ class _Choice:
         self.matrices, self.kinds, self.options = matrices, kinds, options
         self.ranks, self.base_loads, self.later_load = ranks, base_loads, later_load
         self._parts: dict[tuple[MatrixKind, int], list[MatrixKind]] = {}
+        self._known_prices: dict[MatrixKind, tuple[float, float]] = {}
 
     def candidates(self) -> Iterator[tuple[float, int, int, set[MatrixKind]]]:
         """Yield (lower bound of the busiest load, parts, processes, kinds that so many share)."""
@@ -236,12 +237,12 @@ class _Choice:
         alone = [number for number in range(len(self.kinds)) if number not in groups]
         kinds = [self.kinds[number] for number in alone]
         owners = assignment.owners(
-            [cost_with_sums(kind, self.options) for kind in kinds],
+            [self.prices(kind)[0] for kind in kinds],
             [kind.whole_holders for kind in kinds],
             len(self.ranks),
             self.options.spread,
             loads,
-            [transfer_cost(kind, self.options) for kind in kinds],
+            [self.prices(kind)[1] for kind in kinds],
             [kind.part_holders for kind in kinds],
         )
         return _Trial(self, count, groups, dict(zip(alone, owners, strict=True)), loads)
@@ -290,14 +291,25 @@ class _Choice:
 
     def load(self, kind: MatrixKind, owner: int) -> float:
         """Return the load in flops of the owner of a matrix or part."""
-        moved = 0.0 if kind.has_all(owner) else transfer_cost(kind, self.options)
-        return cost_with_sums(kind, self.options) + moved
+        cost, moved = self.prices(kind)
+        return cost if self.is_local(kind, owner) else cost + moved
+
+    def is_local(self, kind: MatrixKind, owner: int) -> bool:
+        """Return whether a process has all of a matrix or part, so that nothing is sent to it."""
+        holders = kind.whole_holders
+        return (holders is None or owner in holders) and kind.has_all(owner)
+
+    def prices(self, kind: MatrixKind) -> tuple[float, float]:
+        """Return the costs of a matrix or part, and of moving it; found once per kind."""
+        if kind not in self._known_prices:
+            moved = transfer_cost(kind, self.options)
+            self._known_prices[kind] = cost_with_sums(kind, self.options), moved
+        return self._known_prices[kind]
 
     def _least_load(self, kind: MatrixKind) -> float:
         """Return the load of a matrix or part for the process that it costs least."""
-        held = kind.whole_holders is None or len(kind.whole_holders) > 0
-        moved = 0.0 if held else transfer_cost(kind, self.options)
-        return cost_with_sums(kind, self.options) + moved
+        cost, moved = self.prices(kind)
+        return cost + moved if kind.whole_holders == () else cost
 
     def _least_part_load(self, kind: MatrixKind, count: int) -> float:
         """Return the load of the costliest of a matrix's parts for a holder of it."""
@@ -343,9 +355,11 @@ class _Trial:
         loads, sent = list(self.loads), [0.0] * len(self.loads)
         for number, owner in self.owners.items():
             kind = self.choice.kinds[number]
-            loads[owner] += self.choice.load(kind, owner)
-            if kind.whole_holders and not kind.has_all(owner):
-                holder = next(iter(kind.shares(owner)))
-                sent[holder] += transfer_cost(kind, self.choice.options)
+            cost, moved = self.choice.prices(kind)
+            if self.choice.is_local(kind, owner):
+                moved = 0.0
+            elif kind.whole_holders:
+                sent[next(iter(kind.shares(owner)))] += moved
+            loads[owner] += cost + moved
         busiest = max(load + more for load, more in zip(loads, sent, strict=True))
         return max(busiest, sum(loads) / len(loads) + self.choice.later_load)
