@@ -263,14 +263,29 @@ class _Choice:
         heapify(heap)
         part_loads = {kind: self._least_part_load(kind, count) for kind in shared}
         numbers = [number for number, kind in enumerate(self.kinds) if kind in shared]
-        found = {}
+        found: dict[int, tuple[int, ...]] = {}
         for number in sorted(numbers, key=lambda n: (-part_loads[self.kinds[n]], n)):
             _, place, group = heap[0]
-            for part, rank in zip(self._parts_of(self.kinds[number], count), group, strict=True):
+            parts = self._parts_of(self.kinds[number], count)
+            found[number] = self._in_turn(parts, group, len(found))
+            for part, rank in zip(parts, found[number], strict=True):
                 loads[rank] += self.load(part, rank)
             heapreplace(heap, (max(loads[rank] for rank in group), place, group))
-            found[number] = group
         return found
+
+    def _in_turn(
+        self, parts: Sequence[MatrixKind], group: tuple[int, ...], turn: int
+    ) -> tuple[int, ...]:
+        """Return the group from another process on: where most parts lie, else from each in turn.
+
+        The same rows of all matrices are on the same nodes, which pass messages on by the owner's
+        place in its node: one order for all matrices would leave that to a few processes.
+        """
+        orders = [group[k:] + group[:k] for k in range(len(group))]
+        local = [sum(map(self.is_local, parts, order)) for order in orders]
+        if any(local):
+            return orders[local.index(max(local))]
+        return orders[(turn * 0x9E3779B1 >> 16) % len(group)]  # in no step with the groups' order
 
     def assembled(self, trial: "_Trial") -> Assigned:
         """Return matrices and parts with their owners, in the order of matrices."""

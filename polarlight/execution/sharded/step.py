@@ -218,7 +218,9 @@ class ShardedStep:
             matrix = self.matrices[number]
             assert matrix.part is not None
             spec, ranks = self.schedule.plan.params[matrix.param], self.schedule.shared[number]
-            key = ranks, matrix.part.shape, id(spec.rule), tuple(spec.dtypes.items())
+            # Parts of equal size are stacked whatever their order among the processes.
+            order = ranks if max(matrix.part.shape) % matrix.part.count else tuple(sorted(ranks))
+            key = order, matrix.part.shape, id(spec.rule), tuple(spec.dtypes.items())
             alike.setdefault(key, []).append(number)
         found: dict[int, Tensor] = {}
         for numbers in alike.values():
