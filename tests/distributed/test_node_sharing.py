@@ -14,12 +14,13 @@ from torch.distributed.fsdp import fully_shard
 import polarlight
 from polarlight.diagnostics.sharding import TOLERANCE, full, gradient, shard_like
 from polarlight.execution.param_task import to_local
+from polarlight.execution.sharded import collectives
 from polarlight.execution.sharded.collectives import SharedRows
 from polarlight.execution.sharded.exchange import Groups
 from polarlight.execution.sharded.options import Options
 from polarlight.execution.sharded.traffic import traffic
 from tests.distributed.layouts import LAYOUTS, Parameters
-from tests.distributed.processes import run
+from tests.distributed.processes import TIMEOUT, run
 from tests.distributed.test_conformance import EIGEN
 from tests.distributed.test_traffic import Received
 
@@ -272,7 +273,27 @@ def check_checkpoint(rank, folder):
         assert bool(executor.plans()[0].shared) == (node_size > 1)
 
 
+def check_groups_are_made_once(rank):
+    """For all optimizers and orders of parts, with the time-out of the default group."""
+    kept, made = dist.new_group, []
+
+    def counted(*args, **settings):
+        made.append(kept(*args, **settings))
+        return made[-1]
+
+    collectives.dist.new_group = counted
+    for layout in ("columns", "rows"):
+        executor = polarlight.Sharded(options=options(2))
+        train(*built(RULES["muon"], layout, executor=executor), range(2))
+        assert shared_params(executor) == EVERY
+    collectives.dist.new_group = kept
+    assert len(made) == 1
+    assert dist.get_process_group_ranks(made[0]) == [rank // 2 * 2, rank // 2 * 2 + 1]
+    assert collectives._timeout_of(made[0]) == TIMEOUT
+
+
 def every(rank, folder):
+    check_groups_are_made_once(rank)  # the first: other checks use the same groups
     check_values(rank)
     check_stacks_and_blocks(rank)
     check_kinds_of_steps(rank)

@@ -203,6 +203,16 @@ def check_row_sums_are_shared(rank):
     assert all(d.same for d in found), table(found)
 
 
+def check_row_sums_of_uneven_shards(rank):
+    """Nine rows on four processes leave one without any; all stack as many matrices, two here."""
+    options = Options(row_bytes=0, sum_weight=0, bucket_bytes=100)
+    pair = models(torch.float64, LAYOUTS[4]["rows"], [(9, 2)] * 5)
+    executor = polarlight.Sharded(options=options)
+    found = check_sharding(*pair, optimizer(RULE, executor=executor), steps=2)
+    assert all(d.same for d in found), table(found)
+    assert len(executor.plans()[-1].rowwise) == 5
+
+
 def check_collectives_of_a_layer(rank):
     """The seven matrices of a Llama layer: one comparison, and one exchange each way.
 
@@ -229,6 +239,7 @@ def every(rank):
     check_plan_is_kept(rank)
     check_host_reads(rank)
     check_row_sums_are_shared(rank)
+    check_row_sums_of_uneven_shards(rank)
     check_collectives_of_a_layer(rank)
     for layout in ("rows", "HSDP", "columns"):
         check_buckets(rank, layout)

@@ -5,13 +5,13 @@ directions there, scatter directions and buffers back to the shards.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
-from polarlight.execution.batched import capped_stacks
 from polarlight.execution.job import Executor, Job
-from polarlight.execution.param_task import ParamSource, ParamTask, all_to_local, to_local
+from polarlight.execution.param_task import ParamSource, ParamTask, all_to_local
 from polarlight.execution.sharded.collectives import ProcessMesh, shared_rows
 from polarlight.execution.sharded.exchange import Groups, Transfer, moved_as_one, run_rounds
 from polarlight.execution.sharded.memory import PREFETCH
@@ -123,9 +123,12 @@ class ShardedStep:
             alike.setdefault(key, []).append(number)
         limit = self.schedule.plan.options.bucket_bytes
         for numbers in alike.values():
-            tensors = [to_local(self.params.parameter(number)) for number in numbers]
-            for stack in capped_stacks(range(len(numbers)), tensors, limit):
-                yield [numbers[k] for k in stack]
+            # By the largest shard: processes with smaller ones come to the same sums.
+            layout = self.schedule.plan.params[numbers[0]].layouts[MATRIX]
+            largest = prod(layout.local_shape((0,) * len(layout.mesh)))
+            nbytes = largest * self.params.parameter(numbers[0]).element_size()
+            count = max(1, limit // nbytes)
+            yield from (numbers[k : k + count] for k in range(0, len(numbers), count))
 
     def _compute_rowwise(self, param_numbers: Sequence[int]) -> None:
         """Compute and store equal parameters' directions on local rows; all-reduces sums."""
