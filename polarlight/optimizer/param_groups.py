@@ -24,6 +24,19 @@ STRUCTURE = ("rule", "view")
 """Entries that are objects: a checkpoint holds their fingerprints and never replaces them."""
 
 
+def separate_tensors(groups: Sequence[Group]) -> None:
+    """Give every group tensors of its own for its numbers, in place of those of earlier groups.
+
+    Whoever writes to the rate of each group would write to a shared one once per group.
+    """
+    known: set[int] = set()
+    for group in groups:
+        for key, value in group.items():
+            if isinstance(value, Tensor):
+                group[key] = value.clone() if id(value) in known else value
+                known.add(id(group[key]))
+
+
 def name_of(group: Mapping[str, Any], group_index: int, param_index: int) -> str:
     """Return the name of a parameter, or `param_groups[i]['params'][k]` if it has none."""
     names = group.get("param_names")

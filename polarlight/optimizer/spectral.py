@@ -57,6 +57,7 @@ from polarlight.optimizer.param_groups import (
     indices_with_gradients,
     name_of,
     partition_for_step,
+    separate_tensors,
     without_frozen_integers,
 )
 from polarlight.optimizer.probe import Probe, count_updates, report_tasks, report_update
@@ -73,7 +74,7 @@ class SpectralOptimizer(Optimizer):
     Args:
         params: Tensors, `(name, tensor)` pairs, or dicts of these with `rule`, `view` and numbers
             of their own, as `route` makes them.
-        lr: Learning rate, a float or a one-element tensor; at least 0.
+        lr: Learning rate, at least 0: a float, or a one-element tensor, copied for further groups.
         weight_decay: Decoupled: weights are multiplied by 1 - lr * weight_decay. At least 0.
         momentum: Decay of the first moment, in [0, 1).
         rule: Rule of the groups that bring none; None if all do, as those of a recipe.
@@ -159,6 +160,7 @@ class SpectralOptimizer(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        separate_tensors(self.param_groups)
         self.reasons.update(reasons)
 
     @overload
@@ -284,15 +286,18 @@ class SpectralOptimizer(Optimizer):
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load buffers and hyperparameters, not rules or views; dtypes and devices of a new state.
 
-        Rules stay the optimizer's; one `UserWarning` lists fields that differ and leave the meaning
-        of the buffers alone (nesterov, scale, polar method, decay rates).
+        By position, as torch does. Rules, and names if it has any, stay the optimizer's; one
+        `UserWarning` lists fields of rules that differ and leave the meaning of the buffers alone
+        (nesterov, scale, polar method, decay rates).
 
         Raises:
-            ValueError: If groups, views or rules differ in more than that, or a buffer is missing
-                or of another shape; the message shows it, and nothing has been taken over.
+            ValueError: If groups, views or rules differ in more than that, a buffer is missing or
+                of another shape, or names are in another order and no load hook is registered;
+                the message shows it, and nothing has been taken over.
         """
         with restoring(self):
             super().load_state_dict(state_dict)
+        separate_tensors(self.param_groups)
         self._complete_state()
 
     def __getstate__(self) -> dict[str, Any]:

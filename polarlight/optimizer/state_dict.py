@@ -6,7 +6,7 @@ bfloat16: every buffer gets those of a new state.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,12 +56,16 @@ def restoring(optimizer: Optimizer) -> Iterator[None]:
     The check runs after load hooks of others, which may reorder parameters.
     """
     given: StateDict = {}
+    # A load hook of others may have matched states by name, and leaves the saved names in order.
+    alone = not optimizer._optimizer_load_state_dict_pre_hooks
     forms: dict[Any, dict[str, BufferForm]] = {}
     saved_rules: list[Config] = []
 
     def check(_: Optimizer, loaded: StateDict) -> StateDict:
         """Check a loaded state dict; return it with rules and views in place of fingerprints."""
         given.update(replace_fingerprints(loaded, optimizer.param_groups))
+        if alone:
+            _check_order(loaded["param_groups"], optimizer.param_groups)
         forms.update(_checked_buffer_forms(given, optimizer.param_groups))
         saved_rules.extend(read_fingerprint(group["rule"]) for group in loaded["param_groups"])
         return given
@@ -97,9 +101,9 @@ def replace_fingerprints(state_dict: StateDict, groups: list[Group]) -> StateDic
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
         for difference in _check_structure(saved, group, index):
             differing.setdefault(difference, []).append(index)
+        # Names, and roles, which follow from them, are the optimizer's own where it has any.
         kept = {key: group[key] for key in STRUCTURE}
-        if not saved.get("role"):  # saved without names, from which roles follow
-            kept["role"] = group.get("role", "")
+        kept |= {key: group[key] for key in ("param_names", "role") if group.get(key)}
         replaced.append(group | saved | kept)
         try:
             check_hyperparameters(replaced[-1])
@@ -119,6 +123,28 @@ def _saved_groups(state_dict: StateDict) -> list[Group]:
             f"got a dict with the keys {list(state_dict)[:_MAX_LISTED]}"
         )
     return list(groups or ())
+
+
+def _check_order(saved_groups: Sequence[Group], groups: Sequence[Group]) -> None:
+    """Raise ValueError if a name is both saved and the optimizer's own, at different positions.
+
+    A state is loaded by position: momenta would go to other parameters of the same shape. Names
+    that only one of the two has are no error: modules are renamed, and wrappers change names.
+    """
+    saved_names, own_names = (
+        [str(name) for group in some for name in group.get("param_names") or ()]
+        for some in (saved_groups, groups)
+    )
+    places = {name: k for k, name in enumerate(own_names)}
+    moved = [name for k, name in enumerate(saved_names) if places.get(name, k) != k]
+    if moved:
+        first = moved[0]
+        own = own_names[k] if (k := saved_names.index(first)) < len(own_names) else "none"
+        raise ValueError(
+            f"the state dict has its parameters in another order: {len(moved)} of "
+            f"{len(saved_names)} names are elsewhere in the optimizer; the first is {first!r}, "
+            f"where the optimizer has {own!r}. {WAY_OUT}"
+        )
 
 
 def _check_structure(saved: Group, group: Group, index: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""A warning about parameters that AdamW gets although a rule for matrices was named."""
+"""Warnings about parameters that may have the wrong rule: AdamW's or the one for matrices."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -18,6 +18,9 @@ from polarlight.routing.route import (
 
 _KERNELS = 0.1
 """Kernels are worth a word from this share of all trainable parameters on."""
+
+_TABLE = 8
+"""Sides of a matrix in this ratio are those of an embedding or output layer rather than hidden."""
 
 _NAMED = 3
 
@@ -39,6 +42,8 @@ def route_and_warn(
     """
     routed = resolve(model, table, overrides)
     warn_of_left_over(routed, stacklevel=stacklevel + 1)
+    if not isinstance(model, nn.Module):
+        _warn_of_likely_tables(routed, stacklevel=stacklevel + 1)
     return groups_of(routed)
 
 
@@ -67,6 +72,35 @@ def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
         warnings.warn(_warning_text(share, left), UserWarning, stacklevel + 1)
 
 
+def _warn_of_likely_tables(routed: Sequence[Routed], *, stacklevel: int) -> None:
+    """Warn once if long matrices are hidden ones by their names alone, without their modules."""
+    likely = [
+        found
+        for found in routed
+        if found.assignment.parameter.requires_grad
+        and found.assignment.role is Role.HIDDEN
+        and found.assignment.part is Part.NONE
+        and found.keys[0] is None
+        and not is_elementwise(found.entry)
+        and _TABLE * min(found.assignment.parameter.shape) <= max(found.assignment.parameter.shape)
+    ]
+    if likely:
+        key = repr(likely[0].assignment.name)
+        warnings.warn(
+            "names alone do not tell embeddings and output layers with unusual names from hidden "
+            f"ones, and these get the optimizer's rule: {_listed(likely)}. Pass the model itself, "
+            f"or overrides={{{key}: Role.EMBEDDING}}; Role.HIDDEN ends this warning",
+            UserWarning,
+            stacklevel + 1,
+        )
+
+
+def _listed(some: Sequence[Routed]) -> str:
+    """Return names and shapes of up to three parameters, and the number of the others."""
+    first = [f"{f.assignment.name} {tuple(f.assignment.parameter.shape)}" for f in some[:_NAMED]]
+    return ", ".join(first) + (f" and {len(some) - _NAMED} more" if len(some) > _NAMED else "")
+
+
 def _may_be_matrix(routed: Routed) -> bool:
     """Return whether AdamW may be a mistake: role unknown, or a plain convolution kernel."""
     assignment = routed.assignment
@@ -87,13 +121,11 @@ def _share(some: Sequence[Routed], trained: Sequence[Routed]) -> str:
 
 def _warning_text(start: str, listed: Sequence[Routed]) -> str:
     """Return the warning's text: up to three of the listed parameters, and overrides to type."""
-    first = [f"{f.assignment.name} {tuple(f.assignment.parameter.shape)}" for f in listed[:_NAMED]]
-    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
     if any(found.assignment.role is Role.CONV for found in listed):
         key = "Role.CONV"
     else:
         key = repr(listed[0].assignment.name) if _may_be_matrix(listed[0]) else "pattern or role"
     return (
-        f"{start}: {', '.join(first)}{more}. overrides={{{key}: Role.HIDDEN}} gives them the rule, "
+        f"{start}: {_listed(listed)}. overrides={{{key}: Role.HIDDEN}} gives them the rule, "
         f"overrides={{{key}: rules.AdamWRule()}} keeps AdamW without this warning"
     )

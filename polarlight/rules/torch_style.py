@@ -15,7 +15,8 @@ class WithAdamW(SpectralOptimizer):
 
     Args:
         params: A module or `model.named_parameters()`: hidden matrices get the rule; embeddings,
-            heads, norms and biases get AdamW. Or matrices alone, or param groups.
+            heads, norms and biases get AdamW. Names alone tell less than the model. Or matrices
+            alone, or param groups.
         lr: Learning rate of the matrices.
         weight_decay: Decoupled weight decay of the matrices.
         momentum: Decay of the momentum, in [0, 1).
@@ -23,7 +24,8 @@ class WithAdamW(SpectralOptimizer):
         **shared: See `Shared`.
 
     Warns:
-        UserWarning: If no parameter gets the rule, or AdamW gets what may be matrices.
+        UserWarning: If no parameter gets the rule, AdamW gets what may be matrices, or by names
+            alone the rule gets what may be embeddings.
 
     Raises:
         TypeError: If a keyword is unknown.

@@ -103,7 +103,9 @@ def whitened(
     common = nonzero(torch.maximum(largest_entry(A), largest_entry(B)))  # cancels in the step
     A, B = A / common, B / common
     pairs = ((left, A @ A.mT, B @ B.mT), (right, A.mT @ A, B.mT @ B))
-    new = [Q - rate * torch.triu(S - T) @ Q / nonzero(_norm(S + T)) for Q, S, T in pairs]
+    # At rate 1 and A far larger than B, the step of a 1 x 1 factor would be all of it.
+    more = 1 + 8 * torch.finfo(M.dtype).eps
+    new = [Q - rate * torch.triu(S - T) @ Q / nonzero(more * _norm(S + T)) for Q, S, T in pairs]
     return new[0], new[1]
 
 

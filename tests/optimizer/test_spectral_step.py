@@ -52,6 +52,45 @@ def test_maximize_is_the_step_on_negated_gradients():
     assert torch.equal(up.grad, -random(4, 3, seed=2))
 
 
+def halved_twice_by_a_plateau(optimizer):
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    for _ in range(3):
+        scheduler.step(1.0)
+
+
+def halved_twice_in_place(optimizer):
+    for _ in range(2):
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.5
+
+
+@pytest.mark.parametrize("halve_twice", [halved_twice_by_a_plateau, halved_twice_in_place])
+@pytest.mark.parametrize("scale", [None, polarlight.stages.MatchRmsAdamW()], ids=["aux", "equal"])
+@pytest.mark.parametrize("loaded", [False, True], ids=["new", "loaded"])
+def test_a_tensor_lr_of_several_groups_is_changed_once_in_each(halve_twice, scale, loaded):
+    def make():
+        aux = {"aux_lr": torch.tensor(0.008)} if scale is None else {"scale": scale}
+        return polarlight.Muon(net(), lr=torch.tensor(0.02), **aux)
+
+    optimizer = make()
+    if loaded:
+        state = make().state_dict()
+        shared = torch.tensor(0.004)
+        for group in state["param_groups"]:  # as states of earlier releases were
+            group["lr"] = shared
+        optimizer.load_state_dict(state)
+    assert len(optimizer.param_groups) > 2
+    before = [group["lr"].item() for group in optimizer.param_groups]
+    halve_twice(optimizer)
+    after = [group["lr"].item() for group in optimizer.param_groups]
+    assert after == pytest.approx([lr / 4 for lr in before])
+
+
+def test_a_tensor_lr_keeps_its_identity_in_a_single_group():
+    lr = torch.tensor(0.1)
+    assert optimizer_of([parameter(4, 3)], lr=lr).param_groups[0]["lr"] is lr
+
+
 @classes
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_a_tensor_lr_is_the_same_as_its_float(cls, shape):

@@ -176,6 +176,47 @@ def test_states_with_and_without_names_load_into_each_other(make, saved_with):
         ]
 
 
+def named(*names, cls=polarlight.Muon):
+    layers = nn.ModuleDict({name: nn.Linear(8, 8, bias=False) for name in names})
+    optimizer = cls(layers)
+    for k, p in enumerate(layers.parameters()):
+        p.grad = gaussian(8, 8, seed=k, dtype=p.dtype)
+    optimizer.step()
+    return optimizer
+
+
+MIXED = ("q_proj", "k_proj", "mix1", "mix2")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("k_proj", "q_proj", "mix1", "mix2"),
+        ("q_proj", "k_proj", "mix2", "mix1"),
+        ("q_proj", "k_proj", "mix2", "mix3"),
+    ],
+    ids=str,
+)
+def test_parameters_in_another_order_than_saved_are_refused_and_nothing_is_loaded(names):
+    optimizer = named(*names)
+    before = {p: state["momentum_buffer"].clone() for p, state in optimizer.state.items()}
+    with pytest.raises(ValueError, match=r"in another order: \d of 4 names .*load_carried"):
+        optimizer.load_state_dict(named(*MIXED).state_dict())
+    for p, momentum in before.items():
+        assert torch.equal(optimizer.state[p]["momentum_buffer"], momentum)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "renamed_"])
+def test_names_and_roles_stay_the_optimizers_own_under_a_state_of_other_names(prefix):
+    optimizer, state = named(*MIXED), named(*MIXED).state_dict()
+    own = [(group["role"], group["param_names"]) for group in optimizer.param_groups]
+    for group in state["param_groups"]:
+        group["param_names"] = [prefix + name for name in group["param_names"]]
+        group["role"] = "head"
+    optimizer.load_state_dict(state)
+    assert [(group["role"], group["param_names"]) for group in optimizer.param_groups] == own
+
+
 @pytest.mark.parametrize(("saved", "loaded"), [(None, "whole"), ("whole", None)])
 def test_no_view_and_the_whole_matrix_are_the_same_view(saved, loaded):
     views = {None: None, "whole": polarlight.view.Whole()}

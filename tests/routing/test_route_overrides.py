@@ -246,3 +246,35 @@ def test_a_table_takes_overrides():
     groups = polarlight.route(language_model(), table, overrides={Role.HEAD: Route(lr=0.5)})
     rates = {name: g["lr"] for g in groups for name in g["param_names"]}
     assert [name for name, lr in rates.items() if lr == 0.5] == ["lm_head.weight"]
+
+
+def tables():
+    return block(token=nn.Embedding(200, 8), up=linear(32, 8), last=nn.Linear(8, 200, bias=False))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (None, r"names alone.*token\.weight \(200, 8\), last\.weight .*'token\.weight': Role\.EMB"),
+        ({"token.weight": Role.EMBEDDING}, r"names alone.*: last\.weight \(200, 8\)\. Pass"),
+    ],
+    ids=str,
+)
+def test_long_matrices_of_unknown_names_are_not_taken_for_hidden_ones_in_silence(overrides, said):
+    with pytest.warns(UserWarning, match=said) as caught:
+        polarlight.Muon(tables().named_parameters(), overrides=overrides)
+    assert [w.filename for w in caught] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("params", "overrides"),
+    [
+        (tables, None),
+        (lambda: tables().named_parameters(), {"token.*": Role.EMBEDDING, "last.*": Role.HIDDEN}),
+        (lambda: block(gate_proj=linear(80, 8), up=linear(32, 8)).named_parameters(), None),
+    ],
+    ids=["the model", "overrides", "known names"],
+)
+def test_known_long_matrices_need_no_warning(params, overrides, recwarn):
+    polarlight.Muon(params(), overrides=overrides)
+    assert not recwarn.list
