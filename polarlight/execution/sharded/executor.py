@@ -1,7 +1,8 @@
 """`Sharded`: directions of parameters that are spread over processes, equal to those of one device.
 
 Every matrix has one owner. Shards of its momentum are sent to the owner, whatever the layout, and
-shards of the direction are sent back. Nothing is all-gathered, and nothing is computed twice.
+shards of the direction are sent back. Nothing is all-gathered. Costly matrices may have an owner
+per block of rows or columns, on one node, who repeat nothing but the work on the Gram matrix.
 Buffers are sharded like the parameters and travel with their matrix. While one bucket of matrices
 is computed, the next one is received and the directions of the last one are sent.
 """

@@ -180,10 +180,9 @@ def assigned(
     """
     choice = _Choice(matrices, kinds, options, ranks, base_loads, later_load)
     best = choice.trial()
-    limit = None
     candidates = sorted(choice.candidates(), key=itemgetter(0, 1, 2))
+    limit = WORTH * best.busiest if candidates else 0.0
     for bound, _, count, shared in candidates[:MOST_TRIALS]:
-        limit = WORTH * best.busiest if limit is None else limit
         if bound >= limit:
             break
         trial = choice.trial(count, shared)
@@ -223,12 +222,12 @@ class _Choice:
             some = [k for k in costly if can_be_shared(k, count, self.options.row_bytes)]
             for threshold in {least[kind] for kind in some}:
                 shared = {kind for kind in some if least[kind] >= threshold}
-                loads = dict(least)
-                loads.update((kind, self._least_part_load(kind, count)) for kind in shared)
-                parts = {kind: n * count for kind, n in numbers.items() if kind in shared}
-                work = sum(loads[kind] * parts.get(kind, n) for kind, n in numbers.items())
-                bound = max(max(loads.values()), (total + work) / len(self.ranks))
-                yield bound, sum(parts.values()), count, shared
+                loads = {kind: [load] for kind, load in least.items()}
+                loads.update((kind, self._least_part_loads(kind, count)) for kind in shared)
+                work = sum(n * sum(loads[kind]) for kind, n in numbers.items())
+                largest = max(max(some_loads) for some_loads in loads.values())
+                parts = count * sum(n for kind, n in numbers.items() if kind in shared)
+                yield max(largest, (total + work) / len(self.ranks)), parts, count, shared
 
     def trial(self, count: int = 1, shared: Collection[MatrixKind] = ()) -> "_Trial":
         """Return the owners if groups of `count` processes share the matrices of these kinds."""
@@ -261,7 +260,7 @@ class _Choice:
             for group, place in zip(groups, places, strict=True)
         ]
         heapify(heap)
-        part_loads = {kind: self._least_part_load(kind, count) for kind in shared}
+        part_loads = {kind: max(self._least_part_loads(kind, count)) for kind in shared}
         numbers = [number for number, kind in enumerate(self.kinds) if kind in shared]
         found: dict[int, tuple[int, ...]] = {}
         for number in sorted(numbers, key=lambda n: (-part_loads[self.kinds[n]], n)):
@@ -285,7 +284,8 @@ class _Choice:
         local = [sum(map(self.is_local, parts, order)) for order in orders]
         if any(local):
             return orders[local.index(max(local))]
-        return orders[(turn * 0x9E3779B1 >> 16) % len(group)]  # in no step with the groups' order
+        # Fibonacci hashing: groups come in turn too, and in step with them some places stay idle.
+        return orders[(turn * 0x9E3779B1 >> 16) % len(group)]
 
     def assembled(self, trial: "_Trial") -> Assigned:
         """Return matrices and parts with their owners, in the order of matrices."""
@@ -326,9 +326,9 @@ class _Choice:
         cost, moved = self.prices(kind)
         return cost + moved if kind.whole_holders == () else cost
 
-    def _least_part_load(self, kind: MatrixKind, count: int) -> float:
-        """Return the load of the costliest of a matrix's parts for a holder of it."""
-        return max(map(self._least_load, self._parts_of(kind, count)))
+    def _least_part_loads(self, kind: MatrixKind, count: int) -> list[float]:
+        """Return the load of each of a matrix's parts for the process that it costs least."""
+        return [self._least_load(part) for part in self._parts_of(kind, count)]
 
     def _parts_of(self, kind: MatrixKind, count: int) -> list[MatrixKind]:
         """Return the kinds of the parts of a kind's matrices, made once."""
