@@ -55,7 +55,7 @@ def test_a_matrix_without_gradients_keeps_its_factors():
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1, 1), (1, 2), (2, 1)], ids=str)
 def test_a_factor_of_one_number_never_becomes_zero(shape):
-    """It did within 12 steps where momentum and probe differed by four decades, in float32."""
+    """In float32, where momentum and probe differed by four decades: within 12 steps before."""
     generator = torch.Generator().manual_seed(1)
     for _ in range(20):
         p = torch.nn.Parameter(torch.randn(shape, generator=generator))
