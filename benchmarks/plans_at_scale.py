@@ -7,8 +7,10 @@ Plans are made of shapes alone: no process, no weights. Hidden matrices in bfloa
 `aurora_mlp`; embeddings, heads and norms are elementwise and move nothing. A number is FSDP: it
 cuts every parameter's first dimension among all processes (a stack of experts into whole experts).
 "copies 16 x 64" is HSDP with 16 copies of 64 shards, "experts 64 x 32" cuts stacks of experts among
-64 processes, their rows among 32, and everything else among all. "busiest" is over the mean
-load, of which bytes are a part, and "bound" what no assignment of whole matrices falls below.
+64 processes, their rows among 32, and everything else among all. "shared" counts matrices that
+processes of a node compute together. "busiest" is over the mean load, of which bytes are a part,
+"bound" what no assignment of whole matrices and of parts of shared ones falls below, and "of one"
+the busiest load over that of a plan in which every matrix has one owner.
 "bucket" is the most that any process sends, receives or passes on in one exchange of one bucket.
 Messages and "peak" (messages and assembled matrices) are those of the processes with most load,
 bytes or partners. "s" is CPU time of one process until its first step is planned. Writes a JSON
@@ -33,7 +35,8 @@ from rich.table import Table
 import polarlight as pl
 from polarlight.execution.sharded.forecast import LayoutOf, forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
-from polarlight.execution.sharded.plan import Options, ShardedPlan
+from polarlight.execution.sharded.options import Options
+from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.traffic import traffic
 from polarlight.lab.report.style import figure, styles, tidy
@@ -154,11 +157,11 @@ def by_holders(plans: list[ShardedPlan]) -> tuple[list[float], Held]:
     alone: list[float] = []
     held: Held = {}
     for plan in plans:
-        for kind, moved in zip(plan.kinds, plan.transfer_costs, strict=True):
+        for kind, cost, moved in zip(plan.kinds, plan.costs, plan.transfer_costs, strict=True):
             if kind.whole_holders:
-                held.setdefault(kind.whole_holders, []).append((kind.cost, moved))
+                held.setdefault(kind.whole_holders, []).append((cost, moved))
             else:  # on all processes, or whole on none
-                alone.append(kind.cost if kind.whole_holders is None else kind.cost + moved)
+                alone.append(cost if kind.whole_holders is None else cost + moved)
     return alone, held
 
 
@@ -210,6 +213,7 @@ def measure(model: str, layout: str) -> dict[str, Any]:
     total = list(zip(*map(traffic, plans), strict=True))  # by process
     summaries = [summary(plan) for plan in plans]
     mean = sum(loads) / len(loads)
+    one = plans_of(MODELS[model](), layout, Options(node_size=1))[-1].loads
     return {
         "model": model,
         "layout": layout,
@@ -218,6 +222,12 @@ def measure(model: str, layout: str) -> dict[str, Any]:
         "kinds": sum(len(set(plan.kinds)) for plan in plans),
         "local": sum(s.local for s in summaries),
         "rowwise": sum(len(s.rowwise) for s in summaries),
+        "shared": sum(len(plan.shared) for plan in plans),
+        "sharers": max(s.sharers for s in summaries),
+        "shared_sums": max(s.shared_sums for s in summaries),
+        "of_one_owner": max(loads) / max(one),
+        "work_of_one_owner": sum(loads) / sum(one),
+        "balance_of_one_owner": max(one) / (sum(one) / len(one)),
         "balance": max(loads) / mean,
         "bound": least_busiest(plans) / mean,
         "moving_over_computing": moving_over_computing(plans),
@@ -249,11 +259,13 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
     place = range(len(records))
     panels[0].bar(place, [r["balance"] for r in records], color=colours)
     panels[0].plot(place, [r["bound"] for r in records], "k_")
+    panels[0].plot(place, [r["balance_of_one_owner"] for r in records], "kx", ms=4)
     panels[1].bar(place, [r["sent"] / 1e9 for r in records], color=colours)
     panels[1].plot(place, [r["peak_memory"] / 1e9 for r in records], "k_")
     panels[2].bar(place, [r["peers"] for r in records], color=colours)
     panels[2].axhline(128, color="#999999", lw=0.8)
-    tidy(panels[0], "busiest over mean load; -: least possible", "", "ratio")
+    title = "busiest over mean load; -: least possible; x: one owner per matrix"
+    tidy(panels[0], title, "", "ratio")
     tidy(panels[1], "sent per step by the busiest; -: peak of messages and matrices", "", "GB")
     tidy(panels[2], "others that a process exchanges messages with", "", "processes")
     panels[3].bar(place, [r["largest_bucket"] / r["bucket_bytes"] for r in records], color=colours)
@@ -285,7 +297,8 @@ def main() -> None:
         records.append(measure(*case))
         records.sort(key=lambda r: cases.index((r["model"], r["layout"])))
         path.write_text(json.dumps(records, indent=1))
-    table = Table("model", "layout", "matrices", "local", "staying", "busiest", "bound")
+    table = Table("model", "layout", "matrices", "local", "staying", "shared", "busiest", "bound")
+    table.add_column("of one", justify="right")
     for column in ("GB sent", "GB received", "peers", "messages", "GB bucket", "GB peak", "s"):
         table.add_column(column, justify="right")
     for r in records:
@@ -296,8 +309,10 @@ def main() -> None:
             f"{r['matrices']:,}",
             f"{r['local']:,}",
             str(r["rowwise"]),
+            str(r["shared"]),
             f"{r['balance']:.2f}",
             f"{r['bound']:.2f}",
+            f"{r['of_one_owner']:.2f}",
             f"{r['sent'] / 1e9:.3f}",
             f"{r['received'] / 1e9:.3f}",
             str(r["peers"]),

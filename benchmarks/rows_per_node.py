@@ -8,7 +8,8 @@ g-th part of the rows, computes on them and all-reduces sums over rows (`executi
 the Gram matrix is repeated by each. Both are in the unit of the plan: flops, with
 `Options.flops_per_byte` for a byte across nodes, and a `--node`-th of that for a summed byte, as
 NVLink is about nine times as fast as a network card. A wide matrix is shared by columns: counted
-as its transpose, under Muon alone, as a row scale needs all of a row.
+as its transpose, under Muon, which Aurora is there. Plans decide by these costs
+(`execution/sharded/node_sharing.py`); `python -m benchmarks.plans_at_scale` shows what they share.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from rich.table import Table
 
 import polarlight as pl
 from polarlight.execution.cost import cost, rowwise_cost
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 
 SHAPES = {
     "Llama-3-8B q, o": (4096, 4096),

@@ -40,6 +40,7 @@ from polarlight.execution.param_task import is_sharded, local_gradient, to_local
 from polarlight.execution.sharded import collectives
 from polarlight.execution.sharded.faults import SharedStep
 from polarlight.linalg.matrices import at_least_float32
+from polarlight.lookup import check_callable, check_count, check_number, described
 
 __all__ = ["Outer", "OuterNesterov", "client_gradient", "displacement", "sample_clients"]
 
@@ -80,6 +81,8 @@ class OuterNesterov:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
+        check_number("the outer lr", self.lr)
+        check_number("the outer momentum", self.momentum)
         if not 0 <= self.lr < math.inf:
             raise ValueError(f"the outer lr must be >= 0 and finite, got {self.lr}")
         if not 0 <= self.momentum < 1:
@@ -160,8 +163,13 @@ class Outer:
         contribution: Contribution = displacement,
         group: Any = None,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be >= 1, got {every}")
+        check_count("every", every)
+        if not callable(optimizer):
+            raise TypeError(
+                "optimizer must construct the outer optimizer from named parameters, such as "
+                f"OuterNesterov(), got {described(optimizer)}"
+            )
+        check_callable("contribution", contribution, "anchor, parameter", "displacement")
         named = [_trainable(worker) for worker in workers]
         self.names = _common_names(named)
         self.every = every

@@ -24,13 +24,12 @@ tall matrices of the MLP: Tilde Research, "Aurora" (2026), arXiv 2606.27715.
 
 from collections.abc import Iterable
 from dataclasses import replace
-from enum import StrEnum
 
 from torch import Tensor, nn
 
 from polarlight.leaderboard import record
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
-from polarlight.lookup import option_named
+from polarlight.lookup import Option, check_groups, option_named
 from polarlight.routing.keys import Key
 from polarlight.routing.left_over import route_and_warn
 from polarlight.routing.roles import Assignment, Part, Role
@@ -61,7 +60,7 @@ Model = nn.Module | Iterable[tuple[str, Tensor]]
 LearningRate = float | Tensor
 
 
-class MlpRule(StrEnum):
+class MlpRule(Option):
     """Rule of `symmetric_stack` for MLPs and experts; all three commute with neuron swaps."""
 
     HYBRID = "hybrid"
@@ -69,7 +68,7 @@ class MlpRule(StrEnum):
     AURORA = "aurora"
 
 
-class RouterRule(StrEnum):
+class RouterRule(Option):
     """Rule of `symmetric_stack` for softmax routers; both are centred."""
 
     ROW_NORM = "row_norm"
@@ -181,12 +180,13 @@ def with_head_rate(groups: Iterable[ParamGroup], factor: float) -> list[ParamGro
 
     Raises:
         ValueError: If the factor is not positive.
+        TypeError: If `groups` are none, as an optimizer.
     """
     if not factor > 0:
         raise ValueError(f"factor must be > 0, got {factor}")
     return [
         {**group, "lr": group["lr"] * factor} if group["role"] == Role.HEAD else group
-        for group in groups
+        for group in check_groups("with_head_rate", groups)
     ]
 
 

@@ -207,6 +207,27 @@ class UpdateRule:
         return X * self.scale(m, n)
 
     @isolated
+    def direction_on_columns(self, X: Tensor, columns: Rows, buffers: Buffers) -> Tensor:
+        """Return the columns of `direction` that belong to the columns X; as `direction_on_rows`.
+
+        Args:
+            X: Some columns of the matrix, [..., m, c].
+            columns: Rows of the transpose, of which X.mT are some.
+            buffers: The stages' buffers; of those with n columns, the columns of X. The others are
+                written alike by all holders.
+
+        Raises:
+            NeedsAllRowsError: If that takes more than sums, for this rule or this shape.
+        """
+        m, n = X.shape[-2], columns.count(X.mT)
+        if self.momentum.buffered and SIZES in buffers:
+            dtype = self.input_dtype(X.dtype, X.device)
+            X = zero_at_rest(X, buffers[SIZES], dtype, columns)
+        for slot in self.slots:
+            X = slot.apply_on_columns(X, columns, buffers)
+        return X * self.scale(m, n)
+
+    @isolated
     def direction(self, M: Tensor, buffers: Buffers, *, scratch: bool = False) -> Tensor:
         """Return what is multiplied by -lr, [..., m, n]; writes the stages' buffers.
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from polarlight.lookup import check_callable, check_optimizer
+
 __all__ = [
     "Constant",
     "Cooldown",
@@ -238,6 +240,8 @@ class GroupSchedule(LRScheduler):
         where: Callable[[Group], bool] | None = None,
         last_epoch: int = -1,
     ) -> None:
+        check_optimizer("GroupSchedule", optimizer)
+        check_callable("curve", curve, "step", "Cooldown(1000)")
         self.curve, self.key, self.where = curve, key, where
         if key in _FACTORS:
             for group in optimizer.param_groups:

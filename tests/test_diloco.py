@@ -336,3 +336,19 @@ def test_invalid_arguments_raise_with_their_value():
         other.weights[0].add_(1.0)
     with pytest.raises(ValueError, match=r"weights.0 of worker 1 is not that of worker 0"):
         Outer(model, other, every=1)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["sgd", None, torch.optim.SGD([torch.ones(1)])], ids=["text", "None", "made"]
+)
+def test_other_objects_than_outer_optimizers_are_refused(wrong):
+    with pytest.raises(TypeError, match=r"optimizer must construct .*such as OuterNesterov\(\)"):
+        Outer(Client((4, 3)), every=1, optimizer=wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["displacement", None, lambda anchor: anchor], ids=["text", "None", "one"]
+)
+def test_other_objects_than_contributions_are_refused(wrong):
+    with pytest.raises(TypeError, match=r"contribution\(anchor, parameter\), such as displacement"):
+        Outer(Client((4, 3)), every=1, contribution=wrong)

@@ -4,6 +4,7 @@ import importlib
 import re
 
 import pytest
+from torch import nn
 
 import polarlight as pl
 from polarlight import rules
@@ -64,3 +65,56 @@ def test_every_legal_object_exists_under_its_stated_name(name):
 def test_a_view_is_an_object():
     with pytest.raises(ValueError, match=r"^view takes an object, got 'whole'"):
         pl.SpectralOptimizer([parameter(4, 4)], rule=pl.rules.muon(), view="whole")
+
+
+def net():
+    return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4))
+
+
+TAKES_AN_OPTIMIZER = {
+    "explain": pl.explain,
+    "clip_grad_norm_": lambda wrong: pl.clip_grad_norm_(wrong, 1.0),
+    "with_stochastic_rounding": pl.optimizer.with_stochastic_rounding,
+    "carry_over": lambda wrong: pl.migration.carry_over([wrong], pl.Muon(net())),
+    "load_carried": lambda wrong: pl.migration.load_carried(wrong, {}),
+    "GroupSchedule": lambda wrong: pl.scheduling.GroupSchedule(wrong, pl.scheduling.Cooldown(10)),
+}
+
+
+@pytest.mark.parametrize("function", TAKES_AN_OPTIMIZER)
+@pytest.mark.parametrize("wrong", [net(), pl.Muon], ids=["model", "class"])
+def test_a_model_or_class_in_place_of_the_optimizer_is_refused(function, wrong):
+    given = "a Sequential" if isinstance(wrong, nn.Module) else "the class Muon"
+    said = rf"^{function} takes an optimizer, which has \.param_groups, got {given}; give the opt"
+    with pytest.raises(TypeError, match=said):
+        TAKES_AN_OPTIMIZER[function](wrong)
+
+
+def test_parameters_in_place_of_the_optimizer_are_refused():
+    with pytest.raises(TypeError, match=r"clip_grad_norm_ .* got a generator; give the optimizer"):
+        pl.clip_grad_norm_(net().parameters(), 1.0)
+    with pytest.raises(TypeError, match=r"got a generator; give optimizer\.param_groups"):
+        pl.explain(net().parameters())
+
+
+TAKES_GROUPS = {
+    "layerwise_lr_decay": lambda wrong: pl.routing.layerwise_lr_decay(wrong, 0.9),
+    "with_head_rate": lambda wrong: pl.recipes.with_head_rate(wrong, 0.5),
+}
+
+
+@pytest.mark.parametrize("function", TAKES_GROUPS)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (pl.Muon(net()), "got a Muon; give .param_groups of it"),
+        (net(), "got a Sequential; give optimizer.param_groups"),
+        (net().parameters(), "got a generator; give optimizer.param_groups"),
+        (pl.Muon(net()).state_dict(), "got a dict; give optimizer.param_groups"),
+        (None, "got None; give optimizer.param_groups"),
+    ],
+    ids=["optimizer", "model", "parameters", "state dict", "None"],
+)
+def test_other_objects_than_param_groups_are_refused(function, wrong, said):
+    with pytest.raises(TypeError, match=rf"^{function} takes param groups.*{re.escape(said)}"):
+        TAKES_GROUPS[function](wrong)

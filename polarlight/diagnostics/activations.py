@@ -13,8 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polarlight.diagnostics.sinks.records import History, Record, Sink, new_history, send_records
+from polarlight.diagnostics.sinks.records import (
+    History,
+    Record,
+    Sink,
+    check_sink,
+    new_history,
+    send_records,
+)
 from polarlight.diagnostics.transfer import to_host
+from polarlight.lookup import check_count, described
 from polarlight.optimizer.probe import Observation, outside_graphs
 from polarlight.routing.roles import Part, Role, infer_roles
 from polarlight.routing.roles.names import MLP
@@ -100,8 +108,10 @@ class ActivationMonitor:
         sink: Sink | None = None,
         every: int = 50,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be >= 1, got {every}")
+        check_count("every", every)
+        check_sink(sink)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {described(model)}")
         self.sink, self.every, self.step, self.seconds = sink, every, 0, 0.0
         self.history: History = new_history()
         self._switch = _Switch()

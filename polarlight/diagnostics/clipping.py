@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from polarlight.lookup import check_count, check_optimizer
 from polarlight.optimizer.probe import Observation
 from polarlight.properties.symmetry import degree
 from polarlight.rule import UpdateRule
@@ -64,8 +65,9 @@ class ClippingCheck:
     _norms: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every must be >= 1, got {self.every}")
+        check_optimizer("ClippingCheck", self.optimizer)
+        for name in ("every", "samples", "needed"):
+            check_count(name, getattr(self, name))
         if not 2 <= self.needed <= self.samples:
             raise ValueError(f"needed must lie in [2, samples = {self.samples}], got {self.needed}")
 

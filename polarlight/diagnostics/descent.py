@@ -15,8 +15,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from polarlight.diagnostics.neurons import is_hidden
-from polarlight.diagnostics.sinks.records import History, Record, Sink, new_history, send_records
+from polarlight.diagnostics.sinks.records import (
+    History,
+    Record,
+    Sink,
+    check_sink,
+    new_history,
+    send_records,
+)
 from polarlight.diagnostics.transfer import to_host
+from polarlight.lookup import check_count, described
 from polarlight.optimizer.probe import Observation, outside_graphs
 
 
@@ -105,8 +113,13 @@ class DescentPotential:
     _directions: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every must be >= 1, got {self.every}")
+        check_count("every", self.every)
+        check_sink(self.sink)
+        if isinstance(self.loss, type) or not callable(self.loss):
+            raise TypeError(
+                "loss must be callable as loss() and return the loss of the parameters as they "
+                f"are, got {described(self.loss)}"
+            )
 
     @outside_graphs
     def begin(self) -> bool:

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from polarlight.diagnostics.matrix_record import MatrixSample, Readings, measure_matrix
-from polarlight.diagnostics.sinks.records import History, Record, Sink, new_history, send_records
+from polarlight.diagnostics.sinks.records import (
+    History,
+    Record,
+    Sink,
+    check_sink,
+    new_history,
+    send_records,
+)
 from polarlight.diagnostics.spectra import singular_values
 from polarlight.diagnostics.starvation import (
     THRESHOLDS,
@@ -23,6 +30,7 @@ from polarlight.diagnostics.starvation import (
     starved_rows,
 )
 from polarlight.diagnostics.transfer import to_host
+from polarlight.lookup import check_count
 from polarlight.optimizer.probe import Observation, outside_graphs
 from polarlight.routing.roles import MATRIX_ROLES
 from polarlight.routing.roles.names import block_and_half
@@ -92,8 +100,8 @@ class NeuronMonitor:
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("hold", 1), ("spectra", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+            check_count(name, getattr(self, name), least)
+        check_sink(self.sink)
 
     @outside_graphs
     def begin(self) -> bool:

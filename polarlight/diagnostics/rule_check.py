@@ -8,6 +8,7 @@ from torch import Tensor
 
 from polarlight.diagnostics.transfer import to_host
 from polarlight.linalg.properties import Invariant
+from polarlight.lookup import check_count
 from polarlight.optimizer.probe import Observation
 from polarlight.properties.invariants import invariants
 from polarlight.properties.measures import Update
@@ -84,8 +85,7 @@ class RuleCheck:
     _limits: dict[str, dict[Invariant, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every must be >= 1, got {self.every}")
+        check_count("every", self.every)
 
     def begin(self) -> bool:
         """Count the step; return True if it is sampled."""

@@ -1,5 +1,6 @@
 """Cost of a direction: flops of one run of the rule on the meta device (`linalg/cost.py`)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.cost import counted, note_summed
+from polarlight.linalg.rest import SIZES
 from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
 from polarlight.rule import HOST_COUNTER, UpdateRule
 
@@ -46,14 +48,25 @@ class RowwiseCost:
 @lru_cache(maxsize=4096)
 def rowwise_cost(rule: UpdateRule, m: int, n: int, local_rows: int) -> RowwiseCost | None:
     """Return flops, cost and bytes of sums on `local_rows` of m rows; None if not row-wise."""
-    X, buffers = _meta_inputs(rule, m, n, local_rows)
-    rows = _CountedRows(m)
+    X, buffers = _meta_inputs(rule, m, n, local_rows=local_rows)
+    return _part_cost(lambda: rule.direction_on_rows(X, _CountedRows(m), buffers), X)
+
+
+@lru_cache(maxsize=4096)
+def columnwise_cost(rule: UpdateRule, m: int, n: int, local_columns: int) -> RowwiseCost | None:
+    """Return flops, cost and bytes of sums on `local_columns` of n; None if not column-wise."""
+    X, buffers = _meta_inputs(rule, m, n, local_columns=local_columns)
+    return _part_cost(lambda: rule.direction_on_columns(X, _CountedRows(n), buffers), X)
+
+
+def _part_cost(computation: Callable[[], Tensor], X: Tensor) -> RowwiseCost | None:
+    """Return the cost of a computation on a part X of a matrix; None if it needs all of it."""
     try:
-        count = counted(lambda: rule.direction_on_rows(X, rows, buffers), local_rows, n)
+        count = counted(computation, *X.shape)
     except NeedsAllRowsError:
         return None
     flops = round(count.flops)
-    return RowwiseCost(flops, flops + FLOPS_PER_ENTRY * local_rows * n, round(count.summed))
+    return RowwiseCost(flops, flops + FLOPS_PER_ENTRY * X.numel(), round(count.summed))
 
 
 class _CountedRows(Rows):
@@ -77,14 +90,24 @@ class _CountedRows(Rows):
 
 
 def _meta_inputs(
-    rule: UpdateRule, m: int, n: int, local_rows: int | None = None
+    rule: UpdateRule,
+    m: int,
+    n: int,
+    *,
+    local_rows: int | None = None,
+    local_columns: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return a matrix [local_rows or m, n] and its buffers on meta; host counters on the CPU."""
+    """Return a matrix [local_rows or m, local_columns or n] and its buffers on meta.
+
+    Host counters are on the CPU.
+    """
     rows = m if local_rows is None else local_rows
+    columns = n if local_columns is None else local_columns
     buffers = {
         name: torch.zeros(
-            (rows if p == m else p, q), device="cpu" if name == HOST_COUNTER else "meta"
+            (rows if p == m else p, columns if q == n and name != SIZES else q),
+            device="cpu" if name == HOST_COUNTER else "meta",
         )
         for name, (p, q) in rule.buffer_shapes(torch.Size((m, n))).items()
     }
-    return torch.empty(rows, n, device="meta"), buffers
+    return torch.empty(rows, columns, device="meta"), buffers

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polarlight.linalg.matrices import at_least_float32
+from polarlight.lookup import check_callable, check_optimizer, described
 from polarlight.optimizer.param_groups import named_params
 from polarlight.rule import UpdateRule
 
@@ -53,6 +54,12 @@ class Chain:
     """
 
     hooks: tuple[WeightHook, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.hooks, tuple):
+            raise TypeError(f"hooks must be a tuple of hooks, got {described(self.hooks)}")
+        for hook in self.hooks:
+            _check_hook(hook)
 
     def __call__(self, weight: Tensor, before: Tensor, group: Group) -> Tensor:
         """The weight after the last hook."""
@@ -125,6 +132,7 @@ def attach(
 
     Raises:
         ValueError: If `where` selects no parameter.
+        TypeError: If the optimizer, the hook or `where` is something else; nothing is attached.
 
     Examples:
         >>> import torch, polarlight
@@ -136,6 +144,8 @@ def attach(
         >>> optimizer.step()
         >>> handle.remove()
     """
+    check_optimizer("attach", optimizer, hooked=True)
+    _check_hook(hook)
     chosen = _selection(where)
     if not any(chosen(name, p, group) for name, p, group in named_params(optimizer)):
         raise ValueError(
@@ -164,12 +174,19 @@ def attach(
     )
 
 
+def _check_hook(hook: object) -> None:
+    """Raise TypeError unless a hook can be called; a class of hooks cannot."""
+    fits = "polarlight.hooks.CautiousDecay(0.1) or polarlight.hooks.HyperBall()"
+    check_callable("hook", hook, "weight, before, group", fits)
+
+
 def _selection(where: Any) -> Callable[[str, Tensor, Group], bool]:
     """Return a predicate of (name, parameter, group) from the argument `where`."""
     if where is None:
         return _is_matrix
     if isinstance(where, str):
         return lambda name, p, group: fnmatchcase(name, where)
+    check_callable("where", where, "name, parameter", "the pattern '*.mlp.*'")
     return lambda name, p, group: bool(where(name, p))
 
 

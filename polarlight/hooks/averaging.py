@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 
 from polarlight.hooks.constraints import reduced
 from polarlight.linalg.matrices import at_least_float32, nonzero
+from polarlight.lookup import check_optimizer
 
 Averaged = nn.Module | Iterable[tuple[str, Tensor]]
 """A module, or some of its named parameters."""
@@ -107,6 +108,7 @@ class Readout(Memory, ABC):
 
         Attach it after the hooks on weights, which act in the order in which they are attached.
         """
+        check_optimizer("attach", optimizer, hooked=True)
         return optimizer.register_step_post_hook(lambda *_: self.update())
 
     @contextmanager

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from polarlight.hooks.attach import Group
 from polarlight.hooks.constraints import step_of
 from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero
+from polarlight.lookup import check_optimizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +108,7 @@ class CircuitMuon:
 
     def attach(self, optimizer: Optimizer) -> tuple[Any, Any]:
         """Couple every step of the optimizer; returns two handles with `remove()`."""
+        check_optimizer("attach", optimizer, hooked=True)
         return (
             optimizer.register_step_pre_hook(lambda *_: self.remember()),
             optimizer.register_step_post_hook(lambda *_: self.couple(optimizer)),

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polarlight.hooks.attach import Group
+from polarlight.lookup import check_optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ def couple_decay_to_schedule(
 
     Raises:
         ValueError: If a full learning rate is not positive, or there are not as many as groups.
+        TypeError: If `optimizer` is none.
 
     Examples:
         >>> import torch, polarlight
@@ -78,6 +80,7 @@ def couple_decay_to_schedule(
         >>> optimizer.param_groups[0]["weight_decay"]
         0.05
     """
+    check_optimizer("couple_decay_to_schedule", optimizer, hooked=True)
     groups = optimizer.param_groups
     if full is None:
         rates = [float(group.get("initial_lr", group["lr"])) for group in groups]

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from polarlight.hooks.attach import Group
 from polarlight.hooks.averaging import Averaged, Memory
+from polarlight.lookup import check_optimizer
 from polarlight.optimizer.param_groups import named_params
 
 
@@ -31,6 +32,7 @@ class GradientHook(Memory, ABC):
 
     def attach(self, optimizer: Optimizer) -> tuple[Any, ...]:
         """Act in every step of the optimizer; returns handles with `remove()`."""
+        check_optimizer("attach", optimizer, hooked=True)
         return (
             optimizer.register_step_pre_hook(lambda *_: self._replace(optimizer)),
             optimizer.register_step_post_hook(lambda *_: self._restore(optimizer)),

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polarlight.hooks.averaging import Averaged, Memory
+from polarlight.lookup import check_optimizer
 
 
 class EmaNesterov(Memory):
@@ -72,6 +73,7 @@ class EmaNesterov(Memory):
         self.optimizer, self.group, self.rate = optimizer, group, 1.0
         self._full = 1.0
         if optimizer is not None:
+            check_optimizer("EmaNesterov", optimizer)
             numbers = optimizer.param_groups[group]
             self._full = float(numbers.get("initial_lr", numbers["lr"]))
         self.copy_now("before")
@@ -142,6 +144,7 @@ class Anchor(Memory):
 
     def attach(self, optimizer: Optimizer) -> tuple[Any, Any]:
         """Pull in every step of the optimizer; returns two handles with `remove()`."""
+        check_optimizer("attach", optimizer, hooked=True)
         return (
             optimizer.register_step_pre_hook(lambda *_: self.remember()),
             optimizer.register_step_post_hook(lambda *_: self.pull()),

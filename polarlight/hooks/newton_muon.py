@@ -22,6 +22,7 @@ from polarlight.hooks.averaging import Averaged
 from polarlight.hooks.gradients import GradientHook
 from polarlight.linalg.foreach import have_kernels
 from polarlight.linalg.matrices import at_least_float32
+from polarlight.lookup import check_count
 
 LEAST = 1e-8
 """Added to the diagonal of the covariance."""
@@ -68,8 +69,7 @@ class NewtonMuon(GradientHook):
         decay: float = 0.95,
         damping: float = 0.2,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be >= 1, got {every}")
+        check_count("every", every)
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         if not damping > 0:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from polarlight.lookup import check_optimizer
+
 
 @torch.no_grad()
 def clip_queries_and_keys(
@@ -88,6 +90,7 @@ class QKClip:
 
     def attach(self, optimizer: Optimizer) -> Any:
         """Clip after each of the optimizer's steps; return a handle with `remove()`."""
+        check_optimizer("attach", optimizer, hooked=True)
         return optimizer.register_step_post_hook(lambda *_: self.clip())
 
     def clip(self) -> None:

@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 
 from polarlight.diagnostics.neurons import NeuronMonitor
 from polarlight.diagnostics.rule_check import RuleCheck
+from polarlight.lookup import described
 from polarlight.optimizer import SpectralOptimizer, clip_grad_norm_
 from polarlight.routing.explain import unwrap_optimizer
 from polarlight.rule import UpdateRule
@@ -50,7 +51,16 @@ def factory(make: Make, arguments: Any = None) -> Callable[[], Callable[..., Opt
         make: An optimizer's class (`polarlight.Aurora`), or a recipe that returns param groups
             (`polarlight.recipes.symmetric_stack`); called with (model, **kwargs).
         arguments: The `TrainingArguments`; if given, warns of values in it that are not read.
+
+    Raises:
+        TypeError: If `make` is an optimizer, a model or anything else that makes no optimizer.
     """
+    if not callable(make) or isinstance(make, nn.Module):
+        raise TypeError(
+            "factory takes an optimizer's class or a recipe, such as polarlight.Muon, which it "
+            f"calls with the model, got {described(make)}; an optimizer that is already made goes "
+            "to Trainer(optimizers=(optimizer, None))"
+        )
 
     def build(model: nn.Module, **kwargs: Any) -> Optimizer:
         """Build the optimizer on a model, matrix groups first."""

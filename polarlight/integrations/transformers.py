@@ -36,7 +36,9 @@ _MISFITS = (
 """Errors that transformers raises where values of a config do not fit each other or the model."""
 
 
-def explain_hf(config_json: Path, make_optimizer: Callable[[nn.Module], Optimizer]) -> Explanation:
+def explain_hf(
+    config_json: str | Path, make_optimizer: Callable[[nn.Module], Optimizer]
+) -> Explanation:
     """Explain an optimizer's routes on the model of a `config.json`, of any size.
 
     The model is built on the meta device: no weights, no download, no remote code.
@@ -52,7 +54,7 @@ def explain_hf(config_json: Path, make_optimizer: Callable[[nn.Module], Optimize
     return explain(make_optimizer(meta_model(config_json)))
 
 
-def meta_model(config_json: Path) -> nn.Module:
+def meta_model(config_json: str | Path) -> nn.Module:
     """Build the model of a `config.json` on the meta device.
 
     The class is the first of the config's `architectures`, else the first auto class (causal,
@@ -63,7 +65,7 @@ def meta_model(config_json: Path) -> nn.Module:
         ImportError: If transformers is not installed.
     """
     transformers = _transformers()
-    kind, data = _read(transformers, config_json)
+    kind, data = _read(transformers, Path(config_json))
     strict = import_module("huggingface_hub.errors").StrictDataclassError
     try:
         _refuse_endless(data)

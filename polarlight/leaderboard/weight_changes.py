@@ -28,6 +28,7 @@ from torch import Tensor
 from polarlight.hooks.averaging import Averaged, Memory
 from polarlight.leaderboard.parts import Clock
 from polarlight.linalg.matrices import at_least_float32
+from polarlight.lookup import check_count
 
 KEPT = 4
 """Weights that the extrapolation looks back on."""
@@ -71,6 +72,7 @@ class Extrapolation(Memory):
         most: float = 1e-3,
     ) -> None:
         super().__init__(averaged, [str(i) for i in range(KEPT)])
+        check_count("every", every)
         self.start, self.last, self.every = start, last, every
         self.scale, self.most = scale, most
 

@@ -34,7 +34,7 @@ from polarlight.linalg.precision import iteration_dtype, read_as
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.rates import Rates, assumed_rates
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
-from polarlight.linalg.slot import PolarMap
+from polarlight.linalg.slot import PolarMap, Transposable
 from polarlight.lookup import check_object
 from polarlight.registry import registered
 
@@ -52,7 +52,7 @@ NEGLIGIBLE = 1e-3
 
 @registered("AutoPolar")
 @dataclass(frozen=True, slots=True)
-class AutoPolar(PolarMap):
+class AutoPolar(Transposable, PolarMap):
     """Approximate polar factor by whichever form of the schedule costs least for the shape.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.

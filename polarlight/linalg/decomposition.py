@@ -10,7 +10,7 @@ from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import check_matrix, unit_scale
 from polarlight.linalg.properties import ROTATIONS, Invariants, Symmetries, polar_invariants
 from polarlight.linalg.row_sums import Rows, check_tall
-from polarlight.linalg.slot import PolarMap
+from polarlight.linalg.slot import PolarMap, Transposable
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -60,7 +60,7 @@ def by_gram(
     return torch.where(lost, torch.nan, U).to(X.dtype)
 
 
-class DecompositionPolar(PolarMap):
+class DecompositionPolar(Transposable, PolarMap):
     """Exact polar map by a factorisation of finite, tall matrices with largest entry 1.
 
     Attributes:

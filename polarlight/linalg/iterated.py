@@ -23,7 +23,7 @@ from polarlight.linalg.properties import (
     polar_invariants,
 )
 from polarlight.linalg.row_sums import ALL_ROWS, Rows, check_tall
-from polarlight.linalg.slot import PolarMap
+from polarlight.linalg.slot import PolarMap, Transposable
 from polarlight.lookup import check_object
 
 PIECE = 2**20
@@ -35,7 +35,7 @@ LEAST_IN_PIECE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class IteratedPolar(PolarMap):
+class IteratedPolar(Transposable, PolarMap):
     """Polynomials of a schedule on a normalised matrix, in a dtype of the engine's choice.
 
     Args:

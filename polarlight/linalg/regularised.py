@@ -32,13 +32,13 @@ from polarlight.linalg.decomposition import (
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.products import gram
 from polarlight.linalg.row_sums import ALL_ROWS, Rows
-from polarlight.linalg.slot import PolarMap, SpectralFunction
+from polarlight.linalg.slot import PolarMap, SpectralFunction, Transposable
 from polarlight.registry import registered
 
 
 @registered("RegularisedPolar")
 @dataclass(frozen=True, slots=True)
-class RegularisedPolar(SpectralFunction, PolarMap):
+class RegularisedPolar(SpectralFunction, Transposable, PolarMap):
     """M (M'M + delta s^2 I)^(-1/2) for each matrix in a batch, s the rms singular value.
 
     Shapes: [..., m, n] -> [..., m, n] in the dtype of M; leading dimensions are independent.

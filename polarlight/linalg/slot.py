@@ -67,6 +67,17 @@ class Slot(ABC):
             NeedsAllRowsError: If sums over rows are not all that it needs of the others.
         """
 
+    def apply_on_columns(self, X: Tensor, columns: Rows, buffers: Buffers) -> Tensor:
+        """Return the columns of the image that belong to the columns X of the matrix.
+
+        `columns` are the rows of the transpose; per-column buffers come with the columns. Default:
+        not possible.
+
+        Raises:
+            NeedsAllRowsError: If sums over columns are not all that it needs of the others.
+        """
+        raise NeedsAllRowsError(f"{self} cannot be computed on a part of the columns")
+
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
         """Return the shapes [..., p, q] of the buffers of a matrix [..., m, n]; they start at 0."""
         return {}
@@ -241,8 +252,18 @@ class PolarMap(MatrixMap):
         return polar_rms(m, n)
 
 
-class Rescaling(MatrixMap):
-    """A map that multiplies each matrix by a number."""
+class Transposable(MatrixMap):
+    """A map that commutes with transposition: f(M.mT) = f(M).mT."""
+
+    __slots__ = ()
+
+    def apply_on_columns(self, X: Tensor, columns: Rows, buffers: Buffers) -> Tensor:
+        """Return the columns of the image: rows of the image of the transpose."""
+        return self.on_rows(X.mT, columns).mT
+
+
+class Rescaling(Transposable):
+    """A map that multiplies each matrix by a number, the same for its transpose."""
 
     __slots__ = ()
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polarlight.linalg.rest import SIZES
+from polarlight.lookup import check_optimizer
 from polarlight.migration.carried import Carried
 from polarlight.migration.conventions import momentum_factor
 from polarlight.migration.own import fitting_buffers
@@ -23,6 +24,7 @@ from polarlight.migration.sources import read_entry
 from polarlight.optimizer.fingerprint import config_of
 from polarlight.optimizer.param_groups import named_params
 from polarlight.optimizer.spectral import SpectralOptimizer
+from polarlight.routing.roles.wrappers import plain_name
 from polarlight.rule import MOMENTUM, UpdateRule
 from polarlight.stages.momentum import EMA
 
@@ -86,9 +88,11 @@ def carry_over(old: Optimizer | Iterable[Optimizer], new: SpectralOptimizer) -> 
     Raises:
         ValueError: If an optimizer's format is not known, or none of its parameters is in `new`.
     """
+    check_optimizer("carry_over", new)
     entries: dict[int, Carried] = {}
     places: list[tuple[str, Tensor]] = []
     for optimizer in [old] if isinstance(old, Optimizer) else old:
+        check_optimizer("carry_over", optimizer)
         for name, p, group in named_params(optimizer):
             entries[id(p)] = read_entry(group, optimizer.state.get(p, {}))
             places.append((name, p))
@@ -106,6 +110,9 @@ def carry_over(old: Optimizer | Iterable[Optimizer], new: SpectralOptimizer) -> 
 def load_carried(new: SpectralOptimizer, carried: Mapping[str, Carried]) -> Report:
     """Fill the state of `new` by parameter name.
 
+    Words that wrappers add to names count on neither side: `_orig_mod.` of `torch.compile`,
+    `module.` of DataParallel and others.
+
     Args:
         new: An optimizer built from a module or from named parameters.
         carried: Result of `read_state_dict` or `from_file`; merge several by `|`.
@@ -113,7 +120,9 @@ def load_carried(new: SpectralOptimizer, carried: Mapping[str, Carried]) -> Repo
     Raises:
         ValueError: If no name is known to `new`, or a shape differs; the message lists them.
     """
+    check_optimizer("load_carried", new)
     names = {name for name, _, _ in named_params(new)}
+    carried = _under_names(carried, names)
     if not names & carried.keys():
         theirs, ours = (", ".join(sorted(keys)[:3]) for keys in (carried.keys(), names))
         raise ValueError(f"no name in common. Carried: {theirs}, ...; the optimizer's: {ours}, ...")
@@ -124,6 +133,28 @@ def load_carried(new: SpectralOptimizer, carried: Mapping[str, Carried]) -> Repo
             "leave these out to load the rest"
         )
     return _fill(new, carried, "not in the file", tuple(unknown))
+
+
+def _under_names(carried: Mapping[str, Carried], names: set[str]) -> dict[str, Carried]:
+    """Return carried states under the optimizer's names, which may have other wrappers' words.
+
+    A name that both have stays; of others the plain names are compared, where they are unique.
+    """
+    ours, theirs = (_by_plain_name(x) for x in (names - carried.keys(), carried.keys() - names))
+    renamed = {
+        found[0]: ours[plain][0]
+        for plain, found in theirs.items()
+        if len(found) == len(ours.get(plain, ())) == 1
+    }
+    return {renamed.get(name, name): one for name, one in carried.items()}
+
+
+def _by_plain_name(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names by their plain ones, without the words of wrappers."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(plain_name(name), []).append(name)
+    return found
 
 
 @torch.no_grad()

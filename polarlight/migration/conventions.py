@@ -21,10 +21,9 @@ optax.contrib.muon; tilde-research/aurora-release; timlautk/polargrad. Each read
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from math import sqrt
 
-from polarlight.lookup import look_up
+from polarlight.lookup import Option, look_up
 from polarlight.rule import Momentum, Scale
 from polarlight.stages.host_momentum import OnHost
 from polarlight.stages.int8_momentum import InInt8
@@ -39,7 +38,7 @@ ADAMW = "adamw"
 """Convention of AdamW, whose updates are not polar factors but have a matched RMS."""
 
 
-class UpdateSize(StrEnum):
+class UpdateSize(Option):
     """Quantity that sets the size of an update before the scale."""
 
     POLAR = "polar"

@@ -22,6 +22,7 @@ from polarlight.execution.param_task import (
 )
 from polarlight.execution.sharded import collectives
 from polarlight.linalg import foreach
+from polarlight.lookup import check_optimizer
 from polarlight.optimizer.masked import (
     FiniteFlags,
     State,
@@ -62,7 +63,11 @@ def with_stochastic_rounding(optimizer: Optimizing) -> Optimizing:
 
     Returns:
         The optimizer.
+
+    Raises:
+        TypeError: If it is no optimizer.
     """
+    check_optimizer("with_stochastic_rounding", optimizer)
     optimizer.defaults[STOCHASTIC_ROUNDING] = True
     for group in optimizer.param_groups:
         group[STOCHASTIC_ROUNDING] = True

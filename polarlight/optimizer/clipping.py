@@ -19,6 +19,7 @@ from torch import Tensor
 
 from polarlight.execution.param_task import is_sharded, to_local
 from polarlight.linalg import foreach
+from polarlight.lookup import check_number, check_optimizer
 from polarlight.optimizer.param_groups import Group
 from polarlight.rule import UpdateRule
 from polarlight.view import Whole
@@ -50,7 +51,8 @@ def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
 
     Raises:
         ValueError: If `max_norm` is not positive.
-        TypeError: If a param group has no rule: the optimizer is not one of polarlight's.
+        TypeError: If a param group has no rule: the optimizer is not one of polarlight's; or if
+            gradients or parameters are given in its place.
 
     Accuracy: norms are summed in float32 (float64 for float64 gradients); DTensors are reduced over
     their mesh, one collective per mesh and device, and every process must call this.
@@ -70,6 +72,8 @@ def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
         >>> torch.equal(model[1].weight.grad, matrix)
         True
     """
+    check_optimizer("clip_grad_norm_", optimizer)
+    check_number("max_norm", max_norm)
     if not max_norm > 0:
         raise ValueError(f"max_norm must be > 0, got {max_norm}; math.inf only measures")
     gradients = [

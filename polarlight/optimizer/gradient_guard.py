@@ -21,7 +21,6 @@ parameter that never moves again.
 import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from enum import StrEnum
 from types import MappingProxyType
 
 import torch
@@ -30,6 +29,7 @@ from torch import Tensor
 from polarlight.execution.param_task import all_to_local
 from polarlight.linalg import foreach
 from polarlight.linalg.matrices import wide
+from polarlight.lookup import Option
 from polarlight.optimizer.masked import FiniteMask, State
 from polarlight.optimizer.param_groups import ActiveParams, Group, name_of
 from polarlight.rule import HOST_COUNTER, UpdateRule
@@ -38,7 +38,7 @@ SMALL = 2**12
 """Entries up to which a copy takes less time on a CPU than to call a sum."""
 
 
-class NonFinite(StrEnum):
+class NonFinite(Option):
     """Policy for a gradient that is not finite."""
 
     SKIP = "skip"

@@ -1,7 +1,6 @@
 """Param groups: checks, the parameters active in a step, and their partition into batches."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from math import inf
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.optim import Optimizer
 
 from polarlight.execution.batched import step_stacks
 from polarlight.execution.sharded.foreign import refuse_flattened, refuse_tensor_parallel
-from polarlight.lookup import check_object
+from polarlight.lookup import check_fraction, check_object, check_rate
 from polarlight.rule import ElementwiseRule, UpdateRule
 from polarlight.view import Whole
 
@@ -56,19 +55,9 @@ def named_params(optimizer: Optimizer) -> list[tuple[str, Tensor, Group]]:
 
 def check_hyperparameters(group: Group) -> None:
     """Raise ValueError unless lr, weight decay and momentum of a group are in their ranges."""
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"a tensor lr must have 1 element, got shape {tuple(lr.shape)}")
-    for key in ("lr", "weight_decay", "momentum"):
-        if isinstance(group[key], str):
-            raise ValueError(f"{key} must be a number, got the text {group[key]!r}")
-    for key in ("lr", "weight_decay"):
-        if not group[key] >= 0:
-            raise ValueError(f"{key} must be >= 0, got {group[key]}")
-        if group[key] == inf:
-            raise ValueError(f"{key} must be finite, got {group[key]}")
-    if not 0 <= group["momentum"] < 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
+    check_rate("lr", group["lr"])
+    check_rate("weight_decay", group["weight_decay"])
+    check_fraction("momentum", group["momentum"])
 
 
 def check_group(group: Group, index: int) -> None:
@@ -172,6 +161,15 @@ def _refuse_dtypes(named: Sequence[tuple[str, Tensor]]) -> None:
     )
 
 
+_UNROUTED = (
+    "Where you cannot pass the model: in transformers.Trainer give optimizer_cls_and_kwargs="
+    "(polarlight.integrations.trainer.factory(polarlight.Muon), {...}), not the class, with `from "
+    "polarlight.integrations import trainer`; to add a module later: for group in "
+    "polarlight.rules.with_adamw(module): optimizer.add_param_group(group)"
+)
+"""Ways out for parameters that come without names, in messages."""
+
+
 def _check_parameters(group: Group, index: int) -> None:
     """Raise ValueError unless dtypes and shapes of a group's parameters fit its rule and view."""
     rule, view = group["rule"], group["view"]
@@ -188,7 +186,8 @@ def _check_parameters(group: Group, index: int) -> None:
             f"{', '.join(odd)}; {rule.name} is for matrices. Pass the model or "
             "model.named_parameters() to have everything else routed to AdamW, give it to another "
             "optimizer, or say which part of it is a matrix: "
-            "{'params': [...], 'view': polarlight.view.Whole()} takes leading dimensions as batch."
+            "{'params': [...], 'view': polarlight.view.Whole()} takes leading dimensions as batch. "
+            f"{_UNROUTED}"
         )
     misfits = []
     for name, p in named:
@@ -220,10 +219,10 @@ def check_is_matrix(group: Group, index: int, param_index: int) -> None:
     raise ValueError(
         f"param group {index}{once}: {name} has shape {tuple(p.shape)}, "
         f"and {rule.name} is for matrices. Either it is a vector: pass the model or "
-        "model.named_parameters() to have vectors routed to AdamW. Or a wrapper flattened the "
-        "group into one tensor, in which no matrix can be found again: DeepSpeed does so under "
-        "ZeRO 1 to 3, FSDP1 with use_orig_params=False. Shard with torch's fully_shard (FSDP2), "
-        "or use ZeRO stage 0"
+        f"model.named_parameters() to have vectors routed to AdamW. {_UNROUTED}. Or a wrapper "
+        "flattened the group into one tensor, in which no matrix can be found again: DeepSpeed "
+        "does so under ZeRO 1 to 3, FSDP1 with use_orig_params=False. Shard with torch's "
+        "fully_shard (FSDP2), or use ZeRO stage 0"
     )
 
 

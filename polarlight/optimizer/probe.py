@@ -1,13 +1,16 @@
 """Probes: callbacks that receive the updates of a step, and the counts of updates."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.utils.hooks import RemovableHandle
 
 from polarlight.execution.param_task import ParamTask, full_tensor
+from polarlight.lookup import described
 from polarlight.optimizer.param_groups import Group, name_of
 from polarlight.rule import Rule
 
@@ -60,6 +63,22 @@ class CountingProbe(Probe, Protocol):
             rule: The rule that updated it.
             frozen: Whether the parameter takes no gradient.
         """
+
+
+def add_probe(probes: OrderedDict[int, Probe], probe: Probe) -> RemovableHandle:
+    """Add a probe; return the handle that removes it.
+
+    Raises:
+        TypeError: If it has not the three methods of a probe, or is a class.
+    """
+    if isinstance(probe, type) or not isinstance(probe, Probe):
+        raise TypeError(
+            "observe takes a probe, an object with begin(), observe(observation) and end(), such "
+            f"as polarlight.NeuronMonitor() or polarlight.RuleCheck(), got {described(probe)}"
+        )
+    handle = RemovableHandle(probes)
+    probes[handle.id] = probe
+    return handle
 
 
 def report_update(

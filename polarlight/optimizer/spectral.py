@@ -60,7 +60,7 @@ from polarlight.optimizer.param_groups import (
     separate_tensors,
     without_frozen_integers,
 )
-from polarlight.optimizer.probe import Probe, count_updates, report_tasks, report_update
+from polarlight.optimizer.probe import Probe, add_probe, count_updates, report_tasks, report_update
 from polarlight.optimizer.shared_gradients import SharedGradients
 from polarlight.optimizer.state_dict import restoring
 from polarlight.optimizer.streaming import Place, step_streamed, streams
@@ -271,9 +271,7 @@ class SpectralOptimizer(Optimizer):
 
     def observe(self, probe: Probe) -> RemovableHandle:
         """Report every step to `probe` until the returned handle's `remove()` is called."""
-        handle = RemovableHandle(self._probes)
-        self._probes[handle.id] = probe
-        return handle
+        return add_probe(self._probes, probe)
 
     def state_dict(self) -> StateDict:
         """Return state and param groups, with fingerprints as text instead of rules and views."""
@@ -294,8 +292,9 @@ class SpectralOptimizer(Optimizer):
             ValueError: If groups, views or rules differ in more than that, a buffer is missing or
                 of another shape, or names are in another order and no load hook is registered;
                 the message shows it, and nothing has been taken over.
+            TypeError: If it is no dict.
         """
-        with restoring(self):
+        with restoring(self, state_dict):
             super().load_state_dict(state_dict)
         separate_tensors(self.param_groups)
         self._complete_state()

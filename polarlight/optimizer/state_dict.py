@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polarlight.linalg.rest import SIZES
+from polarlight.lookup import described
 from polarlight.optimizer.apply import ROUNDING_STEP, new_state
 from polarlight.optimizer.fingerprint import (
     Config,
@@ -50,11 +51,19 @@ Stochastic rounding may begin in mid-run; states of older versions have no sizes
 
 
 @contextmanager
-def restoring(optimizer: Optimizer) -> Iterator[None]:
+def restoring(optimizer: Optimizer, state_dict: object) -> Iterator[None]:
     """Check a state dict that is loaded in this context; restore buffers' dtypes and devices.
 
     The check runs after load hooks of others, which may reorder parameters.
+
+    Raises:
+        TypeError: If it is no dict.
     """
+    if not isinstance(state_dict, dict):  # torch copies it before its hooks are called
+        raise TypeError(
+            "load_state_dict takes what state_dict() returned, a dict with 'state' and "
+            f"'param_groups', got {described(state_dict)}; read a file by torch.load first"
+        )
     given: StateDict = {}
     # A load hook of others may have matched states by name, and leaves the saved names in order.
     alone = not optimizer._optimizer_load_state_dict_pre_hooks

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from polarlight.lookup import check_groups, check_number
 from polarlight.routing.roles import Role
 
 _FIRST = (Role.EMBEDDING, Role.TIED)
@@ -29,6 +30,7 @@ def layerwise_lr_decay(groups: Iterable[Mapping[str, Any]], decay: float) -> lis
     Raises:
         ValueError: If `decay` is out of range, a group lacks names or a learning rate, or no name
             has a number.
+        TypeError: If `groups` is an optimizer or anything else but groups.
 
     Source: Howard and Ruder 2018, arXiv 1801.06146 ("discriminative fine-tuning"); the form with
     one power per block is that of ELECTRA, Clark et al. 2020, arXiv 2003.10555.
@@ -43,9 +45,10 @@ def layerwise_lr_decay(groups: Iterable[Mapping[str, Any]], decay: float) -> lis
         [(['layers.0.weight'], 0.005), (['layers.1.weight'], 0.01)]
         >>> optimizer = polarlight.SpectralOptimizer(groups)
     """
+    check_number("decay", decay)
     if not 0 < decay <= 1:
         raise ValueError(f"decay must lie in (0, 1], got {decay}")
-    groups = list(groups)
+    groups = check_groups("layerwise_lr_decay", groups)
     for i, group in enumerate(groups):
         lacking = [key for key in ("param_names", "lr") if group.get(key) is None]
         if lacking:

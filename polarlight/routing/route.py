@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from polarlight.lookup import nearest
+from polarlight.lookup import check_fraction, check_overrides, check_rate, nearest
 from polarlight.routing.explain import explain
 from polarlight.routing.explain.folding import fold
 from polarlight.routing.keys import (
@@ -25,6 +25,9 @@ from polarlight.view import MatrixView, Whole
 __all__ = ["Overrides", "ParamGroup", "Route", "Table", "explain", "per_head", "route"]
 
 ParamGroup = dict[str, Any]
+
+
+_NUMBERS = {"lr": check_rate, "weight_decay": check_rate, "momentum": check_fraction}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +50,14 @@ class Route:
     momentum: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise TypeError if `rule` is given and is no rule."""
+        """Raise TypeError if `rule` is given and is no rule, ValueError for a wrong number."""
         if self.rule is not None and not _is_rule(self.rule):
             raise TypeError(
                 f"rule must be a rule, as `polarlight.rules.muon()` makes one, got {self.rule!r}"
             )
+        for name, check in _NUMBERS.items():
+            if (value := getattr(self, name)) is not None:
+                check(name, value)
 
 
 Table = Mapping[Role | str, Route | Rule] | Mapping[Key, Route | Rule]
@@ -139,6 +145,7 @@ def resolve(
     if not isinstance(table, Mapping):
         raise TypeError(f"table must map roles or name patterns to Routes, got {table!r}")
     entries = {parse_key(key): _parse_entry(key, entry) for key, entry in table.items()}
+    check_overrides(overrides)
     exceptions = {
         parse_key(key): _parse_override(key, value) for key, value in (overrides or {}).items()
     }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from polarlight.linalg.stacks import by_kind, stacked
+from polarlight.lookup import check_fraction, check_rate
 from polarlight.registry import registered
 from polarlight.rule import ElementwiseRule, Numbers
 from polarlight.stages.torch_adamw import last_direction, rescaled_moments, torch_adamw
@@ -38,10 +39,8 @@ class AdamWRule(ElementwiseRule):
     bias_correction: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta2 < 1:
-            raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
-        if not self.eps >= 0:
-            raise ValueError(f"eps must be >= 0, got {self.eps}")
+        check_fraction("beta2", self.beta2)
+        check_rate("eps", self.eps)
 
     @property
     def has_step_finite(self) -> bool:

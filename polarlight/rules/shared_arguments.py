@@ -7,7 +7,7 @@ from torch import Tensor
 
 from polarlight.execution.job import Executor
 from polarlight.execution.param_task import ParamExecutor
-from polarlight.lookup import unknown
+from polarlight.lookup import check_betas, check_rate, unknown
 from polarlight.optimizer import NonFinite
 from polarlight.routing.route import Overrides
 from polarlight.view import MatrixView
@@ -64,3 +64,18 @@ def check_view(view: MatrixView | None, groups: Any) -> None:
             f"view={view} is used by no parameter: it is for parameters without names, and these "
             "have the views that routing inferred; overrides={pattern: Route(view=...)} changes one"
         )
+
+
+def check_adamw(lr: object, betas: object, weight_decay: object, prefix: str = "") -> None:
+    """Raise ValueError unless AdamW's numbers are in their ranges; lr and decay may be None.
+
+    Args:
+        lr: Learning rate.
+        betas: Decay rates.
+        weight_decay: Weight decay.
+        prefix: Of the arguments' names, `aux_` where they stand beside others.
+    """
+    check_betas(f"{prefix}betas", betas)
+    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        if value is not None:
+            check_rate(f"{prefix}{name}", value)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from polarlight.optimizer import NonFinite, SpectralOptimizer
 from polarlight.rule import UpdateRule
-from polarlight.rules.shared_arguments import Shared, check_names, check_view
+from polarlight.rules.shared_arguments import Shared, check_adamw, check_names, check_view
 from polarlight.rules.with_adamw import with_adamw
 
 
@@ -53,11 +53,14 @@ class WithAdamW(SpectralOptimizer):
     ) -> None:
         check_names(type(self), shared)
         view = shared.get("view")
+        betas = shared.get("aux_betas", (0.9, 0.95))
+        adamw = shared.get("aux_lr"), betas, shared.get("aux_weight_decay")
+        check_adamw(*adamw, prefix="aux_")
         groups = with_adamw(
             params,
-            lr=shared.get("aux_lr"),
-            betas=shared.get("aux_betas", (0.9, 0.95)),
-            weight_decay=shared.get("aux_weight_decay"),
+            lr=adamw[0],
+            betas=betas,
+            weight_decay=adamw[2],
             beside=(rule.scale, lr, weight_decay),
             overrides=shared.get("overrides"),
             stacklevel=2 if type(self) is WithAdamW else 3,  # over the constructor of the class

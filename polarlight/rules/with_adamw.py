@@ -6,11 +6,13 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from polarlight.lookup import check_overrides
 from polarlight.routing.left_over import route_and_warn
 from polarlight.routing.roles import MATRIX_ROLES, Role
 from polarlight.routing.route import Overrides, Route
 from polarlight.rule import Scale
 from polarlight.rules.adamw import AdamWRule
+from polarlight.rules.shared_arguments import check_adamw
 from polarlight.stages.scales import MatchRmsAdamW
 
 AUX_LR = 3e-3
@@ -61,8 +63,12 @@ def with_adamw(
             matrices: kernels, raw parameters of no known role. An override ends the warning.
 
     Raises:
-        ValueError: If an override matches nothing, or parameters without names are given any.
+        ValueError: If an override matches nothing, parameters without names are given any, or a
+            number is out of range.
+        TypeError: If `overrides` is no mapping.
     """
+    check_adamw(lr, betas, weight_decay)
+    check_overrides(overrides)
     lr, weight_decay = _derived(lr, weight_decay, beside)
     if isinstance(params, Tensor):
         return params  # for torch to refuse: its rows are not parameters

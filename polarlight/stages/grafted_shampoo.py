@@ -10,6 +10,7 @@ from polarlight.linalg.matrices import frobenius_norm, largest_entry, nonzero
 from polarlight.linalg.properties import SIGNED, Symmetries
 from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
 from polarlight.linalg.slot import GRADIENT, Buffers
+from polarlight.lookup import check_count
 from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER
 from polarlight.stages.adam import adam_direction, check_eps
@@ -69,8 +70,7 @@ class GraftedShampoo(StatisticsStage):
         check_eps(self.eps)
         if not -1 <= self.exponent <= 0:
             raise ValueError(f"exponent must lie in [-1, 0], got {self.exponent}")
-        if self.every < 1:
-            raise ValueError(f"every must be >= 1, got {self.every}")
+        check_count("every", self.every)
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
         """Return unit, moments and their sizes, factors, powers and counter."""

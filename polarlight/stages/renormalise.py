@@ -14,7 +14,7 @@ from polarlight.linalg.properties import (
     Symmetries,
     Symmetry,
 )
-from polarlight.linalg.row_sums import ALL_ROWS, Rows
+from polarlight.linalg.row_sums import ALL_ROWS, NeedsAllRowsError, Rows
 from polarlight.linalg.slot import Buffers, Rescaling, Slot, Stage, polar_rms
 from polarlight.registry import registered
 
@@ -44,6 +44,14 @@ class KeepNorm(Stage):
         """Return those rows of the image."""
         Y = self.inner.apply_on_rows(X, rows, buffers)
         norm, own = (self.norm(Z, at_least_float32(Z).dtype, rows) for Z in (X, Y))
+        return (Y * (norm / nonzero(own))).to(X.dtype)
+
+    def apply_on_columns(self, X: Tensor, columns: Rows, buffers: Buffers) -> Tensor:
+        """Return those columns of the image, if the norm is a number that transposes share."""
+        if not self.norm.scalar:
+            raise NeedsAllRowsError(f"{self.norm} is no number")
+        Y = self.inner.apply_on_columns(X, columns, buffers)
+        norm, own = (self.norm(Z.mT, at_least_float32(Z).dtype, columns) for Z in (X, Y))
         return (Y * (norm / nonzero(own))).to(X.dtype)
 
     def symmetries(self, m: int, n: int) -> Symmetries:

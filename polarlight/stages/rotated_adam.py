@@ -34,6 +34,7 @@ from polarlight.linalg.properties import (
 )
 from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
 from polarlight.linalg.slot import GRADIENT, Buffers, Stage
+from polarlight.lookup import check_count
 from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER
 from polarlight.stages.adam import adam_direction, check_betas, check_eps
@@ -96,8 +97,7 @@ class RotatedAdam(Stage):
     def __post_init__(self) -> None:
         check_betas(self.betas)
         check_eps(self.eps)
-        if self.every < 1:
-            raise ValueError(f"every must be >= 1, got {self.every}")
+        check_count("every", self.every)
         if self.max_side < 0:
             raise ValueError(f"max_side must be >= 0, got {self.max_side}")
 

@@ -46,13 +46,22 @@ class RowSecondMoment(Stage):
 
     def __call__(self, X: Tensor, buffers: Buffers) -> Tensor:
         """Update the second moment and divide by its root."""
-        v = buffers["row_second_moment"]
-        v.lerp_(at_least_float32(X).square().mean(dim=-1, keepdim=True).to(v.dtype), 1 - self.beta2)
-        return (X / nonzero(v.sqrt())).to(X.dtype)
+        return self._divided(X, at_least_float32(X).square().mean(dim=-1, keepdim=True), buffers)
 
     def _on_rows(self, X: Tensor, rows: Rows, buffers: Buffers) -> Tensor:
         """Return those rows of the image: a row needs nothing of the others."""
         return self(X, buffers)
+
+    def apply_on_columns(self, X: Tensor, columns: Rows, buffers: Buffers) -> Tensor:
+        """Return those columns of the image; each holder of some has all of the second moment."""
+        sums = columns.sum(at_least_float32(X).square().sum(dim=-1, keepdim=True))  # [..., m, 1]
+        return self._divided(X, sums / columns.count(X.mT), buffers)
+
+    def _divided(self, X: Tensor, mean_squares: Tensor, buffers: Buffers) -> Tensor:
+        """Update the second moment by mean squares [..., m, 1]; divide X by its root."""
+        v = buffers["row_second_moment"]
+        v.lerp_(mean_squares.to(v.dtype), 1 - self.beta2)
+        return (X / nonzero(v.sqrt())).to(X.dtype)
 
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return the declared symmetries."""

@@ -127,6 +127,16 @@ class OnSide(Stage):
             raise NeedsAllRowsError(f"{self.side!r} turns {m} x {n} matrices")
         return self.then.apply_on_rows(X, rows, buffers)
 
+    def apply_on_columns(self, X: Tensor, columns: Rows, buffers: Buffers) -> Tensor:
+        """Return those columns of the image; not where the long axis are rows."""
+        m, n = X.shape[-2], columns.count(X.mT)
+        if not self.side.touches(m, n):
+            return self.otherwise.apply_on_columns(X, columns, buffers)
+        if m > n:
+            raise NeedsAllRowsError(f"{self.side!r} treats rows of {m} x {n} matrices")
+        turned = {name: buffer.mT for name, buffer in buffers.items()}
+        return self.then.apply_on_rows(X.mT, columns, turned).mT
+
     def symmetries(self, m: int, n: int) -> Symmetries:
         """Return those of the slot that does the work, as the matrix sees them."""
         if not self.side.touches(m, n):

@@ -23,6 +23,7 @@ from polarlight.linalg.matrices import frobenius_norm, nonzero
 from polarlight.linalg.normalisation import Normalisation, Schatten4
 from polarlight.linalg.properties import Symmetries
 from polarlight.linalg.slot import GRADIENT, Buffers, gradient_of
+from polarlight.lookup import check_count
 from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER
 from polarlight.stages.eigenbasis import PowerIteration
@@ -118,8 +119,7 @@ class SoapBalance(StatisticsStage):
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
-        if self.every < 1:
-            raise ValueError(f"every must be >= 1, got {self.every}")
+        check_count("every", self.every)
         if not self.floor >= 0:
             raise ValueError(f"floor must be >= 0, got {self.floor}")
         if not 0 < self.blend <= 1:

@@ -11,7 +11,7 @@ from benchmarks.plans_at_scale import (
     moving_over_computing,
     plans_of,
 )
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 
 
 def mixed():

@@ -13,7 +13,7 @@ import torch
 import polarlight
 from polarlight.diagnostics.sharding import check_sharding, gradient, shard_like, table
 from polarlight.execution.param_task import to_local
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 from tests.contracts.catalogue import RULES, _exact, _plain
 from tests.distributed.layouts import LAYOUTS, SHAPES, models
 from tests.distributed.processes import run

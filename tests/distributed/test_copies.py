@@ -11,7 +11,7 @@ import polarlight
 from polarlight.execution.param_task import to_local
 from polarlight.execution.sharded import collectives
 from polarlight.execution.sharded.disagreement import checksum
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 from tests.distributed.processes import run
 
 SHAPES = [(12, 4), (4, 12), (6, 6), (10, 5), (16, 2), (8,)]

@@ -11,7 +11,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 import polarlight
 from polarlight.diagnostics.sharding import full, shard_like
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 from tests.distributed.layouts import LAYOUTS, models
 from tests.distributed.processes import run
 

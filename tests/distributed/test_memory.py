@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 import polarlight
 from polarlight.execution.param_task import to_local
 from polarlight.execution.sharded.memory import peak_bytes, shard_bytes
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 from tests.distributed.layouts import LAYOUTS, models
 from tests.distributed.processes import run
 from tests.distributed.test_conformance import optimizer

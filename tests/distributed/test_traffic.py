@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import polarlight
 from polarlight.diagnostics.sharding import check_sharding, gradient, shard_like, table
 from polarlight.execution.sharded import collectives
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 from polarlight.execution.sharded.traffic import traffic
 from polarlight.optimizer import gradient_guard
 from tests.distributed.layouts import LAYOUTS, Parameters, models
@@ -84,6 +84,7 @@ def check_bytes(rank, layout, options=SMALL):
             received -= sum(to_itself(plan, e, rank) for e in bucket.gather.values())
             received -= sum(to_itself(plan, e, rank) for e in bucket.scatter.values())
     sums = sum(s.sent for s in plan.rowwise.values())
+    sums += sum(plan.kinds[n].sums for n, owner in enumerate(plan.owners) if owner == rank)
     assert received == traffic(plan)[rank].received - sums
 
 
@@ -202,6 +203,16 @@ def check_row_sums_are_shared(rank):
     assert all(d.same for d in found), table(found)
 
 
+def check_row_sums_of_uneven_shards(rank):
+    """Nine rows on four processes leave one without any; all stack as many matrices, two here."""
+    options = Options(row_bytes=0, sum_weight=0, bucket_bytes=100)
+    pair = models(torch.float64, LAYOUTS[4]["rows"], [(9, 2)] * 5)
+    executor = polarlight.Sharded(options=options)
+    found = check_sharding(*pair, optimizer(RULE, executor=executor), steps=2)
+    assert all(d.same for d in found), table(found)
+    assert len(executor.plans()[-1].rowwise) == 5
+
+
 def check_collectives_of_a_layer(rank):
     """The seven matrices of a Llama layer: one comparison, and one exchange each way.
 
@@ -220,7 +231,7 @@ def check_collectives_of_a_layer(rank):
         assert dict(found.counts) == {**expected, "allreduce_": 1 + sums}, options
 
 
-ROWS = Options(row_bytes=0, sum_weight=0)
+ROWS = Options(row_bytes=0, sum_weight=0, node_size=1)
 
 
 def every(rank):
@@ -228,6 +239,7 @@ def every(rank):
     check_plan_is_kept(rank)
     check_host_reads(rank)
     check_row_sums_are_shared(rank)
+    check_row_sums_of_uneven_shards(rank)
     check_collectives_of_a_layer(rank)
     for layout in ("rows", "HSDP", "columns"):
         check_buckets(rank, layout)

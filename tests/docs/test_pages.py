@@ -50,11 +50,15 @@ def blocks(page, language):
     return [text for kind, text in BLOCK.findall(page.read_text()) if kind == language]
 
 
-def having(language):
-    return [pytest.param(page, id=page.stem) for page in PAGES if blocks(page, language)]
+README = REPOSITORY / "README.md"
 
 
-@pytest.mark.parametrize("page", having("python"))
+def having(language, *more):
+    pages = [*PAGES, *more]
+    return [pytest.param(page, id=page.stem) for page in pages if blocks(page, language)]
+
+
+@pytest.mark.parametrize("page", having("python", README))
 def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
     """One after the other in one namespace, as a reader would."""
     monkeypatch.chdir(tmp_path)

@@ -165,6 +165,21 @@ def test_arguments_at_their_defaults_or_equal_to_the_optimizers_are_not_warned_a
     trainer.callbacks[0].on_train_begin(arguments, trainer, None, optimizer=optimizer)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (lambda: polarlight.Muon(nn.Linear(4, 8)), "a Muon"),
+        (lambda: "Muon", "'Muon'"),
+        (lambda: nn.Linear(4, 8), "Linear"),
+        (lambda: None, "None"),
+    ],
+    ids=["optimizer", "text", "model", "None"],
+)
+def test_a_factory_of_something_else_is_refused_at_the_call(wrong, named):
+    with pytest.raises(TypeError, match=rf"takes an optimizer's class or a recipe.*got {named}"):
+        factory(wrong())
+
+
 def test_the_factory_puts_matrices_first_and_loads_states_in_another_order():
     """Trainer logs the rate of the first group; the embedding's would come first otherwise."""
     model = mlp()

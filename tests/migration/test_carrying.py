@@ -293,3 +293,56 @@ def test_torchs_spectral_unclamped_is_read_by_its_name(kind):
     for p in model.matrices():
         momentum = muon.state[p]["momentum_buffer"]
         assert torch.equal(new.state[p]["momentum_buffer"], momentum)
+
+
+class Wrapped(nn.Module):
+    """A model that holds another, as wrappers do, without what they need to run."""
+
+    def __init__(self, inner, name):
+        super().__init__()
+        self.add_module(name, inner)
+
+
+def plain_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))
+
+
+WRAPS = {
+    "plain": lambda net: net,
+    "compiled": lambda net: torch.compile(net, backend="eager"),
+    "parallel": nn.DataParallel,
+    "both": lambda net: torch.compile(nn.DataParallel(net), backend="eager"),
+    "inner": lambda net: nn.Sequential(
+        torch.compile(net[0], backend="eager"), nn.DataParallel(net[1])
+    ),
+    "fabric": lambda net: Wrapped(net, "_forward_module"),
+}
+
+
+PAIRS = [(other, "plain") for other in WRAPS] + [("plain", other) for other in WRAPS]
+PAIRS += [("compiled", "parallel"), ("both", "inner"), ("compiled", "compiled")]
+
+
+@pytest.mark.parametrize(("saved", "loaded"), PAIRS)
+def test_names_match_without_the_words_of_wrappers_on_both_sides(saved, loaded):
+    net = plain_net()
+    old = polarlight.Muon(WRAPS[saved](net))
+    net(torch.ones(2, 4)).square().sum().backward()
+    old.step()
+    target = plain_net()
+    new = polarlight.Muon(WRAPS[loaded](target))
+    report = load_carried(new, read_state_dict(old.state_dict()))
+    assert report.left_behind == ()
+    assert all(line.carried and not line.fresh for line in report.lines)
+    for p, q in zip(net.parameters(), target.parameters(), strict=True):
+        for key, value in old.state[p].items():
+            assert torch.equal(value, new.state[q][key]) or key == "momentum_sizes"
+
+
+def test_two_names_with_one_plain_name_are_not_guessed():
+    net = plain_net()
+    momenta = [torch.zeros_like(p) for p in (net[0].weight, net[0].weight)]
+    carried = read_momenta(momenta, ["module.0.weight", "_orig_mod.0.weight"])
+    with pytest.raises(ValueError, match="no name in common"):
+        load_carried(polarlight.Muon(net), carried)

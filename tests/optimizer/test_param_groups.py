@@ -294,3 +294,35 @@ def test_groups_with_equal_rule_view_and_numbers_are_merged_on_an_accelerator(mo
     assert found == [[0, 2], [1], [3], [4], [5], [6, 7], [8], [9], [10], [11]]
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert alike_groups(groups, [0, 2]) == [[0], [2]]
+
+
+def trainers_groups(model):
+    """Param groups of an optimizer class in transformers.Trainer: no names, vectors apart."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    return [
+        {"params": matrices, "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+
+
+@pytest.mark.parametrize("cls", [polarlight.Muon, polarlight.Aurora])
+@pytest.mark.parametrize("groups", [trainers_groups, lambda model: list(model.parameters())])
+def test_parameters_without_names_are_refused_with_a_way_for_the_trainer(cls, groups):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4))
+    with pytest.raises(ValueError, match=r"Trainer give .*integrations\.trainer\.factory\("):
+        cls(groups(model))
+
+
+@pytest.mark.parametrize("names", [["1.bias"], ["1.bias", "1.weight"]], ids=str)
+def test_a_module_that_is_added_later_is_routed_as_the_error_says(names):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4))
+    optimizer = polarlight.Muon(model[:1])
+    later = [(name, p) for name, p in model.named_parameters() if name in names]
+    with pytest.raises(ValueError, match=r"rules\.with_adamw\(module\).*add_param_group\(group\)"):
+        optimizer.add_param_group({"params": later})
+    for group in polarlight.rules.with_adamw(model[1]):
+        optimizer.add_param_group(group)
+    before = [p.detach().clone() for p in model.parameters()]
+    model(torch.ones(2, 4)).square().sum().backward()
+    optimizer.step()
+    assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))

@@ -3,24 +3,32 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from polarlight.diagnostics.sinks.records import flat
+from polarlight.lookup import described
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class JsonLines:
     """Sink that appends one line of JSON per observed step; it creates the folder.
 
     Attributes:
-        path: The file. A resumed run appends to it; `read_json_lines` takes the last line of each
-            step.
+        path: The file, as text or a `Path`; kept as a `Path`. A resumed run appends to it;
+            `read_json_lines` takes the last line of each step.
+
+    Raises:
+        TypeError: If the path is neither.
     """
 
     path: Path
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        object.__setattr__(self, "path", _path(path))
 
     def __call__(self, step: int, records: Mapping[str, Any]) -> None:
         """Append one line; NaN is written as NaN, which `json` reads back."""
@@ -30,10 +38,17 @@ class JsonLines:
             file.write(line)
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _path(path: str | PathLike[str]) -> Path:
+    """Return a path given as text or `Path`; raise TypeError for anything else."""
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"path must be a str or a Path, got {described(path)}")
+    return Path(path)
+
+
+def read_json_lines(path: str | PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield steps and records in the order of steps, without an incomplete last line."""
     found = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = _path(path).read_text(encoding="utf-8").split("\n")
     for line in lines[:-1]:
         content = json.loads(line)
         found[content["step"]] = content["records"]
@@ -50,11 +65,17 @@ class TensorBoard:
 
     Raises:
         ImportError: If tensorboard is not installed; the message names the extra to install.
+        TypeError: If the folder is none of these.
     """
 
     def __init__(self, folder: Any, prefix: str = "neurons", *, layers: bool = False) -> None:
         self.prefix, self.layers = prefix, layers
-        self.writer = _writer(folder) if isinstance(folder, str | Path) else folder
+        is_path = isinstance(folder, str | PathLike)
+        if not (is_path or hasattr(folder, "add_scalar")):
+            raise TypeError(
+                f"folder must be a str, a Path or a SummaryWriter, got {described(folder)}"
+            )
+        self.writer = _writer(folder) if is_path else folder
 
     def __call__(self, step: int, records: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the records of one step."""
@@ -66,7 +87,7 @@ class TensorBoard:
         self.writer.flush()
 
 
-def _writer(folder: str | Path) -> Any:
+def _writer(folder: str | PathLike[str]) -> Any:
     """Open a `SummaryWriter` for a folder; raise ImportError with the extra to install."""
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
+from polarlight.lookup import check_callable
+
 Record = dict[str, Any]
 
 Sink = Callable[[int, dict[str, Record]], None]
@@ -21,6 +23,14 @@ def new_history() -> History:
     return deque(maxlen=KEPT)
 
 
+def check_sink(sink: object) -> None:
+    """Raise TypeError unless a sink can be called with a step and records, or is None."""
+    if sink is not None:
+        check_callable(
+            "sink", sink, "step, records", "polarlight.diagnostics.sinks.JsonLines('neurons.jsonl')"
+        )
+
+
 def send_records(
     sink: Sink | None, history: History, step: int, records: dict[str, Record]
 ) -> None:
@@ -33,6 +43,8 @@ def send_records(
 
 def several(*sinks: Sink) -> Sink:
     """Return a sink that passes its records to each of these sinks, in order."""
+    for each in sinks:
+        check_sink(each)
 
     def sink(step: int, records: dict[str, Record]) -> None:
         for each in sinks:

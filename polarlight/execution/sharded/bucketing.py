@@ -7,7 +7,7 @@ receives or passes on more than twice the limit in one bucket.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from polarlight.execution.sharded.kinds import MatrixKind
@@ -33,12 +33,12 @@ class Buckets:
     numbers: list[list[int]] = field(default_factory=list)
     _taken: list[dict[Hashable, int]] = field(default_factory=list)
 
-    def add(self, number: int, charges: Sequence[Charge], start: int) -> int:
-        """Add a matrix to the first bucket with room for its bytes; return the bucket's number.
+    def add(self, matrices: Sequence[int], charges: Sequence[Charge], start: int) -> int:
+        """Add matrices to the first bucket with room for their bytes; return the bucket's number.
 
         Args:
-            number: Number of the matrix.
-            charges: The bytes that it takes, by account.
+            matrices: Number of a matrix, or of all parts of one: they share a bucket.
+            charges: The bytes that they take, each account once.
             start: First bucket to try: that of the owner's last matrix.
         """
         bucket = start
@@ -47,7 +47,7 @@ class Buckets:
         while len(self.numbers) <= bucket:
             self.numbers.append([])
             self._taken.append(defaultdict(int))
-        self.numbers[bucket].append(number)
+        self.numbers[bucket].extend(matrices)
         taken = self._taken[bucket]
         for key, amount in charges:
             taken[key] += amount
@@ -127,6 +127,15 @@ class Charges:
         yield ("copy", axes, group[0]), largest * self._parts
         if topology.grid_of(axes) is not None:
             yield ("column", axes, group[places[owner][1]]), of_node_most * self._parts
+
+
+def joined(parts: Iterable[Sequence[Charge]]) -> list[Charge]:
+    """Return the charges of all parts of a matrix, each account once."""
+    taken: dict[Hashable, int] = defaultdict(int)
+    for charges in parts:
+        for account, amount in charges:
+            taken[account] += amount
+    return list(taken.items())
 
 
 def _larger_way(kind: MatrixKind, share: tuple[int, int]) -> int:

@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 from polarlight.execution.sharded import collectives
-from polarlight.execution.sharded.collectives import InFlight, ProcessMesh, Subgroup
+from polarlight.execution.sharded.collectives import (
+    InFlight,
+    ProcessMesh,
+    SharedRows,
+    Subgroup,
+)
 from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.routes import (
     ExchangeRoute,
@@ -43,6 +48,11 @@ class Groups:
     def copies(self, axes: Axes) -> Subgroup:
         """Return the processes with this process's shard, one per copy along replicated `axes`."""
         return self._subgroup(self.plan.topology.copies(axes, self.mesh.rank))
+
+    def shared_lines(self, mesh_ranks: tuple[int, ...], total: int) -> SharedRows:
+        """Return all `total` rows, or columns, of a matrix of which these ranks have parts."""
+        group = self._subgroup(mesh_ranks).group
+        return SharedRows((group,), total, self.mesh.device)
 
     def hops(self, axes: Axes, *, gather: bool) -> list[Subgroup]:
         """Return one subgroup per hop, one or two, in the order of a gather, or of a scatter."""

@@ -1,7 +1,8 @@
 """`Sharded`: directions of parameters that are spread over processes, equal to those of one device.
 
 Every matrix has one owner. Shards of its momentum are sent to the owner, whatever the layout, and
-shards of the direction are sent back. Nothing is all-gathered, and nothing is computed twice.
+shards of the direction are sent back. Nothing is all-gathered. Costly matrices may have an owner
+per block of rows or columns, on one node, who repeat nothing but the work on the Gram matrix.
 Buffers are sharded like the parameters and travel with their matrix. While one bucket of matrices
 is computed, the next one is received and the directions of the last one are sent.
 """
@@ -35,7 +36,9 @@ from polarlight.execution.sharded.collectives import (
 from polarlight.execution.sharded.disagreement import check_plan
 from polarlight.execution.sharded.exchange import Groups
 from polarlight.execution.sharded.layouts import Layout
-from polarlight.execution.sharded.plan import Options, ShardedPlan
+from polarlight.execution.sharded.node_sharing import mean_load
+from polarlight.execution.sharded.options import Options
+from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import param_spec
 from polarlight.execution.sharded.step import ShardedStep
@@ -280,8 +283,12 @@ class Sharded:
             if cached.is_for(mesh, members, dtypes):
                 return cached
         specs = [param_spec(m, mesh, dtype) for m, dtype in zip(members, dtypes, strict=True)]
-        base_loads = collectives.gather_equal(self._load_on_other_meshes(mesh), mesh).tolist()
-        plan = ShardedPlan(specs, mesh.coordinates, self.options, mesh.ranks, base_loads)
+        on_others = collectives.gather_equal(self._loads_on_other_meshes(mesh), mesh)  # [size, 2]
+        base_loads, later_loads = on_others.T.tolist()
+        later_load = sum(later_loads) / mesh.size
+        plan = ShardedPlan(
+            specs, mesh.coordinates, self.options, mesh.ranks, base_loads, later_load
+        )
         check_plan(plan, mesh)
         made = [
             (ref(m.parameter), m.rule, m.view, dtype)
@@ -295,11 +302,20 @@ class Sharded:
         self._cached.append(CachedPlan(Groups(mesh, plan), plan, schedule, made))
         return self._cached[-1]
 
-    def _load_on_other_meshes(self, mesh: ProcessMesh) -> Tensor:
-        """Return this process's load in flops by the latest plans of other meshes, float64 []."""
+    def _loads_on_other_meshes(self, mesh: ProcessMesh) -> Tensor:
+        """Return this process's load in flops by other meshes, planned and later, float64 [2].
+
+        The first is that of their latest plans, the second the mean load by trainable parameters
+        of meshes that come after this one and have no plan.
+        """
         latest = {c.groups.mesh.key: c for c in self._cached if c.groups.mesh.key != mesh.key}
         load = sum(c.plan.load_of_its_own(c.groups.mesh.rank) for c in latest.values())
-        return torch.tensor(float(load), dtype=torch.float64, device=mesh.device)
+        later = 0.0
+        for key, own in sorted(self._announced.items()):
+            if mesh.key < key and key not in latest:
+                specs = [param_spec(m, own.mesh) for m in own.members]
+                later += mean_load(specs, own.mesh.size, self.options)
+        return torch.tensor([float(load), later], dtype=torch.float64, device=mesh.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled and copied: no process group, no plan."""

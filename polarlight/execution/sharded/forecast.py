@@ -17,7 +17,9 @@ from polarlight.execution.param_task import is_sharded
 from polarlight.execution.sharded.collectives import MeshKey, layout_of, mesh_key
 from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.memory import message_count, peak_bytes
-from polarlight.execution.sharded.plan import Options, ShardedPlan
+from polarlight.execution.sharded.node_sharing import mean_load
+from polarlight.execution.sharded.options import Options
+from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import MATRIX, ParamSpec
 from polarlight.execution.sharded.traffic import Traffic, traffic
@@ -59,13 +61,20 @@ def forecast(
                 view = group.get("view") or Whole()
                 spec = _param_spec(name, group["rule"], view, p, layout)
                 by_mesh.setdefault(_mesh_key(p, layout), []).append(spec)
+    options = options or Options()
+    in_order = sorted(by_mesh.items(), key=lambda entry: entry[0])
     plans: list[ShardedPlan] = []
     loads: dict[int, float] = {}  # by global rank, of the plans so far
-    for (_, ranks, shape), same in sorted(by_mesh.items(), key=lambda entry: entry[0]):
+    for number, ((size, ranks, shape), same) in enumerate(in_order):
         base_loads = [loads.get(rank, 0.0) for rank in ranks]
-        plan = ShardedPlan(
-            same, tuple(product(*map(range, shape))), options or Options(), ranks, base_loads
-        )
+        later: dict[int, float] = dict.fromkeys(ranks, 0.0)
+        for (other_size, others, _), specs in in_order[number + 1 :]:
+            load = mean_load(specs, other_size, options)
+            for rank in later.keys() & others:
+                later[rank] += load
+        later_load = sum(later.values()) / size
+        coordinates = tuple(product(*map(range, shape)))
+        plan = ShardedPlan(same, coordinates, options, ranks, base_loads, later_load)
         plans.append(plan)
         loads |= zip(ranks, plan.loads, strict=True)
     return plans
@@ -97,7 +106,7 @@ class Summary:
 
     Attributes:
         mesh: Size of each mesh dimension.
-        matrices: Number of matrices.
+        matrices: Number of matrices that have owners.
         local: Number of matrices that are computed without a gather.
         balance: Largest load of a process over the mean load.
         flops: Flops of matrix products of the process with the most.
@@ -115,6 +124,10 @@ class Summary:
         buckets: Number of buckets.
         rowwise: Names of the parameters that are computed row-wise.
         sums: Bytes that each process sends for row-wise sums; part of `sent`.
+        shared: Names of the parameters whose matrices processes of a node compute together.
+        sharers: Processes that compute such a matrix; 1 without any.
+        shared_sums: Bytes that the process with most of them sends for sums over the parts of
+            shared matrices; part of `sent`.
     """
 
     mesh: tuple[int, ...]
@@ -134,6 +147,9 @@ class Summary:
     buckets: int
     rowwise: tuple[str, ...]
     sums: int
+    shared: tuple[str, ...]
+    sharers: int
+    shared_sums: int
 
     def __str__(self) -> str:
         """Return loads, bytes and messages of a plan as sentences."""
@@ -148,17 +164,29 @@ class Summary:
             f"assembled matrices take {_format_bytes(self.peak_memory)} of memory at their peak; "
             f"gathering everything everywhere would be {_format_bytes(self.all_gather)}"
             + self._rowwise_text()
+            + self._shared_text()
         )
 
     def _rowwise_text(self) -> str:
         """Return the clause of `str()` on row-wise parameters; empty if there are none."""
         if not self.rowwise:
             return ""
-        some = ", ".join(self.rowwise[:3]) + (", ..." if len(self.rowwise) > 3 else "")
         count = len(self.rowwise)
         noun = "parameter stays" if count == 1 else "parameters stay"
         return (
-            f"; {count} {noun} where the rows lie ({some}), for {_format_bytes(self.sums)} of sums"
+            f"; {count} {noun} where the rows lie ({_some_of(self.rowwise)}), for "
+            f"{_format_bytes(self.sums)} of sums"
+        )
+
+    def _shared_text(self) -> str:
+        """Return the clause of `str()` on shared matrices; empty if there are none."""
+        if not self.shared:
+            return ""
+        count = len(self.shared)
+        noun = "parameter is" if count == 1 else "parameters are"
+        return (
+            f"; {count} {noun} computed by {self.sharers} processes of a node together "
+            f"({_some_of(self.shared)}), for at most {_format_bytes(self.shared_sums)} of sums"
         )
 
 
@@ -173,10 +201,16 @@ def summary(plan: ShardedPlan) -> Summary:
         shards = plan.size // layout.copies
         gathered += size * (1 - 1 / shards)
         exchanged += size * (1 - 1 / shards) / plan.size + size * (1 - 1 / plan.size) / shards
+    shared_sums = [0] * plan.size
+    for kind, owner in zip(plan.kinds, plan.owners, strict=True):
+        shared_sums[owner] += kind.sums
+    whole = [(n,) for n, matrix in enumerate(plan.matrices) if matrix.part is None]
+    matrices = [*whole, *(matrix.numbers for matrix in plan.shared)]  # a shared one counts once
+    names = [plan.params[plan.matrices[m.numbers[0]].param].name for m in plan.shared]
     return Summary(
         mesh=layouts[0].mesh,
-        matrices=len(plan.matrices),
-        local=plan.gathered.count(False),
+        matrices=len(matrices),
+        local=sum(not any(plan.gathered[n] for n in numbers) for numbers in matrices),
         balance=max(plan.loads) / (sum(plan.loads) / len(plan.loads) or 1.0) or 1.0,
         flops=max(plan.flops),
         sent=round(max(t.sent for t in moved)),
@@ -191,6 +225,9 @@ def summary(plan: ShardedPlan) -> Summary:
         buckets=len(plan.buckets),
         rowwise=tuple(plan.params[number].name for number in plan.rowwise),
         sums=sum(rowwise.sent for rowwise in plan.rowwise.values()),
+        shared=tuple(dict.fromkeys(names)),
+        sharers=max((len(matrix.ranks) for matrix in plan.shared), default=1),
+        shared_sums=max(shared_sums),
     )
 
 
@@ -205,6 +242,11 @@ def _busiest(plan: ShardedPlan, moved: Sequence[Traffic]) -> set[int]:
         lambda rank: len(moved[rank].peers),
     ]
     return {max(every, key=key) for key in keys}
+
+
+def _some_of(names: Sequence[str]) -> str:
+    """Return up to three names, and dots for more."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _format_bytes(count: float) -> str:

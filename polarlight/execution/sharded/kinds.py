@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import product
 
-from polarlight.execution.cost import cost, flops
+from polarlight.execution.cost import RowwiseCost, columnwise_cost, cost, flops, rowwise_cost
 from polarlight.execution.sharded.layouts import Coordinate, CoordinatePattern, Layout
 from polarlight.execution.sharded.regions import StridedBlock, overlap
 from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec, matrix_specs
 from polarlight.execution.sharded.topology import Axes, replicated_axes
-from polarlight.linalg.slot import GRADIENT
+from polarlight.rule import UpdateRule
 
 Entries = Mapping[int, int]
 """Number of entries of a block that each of its holders has, by rank."""
@@ -99,13 +99,26 @@ class MatrixKind:
 
     @cached_property
     def cost(self) -> float:
-        """Cost of one direction, in flops."""
-        return cost(self.spec.rule, *self.matrix.shapes[MATRIX])
+        """Cost of one direction, or of a part of it, in flops; without sums."""
+        part = self._part_cost
+        return part.cost if part else cost(self.spec.rule, *self.matrix.shapes[MATRIX])
 
     @cached_property
     def flops(self) -> int:
-        """Flops of products and decompositions in one direction."""
-        return flops(self.spec.rule, *self.matrix.shapes[MATRIX])
+        """Flops of products and decompositions in one direction, or in a part of it."""
+        part = self._part_cost
+        return part.flops if part else flops(self.spec.rule, *self.matrix.shapes[MATRIX])
+
+    @cached_property
+    def sums(self) -> int:
+        """Bytes that the owner of a part sends, and receives, for sums over a ring of all parts."""
+        part, found = self.matrix.part, self._part_cost
+        return int(2 * found.summed * (1 - 1 / part.count)) if part and found else 0
+
+    @cached_property
+    def _part_cost(self) -> RowwiseCost | None:
+        """Cost of the matrix as a part of another one; None if it is none."""
+        return part_cost(self.spec.rule, self.matrix)
 
     @cached_property
     def entries(self) -> dict[str, Entries]:
@@ -136,13 +149,15 @@ class MatrixKind:
     def shares(self, owner: int) -> Shares:
         """Return {rank: (bytes to the owner, bytes back)} of the holders in the owner's copy.
 
-        Gradients are only read: they are sent to the owner, and not back.
+        What is only read is sent to the owner, and not back.
         """
         if not self._shares:
             for name, some in self.entries.items():
                 size = self.spec.dtypes[name].itemsize
                 sent = size if name not in self._per_matrix else 0
-                back = size if name != GRADIENT else 0
+                back = size if self.matrix.is_written(name) else 0
+                if not sent and not back:
+                    continue
                 for rank, count in some.items():
                     of_copy = self._shares.setdefault(self._copy_coordinate(rank), {})
                     gathered, scattered = of_copy.get(rank, (0, 0))
@@ -178,6 +193,16 @@ class MatrixKind:
             return ()
         where = self.table.coordinates[rank]
         return tuple(where[axis] for axis in self.axes)
+
+
+def part_cost(rule: UpdateRule, matrix: MatrixSpec) -> RowwiseCost | None:
+    """Return the cost of a part of a matrix; None for a whole one, or if the rule needs all."""
+    if (part := matrix.part) is None:
+        return None
+    rows, columns = matrix.shapes[MATRIX]
+    if part.by_columns:
+        return columnwise_cost(rule, *part.shape, columns)
+    return rowwise_cost(rule, *part.shape, rows)
 
 
 def matrices_and_kinds(

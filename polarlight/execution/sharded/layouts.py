@@ -102,6 +102,11 @@ class Layout:
         cuts = {axis: split.dim for axis, split in enumerate(self.splits) if split is not None}
         return tuple(cuts) if set(cuts.values()) == {len(self.shape) - 2} else ()
 
+    @property
+    def cuts_matrices(self) -> bool:
+        """True if a process holds only a part of each matrix, of the last two dimensions."""
+        return any(split is not None and split.dim >= len(self.shape) - 2 for split in self.splits)
+
     def for_buffer(self, shape: Sequence[int]) -> "Layout":
         """Return a buffer's layout: cut as the parameter if that fits, else along its longest dim.
 

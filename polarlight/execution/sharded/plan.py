@@ -7,58 +7,23 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, prod
+from math import prod
 
 from polarlight.execution.sharded import assignment
-from polarlight.execution.sharded.bucketing import Buckets, Charges
+from polarlight.execution.sharded.bucketing import Buckets, Charge, Charges, joined
 from polarlight.execution.sharded.kinds import HolderTable, MatrixKind, matrices_and_kinds
 from polarlight.execution.sharded.layouts import Coordinate
+from polarlight.execution.sharded.node_sharing import (
+    Assigned,
+    SharedMatrix,
+    assigned,
+    cost_with_sums,
+    transfer_cost,
+)
+from polarlight.execution.sharded.options import Options
 from polarlight.execution.sharded.rowwise import Rowwise, choose_rowwise, param_rowwise_cost
 from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec
 from polarlight.execution.sharded.topology import Axes, Topology
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """Limits and thresholds of a plan.
-
-    Attributes:
-        spread: A matrix is computed by a process that holds it in full up to this multiple of the
-            mean load, at least 1; every other matrix goes to the process with the least load.
-        bucket_bytes: Most bytes that an owner gathers and scatters per bucket, and that copies
-            broadcast at a time, unless a single matrix is larger. While one bucket is computed, the
-            next one is received and the directions of the last one are sent.
-        row_bytes: Smallest matrix, in bytes, that is computed row-wise: on its shards of rows, if
-            its rule needs no more than sums over the other rows. Smaller ones are gathered, as one
-            message holds many of them.
-        sum_weight: Cost of an all-reduced byte in units of a byte sent to an owner: less than 1
-            where the network reduces by itself, 0 to compute row-wise whatever can be.
-        peers: Most processes that one process exchanges messages with; where more share a
-            parameter, messages go within a node first, and across nodes from there.
-        flops_per_byte: Flops that take an owner as long as a byte that it receives or sends.
-    """
-
-    spread: float = 1.1
-    bucket_bytes: int = 128 * 2**20
-    row_bytes: int = 2**20
-    sum_weight: float = 1.0
-    peers: int = 128
-    flops_per_byte: float = 4000.0
-
-    def __post_init__(self) -> None:
-        """Raise ValueError if a number is out of range."""
-        if not self.spread >= 1:
-            raise ValueError(f"spread must be >= 1, got {self.spread}")
-        if self.bucket_bytes < 1:
-            raise ValueError(f"bucket_bytes must be >= 1, got {self.bucket_bytes}")
-        if self.row_bytes < 0:
-            raise ValueError(f"row_bytes must be >= 0, got {self.row_bytes}")
-        if not 0 <= self.sum_weight < inf:
-            raise ValueError(f"sum_weight must be >= 0 and finite, got {self.sum_weight}")
-        if self.peers < 1:
-            raise ValueError(f"peers must be >= 1, got {self.peers}")
-        if not 0 <= self.flops_per_byte < inf:
-            raise ValueError(f"flops_per_byte must be >= 0 and finite, got {self.flops_per_byte}")
 
 
 @dataclass(frozen=True)
@@ -71,6 +36,7 @@ class ShardedPlan:
         options: Limits and thresholds.
         ranks: Global rank of every process, by rank in the group; by default the same.
         base_loads: Load of every process by parameters on other meshes, in flops; by default none.
+        later_load: Mean load of a process by parameters on meshes that are planned later, in flops.
     """
 
     params: Sequence[ParamSpec]
@@ -78,6 +44,7 @@ class ShardedPlan:
     options: Options
     ranks: Sequence[int] = ()
     base_loads: Sequence[float] = ()
+    later_load: float = 0.0
 
     @property
     def size(self) -> int:
@@ -90,20 +57,39 @@ class ShardedPlan:
         return choose_rowwise(self.params, self.options.row_bytes, self.options.sum_weight)
 
     @cached_property
-    def matrices(self) -> list[MatrixSpec]:
-        """Every matrix that has an owner, in the order of parameters and their views."""
-        return self._matrices_and_kinds[0]
+    def _assigned(self) -> Assigned:
+        """Matrices that have an owner, the kind and the owner of each one, and shared ones."""
+        owned = [(i, spec) for i, spec in enumerate(self.params) if i not in self.rowwise]
+        return assigned(
+            *matrices_and_kinds(owned, self.holders),
+            self.options,
+            self.ranks or range(self.size),
+            self._rowwise_load[0],
+            self.later_load,
+        )
 
-    @cached_property
+    @property
+    def matrices(self) -> list[MatrixSpec]:
+        """Every matrix that has an owner, in the order of parameters and their views.
+
+        In place of a shared one, its parts.
+        """
+        return self._assigned.matrices
+
+    @property
     def kinds(self) -> list[MatrixKind]:
         """Kind of each matrix."""
-        return self._matrices_and_kinds[1]
+        return self._assigned.kinds
 
-    @cached_property
-    def _matrices_and_kinds(self) -> tuple[list[MatrixSpec], list[MatrixKind]]:
-        """Matrices that have an owner, and the kind of each one."""
-        owned = [(i, spec) for i, spec in enumerate(self.params) if i not in self.rowwise]
-        return matrices_and_kinds(owned, self.holders)
+    @property
+    def owners(self) -> list[int]:
+        """Rank of the process that computes each matrix."""
+        return self._assigned.owners
+
+    @property
+    def shared(self) -> list[SharedMatrix]:
+        """Matrices that processes of a node compute together, each a part."""
+        return self._assigned.shared
 
     @cached_property
     def holders(self) -> HolderTable:
@@ -127,8 +113,8 @@ class ShardedPlan:
 
     @cached_property
     def costs(self) -> list[float]:
-        """Cost of each matrix, in flops."""
-        return [kind.cost for kind in self.kinds]
+        """Cost of each matrix, in flops, sums with others of a node included."""
+        return [cost_with_sums(kind, self.options) for kind in self.kinds]
 
     @cached_property
     def topology(self) -> Topology:
@@ -138,22 +124,7 @@ class ShardedPlan:
     @cached_property
     def transfer_costs(self) -> list[float]:
         """Cost in flops of sending each matrix to an owner that does not hold it, and back."""
-        weight = 2 * self.options.flops_per_byte
-        return [weight * kind.nbytes for kind in self.kinds]
-
-    @cached_property
-    def owners(self) -> list[int]:
-        """Rank of the process that computes each matrix."""
-        base_loads, _ = self._rowwise_load
-        return assignment.owners(
-            self.costs,
-            [kind.whole_holders for kind in self.kinds],
-            self.size,
-            self.options.spread,
-            base_loads,
-            self.transfer_costs,
-            [kind.part_holders for kind in self.kinds],
-        )
+        return [transfer_cost(kind, self.options) for kind in self.kinds]
 
     @cached_property
     def loads(self) -> list[float]:
@@ -183,22 +154,30 @@ class ShardedPlan:
         """Matrix numbers of each bucket, with up to `bucket_bytes` per owner; local ones first.
 
         In each owner's queue, matrices that it holds in full come first: there is something to
-        compute while the others are received. Larger ones come before smaller ones. A bucket is
+        compute while the others are received. Larger ones come before smaller ones, and shared ones
+        before all, with all parts in one bucket. A bucket is
         bounded for owners, for processes that hold parts, and for those that pass them on.
         """
+        nbytes, buckets = [kind.nbytes for kind in self.kinds], Buckets(self.options.bucket_bytes)
+        charges = Charges(self.topology, self.kinds)
+
+        def taken(number: int) -> list[Charge]:
+            """Return the bytes that a matrix takes of a bucket, by account."""
+            gathers, returns = self.gathered[number], self.returned[number]
+            kind, owner = self.kinds[number], self.owners[number]
+            return charges.of_matrix(kind, owner, gathers=gathers, returns=returns)
+
+        # Shared ones are computed by several processes at a time: first of all.
+        for matrix in sorted(self.shared, key=lambda m: (-nbytes[m.numbers[0]], m.numbers)):
+            buckets.add(matrix.numbers, joined(map(taken, matrix.numbers)), 0)
         queues: list[list[int]] = [[] for _ in range(self.size)]
         for number, owner in enumerate(self.owners):
-            queues[owner].append(number)
-        nbytes = [kind.nbytes for kind in self.kinds]
-        buckets, charges = Buckets(self.options.bucket_bytes), Charges(self.topology, self.kinds)
-        for owner, queue in enumerate(queues):
+            if self.matrices[number].part is None:
+                queues[owner].append(number)
+        for queue in queues:
             bucket = 0
             for number in sorted(queue, key=lambda n: (self.gathered[n], -nbytes[n], n)):
-                gathers, returns = self.gathered[number], self.returned[number]
-                taken = charges.of_matrix(
-                    self.kinds[number], owner, gathers=gathers, returns=returns
-                )
-                bucket = buckets.add(number, taken, bucket)
+                bucket = buckets.add((number,), taken(number), bucket)
         return [sorted(bucket) for bucket in buckets.numbers if bucket]
 
     @cached_property
@@ -214,13 +193,7 @@ class ShardedPlan:
 
         One whose owner holds it in full may have buffers on others: two numbers of a single row.
         """
-        cut = [
-            any(
-                split is not None and split.dim >= len(spec.layouts[MATRIX].shape) - 2
-                for split in spec.layouts[MATRIX].splits
-            )
-            for spec in self.params
-        ]
+        cut = [spec.layouts[MATRIX].cuts_matrices for spec in self.params]
         return [
             gathered or cut[matrix.param]
             for matrix, gathered in zip(self.matrices, self.gathered, strict=True)
@@ -243,6 +216,8 @@ class ShardedPlan:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of parameters, options, mesh and owners; equal on processes that agree on them."""
-        placed = str((self.ranks or tuple(range(self.size)), self.coordinates, self.base_loads))
-        text = "\n".join((*map(str, self.params), str(self.options), placed, str(self.owners)))
+        loads = self.base_loads, self.later_load
+        placed = str((self.ranks or tuple(range(self.size)), self.coordinates, loads))
+        owned = str((self.owners, self.shared))
+        text = "\n".join((*map(str, self.params), str(self.options), placed, owned))
         return hashlib.sha256(text.encode()).hexdigest()

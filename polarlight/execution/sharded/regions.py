@@ -53,6 +53,19 @@ class StridedBlock:
         """Number of entries of the matrix."""
         return self.size[0] * self.size[1]
 
+    @property
+    def is_plain(self) -> bool:
+        """True if it has the matrix's rows and columns along the tensor's last two dimensions."""
+        return self.lengths[-2:] == self.size and self.strides == (self.size[1], 1)
+
+    def part(self, dim: int, start: int, length: int) -> "StridedBlock":
+        """Return the rows (`dim` -2) or columns (-1) start to start + length of a plain block."""
+        starts, lengths, size = list(self.starts), list(self.lengths), list(self.size)
+        starts[dim] += start * self.steps[dim]
+        lengths[dim] = size[dim] = length
+        m, n = size
+        return StridedBlock(tuple(starts), self.steps, tuple(lengths), (m, n), (n, 1))
+
     def fits(self, shape: Sequence[int]) -> bool:
         """Return whether the block lies inside a tensor of this shape and has `numel` entries."""
         every = zip(self.starts, self.steps, self.lengths, shape, strict=True)

@@ -16,7 +16,6 @@ from polarlight.execution.sharded.layouts import Intervals
 from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.regions import Segment, segments
 from polarlight.execution.sharded.topology import Axes
-from polarlight.linalg.slot import GRADIENT
 
 ALIGNMENT = 8
 """Bytes to a multiple of which a message is filled: fragments of any dtype start aligned."""
@@ -161,6 +160,13 @@ class ProcessSchedule:
         self.plan, self.rank = plan, rank
         self._held: dict[tuple[int, str, int], tuple[Intervals, ...]] = {}
         self.rowwise = plan.rowwise
+        # Ranks that compute each shared matrix, by the number of this process's part.
+        self.shared = {
+            number: matrix.ranks
+            for matrix in plan.shared
+            for number, owner in zip(matrix.numbers, matrix.ranks, strict=True)
+            if owner == rank
+        }
         self.active: Collection[int] | None = None  # numbers of parameters; None for all
         self.buckets = [self._bucket(numbers) for numbers in plan.buckets]
         # Tensors of the matrices that are computed in place, by number.
@@ -307,10 +313,11 @@ class ProcessSchedule:
     def _exchanged(self, matrix_number: int, peer: int, gather: bool) -> list[Fragment]:
         """Return a matrix's fragments that `peer` sends to the owner (`gather`), or gets back."""
         kind, owner = self.plan.kinds[matrix_number], self.plan.owners[matrix_number]
+        is_written = self.plan.matrices[matrix_number].is_written
         return [
             fragment
             for name, some in kind.entries.items()
-            if peer in some and (kind.sends(name, peer, owner) if gather else name != GRADIENT)
+            if peer in some and (kind.sends(name, peer, owner) if gather else is_written(name))
             for fragment in self._tensor_fragments(matrix_number, name, peer)
         ]
 
@@ -320,8 +327,9 @@ class ProcessSchedule:
             yield from self._tensor_fragments(matrix_number, name, rank)
 
     def _written(self, matrix_number: int, rank: int) -> Iterator[Fragment]:
-        """Yield a process's fragments of a matrix that a step writes: all but the gradient's."""
-        return (f for f in self._all_fragments(matrix_number, rank) if f.name != GRADIENT)
+        """Yield a process's fragments of a matrix that a step writes."""
+        is_written = self.plan.matrices[matrix_number].is_written
+        return (f for f in self._all_fragments(matrix_number, rank) if is_written(f.name))
 
     def _tensor_fragments(self, matrix_number: int, name: str, rank: int) -> Iterator[Fragment]:
         """Yield a process's fragments of a matrix's momentum (`MATRIX`) or of a named buffer."""

@@ -88,6 +88,26 @@ def param_spec(
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixPart:
+    """Rows, or columns, of a matrix that one of several processes of a node computes.
+
+    Attributes:
+        shape: (m, n) of the whole matrix.
+        place: Number of the part, from 0.
+        count: Number of parts.
+        by_columns: True for columns of the matrix.
+        common: Names of the buffers that all parts have in full, and for which they find the same
+            values: the two numbers of `linalg/rest.py`, row moments of a part of the columns.
+    """
+
+    shape: tuple[int, int]
+    place: int
+    count: int
+    by_columns: bool
+    common: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class MatrixSpec:
     """One matrix of a plan: its parameter's number, and its block and shape in every tensor.
 
@@ -96,12 +116,23 @@ class MatrixSpec:
         blocks: Its entries in the momentum and in every buffer that travels with it.
         shapes: Shapes of the matrix and its buffers, as the rule sees them.
         counter: Its entry in the counter on the host; None if the rule has none.
+        part: The part of a matrix that it is; None for a whole one.
     """
 
     param: int
     blocks: Mapping[str, StridedBlock]
     shapes: Mapping[str, tuple[int, int]]
     counter: StridedBlock | None
+    part: MatrixPart | None = None
+
+    def is_written(self, name: str) -> bool:
+        """Return whether a step writes its `MATRIX` or buffer, and the owner sends it back.
+
+        Gradients are only read. Buffers that parts have in common are sent by the first one alone.
+        """
+        part = self.part
+        repeated = part is not None and part.place > 0 and name in part.common
+        return name != GRADIENT and not repeated
 
 
 def matrix_specs(param_number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:

@@ -5,19 +5,20 @@ directions there, scatter directions and buffers back to the shards.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
-from polarlight.execution.batched import capped_stacks
 from polarlight.execution.job import Executor, Job
-from polarlight.execution.param_task import ParamSource, ParamTask, all_to_local, to_local
+from polarlight.execution.param_task import ParamSource, ParamTask, all_to_local
 from polarlight.execution.sharded.collectives import ProcessMesh, shared_rows
 from polarlight.execution.sharded.exchange import Groups, Transfer, moved_as_one, run_rounds
 from polarlight.execution.sharded.memory import PREFETCH
 from polarlight.execution.sharded.schedule import Bucket, Fragment, ProcessSchedule
 from polarlight.execution.sharded.specs import MATRIX
 from polarlight.linalg import foreach
+from polarlight.linalg.row_sums import Rows
 from polarlight.linalg.slot import GRADIENT
 from polarlight.rule import HOST_COUNTER
 
@@ -122,9 +123,12 @@ class ShardedStep:
             alike.setdefault(key, []).append(number)
         limit = self.schedule.plan.options.bucket_bytes
         for numbers in alike.values():
-            tensors = [to_local(self.params.parameter(number)) for number in numbers]
-            for stack in capped_stacks(range(len(numbers)), tensors, limit):
-                yield [numbers[k] for k in stack]
+            # By the largest shard: processes with smaller ones come to the same sums.
+            layout = self.schedule.plan.params[numbers[0]].layouts[MATRIX]
+            largest = prod(layout.local_shape((0,) * len(layout.mesh)))
+            nbytes = largest * self.params.parameter(numbers[0]).element_size()
+            count = max(1, limit // nbytes)
+            yield from (numbers[k : k + count] for k in range(0, len(numbers), count))
 
     def _compute_rowwise(self, param_numbers: Sequence[int]) -> None:
         """Compute and store equal parameters' directions on local rows; all-reduces sums."""
@@ -191,8 +195,13 @@ class ShardedStep:
         held = self.schedule.local_fragments
         local = [f for n in bucket.matrices if n in bucket.local for f in held[n]]
         self._load_local(local)
-        jobs = [self._job(number) for number in bucket.matrices]
-        for number, D in zip(bucket.matrices, self.inner.directions(jobs), strict=True):
+        # Shared ones first: the others of the node come to them at the same time.
+        shared = [n for n in bucket.matrices if n in self.schedule.shared]
+        directions = self._compute_shared(shared)
+        alone = [n for n in bucket.matrices if n not in self.schedule.shared]
+        jobs = [self._job(number) for number in alone]
+        directions |= zip(alone, self.inner.directions(jobs), strict=True)
+        for number, D in directions.items():
             block = self.matrices[number].blocks[MATRIX]
             # The direction [m, n] replaces the momentum, in the layout of the block.
             D = D.to(self.blocks[number, MATRIX].dtype)
@@ -201,6 +210,30 @@ class ShardedStep:
         own = [f for f in bucket.own_fragments if f.name != GRADIENT]  # read, never changed
         for output, whole in zip(self._output_views(own), self._block_views(own), strict=True):
             output.copy_(whole)
+
+    def _compute_shared(self, matrix_numbers: Sequence[int]) -> dict[int, Tensor]:
+        """Return {number: direction} of parts of matrices; all-reduces sums within a node.
+
+        All processes of the node do so with their parts of the same matrices in the same order.
+        """
+        alike: dict[Hashable, list[int]] = {}
+        for number in matrix_numbers:
+            matrix = self.matrices[number]
+            assert matrix.part is not None
+            spec, ranks = self.schedule.plan.params[matrix.param], self.schedule.shared[number]
+            # Parts of equal size are stacked whatever their order among the processes.
+            order = ranks if max(matrix.part.shape) % matrix.part.count else tuple(sorted(ranks))
+            key = order, matrix.part.shape, id(spec.rule), tuple(spec.dtypes.items())
+            alike.setdefault(key, []).append(number)
+        found: dict[int, Tensor] = {}
+        for numbers in alike.values():
+            part = self.matrices[numbers[0]].part
+            assert part is not None
+            jobs = [self._job(number) for number in numbers]
+            lines = self.groups.shared_lines(self.schedule.shared[numbers[0]], max(part.shape))
+            directions = directions_of_parts(jobs, lines, by_columns=part.by_columns)
+            found |= zip(numbers, directions, strict=True)
+        return found
 
     def _load_local(self, fragments: Sequence[Fragment]) -> None:
         """Set `blocks` of matrices held in full to their shards, without a copy if possible.
@@ -285,6 +318,27 @@ class ShardedStep:
     def _block_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
         """Return fragments as views of the whole tensors on the matrices' owner."""
         return [self.blocks[f.matrix, f.name][f.segment.of_block] for f in fragments]
+
+
+def directions_of_parts(jobs: Sequence[Job], lines: Rows, *, by_columns: bool) -> list[Tensor]:
+    """Return directions of equal parts of matrices, as one batch; update buffers in place.
+
+    Args:
+        jobs: Rows, or columns, of matrices of equal shape, rule and dtype, with their buffers.
+        lines: All rows, or columns, of each of these matrices.
+        by_columns: Whether the parts are columns.
+    """
+    rule, first = jobs[0].rule, jobs[0]
+    direction = rule.direction_on_columns if by_columns else rule.direction_on_rows
+    if len(jobs) == 1:
+        return [direction(first.matrix, lines, first.buffers)]
+    M = torch.stack([job.matrix for job in jobs])  # [parts, m, n]
+    buffers = {name: torch.stack([job.buffers[name] for job in jobs]) for name in first.buffers}
+    D = direction(M, lines, buffers)
+    for name, stacked in buffers.items():
+        if name != GRADIENT:
+            foreach.copy_([job.buffers[name] for job in jobs], list(stacked.unbind()))
+    return list(D.unbind())
 
 
 def _views(

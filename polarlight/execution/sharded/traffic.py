@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from polarlight.execution.sharded.node_sharing import SharedMatrix
 from polarlight.execution.sharded.plan import ShardedPlan
 
 
@@ -31,6 +32,8 @@ def traffic(plan: ShardedPlan) -> list[Traffic]:
         count.add_exchanges(numbers)
     for number in range(len(plan.matrices)):
         count.add_broadcasts(number)
+    for matrix in plan.shared:
+        count.add_sums(matrix)
     return count.result()
 
 
@@ -93,6 +96,14 @@ class _Tally:
                 if rank != source:
                     self.received[rank] += amount
                 self.pairs.add((rank, group[(k + 1) % len(group)]))
+
+    def add_sums(self, matrix: SharedMatrix) -> None:
+        """Add the sums of a matrix that processes of a node compute together, as rings."""
+        ranks = matrix.ranks
+        for k, (number, rank) in enumerate(zip(matrix.numbers, ranks, strict=True)):
+            self.sent[rank] += self.plan.kinds[number].sums
+            self.received[rank] += self.plan.kinds[number].sums
+            self.pairs.add((rank, ranks[(k + 1) % len(ranks)]))
 
     def result(self) -> list[Traffic]:
         """Return what was added up, one `Traffic` per rank."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from polarlight.diagnostics.spectra import gram_leverages, precise_gram, spectrum, spread
 from polarlight.diagnostics.starvation import THRESHOLDS, starved_rows
+from polarlight.lab.inspection.finite import all_finite, is_finite
 from polarlight.lab.inspection.returned import return_freed_memory
 from polarlight.lab.inspection.source import Entry, OpenedCheckpoint
 from polarlight.linalg.matrices import nonzero, unit_scale
@@ -31,6 +32,8 @@ _SKETCH = 64
 class MatrixReport:
     """Statistics of one matrix, a part of a parameter, or the mean over a stack.
 
+    Of a matrix with a NaN or an Inf every number is None.
+
     Attributes:
         name: The parameter, with [i] for a part of it.
         part: What it does.
@@ -47,9 +50,9 @@ class MatrixReport:
     name: str
     part: Part
     shape: tuple[int, ...]
-    neurons: float
-    stable_rank: float
-    rms: float
+    neurons: float | None
+    stable_rank: float | None
+    rms: float | None
     starved: dict[str, float] | None = None
     lift: float | None = None
 
@@ -63,12 +66,14 @@ class MlpReport:
         neurons: How many it has.
         dead: Those that nothing goes into (gate and up rows, where there are both) or comes out of.
         doubles: Pairs with equal input weights, up to a positive factor.
+        finite: False if a matrix has a NaN or an Inf; no neuron is looked at then.
     """
 
     name: str
     neurons: int
     dead: list[int] = field(default_factory=list)
     doubles: list[tuple[int, int]] = field(default_factory=list)
+    finite: bool = True
 
 
 @dataclass(slots=True)
@@ -80,12 +85,18 @@ class Inspection:
         bytes: What they take.
         matrices: Hidden matrices, in the order of the file.
         mlps: MLPs with matrices of their own; stacks of experts are in `matrices` alone.
+        tensors: Number of tensors.
+        nonfinite: Names of tensors with a NaN or an Inf.
+        nonfinite_state: Names of matrices whose momentum or row scale has one.
     """
 
     parameters: int = 0
     bytes: int = 0
     matrices: list[MatrixReport] = field(default_factory=list)
     mlps: list[MlpReport] = field(default_factory=list)
+    tensors: int = 0
+    nonfinite: list[str] = field(default_factory=list)
+    nonfinite_state: list[str] = field(default_factory=list)
 
 
 def inspect(source: OpenedCheckpoint) -> Iterator[tuple[str, Inspection]]:
@@ -98,18 +109,34 @@ def inspect(source: OpenedCheckpoint) -> Iterator[tuple[str, Inspection]]:
         entry = source.weights[assignment.name]
         found.parameters += entry.shape.numel()
         found.bytes += entry.bytes
+        found.tensors += 1
         if assignment.role in MATRIX_ROLES and min(entry.shape[-2:]) > 1:
-            _matrix(assignment, entry, source, found, halves)
-            return_freed_memory()
+            finite = _matrix(assignment, entry, source, found, halves)
+        else:
+            finite = is_finite(entry.read()) if entry.pieces is None else all_finite(entry.pieces())
+        if not finite:
+            found.nonfinite.append(assignment.name)
+        return_freed_memory()
         yield assignment.name, found
-    found.mlps = [_mlp(block, parts) for block, parts in halves.blocks.items()]
+    found.mlps = [
+        MlpReport(block, _neuron_count(parts), finite=False)
+        if block in halves.nonfinite
+        else _mlp(block, parts)
+        for block, parts in halves.blocks.items()
+    ]
 
 
 @dataclass(slots=True)
 class _Halves:
-    """Norms and sketches of an MLP's matrices, kept until all of them were read."""
+    """Norms and sketches of an MLP's matrices, kept until all of them were read.
+
+    Attributes:
+        blocks: By the MLP and the half, norms and sketch.
+        nonfinite: MLPs with a matrix that is not finite.
+    """
 
     blocks: dict[str, dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    nonfinite: set[str] = field(default_factory=set)
 
     def add(self, block: str, half: str, W: Tensor) -> None:
         """Keep the neurons' norms, and a sketch of input rows."""
@@ -123,31 +150,44 @@ def _matrix(
     source: OpenedCheckpoint,
     found: Inspection,
     halves: _Halves,
-) -> None:
+) -> bool:
+    """Add the reports of a parameter's matrices; return whether the parameter is finite."""
     whole = entry.read()
     if not whole.is_floating_point():
-        return
+        return True
     parts = assignment.view.split(whole)
-    momentum, scale = (x.get(assignment.name) for x in (source.momenta, source.scales))
-    momenta = [None] * len(parts) if momentum is None else assignment.view.split(momentum.read())
-    lifts = [None] * len(parts) if scale is None else _lifts(scale.read(), parts)
+    state = [x.get(assignment.name) for x in (source.momenta, source.scales)]
+    tensors = [None if x is None else x.read() for x in state]
+    momentum, scale = (x if x is not None and is_finite(x) else None for x in tensors)
+    if any(x is not None and not is_finite(x) for x in tensors):
+        found.nonfinite_state.append(assignment.name)
+    momenta = [None] * len(parts) if momentum is None else assignment.view.split(momentum)
+    lifts = [None] * len(parts) if scale is None else _lifts(scale, parts)
+    finite = [is_finite(W) for W in parts]
     for i, (W, M) in enumerate(zip(parts, momenta, strict=True)):
         name = assignment.name if len(parts) == 1 else f"{assignment.name}[{i}]"
-        X = W.float()
-        neurons = _neurons(assignment, X)
-        report = MatrixReport(
-            name,
-            assignment.part,
-            tuple(W.shape),
-            float(spread(row_norms(neurons).squeeze(-1)).mean()),
-            float(stable_rank(X).mean()),
-            float(X.square().mean().sqrt()),
-            None if M is None else _starved(_neurons(assignment, M.float())),
-            lifts[i],
-        )
+        neurons = _neurons(assignment, W.float())
+        report = MatrixReport(name, assignment.part, tuple(W.shape), None, None, None)
+        if finite[i]:
+            starved = None if M is None else _starved(_neurons(assignment, M.float()))
+            report = MatrixReport(
+                name, report.part, report.shape, *_numbers(neurons), starved, lifts[i]
+            )
         found.matrices.append(report)
         if W.ndim == 2 and assignment.role in (Role.GATE_UP, Role.DOWN, Role.EXPERT):
             _keep(assignment, i, len(parts), neurons, halves)
+            if not finite[i]:
+                halves.nonfinite.add(assignment.block)
+    return all(finite)
+
+
+def _numbers(neurons: Tensor) -> tuple[float, float, float]:
+    """Return the spread of neuron norms, the stable rank and the root mean square."""
+    return (
+        float(spread(row_norms(neurons).squeeze(-1)).mean()),
+        float(stable_rank(neurons).mean()),
+        float(neurons.square().mean().sqrt()),
+    )
 
 
 def _neurons(assignment: Assignment, W: Tensor) -> Tensor:
@@ -217,12 +257,16 @@ def _sketch(W: Tensor) -> Tensor:
 def _mlp(block: str, parts: Mapping[str, tuple[Tensor, Tensor]]) -> MlpReport:
     inputs = {half: x for half, x in parts.items() if half != "down"}
     small = [_small(norms) for norms, _ in inputs.values()]
-    neurons = len(next(iter(parts.values()))[0])
+    neurons = _neuron_count(parts)
     dead = torch.stack(small).all(dim=0) if small else torch.zeros(neurons, dtype=torch.bool)
     if "down" in parts:
         dead = dead | _small(parts["down"][0])
     doubles = _doubles([x for _, x in inputs.values()], ~dead) if inputs else []
     return MlpReport(block, neurons, dead.nonzero().flatten().tolist(), doubles)
+
+
+def _neuron_count(parts: Mapping[str, tuple[Tensor, Tensor]]) -> int:
+    return len(next(iter(parts.values()))[0])
 
 
 def _small(norms: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from polarlight.diagnostics.starvation import THRESHOLDS
 from polarlight.lab.inspection.depth import by_depth
+from polarlight.lab.inspection.finite import nonfinite_in_words
 from polarlight.lab.inspection.measure import DEAD, SAME, Inspection, MatrixReport, MlpReport
 from polarlight.lab.inspection.natural import natural
 from polarlight.lab.inspection.pictures import heatmap
@@ -61,17 +62,25 @@ _READING = (
 
 
 def summary(found: Inspection) -> str:
-    """Return the findings in words."""
-    dead = sum(len(mlp.dead) for mlp in found.mlps)
-    doubles = sum(len(mlp.doubles) for mlp in found.mlps)
-    neurons = sum(mlp.neurons for mlp in found.mlps)
+    """Return the findings in words; what is not finite comes first."""
+    mlps = [mlp for mlp in found.mlps if mlp.finite]
+    left_out = len(found.mlps) - len(mlps)
+    dead = sum(len(mlp.dead) for mlp in mlps)
+    doubles = sum(len(mlp.doubles) for mlp in mlps)
+    neurons = sum(mlp.neurons for mlp in mlps)
     size = f"{compact(found.parameters)} parameters, {count(len(found.matrices), 'hidden matrix')}"
     size = size.replace("matrixs", "matrices")
-    starving = starved_in_words(found.matrices)
+    opening = nonfinite_in_words(found.nonfinite, found.tensors, found.nonfinite_state, left_out)
+    opening += starved_in_words(found.matrices)
     if not neurons:
-        return f"{starving}{size}; no MLP whose neurons could be followed through its matrices."
+        why = (
+            "every MLP has a matrix that is not finite: no neuron was counted."
+            if left_out
+            else ("no MLP whose neurons could be followed through its matrices.")
+        )
+        return f"{opening}{size}; {why}"
     return (
-        f"{starving}{size}. Of {count(neurons, 'neuron')} in {count(len(found.mlps), 'MLP')}, "
+        f"{opening}{size}. Of {count(neurons, 'neuron')} in {count(len(mlps), 'MLP')}, "
         f"{fixed(dead, 0)} ({percent(dead / neurons, 2)}) are dead by their weights and "
         f"{fixed(doubles, 0)} {'pair is' if doubles == 1 else 'pairs are'} doubled."
     )
@@ -130,7 +139,9 @@ def _pictures(found: Inspection, out: Path) -> Iterator[Picture]:
         )
 
 
-def _relative_rank(matrix: MatrixReport) -> float:
+def _relative_rank(matrix: MatrixReport) -> float | None:
+    if matrix.stable_rank is None:
+        return None
     return matrix.stable_rank / min(matrix.shape[-2:])
 
 
@@ -156,6 +167,10 @@ def _neurons(mlps: Sequence[MlpReport]) -> Iterator[Block]:
 
 
 def _row(mlp: MlpReport, worst: float) -> list[Cell]:
+    if not mlp.finite:
+        return [Cell(mlp.name), Cell(fixed(mlp.neurons, 0)), Cell("not finite")] + [
+            Cell(NOTHING)
+        ] * 2
     share = len(mlp.dead) / mlp.neurons
     return [
         Cell(mlp.name),
@@ -193,7 +208,7 @@ def _matrices(matrices: Sequence[MatrixReport]) -> Table:
             Cell(" x ".join(map(str, m.shape))),
             Cell(fixed(m.neurons, 3)),
             Cell(fixed(m.stable_rank, 1)),
-            Cell(f"{m.rms:.3g}"),
+            Cell(NOTHING if m.rms is None else f"{m.rms:.3g}"),
             *(Cell(percent(m.starved[t]) if m.starved else NOTHING) for t in thresholds),
             *[Cell(fixed(m.lift, 2))] * lifted,
         ]

@@ -1,5 +1,6 @@
 """Safetensors files, read by their own library, one tensor at a time."""
 
+from collections.abc import Iterator
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Size, Tensor
 
+from polarlight.lab.inspection.finite import PIECE
 from polarlight.lab.inspection.source import Entry, UnreadableError
 
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "I16": 2}
@@ -31,7 +33,12 @@ def safetensors_entries(path: Path) -> dict[str, Entry]:
         name, dtype = next(iter(unknown.items()))
         raise UnreadableError(f"{path}: {name} has dtype {dtype}; known are {', '.join(_BYTES)}")
     return {
-        name: Entry(shape, _BYTES[dtype] * prod(shape), partial(_read, path, name))
+        name: Entry(
+            shape,
+            _BYTES[dtype] * prod(shape),
+            partial(_read, path, name),
+            partial(_pieces, path, name, shape),
+        )
         for name, (dtype, shape) in about.items()
     }
 
@@ -41,6 +48,17 @@ def _read(path: Path, name: str) -> Tensor:
     with safe_open(path, framework="pt") as file:
         tensor: Tensor = file.get_tensor(name)
         return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _pieces(path: Path, name: str, shape: Size) -> Iterator[Tensor]:
+    """Read one tensor by slices of its first dimension."""
+    with safe_open(path, framework="pt") as file:
+        if len(shape) < 2 or not prod(shape):
+            yield file.get_tensor(name)
+            return
+        tensor, rows = file.get_slice(name), max(1, PIECE // prod(shape[1:]))
+        for start in range(0, shape[0], rows):
+            yield tensor[start : start + rows]
 
 
 def _reason(path: Path, error: Exception) -> str:

@@ -1,6 +1,6 @@
 """Checkpoint as inspection reads it: names, shapes, and tensors on demand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Size, Tensor
@@ -18,11 +18,13 @@ class Entry:
         shape: Its shape.
         bytes: What it takes in memory.
         read: Reads it, each time anew.
+        pieces: Reads it piece by piece, where that takes less memory; None if it does not.
     """
 
     shape: Size
     bytes: int
     read: Callable[[], Tensor]
+    pieces: Callable[[], Iterator[Tensor]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

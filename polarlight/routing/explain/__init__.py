@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
+from polarlight.lookup import check_groups, check_optimizer
 from polarlight.routing.explain.rows import Piece, Row, rows_of
 from polarlight.routing.explain.table import aligned, table_of
 
@@ -96,6 +97,9 @@ def explain(source: Optimizer | Sequence[Mapping[str, Any]]) -> Explanation:
     Args:
         source: An optimizer, also one that accelerate has wrapped, or param groups as `route` makes
             them.
+
+    Raises:
+        TypeError: If it is neither, as a model.
     """
     if isinstance(source, Optimizer):
         source = unwrap_optimizer(source)
@@ -104,7 +108,9 @@ def explain(source: Optimizer | Sequence[Mapping[str, Any]]) -> Explanation:
         ]
         reasons: Mapping[str, str] = dict(getattr(source, "reasons", {}))
     else:
-        groups = list(source)
+        if hasattr(source, "named_parameters") or isinstance(source, type):
+            check_optimizer("explain", source)
+        groups = check_groups("explain, beside an optimizer,", source)
         reasons = {k: v for g in groups for k, v in g.get("reasons", {}).items()}
     from polarlight.execution.sharded.forecast import dtensor_layout, forecast, summary
 

@@ -1,14 +1,14 @@
 """`Role`, `Part`, and the decision on a parameter."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from torch import Tensor
 
+from polarlight.lookup import Option
 from polarlight.view import MatrixView, Whole
 
 
-class Role(StrEnum):
+class Role(Option):
     """Function of a parameter in its network."""
 
     HIDDEN = "hidden"
@@ -28,7 +28,7 @@ MATRIX_ROLES = frozenset({Role.HIDDEN, Role.GATE_UP, Role.DOWN, Role.ATTENTION, 
 """Roles whose parameters are hidden matrices, the ones that a spectral rule is for."""
 
 
-class Part(StrEnum):
+class Part(Option):
     """Kind of a parameter within its role; NONE if unknown or if there is one kind only.
 
     QKV stands for several of query, key and value in one parameter, LATENT for the low-rank inner

@@ -8,7 +8,7 @@ from benchmarks.plans_at_scale import MODELS, plans_of
 from polarlight.execution.sharded.forecast import forecast
 from polarlight.execution.sharded.layouts import Layout, Split
 from polarlight.execution.sharded.memory import message_count
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 from polarlight.execution.sharded.schedule import ALIGNMENT, ProcessSchedule
 from polarlight.execution.sharded.traffic import traffic
 from tests.execution.sharded.exchanges import largest_exchange_bytes

@@ -7,7 +7,7 @@ import polarlight
 from benchmarks.plans_at_scale import MODELS, plans_of
 from polarlight.execution.sharded.forecast import forecast
 from polarlight.execution.sharded.layouts import Layout, Split
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 from polarlight.execution.sharded.regions import overlap
 from polarlight.linalg.slot import GRADIENT
 

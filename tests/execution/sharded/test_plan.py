@@ -16,7 +16,7 @@ from polarlight.execution.cost import flops
 from polarlight.execution.sharded.forecast import forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
 from polarlight.execution.sharded.memory import message_count, peak_bytes
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import MATRIX
 from polarlight.execution.sharded.traffic import traffic

@@ -12,7 +12,7 @@ import polarlight
 from benchmarks.plans_at_scale import MODELS, plans_of
 from polarlight.execution.sharded import collectives
 from polarlight.execution.sharded.memory import message_count
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.topology import Topology, grid
 from polarlight.execution.sharded.traffic import traffic

@@ -10,7 +10,7 @@ import polarlight
 from benchmarks.plans_at_scale import MODELS, plans_of
 from polarlight.execution.sharded.forecast import forecast
 from polarlight.execution.sharded.layouts import Layout, Split
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 from polarlight.execution.sharded.routes import direct_route, relayed_route
 from polarlight.execution.sharded.schedule import ProcessSchedule
 

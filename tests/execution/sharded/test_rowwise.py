@@ -9,7 +9,7 @@ import polarlight as pl
 from polarlight.execution.cost import rowwise_cost
 from polarlight.execution.sharded.forecast import forecast, summary
 from polarlight.execution.sharded.layouts import Layout, Split
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 from polarlight.linalg.rest import SIZES as MOMENTUM_SIZES
 from polarlight.linalg.row_sums import NeedsAllRowsError, Rows
 from polarlight.rules import BalancedPolar, FeedbackPolar

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 import polarlight
 from benchmarks.python_calls import calls_of
 from benchmarks.step_at_scale import on_fake_processes
-from polarlight.execution.sharded.plan import Options
+from polarlight.execution.sharded.options import Options
 
 RANK = 63
 

@@ -153,6 +153,75 @@ def test_zero_and_non_finite_weights_are_measured_too(tmp_path):
     assert write_page("x", found, [], tmp_path / "report").exists()
 
 
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("part", ["gate_proj", "up_proj", "down_proj"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_matrix_that_is_not_finite_is_named_first_and_counted_nowhere(
+    tmp_path, value, part, suffix
+):
+    net = model()
+    name = f"model.layers.0.mlp.{part}.weight"
+    with torch.no_grad():
+        net.get_parameter(name)[0, 0] = value
+    path = tmp_path / f"x{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(net.state_dict(), path)
+    found = inspected(path)
+    assert found.nonfinite == [name]
+    words = summary(found)
+    assert words.startswith(
+        f"1 of {found.tensors} tensors is not finite (NaN or Inf): {name}; it is left out of all "
+        "numbers that follow, and so are the neurons of 1 MLP. "
+    )
+    assert "Of 128 neurons in 2 MLPs, 2 (" in words  # 3 and 5 of layer 1
+    first = next(mlp for mlp in found.mlps if mlp.name == "model.layers.0.mlp")
+    assert (first.finite, first.dead, first.doubles) == (False, [], [])
+    report = next(m for m in found.matrices if m.name == name)
+    assert (report.neurons, report.stable_rank, report.rms) == (None, None, None)
+    text = write_page("x", found, [], tmp_path / "report").read_text()
+    assert text.index("not finite (NaN or Inf)") < text.index("dead by their weights")
+    lines = rows_of(tmp_path / "report" / "matrices.csv")
+    assert {row["name"]: row["rms"] for row in lines}[name] == ""
+
+
+def test_a_checkpoint_of_nan_alone_counts_no_neuron(tmp_path):
+    state = {name: torch.full_like(x, torch.nan) for name, x in model().state_dict().items()}
+    save_file(state, tmp_path / "x.safetensors")
+    found = inspected(tmp_path / "x.safetensors")
+    words = summary(found)
+    assert words.startswith(f"{found.tensors} of {found.tensors} tensors are not finite")
+    assert "model.layers.{0-2}.input_layernorm.weight" in words  # folded
+    assert " more; they are left out" in words
+    assert "no neuron was counted" in words
+    assert "are dead" not in words
+    assert write_page("x", found, [], tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+def test_a_table_or_vector_that_is_not_finite_is_named_too(tmp_path, name):
+    state = model().state_dict()
+    state[name] = state[name].clone()
+    state[name].view(-1)[-1] = -torch.inf
+    torch.save(state, tmp_path / "x.pt")
+    found = inspected(tmp_path / "x.pt")
+    assert found.nonfinite == [name]
+    assert all(m.rms is not None for m in found.matrices)
+    assert "Of 192 neurons in 3 MLPs, 2 (" in summary(found)
+
+
+def test_a_momentum_that_is_not_finite_shows_no_starved_neurons(tmp_path):
+    net = model()
+    optimizer = trained(net)
+    with torch.no_grad():
+        optimizer.state[net.get_parameter(UP)]["momentum_buffer"][0, 0] = torch.nan
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "x.pt")
+    found = inspected(tmp_path / "x.pt")
+    assert found.nonfinite == []
+    assert found.nonfinite_state == [UP]
+    assert next(m for m in found.matrices if m.name == UP).starved is None
+    words = summary(found)
+    assert words.startswith(f"The optimizer's state of 1 parameter is not finite: {UP}; ")
+
+
 def test_layers_have_a_place_and_sort_by_number():
     assert place_of("model.layers.3.mlp.up_proj.weight") == (3, "mlp.up_proj")
     assert place_of("h.10.mlp.experts.7.w1.weight") == (10, "mlp.experts.*.w1")
