@@ -11,7 +11,7 @@ in the public submodules: `rules`, `linalg`, `stages`, `view`, `routing`, `recip
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from polarlight import linalg, optimizer, recipes, routing, rules, stages, view
+from polarlight import linalg, optimizer, routing, rules, stages, view
 from polarlight.execution.batched import Batched
 from polarlight.execution.job import OneByOne
 from polarlight.execution.sharded.executor import Sharded
@@ -31,7 +31,15 @@ from polarlight.rules.soap import SOAP
 from polarlight.rules.unormuon import UNorMuon
 
 if TYPE_CHECKING:
-    from polarlight import diagnostics, diloco, hooks, migration, properties, scheduling
+    from polarlight import (
+        diagnostics,
+        diloco,
+        hooks,
+        migration,
+        properties,
+        recipes,
+        scheduling,
+    )
     from polarlight.diagnostics import NeuronMonitor, RuleCheck
 
 __version__ = "0.2.0"
@@ -81,7 +89,8 @@ _ON_USE = {"NeuronMonitor": "diagnostics", "RuleCheck": "diagnostics"}
 """Names that are imported when they are first asked for, and the submodule that has them."""
 
 _SUBMODULES = (
-    *("diagnostics", "diloco", "hooks", "integrations", "migration", "properties", "scheduling"),
+    *("diagnostics", "diloco", "hooks", "integrations", "migration", "properties", "recipes"),
+    "scheduling",
 )
 """Submodules that are imported when they are first asked for."""
 
