@@ -76,7 +76,7 @@ def summary(found: Inspection) -> str:
         why = (
             "every MLP has a matrix that is not finite: no neuron was counted."
             if left_out
-            else ("no MLP whose neurons could be followed through its matrices.")
+            else "no MLP whose neurons could be followed through its matrices."
         )
         return f"{opening}{size}; {why}"
     return (
