@@ -94,8 +94,8 @@ class _LeastLoaded:
 def spread_out(processes: int) -> list[int]:
     """Return each process's place in a permutation that puts neighbouring ranks far apart.
 
-    Equally loaded processes get matrices in this order: owners are spread over copies, nodes and
-    places within a node, though there be few of them.
+    Equally loaded processes get matrices in this order: owners are spread over copies, first-hop
+    groups and places within these, though there be few of them.
     """
     stride = max(1, round(processes * (5**0.5 - 1) / 2))
     while gcd(stride, processes) != 1:

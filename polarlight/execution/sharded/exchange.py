@@ -1,8 +1,8 @@
 """Exchanges of fragments between processes: one message of bytes per pair, in one hop or two.
 
-In two hops a message goes to the process at its destination's place in the own node first, and
-from there across nodes; results take the same way back. A process then exchanges messages with its
-node and its column of nodes only, and all messages on the same way travel as one.
+In two hops a message to an owner goes to the owner's place in the sender's own group first, and
+from there to the owner's group; results take the same way back. A process then exchanges messages
+with its two hop groups only (`Topology`), and all messages on the same way travel as one.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -59,10 +59,10 @@ class Groups:
         topology, rank = self.plan.topology, self.mesh.rank
         if topology.grid_of(axes) is None:
             return [self._subgroup(topology.cut_group(axes, rank))]
-        # Owners have places in columns: to them within the node first, from them across nodes.
+        # To an owner its place within the own group comes first, from an owner the other group.
         both = [
-            self._subgroup(topology.node(axes, rank)),
-            self._subgroup(topology.column(axes, rank)),
+            self._subgroup(topology.first_hop_group(axes, rank)),
+            self._subgroup(topology.second_hop_group(axes, rank)),
         ]
         return both if gather else both[::-1]
 

@@ -84,14 +84,14 @@ class MatrixKind:
         """Find replicated axes and bytes; the rest is computed when it is first asked for."""
         self.spec, self.matrix, self.table = spec, matrix, table
         layout = spec.layouts[MATRIX]
-        self.axes: Axes = replicated_axes(layout)
+        self.replicated: Axes = replicated_axes(layout)
         self.nbytes = sum(
             block.numel * spec.dtypes[name].itemsize for name, block in matrix.blocks.items()
         )
         self._shares: dict[Coordinate, dict[int, tuple[int, int]]] = {}
         # Tensors of which not only copies are replicated: the two numbers per matrix of a rule.
         self._per_matrix = {
-            name for name in matrix.blocks if replicated_axes(spec.layouts[name]) != self.axes
+            name for name in matrix.blocks if replicated_axes(spec.layouts[name]) != self.replicated
         }
         self.per_matrix_bytes = sum(
             matrix.blocks[name].numel * spec.dtypes[name].itemsize for name in self._per_matrix
@@ -189,10 +189,10 @@ class MatrixKind:
 
     def _copy_coordinate(self, rank: int) -> Coordinate:
         """Return a process's coordinates along the mesh dimensions that replicate the matrix."""
-        if not self.axes:
+        if not self.replicated:
             return ()
         where = self.table.coordinates[rank]
-        return tuple(where[axis] for axis in self.axes)
+        return tuple(where[axis] for axis in self.replicated)
 
 
 def part_cost(rule: UpdateRule, matrix: MatrixSpec) -> RowwiseCost | None:

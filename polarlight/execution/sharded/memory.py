@@ -101,29 +101,29 @@ def _scatter_events(
 def message_count(schedule: ProcessSchedule) -> int:
     """Return the number of messages that a process sends and receives in a step.
 
-    In two hops these are messages to its node and column, each of which may carry several.
+    In two hops these are messages to its two hop groups, each of which may carry several.
     """
     plan, total = schedule.plan, 0
     for bucket in schedule.buckets:
         for gather, exchanges in ((True, bucket.gather), (False, bucket.scatter)):
-            for axes, exchange in exchanges.items():
-                if plan.topology.grid_of(axes) is None:
+            for replicated, exchange in exchanges.items():
+                if plan.topology.grid_of(replicated) is None:
                     total += len(exchange.outgoing) + len(exchange.incoming)
                 else:
-                    total += _two_hop_messages(schedule, axes, exchange, gather)
+                    total += _two_hop_messages(schedule, replicated, exchange, gather)
         total += sum(len(broadcasts) for _, broadcasts in bucket.rounds)
     return total
 
 
 def _two_hop_messages(
-    schedule: ProcessSchedule, axes: Axes, exchange: Exchange, gather: bool
+    schedule: ProcessSchedule, replicated: Axes, exchange: Exchange, gather: bool
 ) -> int:
     """Return the number of a process's messages in an exchange of two hops."""
     rank, topology = schedule.rank, schedule.plan.topology
     pairs: set[tuple[str, int, int]] = set()
     ends = [(rank, to) for to in exchange.outgoing] + [(by, rank) for by in exchange.incoming]
     for by, to in (*ends, *exchange.relayed):
-        via = topology.via(axes, *((by, to) if gather else (to, by)))
+        via = topology.via(replicated, *((by, to) if gather else (to, by)))
         pairs |= {("first", by, via), ("second", via, to)}
     return sum(by != to and rank in (by, to) for _, by, to in pairs)
 

@@ -199,19 +199,21 @@ class ShardedPlan:
             for matrix, gathered in zip(self.matrices, self.gathered, strict=True)
         ]
 
-    def axes_of(self, matrix_number: int) -> Axes:
+    def replicated_of(self, matrix_number: int) -> Axes:
         """Return the mesh dimensions along which a matrix is replicated."""
-        return self.kinds[matrix_number].axes
+        return self.kinds[matrix_number].replicated
 
-    def in_one_copy(self, axes: Axes, rank: int, other: int) -> bool:
-        """Return whether two processes hold parts of the same copy of what `axes` replicate."""
+    def in_one_copy(self, replicated: Axes, rank: int, other: int) -> bool:
+        """Return whether two ranks hold parts of one copy: equal coordinates in `replicated`."""
         here, there = self.coordinates[rank], self.coordinates[other]
-        return all(here[axis] == there[axis] for axis in axes)
+        return all(here[axis] == there[axis] for axis in replicated)
 
-    def holder_in_copy_of(self, owner: int, axes: Axes, rank: int) -> int:
+    def holder_in_copy_of(self, owner: int, replicated: Axes, rank: int) -> int:
         """Return the rank with the shard of `rank` in the owner's copy of a parameter."""
         here, there = self.coordinates[rank], self.coordinates[owner]
-        return self.holders.rank_at[tuple(there[i] if i in axes else c for i, c in enumerate(here))]
+        return self.holders.rank_at[
+            tuple(there[i] if i in replicated else c for i, c in enumerate(here))
+        ]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -158,25 +158,25 @@ class Packing:
             foreach.copy_(targets, sources)
 
 
-def runs_of(placed: Iterable[tuple[Fragment, int]], *, in_blocks: bool) -> list[FragmentRun]:
+def runs_of(placed: Iterable[tuple[Fragment, int]], *, of_blocks: bool) -> list[FragmentRun]:
     """Join (fragment, first byte in the message) pairs into runs that are copied in one piece.
 
     Args:
         placed: The fragments.
-        in_blocks: Whether they are parts of whole matrices; of shards otherwise.
+        of_blocks: Whether they are parts of whole matrices; of shards otherwise.
     """
     by_tensor: dict[tuple[int, str], list[tuple[list[int], Fragment, int]]] = {}
     for fragment, offset in placed:
-        starts = [s.start for s in _slices(fragment, in_blocks)]
+        starts = [s.start for s in _slices(fragment, of_blocks)]
         of_tensor = by_tensor.setdefault(
-            (fragment.matrix if in_blocks else fragment.param, fragment.name), []
+            (fragment.matrix if of_blocks else fragment.param, fragment.name), []
         )
         of_tensor.append((starts, fragment, offset))
     runs: list[FragmentRun] = []
     for of_tensor in by_tensor.values():
         first = len(runs)
         for _, fragment, offset in sorted(of_tensor, key=lambda entry: entry[0]):
-            longer = _joined(runs[-1], fragment, offset, in_blocks) if runs[first:] else None
+            longer = _extended_run(runs[-1], fragment, offset, of_blocks) if runs[first:] else None
             if longer is not None:
                 runs[-1] = longer
             else:
@@ -184,16 +184,16 @@ def runs_of(placed: Iterable[tuple[Fragment, int]], *, in_blocks: bool) -> list[
     return runs
 
 
-def _slices(fragment: Fragment, in_blocks: bool) -> tuple[slice, ...]:
+def _slices(fragment: Fragment, of_blocks: bool) -> tuple[slice, ...]:
     """Return the slices of a fragment in the matrix's block, or in the shard."""
-    return fragment.segment.of_block if in_blocks else fragment.segment.of_shard
+    return fragment.segment.of_block if of_blocks else fragment.segment.of_shard
 
 
-def _joined(
-    run: FragmentRun, fragment: Fragment, offset: int, in_blocks: bool
+def _extended_run(
+    run: FragmentRun, fragment: Fragment, offset: int, of_blocks: bool
 ) -> FragmentRun | None:
     """Return the run with one more fragment; None unless adjacent in tensor and message."""
-    before, here = _slices(run.fragment, in_blocks), _slices(fragment, in_blocks)
+    before, here = _slices(run.fragment, of_blocks), _slices(fragment, of_blocks)
     if fragment.segment.shape != run.shape:
         return None
     differing = [dim for dim, (a, b) in enumerate(zip(before, here, strict=True)) if a != b]
@@ -214,7 +214,7 @@ def _joined(
         segment = replace(joined.segment, shape=shape)
         segment = (
             replace(segment, of_block=tuple(slices))
-            if in_blocks
+            if of_blocks
             else replace(segment, of_shard=tuple(slices))
         )
         joined = replace(joined, segment=segment)
@@ -244,7 +244,7 @@ class ExchangeRoute:
     Attributes:
         sent: Outgoing fragments in the bytes that are sent first.
         received: Incoming fragments in the bytes that arrive last.
-        hops: One all-to-all, or one within the node and one across nodes.
+        hops: One all-to-all, or one in each of the two hop groups.
     """
 
     sent: Packing
@@ -262,7 +262,7 @@ def direct_route(exchange: Exchange, group: Sequence[int], *, gather: bool) -> E
 def relayed_route(
     exchange: Exchange,
     topology: Topology,
-    axes: Axes,
+    replicated: Axes,
     rank: int,
     groups: tuple[Sequence[int], Sequence[int]],
     *,
@@ -275,7 +275,7 @@ def relayed_route(
     Args:
         exchange: The exchange.
         topology: Groups of processes.
-        axes: Replicated mesh dimensions of its parameters.
+        replicated: Replicated mesh dimensions of its parameters.
         rank: This process.
         groups: Ranks of the groups of the first and of the second hop, in their order.
         gather: Whether messages go to owners; they come from them otherwise.
@@ -284,7 +284,7 @@ def relayed_route(
     def via(source: int, destination: int) -> int:
         """Return the relay of a message."""
         peer, owner = (source, destination) if gather else (destination, source)
-        return topology.via(axes, peer, owner)
+        return topology.via(replicated, peer, owner)
 
     outgoing, incoming = _message_sizes(exchange.outgoing), _message_sizes(exchange.incoming)
     passed = {p: message_bytes([n for _, n in parts]) for p, parts in exchange.relayed.items()}
@@ -299,9 +299,9 @@ def relayed_route(
     for (by, to), size in passed.items():
         arrived[by] += size
         left[to] += size
-    place, column = ({m: k for k, m in enumerate(group)} for group in groups)
-    arrive = sorted(passed, key=lambda pair: (place[pair[0]], pair[1]))
-    leave = sorted(passed, key=lambda pair: (column[pair[1]], pair[0]))
+    place_in_first, place_in_second = ({m: k for k, m in enumerate(group)} for group in groups)
+    arrive = sorted(passed, key=lambda pair: (place_in_first[pair[0]], pair[1]))
+    leave = sorted(passed, key=lambda pair: (place_in_second[pair[1]], pair[0]))
     position = {pair: k for k, pair in enumerate(arrive)}
     sizes, order = [passed[pair] for pair in arrive], [position[pair] for pair in leave]
     hops = [
@@ -328,8 +328,8 @@ def _route_of(
     gather: bool,
 ) -> ExchangeRoute:
     """Return the route of messages to and from these ranks, in their order, over these hops."""
-    outgoing = runs_of(_with_offsets(exchange.outgoing, sent), in_blocks=not gather)
-    incoming = runs_of(_with_offsets(exchange.incoming, received), in_blocks=gather)
+    outgoing = runs_of(_with_offsets(exchange.outgoing, sent), of_blocks=not gather)
+    incoming = runs_of(_with_offsets(exchange.incoming, received), of_blocks=gather)
     return ExchangeRoute(
         Packing(outgoing, sum(hops[0].outgoing)), Packing(incoming, sum(hops[-1].incoming)), hops
     )

@@ -231,7 +231,7 @@ class ProcessSchedule:
         bucket = Bucket(own, {n for n in own if not plan.gathered[n]})
         by_axes: dict[Axes, dict[int, list[Fragment]]] = {}
         for number in matrix_numbers:
-            axes, owner = plan.axes_of(number), plan.owners[number]
+            axes, owner = plan.replicated_of(number), plan.owners[number]
             if not axes or plan.in_one_copy(axes, rank, owner):
                 self._add_exchanges(bucket, number)
             if axes and (fragments := list(self._written(number, rank))):
@@ -277,7 +277,7 @@ class ProcessSchedule:
     ) -> None:
         """Add to `exchanges` what this process sends and gets in a matrix's gather or scatter."""
         plan, rank = self.plan, self.rank
-        axes, owner = plan.axes_of(matrix_number), plan.owners[matrix_number]
+        axes, owner = plan.replicated_of(matrix_number), plan.owners[matrix_number]
         exchange = exchanges.setdefault(axes, Exchange({}, {}, {}))
         if owner == rank:
             mine = exchange.incoming if gather else exchange.outgoing
@@ -297,12 +297,12 @@ class ProcessSchedule:
         """Add to `relayed` the bytes of a matrix that this process passes on for its node."""
         plan, rank, owner = self.plan, self.rank, self.plan.owners[matrix_number]
         kind = plan.kinds[matrix_number]
-        places = plan.topology.places(kind.axes)
+        places = plan.topology.places(kind.replicated)
         if places[owner][1] != places[rank][1]:
             return
         shares = kind.shares(owner)
         extra = kind.extra_gathered(owner) if gather else []
-        for peer in plan.topology.node(kind.axes, rank):
+        for peer in plan.topology.first_hop_group(kind.replicated, rank):
             if peer == owner or peer not in shares:
                 continue
             size = shares[peer][0 if gather else 1] + sum(s for by, s in extra if by == peer)

@@ -119,7 +119,7 @@ class ShardedStep:
         for number, rowwise in self.schedule.rowwise.items():
             spec, parameter = self.schedule.plan.params[number], self.params.parameter(number)
             layouts = tuple(spec.layouts.items()), tuple(spec.dtypes.items())
-            key = (rowwise.axes, layouts, id(spec.rule), parameter.dtype)
+            key = (rowwise.row_axes, layouts, id(spec.rule), parameter.dtype)
             alike.setdefault(key, []).append(number)
         limit = self.schedule.plan.options.bucket_bytes
         for numbers in alike.values():
@@ -144,7 +144,7 @@ class ShardedStep:
         }
         inputs = {name: x.to(device, non_blocking=True) for name, x in stacked.items()}
         M = inputs.pop(MATRIX)  # [stacked, ..., rows of this process, n]
-        rows = shared_rows(task.parameter, self.schedule.rowwise[param_numbers[0]].axes)
+        rows = shared_rows(task.parameter, self.schedule.rowwise[param_numbers[0]].row_axes)
         D = task.rule.direction_on_rows(M, rows, inputs).to(home)
         inputs = {name: x.to(home) for name, x in inputs.items() if name != GRADIENT}
         many = len(param_numbers) > 1

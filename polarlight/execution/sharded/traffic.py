@@ -54,7 +54,7 @@ class _Tally:
         flows = [[0] * size for _ in range(6)]
         gathered_out, gathered_in, gathered_on, scattered_out, scattered_in, scattered_on = flows
         for number in matrix_numbers:
-            owner, axes = plan.owners[number], plan.axes_of(number)
+            owner, axes = plan.owners[number], plan.replicated_of(number)
             topology = plan.topology
             two_hops = topology.grid_of(axes) is not None
             places, group = topology.places(axes), topology.cut_group(axes, owner)
@@ -87,10 +87,10 @@ class _Tally:
     def add_broadcasts(self, matrix_number: int) -> None:
         """Add a matrix's broadcasts between copies, as rings; none without copies."""
         kind, owner = self.plan.kinds[matrix_number], self.plan.owners[matrix_number]
-        if not kind.axes:
+        if not kind.replicated:
             return
         for source, (_, amount) in kind.shares(owner).items():
-            group = self.plan.topology.copies(kind.axes, source)
+            group = self.plan.topology.copies(kind.replicated, source)
             for k, rank in enumerate(group):
                 self.sent[rank] += amount * (len(group) - 1) / len(group)
                 if rank != source:
