@@ -115,7 +115,7 @@ class Agreement:
         raises: bool = False,
         unshared_nonfinite: bool = False,
     ) -> Agreed:
-        """Compare parameters and gradients on all meshes; return missing, pending, non-finite ones.
+        """Compare parameters and gradients over all meshes; return `Agreed` or raise ValueError.
 
         Args:
             members: All trainable parameters of the optimizer, with and without gradients.
@@ -164,7 +164,7 @@ class Agreement:
     def _rosters(
         self, members: Sequence[Member], group: ProcessGroup | None, options: str
     ) -> list[Roster]:
-        """Return each mesh's parameters; the list of the last step if nothing has changed."""
+        """Return one `Roster` of parameters per mesh; last step's list if nothing has changed."""
         params = [m.parameter for m in members]
         keys = [(options, group), *map(_comparable, members)]
         refs, known_keys, rosters = self._last
@@ -177,7 +177,7 @@ class Agreement:
     def _new_rosters(
         self, members: Sequence[Member], group: ProcessGroup | None, options: str
     ) -> list[Roster]:
-        """Return each mesh's parameters with the texts to compare, in one order everywhere."""
+        """Return a new `Roster` of parameters per mesh, sorted by key: in one order everywhere."""
         by_key: dict[Any, Roster] = {}
         for number, member in enumerate(members):
             mesh = (
@@ -208,7 +208,7 @@ def _reduce_all(
     raises: bool,
     unshared_nonfinite: bool,
 ) -> list[Tensor]:
-    """All-reduce (max) each mesh's report; return the reports, int64 [10], in order of meshes.
+    """Return each mesh's report, int64 [10], all-reduced (max); carry trouble to later meshes.
 
     Trouble on one mesh is carried to the next ones: no process must wait on another mesh for one
     that raised.
@@ -249,7 +249,7 @@ def _last_covers_all(ranks_of_meshes: tuple[tuple[int, ...], ...]) -> bool:
 def _report_to_earlier_meshes(
     rosters: Sequence[Roster], vectors: Sequence[Tensor]
 ) -> list[list[int]]:
-    """Copy trouble on later meshes into earlier reports, by all-reduce; return reports as lists.
+    """Carry trouble to earlier meshes' reports, by all-reduce, in place; return reports as lists.
 
     Where the last mesh does not have all processes, processes of earlier meshes wait for it. Which
     meshes have such processes is known from the step before; in the first step the host reads it.
@@ -271,7 +271,7 @@ def _report_to_earlier_meshes(
 def _propagate_backwards(
     rosters: Sequence[Roster], vectors: Sequence[Tensor], chained: Sequence[int | bool]
 ) -> None:
-    """Set each report's `CARRIED` to the maximum over later meshes; all-reduce those `chained`."""
+    """Set `CARRIED` of each report to the maximum over later ones; all-reduce those `chained`."""
     if not any(chained):
         return
     carried = vectors[-1][CARRIED]
@@ -296,7 +296,7 @@ def _raise_if_trouble(
     states: Sequence[int],
     missing_is_zero: bool,
 ) -> None:
-    """Raise ValueError if a report shows a disagreement; the mesh gathers texts for its message."""
+    """Raise ValueError if a report shows a disagreement; a collective of the mesh if it does."""
     if not any(report[TROUBLE] for report in reports):
         return
     messages = []
@@ -317,7 +317,7 @@ def _raise_if_trouble(
 
 
 def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence[int]) -> list[int]:
-    """Return numbers of members with a gradient on another process and not here, by all-reduce.
+    """Return numbers of members with a gradient elsewhere on the mesh, none here, by all-reduce.
 
     Raises:
         ValueError: If another process has to reduce such a gradient together with this one.
@@ -361,7 +361,7 @@ def _comparable(member: Member) -> tuple[Any, ...]:
 
 
 def _hash_differs(report: Sequence[int], entry: int) -> bool:
-    """Return whether processes have unequal hashes, `report[entry]` being the largest one."""
+    """Return whether hashes differ: `report[entry]` is the largest, the next minus the least."""
     return report[entry] != -report[entry + 1]
 
 

@@ -34,7 +34,7 @@ class Buckets:
     _taken: list[dict[Hashable, int]] = field(default_factory=list)
 
     def add(self, matrices: Sequence[int], charges: Sequence[Charge], start: int) -> int:
-        """Add matrices to the first bucket with room for their bytes; return the bucket's number.
+        """Add matrices to the first bucket, from `start` on, with room for them; return its number.
 
         Args:
             matrices: Number of a matrix, or of all parts of one: they share a bucket.
@@ -74,7 +74,7 @@ class Charges:
     """
 
     def __init__(self, topology: Topology, kinds: Sequence[MatrixKind]) -> None:
-        """Count the distinct `replicated` of the kinds, which are exchanged at the same time."""
+        """Keep the topology; count the sets of replicated dimensions among the kinds."""
         self._topology = topology
         self._parts = len({kind.replicated for kind in set(kinds)})
         self._largest: dict[tuple[MatrixKind, int], tuple[int, int]] = {}
@@ -114,7 +114,7 @@ class Charges:
             yield ("relay", rank), size
 
     def _of_holders_together(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
-        """Yield (account, bytes) for many holders: the largest share, and the busiest relay's."""
+        """Yield (account of a group, bytes): the largest share, and the busiest relay's bytes."""
         topology, axes = self._topology, kind.replicated
         group, places = topology.cut_group(axes, owner), topology.places(axes)
         if (kind, group[0]) not in self._largest:
@@ -130,7 +130,7 @@ class Charges:
 
 
 def joined(parts: Iterable[Sequence[Charge]]) -> list[Charge]:
-    """Return the charges of all parts of a matrix, each account once."""
+    """Return the (account, bytes) of all parts of a matrix, bytes of one account added up."""
     taken: dict[Hashable, int] = defaultdict(int)
     for charges in parts:
         for account, amount in charges:
@@ -139,6 +139,6 @@ def joined(parts: Iterable[Sequence[Charge]]) -> list[Charge]:
 
 
 def _larger_way(kind: MatrixKind, share: tuple[int, int]) -> int:
-    """Return the larger of the bytes that a holder sends to the owner and gets back."""
+    """Return the larger of a holder's bytes to the owner and bytes back."""
     gathered, scattered = share
     return max(gathered + kind.per_matrix_bytes, scattered)

@@ -91,7 +91,7 @@ def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
 
 
 def params_message(mesh: ProcessMesh, texts: Sequence[str], longest: int) -> str:
-    """Return the message on the first parameter or option that differs; all of a mesh call it."""
+    """Return the message on the first differing parameter or option; a collective on `mesh`."""
     where, (a, rank), (b, other) = first_difference(mesh, texts, longest)
     what = f"parameter {where - 1}" if where else "the library"
     return (
@@ -103,7 +103,7 @@ def params_message(mesh: ProcessMesh, texts: Sequence[str], longest: int) -> str
 
 
 def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequence[int]) -> str:
-    """Return the message on the first gradient that differs; all processes of a mesh call it."""
+    """Return the message on the first gradient state that differs; a collective on `mesh`."""
     texts = [_gradient_text(m, state) for m, state in zip(members, states, strict=True)]
     _, (a, rank), (b, other) = first_difference(mesh, texts, len(texts))
     return (
@@ -117,7 +117,7 @@ def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequ
 def first_difference(
     mesh: ProcessMesh, texts: Sequence[str], longest: int
 ) -> tuple[int, tuple[str, int], tuple[str, int]]:
-    """Return the first index at which the processes' texts differ, and two (text, rank) pairs.
+    """Return the first index where the processes' texts differ, two (text, rank); a collective.
 
     One hash per place is reduced, and only the texts of that place are gathered. Every process of
     the mesh must call this.

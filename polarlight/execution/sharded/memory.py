@@ -42,7 +42,7 @@ def peak_bytes(schedule: ProcessSchedule) -> int:
 
 
 def shard_bytes(schedule: ProcessSchedule, *, weights_last: bool = True) -> int:
-    """Return the peak bytes of local momenta and of directions that take their place.
+    """Return the peak bytes of local momenta and directions: all of them if `weights_last`.
 
     All of them under `weights_last`. Otherwise a momentum is formed when its bucket is sent, or its
     direction comes, and the direction is freed once it is applied. Momenta that are buffers or
@@ -67,11 +67,11 @@ def shard_bytes(schedule: ProcessSchedule, *, weights_last: bool = True) -> int:
 
 
 def _load_events(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set[int]]]:
-    """Yield (bucket, parameters loaded, parameters complete), in the order of a step."""
+    """Yield (bucket number, parameters loaded, parameters complete) in the order of a step."""
     matrices, buckets = schedule.plan.matrices, schedule.buckets
 
     def params_of(fragments: Iterable[Fragment]) -> set[int]:
-        """Return the parameters of fragments."""
+        """Return the parameter numbers of fragments."""
         return {f.param for f in fragments}
 
     for k, bucket in enumerate(buckets):
@@ -88,7 +88,7 @@ def _load_events(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set
 def _scatter_events(
     schedule: ProcessSchedule, k: int, params_of: Callable[[Iterable[Fragment]], set[int]]
 ) -> Iterator[tuple[int, set[int], set[int]]]:
-    """Yield (k, parameters loaded, complete) of bucket k's scatter, then of each of its rounds."""
+    """Yield (k, parameters loaded, complete) for bucket k's scatter, then for each round."""
     bucket = schedule.buckets[k]
     received = [m for e in bucket.scatter.values() for m in e.incoming.values()]
     done = schedule.completions

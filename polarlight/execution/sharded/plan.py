@@ -58,7 +58,7 @@ class ShardedPlan:
 
     @cached_property
     def _assigned(self) -> Assigned:
-        """Matrices that have an owner, the kind and the owner of each one, and shared ones."""
+        """`Assigned` matrices: all that have an owner, with the kind and owner of each."""
         owned = [(i, spec) for i, spec in enumerate(self.params) if i not in self.rowwise]
         return assigned(
             *matrices_and_kinds(owned, self.holders),
@@ -113,12 +113,12 @@ class ShardedPlan:
 
     @cached_property
     def costs(self) -> list[float]:
-        """Cost of each matrix, in flops, sums with others of a node included."""
+        """Cost of each matrix's direction in flops, with sums over the parts of a shared one."""
         return [cost_with_sums(kind, self.options) for kind in self.kinds]
 
     @cached_property
     def topology(self) -> Topology:
-        """Groups of processes that exchange shards, nodes and copies among them."""
+        """Groups of processes that exchange messages: with an owner, per hop, between copies."""
         return Topology(self.coordinates, self.ranks or range(self.size), self.options.peers)
 
     @cached_property
@@ -151,7 +151,7 @@ class ShardedPlan:
 
     @cached_property
     def buckets(self) -> list[list[int]]:
-        """Matrix numbers of each bucket, with up to `bucket_bytes` per owner; local ones first.
+        """Numbers of the matrices exchanged together, at most `bucket_bytes` per process.
 
         In each owner's queue, matrices that it holds in full come first: there is something to
         compute while the others are received. Larger ones come before smaller ones, and shared ones
@@ -162,7 +162,7 @@ class ShardedPlan:
         charges = Charges(self.topology, self.kinds)
 
         def taken(number: int) -> list[Charge]:
-            """Return the bytes that a matrix takes of a bucket, by account."""
+            """Return (account, bytes) pairs that a matrix takes of its bucket's limit."""
             gathers, returns = self.gathered[number], self.returned[number]
             kind, owner = self.kinds[number], self.owners[number]
             return charges.of_matrix(kind, owner, gathers=gathers, returns=returns)
@@ -189,7 +189,7 @@ class ShardedPlan:
 
     @cached_property
     def returned(self) -> list[bool]:
-        """True for each matrix whose direction goes to other processes of the owner's copy.
+        """True for each matrix of which the owner sends results to others of its copy.
 
         One whose owner holds it in full may have buffers on others: two numbers of a single row.
         """

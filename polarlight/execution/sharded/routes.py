@@ -61,7 +61,7 @@ class FragmentRun:
         return (*more, *strides)
 
     def in_tensor(self, x: Tensor) -> Tensor:
-        """Return the run's part x of a tensor as a view [count, *shape]; only for count > 1."""
+        """Return x, the run's part of a tensor, as a view [count, *shape]; only for count > 1."""
         if self.dim is None:
             return x.expand(self.count, *self.shape)
         strides = x.stride()  # faster than `unflatten` and `movedim`: one view
@@ -87,7 +87,7 @@ class Message:
         self._kept: dict[torch.device, tuple[Tensor, list[Tensor]]] = {}
 
     def on(self, device: torch.device) -> tuple[Tensor, list[Tensor]]:
-        """Return the bytes on a device, of unknown content if they were freed, and the views."""
+        """Return (uint8 buffer on a device, its views); allocates it, uninitialized, if freed."""
         if device not in self._kept:
             with torch.inference_mode(False):  # later steps write to them, in any mode
                 message = torch.empty(self._size, dtype=torch.uint8, device=device)
@@ -96,7 +96,7 @@ class Message:
         return self._kept[device]
 
     def free(self) -> None:
-        """Free the memory."""
+        """Free the memory of the bytes; the views stay, for the next `on`."""
         for message, _ in self._kept.values():
             message.untyped_storage().resize_(0)
 
@@ -116,7 +116,7 @@ class Packing:
         self._joined = [k for k, run in enumerate(runs) if run.count > 1]
 
     def pack(self, tensors_of: TensorsOf, device: str) -> Tensor:
-        """Return the message with all fragments copied into it, on a type of device."""
+        """Copy all fragments into the message; return it on a device of type `device`."""
         tensors = tensors_of(self._fragments)
         message, views = self.message.on(tensors[0].device if tensors else torch.device(device))
         self._copy(views, self._tensor_views(tensors))
@@ -127,7 +127,7 @@ class Packing:
         return moved
 
     def unpack(self, received: Tensor, tensors_of: TensorsOf) -> None:
-        """Copy the bytes received to the places of their fragments; free those of the message."""
+        """Copy received bytes into the tensors of their fragments; free the message's memory."""
         if tensors := tensors_of(self._fragments):
             message, views = self.message.on(tensors[0].device)
             if message is not received:  # in one transfer, if on another device
@@ -146,7 +146,7 @@ class Packing:
         ]
 
     def _tensor_views(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return each run's tensor as a view in the run's `shape_in_message`."""
+        """Replace, in `tensors`, those of joined runs by [count, *shape] views; return the list."""
         for k in self._joined:
             tensors[k] = self.runs[k].in_tensor(tensors[k])
         return tensors
@@ -159,7 +159,7 @@ class Packing:
 
 
 def runs_of(placed: Iterable[tuple[Fragment, int]], *, of_blocks: bool) -> list[FragmentRun]:
-    """Join (fragment, first byte in the message) pairs into runs that are copied in one piece.
+    """Return runs, each copied as one, of (fragment, first byte in the message) pairs.
 
     Args:
         placed: The fragments.
@@ -192,7 +192,7 @@ def _slices(fragment: Fragment, of_blocks: bool) -> tuple[slice, ...]:
 def _extended_run(
     run: FragmentRun, fragment: Fragment, offset: int, of_blocks: bool
 ) -> FragmentRun | None:
-    """Return the run with one more fragment; None unless adjacent in tensor and message."""
+    """Return the run with one more fragment; None unless that continues it evenly."""
     before, here = _slices(run.fragment, of_blocks), _slices(fragment, of_blocks)
     if fragment.segment.shape != run.shape:
         return None
@@ -253,7 +253,7 @@ class ExchangeRoute:
 
 
 def direct_route(exchange: Exchange, group: Sequence[int], *, gather: bool) -> ExchangeRoute:
-    """Return the packing and all-to-all of an exchange in one hop in a group of mesh ranks."""
+    """Return the packing and all-to-all of an exchange in one hop among the mesh ranks `group`."""
     outgoing, incoming = _message_sizes(exchange.outgoing), _message_sizes(exchange.incoming)
     hop = Hop([outgoing.get(m, 0) for m in group], [incoming.get(m, 0) for m in group])
     return _route_of(exchange, group, group, [hop], gather)
@@ -282,7 +282,7 @@ def relayed_route(
     """
 
     def via(source: int, destination: int) -> int:
-        """Return the relay of a message."""
+        """Return the rank that relays a message from source to destination."""
         peer, owner = (source, destination) if gather else (destination, source)
         return topology.via(replicated, peer, owner)
 
@@ -336,7 +336,7 @@ def _route_of(
 
 
 def _reordered(parts: Sequence[Tensor], order: Sequence[int]) -> list[Tensor]:
-    """Return the parts at these positions, in their order."""
+    """Return [parts[k] for k in order]."""
     return [parts[k] for k in order]
 
 

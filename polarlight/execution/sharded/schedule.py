@@ -205,7 +205,7 @@ class ProcessSchedule:
 
     @cached_property
     def completions(self) -> dict[tuple[int, int], list[int]]:
-        """Parameters whose directions are complete after each (bucket, round), by that pair.
+        """{(bucket, round): numbers of parameters complete after it}; round -1: no broadcast.
 
         The round is -1 for those that need none. Row-wise parameters and those without a matrix in
         any bucket are not listed.
@@ -256,7 +256,7 @@ class ProcessSchedule:
     def _rounds(
         self, by_axes: dict[Axes, dict[int, list[Fragment]]]
     ) -> Iterator[tuple[Axes, list[Broadcast]]]:
-        """Yield rounds (axes, broadcasts), each of at most `bucket_bytes` over all its sources."""
+        """Yield rounds (replicated dimensions, broadcasts) of at most `bucket_bytes` each."""
         limit = self.plan.options.bucket_bytes
         for axes, by_source in sorted(by_axes.items()):
             started: list[Broadcast] = []
@@ -275,7 +275,7 @@ class ProcessSchedule:
     def _add_exchange(
         self, exchanges: dict[Axes, Exchange], matrix_number: int, *, gather: bool
     ) -> None:
-        """Add to `exchanges` what this process sends and gets in a matrix's gather or scatter."""
+        """Add to `exchanges` this process's fragments in a matrix's gather, or its scatter."""
         plan, rank = self.plan, self.rank
         axes, owner = plan.replicated_of(matrix_number), plan.owners[matrix_number]
         exchange = exchanges.setdefault(axes, Exchange({}, {}, {}))
@@ -294,7 +294,7 @@ class ProcessSchedule:
             self._add_relayed(exchange.relayed, matrix_number, gather)
 
     def _add_relayed(self, relayed: Relayed, matrix_number: int, gather: bool) -> None:
-        """Add to `relayed` the bytes of a matrix that this process passes on for its node."""
+        """Add to `relayed` the (matrix, bytes) that this process passes on in two hops."""
         plan, rank, owner = self.plan, self.rank, self.plan.owners[matrix_number]
         kind = plan.kinds[matrix_number]
         places = plan.topology.places(kind.replicated)
@@ -311,7 +311,7 @@ class ProcessSchedule:
                 relayed.setdefault(pair, []).append((matrix_number, size))
 
     def _exchanged(self, matrix_number: int, peer: int, gather: bool) -> list[Fragment]:
-        """Return a matrix's fragments that `peer` sends to the owner (`gather`), or gets back."""
+        """Return a matrix's fragments that `peer` sends to the owner (`gather`) or receives."""
         kind, owner = self.plan.kinds[matrix_number], self.plan.owners[matrix_number]
         is_written = self.plan.matrices[matrix_number].is_written
         return [
@@ -327,7 +327,7 @@ class ProcessSchedule:
             yield from self._tensor_fragments(matrix_number, name, rank)
 
     def _written(self, matrix_number: int, rank: int) -> Iterator[Fragment]:
-        """Yield a process's fragments of a matrix that a step writes."""
+        """Yield a process's fragments of those tensors of a matrix that a step writes."""
         is_written = self.plan.matrices[matrix_number].is_written
         return (f for f in self._all_fragments(matrix_number, rank) if is_written(f.name))
 

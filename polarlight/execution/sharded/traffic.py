@@ -26,7 +26,7 @@ class Traffic:
 
 
 def traffic(plan: ShardedPlan) -> list[Traffic]:
-    """Return the bytes and partners of every process in a step of the plan, by rank."""
+    """Return the `Traffic` of every rank in a step of the plan."""
     count = _Tally(plan)
     for numbers in plan.buckets:
         count.add_exchanges(numbers)
@@ -49,7 +49,7 @@ class _Tally:
         self.pairs: set[tuple[int, int]] = set()
 
     def add_exchanges(self, matrix_numbers: Sequence[int]) -> None:
-        """Add the gathers and scatters, within copies, of the matrices of one bucket."""
+        """Add the bytes of gathering and scattering the matrices of one bucket, within copies."""
         size, plan = self.plan.size, self.plan
         flows = [[0] * size for _ in range(6)]
         gathered_out, gathered_in, gathered_on, scattered_out, scattered_in, scattered_on = flows
@@ -98,7 +98,7 @@ class _Tally:
                 self.pairs.add((rank, group[(k + 1) % len(group)]))
 
     def add_sums(self, matrix: SharedMatrix) -> None:
-        """Add the sums of a matrix that processes of a node compute together, as rings."""
+        """Add the bytes of the sums over a shared matrix's parts, as a ring of their owners."""
         ranks = matrix.ranks
         for k, (number, rank) in enumerate(zip(matrix.numbers, ranks, strict=True)):
             self.sent[rank] += self.plan.kinds[number].sums
