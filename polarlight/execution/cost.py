@@ -47,20 +47,20 @@ class RowwiseCost:
 
 @lru_cache(maxsize=4096)
 def rowwise_cost(rule: UpdateRule, m: int, n: int, local_rows: int) -> RowwiseCost | None:
-    """Return the cost of a direction on `local_rows` of m rows; None if it needs all rows."""
+    """Return flops, cost and bytes of sums on `local_rows` of m rows; None if it needs them all."""
     X, buffers = _meta_inputs(rule, m, n, local_rows=local_rows)
     return _part_cost(lambda: rule.direction_on_rows(X, _CountedRows(m), buffers), X)
 
 
 @lru_cache(maxsize=4096)
 def columnwise_cost(rule: UpdateRule, m: int, n: int, local_columns: int) -> RowwiseCost | None:
-    """Return the cost of a direction on `local_columns` of n; None if it needs all columns."""
+    """Return flops, cost and bytes of sums on `local_columns` of n; None if it needs them all."""
     X, buffers = _meta_inputs(rule, m, n, local_columns=local_columns)
     return _part_cost(lambda: rule.direction_on_columns(X, _CountedRows(n), buffers), X)
 
 
 def _part_cost(computation: Callable[[], Tensor], X: Tensor) -> RowwiseCost | None:
-    """Run a computation on a part X of a matrix, return its cost; None if it needs all rows."""
+    """Run a computation on a part X of a matrix, return its cost; None if it needs all of it."""
     try:
         count = counted(computation, *X.shape)
     except NeedsAllRowsError:
@@ -98,7 +98,7 @@ def _meta_inputs(
     local_rows: int | None = None,
     local_columns: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return an empty matrix [local_rows or m, local_columns or n] and {name: buffer}, on meta.
+    """Return an uninitialized [local_rows or m, local_columns or n] and {name: buffer}, on meta.
 
     Host counters are on the CPU.
     """

@@ -46,7 +46,7 @@ def new_buffers(
     parameter: Tensor,
     zeros: Callable[..., Tensor] = torch.zeros,
 ) -> dict[str, Tensor]:
-    """Return {name: zeros} for a rule, without momentum; one vector each for a view's many parts.
+    """Return {name: zeros} for a rule, without momentum; one vector for all parts of the view.
 
     A view with one part keeps the shapes that the stages ask for. With several parts (`RowBlocks`)
     the parts' buffers are concatenated in one vector, so that no name has an index in it; in one

@@ -57,7 +57,7 @@ class OnDevice:
         return [results[i] for i in range(len(jobs))]
 
     def _compute_there(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """Compute jobs on `self.device`; copy buffers and directions back to where they were."""
+        """Compute jobs on `self.device`; copy buffers back; return directions on their devices."""
         moved = [self._copy_to_device(job) for job in jobs]
         directions = self.executor.directions(moved)
         pairs = [

@@ -182,7 +182,7 @@ def placed_like(x: Tensor, parameter: Tensor) -> Tensor:
 
 
 def local_gradient(parameter: Tensor) -> Tensor:
-    """Return the local part of `parameter.grad`, redistributed to the parameter's placements."""
+    """Return the local part of `parameter.grad`; a collective if its placements must change."""
     gradient = parameter.grad
     assert gradient is not None
     return (
@@ -291,7 +291,7 @@ class StreamedParams:
         self._positions: Mapping[int, int] = {}
 
     def momentum_dtypes(self, positions: Sequence[int]) -> list[torch.dtype]:
-        """Load members, which updates their momenta, and keep the tasks; return momentum dtypes."""
+        """Load members (updates their momenta), keep the tasks; return the momenta's dtypes."""
         if positions:
             self._early.update(zip(positions, self._load(positions), strict=True))
         return [self._early[k].momentum.dtype for k in positions]

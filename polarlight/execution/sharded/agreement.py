@@ -101,7 +101,7 @@ class Agreement:
         self._last: tuple[list[ref[Tensor]], list[tuple[Any, ...]], list[Roster]] = [], [], []
 
     def ranks(self) -> set[int]:
-        """Return the global ranks of all processes that this one shares a mesh with."""
+        """Return the global ranks of all meshes compared so far, this process's own included."""
         return {rank for roster in self._known.values() for rank in roster.mesh.ranks}
 
     def check(
@@ -112,7 +112,7 @@ class Agreement:
         *,
         options: str,
         missing_is_zero: bool,
-        raises: bool = False,
+        nonfinite_raises: bool = False,
         unshared_nonfinite: bool = False,
     ) -> Agreed:
         """Compare parameters and gradients over all meshes; return `Agreed` or raise ValueError.
@@ -123,9 +123,10 @@ class Agreement:
             finite: Tests gradients that are not pending.
             options: Text that must be equal on all processes, besides the parameters.
             missing_is_zero: Whether a process may lack a gradient that others have.
-            raises: Whether a non-finite gradient is an error on all processes.
-            unshared_nonfinite: Whether `raises`, and a gradient that no other process shares is not
-                finite here.
+            nonfinite_raises: Whether a non-finite gradient is an error on all processes, which
+                the caller raises.
+            unshared_nonfinite: Whether `nonfinite_raises`, and a gradient that no other process
+                shares is not finite here.
 
         Raises:
             ValueError: On all processes that share a mesh, directly or over another one, if two of
@@ -139,7 +140,7 @@ class Agreement:
             states,
             finite,
             missing_is_zero=missing_is_zero,
-            raises=raises,
+            nonfinite_raises=nonfinite_raises,
             unshared_nonfinite=unshared_nonfinite,
         )
         reports = _report_to_earlier_meshes(rosters, vectors)
@@ -205,7 +206,7 @@ def _reduce_all(
     finite: Finite,
     *,
     missing_is_zero: bool,
-    raises: bool,
+    nonfinite_raises: bool,
     unshared_nonfinite: bool,
 ) -> list[Tensor]:
     """Return each mesh's report, int64 [10], all-reduced (max); carry trouble to later meshes.
@@ -225,7 +226,7 @@ def _reduce_all(
         active = [n for n in roster.members if states[n] == PRESENT]
         if active:
             vector[NONFINITE] = (~finite(active)).any() * here
-            if raises:
+            if nonfinite_raises:
                 vector[REFUSED] = torch.maximum(vector[REFUSED], vector[NONFINITE])
         if vectors:
             before = vectors[-1][CARRIED].to(vector.device)
@@ -271,7 +272,7 @@ def _report_to_earlier_meshes(
 def _propagate_backwards(
     rosters: Sequence[Roster], vectors: Sequence[Tensor], chained: Sequence[int | bool]
 ) -> None:
-    """Set `CARRIED` of each report to the maximum over later ones; all-reduce those `chained`."""
+    """Set each report's `CARRIED` to the maximum of it and later ones; all-reduce if `chained`."""
     if not any(chained):
         return
     carried = vectors[-1][CARRIED]

@@ -34,7 +34,7 @@ class Buckets:
     _taken: list[dict[Hashable, int]] = field(default_factory=list)
 
     def add(self, matrices: Sequence[int], charges: Sequence[Charge], start: int) -> int:
-        """Add matrices to the first bucket, from `start` on, with room for them; return its number.
+        """Add matrices to the first bucket from `start` on with room; return the bucket's number.
 
         Args:
             matrices: Number of a matrix, or of all parts of one: they share a bucket.

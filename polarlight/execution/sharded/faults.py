@@ -142,7 +142,7 @@ class SharedStep:
         ) from error
 
     def _is_agreed_on(self, error: BaseException) -> bool:
-        """Return whether all processes raise this error: FloatingPointError, early ValueError."""
+        """Return whether all raise this error: FloatingPointError, ValueError if not `agreed`."""
         return isinstance(error, FloatingPointError) or (
             isinstance(error, ValueError) and not self.agreed
         )

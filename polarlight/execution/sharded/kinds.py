@@ -147,7 +147,7 @@ class MatrixKind:
         return all(some.get(rank, 0) == blocks[n].numel for n, some in self.entries.items())
 
     def shares(self, owner: int) -> Shares:
-        """Return {rank: (bytes to the owner, bytes back)} of its copy's holders, itself included.
+        """Return {rank: (bytes to owner, bytes back)} of the holders in its copy, itself too.
 
         What is only read is sent to the owner, and not back.
         """

@@ -65,12 +65,12 @@ class Layout:
         return prod(c for c, split in zip(self.mesh, self.splits, strict=True) if split is None)
 
     def coordinates_of(
-        self, ranges: Sequence[tuple[int, int]], *, whole: bool
+        self, first_and_last: Sequence[tuple[int, int]], *, whole: bool
     ) -> list[CoordinatePattern]:
-        """Return patterns of coordinates that hold all (`whole`) or any of the ranges' indices.
+        """Return patterns of coordinates that hold all (`whole`) or any indices of a box.
 
         Args:
-            ranges: First and last index per dimension of the tensor.
+            first_and_last: First and last index of the box, per dimension of the tensor.
             whole: Whether a coordinate must hold all of them.
         """
         found: list[CoordinatePattern] = [(None,) * len(self.mesh)]
@@ -79,7 +79,7 @@ class Layout:
             if not cuts:
                 continue
             axes = [axis for axis, split in enumerate(self.splits) if split and split.dim == dim]
-            places = _holding(size, cuts, *ranges[dim], whole)
+            places = _holding(size, cuts, *first_and_last[dim], whole)
             found = [_with_axes(known, axes, place) for known in found for place in places]
         return found
 
@@ -108,7 +108,7 @@ class Layout:
         return any(split is not None and split.dim >= len(self.shape) - 2 for split in self.splits)
 
     def for_buffer(self, shape: Sequence[int]) -> "Layout":
-        """Return a buffer's layout: cut as the parameter, or along its longest dim where unfit.
+        """Return a buffer's layout: cut as the parameter where it fits, else on its longest dim.
 
         A dimension of equal length, or that divides the parameter's evenly (heads), is cut over the
         same mesh dimension: a matrix and its buffers are then on the same process. The two numbers

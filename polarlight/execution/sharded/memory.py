@@ -42,7 +42,7 @@ def peak_bytes(schedule: ProcessSchedule) -> int:
 
 
 def shard_bytes(schedule: ProcessSchedule, *, weights_last: bool = True) -> int:
-    """Return the peak bytes of local momenta and directions: all of them if `weights_last`.
+    """Return the peak bytes of local momenta and directions; the sum of all if `weights_last`.
 
     All of them under `weights_last`. Otherwise a momentum is formed when its bucket is sent, or its
     direction comes, and the direction is freed once it is applied. Momenta that are buffers or

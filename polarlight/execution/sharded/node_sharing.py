@@ -113,7 +113,7 @@ def _along_the_long_side(matrix: MatrixSpec, count: int) -> list[MatrixSpec]:
 
 
 def can_be_shared(kind: MatrixKind, count: int, least_bytes: int) -> bool:
-    """Return whether `count` processes can each compute a block of a matrix of this kind.
+    """Return whether a matrix has `least_bytes` and `count` processes can each compute a block.
 
     That takes a rule which needs sums alone, tensors whose last two dimensions are those of the
     matrix, no empty block, and momenta of at least `least_bytes`.
@@ -165,7 +165,7 @@ def assigned(
     base_loads: Sequence[float],
     later_load: float = 0.0,
 ) -> Assigned:
-    """Return owners of all matrices; costly ones are shared in a node if the largest load falls.
+    """Return owners of all matrices; share costly ones in nodes if the largest load falls 10 %.
 
     A candidate is a number of processes and a cost: they share each matrix that costs as much or
     more. Matrices below the mean load have one owner.
@@ -322,12 +322,12 @@ class _Choice:
         return self._known_prices[kind]
 
     def _least_load(self, kind: MatrixKind) -> float:
-        """Return the smallest load that a matrix or part can be, over all owners."""
+        """Return the load of a matrix or part for a full holder; if none, with its transfer."""
         cost, moved = self.prices(kind)
         return cost + moved if kind.whole_holders == () else cost
 
     def _least_part_loads(self, kind: MatrixKind, count: int) -> list[float]:
-        """Return the smallest load that each of a matrix's `count` parts can be."""
+        """Return `_least_load` of each of the `count` parts of a kind's matrix."""
         return [self._least_load(part) for part in self._parts_of(kind, count)]
 
     def _parts_of(self, kind: MatrixKind, count: int) -> list[MatrixKind]:

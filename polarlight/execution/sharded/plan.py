@@ -53,7 +53,7 @@ class ShardedPlan:
 
     @cached_property
     def rowwise(self) -> dict[int, Rowwise]:
-        """Parameters that are computed on their shards of rows, by number; they have no owner."""
+        """{number: `Rowwise`} of parameters computed on their shards of rows, without an owner."""
         return choose_rowwise(self.params, self.options.row_bytes, self.options.sum_weight)
 
     @cached_property

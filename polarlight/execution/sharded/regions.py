@@ -73,7 +73,7 @@ class StridedBlock:
         return inside and prod(self.lengths) == self.numel
 
     def runs(self, held: tuple[Intervals, ...]) -> list[list[Run]]:
-        """Return, per dimension, the runs of indices that the block and a shard have in common."""
+        """Return, per dimension, (index in shard, in block, count) of each run in both."""
         return [
             _common_runs(start, step, length, intervals)
             for start, step, length, intervals in zip(

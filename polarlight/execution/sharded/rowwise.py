@@ -115,7 +115,7 @@ def _best_count(
     sum_bytes: Sequence[float],
     always_gathered: Sequence[_GatherBytes],
 ) -> int:
-    """Return how many first `candidates` to compute row-wise, by the busiest process's bytes.
+    """Return k for which the busiest process moves fewest bytes, first k candidates row-wise.
 
     The busiest process moves the sums of these k, and of what is gathered the larger of its own
     largest matrix and the mean over processes.

@@ -205,7 +205,7 @@ class ProcessSchedule:
 
     @cached_property
     def completions(self) -> dict[tuple[int, int], list[int]]:
-        """{(bucket, round): numbers of parameters complete after it}; round -1: no broadcast.
+        """{(bucket, round): numbers of parameters then complete}; round -1 is the scatter.
 
         The round is -1 for those that need none. Row-wise parameters and those without a matrix in
         any bucket are not listed.
@@ -311,7 +311,7 @@ class ProcessSchedule:
                 relayed.setdefault(pair, []).append((matrix_number, size))
 
     def _exchanged(self, matrix_number: int, peer: int, gather: bool) -> list[Fragment]:
-        """Return a matrix's fragments that `peer` sends to the owner (`gather`) or receives."""
+        """Return a matrix's fragments that `peer` sends (`gather`) to its owner, or gets back."""
         kind, owner = self.plan.kinds[matrix_number], self.plan.owners[matrix_number]
         is_written = self.plan.matrices[matrix_number].is_written
         return [

@@ -53,7 +53,7 @@ class Topology:
         self._grids: dict[Axes, tuple[int, int] | None] = {}
 
     def cut_group(self, replicated: Axes, rank: int) -> tuple[int, ...]:
-        """Return the ranks that share `rank`'s copy of a tensor replicated on mesh dimensions."""
+        """Return the ranks whose shards make up `rank`'s copy of a tensor, by global rank."""
         return self._groups_of(replicated, across=False)[rank]
 
     def copies(self, replicated: Axes, rank: int) -> tuple[int, ...]:
@@ -70,7 +70,7 @@ class Topology:
         return self._grids[replicated]
 
     def first_hop_group(self, replicated: Axes, rank: int) -> tuple[int, ...]:
-        """Return the ranks of `rank`'s first-hop group; all of its `cut_group` for one hop."""
+        """Return `rank`'s first-hop group: neighbours in its cut group; all of it for one hop."""
         group, shape = self.cut_group(replicated, rank), self.grid_of(replicated)
         if shape is None:
             return group
@@ -78,12 +78,12 @@ class Topology:
         return group[first : first + shape[0]]
 
     def second_hop_group(self, replicated: Axes, rank: int) -> tuple[int, ...]:
-        """Return the ranks of `rank`'s second-hop group; (rank,) for one hop."""
+        """Return the ranks at `rank`'s place in each first-hop group; (rank,) for one hop."""
         group, shape = self.cut_group(replicated, rank), self.grid_of(replicated)
         return (rank,) if shape is None else group[self.places(replicated)[rank][1] :: shape[0]]
 
     def via(self, replicated: Axes, peer: int, owner: int) -> int:
-        """Return the relay of a peer and an owner: at the owner's place in the peer's group."""
+        """Return the rank in the peer's first-hop group at the owner's place, which relays."""
         places = self.places(replicated)
         return self.cut_group(replicated, peer)[places[peer][0] + places[owner][1]]
 
@@ -103,7 +103,7 @@ class Topology:
         return self._known_places[replicated]
 
     def _groups_of(self, replicated: Axes, *, across: bool) -> list[tuple[int, ...]]:
-        """Return each rank's group: equal coordinates along `replicated`; `across`: others."""
+        """Return each rank's group: equal coordinates on `replicated`; if `across`, on others."""
         if (replicated, across) not in self._groups:
             places = [
                 tuple(c for axis, c in enumerate(where) if (axis in replicated) != across)
