@@ -26,12 +26,12 @@ TINY = 2**10
 
 
 def capped_stacks(
-    indices: Sequence[int], tensors: Sequence[Tensor], max_bytes: int, multiple: int = 1
+    indices: Sequence[int], tensors: Sequence[Tensor], max_bytes: int, multiple_of_equal: int = 1
 ) -> list[list[int]]:
-    """Split indices, in order, into lists of `max_bytes` at most, `multiple` equals together.
+    """Split indices, in order, into lists of at most `max_bytes` of tensors (a larger one alone).
 
-    The bytes of a list are those of its tensors; a tensor of more than `max_bytes` is alone. Where
-    equal shapes are cut, a multiple of `multiple` of them stay, if the list has that many.
+    Where equal shapes are cut, a multiple of `multiple_of_equal` of them stay, if the list has that
+    many.
     """
     stacks: list[list[int]] = []
     size = 0
@@ -42,7 +42,11 @@ def capped_stacks(
             equal = (
                 [k for k in stacks[-1] if tensors[k].shape == tensors[i].shape] if stacks else []
             )
-            excess = equal[len(equal) // multiple * multiple :] if len(equal) > multiple else []
+            excess = (
+                equal[len(equal) // multiple_of_equal * multiple_of_equal :]
+                if len(equal) > multiple_of_equal
+                else []
+            )
             if excess:
                 del stacks[-1][-len(excess) :]
             stacks.append(excess)
@@ -62,7 +66,7 @@ def _cores(tensors: Sequence[Tensor]) -> int:
 
 
 def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Split all indices into lists of at most 256 MiB (CPU: 8 MiB), equal shapes side by side.
+    """Split indices of tensors into lists of at most 256 MiB (CPU: 8 MiB), equal shapes adjacent.
 
     On an accelerator, where every operator costs a launch, a shape is cut only if it is larger than
     a stack.
@@ -116,7 +120,7 @@ class Batched:
         return [results[index] for index in range(len(jobs))]
 
     def _stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
-        """Yield lists of indices of jobs with equal rule, matrix shape, dtype and device."""
+        """Yield indices of jobs to batch: equal rule, m, n, dtype and device, capped by `_cap`."""
         groups: dict[Hashable, list[int]] = {}
         rules: dict[UpdateRule, int] = {}  # hashed once per rule, not per job: the hash is slow
         distinct = {id(job.rule): job.rule for job in jobs}
@@ -164,7 +168,7 @@ def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
 
 
 def _existing_stack(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Return a view [b, p, q] of 2-D tensors that are adjacent in memory; None if they are not."""
+    """Return a view [b, p, q] of 2-D tensors that are adjacent parts of one; None otherwise."""
     return stack_of(tensors) if tensors[0].ndim == 2 else None
 
 

@@ -114,7 +114,7 @@ class ShardedStep:
             self.params.store(param_numbers, directions)
 
     def _rowwise_stacks(self) -> Iterator[list[int]]:
-        """Yield lists of alike row-wise parameters' numbers, each of at most `bucket_bytes`."""
+        """Yield numbers of equal row-wise parameters, lists of at most `bucket_bytes` each."""
         alike: dict[Hashable, list[int]] = {}
         for number, rowwise in self.schedule.rowwise.items():
             spec, parameter = self.schedule.plan.params[number], self.params.parameter(number)
@@ -190,7 +190,7 @@ class ShardedStep:
             transfer.finish(self._block_views)
 
     def _compute(self, bucket: Bucket) -> None:
-        """Compute directions of a bucket's owned matrices; write this process's own fragments."""
+        """Compute directions of a bucket's owned matrices; copy what stays here to the results."""
         # One fragment per tensor of a local matrix, as its indices are contiguous.
         held = self.schedule.local_fragments
         local = [f for n in bucket.matrices if n in bucket.local for f in held[n]]
@@ -212,7 +212,7 @@ class ShardedStep:
             output.copy_(whole)
 
     def _compute_shared(self, matrix_numbers: Sequence[int]) -> dict[int, Tensor]:
-        """Return {number: direction} of parts of matrices; all-reduces sums within a node.
+        """Return {number: direction} of parts of shared matrices; all-reduces their sums.
 
         All processes of the node do so with their parts of the same matrices in the same order.
         """
@@ -236,7 +236,7 @@ class ShardedStep:
         return found
 
     def _load_local(self, fragments: Sequence[Fragment]) -> None:
-        """Set `blocks` of matrices held in full to their shards, without a copy if possible.
+        """Set `self.blocks` of matrices held in full to their shards, on the mesh's device.
 
         They are copied only if the mesh computes on another device, all of a bucket as one.
         """
@@ -247,7 +247,7 @@ class ShardedStep:
             self.blocks[fragment.matrix, fragment.name] = shard
 
     def _store_local(self, fragments: Sequence[Fragment]) -> None:
-        """Copy directions of matrices held in full to the results; copied buffers to the state."""
+        """Copy directions of matrices held in full to the results, buffers if on another device."""
         pairs = []
         views = self._output_views(fragments), self._block_views(fragments)
         for fragment, output, block in zip(fragments, *views, strict=True):
@@ -290,7 +290,7 @@ class ShardedStep:
         return Job(task.rule, M, buffers)
 
     def _finish_scatter(self, bucket_number: int, scatter: list[Transfer]) -> None:
-        """Receive, broadcast a bucket's directions, buffers; store complete ones; free blocks."""
+        """Finish a bucket: receive its results, broadcast to copies, store, free its blocks."""
         bucket = self.schedule.buckets[bucket_number]
         for transfer in scatter:
             transfer.finish(self._output_views)
@@ -306,22 +306,22 @@ class ShardedStep:
                 del self.blocks[number, name]
 
     def _shard_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
-        """Return fragments as views of local momenta and buffers; loads their parameters."""
+        """Return fragments as views of local momenta and buffers, loaded if they are not yet."""
         self._load([f.param for f in fragments])
         return _views(self.shards, fragments)
 
     def _output_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
-        """Return fragments as views of their results: local directions and buffers; loads them."""
+        """Return fragments as views of local results (direction, buffers), loaded if not yet."""
         self._load([f.param for f in fragments])
         return _views(self.results, fragments)
 
     def _block_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
-        """Return fragments as views of the whole tensors on the matrices' owner."""
+        """Return fragments as views of the owner's assembled tensors in `self.blocks`."""
         return [self.blocks[f.matrix, f.name][f.segment.of_block] for f in fragments]
 
 
 def directions_of_parts(jobs: Sequence[Job], lines: Rows, *, by_columns: bool) -> list[Tensor]:
-    """Return directions of equal parts of matrices, as one batch; update buffers in place.
+    """Return directions of equal parts of matrices, as one batch; sums go over `lines`.
 
     Args:
         jobs: Rows, or columns, of matrices of equal shape, rule and dtype, with their buffers.
@@ -344,7 +344,7 @@ def directions_of_parts(jobs: Sequence[Job], lines: Rows, *, by_columns: bool) -
 def _views(
     tensors: Mapping[int, Mapping[str, Tensor]], fragments: Sequence[Fragment]
 ) -> list[Tensor]:
-    """Return fragments as views of local tensors, by number of the parameter and name."""
+    """Return fragments as views of local shards `tensors[param][name]`."""
     return [
         tensors[f.param][f.name]
         if f.segment.whole
