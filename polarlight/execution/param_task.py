@@ -182,7 +182,7 @@ def placed_like(x: Tensor, parameter: Tensor) -> Tensor:
 
 
 def local_gradient(parameter: Tensor) -> Tensor:
-    """Return the local part of `parameter.grad`; a collective if its placements must change."""
+    """Return the shard of `parameter.grad`, redistributed to the parameter's placements."""
     gradient = parameter.grad
     assert gradient is not None
     return (

@@ -59,7 +59,7 @@ def is_lost_contact(error: BaseException) -> bool:
 
 
 def add_report(text: str | None) -> list[str] | None:
-    """Add a report (unless None) to the default store; return all `rank text`; None if no contact.
+    """Add a report (unless None) to the default store; return all lines `rank text`, or None.
 
     Blocks as long as the host of the store is silent. Returns None if it cannot be reached.
     """
@@ -117,7 +117,7 @@ class SharedStep:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Report this process's own error to others; add a note to it, or raise RuntimeError."""
+        """Report an error that others lack; add a note, or raise RuntimeError for lost contact."""
         if kind is None or error is None or self._is_agreed_on(error):
             return
         if not (others := set(self._ranks()) - {global_rank()}):

@@ -99,7 +99,7 @@ def _scatter_events(
 
 
 def message_count(schedule: ProcessSchedule) -> int:
-    """Return the number of messages that a process sends and receives in a step.
+    """Return the number of messages that a process sends, plus those it receives, in a step.
 
     In two hops these are messages to its two hop groups, each of which may carry several.
     """

@@ -151,7 +151,7 @@ class ShardedPlan:
 
     @cached_property
     def buckets(self) -> list[list[int]]:
-        """Numbers of the matrices exchanged together, at most `bucket_bytes` per process.
+        """Lists of numbers of matrices exchanged together, at most `bucket_bytes` per process.
 
         In each owner's queue, matrices that it holds in full come first: there is something to
         compute while the others are received. Larger ones come before smaller ones, and shared ones

@@ -43,7 +43,7 @@ class _GatherBytes:
 def choose_rowwise(
     params: Sequence[ParamSpec], row_bytes: int, sum_weight: float
 ) -> dict[int, Rowwise]:
-    """Return {index: `Rowwise`} of the parameters that move fewer bytes if computed row-wise.
+    """Return {index: `Rowwise`} of parameters for which row-wise computation moves fewer bytes.
 
     1. A parameter is, if that moves fewer bytes, summed over all processes.
     2. Of the others, those with the most gathered bytes per byte of sums are, as long as the
@@ -82,7 +82,7 @@ def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
 
 
 def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
-    """Return a parameter's `Rowwise`; None if below `row_bytes` or its rule needs all rows."""
+    """Return a parameter's `Rowwise`; None if below `row_bytes` or it cannot be row-wise."""
     layout = spec.layouts[MATRIX]
     row_axes = layout.cut_by_rows
     large = prod(layout.shape) * spec.dtypes[MATRIX].itemsize >= row_bytes
