@@ -168,7 +168,7 @@ def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
 
 
 def _existing_stack(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Return a view [b, p, q] of 2-D tensors that are adjacent parts of one; None otherwise."""
+    """Return a view [b, p, q] of 2-D tensors adjacent in one tensor; None if they are not."""
     return stack_of(tensors) if tensors[0].ndim == 2 else None
 
 

@@ -195,7 +195,7 @@ def local_gradient(parameter: Tensor) -> Tensor:
 def local_tensors(
     params: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], *, maximize: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return local weights, gradients that are not None (negated if `maximize`), and momenta.
+    """Return local weights, gradients not None (negated if `maximize`), and existing momenta.
 
     Gradients of DTensors must have their parameters' placements.
     """

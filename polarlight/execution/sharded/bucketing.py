@@ -100,7 +100,7 @@ class Charges:
         return charges
 
     def _of_each_holder(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
-        """Yield (account, bytes) of each holder and relay: the larger of sent and received."""
+        """Yield (account, bytes) of each holder but the owner, and each relay: the larger way."""
         topology = self._topology
         passed: dict[int, int] = defaultdict(int)
         two_hops = topology.grid_of(kind.replicated) is not None

@@ -301,7 +301,7 @@ class SharedRows(Rows):
         return self._all_reduce(x, dist.ReduceOp.SUM)
 
     def max(self, x: Tensor) -> Tensor:
-        """Return a new tensor: the maximum of x over processes with rows of the matrix."""
+        """Return a new tensor: elementwise maximum of x over processes with rows of the matrix."""
         return self._all_reduce(x, dist.ReduceOp.MAX)
 
     def _all_reduce(self, x: Tensor, operation: Any) -> Tensor:

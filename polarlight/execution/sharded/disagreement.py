@@ -117,7 +117,7 @@ def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequ
 def first_difference(
     mesh: ProcessMesh, texts: Sequence[str], longest: int
 ) -> tuple[int, tuple[str, int], tuple[str, int]]:
-    """Return the first index where the processes' texts differ, two (text, rank); a collective.
+    """Return the first index where processes' texts differ, with two (text, rank); a collective.
 
     One hash per place is reduced, and only the texts of that place are gathered. Every process of
     the mesh must call this.
@@ -142,7 +142,7 @@ def first_difference(
 
 
 def check_copies(members: Sequence[Member], mesh: ProcessMesh) -> None:
-    """Compare checksums of replicated matrices over a mesh; raise ValueError if copies differ.
+    """Compare replicated matrices by checksum, a collective; raise ValueError if copies differ.
 
     One checksum per replicated parameter and process is gathered. Every process must call this.
     """

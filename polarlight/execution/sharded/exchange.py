@@ -46,7 +46,7 @@ class Groups:
         self._routes: WeakKeyDictionary[Exchange, ExchangeRoute] = WeakKeyDictionary()
 
     def copies(self, replicated: Axes) -> Subgroup:
-        """Return the `Subgroup` with the same shard as this process, one process per copy."""
+        """Return the `Subgroup` of processes with this one's shard, one per copy."""
         return self._subgroup(self.plan.topology.copies(replicated, self.mesh.rank))
 
     def shared_lines(self, mesh_ranks: tuple[int, ...], total: int) -> SharedRows:
@@ -135,7 +135,7 @@ class Transfer:
         return received
 
     def advance(self) -> None:
-        """Wait for the first of two hops and start the second; do nothing after that."""
+        """Wait for the first of two hops and start the second; do nothing otherwise."""
         if self._left and (arrived := self._left[0][0].arrived) is not None:
             received = self._wait()
             _, passed = arrived.on(received.device)

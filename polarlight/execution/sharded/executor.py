@@ -262,7 +262,7 @@ class Sharded:
     def _cached_plan(
         self, mesh: ProcessMesh, active: Sequence[Member]
     ) -> tuple[CachedPlan, dict[int, int]]:
-        """Return the plan, cached or made, and {id(parameter): its number in the plan}."""
+        """Return a mesh's plan, made (a collective) if not cached, and {id(parameter): number}."""
         own = self._announced.get(mesh.key)
         if own is None or not all([id(m.parameter) in own.numbers for m in active]):
             own = MeshMembers(mesh)

@@ -118,7 +118,7 @@ def message_count(schedule: ProcessSchedule) -> int:
 def _two_hop_messages(
     schedule: ProcessSchedule, replicated: Axes, exchange: Exchange, gather: bool
 ) -> int:
-    """Return the number of a process's messages in an exchange of two hops."""
+    """Return the number of messages that a process sends and receives in a two-hop exchange."""
     rank, topology = schedule.rank, schedule.plan.topology
     pairs: set[tuple[str, int, int]] = set()
     ends = [(rank, to) for to in exchange.outgoing] + [(by, rank) for by in exchange.incoming]

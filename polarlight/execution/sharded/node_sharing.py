@@ -100,7 +100,7 @@ def parts_of(matrix: MatrixSpec, count: int, *, by_columns: bool) -> list[Matrix
 
 
 def _common(matrix: MatrixSpec, by_columns: bool) -> frozenset[str]:
-    """Return the names of the tensors that every part has in full, as they are not cut."""
+    """Return the names of the buffers that every part has in full, as they are not cut."""
     dim = -1 if by_columns else -2
     long = matrix.shapes[MATRIX][dim]
     return frozenset(n for n, shape in matrix.shapes.items() if n == SIZES or shape[dim] != long)

@@ -182,7 +182,7 @@ class ShardedPlan:
 
     @cached_property
     def gathered(self) -> list[bool]:
-        """True for each matrix that has to be gathered: its owner does not hold all of it."""
+        """True for each matrix that its owner does not hold in full, with all buffers."""
         return [
             not kind.has_all(owner) for kind, owner in zip(self.kinds, self.owners, strict=True)
         ]

@@ -73,7 +73,7 @@ class StridedBlock:
         return inside and prod(self.lengths) == self.numel
 
     def runs(self, held: tuple[Intervals, ...]) -> list[list[Run]]:
-        """Return, per dimension, (index in shard, in block, count) of each run in both."""
+        """Return, per dimension, runs of common indices: (first in shard, in block, count)."""
         return [
             _common_runs(start, step, length, intervals)
             for start, step, length, intervals in zip(

@@ -71,7 +71,7 @@ def choose_rowwise(
 
 
 def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
-    """Return the bytes moved if a parameter's matrices are gathered on owners and sent back."""
+    """Return bytes per process, and of an owner, if matrices are gathered there and sent back."""
     layout = spec.layouts[MATRIX]
     size = sum(prod(lay.shape) * spec.dtypes[name].itemsize for name, lay in spec.layouts.items())
     processes = prod(layout.mesh)

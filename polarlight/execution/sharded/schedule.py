@@ -205,7 +205,7 @@ class ProcessSchedule:
 
     @cached_property
     def completions(self) -> dict[tuple[int, int], list[int]]:
-        """{(bucket, round): numbers of parameters then complete}; round -1 is the scatter.
+        """{(bucket, round): parameters whose directions are then complete}; round -1: scatter.
 
         The round is -1 for those that need none. Row-wise parameters and those without a matrix in
         any bucket are not listed.
@@ -294,7 +294,7 @@ class ProcessSchedule:
             self._add_relayed(exchange.relayed, matrix_number, gather)
 
     def _add_relayed(self, relayed: Relayed, matrix_number: int, gather: bool) -> None:
-        """Add to `relayed` the (matrix, bytes) that this process passes on in two hops."""
+        """Add to `relayed` the bytes of a matrix that go through this process in two hops."""
         plan, rank, owner = self.plan, self.rank, self.plan.owners[matrix_number]
         kind = plan.kinds[matrix_number]
         places = plan.topology.places(kind.replicated)
