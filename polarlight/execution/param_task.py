@@ -227,7 +227,7 @@ class ParamSource(Protocol):
 
     @property
     def numbers(self) -> Collection[int]:
-        """Numbers of all parameters."""
+        """Numbers of all parameters of the step, as in its plan."""
 
     def parameter(self, number: int) -> Tensor:
         """Return the parameter of this number."""
@@ -303,7 +303,7 @@ class StreamedParams:
 
     @property
     def numbers(self) -> Collection[int]:
-        """Numbers of the parameters."""
+        """Numbers of the parameters in the plan, set by `numbered`."""
         return self._positions.keys()
 
     def parameter(self, number: int) -> Tensor:

@@ -78,7 +78,7 @@ class ShardedPlan:
 
     @property
     def kinds(self) -> list[MatrixKind]:
-        """Kind of each matrix."""
+        """`MatrixKind` (cost, bytes, holders) of each matrix, in the order of `matrices`."""
         return self._assigned.kinds
 
     @property

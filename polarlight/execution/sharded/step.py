@@ -321,7 +321,7 @@ class ShardedStep:
 
 
 def directions_of_parts(jobs: Sequence[Job], lines: Rows, *, by_columns: bool) -> list[Tensor]:
-    """Return directions of equal parts of matrices, as one batch; sums go over `lines`.
+    """Return directions of equal parts, as one batch; sums go over `lines`; updates buffers.
 
     Args:
         jobs: Rows, or columns, of matrices of equal shape, rule and dtype, with their buffers.
