@@ -25,8 +25,8 @@ TensorsOf = Callable[[Sequence[Fragment]], list[Tensor]]
 """Fragments -> the whole local tensor that each is copied from or to."""
 
 
-Place = tuple[tuple[int, ...], tuple[int, ...], int]
-"""Shape, strides and first entry of a view."""
+StridedView = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Shape, strides and first entry of a view of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class FragmentRun:
         more = () if self.count == 1 else (self.stride // self.fragment.itemsize,)
         return (*more, *strides)
 
-    def place_in(self, strides: Sequence[int], of_blocks: bool) -> Place:
+    def view_in(self, strides: Sequence[int], of_blocks: bool) -> StridedView:
         """Return (shape, strides, first entry) of the run's view of a tensor with these strides.
 
         The shape is `shape_in_message`; entries are counted from the tensor's first one.
@@ -125,7 +125,7 @@ class Packing:
         # Runs that are not all of a tensor, by position, and their places in one of such strides.
         whole = [not of_blocks and run.count == 1 and run.fragment.segment.whole for run in runs]
         self._parts = [k for k, is_whole in enumerate(whole) if not is_whole]
-        self._places: dict[int, tuple[tuple[int, ...], Place]] = {}
+        self._places: dict[int, tuple[tuple[int, ...], StridedView]] = {}
 
     def pack(self, tensors_of: TensorsOf, device: str) -> Tensor:
         """Copy all fragments into the message; return it on a device of type `device`."""
@@ -163,7 +163,7 @@ class Packing:
             x = tensors[k]
             strides, place = self._places.get(k, ((), None))
             if place is None or strides != x.stride():
-                strides, place = x.stride(), self.runs[k].place_in(x.stride(), self._of_blocks)
+                strides, place = x.stride(), self.runs[k].view_in(x.stride(), self._of_blocks)
                 self._places[k] = strides, place
             shape, own_strides, first = place  # one view: faster than slices
             tensors[k] = x.as_strided(shape, own_strides, x.storage_offset() + first)
