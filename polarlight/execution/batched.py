@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -33,10 +32,13 @@ def capped_stacks(
     Where equal shapes are cut, a multiple of `multiple_of_equal` of them stay, if the list has that
     many.
     """
+    # `Tensor.nbytes` fails on shapes that a compiler keeps as symbols.
+    widest = max([tensors[i].element_size() for i in indices], default=0)
+    if indices and widest * sum([tensors[i].numel() for i in indices]) <= max_bytes:
+        return [list(indices)]  # most often
     stacks: list[list[int]] = []
     size = 0
     for i in indices:
-        # `Tensor.nbytes` fails on shapes that a compiler keeps as symbols.
         nbytes = tensors[i].numel() * tensors[i].element_size()
         if not stacks or size + nbytes > max_bytes:
             equal = (
@@ -71,14 +73,17 @@ def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
     On an accelerator, where every operator costs a launch, a shape is cut only if it is larger than
     a stack.
     """
-    shapes = [t.shape for t in tensors]
-    order = sorted(range(len(tensors)), key=shapes.__getitem__)
+    alike: dict[torch.Size, list[int]] = {}
+    for i, t in enumerate(tensors):
+        alike.setdefault(t.shape, []).append(i)
+    by_shape = [alike[shape] for shape in sorted(alike)]
     if "cpu" in {t.device.type for t in tensors}:
+        order = [i for some in by_shape for i in some]
         return capped_stacks(order, tensors, MOST_BYTES_ON_CPU, _cores(tensors))
     stacks: list[list[int]] = []
     size = 0
-    for _, shape in groupby(order, key=shapes.__getitem__):
-        for stack in capped_stacks(list(shape), tensors, MOST_BYTES):
+    for some in by_shape:
+        for stack in capped_stacks(some, tensors, MOST_BYTES):
             nbytes = sum([tensors[i].numel() * tensors[i].element_size() for i in stack])
             if not stacks or size + nbytes > MOST_BYTES:
                 stacks.append([])
@@ -112,27 +117,28 @@ class Batched:
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
         """Return one direction per job, in order; update the jobs' buffers in place."""
-        results: dict[int, Tensor] = {}
+        directions = [job.matrix for job in jobs]  # each is replaced
         for stack in self._stacks(jobs):
-            results.update(
-                zip(stack, _compute_stack([jobs[index] for index in stack]), strict=True)
-            )
-        return [results[index] for index in range(len(jobs))]
+            found = _compute_stack([jobs[index] for index in stack])
+            for index, D in zip(stack, found, strict=True):
+                directions[index] = D
+        return directions
 
     def _stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
         """Yield indices of jobs to batch: equal rule, m, n, dtype and device, capped by `_cap`."""
-        groups: dict[Hashable, list[int]] = {}
-        rules: dict[UpdateRule, int] = {}  # hashed once per rule, not per job: the hash is slow
-        distinct = {id(job.rule): job.rule for job in jobs}
-        same = {key: rules.setdefault(rule, key) for key, rule in distinct.items()}
-        for index, job in enumerate(jobs):
-            M = job.matrix
-            kind = (same[id(job.rule)], M.shape[-2:], M.dtype, M.device)
-            groups.setdefault(kind, []).append(index)
         matrices = [job.matrix for job in jobs]
+        alike: dict[tuple[int, torch.Size, torch.dtype, torch.device], list[int]] = {}
+        for index, (job, M) in enumerate(zip(jobs, matrices, strict=True)):
+            alike.setdefault((id(job.rule), M.shape, M.dtype, M.device), []).append(index)
+        # Once per kind, not per job: rules are hashed, and shapes are cut.
+        rules: dict[UpdateRule, int] = {}
+        groups: dict[Hashable, list[int]] = {}
+        for (_, shape, dtype, device), indices in alike.items():
+            rule = rules.setdefault(jobs[indices[0]].rule, len(rules))
+            groups.setdefault((rule, shape[-2:], dtype, device), []).extend(indices)
         for group in groups.values():
-            first = matrices[group[0]]
-            yield from capped_stacks(group, matrices, self._cap(first), _cores([first]))
+            first = matrices[min(group)]
+            yield from capped_stacks(sorted(group), matrices, self._cap(first), _cores([first]))
 
     def _cap(self, M: Tensor) -> int:
         """Return the most bytes of one batch of matrices like M; 0 to compute each alone."""

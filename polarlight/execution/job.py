@@ -86,6 +86,20 @@ BufferShapes = dict[tuple[int, torch.Size], dict[str, torch.Size]]
 """Buffer shapes by (id of the rule, shape of the matrix): a cache over many parameters."""
 
 
+def job_of_whole(
+    rule: UpdateRule, momentum: Tensor, state: dict[str, Tensor], shape_cache: BufferShapes
+) -> Job:
+    """Return the `Job` of one matrix or batch with its state; arguments as in `jobs_of`."""
+    key = id(rule), momentum.shape
+    shapes = shape_cache.get(key)
+    if shapes is None:
+        shapes = shape_cache[key] = rule.buffer_shapes(momentum.shape)
+    buffers = {name: state[name] for name in shapes}
+    if GRADIENT in buffers:
+        buffers[GRADIENT] = foreach.as_plain(buffers[GRADIENT])
+    return Job(rule, momentum, buffers)
+
+
 def jobs_of(
     rule: UpdateRule,
     view: MatrixView,
@@ -103,19 +117,18 @@ def jobs_of(
         shape_cache: Buffer shapes of parameters before; added to.
     """
     parts = view.split(momentum)
+    if len(parts) == 1:
+        if GRADIENT in state:
+            state = {**state, GRADIENT: view.split(foreach.as_plain(state[GRADIENT]))[0]}
+        return [job_of_whole(rule, parts[0], state, shape_cache)]
     buffer_shapes = []
     for part in parts:
         key = id(rule), part.shape
         if key not in shape_cache:
             shape_cache[key] = rule.buffer_shapes(part.shape)
         buffer_shapes.append(shape_cache[key])
-    if len(parts) == 1 and GRADIENT not in buffer_shapes[0]:  # almost all: many per step
-        return [Job(rule, parts[0], {name: state[name] for name in buffer_shapes[0]})]
     asked = GRADIENT in set().union(*buffer_shapes)
     gradients = view.split(foreach.as_plain(state[GRADIENT])) if asked else []
-    if len(parts) == 1:
-        state = {**state, GRADIENT: gradients[0]}
-        return [Job(rule, parts[0], {name: state[name] for name in buffer_shapes[0]})]
     taken: dict[str, int] = {}
     batch_dims = len(common_batch(view, momentum.shape))
     jobs = []

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from polarlight.execution.job import BufferShapes, Executor, jobs_of, new_buffers
+from polarlight.execution.job import BufferShapes, Executor, job_of_whole, jobs_of, new_buffers
 from polarlight.execution.sharded import collectives
 from polarlight.linalg import foreach
 from polarlight.rule import MOMENTUM, Rule, UpdateRule
-from polarlight.view import MatrixView
+from polarlight.view import MatrixView, Whole
 
 
 class Member(Protocol):
@@ -94,6 +94,9 @@ def directions_of(executor: Executor | ParamExecutor, tasks: Sequence[ParamTask]
         return executor.directions_of(tasks)
     known: BufferShapes = {}
     momenta = foreach.all_plain([t.momentum for t in tasks])
+    if all([type(t.view) is Whole for t in tasks]):  # most often, and soonest done
+        every = zip(tasks, momenta, strict=True)
+        return executor.directions([job_of_whole(t.rule, M, t.state, known) for t, M in every])
     jobs = [jobs_of(t.rule, t.view, M, t.state, known) for t, M in zip(tasks, momenta, strict=True)]
     results = iter(executor.directions([job for of_param in jobs for job in of_param]))
     return [
