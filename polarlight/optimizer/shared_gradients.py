@@ -39,7 +39,7 @@ class SharedGradients:
     """
 
     def __init__(self) -> None:
-        """Start without a comparison of processes; `step` is a `SharedStep` not entered yet."""
+        """Start with nothing compared yet; `step` is a `SharedStep` that has not begun."""
         self._agreement = Agreement()
         self._matrices: list[Trainable] = []
         self._rosters: list[Roster] = []
@@ -55,7 +55,7 @@ class SharedGradients:
         executor: Executor | ParamExecutor,
         policy: NonFinite,
     ) -> Iterator[dict[Pair, int]]:
-        """Compare gradients over processes; yield {(group, param): rank} of non-finite ones.
+        """Compare and reduce shared gradients; yield {(group, param): rank} of non-finite ones.
 
         Each comes with the rank of a process that found it. An error in the context is reported to
         the other processes (`execution/sharded/faults.py`). While it lasts, `p.grad` of a pending
@@ -79,7 +79,7 @@ class SharedGradients:
         pairs, members = _trainables(groups, states, shared)
 
         def finite(numbers: Sequence[int]) -> Tensor:
-            """Return bool [n], True where the gradient of a member with this number is finite."""
+            """Return bool [n]: are gradients of members [numbers] finite; True for PROPAGATE."""
             if policy is NonFinite.PROPAGATE:
                 device = members[numbers[0]].parameter.device  # no copy from the host
                 return torch.ones(len(numbers), dtype=torch.bool, device=device)
@@ -108,7 +108,7 @@ class SharedGradients:
         raises: bool,
         unshared_nonfinite: bool,
     ) -> Agreed:
-        """Compare members, by all-reduce; announce those with matrix rules to `Sharded`."""
+        """Compare shared parameters by all-reduce; return findings; pass matrices to `Sharded`."""
         group, options, zero = None, "", False
         if isinstance(executor, Sharded):
             options = f"{executor.options}, missing_gradients={executor.missing_gradients!r}"
@@ -141,7 +141,7 @@ def _gradients_replaced(
     pairs: Sequence[Pair],
     active: Mapping[int, list[int]],
 ) -> Iterator[None]:
-    """In the context, a pending `p.grad` is redistributed and a missing one zero and active.
+    """Set pending `p.grad` to redistributed, missing to zeros (active then); undo `p.grad` on exit.
 
     A pending gradient has other placements than its parameter. Afterwards each is what it was.
 
@@ -170,7 +170,7 @@ def _gradients_replaced(
 def _trainables(
     groups: Sequence[Group], states: Mapping[Tensor, State], shared: Sequence[Collection[int]]
 ) -> tuple[list[Pair], list[Trainable]]:
-    """Return shared parameters that have a state, as (group, param) indices and as `Trainable`."""
+    """Return shared parameters that have a state: (group, param) index pairs and `Trainable`s."""
     pairs, members = [], []
     for i, (group, own) in enumerate(zip(groups, shared, strict=True)):
         rule, view, params = group["rule"], group["view"] or _WHOLE, group["params"]
@@ -182,7 +182,7 @@ def _trainables(
 
 
 def _nonfinite_pending(agreed: Agreed, finite: Finite) -> dict[int, int]:
-    """Return {member number: rank} of reduced gradients that are not finite, by all-reduce."""
+    """Return {index in members: rank} of pending gradients not finite once reduced; all-reduces."""
     found: dict[int, int] = {}
     for roster in agreed.rosters:
         pending = [n for n in roster.members if n in agreed.pending]

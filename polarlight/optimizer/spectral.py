@@ -184,7 +184,7 @@ class SpectralOptimizer(Optimizer):
 
     @partial(_disable_dynamo, recursive=False)
     def _step_in_graph(self) -> None:
-        """Step under `torch.compile`: `_step` becomes a graph; eager if processes share work."""
+        """Trace `_step` into a graph of `torch.compile`; stay eager if processes share params."""
         devices = self._prepare_graph()
         params = [group["params"] for group in self.param_groups]
         if isinstance(self.executor, ParamExecutor) or any(shared_indices(params, self.executor)):
@@ -229,7 +229,7 @@ class SpectralOptimizer(Optimizer):
         observing = [probe for probe in self._probes.values() if probe.begin()]
         states, wait = self._buffers.by_param, bool(observing)
         masks = self._guard.flag_nonfinite(
-            groups, active, states, shared=shared, nonfinite_ranks=nonfinite_ranks, wait=wait
+            groups, active, states, shared=shared, nonfinite_ranks=nonfinite_ranks, may_wait=wait
         )
         matrices = [i for i, group in enumerate(groups) if isinstance(group["rule"], UpdateRule)]
         one_batch = isinstance(self.executor, ParamExecutor)
@@ -260,6 +260,7 @@ class SpectralOptimizer(Optimizer):
 
     @nonfinite.setter
     def nonfinite(self, policy: NonFinite) -> None:
+        """Set the policy, given as a `NonFinite` or its value."""
         self._guard.policy = NonFinite(policy)
 
     def skipped(self) -> dict[str, int]:
@@ -282,7 +283,7 @@ class SpectralOptimizer(Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Load buffers and hyperparameters, not rules or views; dtypes and devices of a new state.
+        """Load buffers (dtype, device as in a new state) and hyperparameters, not rules or views.
 
         By position, as torch does. Rules, and names if it has any, stay the optimizer's; one
         `UserWarning` lists fields of rules that differ and leave the meaning of the buffers alone
@@ -354,7 +355,7 @@ class SpectralOptimizer(Optimizer):
     def _update_momenta(
         self, places: Sequence[Place], finite: Mapping[int, FiniteFlags], keep_momenta: bool
     ) -> AlikeTasks:
-        """Update momenta of params in alike groups in place; return tasks, weights and flags."""
+        """Update alike groups' momenta in place; return tasks (momenta expendable unless kept)."""
         groups = self._groups
         group = groups[places[0][0]]
         rule, view = group["rule"], group["view"] or Whole()
