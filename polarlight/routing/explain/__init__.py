@@ -41,7 +41,7 @@ class Explanation:
         return self.table()
 
     def table(self, *, every: bool = False, width: int = 120) -> str:
-        """Return the rows and the totals per role as text.
+        """Return rows (folded unless `every`), totals per role and shared work as text.
 
         Args:
             every: One entry per parameter; else equal ones of repeated layers share an entry,

@@ -14,7 +14,7 @@ Entry = tuple[list[str], str]
 
 
 def table_of(rows: Sequence[Row], *, every: bool, width: int) -> str:
-    """Return rows as an aligned text table; reason, view and engine stand below each line.
+    """Return rows, folded unless `every`, as aligned text; reason, view, engine below each line.
 
     Repeated layers share an entry unless `every`.
     """
@@ -44,7 +44,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Return (name pattern, rows) for rows that differ in nothing but the name."""
+    """Return (name pattern, rows) of rows that differ in the name alone, in the rows' order."""
     alike: dict[object, list[Row]] = {}
     for row in rows:
         key = (
