@@ -76,7 +76,7 @@ def config_of(value: object) -> Config:
 
 
 def read_fingerprint(saved: object) -> Config:
-    """Return the configuration in fingerprint text or a 0.1.0 `repr`; other text is named a method.
+    """Return the configuration in a fingerprint or 0.1.0 `repr`; other text becomes its method.
 
     Args:
         saved: Text of `fingerprint`, the `repr` that 0.1.0 wrote, or a rule or view itself, as

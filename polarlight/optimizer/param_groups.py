@@ -200,7 +200,7 @@ def _check_parameters(group: Group, index: int) -> None:
 
 
 def check_not_flattened(groups: Sequence[Group]) -> None:
-    """Raise ValueError if FSDP1 left no parameter of any group in its own shape."""
+    """Raise ValueError if FSDP1 flattened parameters and all of those now have one dimension."""
     refuse_flattened(
         (name_of(group, i, k), p)
         for i, group in enumerate(groups)

@@ -79,7 +79,7 @@ class SharedGradients:
         pairs, members = _trainables(groups, states, shared)
 
         def finite(numbers: Sequence[int]) -> Tensor:
-            """Return bool [n]: are gradients of members [numbers] finite; True for PROPAGATE."""
+            """Return bool [n]: finite gradients of members `numbers`; all True for PROPAGATE."""
             if policy is NonFinite.PROPAGATE:
                 device = members[numbers[0]].parameter.device  # no copy from the host
                 return torch.ones(len(numbers), dtype=torch.bool, device=device)
@@ -141,7 +141,7 @@ def _gradients_replaced(
     pairs: Sequence[Pair],
     active: Mapping[int, list[int]],
 ) -> Iterator[None]:
-    """Set pending `p.grad` to redistributed, missing to zeros (active then); undo `p.grad` on exit.
+    """Redistribute pending `p.grad`, make missing ones zeros (and active); undo `p.grad` on exit.
 
     A pending gradient has other placements than its parameter. Afterwards each is what it was.
 
