@@ -228,7 +228,7 @@ def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Ass
 
 
 def _merged_route(entry: Route, override: Route | Role, table: Mapping[Key, Route]) -> Route:
-    """Merge an override into `entry`, or `table`'s first of its kind of rule; a Role changes none.
+    """Merge an override into `entry`, or `table`'s first of its kind of rule; a Role does nothing.
 
     If one has an elementwise rule and the other has not, the settings are put on the first entry of
     the table that agrees with the override in this.

@@ -38,7 +38,7 @@ def table_of(rows: Sequence[Row], *, every: bool, width: int) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as text in columns of equal width."""
+    """Return rows as lines of text, each column as wide as its longest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(_line(row, widths) for row in rows)
 

@@ -34,7 +34,7 @@ Named = Iterable[tuple[str, Tensor]]
 
 
 def infer_roles(source: nn.Module | Named) -> list[Assignment]:
-    """Return role, view, part and reason of every parameter, in the order of the model.
+    """Return role, view, part and reason of every parameter, in the model's order; tied ones once.
 
     A module tells more than names do: with `model.named_parameters()` alone, types, positions,
     numbers of heads and ties are unknown and names and shapes decide. Frozen parameters are
@@ -165,7 +165,7 @@ def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Decision:
 
 
 def _recurrent(site: Site, module: nn.RNNBase) -> Decision:
-    """Return HIDDEN for an RNN's weight, a matrix per gate (LSTM, GRU) but in projections."""
+    """Return HIDDEN for an RNN's weight, a matrix per gate (LSTM, GRU) except in projections."""
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     if gates == 1 or site.parameter.shape[0] != gates * module.hidden_size:
         return Decision(Role.HIDDEN, f"{site.leaf} of {module.mode}")

@@ -100,7 +100,7 @@ class _Surroundings:
 
     @classmethod
     def of(cls, site: Site) -> Self:
-        """Return the shapes of all other weights in the model, as before or after this one."""
+        """Return the shapes of all other weights in the model, split into before and after it."""
         found, own, passed = cls(bool(site.modules)), ".".join(site.words), False
         for name, shape in site.model_index.shapes.items():
             if name == own:
@@ -112,7 +112,7 @@ class _Surroundings:
         return found
 
     def _list_of(self, site: Site, name: str, dims: int, *, passed: bool) -> list[Shape]:
-        """Return the list for a weight's shape: raw, kernels or linear ones, after if `passed`."""
+        """Return the list a weight's shape goes to: raw, kernels or linear; after if `passed`."""
         if not name.endswith(".weight") or name in site.model_index.tables:
             return self.raw
         if dims > 2:

@@ -101,7 +101,7 @@ def blocks_per_head(*sizes: str, reason: str) -> FusedLayout:
     """Return a layout function that splits each head's rows in blocks; `sizes` names attributes."""
 
     def layout(site: Site, m: int, n: int) -> FusedSplit | None:
-        """Split each head into blocks; None if the sizes are unknown or do not add up to m."""
+        """Return the split of each head into blocks; None if sizes are unknown or misfit."""
         heads, rows = site.number(*HEAD_COUNT), site.numbers(*sizes)
         if not heads or not rows or heads * sum(rows) != m:
             return None
@@ -115,7 +115,7 @@ def blocks_in_order(*sizes: str, reason: str) -> FusedLayout:
     """Return a layout function that splits all rows into blocks; `sizes` names attributes."""
 
     def layout(site: Site, m: int, n: int) -> FusedSplit | None:
-        """Split rows into blocks; None if the sizes are unknown or do not add up to m."""
+        """Return the split of rows into blocks; None if sizes are unknown or do not add up."""
         rows = site.numbers(*sizes)
         if not rows or sum(rows) != m:
             return None

@@ -145,7 +145,7 @@ class Site:
         return None
 
     def has_within(self, depth: int, *sizes: tuple[int, ...]) -> bool:
-        """Return whether module path[:depth] has another parameter of a size, dims in any order."""
+        """Return whether module path[:depth] has another parameter of such sizes, in any order."""
         own, wanted = ".".join(self.words), [sorted(size) for size in sizes]
         names = self.model_index.inside.get(".".join(self.words[:depth]), ())
         shapes = (self.model_index.shapes[name] for name in names if name != own)
@@ -263,13 +263,13 @@ def _is_table(words: Sequence[str], module: nn.Module | None) -> bool:
 
 
 def sites_of(model: nn.Module) -> list[list[Site]]:
-    """Return every use of every parameter of a model; uses of one tensor form one list."""
+    """Return a `Site` per name of every parameter of a model; those of one tensor form one list."""
     modules = dict(model.named_modules(remove_duplicate=False))
     return _group_by_tensor(list(model.named_parameters(remove_duplicate=False)), modules)
 
 
 def sites_by_name(named: Iterable[tuple[str, Tensor]]) -> list[list[Site]]:
-    """Return every use of named parameters without their modules; one list per tensor."""
+    """Return a `Site` per named parameter, without modules; those of one tensor form one list."""
     pairs: list[Any] = list(named)
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
@@ -283,7 +283,7 @@ def sites_by_name(named: Iterable[tuple[str, Tensor]]) -> list[list[Site]]:
 def _group_by_tensor(
     named: list[tuple[str, Tensor]], modules: Mapping[str, nn.Module]
 ) -> list[list[Site]]:
-    """Return the sites of named parameters; those of one tensor are in one list."""
+    """Return a `Site` per named parameter, in lists of those that are one tensor."""
     _refuse_uninitialized(named)
     names = {name for name, _ in named}
     unwrapped = [_without_wrappers(name, names, modules) for name, _ in named]
