@@ -131,7 +131,7 @@ def differences(saved: object, now: object, where: str = "") -> Iterator[FieldDi
 
 
 def keeps_state(value: object) -> bool:
-    """Return whether a configuration, nested ones included, has buffers; True if not known."""
+    """Return whether a configuration or a nested one has buffers; True for an unknown method."""
     if isinstance(value, list):
         return any(map(keeps_state, value))
     if not isinstance(value, dict):

@@ -217,7 +217,7 @@ class SkipCounts:
     def flag_and_count(
         self, groups: Sequence[Group], active: Collection[tuple[int, int]]
     ) -> Tensor:
-        """Return bool [places], False where an `active` gradient is not finite: counts a skip."""
+        """Return bool [places], False for non-finite `active` gradients; add these to counts."""
         measures = [self._finite] * len(self.places)
         for squares in (False, True):
             positions = [

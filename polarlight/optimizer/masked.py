@@ -133,7 +133,7 @@ def _update_loaded(
     beta: float | Tensor,
     finite: FiniteFlags,
 ) -> list[Tensor]:
-    """Do as `update_momenta` for buffers that are on their gradients' devices."""
+    """Update momenta that are on gradients' devices in place where finite; return rules' inputs."""
     average = momentum.bind_state(states)
     if finite is None:
         return average(gradients, buffers, beta)
