@@ -124,7 +124,7 @@ def _share(some: Sequence[Routed], trained: Sequence[Routed]) -> str:
 
 
 def _warning_text(start: str, listed: Sequence[Routed]) -> str:
-    """Return `start`, up to three of the listed parameters, and the overrides that solve it."""
+    """Return `start`, up to three of the listed parameters, overrides that move or keep them."""
     if any(found.assignment.role is Role.CONV for found in listed):
         key = "Role.CONV"
     else:

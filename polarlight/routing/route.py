@@ -219,7 +219,7 @@ def _parse_override(key: Key, value: object) -> Route | Role:
 
 
 def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Assignment:
-    """Return the assignment with an override's role (of matrices: not for vectors) and reason."""
+    """Return the assignment with an override's role (no matrix role for vectors) and reason."""
     reason = f"override for {format_key(key)}; {assignment.reason}"
     role = value if isinstance(value, Role) else assignment.role
     if role in MATRIX_ROLES and assignment.parameter.ndim < 2:
@@ -228,7 +228,7 @@ def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Ass
 
 
 def _merged_route(entry: Route, override: Route | Role, table: Mapping[Key, Route]) -> Route:
-    """Merge an override into `entry`, or `table`'s first of its kind of rule; a Role does nothing.
+    """Return `entry`, or `table`'s first of the override's kind, with its settings (a Role: none).
 
     If one has an elementwise rule and the other has not, the settings are put on the first entry of
     the table that agrees with the override in this.

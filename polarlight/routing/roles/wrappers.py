@@ -49,7 +49,7 @@ def lora_factor(words: Sequence[str]) -> str:
 
 
 def lora_base(words: Sequence[str]) -> tuple[str, ...]:
-    """Return the words of the weight that a factor of LoRA adapts; () for other parameters."""
+    """Return the name, as words, of the weight that a LoRA factor adapts; () for others."""
     place = next((i for i, word in enumerate(words) if word in LORA), None)
     return (*words[:place], "weight") if place and lora_factor(words) else ()
 
