@@ -201,7 +201,7 @@ def local_tensors(
     Gradients of DTensors must have their parameters' placements.
     """
     weights, buffers = list(params), [state[MOMENTUM] for state in states if MOMENTUM in state]
-    gradients = [p.grad for p in params if p.grad is not None]
+    gradients = [g for g in [p.grad for p in params] if g is not None]
     if any_sharded(params):
         weights, gradients, buffers = map(all_to_local, (params, gradients, buffers))
     return weights, foreach.neg(gradients) if maximize else gradients, buffers

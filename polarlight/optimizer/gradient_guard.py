@@ -20,7 +20,7 @@ parameter that never moves again.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -243,14 +243,14 @@ def gradients_by_device(
     params: Sequence[Tensor], param_indices: Sequence[int], *, local_parts: bool = False
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
     """Yield (device, param indices, existing gradients or their `local_parts`) per device."""
-    indices, gradients = [], []
-    for k in param_indices:
-        gradient = params[k].grad
-        if gradient is not None:
-            indices.append(k)
-            gradients.append(gradient)
-    found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
+    every = [params[k].grad for k in param_indices]
+    indices = [k for k, g in zip(param_indices, every, strict=True) if g is not None]
+    gradients = [g for g in every if g is not None]
     local = all_to_local(gradients) if local_parts else gradients
+    if len({g.device for g in local}) == 1:  # nearly always
+        yield local[0].device, indices, local
+        return
+    found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
     for k, gradient in zip(indices, local, strict=True):
         on_device = found.setdefault(gradient.device, ([], []))
         on_device[0].append(k)
@@ -271,27 +271,27 @@ def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
 
 
 def _small_ones_joined(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Return gradients in another order, small ones of equal dtype and row shape concatenated."""
-    parts = [g for g in gradients if g.numel() > SMALL or not g.ndim]
-    alike: dict[Hashable, list[Tensor]] = {}
+    """Return gradients in another order, small ones of equal row shape concatenated."""
+    by_shape: dict[torch.Size, list[Tensor]] = {}
     for g in gradients:
-        if g.ndim and g.numel() <= SMALL:
-            alike.setdefault((g.dtype, g.shape[1:]), []).append(g)
+        by_shape.setdefault(g.shape, []).append(g)
+    parts: list[Tensor] = []
+    alike: dict[torch.Size, list[Tensor]] = {}
+    for shape, some in by_shape.items():
+        small = shape and shape.numel() <= SMALL
+        (alike.setdefault(shape[1:], []) if small else parts).extend(some)
     return [*parts, *(torch.cat(some) for some in alike.values())]
 
 
 def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
-    """Return bool [n] on the gradients' device: entries and, with `squares`, sum of squares finite.
-
-    With `squares`, the sum of squares has to be finite as well.
-    """
+    """Return bool [n], True where entries and, with `squares`, their sum of squares are finite."""
     return torch.stack(_norms(gradients, squares)) < math.inf
 
 
 def _norms(gradients: Sequence[Tensor], squares: bool) -> list[Tensor]:
     """Return each gradient's largest magnitude (`squares`: Frobenius norm) as [] on its device.
 
-    The largest magnitude, or with `squares` the Frobenius norm, in float32 or float64.
+    In float32 or float64; not finite where an entry is not.
     """
     order = 2.0 if squares else math.inf
     norms: dict[int, Tensor] = {}

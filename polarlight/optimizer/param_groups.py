@@ -44,6 +44,14 @@ def name_of(group: Mapping[str, Any], group_index: int, param_index: int) -> str
     return f"param_groups[{group_index}]['params'][{param_index}]"
 
 
+def names_of(group: Mapping[str, Any], group_index: int) -> list[str]:
+    """Return the names of a group's parameters; `param_groups[i]['params'][k]` for unnamed ones."""
+    names = group.get("param_names")
+    if names and len(names) == len(group["params"]):
+        return list(map(str, names))
+    return [name_of(group, group_index, k) for k in range(len(group["params"]))]
+
+
 def named_params(optimizer: Optimizer) -> list[tuple[str, Tensor, Group]]:
     """Return (name, parameter, group) of every parameter of any torch optimizer."""
     return [
@@ -232,16 +240,14 @@ def indices_with_gradients(group: Group, group_index: int) -> list[int]:
     Raises:
         RuntimeError: If a gradient is sparse.
     """
-    param_indices = []
-    for k, p in enumerate(group["params"]):
-        gradient = p.grad
-        if gradient is None or not p.numel():
-            continue
-        if gradient.is_sparse:
+    params = group["params"]
+    gradients = [p.grad for p in params]
+    found = [k for k, g in enumerate(gradients) if g is not None and params[k].numel()]
+    for k in found:
+        if gradients[k].is_sparse:
             name = name_of(group, group_index, k)
             raise RuntimeError(f"{name} has a sparse gradient; only dense ones are supported")
-        param_indices.append(k)
-    return param_indices
+    return found
 
 
 def partition_for_step(

@@ -20,7 +20,7 @@ from polarlight.execution.sharded.executor import Sharded
 from polarlight.execution.sharded.faults import SharedStep
 from polarlight.optimizer.gradient_guard import NonFinite, any_nonfinite, finite_of
 from polarlight.optimizer.masked import State
-from polarlight.optimizer.param_groups import Group, name_of
+from polarlight.optimizer.param_groups import Group, names_of
 from polarlight.rule import UpdateRule
 from polarlight.view import Whole
 
@@ -173,11 +173,15 @@ def _trainables(
     """Return shared parameters that have a state: (group, param) index pairs and `Trainable`s."""
     pairs, members = [], []
     for i, (group, own) in enumerate(zip(groups, shared, strict=True)):
+        if not own:
+            continue
         rule, view, params = group["rule"], group["view"] or _WHOLE, group["params"]
+        names = names_of(group, i)
         for k in sorted(own):
-            if (state := states.get(params[k])) is not None:
+            p = params[k]
+            if (state := states.get(p)) is not None:
                 pairs.append((i, k))
-                members.append(Trainable(name_of(group, i, k), rule, view, params[k], state))
+                members.append(Trainable(names[k], rule, view, p, state))
     return pairs, members
 
 

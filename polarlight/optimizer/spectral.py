@@ -55,7 +55,7 @@ from polarlight.optimizer.param_groups import (
     check_group,
     check_not_flattened,
     indices_with_gradients,
-    name_of,
+    names_of,
     partition_for_step,
     separate_tensors,
     without_frozen_integers,
@@ -372,8 +372,9 @@ class SpectralOptimizer(Optimizer):
         rules = [rule] * len(params)
         if torch.compiler.is_compiling():
             rules = [self._graph.rule_of(p, rule) for p in params]
+        names = {i: names_of(groups[i], i) for i in {i for i, _ in places}}
         tasks = [
-            ParamTask(name_of(groups[i], i, k), r, view, p, M, state)
+            ParamTask(names[i][k], r, view, p, M, state)
             for (i, k), r, p, M, state in zip(places, rules, params, momenta, written, strict=True)
         ]
         if isinstance(self.executor, ParamExecutor) and not keep_momenta:
@@ -396,4 +397,4 @@ class SpectralOptimizer(Optimizer):
                 for k, p, W, state in zip(batch[i], params, before, states, strict=True):
                     local = {key: to_local(x) for key, x in state.items()}
                     M, U = group["rule"].momentum_and_direction(local, group["momentum"])
-                    report_update(observing, name_of(group, i, k), group, p, W, M, U)
+                    report_update(observing, names_of(group, i)[k], group, p, W, M, U)

@@ -28,10 +28,10 @@ from polarlight.execution.sharded.disagreement import (
     PENDING,
     PRESENT,
     check_copies,
-    gradient_marks,
-    gradient_state,
+    gradient_states,
     gradients_message,
     hash_of,
+    hash_of_states,
     member_text,
     params_message,
 )
@@ -55,6 +55,7 @@ class Roster:
     Attributes:
         mesh: The process mesh.
         members: Numbers of the parameters in the list of all members.
+        first_rank: Lowest global rank of the mesh.
         texts: One text for the library and its options, then one per parameter.
         digest: Hash of the texts.
         fresh: Whether no step was agreed on with these parameters.
@@ -63,6 +64,7 @@ class Roster:
 
     mesh: ProcessMesh
     members: list[int]
+    first_rank: int
     texts: list[str] = field(default_factory=list)
     digest: int = 0
     fresh: bool = True
@@ -132,7 +134,7 @@ class Agreement:
                 them differ.
         """
         rosters = self._rosters(members, group, options)
-        states = [gradient_state(m.parameter) for m in members]
+        states = gradient_states([m.parameter for m in members])
         vectors = _reduce_all(
             rosters,
             members,
@@ -166,7 +168,7 @@ class Agreement:
     ) -> list[Roster]:
         """Return each mesh's parameters; the list of the last step if nothing has changed."""
         params = [m.parameter for m in members]
-        keys = [(options, group), *map(_comparable, members)]
+        keys = [(options, group), *_comparable(members)]
         refs, known_keys, rosters = self._last
         if keys == known_keys and all([x() is p for x, p in zip(refs, params, strict=True)]):
             return rosters
@@ -187,7 +189,7 @@ class Agreement:
             )
             if mesh is not None:
                 if mesh.key not in by_key:
-                    by_key[mesh.key] = Roster(mesh, [])
+                    by_key[mesh.key] = Roster(mesh, [], min(mesh.ranks))
                 by_key[mesh.key].members.append(number)
         head = f"polarlight {_version()}, torch {torch.__version__}, {options}"
         for key, roster in by_key.items():
@@ -217,7 +219,7 @@ def _reduce_all(
     covered = _last_covers_all(tuple(roster.mesh.ranks for roster in rosters))
     for place, roster in enumerate(rosters):
         chained = place < len(rosters) - 1 and not covered
-        both = roster.digest, hash_of(gradient_marks(members, states, roster.members))
+        both = roster.digest, hash_of_states(members, states, roster.members)
         here = 1 + roster.mesh.ranks[roster.mesh.rank]
         numbers = [both[0], -both[0], both[1], -both[1], len(roster.texts), 0]
         numbers += [int(chained), int(roster.fresh), 0, here * unshared_nonfinite]
@@ -231,11 +233,9 @@ def _reduce_all(
             before = vectors[-1][CARRIED].to(vector.device)
             vector[CARRIED] = torch.maximum(vector[CARRIED], before)
         collectives.reduce_max(vector, roster.mesh)
-        differs = vector[PARAMS] != -vector[PARAMS + 1]
-        if not missing_is_zero:
-            differs |= vector[GRADIENTS] != -vector[GRADIENTS + 1]
-        mark = differs * (1 + min(roster.mesh.ranks))
-        vector[TROUBLE] = torch.maximum(vector[TROUBLE], mark)
+        end = GRADIENTS if missing_is_zero else GRADIENTS + 2
+        differs = (vector[PARAMS:end:2] != -vector[PARAMS + 1 : end : 2]).any()
+        vector[TROUBLE] = torch.maximum(vector[TROUBLE], differs * (1 + roster.first_rank))
         vectors.append(vector)
     return vectors
 
@@ -353,11 +353,17 @@ def nonfinite_members(roster: Roster, active: Sequence[int], finite: Finite) -> 
     return {n: bad - 1 for n, bad in zip(roster.members, reduced, strict=True) if bad}
 
 
-def _comparable(member: Member) -> tuple[Any, ...]:
-    """Return (name, rule, view, dtype, shape, placements, mesh) of a member, to detect changes."""
-    p = member.parameter
-    placed = (p.placements, p.device_mesh) if is_sharded(p) else ()  # type: ignore[attr-defined]
-    return member.name, member.rule, member.view, p.dtype, p.shape, *placed
+def _comparable(members: Sequence[Member]) -> list[tuple[Any, ...]]:
+    """Return (name, rule, view, dtype, shape, placements, mesh) per member, to detect changes.
+
+    A DTensor's specification is the same object in the next step.
+    """
+    return [(m.name, m.rule, m.view, *_placed(m.parameter)) for m in members]
+
+
+def _placed(parameter: Any) -> tuple[Any, ...]:
+    """Return dtype and shape; of a DTensor its specification, which has placements and mesh too."""
+    return parameter.dtype, parameter._spec if is_sharded(parameter) else parameter.shape
 
 
 def _hash_differs(report: Sequence[int], entry: int) -> bool:

@@ -98,7 +98,7 @@ class Transfer:
         groups: Process groups.
         axes: Replicated mesh dimensions of the parameters.
         exchange: The messages.
-        tensors_of: Returns the parts of local tensors that are outgoing fragments.
+        tensors_of: Returns the local tensor of each outgoing fragment.
         gather: Whether messages go to owners; they come from them otherwise.
     """
 
@@ -143,24 +143,24 @@ class Transfer:
 def run_rounds(
     groups: Groups,
     rounds: Sequence[tuple[Axes, list[Broadcast]]],
-    tensors_of: TensorsOf,
+    views_of: TensorsOf,
     finished: Callable[[int], None],
 ) -> None:
     """Run rounds of broadcasts between copies; unpack each, then call `finished(round number)`."""
     before: list[tuple[Broadcast, Tensor, object]] = []
     for number, (axes, broadcasts) in enumerate(rounds):
-        started = _start_round(groups, axes, broadcasts, tensors_of)
+        started = _start_round(groups, axes, broadcasts, views_of)
         if number:
-            _finish_round(before, groups.mesh.rank, tensors_of)
+            _finish_round(before, groups.mesh.rank, views_of)
             finished(number - 1)
         before = started
     if rounds:
-        _finish_round(before, groups.mesh.rank, tensors_of)
+        _finish_round(before, groups.mesh.rank, views_of)
         finished(len(rounds) - 1)
 
 
 def _start_round(
-    groups: Groups, axes: Axes, broadcasts: Sequence[Broadcast], tensors_of: TensorsOf
+    groups: Groups, axes: Axes, broadcasts: Sequence[Broadcast], views_of: TensorsOf
 ) -> list[tuple[Broadcast, Tensor, object]]:
     """Start one round's broadcasts; return (broadcast, its bytes, handle to wait for) of each."""
     mesh, group = groups.mesh, groups.copies(axes).group
@@ -169,7 +169,7 @@ def _start_round(
         if not broadcast.fragments:
             continue
         if broadcast.source == mesh.rank:
-            message = pack(tensors_of(broadcast.fragments), mesh.device)
+            message = pack(views_of(broadcast.fragments), mesh.device)
         else:
             size = fragments_bytes(broadcast.fragments)
             message = torch.empty(size, dtype=torch.uint8, device=mesh.device)
@@ -179,13 +179,13 @@ def _start_round(
 
 
 def _finish_round(
-    started: Iterable[tuple[Broadcast, Tensor, object]], rank: int, tensors_of: TensorsOf
+    started: Iterable[tuple[Broadcast, Tensor, object]], rank: int, views_of: TensorsOf
 ) -> None:
     """Wait for broadcasts; copy what other processes sent to its places."""
     for broadcast, message, handle in started:
         handle.wait()  # type: ignore[attr-defined]
         if broadcast.source != rank:
-            unpack(message, tensors_of(broadcast.fragments))
+            unpack(message, views_of(broadcast.fragments))
 
 
 def pack(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:

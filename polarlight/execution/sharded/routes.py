@@ -22,7 +22,11 @@ from polarlight.execution.sharded.topology import Axes, Topology
 from polarlight.linalg import foreach
 
 TensorsOf = Callable[[Sequence[Fragment]], list[Tensor]]
-"""Fragments -> the part of a local tensor that each is copied from or to."""
+"""Fragments -> the whole local tensor that each is copied from or to."""
+
+
+Place = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Shape, strides and first entry of a view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +64,18 @@ class FragmentRun:
         more = () if self.count == 1 else (self.stride // self.fragment.itemsize,)
         return (*more, *strides)
 
-    def in_tensor(self, x: Tensor) -> Tensor:
-        """Return the run's part x of a tensor as a view [count, *shape]; only for count > 1."""
-        if self.dim is None:
-            return x.expand(self.count, *self.shape)
-        strides = x.stride()  # faster than `unflatten` and `movedim`: one view
-        return x.as_strided(
-            (self.count, *self.shape), (strides[self.dim] * self.shape[self.dim], *strides)
-        )
+    def place_in(self, strides: Sequence[int], in_blocks: bool) -> Place:
+        """Return shape, strides and first entry of the run's view of a tensor with these strides.
+
+        The shape is `shape_in_message`; entries are counted from the tensor's first one.
+        """
+        slices = _slices(self.fragment, in_blocks)
+        first = sum(s.start * stride for s, stride in zip(slices, strides, strict=True))
+        own = [stride * (s.step or 1) for s, stride in zip(slices, strides, strict=True)]
+        if self.count > 1:
+            between = 0 if self.dim is None else own[self.dim] * self.shape[self.dim]
+            own = [between, *own]
+        return self.shape_in_message, tuple(own), first
 
 
 class Message:
@@ -107,13 +115,17 @@ class Packing:
     Args:
         runs: The runs.
         size: Bytes of the message.
+        in_blocks: Whether they are parts of whole matrices; of shards otherwise.
     """
 
-    def __init__(self, runs: Sequence[FragmentRun], size: int) -> None:
+    def __init__(self, runs: Sequence[FragmentRun], size: int, *, in_blocks: bool) -> None:
         """Keep the runs; make the message, without memory."""
         self.runs, self.message = runs, Message(size, self._message_views)
-        self._fragments = [run.fragment for run in runs]
-        self._joined = [k for k, run in enumerate(runs) if run.count > 1]
+        self._fragments, self._in_blocks = [run.fragment for run in runs], in_blocks
+        # Runs that are not all of a tensor, by position, and their places in one of such strides.
+        whole = [not in_blocks and run.count == 1 and run.fragment.segment.whole for run in runs]
+        self._parts = [k for k, is_whole in enumerate(whole) if not is_whole]
+        self._places: dict[int, tuple[tuple[int, ...], Place]] = {}
 
     def pack(self, tensors_of: TensorsOf, device: str) -> Tensor:
         """Return the message with all fragments copied into it, on a type of device."""
@@ -146,9 +158,15 @@ class Packing:
         ]
 
     def _tensor_views(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return each run's tensor as a view in the run's `shape_in_message`."""
-        for k in self._joined:
-            tensors[k] = self.runs[k].in_tensor(tensors[k])
+        """Replace each run's tensor by the view [`shape_in_message`] of it that is its part."""
+        for k in self._parts:
+            x = tensors[k]
+            strides, place = self._places.get(k, ((), None))
+            if place is None or strides != x.stride():
+                strides, place = x.stride(), self.runs[k].place_in(x.stride(), self._in_blocks)
+                self._places[k] = strides, place
+            shape, own_strides, first = place  # one view: faster than slices
+            tensors[k] = x.as_strided(shape, own_strides, x.storage_offset() + first)
         return tensors
 
     @staticmethod
@@ -331,7 +349,9 @@ def _route_of(
     outgoing = runs_of(_with_offsets(exchange.outgoing, sent), in_blocks=not gather)
     incoming = runs_of(_with_offsets(exchange.incoming, received), in_blocks=gather)
     return ExchangeRoute(
-        Packing(outgoing, sum(hops[0].outgoing)), Packing(incoming, sum(hops[-1].incoming)), hops
+        Packing(outgoing, sum(hops[0].outgoing), in_blocks=not gather),
+        Packing(incoming, sum(hops[-1].incoming), in_blocks=gather),
+        hops,
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from polarlight.execution.sharded.layouts import Intervals
 from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.regions import Segment, segments
+from polarlight.execution.sharded.specs import MATRIX
 from polarlight.execution.sharded.topology import Axes
 
 ALIGNMENT = 8
@@ -167,6 +168,9 @@ class ProcessSchedule:
             for number, owner in zip(matrix.numbers, matrix.ranks, strict=True)
             if owner == rank
         }
+        # Names of buffers, and of the gradient where it is read, of the parameters that have any.
+        names = ([n for n in spec.layouts if n != MATRIX] for spec in plan.params)
+        self.buffered = {number: some for number, some in enumerate(names) if some}
         self.active: Collection[int] | None = None  # numbers of parameters; None for all
         self.buckets = [self._bucket(numbers) for numbers in plan.buckets]
         # Tensors of the matrices that are computed in place, by number.

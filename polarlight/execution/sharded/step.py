@@ -83,23 +83,24 @@ class ShardedStep:
         if not missing:
             return
         assert self._stored.isdisjoint(missing), "a momentum would be updated twice"
-        tasks, params = self.params.load(missing), self.schedule.plan.params
-        self.tasks.update(zip(missing, tasks, strict=True))
+        tasks, buffered = self.params.load(missing), self.schedule.buffered
+        named: list[tuple[int, str, Tensor]] = []  # buffers, and the gradient where it is read
         for n, task in zip(missing, tasks, strict=True):
+            self.tasks[n] = task
             self.shards[n] = self.results[n] = {MATRIX: task.momentum}
-        # Buffers, and the gradient where it is read.
-        named = [
-            (n, name, x)
-            for n, task in zip(missing, tasks, strict=True)
-            for name, x in task.state.items()
-            if name in params[n].layouts
-        ]
+            if n in buffered:
+                named += [(n, name, task.state[name]) for name in buffered[n]]
         shards = all_to_local([x for _, _, x in named])
         for (n, name, _), shard in zip(named, shards, strict=True):
             self.shards[n][name] = shard
         for n, task in zip(missing, tasks, strict=True):
             if not task.expendable:
                 self.results[n] = {**self.shards[n], MATRIX: torch.empty_like(task.momentum)}
+
+    def _load_of(self, fragments: Sequence[Fragment]) -> None:
+        """Load the parameters of fragments, if any parameter of the step is not loaded yet."""
+        if len(self.tasks) + len(self._stored) < len(self.params.numbers):
+            self._load([f.param for f in fragments])
 
     def _store(self, param_numbers: Sequence[int]) -> None:
         """Pass parameters' complete directions to `params.store`; advance counters; drop tasks."""
@@ -160,14 +161,14 @@ class ShardedStep:
         """Start to send local shards to the owners of a bucket's matrices; return the transfers."""
         self._load(self.schedule.sent_params[bucket_number])
         return [
-            Transfer(self.groups, axes, exchange, self._shard_views, gather=True)
+            Transfer(self.groups, axes, exchange, self._loaded_shards, gather=True)
             for axes, exchange in self.schedule.buckets[bucket_number].gather.items()
         ]
 
     def _start_scatter(self, bucket: Bucket) -> list[Transfer]:
         """Start to send a bucket's directions and buffers to the shards; return the transfers."""
         return [
-            Transfer(self.groups, axes, exchange, self._block_views, gather=False)
+            Transfer(self.groups, axes, exchange, self._whole_blocks, gather=False)
             for axes, exchange in bucket.scatter.items()
         ]
 
@@ -187,7 +188,7 @@ class ShardedStep:
         for whole, shard in zip(self._block_views(own), self._shard_views(own), strict=True):
             whole.copy_(shard)
         for transfer in gather:
-            transfer.finish(self._block_views)
+            transfer.finish(self._whole_blocks)
 
     def _compute(self, bucket: Bucket) -> None:
         """Compute directions of a bucket's owned matrices; write this process's own fragments."""
@@ -293,7 +294,7 @@ class ShardedStep:
         """Receive, broadcast a bucket's directions, buffers; store complete ones; free blocks."""
         bucket = self.schedule.buckets[bucket_number]
         for transfer in scatter:
-            transfer.finish(self._output_views)
+            transfer.finish(self._whole_outputs)
 
         def finished(round_number: int) -> None:
             """Store the directions that are complete after a round; -1 stands for the scatter."""
@@ -305,14 +306,27 @@ class ShardedStep:
             for name in self.matrices[number].blocks:
                 del self.blocks[number, name]
 
+    def _loaded_shards(self, fragments: Sequence[Fragment]) -> list[Tensor]:
+        """Return the local momentum or buffer of each fragment; parameters must be loaded."""
+        return [self.shards[f.param][f.name] for f in fragments]
+
+    def _whole_outputs(self, fragments: Sequence[Fragment]) -> list[Tensor]:
+        """Return the result of each fragment: local direction or buffer; loads parameters."""
+        self._load_of(fragments)
+        return [self.results[f.param][f.name] for f in fragments]
+
+    def _whole_blocks(self, fragments: Sequence[Fragment]) -> list[Tensor]:
+        """Return the whole tensor of each fragment on the matrices' owner."""
+        return [self.blocks[f.matrix, f.name] for f in fragments]
+
     def _shard_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
         """Return fragments as views of local momenta and buffers; loads their parameters."""
-        self._load([f.param for f in fragments])
+        self._load_of(fragments)
         return _views(self.shards, fragments)
 
     def _output_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
         """Return fragments as views of their results: local directions and buffers; loads them."""
-        self._load([f.param for f in fragments])
+        self._load_of(fragments)
         return _views(self.results, fragments)
 
     def _block_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
