@@ -24,8 +24,8 @@ from polarlight.optimizer.param_groups import Group, names_of
 from polarlight.rule import UpdateRule
 from polarlight.view import Whole
 
-Pair = tuple[int, int]
-"""Group index and param index."""
+IndexPair = tuple[int, int]
+"""Group index and param index of a parameter."""
 
 _WHOLE = Whole()
 """View of groups that have none: one object, which is compared sooner."""
@@ -54,7 +54,7 @@ class SharedGradients:
         shared: Sequence[Collection[int]],
         executor: Executor | ParamExecutor,
         policy: NonFinite,
-    ) -> Iterator[dict[Pair, int]]:
+    ) -> Iterator[dict[IndexPair, int]]:
         """Compare and reduce shared gradients; yield {(group, param): rank} of non-finite ones.
 
         Each comes with the rank of a process that found it. An error in the context is reported to
@@ -138,7 +138,7 @@ class SharedGradients:
 def _gradients_replaced(
     agreed: Agreed,
     members: Sequence[Trainable],
-    pairs: Sequence[Pair],
+    pairs: Sequence[IndexPair],
     active: Mapping[int, list[int]],
 ) -> Iterator[None]:
     """Redistribute pending `p.grad`, make missing ones zeros (and active); undo `p.grad` on exit.
@@ -169,7 +169,7 @@ def _gradients_replaced(
 
 def _trainables(
     groups: Sequence[Group], states: Mapping[Tensor, State], shared: Sequence[Collection[int]]
-) -> tuple[list[Pair], list[Trainable]]:
+) -> tuple[list[IndexPair], list[Trainable]]:
     """Return shared parameters that have a state: (group, param) index pairs and `Trainable`s."""
     pairs, members = [], []
     for i, (group, own) in enumerate(zip(groups, shared, strict=True)):

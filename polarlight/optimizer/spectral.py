@@ -61,9 +61,9 @@ from polarlight.optimizer.param_groups import (
     without_frozen_integers,
 )
 from polarlight.optimizer.probe import Probe, add_probe, count_updates, report_tasks, report_update
-from polarlight.optimizer.shared_gradients import SharedGradients
+from polarlight.optimizer.shared_gradients import IndexPair, SharedGradients
 from polarlight.optimizer.state_dict import restoring
-from polarlight.optimizer.streaming import Place, step_streamed, streams
+from polarlight.optimizer.streaming import step_streamed, streams
 from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
@@ -260,7 +260,6 @@ class SpectralOptimizer(Optimizer):
 
     @nonfinite.setter
     def nonfinite(self, policy: NonFinite) -> None:
-        """Set the policy, given as a `NonFinite` or its value."""
         self._guard.policy = NonFinite(policy)
 
     def skipped(self) -> dict[str, int]:
@@ -353,7 +352,7 @@ class SpectralOptimizer(Optimizer):
             apply_update(groups[part.places[0][0]], part.weights, part.states, D, part.finite)
 
     def _update_momenta(
-        self, places: Sequence[Place], finite: Mapping[int, FiniteFlags], keep_momenta: bool
+        self, places: Sequence[IndexPair], finite: Mapping[int, FiniteFlags], keep_momenta: bool
     ) -> AlikeTasks:
         """Update alike groups' momenta in place; return tasks (momenta expendable unless kept)."""
         groups = self._groups

@@ -16,10 +16,8 @@ from polarlight.execution.sharded.executor import Sharded
 from polarlight.optimizer.apply import apply_update
 from polarlight.optimizer.masked import AlikeTasks, FiniteFlags, State
 from polarlight.optimizer.param_groups import ActiveParams, Group, alike_groups, name_of
+from polarlight.optimizer.shared_gradients import IndexPair
 from polarlight.view import Whole
-
-Place = tuple[int, int]
-"""Group index and param index."""
 
 
 def streams(executor: object) -> TypeGuard[Sharded]:
@@ -32,7 +30,7 @@ def step_streamed(
     groups: Sequence[Group],
     batch: ActiveParams,
     states: Mapping[Tensor, State],
-    update_momenta: Callable[[Sequence[Place], Mapping[int, FiniteFlags], bool], AlikeTasks],
+    update_momenta: Callable[[Sequence[IndexPair], Mapping[int, FiniteFlags], bool], AlikeTasks],
 ) -> ActiveParams:
     """Step groups of shared parameters, each applied when complete; return the other groups.
 
