@@ -28,7 +28,7 @@ class Executor(Protocol):
     """Interface that computes directions; may choose time and device, never values."""
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """Return one direction per job, in order; update the jobs' buffers in place."""
+        """Return one direction per job (a matrix), in order; update the jobs' buffers in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def new_buffers(
     parameter: Tensor,
     zeros: Callable[..., Tensor] = torch.zeros,
 ) -> dict[str, Tensor]:
-    """Return {name: zero buffer} for a rule's stages, without momentum; parts of a view joined.
+    """Return {name: zeros} for a rule, without momentum; several parts of a view share a vector.
 
     A view with one part keeps the shapes that the stages ask for. With several parts (`RowBlocks`)
     the parts' buffers are concatenated in one vector, so that no name has an index in it; in one
@@ -77,7 +77,7 @@ def new_buffers(
 
 
 def common_batch(view: MatrixView, shape: torch.Size) -> torch.Size:
-    """Return the leading dimensions that every part of the view has too; else an empty size."""
+    """Return shape[:-2] if all parts of the view have these dimensions; else an empty size."""
     leading = shape[:-2]
     return leading if all(part[:-2] == leading for part in view.shapes(shape)) else torch.Size()
 
@@ -93,7 +93,7 @@ def jobs_of(
     state: dict[str, Tensor],
     shape_cache: BufferShapes,
 ) -> list[Job]:
-    """Return a job (matrix, buffer views) per part of a parameter's view; fills the cache.
+    """Return one `Job` per part of the view, of views of momentum and state; fills `shape_cache`.
 
     Args:
         rule: The update rule.

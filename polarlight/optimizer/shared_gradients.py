@@ -119,7 +119,7 @@ class SharedGradients:
             finite,
             options=options,
             missing_is_zero=zero,
-            raises=raises,
+            nonfinite_raises=raises,
             unshared_nonfinite=unshared_nonfinite,
         )
         if isinstance(executor, Sharded):

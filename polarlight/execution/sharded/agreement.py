@@ -103,7 +103,7 @@ class Agreement:
         self._last: tuple[list[ref[Tensor]], list[tuple[Any, ...]], list[Roster]] = [], [], []
 
     def ranks(self) -> set[int]:
-        """Return the global ranks of all processes that this one shares a mesh with."""
+        """Return the global ranks of all meshes compared so far, this process's own included."""
         return {rank for roster in self._known.values() for rank in roster.mesh.ranks}
 
     def check(
@@ -114,10 +114,10 @@ class Agreement:
         *,
         options: str,
         missing_is_zero: bool,
-        raises: bool = False,
+        nonfinite_raises: bool = False,
         unshared_nonfinite: bool = False,
     ) -> Agreed:
-        """Compare parameters and gradients on all meshes; return missing, pending, non-finite ones.
+        """Compare parameters and gradients over all meshes; return `Agreed` or raise ValueError.
 
         Args:
             members: All trainable parameters of the optimizer, with and without gradients.
@@ -125,9 +125,10 @@ class Agreement:
             finite: Tests gradients that are not pending.
             options: Text that must be equal on all processes, besides the parameters.
             missing_is_zero: Whether a process may lack a gradient that others have.
-            raises: Whether a non-finite gradient is an error on all processes.
-            unshared_nonfinite: Whether `raises`, and a gradient that no other process shares is not
-                finite here.
+            nonfinite_raises: Whether a non-finite gradient is an error on all processes, which
+                the caller raises.
+            unshared_nonfinite: Whether `nonfinite_raises`, and a gradient that no other process
+                shares is not finite here.
 
         Raises:
             ValueError: On all processes that share a mesh, directly or over another one, if two of
@@ -141,7 +142,7 @@ class Agreement:
             states,
             finite,
             missing_is_zero=missing_is_zero,
-            raises=raises,
+            nonfinite_raises=nonfinite_raises,
             unshared_nonfinite=unshared_nonfinite,
         )
         reports = _report_to_earlier_meshes(rosters, vectors)
@@ -166,7 +167,7 @@ class Agreement:
     def _rosters(
         self, members: Sequence[Member], group: ProcessGroup | None, options: str
     ) -> list[Roster]:
-        """Return each mesh's parameters; the list of the last step if nothing has changed."""
+        """Return one `Roster` of parameters per mesh; last step's list if nothing has changed."""
         params = [m.parameter for m in members]
         keys = [(options, group), *_comparable(members)]
         refs, known_keys, rosters = self._last
@@ -179,7 +180,7 @@ class Agreement:
     def _new_rosters(
         self, members: Sequence[Member], group: ProcessGroup | None, options: str
     ) -> list[Roster]:
-        """Return each mesh's parameters with the texts to compare, in one order everywhere."""
+        """Return a new `Roster` of parameters per mesh, sorted by key: in one order everywhere."""
         by_key: dict[Any, Roster] = {}
         for number, member in enumerate(members):
             mesh = (
@@ -207,10 +208,10 @@ def _reduce_all(
     finite: Finite,
     *,
     missing_is_zero: bool,
-    raises: bool,
+    nonfinite_raises: bool,
     unshared_nonfinite: bool,
 ) -> list[Tensor]:
-    """All-reduce (max) each mesh's report; return the reports, int64 [10], in order of meshes.
+    """Return each mesh's report, int64 [10], all-reduced (max); carry trouble to later meshes.
 
     Trouble on one mesh is carried to the next ones: no process must wait on another mesh for one
     that raised.
@@ -227,7 +228,7 @@ def _reduce_all(
         active = [n for n in roster.members if states[n] == PRESENT]
         if active:
             vector[NONFINITE] = (~finite(active)).any() * here
-            if raises:
+            if nonfinite_raises:
                 vector[REFUSED] = torch.maximum(vector[REFUSED], vector[NONFINITE])
         if vectors:
             before = vectors[-1][CARRIED].to(vector.device)
@@ -249,7 +250,7 @@ def _last_covers_all(ranks_of_meshes: tuple[tuple[int, ...], ...]) -> bool:
 def _report_to_earlier_meshes(
     rosters: Sequence[Roster], vectors: Sequence[Tensor]
 ) -> list[list[int]]:
-    """Copy trouble on later meshes into earlier reports, by all-reduce; return reports as lists.
+    """Carry trouble to earlier meshes' reports, by all-reduce, in place; return reports as lists.
 
     Where the last mesh does not have all processes, processes of earlier meshes wait for it. Which
     meshes have such processes is known from the step before; in the first step the host reads it.
@@ -271,7 +272,7 @@ def _report_to_earlier_meshes(
 def _propagate_backwards(
     rosters: Sequence[Roster], vectors: Sequence[Tensor], chained: Sequence[int | bool]
 ) -> None:
-    """Set each report's `CARRIED` to the maximum over later meshes; all-reduce those `chained`."""
+    """Set each report's `CARRIED` to the maximum of it and later ones; all-reduce if `chained`."""
     if not any(chained):
         return
     carried = vectors[-1][CARRIED]
@@ -296,7 +297,7 @@ def _raise_if_trouble(
     states: Sequence[int],
     missing_is_zero: bool,
 ) -> None:
-    """Raise ValueError if a report shows a disagreement; the mesh gathers texts for its message."""
+    """Raise ValueError if a report shows a disagreement; a collective of the mesh if it does."""
     if not any(report[TROUBLE] for report in reports):
         return
     messages = []
@@ -317,7 +318,7 @@ def _raise_if_trouble(
 
 
 def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence[int]) -> list[int]:
-    """Return numbers of members with a gradient on another process and not here, by all-reduce.
+    """Return numbers of members with a gradient elsewhere on the mesh, none here, by all-reduce.
 
     Raises:
         ValueError: If another process has to reduce such a gradient together with this one.
@@ -362,12 +363,12 @@ def _comparable(members: Sequence[Member]) -> list[tuple[Any, ...]]:
 
 
 def _placed(parameter: Any) -> tuple[Any, ...]:
-    """Return dtype and shape; of a DTensor its specification, which has placements and mesh too."""
+    """Return (dtype, shape); of a DTensor (dtype, specification with placements and mesh)."""
     return parameter.dtype, parameter._spec if is_sharded(parameter) else parameter.shape
 
 
 def _hash_differs(report: Sequence[int], entry: int) -> bool:
-    """Return whether processes have unequal hashes, `report[entry]` being the largest one."""
+    """Return whether hashes differ: `report[entry]` is the largest, the next minus the least."""
     return report[entry] != -report[entry + 1]
 
 

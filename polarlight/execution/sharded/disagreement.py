@@ -59,7 +59,7 @@ def gradient_states(params: Sequence[Any]) -> list[int]:
 
 
 def _gradient_state(parameter: Any, gradient: Any) -> int:
-    """Return the state of a gradient of a parameter."""
+    """Return ABSENT (also if the parameter is empty), PENDING if placed otherwise, or PRESENT."""
     if gradient is None:
         return ABSENT
     if (spec := getattr(parameter, "_spec", None)) is None:  # no DTensor
@@ -110,7 +110,7 @@ def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
 
 
 def params_message(mesh: ProcessMesh, texts: Sequence[str], longest: int) -> str:
-    """Return the message on the first parameter or option that differs; all of a mesh call it."""
+    """Return the message on the first differing parameter or option; a collective on `mesh`."""
     where, (a, rank), (b, other) = first_difference(mesh, texts, longest)
     what = f"parameter {where - 1}" if where else "the library"
     return (
@@ -122,7 +122,7 @@ def params_message(mesh: ProcessMesh, texts: Sequence[str], longest: int) -> str
 
 
 def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequence[int]) -> str:
-    """Return the message on the first gradient that differs; all processes of a mesh call it."""
+    """Return the message on the first gradient state that differs; a collective on `mesh`."""
     texts = [_gradient_text(m, state) for m, state in zip(members, states, strict=True)]
     _, (a, rank), (b, other) = first_difference(mesh, texts, len(texts))
     return (
@@ -136,7 +136,7 @@ def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequ
 def first_difference(
     mesh: ProcessMesh, texts: Sequence[str], longest: int
 ) -> tuple[int, tuple[str, int], tuple[str, int]]:
-    """Return the first index at which the processes' texts differ, and two (text, rank) pairs.
+    """Return the first index where processes' texts differ, with two (text, rank); a collective.
 
     One hash per place is reduced, and only the texts of that place are gathered. Every process of
     the mesh must call this.
@@ -161,7 +161,7 @@ def first_difference(
 
 
 def check_copies(members: Sequence[Member], mesh: ProcessMesh) -> None:
-    """Compare checksums of replicated matrices over a mesh; raise ValueError if copies differ.
+    """Compare replicated matrices by checksum, a collective; raise ValueError if copies differ.
 
     One checksum per replicated parameter and process is gathered. Every process must call this.
     """

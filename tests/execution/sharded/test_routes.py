@@ -71,10 +71,10 @@ def bucket_exchange(schedule, gather):
 
 
 def groups_of(plan, rank, gather):
-    axes, topology = plan.axes_of(0), plan.topology
+    axes, topology = plan.replicated_of(0), plan.topology
     if topology.grid_of(axes) is None:
         return [topology.cut_group(axes, rank)]
-    both = [topology.node(axes, rank), topology.column(axes, rank)]
+    both = [topology.first_hop_group(axes, rank), topology.second_hop_group(axes, rank)]
     return both if gather else both[::-1]
 
 
@@ -83,7 +83,7 @@ def route(plan, rank, exchange, gather):
     if not more:
         return direct_route(exchange, first, gather=gather)
     both = first, more[0]
-    return relayed_route(exchange, plan.topology, plan.axes_of(0), rank, both, gather=gather)
+    return relayed_route(exchange, plan.topology, plan.replicated_of(0), rank, both, gather=gather)
 
 
 def passed_on(hop, received):
