@@ -193,7 +193,7 @@ def _is_kernel(site: Site) -> bool:
 
 
 def _is_last_layer(site: Site) -> bool:
-    """Return whether a matrix, in no MLP, is last in the module around it; alone only at the root."""
+    """Return whether a matrix, in no MLP, is last in the module around it; alone: at the root."""
     prefix = "".join(f"{word}." for word in site.path[:-1])
     others = [name for name, _ in site.model_index.matrices(prefix)]
     alone = len(others) < 2 and bool(prefix)
