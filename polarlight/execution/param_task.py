@@ -85,11 +85,11 @@ class ParamExecutor(Protocol):
     """Executor that takes whole parameters instead of matrices, all of a step in one call."""
 
     def directions_of(self, tasks: Sequence[ParamTask]) -> list[Tensor]:
-        """Return the local part of one direction per task; update the buffers in place."""
+        """Return the local part of one direction per task; update the rules' buffers in place."""
 
 
 def directions_of(executor: Executor | ParamExecutor, tasks: Sequence[ParamTask]) -> list[Tensor]:
-    """Return one direction per task, in its momentum's shape; buffers are updated in place."""
+    """Return one direction per task, in its momentum's shape; rules' buffers change in place."""
     if isinstance(executor, ParamExecutor):
         return executor.directions_of(tasks)
     known: BufferShapes = {}
@@ -233,7 +233,7 @@ class ParamSource(Protocol):
         """Numbers of all parameters of the step, as in its plan."""
 
     def parameter(self, number: int) -> Tensor:
-        """Return the parameter of this number."""
+        """Return the parameter of this number in the plan."""
 
     def load(self, numbers: Sequence[int]) -> list[ParamTask]:
         """Return one task per number; updates its momentum, so that each is loaded once."""
@@ -261,7 +261,7 @@ class Loaded:
         return self.tasks.keys()
 
     def parameter(self, number: int) -> Tensor:
-        """Return the parameter of this number."""
+        """Return the parameter of this number in the plan."""
         return self.tasks[number].parameter
 
     def load(self, numbers: Sequence[int]) -> list[ParamTask]:
@@ -310,7 +310,7 @@ class StreamedParams:
         return self._positions.keys()
 
     def parameter(self, number: int) -> Tensor:
-        """Return the parameter of this number."""
+        """Return the parameter of this number in the plan."""
         return self.members[self._positions[number]].parameter
 
     def load(self, numbers: Sequence[int]) -> list[ParamTask]:

@@ -251,7 +251,7 @@ def _schedule_fields(schedule: Schedule) -> dict[str, Any]:
 
 def _short_schedule(fields: dict[str, Any]) -> dict[str, Any]:
     """Return {"name": name} if the package has an equal schedule of that name; else `fields`."""
-    published = _published(fields["name"])
+    published = _schedule_named(fields["name"])
     if published is None:
         return fields
     theirs = {"steps": _rounded(published.steps), "safety": published.safety}
@@ -266,8 +266,8 @@ def _rounded(steps: Any) -> list[list[float]]:
 
 
 @lru_cache
-def _published(name: str) -> Schedule | None:
-    """Return the schedule of this name: the package's or, made anew, `polar_express`; or None."""
+def _schedule_named(name: str) -> Schedule | None:
+    """Return the package's schedule of this name, or `polar_express` as it says; else None."""
     for value in vars(schedules).values():
         if isinstance(value, Schedule) and value.name == name:
             return value

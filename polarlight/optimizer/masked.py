@@ -335,7 +335,7 @@ def _has_stack_kernels(x: Tensor) -> bool:
 def _stackable(
     flags: Sequence[Tensor], *lists: Sequence[Tensor]
 ) -> tuple[list[int], list[list[int]]]:
-    """Return (positions to select alone, lists of positions to stack: equal shape, dtype, device).
+    """Return (positions of large or unlike tensors, lists of positions of alike ones).
 
     Tensors at the positions of a group have equal shapes, dtypes and devices in every list.
     """

@@ -196,7 +196,7 @@ def _parse_entry(key: Key, value: object) -> Route:
 
 
 def _parse_override(key: Key, value: object) -> Route | Role:
-    """Return an override's value as a `Route` or `Role`; raise if it is neither, or empty.
+    """Turn an override (Route, rule, Role or its name) into Route or Role; raise for others.
 
     Raises:
         ValueError: If it changes nothing.

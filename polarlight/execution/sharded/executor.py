@@ -180,7 +180,7 @@ class Sharded:
             self._mesh_by_id.update(dict.fromkeys(own.numbers, own.mesh))
 
     def directions_of(self, tasks: Sequence[ParamTask]) -> list[Tensor]:
-        """Return the local part of one direction per task; update the buffers in place."""
+        """Return the local part of one direction per task; update the rules' buffers in place."""
         directions: list[Tensor] = [t.momentum for t in tasks]  # each is replaced below
         alone: list[int] = []
         on_mesh: dict[MeshKey, tuple[ProcessMesh, list[int]]] = {}

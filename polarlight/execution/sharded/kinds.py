@@ -117,7 +117,7 @@ class MatrixKind:
 
     @cached_property
     def _part_cost(self) -> RowwiseCost | None:
-        """Cost of the part of a matrix that this is; None for a whole matrix."""
+        """Cost of this part of a matrix; None for a whole one, or if the rule needs all of it."""
         return part_cost(self.spec.rule, self.matrix)
 
     @cached_property
@@ -232,7 +232,7 @@ def matrices_and_kinds(
 def _kinds_of(
     spec: ParamSpec, matrices: Sequence[MatrixSpec], table: HolderTable
 ) -> list[MatrixKind]:
-    """Return the kind of each matrix of a parameter; matrices with equal holders share one."""
+    """Return the kind of each matrix of a parameter; equal cuts and shapes share one."""
     known: dict[object, MatrixKind] = {}
     kinds = []
     for matrix in matrices:

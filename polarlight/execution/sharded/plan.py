@@ -217,7 +217,7 @@ class ShardedPlan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of parameters, options, mesh and owners; equal on processes that agree on them."""
+        """Hash of parameters, options, mesh, owners, other loads; equal on processes that agree."""
         loads = self.base_loads, self.later_load
         placed = str((self.ranks or tuple(range(self.size)), self.coordinates, loads))
         owned = str((self.owners, self.shared))

@@ -210,7 +210,7 @@ def _slices(fragment: Fragment, of_blocks: bool) -> tuple[slice, ...]:
 def _extended_run(
     run: FragmentRun, fragment: Fragment, offset: int, of_blocks: bool
 ) -> FragmentRun | None:
-    """Return the run with one more fragment; None unless that continues it evenly."""
+    """Return the run with a fragment that lies next in tensor and message; None for another."""
     before, here = _slices(run.fragment, of_blocks), _slices(fragment, of_blocks)
     if fragment.segment.shape != run.shape:
         return None

@@ -307,7 +307,7 @@ class ShardedStep:
                 del self.blocks[number, name]
 
     def _loaded_shards(self, fragments: Sequence[Fragment]) -> list[Tensor]:
-        """Return the whole local momentum or buffer of each fragment; must be loaded."""
+        """Return the local momentum or buffer of each fragment's parameter; must be loaded."""
         return [self.shards[f.param][f.name] for f in fragments]
 
     def _whole_outputs(self, fragments: Sequence[Fragment]) -> list[Tensor]:

@@ -98,7 +98,7 @@ class _Tally:
                 self.pairs.add((rank, group[(k + 1) % len(group)]))
 
     def add_sums(self, matrix: SharedMatrix) -> None:
-        """Add the bytes of the sums over a shared matrix's parts, as a ring of their owners."""
+        """Add the bytes of each owner of a shared matrix's sums, and pairs of a ring of them."""
         ranks = matrix.ranks
         for k, (number, rank) in enumerate(zip(matrix.numbers, ranks, strict=True)):
             self.sent[rank] += self.plan.kinds[number].sums

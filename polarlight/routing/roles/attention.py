@@ -38,7 +38,7 @@ def attention(site: Site, m: int, n: int) -> Decision:
 
 
 def _unfused_split(site: Site, part: Part, m: int, n: int) -> FusedSplit:
-    """Return `Whole()` for a projection, with heads if known; gated queries as (query, gate)."""
+    """Return view `Whole()` and, if known, a view by heads; gated queries as (query, gate)."""
     if part is Part.NONE:
         return FusedSplit(Whole(), "")
     extent, dim = (n, -1) if part is Part.OUTPUT else (m, -2)
