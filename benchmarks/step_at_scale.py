@@ -73,6 +73,9 @@ def groups_of(model: str, params: Sequence[Tensor]) -> list[dict[str, Any]]:
     return [{"params": some, "rule": rules[k], "view": view} for k, some in tall.items() if some]
 
 
+ASSIGNED = plan_module.assigned
+
+
 def owners_of_the_model(model: str, processes: int, options: Options) -> Callable[..., Assigned]:
     """`node_sharing.assigned` for narrow matrices: with owners and parts of the model's own."""
     tensors = [
@@ -109,6 +112,7 @@ def optimizer_on(
     rank: int, processes: int, model: str, narrow: int, node_size: int
 ) -> tuple[pl.SpectralOptimizer, Timed]:
     """The optimizer of one process, with gradients."""
+    plan_module.assigned = ASSIGNED  # also where another model was measured before
     plan_module.assigned = owners_of_the_model(model, processes, Options(node_size=node_size))
     step_module.directions_of_parts = lambda jobs, lines, by_columns: [job.matrix for job in jobs]
     mesh = init_device_mesh("cpu", (processes,))

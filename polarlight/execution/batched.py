@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -26,23 +25,30 @@ TINY = 2**10
 
 
 def capped_stacks(
-    positions: Sequence[int], tensors: Sequence[Tensor], cap: int, multiple: int = 1
+    indices: Sequence[int], tensors: Sequence[Tensor], max_bytes: int, multiple_of_equal: int = 1
 ) -> list[list[int]]:
-    """Split positions into lists of at most `cap` bytes, with a `multiple` of equal shapes in each.
+    """Split indices, in order, into lists of at most `max_bytes` of tensors (a larger one alone).
 
-    Order is kept. A tensor of more than `cap` bytes is alone. Where equal shapes are cut, a
-    multiple of `multiple` of them stay, if the list has that many.
+    Where equal shapes are cut, a multiple of `multiple_of_equal` of them stay, if the list has that
+    many.
     """
+    # `Tensor.nbytes` fails on shapes that a compiler keeps as symbols.
+    widest = max([tensors[i].element_size() for i in indices], default=0)
+    if indices and widest * sum([tensors[i].numel() for i in indices]) <= max_bytes:
+        return [list(indices)]  # most often
     stacks: list[list[int]] = []
     size = 0
-    for i in positions:
-        # `Tensor.nbytes` fails on shapes that a compiler keeps as symbols.
+    for i in indices:
         nbytes = tensors[i].numel() * tensors[i].element_size()
-        if not stacks or size + nbytes > cap:
+        if not stacks or size + nbytes > max_bytes:
             equal = (
                 [k for k in stacks[-1] if tensors[k].shape == tensors[i].shape] if stacks else []
             )
-            excess = equal[len(equal) // multiple * multiple :] if len(equal) > multiple else []
+            excess = (
+                equal[len(equal) // multiple_of_equal * multiple_of_equal :]
+                if len(equal) > multiple_of_equal
+                else []
+            )
             if excess:
                 del stacks[-1][-len(excess) :]
             stacks.append(excess)
@@ -53,7 +59,7 @@ def capped_stacks(
 
 
 def _cores(tensors: Sequence[Tensor]) -> int:
-    """Return the number of cores that share a batch on a CPU; 1 on other devices and in a graph.
+    """Return the number of torch's threads for CPU tensors; 1 on other devices and in a graph.
 
     Each takes a product of its own in a bfloat16 batch: of three, two cores waste one.
     """
@@ -62,19 +68,22 @@ def _cores(tensors: Sequence[Tensor]) -> int:
 
 
 def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Return lists of positions, equal shapes adjacent, capped at 256 MiB (on a CPU 8 MiB).
+    """Split indices of tensors into lists of at most 256 MiB (CPU: 8 MiB), equal shapes adjacent.
 
     On an accelerator, where every operator costs a launch, a shape is cut only if it is larger than
     a stack.
     """
-    shapes = [t.shape for t in tensors]
-    order = sorted(range(len(tensors)), key=shapes.__getitem__)
+    alike: dict[torch.Size, list[int]] = {}
+    for i, t in enumerate(tensors):
+        alike.setdefault(t.shape, []).append(i)
+    by_shape = [alike[shape] for shape in sorted(alike)]
     if "cpu" in {t.device.type for t in tensors}:
+        order = [i for some in by_shape for i in some]
         return capped_stacks(order, tensors, MOST_BYTES_ON_CPU, _cores(tensors))
     stacks: list[list[int]] = []
     size = 0
-    for _, shape in groupby(order, key=shapes.__getitem__):
-        for stack in capped_stacks(list(shape), tensors, MOST_BYTES):
+    for some in by_shape:
+        for stack in capped_stacks(some, tensors, MOST_BYTES):
             nbytes = sum([tensors[i].numel() * tensors[i].element_size() for i in stack])
             if not stacks or size + nbytes > MOST_BYTES:
                 stacks.append([])
@@ -108,30 +117,31 @@ class Batched:
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
         """Return one direction per job, in order; update the jobs' buffers in place."""
-        results: dict[int, Tensor] = {}
+        directions = [job.matrix for job in jobs]  # each is replaced
         for stack in self._stacks(jobs):
-            results.update(
-                zip(stack, _compute_stack([jobs[index] for index in stack]), strict=True)
-            )
-        return [results[index] for index in range(len(jobs))]
+            found = _compute_stack([jobs[index] for index in stack])
+            for index, D in zip(stack, found, strict=True):
+                directions[index] = D
+        return directions
 
     def _stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
-        """Yield positions of jobs with equal rule, shape, dtype and device, capped by `_cap`."""
-        groups: dict[Hashable, list[int]] = {}
-        rules: dict[UpdateRule, int] = {}  # hashed once per rule, not per job: the hash is slow
-        distinct = {id(job.rule): job.rule for job in jobs}
-        same = {key: rules.setdefault(rule, key) for key, rule in distinct.items()}
-        for index, job in enumerate(jobs):
-            M = job.matrix
-            kind = (same[id(job.rule)], M.shape[-2:], M.dtype, M.device)
-            groups.setdefault(kind, []).append(index)
+        """Yield indices of jobs to batch: equal rule, m, n, dtype and device, capped by `_cap`."""
         matrices = [job.matrix for job in jobs]
+        alike: dict[tuple[int, torch.Size, torch.dtype, torch.device], list[int]] = {}
+        for index, (job, M) in enumerate(zip(jobs, matrices, strict=True)):
+            alike.setdefault((id(job.rule), M.shape, M.dtype, M.device), []).append(index)
+        # Once per kind, not per job: rules are hashed, and shapes are cut.
+        rules: dict[UpdateRule, int] = {}
+        groups: dict[Hashable, list[int]] = {}
+        for (_, shape, dtype, device), indices in alike.items():
+            rule = rules.setdefault(jobs[indices[0]].rule, len(rules))
+            groups.setdefault((rule, shape[-2:], dtype, device), []).extend(indices)
         for group in groups.values():
-            first = matrices[group[0]]
-            yield from capped_stacks(group, matrices, self._cap(first), _cores([first]))
+            first = matrices[min(group)]
+            yield from capped_stacks(sorted(group), matrices, self._cap(first), _cores([first]))
 
     def _cap(self, M: Tensor) -> int:
-        """Return the most bytes of a stack of matrices like M; 0 for no stacking."""
+        """Return the most bytes of one batch of matrices like M; 0 to compute each alone."""
         if M.device.type != "cpu" or torch.compiler.is_compiling():  # a stack is code in a graph
             return self.max_bytes
         nbytes = M.shape[-2:].numel() * M.element_size()
@@ -164,7 +174,7 @@ def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
 
 
 def _existing_stack(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Return the batch [b, p, q] whose consecutive parts the tensors are; None if no such."""
+    """Return a view [b, p, q] of 2-D tensors adjacent in one tensor; None if they are not."""
     return stack_of(tensors) if tensors[0].ndim == 2 else None
 
 
@@ -181,7 +191,7 @@ def _stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def _unstack(batch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Return views of a batch [b, m, n] in the shapes [..., m, n] of the stacked matrices."""
+    """Split a batch [b, m, n] into views in the shapes [..., m, n] of the tensors `like`."""
     if {M.ndim for M in like} == {2}:
         return list(batch.unbind())
     counts = [M.shape[:-2].numel() for M in like]
@@ -189,7 +199,7 @@ def _unstack(batch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _to_step_dtype(direction: Tensor, M: Tensor) -> Tensor:
-    """Return a direction in M's dtype; on a CPU only tiny ones, where casting is not a pass more.
+    """Return a direction in M's dtype; unchanged on a CPU if a matrix has over 1,024 elements.
 
     Weights of another dtype than their directions are stepped one by one, by a cast of each.
     """

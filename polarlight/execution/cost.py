@@ -26,7 +26,7 @@ def flops(rule: UpdateRule, m: int, n: int) -> int:
 
 
 def cost(rule: UpdateRule, m: int, n: int) -> float:
-    """Return a direction's flops plus 300 per entry for memory passes; never zero."""
+    """Return the flops of an m x n matrix's direction, plus 300 per entry for memory passes."""
     return flops(rule, m, n) + FLOPS_PER_ENTRY * m * n
 
 
@@ -47,20 +47,20 @@ class RowwiseCost:
 
 @lru_cache(maxsize=4096)
 def rowwise_cost(rule: UpdateRule, m: int, n: int, local_rows: int) -> RowwiseCost | None:
-    """Return flops, cost and bytes of sums on `local_rows` of m rows; None if not row-wise."""
+    """Return flops, cost and bytes of sums on `local_rows` of m rows; None if it needs them all."""
     X, buffers = _meta_inputs(rule, m, n, local_rows=local_rows)
     return _part_cost(lambda: rule.direction_on_rows(X, _CountedRows(m), buffers), X)
 
 
 @lru_cache(maxsize=4096)
 def columnwise_cost(rule: UpdateRule, m: int, n: int, local_columns: int) -> RowwiseCost | None:
-    """Return flops, cost and bytes of sums on `local_columns` of n; None if not column-wise."""
+    """Return flops, cost and bytes of sums on `local_columns` of n; None if it needs them all."""
     X, buffers = _meta_inputs(rule, m, n, local_columns=local_columns)
     return _part_cost(lambda: rule.direction_on_columns(X, _CountedRows(n), buffers), X)
 
 
 def _part_cost(computation: Callable[[], Tensor], X: Tensor) -> RowwiseCost | None:
-    """Return the cost of a computation on a part X of a matrix; None if it needs all of it."""
+    """Run a computation on a part X of a matrix, return its cost; None if it needs all of it."""
     try:
         count = counted(computation, *X.shape)
     except NeedsAllRowsError:
@@ -73,19 +73,20 @@ class _CountedRows(Rows):
     """Row reductions that return their input, whose bytes are counted."""
 
     def __init__(self, total: int) -> None:
+        """Keep the number of rows of the whole matrix."""
         self.total = total
 
     def count(self, X: Tensor) -> int:
-        """Return the number of rows of the whole matrix."""
+        """Return the number of rows of the whole matrix, not of X."""
         return self.total
 
     def sum(self, x: Tensor) -> Tensor:
-        """Return x unchanged."""
+        """Return x unchanged; note its bytes as all-reduced."""
         note_summed(x)
         return x
 
     def max(self, x: Tensor) -> Tensor:
-        """Return x unchanged."""
+        """Return x unchanged; note its bytes as all-reduced."""
         return self.sum(x)
 
 
@@ -97,7 +98,7 @@ def _meta_inputs(
     local_rows: int | None = None,
     local_columns: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return a matrix [local_rows or m, local_columns or n] and its buffers on meta.
+    """Return an uninitialized [local_rows or m, local_columns or n] and {name: buffer}, on meta.
 
     Host counters are on the CPU.
     """

@@ -16,7 +16,7 @@ LARGEST_BYTES = 31 * 2**20
 
 @cache
 def raise_mmap_threshold() -> None:
-    """Raise glibc's mmap threshold to 31 MiB, once per process.
+    """Raise glibc's mmap threshold to 31 MiB by freeing a tensor of that size, once per process.
 
     Allocates one tensor of that size and frees it; none of its pages is touched. The price:
     afterwards freed tensors below 31 MiB stay in the process, up to 62 MiB at the top of its heap,

@@ -28,7 +28,7 @@ class Executor(Protocol):
     """Interface that computes directions; may choose time and device, never values."""
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """Return one direction per job, in order; update the jobs' buffers in place."""
+        """Return one direction per job (a matrix), in order; update the jobs' buffers in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def new_buffers(
     parameter: Tensor,
     zeros: Callable[..., Tensor] = torch.zeros,
 ) -> dict[str, Tensor]:
-    """Return {name: zero buffer} for a rule's stages, without momentum; parts of a view joined.
+    """Return {name: zeros} for a rule, without momentum; several parts of a view share a vector.
 
     A view with one part keeps the shapes that the stages ask for. With several parts (`RowBlocks`)
     the parts' buffers are concatenated in one vector, so that no name has an index in it; in one
@@ -77,13 +77,27 @@ def new_buffers(
 
 
 def common_batch(view: MatrixView, shape: torch.Size) -> torch.Size:
-    """Return the leading dimensions that every part of the view has too; else an empty size."""
+    """Return shape[:-2] if all parts of the view have these dimensions; else an empty size."""
     leading = shape[:-2]
     return leading if all(part[:-2] == leading for part in view.shapes(shape)) else torch.Size()
 
 
 BufferShapes = dict[tuple[int, torch.Size], dict[str, torch.Size]]
 """Buffer shapes by (id of the rule, shape of the matrix): a cache over many parameters."""
+
+
+def job_of_whole(
+    rule: UpdateRule, momentum: Tensor, state: dict[str, Tensor], shape_cache: BufferShapes
+) -> Job:
+    """Return the `Job` of one matrix or batch with its state; arguments as in `jobs_of`."""
+    key = id(rule), momentum.shape
+    shapes = shape_cache.get(key)
+    if shapes is None:
+        shapes = shape_cache[key] = rule.buffer_shapes(momentum.shape)
+    buffers = {name: state[name] for name in shapes}
+    if GRADIENT in buffers:
+        buffers[GRADIENT] = foreach.as_plain(buffers[GRADIENT])
+    return Job(rule, momentum, buffers)
 
 
 def jobs_of(
@@ -93,7 +107,7 @@ def jobs_of(
     state: dict[str, Tensor],
     shape_cache: BufferShapes,
 ) -> list[Job]:
-    """Return a job (matrix, buffer views) per part of a parameter's view; fills the cache.
+    """Return one `Job` per part of the view, of views of momentum and state; fills `shape_cache`.
 
     Args:
         rule: The update rule.
@@ -103,19 +117,18 @@ def jobs_of(
         shape_cache: Buffer shapes of parameters before; added to.
     """
     parts = view.split(momentum)
+    if len(parts) == 1:
+        if GRADIENT in state:
+            state = {**state, GRADIENT: view.split(foreach.as_plain(state[GRADIENT]))[0]}
+        return [job_of_whole(rule, parts[0], state, shape_cache)]
     buffer_shapes = []
     for part in parts:
         key = id(rule), part.shape
         if key not in shape_cache:
             shape_cache[key] = rule.buffer_shapes(part.shape)
         buffer_shapes.append(shape_cache[key])
-    if len(parts) == 1 and GRADIENT not in buffer_shapes[0]:  # almost all: many per step
-        return [Job(rule, parts[0], {name: state[name] for name in buffer_shapes[0]})]
     asked = GRADIENT in set().union(*buffer_shapes)
     gradients = view.split(foreach.as_plain(state[GRADIENT])) if asked else []
-    if len(parts) == 1:
-        state = {**state, GRADIENT: gradients[0]}
-        return [Job(rule, parts[0], {name: state[name] for name in buffer_shapes[0]})]
     taken: dict[str, int] = {}
     batch_dims = len(common_batch(view, momentum.shape))
     jobs = []

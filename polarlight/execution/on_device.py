@@ -44,11 +44,12 @@ class OnDevice:
     max_bytes: int = MOST_BYTES
 
     def __post_init__(self) -> None:
+        """Raise ValueError if `max_bytes` is negative."""
         if self.max_bytes < 0:
             raise ValueError(f"max_bytes must be >= 0, got {self.max_bytes}")
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """Return directions in order, where each matrix is; update the jobs' buffers."""
+        """Return one direction per job, on the matrix's device; update the jobs' buffers."""
         matrices = [job.matrix for job in jobs]
         results: dict[int, Tensor] = {}
         for some in capped_stacks(range(len(jobs)), matrices, self.max_bytes):
@@ -56,7 +57,7 @@ class OnDevice:
         return [results[i] for i in range(len(jobs))]
 
     def _compute_there(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """Compute jobs on the device; update their buffers; return directions where jobs are."""
+        """Compute jobs on `self.device`; copy buffers back; return directions on their devices."""
         moved = [self._copy_to_device(job) for job in jobs]
         directions = self.executor.directions(moved)
         pairs = [
@@ -72,7 +73,7 @@ class OnDevice:
         return [D.to(job.matrix.device) for D, job in zip(directions, jobs, strict=True)]
 
     def _copy_to_device(self, job: Job) -> Job:
-        """Return a copy of the job on the device; the host counter stays on the host."""
+        """Return the job with its tensors on `self.device`; the host counter stays where it is."""
         buffers = {
             name: x if name == HOST_COUNTER else x.to(self.device, non_blocking=True)
             for name, x in job.buffers.items()

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from polarlight.execution.job import BufferShapes, Executor, jobs_of, new_buffers
+from polarlight.execution.job import BufferShapes, Executor, job_of_whole, jobs_of, new_buffers
 from polarlight.execution.sharded import collectives
 from polarlight.linalg import foreach
 from polarlight.rule import MOMENTUM, Rule, UpdateRule
-from polarlight.view import MatrixView
+from polarlight.view import MatrixView, Whole
 
 
 class Member(Protocol):
@@ -94,6 +94,9 @@ def directions_of(executor: Executor | ParamExecutor, tasks: Sequence[ParamTask]
         return executor.directions_of(tasks)
     known: BufferShapes = {}
     momenta = foreach.all_plain([t.momentum for t in tasks])
+    if all([type(t.view) is Whole for t in tasks]):  # most often, and soonest done
+        every = zip(tasks, momenta, strict=True)
+        return executor.directions([job_of_whole(t.rule, M, t.state, known) for t, M in every])
     jobs = [jobs_of(t.rule, t.view, M, t.state, known) for t, M in zip(tasks, momenta, strict=True)]
     results = iter(executor.directions([job for of_param in jobs for job in of_param]))
     return [
@@ -133,10 +136,9 @@ def any_sharded(tensors: Iterable[Tensor]) -> bool:
 def shared_indices(
     param_lists: Sequence[Sequence[Tensor]], executor: Executor | ParamExecutor
 ) -> list[set[int]]:
-    """Return, per list, the indices of DTensors; of all parameters if the executor has a group.
+    """Return, per list, the indices of DTensors, or of all parameters if `executor.group` is set.
 
-    These are DTensors, and every parameter if the executor has a `group` of processes with equal
-    plain parameters.
+    Processes share these parameters: a `group` of processes has equal plain parameters.
     """
     if getattr(executor, "group", None) is not None:
         return [set(range(len(params))) for params in param_lists]
@@ -156,14 +158,14 @@ def to_local(x: Tensor) -> Tensor:
 
 
 def all_to_local(tensors: Iterable[Any]) -> list[Tensor]:
-    """Return `to_local` of each tensor, without a call of Python for each."""
+    """Return, per tensor, the shard of a DTensor or the plain tensor itself."""
     if torch.is_grad_enabled():
         return [to_local(x) for x in tensors]
     return [x._local_tensor if type(x) in _DTENSORS else to_local(x) for x in tensors]
 
 
 def mark_expendable(tasks: Iterable[ParamTask], kept: Iterable[Iterable[Tensor]]) -> None:
-    """Set each task's `expendable`: whether its momentum shares no memory with the `kept` lists."""
+    """Set each task's `expendable`: True if its momentum shares no storage with `kept` tensors."""
     # Storages themselves, not their addresses, which fake tensors have none of.
     taken = {x.untyped_storage()._cdata for tensors in kept for x in tensors}
     for task in tasks:
@@ -171,19 +173,19 @@ def mark_expendable(tasks: Iterable[ParamTask], kept: Iterable[Iterable[Tensor]]
 
 
 def full_tensor(x: Tensor, parameter: Tensor | None = None) -> Tensor:
-    """Return the full tensor of a DTensor, or of a shard of DTensor `parameter`; a collective."""
+    """Gather the full tensor of a DTensor, or of a shard of DTensor `parameter`; else return x."""
     if parameter is not None:
         x = placed_like(x, parameter)
     return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
 
 
 def placed_like(x: Tensor, parameter: Tensor) -> Tensor:
-    """Return a shard as a DTensor placed like a DTensor parameter; x itself for a plain one."""
+    """Return shard x as a DTensor placed like `parameter`; x itself if `parameter` is plain."""
     return collectives.as_dtensor_like(x, parameter) if is_sharded(parameter) else x
 
 
 def local_gradient(parameter: Tensor) -> Tensor:
-    """Return a gradient's local part, placed as the parameter; reduces pending sums."""
+    """Return the shard of `parameter.grad`, redistributed to the parameter's placements."""
     gradient = parameter.grad
     assert gradient is not None
     return (
@@ -196,12 +198,12 @@ def local_gradient(parameter: Tensor) -> Tensor:
 def local_tensors(
     params: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]], *, maximize: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return local parts of weights, of gradients (negated by `maximize`), of momenta if any.
+    """Return local weights, gradients not None (negated if `maximize`), and existing momenta.
 
     Gradients of DTensors must have their parameters' placements.
     """
     weights, buffers = list(params), [state[MOMENTUM] for state in states if MOMENTUM in state]
-    gradients = [p.grad for p in params if p.grad is not None]
+    gradients = [g for g in [p.grad for p in params] if g is not None]
     if any_sharded(params):
         weights, gradients, buffers = map(all_to_local, (params, gradients, buffers))
     return weights, foreach.neg(gradients) if maximize else gradients, buffers
@@ -228,16 +230,16 @@ class ParamSource(Protocol):
 
     @property
     def numbers(self) -> Collection[int]:
-        """Numbers of all parameters."""
+        """Numbers of all parameters of the step, as in its plan."""
 
     def parameter(self, number: int) -> Tensor:
-        """Return a parameter."""
+        """Return the parameter of this number."""
 
     def load(self, numbers: Sequence[int]) -> list[ParamTask]:
-        """Return tasks, each one once: a momentum is updated when it is loaded."""
+        """Return one task per number; updates its momentum, so that each is loaded once."""
 
     def store(self, numbers: Sequence[int], directions: Sequence[Tensor]) -> None:
-        """Take complete directions, in the shape of each local shard."""
+        """Take the parameters' directions, each in the shape of its local shard."""
 
 
 class Loaded:
@@ -259,15 +261,15 @@ class Loaded:
         return self.tasks.keys()
 
     def parameter(self, number: int) -> Tensor:
-        """Return the parameter of a task."""
+        """Return the parameter of this number."""
         return self.tasks[number].parameter
 
     def load(self, numbers: Sequence[int]) -> list[ParamTask]:
-        """Return tasks."""
+        """Return the tasks of these numbers, in order."""
         return [self.tasks[n] for n in numbers]
 
     def store(self, numbers: Sequence[int], directions: Sequence[Tensor]) -> None:
-        """Keep directions in `directions`, by number."""
+        """Add directions to `self.directions`, by number."""
         self.directions.update(zip(numbers, directions, strict=True))
 
 
@@ -292,7 +294,7 @@ class StreamedParams:
         self._positions: Mapping[int, int] = {}
 
     def momentum_dtypes(self, positions: Sequence[int]) -> list[torch.dtype]:
-        """Load the members at these positions, to be kept for `load`; return momentum dtypes."""
+        """Load members (updates their momenta), keep the tasks; return the momenta's dtypes."""
         if positions:
             self._early.update(zip(positions, self._load(positions), strict=True))
         return [self._early[k].momentum.dtype for k in positions]
@@ -304,20 +306,20 @@ class StreamedParams:
 
     @property
     def numbers(self) -> Collection[int]:
-        """Numbers of the parameters."""
+        """Numbers of the parameters in the plan, set by `numbered`."""
         return self._positions.keys()
 
     def parameter(self, number: int) -> Tensor:
-        """Return a parameter."""
+        """Return the parameter of this number."""
         return self.members[self._positions[number]].parameter
 
     def load(self, numbers: Sequence[int]) -> list[ParamTask]:
-        """Return tasks by number, each once; updates momenta, unless loaded early."""
+        """Return one task per number, each once; updates momenta that are not loaded yet."""
         positions = [self._positions[n] for n in numbers]
         new = [k for k in positions if k not in self._early]
         found = dict(zip(new, self._load(new), strict=True)) if new else {}
         return [found[k] if k in found else self._early.pop(k) for k in positions]
 
     def store(self, numbers: Sequence[int], directions: Sequence[Tensor]) -> None:
-        """Apply complete directions to the weights, by the `store` of the constructor."""
+        """Pass positions and directions to the constructor's `store`, which moves the weights."""
         self._store([self._positions[n] for n in numbers], directions)

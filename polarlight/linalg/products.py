@@ -58,6 +58,8 @@ def multiply_add(C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float = 1.
     """Return `beta C + alpha A B`, fused, for any number of leading dimensions."""
     if C.ndim == 2:
         return torch.addmm(C, A, B, beta=beta, alpha=alpha)
+    if C.ndim == 3:
+        return torch.baddbmm(C, A, B, beta=beta, alpha=alpha)
     flat = [x.reshape(-1, *x.shape[-2:]) for x in (C, A, B)]
     return torch.baddbmm(*flat, beta=beta, alpha=alpha).view(C.shape)
 

@@ -44,7 +44,7 @@ Optimizing = TypeVar("Optimizing", bound=Optimizer)
 
 
 def with_stochastic_rounding(optimizer: Optimizing) -> Optimizing:
-    """Let an optimizer round bfloat16 weights stochastically, not to nearest; return it.
+    """Set all groups of an optimizer to round bfloat16 weights stochastically; return it.
 
         optimizer = with_stochastic_rounding(Aurora(model.bfloat16(), lr=0.02))
 
@@ -80,7 +80,7 @@ def uses_stochastic_rounding(group: Group, p: Tensor) -> bool:
 
 
 def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
-    """Return the zero state of one parameter: momentum, rule buffers, rounding counter."""
+    """Return a parameter's zero state {name: buffer}: momentum, rule buffers, rounding counter."""
     rule, more = group["rule"], {}
     if uses_stochastic_rounding(group, p):
         more = {ROUNDING_STEP: torch.zeros((), dtype=torch.int32, device=p.device)}
@@ -92,7 +92,7 @@ def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
 
 
 def _new_momentum(momentum: Momentum, p: Tensor, name: str) -> dict[str, Tensor]:
-    """Return a parameter's zero momentum state by name; sharded as the parameter is.
+    """Return a parameter's zero momentum buffers, sharded as it is; `name` is for error messages.
 
     Raises:
         ValueError: If the momentum cannot be kept for a shard of this shape.
@@ -179,7 +179,7 @@ def _write_back(
     states: Sequence[State],
     finite: FiniteFlags,
 ) -> None:
-    """Copy float32 results into float16 weights, round them into bfloat16 ones, count the draws.
+    """Copy float32 results into float16 or, rounded stochastically, bfloat16 weights; count steps.
 
     A weight whose gradient is not finite has not changed, so that rounding is exact; its step is
     not counted.

@@ -32,7 +32,7 @@ class RuleBuffers:
     def complete(
         self, groups: Sequence[Group], state: MutableMapping[Any, dict[str, Tensor]]
     ) -> None:
-        """Allocate trainable parameters' missing buffers in `state`; collect all in `by_param`.
+        """Allocate trainable parameters' missing buffers in `state`; refill `by_param` with all.
 
         Raises:
             ValueError: If a rule for matrices has a parameter with fewer than two dimensions.
@@ -52,13 +52,13 @@ class RuleBuffers:
     def store(
         self, state: MutableMapping[Any, dict[str, Tensor]], params: Iterable[Tensor]
     ) -> None:
-        """Copy buffers that a step replaced in `by_param` (cast to float32) back into `state`."""
+        """Write `by_param` back into `state`: a step may have replaced buffers by float32 ones."""
         for p in params:
             if self.by_param[p] is not state[p]:
                 state[p].update(self.by_param[p])
 
     def _names_cache(self, group: Group) -> KnownNames:
-        """Return the cache of buffer names for a group's rule and view; the caller fills it.
+        """Return the cache {(shape, dtype): buffer names} of a group's rule; callers add to it.
 
         Names depend on nothing else; they are kept, as `new_state` allocates to find them.
         """

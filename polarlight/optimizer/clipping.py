@@ -30,7 +30,7 @@ _EPS = 1e-6
 
 @torch.no_grad()
 def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
-    """Clip by norm, in place, the gradients whose size changes the update; return their norm.
+    """Clip by norm, in place, gradients whose size changes the update; return the norm before.
 
     Gradients of matrices under a rule that ignores their size (every polar factor) are neither
     scaled nor counted. A rule whose update grows with its momentum (PolarGrad, Freon) is clipped
@@ -115,7 +115,7 @@ def _grows_with_gradient(group: Group, p: Tensor) -> bool:
 
 
 def _local_gradients_and_norms(gradients: Sequence[Tensor]) -> list[tuple[list[Tensor], Tensor]]:
-    """Return (local gradients, full norms [k]) per device, mesh and norm dtype; all-reduces."""
+    """Return (local gradients, norms [k] of whole ones) per device, mesh and dtype; all-reduces."""
     by_place: dict[Any, list[Tensor]] = {}
     for g in gradients:
         wide = torch.float64 if g.dtype == torch.float64 else torch.float32

@@ -38,7 +38,7 @@ class GraphInputs:
         self._rules: dict[str, UpdateRule] = {}
 
     def prepare(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> None:
-        """Copy the groups, momentum as a tensor; decide rules' branches by the host counters."""
+        """Set `groups` to copies with tensor momentum; choose rules' branches by host counters."""
         self.groups = [dict(group) for group in groups]
         self._kinds.clear()
         self._rules.clear()
@@ -48,11 +48,11 @@ class GraphInputs:
                 self._decide(p, group["rule"], states.get(p, {}))
 
     def rule_of(self, p: Tensor, rule: UpdateRule) -> UpdateRule:
-        """Return a parameter's rule as `prepare` decided it, or the rule given if it did not."""
+        """Return the rule for p with the branches that `prepare` chose; `rule` if it chose none."""
         return self._rules[self._kinds[p]] if p in self._kinds else rule
 
     def _make_momentum_tensor(self, group_index: int, group: Group) -> None:
-        """Replace the momentum in a group's copy by a tensor [], refilled if the number changed.
+        """Replace the momentum number in `group` by a tensor [], kept and refilled between steps.
 
         In float64, as Python's own numbers are, so that 1 - momentum has the bits of an eager step.
         """
@@ -70,7 +70,7 @@ class GraphInputs:
         group["momentum"] = tensor
 
     def _decide(self, p: Tensor, rule: object, state: State) -> None:
-        """Store a parameter's rule with its branches decided, if its host counter has one value.
+        """Choose a rule's branches by p's host counter and store it, if all p's counts are equal.
 
         Matrices of one parameter with different counts are left out: their step breaks the graph.
         """

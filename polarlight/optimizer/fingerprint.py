@@ -76,7 +76,7 @@ def config_of(value: object) -> Config:
 
 
 def read_fingerprint(saved: object) -> Config:
-    """Return the configuration that text in a state dict describes, of this or an older version.
+    """Return the configuration in a fingerprint or 0.1.0 `repr`; other text becomes its method.
 
     Args:
         saved: Text of `fingerprint`, the `repr` that 0.1.0 wrote, or a rule or view itself, as
@@ -116,7 +116,7 @@ def _has_only_configs(value: object) -> bool:
 
 
 def differences(saved: object, now: object, where: str = "") -> Iterator[FieldDifference]:
-    """Yield the fields in which two configurations differ, with defaults filled in."""
+    """Yield the fields in which two configurations differ, below path `where`; fill in defaults."""
     if isinstance(saved, dict) and isinstance(now, dict) and _are_comparable(saved, now):
         yield from _fields_that_differ(saved, now, where)
     elif _are_slots(saved) and _are_slots(now) and len(saved) == len(now):
@@ -131,7 +131,7 @@ def differences(saved: object, now: object, where: str = "") -> Iterator[FieldDi
 
 
 def keeps_state(value: object) -> bool:
-    """Return whether a configuration, nested ones included, has buffers; True if unknown."""
+    """Return whether a configuration or a nested one has buffers; True for an unknown method."""
     if isinstance(value, list):
         return any(map(keeps_state, value))
     if not isinstance(value, dict):
@@ -161,7 +161,7 @@ def _are_slots(value: object) -> TypeGuard[list[Config]]:
 
 
 def _are_comparable(saved: Config, now: Config) -> bool:
-    """Return whether two configurations are compared field by field, not as a whole.
+    """Return whether to compare field by field: the same method and, of schedules, equal ones.
 
     Configurations of one class are. Schedules are compared as a whole unless they are equal, since
     a name stands for coefficients.
@@ -225,7 +225,7 @@ def _encoded(value: Any) -> Any:
 
 
 def _object_config(value: Any) -> Config:
-    """Return the configuration of a slot, momentum, view or schedule."""
+    """Return the configuration of a slot, momentum, view or schedule, without default fields."""
     cls = type(value)
     stateful = isinstance(value, Stage | ElementwiseRule)
     stateful = stateful or (isinstance(value, Momentum) and value.buffered)
@@ -261,13 +261,13 @@ def _short_schedule(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(steps: Any) -> list[list[float]]:
-    """Return the coefficients of a schedule's steps with ten digits, as lists."""
+    """Return the coefficients of a schedule's steps as lists, to ten significant digits."""
     return [[float(f"{x:.{_DIGITS}g}") for x in step] for step in steps]
 
 
 @lru_cache
 def _published(name: str) -> Schedule | None:
-    """Return the schedule with this name, a constant or made by `polar_express`; None if none."""
+    """Return the schedule of this name: the package's or, made anew, `polar_express`; or None."""
     for value in vars(schedules).values():
         if isinstance(value, Schedule) and value.name == name:
             return value
@@ -283,7 +283,7 @@ def _published(name: str) -> Schedule | None:
 
 
 def _parsed(node: ast.AST) -> Any:
-    """Return the plain data that the syntax tree of a 0.1.0 `repr` describes."""
+    """Return the plain data in the syntax tree of a 0.1.0 `repr`; raise ValueError for others."""
     match node:
         case ast.Expr(value=inner):
             return _parsed(inner)

@@ -20,7 +20,7 @@ parameter that never moves again.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -63,7 +63,7 @@ class NonFiniteGuard:
         self._skipped_on_device: dict[torch.device, SkipCounts] = {}
 
     def allocate_counts(self, groups: Sequence[Group]) -> set[torch.device]:
-        """Allocate skip counts for every device of the groups, counts so far kept; return these."""
+        """Allocate skip counts on the groups' devices, counts so far kept; return the devices."""
         devices = {p.device for group in groups for p in group["params"]}
         sizes, counts = [len(group["params"]) for group in groups], self._skipped_on_device
         if all(device in counts and counts[device].sizes == sizes for device in devices):
@@ -88,12 +88,12 @@ class NonFiniteGuard:
         *,
         shared: Sequence[Collection[int]],
         nonfinite_ranks: Mapping[tuple[int, int], int] = MappingProxyType({}),
-        wait: bool,
+        may_wait: bool,
     ) -> dict[int, FiniteMask]:
-        """Return finite masks of accelerator gradients; drop known non-finite ones from `active`.
+        """Flag accelerator gradients by group; drop known non-finite from `active`; RAISE raises.
 
         One mask per group. What is dropped is counted: shared parameters in `nonfinite_ranks`, and,
-        if the host may `wait`, whatever is found. Plain gradients in host memory are left to
+        if the host `may_wait`, whatever is found. Plain gradients in host memory are left to
         `drop_nonfinite_on_host`, except under RAISE.
 
         Args:
@@ -103,7 +103,7 @@ class NonFiniteGuard:
             shared: Param indices of parameters that processes share, by group: they are not tested.
             nonfinite_ranks: Those of them, as (group, param) indices, whose gradient is not finite
                 on some process, with the rank of one such process.
-            wait: Whether the host may wait for a transfer per group, as for a probe.
+            may_wait: Whether the host may wait for a transfer per group, as for a probe.
 
         Raises:
             FloatingPointError: If the policy is RAISE and a gradient is not finite.
@@ -123,7 +123,7 @@ class NonFiniteGuard:
                 continue  # tested later, batch by batch
             # A rule that branches on a counter on the host has to know before it runs. In a graph
             # its branches are decided already, and the counter is put back like other buffers.
-            waits = wait or (
+            waits = may_wait or (
                 not torch.compiler.is_compiling()
                 and isinstance(group["rule"], UpdateRule)
                 and any(HOST_COUNTER in states[group["params"][k]] for k in param_indices)
@@ -156,15 +156,15 @@ class NonFiniteGuard:
         return dict(by_name)
 
     def _flag(
-        self, groups: Sequence[Group], active: ActiveParams, flagged: Sequence[tuple[int, int]]
+        self, groups: Sequence[Group], active: ActiveParams, pairs: Sequence[tuple[int, int]]
     ) -> dict[int, FiniteMask]:
-        """Flag accelerator gradients of (group, param) pairs, True if finite; count the others.
+        """Return {group: {param: flag} or None} for accelerator gradients; count non-finite ones.
 
         Shards need no flag; their processes have exchanged theirs.
         """
         masks: dict[int, dict[int, Tensor]] = {i: {} for i in active}
         on_devices: dict[torch.device, set[tuple[int, int]]] = {}
-        for i, k in flagged:
+        for i, k in pairs:
             device = groups[i]["params"][k].device
             if not is_host_readable(device):
                 on_devices.setdefault(device, set()).add((i, k))
@@ -179,7 +179,7 @@ class NonFiniteGuard:
         return {i: mask or None for i, mask in masks.items()}
 
     def _drop(self, group_index: int, param_indices: list[int], nonfinite: Sequence[int]) -> None:
-        """Remove the `nonfinite` ones from `param_indices` in place; count them on the host."""
+        """Remove `nonfinite` from `param_indices` in place; count each as skipped, on the host."""
         for k in nonfinite:
             self._skipped_on_host[group_index, k] += 1
             param_indices.remove(k)
@@ -197,7 +197,7 @@ class SkipCounts:
     def __init__(
         self, groups: Sequence[Group], device: torch.device, places: list[tuple[int, int]]
     ) -> None:
-        """Sort (group, param) places: elementwise last, equal shapes adjacent; count from zero."""
+        """Store (group, param) places, elementwise last, equal shapes adjacent; counts are zero."""
         self.sizes = [len(group["params"]) for group in groups]
         self.places = sorted(
             places,
@@ -217,7 +217,7 @@ class SkipCounts:
     def flag_and_count(
         self, groups: Sequence[Group], active: Collection[tuple[int, int]]
     ) -> Tensor:
-        """Return bool [places], False where an `active` gradient is not finite; count these."""
+        """Return bool [places], False for non-finite `active` gradients; add these to counts."""
         measures = [self._finite] * len(self.places)
         for squares in (False, True):
             positions = [
@@ -242,15 +242,15 @@ def is_host_readable(device: torch.device) -> bool:
 def gradients_by_device(
     params: Sequence[Tensor], param_indices: Sequence[int], *, local_parts: bool = False
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
-    """Yield (device, param indices, gradients) per device, or their `local_parts`; none absent."""
-    indices, gradients = [], []
-    for k in param_indices:
-        gradient = params[k].grad
-        if gradient is not None:
-            indices.append(k)
-            gradients.append(gradient)
-    found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
+    """Yield (device, param indices, existing gradients or their `local_parts`) per device."""
+    every = [params[k].grad for k in param_indices]
+    indices = [k for k, g in zip(param_indices, every, strict=True) if g is not None]
+    gradients = [g for g in every if g is not None]
     local = all_to_local(gradients) if local_parts else gradients
+    if len({g.device for g in local}) == 1:  # nearly always
+        yield local[0].device, indices, local
+        return
+    found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
     for k, gradient in zip(indices, local, strict=True):
         on_device = found.setdefault(gradient.device, ([], []))
         on_device[0].append(k)
@@ -260,7 +260,7 @@ def gradients_by_device(
 
 
 def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
-    """Return the bools of `finite_flags` as a list; waits for the device."""
+    """Return a bool per gradient: entries and, with `squares`, sum of squares finite; waits."""
     if is_host_readable(gradients[0].device) and not squares:
         # A finite sum has finite terms, and is the cheapest to compute; a sum may also overflow.
         parts = _small_ones_joined(gradients) if foreach.have_kernels(gradients) else gradients
@@ -271,27 +271,27 @@ def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
 
 
 def _small_ones_joined(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Return gradients, of which small ones with equal dtype and rows are concatenated."""
-    parts = [g for g in gradients if g.numel() > SMALL or not g.ndim]
-    alike: dict[Hashable, list[Tensor]] = {}
+    """Return gradients in another order, small ones of equal row shape concatenated."""
+    by_shape: dict[torch.Size, list[Tensor]] = {}
     for g in gradients:
-        if g.ndim and g.numel() <= SMALL:
-            alike.setdefault((g.dtype, g.shape[1:]), []).append(g)
+        by_shape.setdefault(g.shape, []).append(g)
+    parts: list[Tensor] = []
+    alike: dict[torch.Size, list[Tensor]] = {}
+    for shape, some in by_shape.items():
+        small = shape and shape.numel() <= SMALL
+        (alike.setdefault(shape[1:], []) if small else parts).extend(some)
     return [*parts, *(torch.cat(some) for some in alike.values())]
 
 
 def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
-    """Return bool [n] on the gradients' common device, True where all entries are finite.
-
-    With `squares`, the sum of squares has to be finite as well.
-    """
+    """Return bool [n], True where entries and, with `squares`, their sum of squares are finite."""
     return torch.stack(_norms(gradients, squares)) < math.inf
 
 
 def _norms(gradients: Sequence[Tensor], squares: bool) -> list[Tensor]:
-    """Return one norm [] per gradient, on its device; not finite where the gradient is not.
+    """Return each gradient's largest magnitude (`squares`: Frobenius norm) as [] on its device.
 
-    The largest magnitude, or with `squares` the Frobenius norm, in float32 or float64.
+    In float32 or float64; not finite where an entry is not.
     """
     order = 2.0 if squares else math.inf
     norms: dict[int, Tensor] = {}
@@ -325,7 +325,7 @@ def any_nonfinite(
 def nonfinite_indices(
     group: Group, param_indices: Sequence[int], *, host_readable: bool | None = None
 ) -> list[int]:
-    """Return param indices of non-finite plain gradients; `host_readable` selects devices; waits.
+    """Return indices of non-finite gradients; `host_readable` picks the CPU's or others; waits.
 
     With an elementwise rule, the sum of a gradient's squares has to be finite as well.
 

@@ -78,7 +78,7 @@ Copies of weights and states from before and after take about ten times as much.
 def flags_from_mask(
     mask: FiniteMask, param_indices: Sequence[int], params: Sequence[Tensor]
 ) -> FiniteFlags:
-    """Return flags for `param_indices` from a mask by index: True where absent; None for None."""
+    """Return a list of flags for `param_indices` from a mask, True where absent; None for None."""
     if mask is None:
         return None
     return [mask[i] if i in mask else _true(params[i]) for i in param_indices]
@@ -87,7 +87,7 @@ def flags_from_mask(
 def join_flags(
     group_indices: Sequence[int], finite: Mapping[int, FiniteFlags], params: Sequence[Tensor]
 ) -> FiniteFlags:
-    """Return one list of flags for parameters of several groups; None if no group has any.
+    """Return one list of the groups' flags for `params`, True for a group without; None if all are.
 
     Args:
         group_indices: Group of each parameter, group by group.
@@ -116,7 +116,7 @@ def update_momenta(
     beta: float | Tensor,
     finite: FiniteFlags,
 ) -> list[Tensor]:
-    """Update momentum buffers in place where finite; return the inputs of the rules."""
+    """Update momentum buffers in place where finite; return each rule's input (Nesterov or M)."""
     held = momentum.loaded(buffers, gradients) if momentum.buffered else buffers
     result = _update_loaded(momentum, states, gradients, held, beta, finite)
     for buffer, used in zip(buffers, held, strict=True):
@@ -133,7 +133,7 @@ def _update_loaded(
     beta: float | Tensor,
     finite: FiniteFlags,
 ) -> list[Tensor]:
-    """Update buffers on the gradients' devices in place where finite; return the rules' inputs."""
+    """Update momenta that are on gradients' devices in place where finite; return rules' inputs."""
     average = momentum.bind_state(states)
     if finite is None:
         return average(gradients, buffers, beta)
@@ -212,7 +212,7 @@ def commit_where_finite(
     written: Sequence[Mapping[str, Tensor]],
     finite: Sequence[Tensor],
 ) -> None:
-    """Copy written buffers into states where finite; multiply (finite) directions by the flag."""
+    """Copy `written` buffers into `states` where finite; multiply directions by flags in place."""
     rows = [
         (state[name], value, ok)
         for ok, state, clones in zip(finite, states, written, strict=True)
@@ -303,7 +303,7 @@ def _step_and_undo(
     rows: Sequence[tuple[Tensor, Tensor, State, Tensor]],
     numbers: Mapping[str, Any],
 ) -> None:
-    """Step all rows by the elementwise rule; then restore weights and states not flagged.
+    """Step rows (p, gradient, state, flag) by the rule; restore p and state where not flagged.
 
     Args:
         rule: The elementwise rule.
@@ -335,7 +335,7 @@ def _has_stack_kernels(x: Tensor) -> bool:
 def _stackable(
     flags: Sequence[Tensor], *lists: Sequence[Tensor]
 ) -> tuple[list[int], list[list[int]]]:
-    """Return (positions to select one by one, lists of positions with equal shape, dtype, device).
+    """Return (positions to select alone, lists of positions to stack: equal shape, dtype, device).
 
     Tensors at the positions of a group have equal shapes, dtypes and devices in every list.
     """
@@ -352,7 +352,7 @@ def _stackable(
 
 
 def _stacks(lists: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, bool]]:
-    """Return a stack [b, *shape] per list, and whether it is a copy.
+    """Return (stack [b, *shape], whether it is a copy or a view of the tensors) per list.
 
     A view where tensors already form one; one launch copies the others.
     """

@@ -24,7 +24,7 @@ STRUCTURE = ("rule", "view")
 
 
 def separate_tensors(groups: Sequence[Group]) -> None:
-    """Give every group tensors of its own for its numbers, in place of those of earlier groups.
+    """Clone, in place in each group, a tensor (such as lr) that an earlier group holds as well.
 
     Whoever writes to the rate of each group would write to a shared one once per group.
     """
@@ -42,6 +42,14 @@ def name_of(group: Mapping[str, Any], group_index: int, param_index: int) -> str
     if names and len(names) == len(group["params"]):  # else a wrapper replaced them, as FSDP1 does
         return str(names[param_index])
     return f"param_groups[{group_index}]['params'][{param_index}]"
+
+
+def names_of(group: Mapping[str, Any], group_index: int) -> list[str]:
+    """Return the names of a group's parameters; `param_groups[i]['params'][k]` for unnamed ones."""
+    names = group.get("param_names")
+    if names and len(names) == len(group["params"]):
+        return list(map(str, names))
+    return [name_of(group, group_index, k) for k in range(len(group["params"]))]
 
 
 def named_params(optimizer: Optimizer) -> list[tuple[str, Tensor, Group]]:
@@ -77,7 +85,7 @@ def check_group(group: Group, index: int) -> None:
 
 
 def without_frozen_integers(group: Mapping[str, Any]) -> Group:
-    """Return the group's `params`, and `param_names` if any, without integer `nn.Parameter`s.
+    """Return a dict of a group's `params`, `param_names` if any, without frozen integer ones.
 
     These hold quantized weights and never have a gradient. Any other tensor of integers is kept,
     for `check_group` to refuse.
@@ -97,7 +105,7 @@ def without_frozen_integers(group: Mapping[str, Any]) -> Group:
 
 
 def _is_frozen_integer(p: object) -> bool:
-    """Return whether an entry is an integer `nn.Parameter` without gradient."""
+    """Return whether p is an `nn.Parameter` of integers or bools that requires no gradient."""
     if not isinstance(p, nn.Parameter):
         return False
     return not (p.is_floating_point() or p.is_complex() or p.requires_grad)
@@ -200,7 +208,7 @@ def _check_parameters(group: Group, index: int) -> None:
 
 
 def check_not_flattened(groups: Sequence[Group]) -> None:
-    """Raise ValueError if FSDP1 left no parameter of any group in its own shape."""
+    """Raise ValueError if FSDP1 flattened parameters and all of those now have one dimension."""
     refuse_flattened(
         (name_of(group, i, k), p)
         for i, group in enumerate(groups)
@@ -209,7 +217,7 @@ def check_not_flattened(groups: Sequence[Group]) -> None:
 
 
 def check_is_matrix(group: Group, index: int, param_index: int) -> None:
-    """Raise ValueError if a rule for matrices has a parameter with fewer than two dimensions."""
+    """Raise ValueError if this parameter has a rule for matrices and fewer than two dimensions."""
     rule, p = group["rule"], group["params"][param_index]
     if not isinstance(rule, UpdateRule) or p.ndim >= 2:
         return
@@ -232,22 +240,20 @@ def indices_with_gradients(group: Group, group_index: int) -> list[int]:
     Raises:
         RuntimeError: If a gradient is sparse.
     """
-    param_indices = []
-    for k, p in enumerate(group["params"]):
-        gradient = p.grad
-        if gradient is None or not p.numel():
-            continue
-        if gradient.is_sparse:
+    params = group["params"]
+    gradients = [p.grad for p in params]
+    found = [k for k, g in enumerate(gradients) if g is not None and params[k].numel()]
+    for k in found:
+        if gradients[k].is_sparse:
             name = name_of(group, group_index, k)
             raise RuntimeError(f"{name} has a sparse gradient; only dense ones are supported")
-        param_indices.append(k)
-    return param_indices
+    return found
 
 
 def partition_for_step(
     groups: Sequence[Group], active: ActiveParams, *, one_batch: bool
 ) -> list[ActiveParams]:
-    """Return batches {group: param indices}: matrices (capped, by shape), then elementwise groups.
+    """Return batches {group: param indices}: matrices (by shape, or all in one), then elementwise.
 
     Matrices of all groups are `one_batch` where processes share the work, to balance it over them.
     Otherwise a batch has matrices of groups that are alike, in bounded memory, by shape.
@@ -269,7 +275,7 @@ def partition_for_step(
 
 
 def alike_groups(groups: Sequence[Group], indices: Iterable[int]) -> list[list[int]]:
-    """Return lists of group indices with equal rule, view and hyperparameters; on a CPU one each.
+    """Return lists of group indices: equal rule, view, hyperparameters; singly on a CPU, in graphs.
 
     On a CPU each group stays alone: merging saves launches, and changes what is multiplied as one
     batch. So it does in a graph of `torch.compile`, where each momentum is a tensor of its own.

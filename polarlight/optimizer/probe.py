@@ -90,7 +90,7 @@ def report_update(
     momentum: Tensor,
     direction: Tensor,
 ) -> None:
-    """Call each probe's `observe` with one update; shards are gathered, a collective.
+    """Call each probe's `observe` with one update; `before`: the whole weight; gathers shards.
 
     `before` is the whole weight before the step; momentum and direction are local. Every process of
     the mesh must call this.
@@ -120,7 +120,7 @@ def report_tasks(
 def count_updates(
     probes: Iterable[Probe], groups: Sequence[Group], updated: Mapping[int, set[int]]
 ) -> None:
-    """Call `count` of probes for each parameter of the groups; rule None if not in `updated`."""
+    """Call probes' `count` for all params of groups in `updated`; rule None if not updated."""
     counting = [probe for probe in probes if isinstance(probe, CountingProbe)]
     for i, param_indices in updated.items():
         for probe in counting:

@@ -20,12 +20,12 @@ from polarlight.execution.sharded.executor import Sharded
 from polarlight.execution.sharded.faults import SharedStep
 from polarlight.optimizer.gradient_guard import NonFinite, any_nonfinite, finite_of
 from polarlight.optimizer.masked import State
-from polarlight.optimizer.param_groups import Group, name_of
+from polarlight.optimizer.param_groups import Group, names_of
 from polarlight.rule import UpdateRule
 from polarlight.view import Whole
 
-Pair = tuple[int, int]
-"""Group index and param index."""
+IndexPair = tuple[int, int]
+"""Group index and param index of a parameter."""
 
 _WHOLE = Whole()
 """View of groups that have none: one object, which is compared sooner."""
@@ -39,7 +39,7 @@ class SharedGradients:
     """
 
     def __init__(self) -> None:
-        """Start without a comparison of processes; `step` is a `SharedStep` not entered yet."""
+        """Start with nothing compared yet; `step` is a `SharedStep` that has not begun."""
         self._agreement = Agreement()
         self._matrices: list[Trainable] = []
         self._rosters: list[Roster] = []
@@ -54,8 +54,8 @@ class SharedGradients:
         shared: Sequence[Collection[int]],
         executor: Executor | ParamExecutor,
         policy: NonFinite,
-    ) -> Iterator[dict[Pair, int]]:
-        """Compare gradients over processes; yield {(group, param): rank} of non-finite ones.
+    ) -> Iterator[dict[IndexPair, int]]:
+        """Compare and reduce shared gradients; yield {(group, param): rank} of non-finite ones.
 
         Each comes with the rank of a process that found it. An error in the context is reported to
         the other processes (`execution/sharded/faults.py`). While it lasts, `p.grad` of a pending
@@ -79,7 +79,7 @@ class SharedGradients:
         pairs, members = _trainables(groups, states, shared)
 
         def finite(numbers: Sequence[int]) -> Tensor:
-            """Return bool [n], True where the gradient of a member with this number is finite."""
+            """Return bool [n]: finite gradients of members `numbers`; all True for PROPAGATE."""
             if policy is NonFinite.PROPAGATE:
                 device = members[numbers[0]].parameter.device  # no copy from the host
                 return torch.ones(len(numbers), dtype=torch.bool, device=device)
@@ -108,7 +108,7 @@ class SharedGradients:
         raises: bool,
         unshared_nonfinite: bool,
     ) -> Agreed:
-        """Compare members, by all-reduce; announce those with matrix rules to `Sharded`."""
+        """Compare shared parameters by all-reduce; return findings; pass matrices to `Sharded`."""
         group, options, zero = None, "", False
         if isinstance(executor, Sharded):
             options = f"{executor.options}, missing_gradients={executor.missing_gradients!r}"
@@ -119,7 +119,7 @@ class SharedGradients:
             finite,
             options=options,
             missing_is_zero=zero,
-            raises=raises,
+            nonfinite_raises=raises,
             unshared_nonfinite=unshared_nonfinite,
         )
         if isinstance(executor, Sharded):
@@ -138,10 +138,10 @@ class SharedGradients:
 def _gradients_replaced(
     agreed: Agreed,
     members: Sequence[Trainable],
-    pairs: Sequence[Pair],
+    pairs: Sequence[IndexPair],
     active: Mapping[int, list[int]],
 ) -> Iterator[None]:
-    """In the context, a pending `p.grad` is redistributed and a missing one zero and active.
+    """Redistribute pending `p.grad`, make missing ones zeros (and active); undo `p.grad` on exit.
 
     A pending gradient has other placements than its parameter. Afterwards each is what it was.
 
@@ -169,20 +169,24 @@ def _gradients_replaced(
 
 def _trainables(
     groups: Sequence[Group], states: Mapping[Tensor, State], shared: Sequence[Collection[int]]
-) -> tuple[list[Pair], list[Trainable]]:
-    """Return shared parameters that have a state, as (group, param) indices and as `Trainable`."""
+) -> tuple[list[IndexPair], list[Trainable]]:
+    """Return shared parameters that have a state: (group, param) index pairs and `Trainable`s."""
     pairs, members = [], []
     for i, (group, own) in enumerate(zip(groups, shared, strict=True)):
+        if not own:
+            continue
         rule, view, params = group["rule"], group["view"] or _WHOLE, group["params"]
+        names = names_of(group, i)
         for k in sorted(own):
-            if (state := states.get(params[k])) is not None:
+            p = params[k]
+            if (state := states.get(p)) is not None:
                 pairs.append((i, k))
-                members.append(Trainable(name_of(group, i, k), rule, view, params[k], state))
+                members.append(Trainable(names[k], rule, view, p, state))
     return pairs, members
 
 
 def _nonfinite_pending(agreed: Agreed, finite: Finite) -> dict[int, int]:
-    """Return {member number: rank} of reduced gradients that are not finite, by all-reduce."""
+    """Return {index in members: rank} of pending gradients not finite once reduced; all-reduces."""
     found: dict[int, int] = {}
     for roster in agreed.rosters:
         pending = [n for n in roster.members if n in agreed.pending]

@@ -55,15 +55,15 @@ from polarlight.optimizer.param_groups import (
     check_group,
     check_not_flattened,
     indices_with_gradients,
-    name_of,
+    names_of,
     partition_for_step,
     separate_tensors,
     without_frozen_integers,
 )
 from polarlight.optimizer.probe import Probe, add_probe, count_updates, report_tasks, report_update
-from polarlight.optimizer.shared_gradients import SharedGradients
+from polarlight.optimizer.shared_gradients import IndexPair, SharedGradients
 from polarlight.optimizer.state_dict import restoring
-from polarlight.optimizer.streaming import Place, step_streamed, streams
+from polarlight.optimizer.streaming import step_streamed, streams
 from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
@@ -184,7 +184,7 @@ class SpectralOptimizer(Optimizer):
 
     @partial(_disable_dynamo, recursive=False)
     def _step_in_graph(self) -> None:
-        """Step under `torch.compile`: `_step` becomes a graph; eager if processes share work."""
+        """Trace `_step` into a graph of `torch.compile`; stay eager if processes share params."""
         devices = self._prepare_graph()
         params = [group["params"] for group in self.param_groups]
         if isinstance(self.executor, ParamExecutor) or any(shared_indices(params, self.executor)):
@@ -229,7 +229,7 @@ class SpectralOptimizer(Optimizer):
         observing = [probe for probe in self._probes.values() if probe.begin()]
         states, wait = self._buffers.by_param, bool(observing)
         masks = self._guard.flag_nonfinite(
-            groups, active, states, shared=shared, nonfinite_ranks=nonfinite_ranks, wait=wait
+            groups, active, states, shared=shared, nonfinite_ranks=nonfinite_ranks, may_wait=wait
         )
         matrices = [i for i, group in enumerate(groups) if isinstance(group["rule"], UpdateRule)]
         one_batch = isinstance(self.executor, ParamExecutor)
@@ -282,7 +282,7 @@ class SpectralOptimizer(Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Load buffers and hyperparameters, not rules or views; dtypes and devices of a new state.
+        """Load buffers (dtype, device as in a new state) and hyperparameters, not rules or views.
 
         By position, as torch does. Rules, and names if it has any, stay the optimizer's; one
         `UserWarning` lists fields of rules that differ and leave the meaning of the buffers alone
@@ -352,9 +352,9 @@ class SpectralOptimizer(Optimizer):
             apply_update(groups[part.places[0][0]], part.weights, part.states, D, part.finite)
 
     def _update_momenta(
-        self, places: Sequence[Place], finite: Mapping[int, FiniteFlags], keep_momenta: bool
+        self, places: Sequence[IndexPair], finite: Mapping[int, FiniteFlags], keep_momenta: bool
     ) -> AlikeTasks:
-        """Update momenta of params in alike groups in place; return tasks, weights and flags."""
+        """Update alike groups' momenta in place; return tasks (momenta expendable unless kept)."""
         groups = self._groups
         group = groups[places[0][0]]
         rule, view = group["rule"], group["view"] or Whole()
@@ -371,8 +371,9 @@ class SpectralOptimizer(Optimizer):
         rules = [rule] * len(params)
         if torch.compiler.is_compiling():
             rules = [self._graph.rule_of(p, rule) for p in params]
+        names = {i: names_of(groups[i], i) for i in {i for i, _ in places}}
         tasks = [
-            ParamTask(name_of(groups[i], i, k), r, view, p, M, state)
+            ParamTask(names[i][k], r, view, p, M, state)
             for (i, k), r, p, M, state in zip(places, rules, params, momenta, written, strict=True)
         ]
         if isinstance(self.executor, ParamExecutor) and not keep_momenta:
@@ -395,4 +396,4 @@ class SpectralOptimizer(Optimizer):
                 for k, p, W, state in zip(batch[i], params, before, states, strict=True):
                     local = {key: to_local(x) for key, x in state.items()}
                     M, U = group["rule"].momentum_and_direction(local, group["momentum"])
-                    report_update(observing, name_of(group, i, k), group, p, W, M, U)
+                    report_update(observing, names_of(group, i)[k], group, p, W, M, U)

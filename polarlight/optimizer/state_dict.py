@@ -52,7 +52,7 @@ Stochastic rounding may begin in mid-run; states of older versions have no sizes
 
 @contextmanager
 def restoring(optimizer: Optimizer, state_dict: object) -> Iterator[None]:
-    """Check a state dict that is loaded in this context; restore buffers' dtypes and devices.
+    """Check the state dict loaded in this context; give buffers a new state's dtype and device.
 
     The check runs after load hooks of others, which may reorder parameters.
 
@@ -249,7 +249,7 @@ def _with_tensors(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> dict
 
 
 def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[str]:
-    """Yield a text for each buffer that is missing, no tensor or of another shape than `fresh`."""
+    """Yield a text per buffer in `fresh` that is absent (if not optional), no tensor, misshapen."""
     for buffer, x in fresh.items():
         if buffer not in state:
             if buffer not in OPTIONAL_BUFFERS:

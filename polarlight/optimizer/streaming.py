@@ -16,14 +16,12 @@ from polarlight.execution.sharded.executor import Sharded
 from polarlight.optimizer.apply import apply_update
 from polarlight.optimizer.masked import AlikeTasks, FiniteFlags, State
 from polarlight.optimizer.param_groups import ActiveParams, Group, alike_groups, name_of
+from polarlight.optimizer.shared_gradients import IndexPair
 from polarlight.view import Whole
-
-Place = tuple[int, int]
-"""Group index and param index."""
 
 
 def streams(executor: object) -> TypeGuard[Sharded]:
-    """Return whether the executor is `Sharded` and applies directions as they come."""
+    """Return whether the executor is `Sharded` and applies each direction once it is complete."""
     return isinstance(executor, Sharded) and not executor.weights_last
 
 
@@ -32,7 +30,7 @@ def step_streamed(
     groups: Sequence[Group],
     batch: ActiveParams,
     states: Mapping[Tensor, State],
-    update_momenta: Callable[[Sequence[Place], Mapping[int, FiniteFlags], bool], AlikeTasks],
+    update_momenta: Callable[[Sequence[IndexPair], Mapping[int, FiniteFlags], bool], AlikeTasks],
 ) -> ActiveParams:
     """Step groups of shared parameters, each applied when complete; return the other groups.
 
@@ -64,7 +62,7 @@ def step_streamed(
         return [[n for i in alike for n in by_group[i]] for alike in alike_groups(groups, by_group)]
 
     def load(positions: Sequence[int]) -> list[ParamTask]:
-        """Update the momenta of members at these positions; return their tasks."""
+        """Update momenta in place for these positions in `members`; return their tasks."""
         found: dict[int, ParamTask] = {}
         for some in by_alike_groups(positions):
             finite: dict[int, FiniteFlags] = {places[n][0]: None for n in some}
@@ -73,7 +71,7 @@ def step_streamed(
         return [found[n] for n in positions]
 
     def store(positions: Sequence[int], directions: Sequence[Tensor]) -> None:
-        """Apply directions to the weights of members at these positions."""
+        """Apply directions, in place, to the weights at these positions in `members`."""
         by_position = dict(zip(positions, directions, strict=True))
         for some in by_alike_groups(positions):
             weights = [to_local(params[n]) for n in some]

@@ -9,7 +9,7 @@ Key = Role | tuple[Role, Part | str] | str
 
 
 def parse_key(key: Key) -> Key:
-    """Return a key with roles and parts converted from text; raise if no role, pair or text."""
+    """Return a key, role and part names in it as `Role`, `Part`; raise if no role, pair or text."""
     if isinstance(key, tuple) and len(key) == 2:
         role, part = key
         is_pattern = part not in set(Part) and any(letter in part for letter in "*?[.")
@@ -45,7 +45,7 @@ def _matches_pattern(assignment: Assignment, pattern: str) -> bool:
 
 
 def has_pattern(key: Key) -> bool:
-    """Return whether a key, or a pair's second entry, is a pattern: any text but a role or part."""
+    """Return whether a key, or a pair's second entry, is a pattern: neither a Role nor a Part."""
     last = key[1] if isinstance(key, tuple) else key
     return not isinstance(last, Role | Part)
 

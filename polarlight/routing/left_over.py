@@ -32,7 +32,7 @@ def route_and_warn(
     *,
     stacklevel: int,
 ) -> list[ParamGroup]:
-    """Return param groups as `route` does; warn if AdamW gets parameters that may be matrices.
+    """Return param groups as `route` does; warn of matrices under AdamW, embeddings under a rule.
 
     Args:
         model: As for `route`, like the next two.
@@ -48,7 +48,7 @@ def route_and_warn(
 
 
 def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
-    """Warn once if no parameter gets the optimizer's rule, or AdamW gets possible matrices.
+    """Warn once if no parameter gets the optimizer's rule; else if AdamW gets possible matrices.
 
     These are raw parameters that nothing is known of, and kernels if they are many. An override
     says that a parameter is meant to be where it is. Of complex ones the optimizer's error tells.
@@ -77,7 +77,7 @@ def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
 
 
 def _warn_of_likely_tables(routed: Sequence[Routed], *, stacklevel: int) -> None:
-    """Warn once if long matrices are hidden ones by their names alone, without their modules."""
+    """Warn once of long matrices under the optimizer's rule that may be embeddings or outputs."""
     likely = [
         found
         for found in routed
@@ -124,7 +124,7 @@ def _share(some: Sequence[Routed], trained: Sequence[Routed]) -> str:
 
 
 def _warning_text(start: str, listed: Sequence[Routed]) -> str:
-    """Return the warning's text: up to three of the listed parameters, and overrides to type."""
+    """Return `start`, up to three of the listed parameters, overrides that move or keep them."""
     if any(found.assignment.role is Role.CONV for found in listed):
         key = "Role.CONV"
     else:

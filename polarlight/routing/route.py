@@ -98,7 +98,7 @@ class Routed:
 
 
 def per_head(assignment: Assignment) -> MatrixView:
-    """Return the view with one matrix per attention head; to be passed as `Route(view=per_head)`.
+    """Return the view with a matrix per attention head, for `Route(view=per_head)`; else raise.
 
     Raises:
         ValueError: If the number of heads is unknown.
@@ -219,7 +219,7 @@ def _parse_override(key: Key, value: object) -> Route | Role:
 
 
 def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Assignment:
-    """Return a copy of an assignment with an override's role, and the override in the reason."""
+    """Return the assignment with an override's role (no matrix role for vectors) and reason."""
     reason = f"override for {format_key(key)}; {assignment.reason}"
     role = value if isinstance(value, Role) else assignment.role
     if role in MATRIX_ROLES and assignment.parameter.ndim < 2:
@@ -228,7 +228,7 @@ def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Ass
 
 
 def _merged_route(entry: Route, override: Route | Role, table: Mapping[Key, Route]) -> Route:
-    """Return `entry` with the override's settings; `entry` unchanged if the override is a Role.
+    """Return `entry`, or `table`'s first of the override's kind, with its settings (a Role: none).
 
     If one has an elementwise rule and the other has not, the settings are put on the first entry of
     the table that agrees with the override in this.
@@ -263,7 +263,7 @@ def _check_covered(assignments: Sequence[Assignment], matches: Sequence[Key | No
 def _check_used(
     assignments: Sequence[Assignment], keys: Iterable[Key], matches: Sequence[Key | None]
 ) -> None:
-    """Raise ValueError if a pattern matches nothing, or nothing that earlier entries leave."""
+    """Raise ValueError if a pattern matches no parameter, or only those that earlier keys take."""
     patterns = [key for key in keys if has_pattern(key)]
     idle = [key for key in patterns if key not in matches]
     missing = [key for key in idle if not any(matches_key(a, key) for a in assignments)]
@@ -287,7 +287,7 @@ def _check_matrices(
     overrides: Mapping[Key, Route | Role],
     asked: Sequence[Key | None],
 ) -> None:
-    """Raise ValueError if a pattern gives a role of matrices to vectors alone."""
+    """Raise ValueError if an override's pattern gives a matrix role to vectors alone."""
     for key, role in overrides.items():
         if role not in MATRIX_ROLES or not has_pattern(key):
             continue

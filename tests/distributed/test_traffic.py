@@ -23,7 +23,7 @@ from tests.distributed.test_conformance import EIGEN, optimizer
 SHAPES = [(12, 4), (4, 12), (6, 6), (3, 12, 4), (10, 5), (64, 2), *[(6, 6)] * 6]
 SMALL = Options(bucket_bytes=50, row_bytes=0, sum_weight=0)
 TWO_LEVELS = replace(SMALL, peers=1)
-"""Four processes as two nodes of two: a message takes two hops."""
+"""Four processes in groups of two: a message takes two hops."""
 RULE = polarlight.rules.aurora(polarlight.rules.WarmPolar(EIGEN))
 
 
@@ -180,7 +180,7 @@ def check_groups_are_made_once(rank):
         optimizer_.step()
         counts.append(len(made))
     collectives.dist.new_group = kept
-    assert counts == [2, 2, 2]  # one within the node, one across nodes
+    assert counts == [2, 2, 2]  # one per hop
     assert all(collectives._timeout_of(group) == TIMEOUT for group in made)
 
 

@@ -39,7 +39,7 @@ def flagged(guard, groups, wait=False, states=None):
     }
     states = states or {p: {} for g in groups for p in g["params"]}
     shared = [set() for _ in groups]
-    masks = guard.flag_nonfinite(groups, active, states, shared=shared, wait=wait)
+    masks = guard.flag_nonfinite(groups, active, states, shared=shared, may_wait=wait)
     guard.drop_nonfinite_on_host(groups, active, shared)
     return masks, active
 
@@ -69,7 +69,7 @@ def test_gradients_in_host_memory_are_tested_batch_by_batch():
     active = {0: [0, 1], 1: [0]}
     states = {p: {} for g in groups for p in g["params"]}
     shared = [set(), set()]
-    masks = guard.flag_nonfinite(groups, active, states, shared=shared, wait=True)
+    masks = guard.flag_nonfinite(groups, active, states, shared=shared, may_wait=True)
     assert masks == {0: None, 1: None}
     assert active == {0: [0, 1], 1: [0]}
     assert guard.skipped(groups) == {}
@@ -135,7 +135,7 @@ def test_a_gradient_that_is_nonfinite_on_another_process_is_dropped():
             {p: {} for g in groups for p in g["params"]},
             shared=shared,
             nonfinite_ranks={(0, 1): 0, (1, 0): 3},
-            wait=False,
+            may_wait=False,
         )
         return active
 

@@ -28,10 +28,10 @@ from polarlight.execution.sharded.disagreement import (
     PENDING,
     PRESENT,
     check_copies,
-    gradient_marks,
-    gradient_state,
+    gradient_states,
     gradients_message,
     hash_of,
+    hash_of_states,
     member_text,
     params_message,
 )
@@ -55,6 +55,7 @@ class Roster:
     Attributes:
         mesh: The process mesh.
         members: Numbers of the parameters in the list of all members.
+        first_rank: Lowest global rank of the mesh.
         texts: One text for the library and its options, then one per parameter.
         digest: Hash of the texts.
         fresh: Whether no step was agreed on with these parameters.
@@ -63,6 +64,7 @@ class Roster:
 
     mesh: ProcessMesh
     members: list[int]
+    first_rank: int
     texts: list[str] = field(default_factory=list)
     digest: int = 0
     fresh: bool = True
@@ -101,7 +103,7 @@ class Agreement:
         self._last: tuple[list[ref[Tensor]], list[tuple[Any, ...]], list[Roster]] = [], [], []
 
     def ranks(self) -> set[int]:
-        """Return the global ranks of all processes that this one shares a mesh with."""
+        """Return the global ranks of all meshes compared so far, this process's own included."""
         return {rank for roster in self._known.values() for rank in roster.mesh.ranks}
 
     def check(
@@ -112,10 +114,10 @@ class Agreement:
         *,
         options: str,
         missing_is_zero: bool,
-        raises: bool = False,
+        nonfinite_raises: bool = False,
         unshared_nonfinite: bool = False,
     ) -> Agreed:
-        """Compare parameters and gradients on all meshes; return missing, pending, non-finite ones.
+        """Compare parameters and gradients over all meshes; return `Agreed` or raise ValueError.
 
         Args:
             members: All trainable parameters of the optimizer, with and without gradients.
@@ -123,23 +125,24 @@ class Agreement:
             finite: Tests gradients that are not pending.
             options: Text that must be equal on all processes, besides the parameters.
             missing_is_zero: Whether a process may lack a gradient that others have.
-            raises: Whether a non-finite gradient is an error on all processes.
-            unshared_nonfinite: Whether `raises`, and a gradient that no other process shares is not
-                finite here.
+            nonfinite_raises: Whether a non-finite gradient is an error on all processes, which
+                the caller raises.
+            unshared_nonfinite: Whether `nonfinite_raises`, and a gradient that no other process
+                shares is not finite here.
 
         Raises:
             ValueError: On all processes that share a mesh, directly or over another one, if two of
                 them differ.
         """
         rosters = self._rosters(members, group, options)
-        states = [gradient_state(m.parameter) for m in members]
+        states = gradient_states([m.parameter for m in members])
         vectors = _reduce_all(
             rosters,
             members,
             states,
             finite,
             missing_is_zero=missing_is_zero,
-            raises=raises,
+            nonfinite_raises=nonfinite_raises,
             unshared_nonfinite=unshared_nonfinite,
         )
         reports = _report_to_earlier_meshes(rosters, vectors)
@@ -164,9 +167,9 @@ class Agreement:
     def _rosters(
         self, members: Sequence[Member], group: ProcessGroup | None, options: str
     ) -> list[Roster]:
-        """Return each mesh's parameters; the list of the last step if nothing has changed."""
+        """Return one `Roster` of parameters per mesh; last step's list if nothing has changed."""
         params = [m.parameter for m in members]
-        keys = [(options, group), *map(_comparable, members)]
+        keys = [(options, group), *_comparable(members)]
         refs, known_keys, rosters = self._last
         if keys == known_keys and all([x() is p for x, p in zip(refs, params, strict=True)]):
             return rosters
@@ -177,7 +180,7 @@ class Agreement:
     def _new_rosters(
         self, members: Sequence[Member], group: ProcessGroup | None, options: str
     ) -> list[Roster]:
-        """Return each mesh's parameters with the texts to compare, in one order everywhere."""
+        """Return a new `Roster` of parameters per mesh, sorted by key: in one order everywhere."""
         by_key: dict[Any, Roster] = {}
         for number, member in enumerate(members):
             mesh = (
@@ -187,7 +190,7 @@ class Agreement:
             )
             if mesh is not None:
                 if mesh.key not in by_key:
-                    by_key[mesh.key] = Roster(mesh, [])
+                    by_key[mesh.key] = Roster(mesh, [], min(mesh.ranks))
                 by_key[mesh.key].members.append(number)
         head = f"polarlight {_version()}, torch {torch.__version__}, {options}"
         for key, roster in by_key.items():
@@ -205,10 +208,10 @@ def _reduce_all(
     finite: Finite,
     *,
     missing_is_zero: bool,
-    raises: bool,
+    nonfinite_raises: bool,
     unshared_nonfinite: bool,
 ) -> list[Tensor]:
-    """All-reduce (max) each mesh's report; return the reports, int64 [10], in order of meshes.
+    """Return each mesh's report, int64 [10], all-reduced (max); carry trouble to later meshes.
 
     Trouble on one mesh is carried to the next ones: no process must wait on another mesh for one
     that raised.
@@ -217,7 +220,7 @@ def _reduce_all(
     covered = _last_covers_all(tuple(roster.mesh.ranks for roster in rosters))
     for place, roster in enumerate(rosters):
         chained = place < len(rosters) - 1 and not covered
-        both = roster.digest, hash_of(gradient_marks(members, states, roster.members))
+        both = roster.digest, hash_of_states(members, states, roster.members)
         here = 1 + roster.mesh.ranks[roster.mesh.rank]
         numbers = [both[0], -both[0], both[1], -both[1], len(roster.texts), 0]
         numbers += [int(chained), int(roster.fresh), 0, here * unshared_nonfinite]
@@ -225,17 +228,15 @@ def _reduce_all(
         active = [n for n in roster.members if states[n] == PRESENT]
         if active:
             vector[NONFINITE] = (~finite(active)).any() * here
-            if raises:
+            if nonfinite_raises:
                 vector[REFUSED] = torch.maximum(vector[REFUSED], vector[NONFINITE])
         if vectors:
             before = vectors[-1][CARRIED].to(vector.device)
             vector[CARRIED] = torch.maximum(vector[CARRIED], before)
         collectives.reduce_max(vector, roster.mesh)
-        differs = vector[PARAMS] != -vector[PARAMS + 1]
-        if not missing_is_zero:
-            differs |= vector[GRADIENTS] != -vector[GRADIENTS + 1]
-        mark = differs * (1 + min(roster.mesh.ranks))
-        vector[TROUBLE] = torch.maximum(vector[TROUBLE], mark)
+        end = GRADIENTS if missing_is_zero else GRADIENTS + 2
+        differs = (vector[PARAMS:end:2] != -vector[PARAMS + 1 : end : 2]).any()
+        vector[TROUBLE] = torch.maximum(vector[TROUBLE], differs * (1 + roster.first_rank))
         vectors.append(vector)
     return vectors
 
@@ -249,7 +250,7 @@ def _last_covers_all(ranks_of_meshes: tuple[tuple[int, ...], ...]) -> bool:
 def _report_to_earlier_meshes(
     rosters: Sequence[Roster], vectors: Sequence[Tensor]
 ) -> list[list[int]]:
-    """Copy trouble on later meshes into earlier reports, by all-reduce; return reports as lists.
+    """Carry trouble to earlier meshes' reports, by all-reduce, in place; return reports as lists.
 
     Where the last mesh does not have all processes, processes of earlier meshes wait for it. Which
     meshes have such processes is known from the step before; in the first step the host reads it.
@@ -271,7 +272,7 @@ def _report_to_earlier_meshes(
 def _propagate_backwards(
     rosters: Sequence[Roster], vectors: Sequence[Tensor], chained: Sequence[int | bool]
 ) -> None:
-    """Set each report's `CARRIED` to the maximum over later meshes; all-reduce those `chained`."""
+    """Set each report's `CARRIED` to the maximum of it and later ones; all-reduce if `chained`."""
     if not any(chained):
         return
     carried = vectors[-1][CARRIED]
@@ -296,7 +297,7 @@ def _raise_if_trouble(
     states: Sequence[int],
     missing_is_zero: bool,
 ) -> None:
-    """Raise ValueError if a report shows a disagreement; the mesh gathers texts for its message."""
+    """Raise ValueError if a report shows a disagreement; a collective of the mesh if it does."""
     if not any(report[TROUBLE] for report in reports):
         return
     messages = []
@@ -317,7 +318,7 @@ def _raise_if_trouble(
 
 
 def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence[int]) -> list[int]:
-    """Return numbers of members with a gradient on another process and not here, by all-reduce.
+    """Return numbers of members with a gradient elsewhere on the mesh, none here, by all-reduce.
 
     Raises:
         ValueError: If another process has to reduce such a gradient together with this one.
@@ -353,15 +354,21 @@ def nonfinite_members(roster: Roster, active: Sequence[int], finite: Finite) -> 
     return {n: bad - 1 for n, bad in zip(roster.members, reduced, strict=True) if bad}
 
 
-def _comparable(member: Member) -> tuple[Any, ...]:
-    """Return (name, rule, view, dtype, shape, placements, mesh) of a member, to detect changes."""
-    p = member.parameter
-    placed = (p.placements, p.device_mesh) if is_sharded(p) else ()  # type: ignore[attr-defined]
-    return member.name, member.rule, member.view, p.dtype, p.shape, *placed
+def _comparable(members: Sequence[Member]) -> list[tuple[Any, ...]]:
+    """Return (name, rule, view, dtype, shape, placements, mesh) per member, to detect changes.
+
+    A DTensor's specification is the same object in the next step.
+    """
+    return [(m.name, m.rule, m.view, *_placed(m.parameter)) for m in members]
+
+
+def _placed(parameter: Any) -> tuple[Any, ...]:
+    """Return (dtype, shape); of a DTensor (dtype, specification with placements and mesh)."""
+    return parameter.dtype, parameter._spec if is_sharded(parameter) else parameter.shape
 
 
 def _hash_differs(report: Sequence[int], entry: int) -> bool:
-    """Return whether processes have unequal hashes, `report[entry]` being the largest one."""
+    """Return whether hashes differ: `report[entry]` is the largest, the next minus the least."""
     return report[entry] != -report[entry + 1]
 
 

@@ -22,7 +22,7 @@ def owners(
     transfer_costs: Sequence[float] = (),
     part_holders: Sequence[Holders] = (),
 ) -> list[int]:
-    """Return the process that computes each matrix: loads are balanced, full holders preferred.
+    """Return each matrix's owner: the least loaded process, or one that holds it in full.
 
     Args:
         costs: Cost of each matrix, in any unit.
@@ -92,10 +92,10 @@ class _LeastLoaded:
 
 
 def spread_out(processes: int) -> list[int]:
-    """Return each process's place in a permutation that puts neighbouring ranks far apart.
+    """Return each rank's place in a permutation in which neighbouring ranks are far apart.
 
-    Equally loaded processes get matrices in this order: owners are spread over copies, nodes and
-    places within a node, though there be few of them.
+    Equally loaded processes get matrices in this order: owners are spread over copies, first-hop
+    groups and places within these, though there be few of them.
     """
     stride = max(1, round(processes * (5**0.5 - 1) / 2))
     while gcd(stride, processes) != 1:

@@ -34,7 +34,7 @@ class Buckets:
     _taken: list[dict[Hashable, int]] = field(default_factory=list)
 
     def add(self, matrices: Sequence[int], charges: Sequence[Charge], start: int) -> int:
-        """Add matrices to the first bucket with room for their bytes; return the bucket's number.
+        """Add matrices to the first bucket from `start` on with room; return the bucket's number.
 
         Args:
             matrices: Number of a matrix, or of all parts of one: they share a bucket.
@@ -74,9 +74,9 @@ class Charges:
     """
 
     def __init__(self, topology: Topology, kinds: Sequence[MatrixKind]) -> None:
-        """Count the distinct `axes` of the kinds, which are exchanged at the same time."""
+        """Keep the topology; count the sets of replicated dimensions among the kinds."""
         self._topology = topology
-        self._parts = len({kind.axes for kind in set(kinds)})
+        self._parts = len({kind.replicated for kind in set(kinds)})
         self._largest: dict[tuple[MatrixKind, int], tuple[int, int]] = {}
 
     def of_matrix(
@@ -96,41 +96,41 @@ class Charges:
         elif gathers:
             charges.extend(self._of_holders_together(kind, owner))
         elif returns:  # other processes hold no more than the two numbers of a rule
-            charges.append((("copy", kind.axes, 0), kind.per_matrix_bytes * self._parts))
+            charges.append((("copy", kind.replicated, 0), kind.per_matrix_bytes * self._parts))
         return charges
 
     def _of_each_holder(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
-        """Yield (account, bytes) of each holder and relay: the larger of sent and received."""
+        """Yield (account, bytes) of each holder but the owner, and each relay: the larger way."""
         topology = self._topology
         passed: dict[int, int] = defaultdict(int)
-        two_hops = topology.grid_of(kind.axes) is not None
+        two_hops = topology.grid_of(kind.replicated) is not None
         for rank, share in kind.shares(owner).items():
             if rank != owner:
                 size = _larger_way(kind, share)
                 yield ("holder", rank), size
                 if two_hops:
-                    passed[topology.via(kind.axes, rank, owner)] += size
+                    passed[topology.via(kind.replicated, rank, owner)] += size
         for rank, size in passed.items():
             yield ("relay", rank), size
 
     def _of_holders_together(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
-        """Yield (account, bytes) for many holders: the largest share, and the busiest relay's."""
-        topology, axes = self._topology, kind.axes
+        """Yield (account of a group, bytes): the largest share, and the busiest relay's bytes."""
+        topology, axes = self._topology, kind.replicated
         group, places = topology.cut_group(axes, owner), topology.places(axes)
         if (kind, group[0]) not in self._largest:
-            of_node: dict[int, int] = defaultdict(int)
+            by_group: dict[int, int] = defaultdict(int)
             sizes = {rank: _larger_way(kind, share) for rank, share in kind.shares(owner).items()}
             for rank, size in sizes.items():
-                of_node[places[rank][0]] += size
-            self._largest[kind, group[0]] = max(sizes.values()), max(of_node.values())
-        largest, of_node_most = self._largest[kind, group[0]]
+                by_group[places[rank][0]] += size
+            self._largest[kind, group[0]] = max(sizes.values()), max(by_group.values())
+        largest, of_group_most = self._largest[kind, group[0]]
         yield ("copy", axes, group[0]), largest * self._parts
         if topology.grid_of(axes) is not None:
-            yield ("column", axes, group[places[owner][1]]), of_node_most * self._parts
+            yield ("second hop", axes, group[places[owner][1]]), of_group_most * self._parts
 
 
 def joined(parts: Iterable[Sequence[Charge]]) -> list[Charge]:
-    """Return the charges of all parts of a matrix, each account once."""
+    """Return the (account, bytes) of all parts of a matrix, bytes of one account added up."""
     taken: dict[Hashable, int] = defaultdict(int)
     for charges in parts:
         for account, amount in charges:
@@ -139,6 +139,6 @@ def joined(parts: Iterable[Sequence[Charge]]) -> list[Charge]:
 
 
 def _larger_way(kind: MatrixKind, share: tuple[int, int]) -> int:
-    """Return the larger of the bytes that a holder sends to the owner and gets back."""
+    """Return the larger of a holder's bytes to the owner and bytes back."""
     gathered, scattered = share
     return max(gathered + kind.per_matrix_bytes, scattered)

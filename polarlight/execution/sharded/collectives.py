@@ -74,7 +74,7 @@ class ProcessMesh:
 
     @cached_property
     def key(self) -> MeshKey:
-        """Arrangement of the processes: meshes with equal keys hold every layout alike.
+        """Key of size, global ranks in mesh order and shape; equal keys hold every layout alike.
 
         Two meshes of equal ranks and shape may differ in who is where. Keys order meshes equally
         on all processes, smaller ones first.
@@ -93,7 +93,7 @@ def world_size() -> int:
 
 
 def format_ranks(ranks: Sequence[int]) -> str:
-    """Format ranks: `first-last` if consecutive, else up to eight, and after dots the highest."""
+    """Return ranks as text: `first-last` if consecutive, else up to eight, dots and the highest."""
     low, high = min(ranks), max(ranks)
     if low == high:
         return str(low)
@@ -111,7 +111,7 @@ def mesh_of_group(group: ProcessGroup, device: str) -> ProcessMesh:
 
 
 def mesh_of_dtensor(x: Any) -> ProcessMesh | None:
-    """Return a DTensor's mesh, None outside; may make a group, so that all on it must call this."""
+    """Return a DTensor's mesh, None if this process is not on it; a collective of the mesh."""
     mesh = x.device_mesh
     if mesh.get_coordinate() is None:
         return None
@@ -231,7 +231,7 @@ def replicated_layout(shape: Sequence[int], mesh: ProcessMesh) -> Layout:
 def sharded_zeros(
     x: Any, name: str, shape: torch.Size, *, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
-    """Return a buffer [shape] of zeros as a DTensor on the mesh of the DTensor x, cut as x is."""
+    """Return zeros [shape] as a DTensor on the mesh of x, cut by `Layout.for_buffer` of x."""
     from torch.distributed.tensor import DTensor
 
     layout = layout_of(x, name).for_buffer(shape)
@@ -269,7 +269,7 @@ def as_dtensor_like(shard: Tensor, x: Any) -> Tensor:
 
 
 def redistributed_gradient(parameter: Any) -> Any:
-    """Return a DTensor's gradient in the parameter's placements; a pending sum is reduced."""
+    """Return a DTensor's gradient in its parameter's placements; a collective if they differ."""
     gradient: Any = parameter.grad
     reduced = gradient.placements == parameter.placements
     return gradient if reduced else gradient.redistribute(placements=parameter.placements)
@@ -293,15 +293,15 @@ class SharedRows(Rows):
     copies: tuple[tuple[ProcessGroup, int], ...] = ()
 
     def count(self, X: Tensor) -> int:
-        """Return the number of rows of the whole matrix."""
+        """Return the number of rows of the whole matrix, not of X."""
         return self.total
 
     def sum(self, x: Tensor) -> Tensor:
-        """Return the elementwise sum over the processes with the other rows, by all-reduce."""
+        """Return a new tensor: x summed over processes with rows of the matrix; a collective."""
         return self._all_reduce(x, dist.ReduceOp.SUM)
 
     def max(self, x: Tensor) -> Tensor:
-        """Return the elementwise maximum over the processes with the other rows, by all-reduce."""
+        """Return a new tensor: elementwise maximum of x over processes with rows of the matrix."""
         return self._all_reduce(x, dist.ReduceOp.MAX)
 
     def _all_reduce(self, x: Tensor, operation: Any) -> Tensor:
@@ -328,7 +328,7 @@ def shared_rows(x: Any, row_axes: Sequence[int]) -> SharedRows:
 
 
 def adds_in_order_of_ranks(group: ProcessGroup) -> bool:
-    """Return whether sums over groups of equal size are bit-equal from equal tensors.
+    """Return whether a group adds in the order of ranks, as gloo does: equal bits everywhere.
 
     Gloo's order is that of the ranks. NCCL chooses rings and trees by the links between devices,
     which may differ from group to group.
@@ -350,7 +350,7 @@ class Subgroup:
 
 
 def subgroup(mesh: ProcessMesh, mesh_ranks: Sequence[int]) -> Subgroup:
-    """Return the processes with these ranks in the mesh, as a group; all of them must call this."""
+    """Return the processes with these mesh ranks as a `Subgroup`; all of them must call this."""
     ranks = [mesh.ranks[rank] for rank in mesh_ranks]
     group = mesh.group if len(mesh_ranks) == mesh.size else group_of_ranks(ranks)
     place = {rank: k for k, rank in enumerate(mesh.ranks)}
@@ -374,7 +374,7 @@ class InFlight:
 def start_exchange(
     sent: Tensor, received: Tensor, outgoing: list[int], incoming: list[int], group: ProcessGroup
 ) -> InFlight:
-    """Start an all-to-all: outgoing[k] entries of `sent` to rank k, incoming[k] from it."""
+    """Start an all-to-all: outgoing[k] entries of `sent` to rank k, incoming[k] to `received`."""
     handle = dist.all_to_all_single(received, sent, incoming, outgoing, group=group, async_op=True)
     return InFlight(received, sent, handle)
 

@@ -5,6 +5,7 @@ not broadcast, plain shards of another engine), each would move by the direction
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -52,25 +53,43 @@ def _elementwise_text(rule: object) -> str:
         return type(rule).__qualname__
 
 
-def gradient_state(parameter: Any) -> int:
-    """Return ABSENT (also of empty parameters), PENDING if placed otherwise, or PRESENT."""
-    gradient = parameter.grad
-    if gradient is None or not parameter.numel():
+def gradient_states(params: Sequence[Any]) -> list[int]:
+    """Return each parameter's ABSENT (also if empty), PENDING if placed otherwise, or PRESENT."""
+    return [_gradient_state(p, p.grad) for p in params]
+
+
+def _gradient_state(parameter: Any, gradient: Any) -> int:
+    """Return ABSENT (also if the parameter is empty), PENDING if placed otherwise, or PRESENT."""
+    if gradient is None:
         return ABSENT
-    pending = is_sharded(parameter) and gradient.placements != parameter.placements
-    return PENDING if pending else PRESENT
+    if (spec := getattr(parameter, "_spec", None)) is None:  # no DTensor
+        return PRESENT if parameter.numel() else ABSENT
+    if 0 in spec.shape:
+        return ABSENT
+    # `fully_shard` gives both one specification.
+    same = gradient._spec is spec or gradient.placements == parameter.placements
+    return PRESENT if same else PENDING
 
 
-def gradient_marks(
+def hash_of_states(
     members: Sequence[Member], states: Sequence[int], member_numbers: Sequence[int]
-) -> str:
-    """Return the gradient states of these members as text, with placements if pending."""
-    marks = [str(states[n]) for n in member_numbers]
+) -> int:
+    """Return a hash of these members' gradient states, and of placements of pending ones."""
+    of_members = tuple([states[n] for n in member_numbers])
+    if PENDING not in of_members:
+        return _hash_of_numbers(of_members)
+    marks = list(map(str, of_members))
     for k, n in enumerate(member_numbers):
-        if states[n] == PENDING:
+        if of_members[k] == PENDING:
             gradient: Any = members[n].parameter.grad
             marks[k] += str(gradient.placements)
-    return ";".join(marks)
+    return hash_of(";".join(marks))
+
+
+@lru_cache(maxsize=64)
+def _hash_of_numbers(numbers: tuple[int, ...]) -> int:
+    """Return a hash of numbers, equal on every process."""
+    return hash_of(";".join(map(str, numbers)))
 
 
 def _gradient_text(member: Member, state: int) -> str:
@@ -91,7 +110,7 @@ def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
 
 
 def params_message(mesh: ProcessMesh, texts: Sequence[str], longest: int) -> str:
-    """Return the message on the first parameter or option that differs; all of a mesh call it."""
+    """Return the message on the first differing parameter or option; a collective on `mesh`."""
     where, (a, rank), (b, other) = first_difference(mesh, texts, longest)
     what = f"parameter {where - 1}" if where else "the library"
     return (
@@ -103,7 +122,7 @@ def params_message(mesh: ProcessMesh, texts: Sequence[str], longest: int) -> str
 
 
 def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequence[int]) -> str:
-    """Return the message on the first gradient that differs; all processes of a mesh call it."""
+    """Return the message on the first gradient state that differs; a collective on `mesh`."""
     texts = [_gradient_text(m, state) for m, state in zip(members, states, strict=True)]
     _, (a, rank), (b, other) = first_difference(mesh, texts, len(texts))
     return (
@@ -117,7 +136,7 @@ def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequ
 def first_difference(
     mesh: ProcessMesh, texts: Sequence[str], longest: int
 ) -> tuple[int, tuple[str, int], tuple[str, int]]:
-    """Return the first index at which the processes' texts differ, and two (text, rank) pairs.
+    """Return the first index where processes' texts differ, with two (text, rank); a collective.
 
     One hash per place is reduced, and only the texts of that place are gathered. Every process of
     the mesh must call this.
@@ -142,7 +161,7 @@ def first_difference(
 
 
 def check_copies(members: Sequence[Member], mesh: ProcessMesh) -> None:
-    """Compare checksums of replicated matrices over a mesh; raise ValueError if copies differ.
+    """Compare replicated matrices by checksum, a collective; raise ValueError if copies differ.
 
     One checksum per replicated parameter and process is gathered. Every process must call this.
     """

@@ -1,8 +1,8 @@
 """Exchanges of fragments between processes: one message of bytes per pair, in one hop or two.
 
-In two hops a message goes to the process at its destination's place in the own node first, and
-from there across nodes; results take the same way back. A process then exchanges messages with its
-node and its column of nodes only, and all messages on the same way travel as one.
+In two hops a message to an owner goes to the owner's place in the sender's own group first, and
+from there to the owner's group; results take the same way back. A process then exchanges messages
+with its two hop groups only (`Topology`), and all messages on the same way travel as one.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -45,36 +45,36 @@ class Groups:
         self._known: dict[tuple[int, ...], Subgroup] = {}
         self._routes: WeakKeyDictionary[Exchange, ExchangeRoute] = WeakKeyDictionary()
 
-    def copies(self, axes: Axes) -> Subgroup:
-        """Return the processes with this process's shard, one per copy along replicated `axes`."""
-        return self._subgroup(self.plan.topology.copies(axes, self.mesh.rank))
+    def copies(self, replicated: Axes) -> Subgroup:
+        """Return the `Subgroup` of processes with this one's shard, one per copy."""
+        return self._subgroup(self.plan.topology.copies(replicated, self.mesh.rank))
 
     def shared_lines(self, mesh_ranks: tuple[int, ...], total: int) -> SharedRows:
-        """Return all `total` rows, or columns, of a matrix of which these ranks have parts."""
+        """Return reductions over all `total` rows, or columns, of a matrix in parts on ranks."""
         group = self._subgroup(mesh_ranks).group
         return SharedRows((group,), total, self.mesh.device)
 
-    def hops(self, axes: Axes, *, gather: bool) -> list[Subgroup]:
-        """Return one subgroup per hop, one or two, in the order of a gather, or of a scatter."""
+    def hops(self, replicated: Axes, *, gather: bool) -> list[Subgroup]:
+        """Return the `Subgroup` of each hop (one or two), in the order of a gather or scatter."""
         topology, rank = self.plan.topology, self.mesh.rank
-        if topology.grid_of(axes) is None:
-            return [self._subgroup(topology.cut_group(axes, rank))]
-        # Owners have places in columns: to them within the node first, from them across nodes.
+        if topology.grid_of(replicated) is None:
+            return [self._subgroup(topology.cut_group(replicated, rank))]
+        # To an owner its place within the own group comes first, from an owner the other group.
         both = [
-            self._subgroup(topology.node(axes, rank)),
-            self._subgroup(topology.column(axes, rank)),
+            self._subgroup(topology.first_hop_group(replicated, rank)),
+            self._subgroup(topology.second_hop_group(replicated, rank)),
         ]
         return both if gather else both[::-1]
 
-    def route(self, axes: Axes, exchange: Exchange, *, gather: bool) -> ExchangeRoute:
+    def route(self, replicated: Axes, exchange: Exchange, *, gather: bool) -> ExchangeRoute:
         """Return the route of an exchange: its packing and hops, made on first use and cached."""
         if exchange not in self._routes:
-            first, *more = (hop.mesh_ranks for hop in self.hops(axes, gather=gather))
+            first, *more = (hop.mesh_ranks for hop in self.hops(replicated, gather=gather))
             self._routes[exchange] = (
                 relayed_route(
                     exchange,
                     self.plan.topology,
-                    axes,
+                    replicated,
                     self.mesh.rank,
                     (first, more[0]),
                     gather=gather,
@@ -85,7 +85,7 @@ class Groups:
         return self._routes[exchange]
 
     def _subgroup(self, mesh_ranks: tuple[int, ...]) -> Subgroup:
-        """Return the subgroup of these ranks in the mesh, made on first use and cached."""
+        """Return the `Subgroup` of these mesh ranks; made on first use by a collective."""
         if mesh_ranks not in self._known:
             self._known[mesh_ranks] = collectives.subgroup(self.mesh, mesh_ranks)
         return self._known[mesh_ranks]
@@ -96,18 +96,26 @@ class Transfer:
 
     Args:
         groups: Process groups.
-        axes: Replicated mesh dimensions of the parameters.
+        replicated: Replicated mesh dimensions of the parameters.
         exchange: The messages.
-        tensors_of: Returns the parts of local tensors that are outgoing fragments.
+        tensors_of: Returns the local tensor of each outgoing fragment.
         gather: Whether messages go to owners; they come from them otherwise.
     """
 
     def __init__(
-        self, groups: Groups, axes: Axes, exchange: Exchange, tensors_of: TensorsOf, *, gather: bool
+        self,
+        groups: Groups,
+        replicated: Axes,
+        exchange: Exchange,
+        tensors_of: TensorsOf,
+        *,
+        gather: bool,
     ) -> None:
         """Pack the outgoing fragments and start to send them; if in two hops, the first one."""
-        self._route = groups.route(axes, exchange, gather=gather)
-        self._left = list(zip(self._route.hops, groups.hops(axes, gather=gather), strict=True))
+        self._route = groups.route(replicated, exchange, gather=gather)
+        self._left = list(
+            zip(self._route.hops, groups.hops(replicated, gather=gather), strict=True)
+        )
         self._start(self._route.sent.pack(tensors_of, groups.mesh.device))
 
     def _start(self, sent: Tensor) -> None:
@@ -127,7 +135,7 @@ class Transfer:
         return received
 
     def advance(self) -> None:
-        """Wait for the first of two hops and start the second; do nothing after that."""
+        """Wait for the first of two hops and start the second; do nothing otherwise."""
         if self._left and (arrived := self._left[0][0].arrived) is not None:
             received = self._wait()
             _, passed = arrived.on(received.device)
@@ -135,7 +143,7 @@ class Transfer:
             arrived.free()
 
     def finish(self, tensors_of: TensorsOf) -> None:
-        """Finish the remaining hops; copy the received fragments to their places."""
+        """Wait for the remaining hops; copy what arrived into the tensors of its fragments."""
         self.advance()
         self._route.received.unpack(self._wait(), tensors_of)
 
@@ -143,33 +151,33 @@ class Transfer:
 def run_rounds(
     groups: Groups,
     rounds: Sequence[tuple[Axes, list[Broadcast]]],
-    tensors_of: TensorsOf,
+    views_of: TensorsOf,
     finished: Callable[[int], None],
 ) -> None:
     """Run rounds of broadcasts between copies; unpack each, then call `finished(round number)`."""
     before: list[tuple[Broadcast, Tensor, object]] = []
-    for number, (axes, broadcasts) in enumerate(rounds):
-        started = _start_round(groups, axes, broadcasts, tensors_of)
+    for number, (replicated, broadcasts) in enumerate(rounds):
+        started = _start_round(groups, replicated, broadcasts, views_of)
         if number:
-            _finish_round(before, groups.mesh.rank, tensors_of)
+            _finish_round(before, groups.mesh.rank, views_of)
             finished(number - 1)
         before = started
     if rounds:
-        _finish_round(before, groups.mesh.rank, tensors_of)
+        _finish_round(before, groups.mesh.rank, views_of)
         finished(len(rounds) - 1)
 
 
 def _start_round(
-    groups: Groups, axes: Axes, broadcasts: Sequence[Broadcast], tensors_of: TensorsOf
+    groups: Groups, replicated: Axes, broadcasts: Sequence[Broadcast], views_of: TensorsOf
 ) -> list[tuple[Broadcast, Tensor, object]]:
     """Start one round's broadcasts; return (broadcast, its bytes, handle to wait for) of each."""
-    mesh, group = groups.mesh, groups.copies(axes).group
+    mesh, group = groups.mesh, groups.copies(replicated).group
     started = []
     for broadcast in broadcasts:
         if not broadcast.fragments:
             continue
         if broadcast.source == mesh.rank:
-            message = pack(tensors_of(broadcast.fragments), mesh.device)
+            message = pack(views_of(broadcast.fragments), mesh.device)
         else:
             size = fragments_bytes(broadcast.fragments)
             message = torch.empty(size, dtype=torch.uint8, device=mesh.device)
@@ -179,17 +187,17 @@ def _start_round(
 
 
 def _finish_round(
-    started: Iterable[tuple[Broadcast, Tensor, object]], rank: int, tensors_of: TensorsOf
+    started: Iterable[tuple[Broadcast, Tensor, object]], rank: int, views_of: TensorsOf
 ) -> None:
-    """Wait for broadcasts; copy what other processes sent to its places."""
+    """Wait for broadcasts; copy what other processes sent into the tensors of its fragments."""
     for broadcast, message, handle in started:
         handle.wait()  # type: ignore[attr-defined]
         if broadcast.source != rank:
-            unpack(message, tensors_of(broadcast.fragments))
+            unpack(message, views_of(broadcast.fragments))
 
 
 def pack(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
-    """Return the bytes of all tensors as one tensor on a device, its end padded to `ALIGNMENT`.
+    """Return the bytes of tensors, concatenated and padded to `ALIGNMENT`, uint8 on a device.
 
     Tensors of one other device, as those that FSDP2 keeps in host memory, are moved as one.
     """
@@ -203,7 +211,7 @@ def pack(tensors: Sequence[Tensor], device: torch.device | str) -> Tensor:
 
 
 def unpack(message: Tensor, targets: Sequence[Tensor]) -> None:
-    """Copy the tensors packed in a message to targets, moved to their device in one transfer."""
+    """Copy the tensors packed in a message, in order, to targets, moved to their device at once."""
     if len(devices := {x.device for x in targets}) == 1:
         message = message.to(devices.pop())
     foreach.copy_(targets, _split_like(message, targets))

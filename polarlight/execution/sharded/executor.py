@@ -111,7 +111,7 @@ class MeshMembers:
     planned: tuple[dict[Kind, torch.dtype], CachedPlan] | None = None
 
     def add(self, member: Member) -> None:
-        """Add a parameter."""
+        """Append a parameter, with its number and its kind."""
         self.numbers[id(member.parameter)] = len(self.members)
         self.members.append(member)
         self.kinds[_momentum_kind(member)] = None
@@ -203,7 +203,7 @@ class Sharded:
         return directions
 
     def stream(self, params: StreamedParams) -> None:
-        """Compute directions of parameters that processes share; apply each once it is complete."""
+        """Run the step on each mesh: load momenta when needed, store complete directions."""
         on_mesh: dict[MeshKey, tuple[ProcessMesh, list[int]]] = {}
         for k, member in enumerate(params.members):
             if (mesh := self._mesh_of(member.parameter)) is not None:
@@ -217,7 +217,7 @@ class Sharded:
             ShardedStep(cached.groups, schedule, params.numbered(by_number), self.inner).run()
 
     def _learn_dtypes(self, params: StreamedParams, positions: Sequence[int]) -> None:
-        """Store the momentum dtypes of kinds not seen before, by loading a member of each."""
+        """Store momentum dtypes of unseen (rule, dtype) kinds, by loading one member of each."""
         unknown: dict[Kind, int] = {}
         for k in positions:
             kind = _momentum_kind(params.members[k])
@@ -262,7 +262,7 @@ class Sharded:
     def _cached_plan(
         self, mesh: ProcessMesh, active: Sequence[Member]
     ) -> tuple[CachedPlan, dict[int, int]]:
-        """Return the plan, cached or made, and {id(parameter): its number in the plan}."""
+        """Return a mesh's plan, made (a collective) if not cached, and {id(parameter): number}."""
         own = self._announced.get(mesh.key)
         if own is None or not all([id(m.parameter) in own.numbers for m in active]):
             own = MeshMembers(mesh)
@@ -278,7 +278,7 @@ class Sharded:
     def _plan_for(
         self, mesh: ProcessMesh, members: Sequence[Member], dtypes: Sequence[torch.dtype]
     ) -> CachedPlan:
-        """Return the cached plan of these parameters, or make one, compared on the whole mesh."""
+        """Return the cached plan of these parameters, or make one and compare it over the mesh."""
         for cached in self._cached:
             if cached.is_for(mesh, members, dtypes):
                 return cached
@@ -303,7 +303,7 @@ class Sharded:
         return self._cached[-1]
 
     def _loads_on_other_meshes(self, mesh: ProcessMesh) -> Tensor:
-        """Return this process's load in flops by other meshes, planned and later, float64 [2].
+        """Return float64 [2]: this process's load in flops by planned and by later meshes.
 
         The first is that of their latest plans, the second the mean load by trainable parameters
         of meshes that come after this one and have no plan.
@@ -318,7 +318,7 @@ class Sharded:
         return torch.tensor([float(load), later], dtype=torch.float64, device=mesh.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled and copied: no process group, no plan."""
+        """Return the fields that pickling and copying keep: no process group, no plan."""
         kept = ("inner", "options", "missing_gradients", "weights_last")
         return {name: getattr(self, name) for name in kept}
 

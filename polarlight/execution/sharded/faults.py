@@ -59,7 +59,7 @@ def is_lost_contact(error: BaseException) -> bool:
 
 
 def add_report(text: str | None) -> list[str] | None:
-    """Append a report (unless None) to the default store; return all reports, `rank text` each.
+    """Add a report (unless None) to the default store; return all lines `rank text`, or None.
 
     Blocks as long as the host of the store is silent. Returns None if it cannot be reached.
     """
@@ -117,7 +117,7 @@ class SharedStep:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Report an error to other ranks; add a note, or raise RuntimeError if contact was lost."""
+        """Report an error that others lack; add a note, or raise RuntimeError for lost contact."""
         if kind is None or error is None or self._is_agreed_on(error):
             return
         if not (others := set(self._ranks()) - {global_rank()}):
@@ -142,7 +142,7 @@ class SharedStep:
         ) from error
 
     def _is_agreed_on(self, error: BaseException) -> bool:
-        """Return whether an error is one that all processes raise: no fault of this one."""
+        """Return whether all raise this error: FloatingPointError, ValueError if not `agreed`."""
         return isinstance(error, FloatingPointError) or (
             isinstance(error, ValueError) and not self.agreed
         )
@@ -157,7 +157,7 @@ class SharedStep:
 
 
 def exchange_reports(own: str, others: Collection[int], seconds: float) -> dict[int, str] | None:
-    """Store this error; return {rank: report}, waiting for `others`; None if no store answers.
+    """Store this error, wait for `others`; return {rank: report}; None if no store answers.
 
     Runs in a thread of its own: the host of the store may be the process that is gone.
 
@@ -173,7 +173,7 @@ def exchange_reports(own: str, others: Collection[int], seconds: float) -> dict[
     answered = Event()  # or refused
 
     def ask() -> None:
-        """Store the report once; then read all into `lines` until `others` have reported."""
+        """Store the report once; then read all reports into `lines` until `others` are in them."""
         pause = 0.05
         text = " ".join(own[:200].split())
         while (found := add_report(text if not lines else None)) is not None:

@@ -90,7 +90,7 @@ def _mesh_key(p: Any, layout: Layout) -> MeshKey:
 def _param_spec(
     name: str, rule: UpdateRule, view: MatrixView, p: Tensor, layout: Layout
 ) -> ParamSpec:
-    """Return rule, view, layouts and dtypes of a parameter and the buffers it would have."""
+    """Return a parameter's `ParamSpec`, with the buffers that it will have in a step."""
     buffers = new_buffers(rule, view, p.new_empty(p.shape, device="meta"))
     buffers.pop(HOST_COUNTER, None)
     layouts = {MATRIX: layout} | {n: layout.for_buffer(b.shape) for n, b in buffers.items()}
@@ -232,7 +232,7 @@ def summary(plan: ShardedPlan) -> Summary:
 
 
 def _busiest(plan: ShardedPlan, moved: Sequence[Traffic]) -> set[int]:
-    """Return the ranks with the largest load, bytes sent, received or at once, or most peers."""
+    """Return one rank each of the largest load, bytes sent, received or at once, and most peers."""
     every = range(plan.size)
     keys: list[Callable[[int], float]] = [
         plan.loads.__getitem__,
@@ -250,7 +250,7 @@ def _some_of(names: Sequence[str]) -> str:
 
 
 def _format_bytes(count: float) -> str:
-    """Format a number of bytes in decimal units, B to TB."""
+    """Return a number of bytes as text in decimal units, B to TB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             break

@@ -42,7 +42,7 @@ class HolderTable:
         return self._ranks[pattern, mesh]
 
     def entries(self, layout: Layout, block: StridedBlock) -> Entries:
-        """Return {rank: number of entries} of a block's holders under a layout; cached."""
+        """Return {rank: number of a block's entries that it holds} under a layout; cached."""
         key = layout, cut_of(layout, block)
         if key not in self._entries:
             self._entries[key] = {
@@ -55,7 +55,7 @@ class HolderTable:
 
 
 def cut_of(layout: Layout, block: StridedBlock) -> tuple[tuple[int, int, int], ...]:
-    """Return (start, step, length) per dimension; (0, 1, length) where the layout cuts none.
+    """Return a block's (start, step, length) per dimension; (0, 1, length) where it is not cut.
 
     Blocks of equal cuts have the same holders.
     """
@@ -84,14 +84,14 @@ class MatrixKind:
         """Find replicated axes and bytes; the rest is computed when it is first asked for."""
         self.spec, self.matrix, self.table = spec, matrix, table
         layout = spec.layouts[MATRIX]
-        self.axes: Axes = replicated_axes(layout)
+        self.replicated: Axes = replicated_axes(layout)
         self.nbytes = sum(
             block.numel * spec.dtypes[name].itemsize for name, block in matrix.blocks.items()
         )
         self._shares: dict[Coordinate, dict[int, tuple[int, int]]] = {}
         # Tensors of which not only copies are replicated: the two numbers per matrix of a rule.
         self._per_matrix = {
-            name for name in matrix.blocks if replicated_axes(spec.layouts[name]) != self.axes
+            name for name in matrix.blocks if replicated_axes(spec.layouts[name]) != self.replicated
         }
         self.per_matrix_bytes = sum(
             matrix.blocks[name].numel * spec.dtypes[name].itemsize for name in self._per_matrix
@@ -99,7 +99,7 @@ class MatrixKind:
 
     @cached_property
     def cost(self) -> float:
-        """Cost of one direction, or of a part of it, in flops; without sums."""
+        """Cost of one direction, or of the part, in flops with memory passes, without sums."""
         part = self._part_cost
         return part.cost if part else cost(self.spec.rule, *self.matrix.shapes[MATRIX])
 
@@ -111,13 +111,13 @@ class MatrixKind:
 
     @cached_property
     def sums(self) -> int:
-        """Bytes that the owner of a part sends, and receives, for sums over a ring of all parts."""
+        """Bytes that a part's owner sends to all-reduce sums over all parts; 0 for a whole one."""
         part, found = self.matrix.part, self._part_cost
         return int(2 * found.summed * (1 - 1 / part.count)) if part and found else 0
 
     @cached_property
     def _part_cost(self) -> RowwiseCost | None:
-        """Cost of the matrix as a part of another one; None if it is none."""
+        """Cost of the part of a matrix that this is; None for a whole matrix."""
         return part_cost(self.spec.rule, self.matrix)
 
     @cached_property
@@ -147,7 +147,7 @@ class MatrixKind:
         return all(some.get(rank, 0) == blocks[n].numel for n, some in self.entries.items())
 
     def shares(self, owner: int) -> Shares:
-        """Return {rank: (bytes to the owner, bytes back)} of the holders in the owner's copy.
+        """Return {rank: (bytes to owner, bytes back)} of the holders in its copy, itself too.
 
         What is only read is sent to the owner, and not back.
         """
@@ -165,7 +165,7 @@ class MatrixKind:
         return self._shares.get(self._copy_coordinate(owner), {})
 
     def extra_gathered(self, owner: int) -> list[tuple[int, int]]:
-        """Return (sender, bytes) of buffers, replicated within a copy, that its owner receives.
+        """Return (sender, bytes) of each buffer, replicated in the copy, that the owner lacks.
 
         One process sends it: the holder at the owner's coordinate along the replicated dimensions.
         """
@@ -181,7 +181,7 @@ class MatrixKind:
         return found
 
     def sends(self, name: str, rank: int, owner: int) -> bool:
-        """Return whether holder `rank` of the owner's copy sends `name`; one of equals does."""
+        """Return whether a holder sends tensor `name` to the owner; of equal replicas one does."""
         if name not in self._per_matrix:
             return True
         layout, where = self.spec.layouts[name], self.table.coordinates
@@ -189,14 +189,14 @@ class MatrixKind:
 
     def _copy_coordinate(self, rank: int) -> Coordinate:
         """Return a process's coordinates along the mesh dimensions that replicate the matrix."""
-        if not self.axes:
+        if not self.replicated:
             return ()
         where = self.table.coordinates[rank]
-        return tuple(where[axis] for axis in self.axes)
+        return tuple(where[axis] for axis in self.replicated)
 
 
 def part_cost(rule: UpdateRule, matrix: MatrixSpec) -> RowwiseCost | None:
-    """Return the cost of a part of a matrix; None for a whole one, or if the rule needs all."""
+    """Return the cost of a part of a matrix; None if it is whole or the rule needs all of it."""
     if (part := matrix.part) is None:
         return None
     rows, columns = matrix.shapes[MATRIX]

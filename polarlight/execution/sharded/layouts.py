@@ -49,7 +49,7 @@ class Layout:
     splits: tuple[Split | None, ...]
 
     def held(self, coordinate: Coordinate) -> tuple[Intervals, ...]:
-        """Return the intervals [start, stop) held at a mesh coordinate, per tensor dimension."""
+        """Return, per tensor dimension, the global intervals [start, stop) held at a coordinate."""
         places: list[list[int]] = [[] for _ in self.shape]
         for place, split in zip(coordinate, self.splits, strict=True):
             if split is not None:
@@ -61,16 +61,16 @@ class Layout:
 
     @property
     def copies(self) -> int:
-        """Number of processes that hold a copy of each entry."""
+        """Number of processes that hold each entry of the tensor."""
         return prod(c for c, split in zip(self.mesh, self.splits, strict=True) if split is None)
 
     def coordinates_of(
-        self, ranges: Sequence[tuple[int, int]], *, whole: bool
+        self, first_and_last: Sequence[tuple[int, int]], *, whole: bool
     ) -> list[CoordinatePattern]:
-        """Return patterns of coordinates that hold all (`whole`), or any, indices in the ranges.
+        """Return patterns of coordinates that hold all (`whole`) or any indices of a box.
 
         Args:
-            ranges: First and last index per dimension of the tensor.
+            first_and_last: First and last index of the box, per dimension of the tensor.
             whole: Whether a coordinate must hold all of them.
         """
         found: list[CoordinatePattern] = [(None,) * len(self.mesh)]
@@ -79,12 +79,12 @@ class Layout:
             if not cuts:
                 continue
             axes = [axis for axis, split in enumerate(self.splits) if split and split.dim == dim]
-            places = _holding(size, cuts, *ranges[dim], whole)
+            places = _holding(size, cuts, *first_and_last[dim], whole)
             found = [_with_axes(known, axes, place) for known in found for place in places]
         return found
 
     def _cuts(self, dim: int) -> tuple[tuple[int, int], ...]:
-        """Return (split factor, mesh size) of the mesh dimensions that cut a tensor dimension."""
+        """Return (split factor, mesh size) of each mesh dimension that cuts dimension `dim`."""
         splits = zip(self.splits, self.mesh, strict=True)
         return tuple((s.factor, count) for s, count in splits if s and s.dim == dim)
 
@@ -93,22 +93,22 @@ class Layout:
         return tuple(sum(stop - start for start, stop in h) for h in self.held(coordinate))
 
     def copy_index(self, coordinate: Coordinate) -> Coordinate:
-        """Return the coordinate along replicated mesh dimensions; () without replication."""
+        """Return a coordinate's entries along replicated mesh dimensions; () if there are none."""
         return tuple(c for c, split in zip(coordinate, self.splits, strict=True) if split is None)
 
     @property
     def cut_by_rows(self) -> tuple[int, ...]:
-        """Mesh dimensions that cut the rows; () if another tensor dimension is cut too."""
+        """Mesh dimensions that cut tensor dimension -2 (rows); () if another one is cut too."""
         cuts = {axis: split.dim for axis, split in enumerate(self.splits) if split is not None}
         return tuple(cuts) if set(cuts.values()) == {len(self.shape) - 2} else ()
 
     @property
     def cuts_matrices(self) -> bool:
-        """True if a process holds only a part of each matrix, of the last two dimensions."""
+        """True if one of the last two tensor dimensions is cut."""
         return any(split is not None and split.dim >= len(self.shape) - 2 for split in self.splits)
 
     def for_buffer(self, shape: Sequence[int]) -> "Layout":
-        """Return a buffer's layout: cut as the parameter if that fits, else along its longest dim.
+        """Return a buffer's layout: cut as the parameter where it fits, else on its longest dim.
 
         A dimension of equal length, or that divides the parameter's evenly (heads), is cut over the
         same mesh dimension: a matrix and its buffers are then on the same process. The two numbers
@@ -127,7 +127,7 @@ class Layout:
         return Layout(tuple(shape), self.mesh, tuple(splits))
 
     def _is_cut_alike(self, dim: int, shape: Sequence[int]) -> bool:
-        """Return whether a buffer's length along `dim` divides the parameter's and is cut alike.
+        """Return whether a buffer of `shape` can be cut along `dim` just as the parameter is.
 
         A smaller length (heads) has to be a multiple of the number of shards along `dim`.
         """
@@ -157,7 +157,7 @@ def _held_after(size: int, cuts: tuple[tuple[int, int], ...], places: Coordinate
 
 @lru_cache(maxsize=4096)
 def _intervals(size: int, cuts: tuple[tuple[int, int], ...]) -> list[tuple[int, int, Coordinate]]:
-    """Return all (start, stop, places) of a cut dimension, sorted; `places` hold [start, stop)."""
+    """Return all (start, stop, places) of a cut dimension, sorted; `places`: one per cut."""
     every = product(*(range(count) for _, count in cuts))
     return sorted(
         (*interval, places) for places in every for interval in _held_after(size, cuts, places)
@@ -168,7 +168,7 @@ def _intervals(size: int, cuts: tuple[tuple[int, int], ...]) -> list[tuple[int, 
 def _holding(
     size: int, cuts: tuple[tuple[int, int], ...], first: int, last: int, whole: bool
 ) -> list[Coordinate]:
-    """Return the places in the cuts that hold all (`whole`), or any, indices of first..last."""
+    """Return the places in the cuts that hold all (`whole`) or any of first..last, inclusive."""
     intervals = _intervals(size, cuts)
     start = bisect_right(intervals, first, key=lambda interval: interval[0]) - 1
     stop = bisect_right(intervals, last, key=lambda interval: interval[0])
@@ -179,7 +179,7 @@ def _holding(
 def _with_axes(
     pattern: CoordinatePattern, axes: Sequence[int], places: Coordinate
 ) -> CoordinatePattern:
-    """Return a pattern with the coordinates of some mesh dimensions filled in."""
+    """Return a copy of a pattern with `places` filled in at the mesh dimensions `axes`."""
     filled = list(pattern)
     for axis, place in zip(axes, places, strict=True):
         filled[axis] = place
@@ -198,7 +198,7 @@ def _merged(held: Intervals) -> Intervals:
 
 
 def _chunk(held: Intervals, count: int, place: int) -> Intervals:
-    """Return the intervals of chunk `place` of `count`, cut as by `torch.chunk`; may be empty."""
+    """Return chunk `place` of `count` of the held indices, by `torch.chunk`; may be empty."""
     size = -(-sum(stop - start for start, stop in held) // count)
     first, last, passed, taken = place * size, (place + 1) * size, 0, []
     for start, stop in held:

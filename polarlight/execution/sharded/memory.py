@@ -42,7 +42,7 @@ def peak_bytes(schedule: ProcessSchedule) -> int:
 
 
 def shard_bytes(schedule: ProcessSchedule, *, weights_last: bool = True) -> int:
-    """Return the peak bytes of local momenta and of directions that take their place.
+    """Return the peak bytes of local momenta and directions; the sum of all if `weights_last`.
 
     All of them under `weights_last`. Otherwise a momentum is formed when its bucket is sent, or its
     direction comes, and the direction is freed once it is applied. Momenta that are buffers or
@@ -67,11 +67,11 @@ def shard_bytes(schedule: ProcessSchedule, *, weights_last: bool = True) -> int:
 
 
 def _load_events(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set[int]]]:
-    """Yield (bucket, parameters loaded, parameters complete), in the order of a step."""
+    """Yield (bucket number, parameters loaded, parameters complete) in the order of a step."""
     matrices, buckets = schedule.plan.matrices, schedule.buckets
 
     def params_of(fragments: Iterable[Fragment]) -> set[int]:
-        """Return the parameters of fragments."""
+        """Return the parameter numbers of fragments."""
         return {f.param for f in fragments}
 
     for k, bucket in enumerate(buckets):
@@ -88,7 +88,7 @@ def _load_events(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set
 def _scatter_events(
     schedule: ProcessSchedule, k: int, params_of: Callable[[Iterable[Fragment]], set[int]]
 ) -> Iterator[tuple[int, set[int], set[int]]]:
-    """Yield (k, parameters loaded, complete) of bucket k's scatter, then of each of its rounds."""
+    """Yield (k, parameters loaded, complete) for bucket k's scatter, then for each round."""
     bucket = schedule.buckets[k]
     received = [m for e in bucket.scatter.values() for m in e.incoming.values()]
     done = schedule.completions
@@ -99,31 +99,31 @@ def _scatter_events(
 
 
 def message_count(schedule: ProcessSchedule) -> int:
-    """Return the number of messages that a process sends and receives in a step.
+    """Return the number of messages that a process sends, plus those it receives, in a step.
 
-    In two hops these are messages to its node and column, each of which may carry several.
+    In two hops these are messages to its two hop groups, each of which may carry several.
     """
     plan, total = schedule.plan, 0
     for bucket in schedule.buckets:
         for gather, exchanges in ((True, bucket.gather), (False, bucket.scatter)):
-            for axes, exchange in exchanges.items():
-                if plan.topology.grid_of(axes) is None:
+            for replicated, exchange in exchanges.items():
+                if plan.topology.grid_of(replicated) is None:
                     total += len(exchange.outgoing) + len(exchange.incoming)
                 else:
-                    total += _two_hop_messages(schedule, axes, exchange, gather)
+                    total += _two_hop_messages(schedule, replicated, exchange, gather)
         total += sum(len(broadcasts) for _, broadcasts in bucket.rounds)
     return total
 
 
 def _two_hop_messages(
-    schedule: ProcessSchedule, axes: Axes, exchange: Exchange, gather: bool
+    schedule: ProcessSchedule, replicated: Axes, exchange: Exchange, gather: bool
 ) -> int:
-    """Return the number of a process's messages in an exchange of two hops."""
+    """Return the number of messages that a process sends and receives in a two-hop exchange."""
     rank, topology = schedule.rank, schedule.plan.topology
     pairs: set[tuple[str, int, int]] = set()
     ends = [(rank, to) for to in exchange.outgoing] + [(by, rank) for by in exchange.incoming]
     for by, to in (*ends, *exchange.relayed):
-        via = topology.via(axes, *((by, to) if gather else (to, by)))
+        via = topology.via(replicated, *((by, to) if gather else (to, by)))
         pairs |= {("first", by, via), ("second", via, to)}
     return sum(by != to and rank in (by, to) for _, by, to in pairs)
 

@@ -60,7 +60,7 @@ class Assigned:
 
 
 def node_groups(ranks: Sequence[int], node_size: int, count: int) -> list[tuple[int, ...]]:
-    """Return disjoint groups of `count` processes of one node each, by their rank in the mesh.
+    """Return disjoint groups of `count` mesh ranks, each within one node; the rest is left out.
 
     Args:
         ranks: Global rank of every process, by rank in the mesh.
@@ -78,7 +78,7 @@ def node_groups(ranks: Sequence[int], node_size: int, count: int) -> list[tuple[
 
 
 def parts_of(matrix: MatrixSpec, count: int, *, by_columns: bool) -> list[MatrixSpec]:
-    """Return a matrix in `count` blocks of rows, or of columns, cut as by `torch.chunk`.
+    """Return `count` parts of a matrix: blocks of rows, or of columns, cut as by `torch.chunk`.
 
     Buffers as long are cut with it. All parts have the whole of the others.
     """
@@ -100,20 +100,20 @@ def parts_of(matrix: MatrixSpec, count: int, *, by_columns: bool) -> list[Matrix
 
 
 def _common(matrix: MatrixSpec, by_columns: bool) -> frozenset[str]:
-    """Return the names of buffers that parts have in full: all that are not as long as the cut."""
+    """Return the names of the buffers that every part has in full, as they are not cut."""
     dim = -1 if by_columns else -2
     long = matrix.shapes[MATRIX][dim]
     return frozenset(n for n, shape in matrix.shapes.items() if n == SIZES or shape[dim] != long)
 
 
 def _along_the_long_side(matrix: MatrixSpec, count: int) -> list[MatrixSpec]:
-    """Return `parts_of` a matrix: rows of a tall one, columns of a wide one."""
+    """Return `count` parts of a matrix: rows of a tall one, columns of a wide one."""
     m, n = matrix.shapes[MATRIX]
     return parts_of(matrix, count, by_columns=n > m)
 
 
 def can_be_shared(kind: MatrixKind, count: int, least_bytes: int) -> bool:
-    """Return whether `count` processes can compute blocks of a kind's matrices.
+    """Return whether a matrix has `least_bytes` and `count` processes can each compute a block.
 
     That takes a rule which needs sums alone, tensors whose last two dimensions are those of the
     matrix, no empty block, and momenta of at least `least_bytes`.
@@ -132,18 +132,18 @@ def can_be_shared(kind: MatrixKind, count: int, least_bytes: int) -> bool:
 
 
 def cost_with_sums(kind: MatrixKind, options: Options) -> float:
-    """Return the cost in flops of one direction, or a part of it and its sums both ways."""
+    """Return the cost in flops of one direction; of a part, its all-reduced sums included."""
     price = options.flops_per_byte * options.node_sum_weight
     return kind.cost + 2 * price * kind.sums
 
 
 def transfer_cost(kind: MatrixKind, options: Options) -> float:
-    """Return the cost in flops of sending a matrix or part to its owner, and back."""
+    """Return the cost in flops of gathering a matrix or part on its owner and sending it back."""
     return 2 * options.flops_per_byte * kind.nbytes
 
 
 def mean_load(specs: Sequence[ParamSpec], processes: int, options: Options) -> float:
-    """Return about the mean load in flops of so many processes by parameters, before a plan."""
+    """Return an estimate of the mean load, in flops, of `processes` by these parameters."""
     total = 0.0
     for spec in specs:
         shape = torch.Size(spec.layouts[MATRIX].shape)
@@ -165,7 +165,7 @@ def assigned(
     base_loads: Sequence[float],
     later_load: float = 0.0,
 ) -> Assigned:
-    """Return the owners of all matrices; those are shared that keep the busiest process waiting.
+    """Return owners of all matrices; share costly ones in nodes if the largest load falls 10 %.
 
     A candidate is a number of processes and a cost: they share each matrix that costs as much or
     more. Matrices below the mean load have one owner.
@@ -210,7 +210,7 @@ class _Choice:
         self._known_prices: dict[MatrixKind, tuple[float, float]] = {}
 
     def candidates(self) -> Iterator[tuple[float, int, int, set[MatrixKind]]]:
-        """Yield (lower bound of the busiest load, parts, processes, kinds that so many share)."""
+        """Yield (lower bound of the largest load, parts, processes per matrix, shared kinds)."""
         numbers = Counter(self.kinds)
         least = {kind: self._least_load(kind) for kind in numbers}
         total = sum(self.base_loads) + len(self.ranks) * self.later_load
@@ -230,7 +230,7 @@ class _Choice:
                 yield max(largest, (total + work) / len(self.ranks)), parts, count, shared
 
     def trial(self, count: int = 1, shared: Collection[MatrixKind] = ()) -> "_Trial":
-        """Return the owners if groups of `count` processes share the matrices of these kinds."""
+        """Return a `_Trial`: the owners if groups of `count` processes share these kinds."""
         loads = list(self.base_loads)
         groups = self._share(count, shared, loads) if shared else {}
         alone = [number for number in range(len(self.kinds)) if number not in groups]
@@ -249,7 +249,7 @@ class _Choice:
     def _share(
         self, count: int, shared: Collection[MatrixKind], loads: list[float]
     ) -> dict[int, tuple[int, ...]]:
-        """Return {matrix: ranks} of matrices of shared kinds; adds their parts to `loads`.
+        """Return {number: ranks} of each matrix of the shared kinds; add their parts to `loads`.
 
         Costly ones come first, each to the group of which the busiest process is least loaded.
         """
@@ -275,10 +275,10 @@ class _Choice:
     def _in_turn(
         self, parts: Sequence[MatrixKind], group: tuple[int, ...], turn: int
     ) -> tuple[int, ...]:
-        """Return the group from another process on: where most parts lie, else from each in turn.
+        """Return the group, rotated: as many parts local as possible, else by `turn`.
 
-        The same rows of all matrices are on the same nodes, which pass messages on by the owner's
-        place in its node: one order for all matrices would leave that to a few processes.
+        The same rows of all matrices are in the same first-hop groups, which pass messages on by
+        the owner's place in its group: one order for all matrices would leave that to a few.
         """
         orders = [group[k:] + group[:k] for k in range(len(group))]
         local = [sum(map(self.is_local, parts, order)) for order in orders]
@@ -288,7 +288,7 @@ class _Choice:
         return orders[(turn * 0x9E3779B1 >> 16) % len(group)]
 
     def assembled(self, trial: "_Trial") -> Assigned:
-        """Return matrices and parts with their owners, in the order of matrices."""
+        """Return a trial as `Assigned`: matrices, or their parts, in order, with owners."""
         found = Assigned([], [], [], [])
         for number, (matrix, kind) in enumerate(zip(self.matrices, self.kinds, strict=True)):
             if number in trial.owners:
@@ -305,40 +305,40 @@ class _Choice:
         return found
 
     def load(self, kind: MatrixKind, owner: int) -> float:
-        """Return the load in flops of the owner of a matrix or part."""
+        """Return an owner's load in flops by a matrix or part, with its transfer unless local."""
         cost, moved = self.prices(kind)
         return cost if self.is_local(kind, owner) else cost + moved
 
     def is_local(self, kind: MatrixKind, owner: int) -> bool:
-        """Return whether a process has all of a matrix or part, so that nothing is sent to it."""
+        """Return whether a process holds all of a matrix or part and of its buffers."""
         holders = kind.whole_holders
         return (holders is None or owner in holders) and kind.has_all(owner)
 
     def prices(self, kind: MatrixKind) -> tuple[float, float]:
-        """Return the costs of a matrix or part, and of moving it; found once per kind."""
+        """Return (cost, transfer cost) of a matrix or part in flops; cached per kind."""
         if kind not in self._known_prices:
             moved = transfer_cost(kind, self.options)
             self._known_prices[kind] = cost_with_sums(kind, self.options), moved
         return self._known_prices[kind]
 
     def _least_load(self, kind: MatrixKind) -> float:
-        """Return the load of a matrix or part for the process that it costs least."""
+        """Return the load of a matrix or part for a full holder; if none, with its transfer."""
         cost, moved = self.prices(kind)
         return cost + moved if kind.whole_holders == () else cost
 
     def _least_part_loads(self, kind: MatrixKind, count: int) -> list[float]:
-        """Return the load of each of a matrix's parts for the process that it costs least."""
+        """Return `_least_load` of each of the `count` parts of a kind's matrix."""
         return [self._least_load(part) for part in self._parts_of(kind, count)]
 
     def _parts_of(self, kind: MatrixKind, count: int) -> list[MatrixKind]:
-        """Return the kinds of the parts of a kind's matrices, made once."""
+        """Return the kinds of the `count` parts of a kind's matrices, in order; cached."""
         if (kind, count) not in self._parts:
             parts = _along_the_long_side(kind.matrix, count)
             self._parts[kind, count] = [MatrixKind(kind.spec, p, kind.table) for p in parts]
         return self._parts[kind, count]
 
     def _groups(self, count: int) -> list[tuple[int, ...]]:
-        """Return the groups of so many processes of a node."""
+        """Return disjoint groups of `count` mesh ranks, each within one node."""
         return node_groups(self.ranks, self.options.node_size, count)
 
 
@@ -362,7 +362,7 @@ class _Trial:
 
     @cached_property
     def busiest(self) -> float:
-        """Largest load of a process in flops, or the mean with what is planned later.
+        """Largest load of a process in flops, or the mean with what is planned later if larger.
 
         Processes that hold whole matrices send those that others own: bytes count for them too.
         Where few hold all experts, a shared matrix would drive more experts from their holders.

@@ -20,7 +20,8 @@ class Options:
         sum_weight: Cost of an all-reduced byte in units of a byte sent to an owner: less than 1
             where the network reduces by itself, 0 to compute row-wise whatever can be.
         peers: Most processes that one process exchanges messages with; where more share a
-            parameter, messages go within a node first, and across nodes from there.
+            parameter, messages take two hops: within a group of neighbours by global rank, and
+            between such groups.
         flops_per_byte: Flops that take an owner as long as a byte that it receives or sends.
         node_size: Processes of a node, neighbours by global rank. So many at most compute one
             matrix together; 1 leaves every matrix to one owner.

@@ -53,12 +53,12 @@ class ShardedPlan:
 
     @cached_property
     def rowwise(self) -> dict[int, Rowwise]:
-        """Parameters that are computed on their shards of rows, by number; they have no owner."""
+        """{number: `Rowwise`} of parameters computed on their shards of rows, without an owner."""
         return choose_rowwise(self.params, self.options.row_bytes, self.options.sum_weight)
 
     @cached_property
     def _assigned(self) -> Assigned:
-        """Matrices that have an owner, the kind and the owner of each one, and shared ones."""
+        """`Assigned` matrices: all that have an owner, with the kind and owner of each."""
         owned = [(i, spec) for i, spec in enumerate(self.params) if i not in self.rowwise]
         return assigned(
             *matrices_and_kinds(owned, self.holders),
@@ -78,7 +78,7 @@ class ShardedPlan:
 
     @property
     def kinds(self) -> list[MatrixKind]:
-        """Kind of each matrix."""
+        """`MatrixKind` (cost, bytes, holders) of each matrix, in the order of `matrices`."""
         return self._assigned.kinds
 
     @property
@@ -113,12 +113,12 @@ class ShardedPlan:
 
     @cached_property
     def costs(self) -> list[float]:
-        """Cost of each matrix, in flops, sums with others of a node included."""
+        """Cost of each matrix's direction in flops, with sums over the parts of a shared one."""
         return [cost_with_sums(kind, self.options) for kind in self.kinds]
 
     @cached_property
     def topology(self) -> Topology:
-        """Groups of processes that exchange shards, nodes and copies among them."""
+        """Groups of processes that exchange messages: with an owner, per hop, between copies."""
         return Topology(self.coordinates, self.ranks or range(self.size), self.options.peers)
 
     @cached_property
@@ -151,7 +151,7 @@ class ShardedPlan:
 
     @cached_property
     def buckets(self) -> list[list[int]]:
-        """Matrix numbers of each bucket, with up to `bucket_bytes` per owner; local ones first.
+        """Lists of numbers of matrices exchanged together, at most `bucket_bytes` per process.
 
         In each owner's queue, matrices that it holds in full come first: there is something to
         compute while the others are received. Larger ones come before smaller ones, and shared ones
@@ -162,7 +162,7 @@ class ShardedPlan:
         charges = Charges(self.topology, self.kinds)
 
         def taken(number: int) -> list[Charge]:
-            """Return the bytes that a matrix takes of a bucket, by account."""
+            """Return (account, bytes) pairs that a matrix takes of its bucket's limit."""
             gathers, returns = self.gathered[number], self.returned[number]
             kind, owner = self.kinds[number], self.owners[number]
             return charges.of_matrix(kind, owner, gathers=gathers, returns=returns)
@@ -182,14 +182,14 @@ class ShardedPlan:
 
     @cached_property
     def gathered(self) -> list[bool]:
-        """True for each matrix that has to be gathered: its owner does not hold all of it."""
+        """True for each matrix that its owner does not hold in full, with all buffers."""
         return [
             not kind.has_all(owner) for kind, owner in zip(self.kinds, self.owners, strict=True)
         ]
 
     @cached_property
     def returned(self) -> list[bool]:
-        """True for each matrix whose direction goes to other processes of the owner's copy.
+        """True for each matrix of which the owner sends results to others of its copy.
 
         One whose owner holds it in full may have buffers on others: two numbers of a single row.
         """
@@ -199,19 +199,21 @@ class ShardedPlan:
             for matrix, gathered in zip(self.matrices, self.gathered, strict=True)
         ]
 
-    def axes_of(self, matrix_number: int) -> Axes:
+    def replicated_of(self, matrix_number: int) -> Axes:
         """Return the mesh dimensions along which a matrix is replicated."""
-        return self.kinds[matrix_number].axes
+        return self.kinds[matrix_number].replicated
 
-    def in_one_copy(self, axes: Axes, rank: int, other: int) -> bool:
-        """Return whether two processes hold parts of the same copy of what `axes` replicate."""
+    def in_one_copy(self, replicated: Axes, rank: int, other: int) -> bool:
+        """Return whether two ranks hold parts of one copy: equal coordinates in `replicated`."""
         here, there = self.coordinates[rank], self.coordinates[other]
-        return all(here[axis] == there[axis] for axis in axes)
+        return all(here[axis] == there[axis] for axis in replicated)
 
-    def holder_in_copy_of(self, owner: int, axes: Axes, rank: int) -> int:
+    def holder_in_copy_of(self, owner: int, replicated: Axes, rank: int) -> int:
         """Return the rank with the shard of `rank` in the owner's copy of a parameter."""
         here, there = self.coordinates[rank], self.coordinates[owner]
-        return self.holders.rank_at[tuple(there[i] if i in axes else c for i, c in enumerate(here))]
+        return self.holders.rank_at[
+            tuple(there[i] if i in replicated else c for i, c in enumerate(here))
+        ]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -55,7 +55,7 @@ class StridedBlock:
 
     @property
     def is_plain(self) -> bool:
-        """True if it has the matrix's rows and columns along the tensor's last two dimensions."""
+        """True if the tensor's last two dimensions are the matrix's rows and columns, in order."""
         return self.lengths[-2:] == self.size and self.strides == (self.size[1], 1)
 
     def part(self, dim: int, start: int, length: int) -> "StridedBlock":
@@ -73,7 +73,7 @@ class StridedBlock:
         return inside and prod(self.lengths) == self.numel
 
     def runs(self, held: tuple[Intervals, ...]) -> list[list[Run]]:
-        """Return, per dimension, the runs of the block's indices within the held intervals."""
+        """Return, per dimension, runs of common indices: (first in shard, in block, count)."""
         return [
             _common_runs(start, step, length, intervals)
             for start, step, length, intervals in zip(
@@ -201,7 +201,7 @@ def _strided_block(
 
 
 def vector_block(index: tuple[int, ...], start: int, length: int) -> StridedBlock:
-    """Return the block of `length` entries from `start` on of vector `index` of [*batch, n]."""
+    """Return the 1 x `length` block from entry `start` of vector `index` of [*batch, n]."""
     ones = (1,) * len(index)
     return StridedBlock((*index, start), (*ones, 1), (*ones, length), (1, length), (length, 1))
 

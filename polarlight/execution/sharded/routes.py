@@ -22,7 +22,11 @@ from polarlight.execution.sharded.topology import Axes, Topology
 from polarlight.linalg import foreach
 
 TensorsOf = Callable[[Sequence[Fragment]], list[Tensor]]
-"""Fragments -> the part of a local tensor that each is copied from or to."""
+"""Fragments -> the whole local tensor that each is copied from or to."""
+
+
+StridedView = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Shape, strides and first entry of a view of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +64,18 @@ class FragmentRun:
         more = () if self.count == 1 else (self.stride // self.fragment.itemsize,)
         return (*more, *strides)
 
-    def in_tensor(self, x: Tensor) -> Tensor:
-        """Return the run's part x of a tensor as a view [count, *shape]; only for count > 1."""
-        if self.dim is None:
-            return x.expand(self.count, *self.shape)
-        strides = x.stride()  # faster than `unflatten` and `movedim`: one view
-        return x.as_strided(
-            (self.count, *self.shape), (strides[self.dim] * self.shape[self.dim], *strides)
-        )
+    def view_in(self, strides: Sequence[int], of_blocks: bool) -> StridedView:
+        """Return (shape, strides, first entry) of the run's view of a tensor with these strides.
+
+        The shape is `shape_in_message`; entries are counted from the tensor's first one.
+        """
+        slices = _slices(self.fragment, of_blocks)
+        first = sum(s.start * stride for s, stride in zip(slices, strides, strict=True))
+        own = [stride * (s.step or 1) for s, stride in zip(slices, strides, strict=True)]
+        if self.count > 1:
+            between = 0 if self.dim is None else own[self.dim] * self.shape[self.dim]
+            own = [between, *own]
+        return self.shape_in_message, tuple(own), first
 
 
 class Message:
@@ -87,7 +95,7 @@ class Message:
         self._kept: dict[torch.device, tuple[Tensor, list[Tensor]]] = {}
 
     def on(self, device: torch.device) -> tuple[Tensor, list[Tensor]]:
-        """Return the bytes on a device, of unknown content if they were freed, and the views."""
+        """Return (uint8 buffer on a device, its views); allocates it, uninitialized, if freed."""
         if device not in self._kept:
             with torch.inference_mode(False):  # later steps write to them, in any mode
                 message = torch.empty(self._size, dtype=torch.uint8, device=device)
@@ -96,7 +104,7 @@ class Message:
         return self._kept[device]
 
     def free(self) -> None:
-        """Free the memory."""
+        """Free the memory of the bytes; the views stay, for the next `on`."""
         for message, _ in self._kept.values():
             message.untyped_storage().resize_(0)
 
@@ -107,16 +115,20 @@ class Packing:
     Args:
         runs: The runs.
         size: Bytes of the message.
+        of_blocks: Whether they are parts of whole matrices; of shards otherwise.
     """
 
-    def __init__(self, runs: Sequence[FragmentRun], size: int) -> None:
+    def __init__(self, runs: Sequence[FragmentRun], size: int, *, of_blocks: bool) -> None:
         """Keep the runs; make the message, without memory."""
         self.runs, self.message = runs, Message(size, self._message_views)
-        self._fragments = [run.fragment for run in runs]
-        self._joined = [k for k, run in enumerate(runs) if run.count > 1]
+        self._fragments, self._of_blocks = [run.fragment for run in runs], of_blocks
+        # Runs that are not all of a tensor, by position, and their places in one of such strides.
+        whole = [not of_blocks and run.count == 1 and run.fragment.segment.whole for run in runs]
+        self._parts = [k for k, is_whole in enumerate(whole) if not is_whole]
+        self._places: dict[int, tuple[tuple[int, ...], StridedView]] = {}
 
     def pack(self, tensors_of: TensorsOf, device: str) -> Tensor:
-        """Return the message with all fragments copied into it, on a type of device."""
+        """Copy all fragments into the message; return it on a device of type `device`."""
         tensors = tensors_of(self._fragments)
         message, views = self.message.on(tensors[0].device if tensors else torch.device(device))
         self._copy(views, self._tensor_views(tensors))
@@ -127,7 +139,7 @@ class Packing:
         return moved
 
     def unpack(self, received: Tensor, tensors_of: TensorsOf) -> None:
-        """Copy the bytes received to the places of their fragments; free those of the message."""
+        """Copy received bytes into the tensors of their fragments; free the message's memory."""
         if tensors := tensors_of(self._fragments):
             message, views = self.message.on(tensors[0].device)
             if message is not received:  # in one transfer, if on another device
@@ -146,9 +158,15 @@ class Packing:
         ]
 
     def _tensor_views(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return each run's tensor as a view in the run's `shape_in_message`."""
-        for k in self._joined:
-            tensors[k] = self.runs[k].in_tensor(tensors[k])
+        """Replace in `tensors` each one by a view of its run, [`shape_in_message`]; return it."""
+        for k in self._parts:
+            x = tensors[k]
+            strides, place = self._places.get(k, ((), None))
+            if place is None or strides != x.stride():
+                strides, place = x.stride(), self.runs[k].view_in(x.stride(), self._of_blocks)
+                self._places[k] = strides, place
+            shape, own_strides, first = place  # one view: faster than slices
+            tensors[k] = x.as_strided(shape, own_strides, x.storage_offset() + first)
         return tensors
 
     @staticmethod
@@ -158,25 +176,25 @@ class Packing:
             foreach.copy_(targets, sources)
 
 
-def runs_of(placed: Iterable[tuple[Fragment, int]], *, in_blocks: bool) -> list[FragmentRun]:
-    """Join (fragment, first byte in the message) pairs into runs that are copied in one piece.
+def runs_of(placed: Iterable[tuple[Fragment, int]], *, of_blocks: bool) -> list[FragmentRun]:
+    """Return runs, each copied as one, of (fragment, first byte in the message) pairs.
 
     Args:
         placed: The fragments.
-        in_blocks: Whether they are parts of whole matrices; of shards otherwise.
+        of_blocks: Whether they are parts of whole matrices; of shards otherwise.
     """
     by_tensor: dict[tuple[int, str], list[tuple[list[int], Fragment, int]]] = {}
     for fragment, offset in placed:
-        starts = [s.start for s in _slices(fragment, in_blocks)]
+        starts = [s.start for s in _slices(fragment, of_blocks)]
         of_tensor = by_tensor.setdefault(
-            (fragment.matrix if in_blocks else fragment.param, fragment.name), []
+            (fragment.matrix if of_blocks else fragment.param, fragment.name), []
         )
         of_tensor.append((starts, fragment, offset))
     runs: list[FragmentRun] = []
     for of_tensor in by_tensor.values():
         first = len(runs)
         for _, fragment, offset in sorted(of_tensor, key=lambda entry: entry[0]):
-            longer = _joined(runs[-1], fragment, offset, in_blocks) if runs[first:] else None
+            longer = _extended_run(runs[-1], fragment, offset, of_blocks) if runs[first:] else None
             if longer is not None:
                 runs[-1] = longer
             else:
@@ -184,16 +202,16 @@ def runs_of(placed: Iterable[tuple[Fragment, int]], *, in_blocks: bool) -> list[
     return runs
 
 
-def _slices(fragment: Fragment, in_blocks: bool) -> tuple[slice, ...]:
+def _slices(fragment: Fragment, of_blocks: bool) -> tuple[slice, ...]:
     """Return the slices of a fragment in the matrix's block, or in the shard."""
-    return fragment.segment.of_block if in_blocks else fragment.segment.of_shard
+    return fragment.segment.of_block if of_blocks else fragment.segment.of_shard
 
 
-def _joined(
-    run: FragmentRun, fragment: Fragment, offset: int, in_blocks: bool
+def _extended_run(
+    run: FragmentRun, fragment: Fragment, offset: int, of_blocks: bool
 ) -> FragmentRun | None:
-    """Return the run with one more fragment; None unless adjacent in tensor and message."""
-    before, here = _slices(run.fragment, in_blocks), _slices(fragment, in_blocks)
+    """Return the run with one more fragment; None unless that continues it evenly."""
+    before, here = _slices(run.fragment, of_blocks), _slices(fragment, of_blocks)
     if fragment.segment.shape != run.shape:
         return None
     differing = [dim for dim, (a, b) in enumerate(zip(before, here, strict=True)) if a != b]
@@ -214,7 +232,7 @@ def _joined(
         segment = replace(joined.segment, shape=shape)
         segment = (
             replace(segment, of_block=tuple(slices))
-            if in_blocks
+            if of_blocks
             else replace(segment, of_shard=tuple(slices))
         )
         joined = replace(joined, segment=segment)
@@ -244,7 +262,7 @@ class ExchangeRoute:
     Attributes:
         sent: Outgoing fragments in the bytes that are sent first.
         received: Incoming fragments in the bytes that arrive last.
-        hops: One all-to-all, or one within the node and one across nodes.
+        hops: One all-to-all, or one in each of the two hop groups.
     """
 
     sent: Packing
@@ -253,7 +271,7 @@ class ExchangeRoute:
 
 
 def direct_route(exchange: Exchange, group: Sequence[int], *, gather: bool) -> ExchangeRoute:
-    """Return the packing and all-to-all of an exchange in one hop in a group of mesh ranks."""
+    """Return the packing and all-to-all of an exchange in one hop among the mesh ranks `group`."""
     outgoing, incoming = _message_sizes(exchange.outgoing), _message_sizes(exchange.incoming)
     hop = Hop([outgoing.get(m, 0) for m in group], [incoming.get(m, 0) for m in group])
     return _route_of(exchange, group, group, [hop], gather)
@@ -262,7 +280,7 @@ def direct_route(exchange: Exchange, group: Sequence[int], *, gather: bool) -> E
 def relayed_route(
     exchange: Exchange,
     topology: Topology,
-    axes: Axes,
+    replicated: Axes,
     rank: int,
     groups: tuple[Sequence[int], Sequence[int]],
     *,
@@ -275,16 +293,16 @@ def relayed_route(
     Args:
         exchange: The exchange.
         topology: Groups of processes.
-        axes: Replicated mesh dimensions of its parameters.
+        replicated: Replicated mesh dimensions of its parameters.
         rank: This process.
         groups: Ranks of the groups of the first and of the second hop, in their order.
         gather: Whether messages go to owners; they come from them otherwise.
     """
 
     def via(source: int, destination: int) -> int:
-        """Return the relay of a message."""
+        """Return the rank that relays a message from source to destination."""
         peer, owner = (source, destination) if gather else (destination, source)
-        return topology.via(axes, peer, owner)
+        return topology.via(replicated, peer, owner)
 
     outgoing, incoming = _message_sizes(exchange.outgoing), _message_sizes(exchange.incoming)
     passed = {p: message_bytes([n for _, n in parts]) for p, parts in exchange.relayed.items()}
@@ -299,9 +317,9 @@ def relayed_route(
     for (by, to), size in passed.items():
         arrived[by] += size
         left[to] += size
-    place, column = ({m: k for k, m in enumerate(group)} for group in groups)
-    arrive = sorted(passed, key=lambda pair: (place[pair[0]], pair[1]))
-    leave = sorted(passed, key=lambda pair: (column[pair[1]], pair[0]))
+    place_in_first, place_in_second = ({m: k for k, m in enumerate(group)} for group in groups)
+    arrive = sorted(passed, key=lambda pair: (place_in_first[pair[0]], pair[1]))
+    leave = sorted(passed, key=lambda pair: (place_in_second[pair[1]], pair[0]))
     position = {pair: k for k, pair in enumerate(arrive)}
     sizes, order = [passed[pair] for pair in arrive], [position[pair] for pair in leave]
     hops = [
@@ -328,15 +346,17 @@ def _route_of(
     gather: bool,
 ) -> ExchangeRoute:
     """Return the route of messages to and from these ranks, in their order, over these hops."""
-    outgoing = runs_of(_with_offsets(exchange.outgoing, sent), in_blocks=not gather)
-    incoming = runs_of(_with_offsets(exchange.incoming, received), in_blocks=gather)
+    outgoing = runs_of(_with_offsets(exchange.outgoing, sent), of_blocks=not gather)
+    incoming = runs_of(_with_offsets(exchange.incoming, received), of_blocks=gather)
     return ExchangeRoute(
-        Packing(outgoing, sum(hops[0].outgoing)), Packing(incoming, sum(hops[-1].incoming)), hops
+        Packing(outgoing, sum(hops[0].outgoing), of_blocks=not gather),
+        Packing(incoming, sum(hops[-1].incoming), of_blocks=gather),
+        hops,
     )
 
 
 def _reordered(parts: Sequence[Tensor], order: Sequence[int]) -> list[Tensor]:
-    """Return the parts at these positions, in their order."""
+    """Return [parts[k] for k in order]."""
     return [parts[k] for k in order]
 
 

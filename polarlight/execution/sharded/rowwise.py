@@ -19,11 +19,11 @@ class Rowwise:
     """Reductions of a parameter that is computed on its shards of rows.
 
     Attributes:
-        axes: Mesh dimensions that cut its rows; sums are reduced along them.
+        row_axes: Mesh dimensions that cut its rows; sums are reduced along them.
         sent: Bytes that a process sends, and receives, for its sums in a step.
     """
 
-    axes: tuple[int, ...]
+    row_axes: tuple[int, ...]
     sent: int
 
 
@@ -43,7 +43,7 @@ class _GatherBytes:
 def choose_rowwise(
     params: Sequence[ParamSpec], row_bytes: int, sum_weight: float
 ) -> dict[int, Rowwise]:
-    """Return {number: `Rowwise`} of the parameters that move fewer bytes if computed row-wise.
+    """Return {index: `Rowwise`} of parameters for which row-wise computation moves fewer bytes.
 
     1. A parameter is, if that moves fewer bytes, summed over all processes.
     2. Of the others, those with the most gathered bytes per byte of sums are, as long as the
@@ -71,7 +71,7 @@ def choose_rowwise(
 
 
 def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
-    """Return bytes per process, and per owner, if a parameter's matrices are gathered and back."""
+    """Return bytes per process, and of an owner, if matrices are gathered there and sent back."""
     layout = spec.layouts[MATRIX]
     size = sum(prod(lay.shape) * spec.dtypes[name].itemsize for name, lay in spec.layouts.items())
     processes = prod(layout.mesh)
@@ -82,11 +82,11 @@ def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
 
 
 def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
-    """Return a parameter's row axes and bytes of sums; None if too small or not possible."""
+    """Return a parameter's `Rowwise`; None if below `row_bytes` or it cannot be row-wise."""
     layout = spec.layouts[MATRIX]
-    axes = layout.cut_by_rows
+    row_axes = layout.cut_by_rows
     large = prod(layout.shape) * spec.dtypes[MATRIX].itemsize >= row_bytes
-    if not axes or not large or spec.view != Whole():
+    if not row_axes or not large or spec.view != Whole():
         return None
     # Every buffer has to be cut as the rows are, or replicated.
     if not all(
@@ -95,17 +95,18 @@ def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
         for other in spec.layouts.values()
     ):
         return None
-    local_rows = max(1, layout.shape[-2] // prod(layout.mesh[a] for a in axes))
+    local_rows = max(1, layout.shape[-2] // prod(layout.mesh[a] for a in row_axes))
     found = param_rowwise_cost(spec, local_rows)
     if found is None:
         return None
     summed = found.summed * prod(layout.shape[:-2])
     # A ring all-reduce sends 2 (1 - 1/p) times its bytes, along each mesh dimension.
-    return Rowwise(axes, sum(int(2 * summed * (1 - 1 / layout.mesh[axis])) for axis in axes))
+    sent = sum(int(2 * summed * (1 - 1 / layout.mesh[axis])) for axis in row_axes)
+    return Rowwise(row_axes, sent)
 
 
 def param_rowwise_cost(spec: ParamSpec, local_rows: int) -> RowwiseCost | None:
-    """Return the cost of a parameter's matrix on `local_rows` of its rows; None if not row-wise."""
+    """Return the cost of a direction on `local_rows` of a matrix; None if it needs all rows."""
     return rowwise_cost(spec.rule, *spec.layouts[MATRIX].shape[-2:], local_rows)
 
 
@@ -114,7 +115,7 @@ def _best_count(
     sum_bytes: Sequence[float],
     always_gathered: Sequence[_GatherBytes],
 ) -> int:
-    """Return k such that the first k row-wise `candidates` move least on the busiest process.
+    """Return k for which the busiest process moves fewest bytes, first k candidates row-wise.
 
     The busiest process moves the sums of these k, and of what is gathered the larger of its own
     largest matrix and the mean over processes.

@@ -15,6 +15,7 @@ import torch
 from polarlight.execution.sharded.layouts import Intervals
 from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.regions import Segment, segments
+from polarlight.execution.sharded.specs import MATRIX
 from polarlight.execution.sharded.topology import Axes
 
 ALIGNMENT = 8
@@ -167,6 +168,9 @@ class ProcessSchedule:
             for number, owner in zip(matrix.numbers, matrix.ranks, strict=True)
             if owner == rank
         }
+        # Names of buffers, and of the gradient where it is read, of the parameters that have any.
+        names = ([n for n in spec.layouts if n != MATRIX] for spec in plan.params)
+        self.buffered = {number: some for number, some in enumerate(names) if some}
         self.active: Collection[int] | None = None  # numbers of parameters; None for all
         self.buckets = [self._bucket(numbers) for numbers in plan.buckets]
         # Tensors of the matrices that are computed in place, by number.
@@ -205,7 +209,7 @@ class ProcessSchedule:
 
     @cached_property
     def completions(self) -> dict[tuple[int, int], list[int]]:
-        """Parameters whose directions are complete after each (bucket, round), by that pair.
+        """{(bucket, round): parameters whose directions are then complete}; round -1: scatter.
 
         The round is -1 for those that need none. Row-wise parameters and those without a matrix in
         any bucket are not listed.
@@ -231,7 +235,7 @@ class ProcessSchedule:
         bucket = Bucket(own, {n for n in own if not plan.gathered[n]})
         by_axes: dict[Axes, dict[int, list[Fragment]]] = {}
         for number in matrix_numbers:
-            axes, owner = plan.axes_of(number), plan.owners[number]
+            axes, owner = plan.replicated_of(number), plan.owners[number]
             if not axes or plan.in_one_copy(axes, rank, owner):
                 self._add_exchanges(bucket, number)
             if axes and (fragments := list(self._written(number, rank))):
@@ -256,7 +260,7 @@ class ProcessSchedule:
     def _rounds(
         self, by_axes: dict[Axes, dict[int, list[Fragment]]]
     ) -> Iterator[tuple[Axes, list[Broadcast]]]:
-        """Yield rounds (axes, broadcasts), each of at most `bucket_bytes` over all its sources."""
+        """Yield rounds (replicated dimensions, broadcasts) of at most `bucket_bytes` each."""
         limit = self.plan.options.bucket_bytes
         for axes, by_source in sorted(by_axes.items()):
             started: list[Broadcast] = []
@@ -275,9 +279,9 @@ class ProcessSchedule:
     def _add_exchange(
         self, exchanges: dict[Axes, Exchange], matrix_number: int, *, gather: bool
     ) -> None:
-        """Add to `exchanges` what this process sends and gets in a matrix's gather or scatter."""
+        """Add to `exchanges` this process's fragments in a matrix's gather, or its scatter."""
         plan, rank = self.plan, self.rank
-        axes, owner = plan.axes_of(matrix_number), plan.owners[matrix_number]
+        axes, owner = plan.replicated_of(matrix_number), plan.owners[matrix_number]
         exchange = exchanges.setdefault(axes, Exchange({}, {}, {}))
         if owner == rank:
             mine = exchange.incoming if gather else exchange.outgoing
@@ -294,15 +298,15 @@ class ProcessSchedule:
             self._add_relayed(exchange.relayed, matrix_number, gather)
 
     def _add_relayed(self, relayed: Relayed, matrix_number: int, gather: bool) -> None:
-        """Add to `relayed` the bytes of a matrix that this process passes on for its node."""
+        """Add to `relayed` the bytes of a matrix that go through this process in two hops."""
         plan, rank, owner = self.plan, self.rank, self.plan.owners[matrix_number]
         kind = plan.kinds[matrix_number]
-        places = plan.topology.places(kind.axes)
+        places = plan.topology.places(kind.replicated)
         if places[owner][1] != places[rank][1]:
             return
         shares = kind.shares(owner)
         extra = kind.extra_gathered(owner) if gather else []
-        for peer in plan.topology.node(kind.axes, rank):
+        for peer in plan.topology.first_hop_group(kind.replicated, rank):
             if peer == owner or peer not in shares:
                 continue
             size = shares[peer][0 if gather else 1] + sum(s for by, s in extra if by == peer)
@@ -311,7 +315,7 @@ class ProcessSchedule:
                 relayed.setdefault(pair, []).append((matrix_number, size))
 
     def _exchanged(self, matrix_number: int, peer: int, gather: bool) -> list[Fragment]:
-        """Return a matrix's fragments that `peer` sends to the owner (`gather`), or gets back."""
+        """Return a matrix's fragments that `peer` sends (`gather`) to its owner, or gets back."""
         kind, owner = self.plan.kinds[matrix_number], self.plan.owners[matrix_number]
         is_written = self.plan.matrices[matrix_number].is_written
         return [
@@ -327,7 +331,7 @@ class ProcessSchedule:
             yield from self._tensor_fragments(matrix_number, name, rank)
 
     def _written(self, matrix_number: int, rank: int) -> Iterator[Fragment]:
-        """Yield a process's fragments of a matrix that a step writes."""
+        """Yield a process's fragments of those tensors of a matrix that a step writes."""
         is_written = self.plan.matrices[matrix_number].is_written
         return (f for f in self._all_fragments(matrix_number, rank) if is_written(f.name))
 

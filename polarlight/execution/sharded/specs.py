@@ -67,7 +67,7 @@ def device_buffers(member: Member) -> dict[str, Tensor]:
 def param_spec(
     member: Member, mesh: ProcessMesh, momentum_dtype: torch.dtype | None = None
 ) -> ParamSpec:
-    """Return a member's rule and view, with layouts and dtypes of its momentum and buffers.
+    """Return a member's `ParamSpec`: layouts and dtypes of its momentum and device buffers.
 
     Args:
         member: The parameter.
@@ -126,7 +126,7 @@ class MatrixSpec:
     part: MatrixPart | None = None
 
     def is_written(self, name: str) -> bool:
-        """Return whether a step writes its `MATRIX` or buffer, and the owner sends it back.
+        """Return whether a step writes the matrix's tensor `name`, so that its owner returns it.
 
         Gradients are only read. Buffers that parts have in common are sent by the first one alone.
         """
@@ -168,7 +168,7 @@ def matrix_specs(param_number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
 def _offsets(
     rule: UpdateRule, parts: Iterable[torch.Size], batch_dims: int
 ) -> list[dict[str, int]]:
-    """Return, per part of a view, {buffer: the part's first entry in the concatenated vector}."""
+    """Return, per part of a view, {buffer: start of the part's entries in the joined vector}."""
     offsets: list[dict[str, int]] = []
     taken: dict[str, int] = {}
     for part in parts:

@@ -83,23 +83,24 @@ class ShardedStep:
         if not missing:
             return
         assert self._stored.isdisjoint(missing), "a momentum would be updated twice"
-        tasks, params = self.params.load(missing), self.schedule.plan.params
-        self.tasks.update(zip(missing, tasks, strict=True))
+        tasks, buffered = self.params.load(missing), self.schedule.buffered
+        named: list[tuple[int, str, Tensor]] = []  # buffers, and the gradient where it is read
         for n, task in zip(missing, tasks, strict=True):
+            self.tasks[n] = task
             self.shards[n] = self.results[n] = {MATRIX: task.momentum}
-        # Buffers, and the gradient where it is read.
-        named = [
-            (n, name, x)
-            for n, task in zip(missing, tasks, strict=True)
-            for name, x in task.state.items()
-            if name in params[n].layouts
-        ]
+            if n in buffered:
+                named += [(n, name, task.state[name]) for name in buffered[n]]
         shards = all_to_local([x for _, _, x in named])
         for (n, name, _), shard in zip(named, shards, strict=True):
             self.shards[n][name] = shard
         for n, task in zip(missing, tasks, strict=True):
             if not task.expendable:
                 self.results[n] = {**self.shards[n], MATRIX: torch.empty_like(task.momentum)}
+
+    def _load_of(self, fragments: Sequence[Fragment]) -> None:
+        """Load the parameters of fragments, if any parameter of the step is not loaded yet."""
+        if len(self.tasks) + len(self._stored) < len(self.params.numbers):
+            self._load([f.param for f in fragments])
 
     def _store(self, param_numbers: Sequence[int]) -> None:
         """Pass parameters' complete directions to `params.store`; advance counters; drop tasks."""
@@ -114,12 +115,12 @@ class ShardedStep:
             self.params.store(param_numbers, directions)
 
     def _rowwise_stacks(self) -> Iterator[list[int]]:
-        """Yield lists of alike row-wise parameters' numbers, each of at most `bucket_bytes`."""
+        """Yield numbers of equal row-wise parameters, lists of at most `bucket_bytes` each."""
         alike: dict[Hashable, list[int]] = {}
         for number, rowwise in self.schedule.rowwise.items():
             spec, parameter = self.schedule.plan.params[number], self.params.parameter(number)
             layouts = tuple(spec.layouts.items()), tuple(spec.dtypes.items())
-            key = (rowwise.axes, layouts, id(spec.rule), parameter.dtype)
+            key = (rowwise.row_axes, layouts, id(spec.rule), parameter.dtype)
             alike.setdefault(key, []).append(number)
         limit = self.schedule.plan.options.bucket_bytes
         for numbers in alike.values():
@@ -144,7 +145,7 @@ class ShardedStep:
         }
         inputs = {name: x.to(device, non_blocking=True) for name, x in stacked.items()}
         M = inputs.pop(MATRIX)  # [stacked, ..., rows of this process, n]
-        rows = shared_rows(task.parameter, self.schedule.rowwise[param_numbers[0]].axes)
+        rows = shared_rows(task.parameter, self.schedule.rowwise[param_numbers[0]].row_axes)
         D = task.rule.direction_on_rows(M, rows, inputs).to(home)
         inputs = {name: x.to(home) for name, x in inputs.items() if name != GRADIENT}
         many = len(param_numbers) > 1
@@ -160,14 +161,14 @@ class ShardedStep:
         """Start to send local shards to the owners of a bucket's matrices; return the transfers."""
         self._load(self.schedule.sent_params[bucket_number])
         return [
-            Transfer(self.groups, axes, exchange, self._shard_views, gather=True)
+            Transfer(self.groups, axes, exchange, self._loaded_shards, gather=True)
             for axes, exchange in self.schedule.buckets[bucket_number].gather.items()
         ]
 
     def _start_scatter(self, bucket: Bucket) -> list[Transfer]:
         """Start to send a bucket's directions and buffers to the shards; return the transfers."""
         return [
-            Transfer(self.groups, axes, exchange, self._block_views, gather=False)
+            Transfer(self.groups, axes, exchange, self._whole_blocks, gather=False)
             for axes, exchange in bucket.scatter.items()
         ]
 
@@ -187,10 +188,10 @@ class ShardedStep:
         for whole, shard in zip(self._block_views(own), self._shard_views(own), strict=True):
             whole.copy_(shard)
         for transfer in gather:
-            transfer.finish(self._block_views)
+            transfer.finish(self._whole_blocks)
 
     def _compute(self, bucket: Bucket) -> None:
-        """Compute directions of a bucket's owned matrices; write this process's own fragments."""
+        """Compute directions of a bucket's owned matrices; copy what stays here to the results."""
         # One fragment per tensor of a local matrix, as its indices are contiguous.
         held = self.schedule.local_fragments
         local = [f for n in bucket.matrices if n in bucket.local for f in held[n]]
@@ -212,7 +213,7 @@ class ShardedStep:
             output.copy_(whole)
 
     def _compute_shared(self, matrix_numbers: Sequence[int]) -> dict[int, Tensor]:
-        """Return {number: direction} of parts of matrices; all-reduces sums within a node.
+        """Return {number: direction} of parts of shared matrices; all-reduces their sums.
 
         All processes of the node do so with their parts of the same matrices in the same order.
         """
@@ -236,7 +237,7 @@ class ShardedStep:
         return found
 
     def _load_local(self, fragments: Sequence[Fragment]) -> None:
-        """Set `blocks` of matrices held in full to their shards, without a copy if possible.
+        """Set `self.blocks` of matrices held in full to their shards, on the mesh's device.
 
         They are copied only if the mesh computes on another device, all of a bucket as one.
         """
@@ -247,7 +248,7 @@ class ShardedStep:
             self.blocks[fragment.matrix, fragment.name] = shard
 
     def _store_local(self, fragments: Sequence[Fragment]) -> None:
-        """Copy directions of matrices held in full to the results; copied buffers to the state."""
+        """Copy directions of matrices held in full to the results, buffers if on another device."""
         pairs = []
         views = self._output_views(fragments), self._block_views(fragments)
         for fragment, output, block in zip(fragments, *views, strict=True):
@@ -290,10 +291,10 @@ class ShardedStep:
         return Job(task.rule, M, buffers)
 
     def _finish_scatter(self, bucket_number: int, scatter: list[Transfer]) -> None:
-        """Receive, broadcast a bucket's directions, buffers; store complete ones; free blocks."""
+        """Finish a bucket: receive its results, broadcast to copies, store, free its blocks."""
         bucket = self.schedule.buckets[bucket_number]
         for transfer in scatter:
-            transfer.finish(self._output_views)
+            transfer.finish(self._whole_outputs)
 
         def finished(round_number: int) -> None:
             """Store the directions that are complete after a round; -1 stands for the scatter."""
@@ -305,23 +306,36 @@ class ShardedStep:
             for name in self.matrices[number].blocks:
                 del self.blocks[number, name]
 
+    def _loaded_shards(self, fragments: Sequence[Fragment]) -> list[Tensor]:
+        """Return the whole local momentum or buffer of each fragment; must be loaded."""
+        return [self.shards[f.param][f.name] for f in fragments]
+
+    def _whole_outputs(self, fragments: Sequence[Fragment]) -> list[Tensor]:
+        """Return the whole local result (direction or buffer) of each fragment, loaded if not."""
+        self._load_of(fragments)
+        return [self.results[f.param][f.name] for f in fragments]
+
+    def _whole_blocks(self, fragments: Sequence[Fragment]) -> list[Tensor]:
+        """Return the whole tensor in `self.blocks` of each fragment; only on its owner."""
+        return [self.blocks[f.matrix, f.name] for f in fragments]
+
     def _shard_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
-        """Return fragments as views of local momenta and buffers; loads their parameters."""
-        self._load([f.param for f in fragments])
+        """Return fragments as views of local momenta and buffers, loaded if they are not yet."""
+        self._load_of(fragments)
         return _views(self.shards, fragments)
 
     def _output_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
-        """Return fragments as views of their results: local directions and buffers; loads them."""
-        self._load([f.param for f in fragments])
+        """Return fragments as views of local results (direction, buffers), loaded if not yet."""
+        self._load_of(fragments)
         return _views(self.results, fragments)
 
     def _block_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
-        """Return fragments as views of the whole tensors on the matrices' owner."""
+        """Return fragments as views of the owner's assembled tensors in `self.blocks`."""
         return [self.blocks[f.matrix, f.name][f.segment.of_block] for f in fragments]
 
 
 def directions_of_parts(jobs: Sequence[Job], lines: Rows, *, by_columns: bool) -> list[Tensor]:
-    """Return directions of equal parts of matrices, as one batch; update buffers in place.
+    """Return directions of equal parts, as one batch; sums go over `lines`; updates buffers.
 
     Args:
         jobs: Rows, or columns, of matrices of equal shape, rule and dtype, with their buffers.
@@ -344,7 +358,7 @@ def directions_of_parts(jobs: Sequence[Job], lines: Rows, *, by_columns: bool) -
 def _views(
     tensors: Mapping[int, Mapping[str, Tensor]], fragments: Sequence[Fragment]
 ) -> list[Tensor]:
-    """Return fragments as views of local tensors, by number of the parameter and name."""
+    """Return fragments as views of local shards `tensors[param][name]`."""
     return [
         tensors[f.param][f.name]
         if f.segment.whole

@@ -1,8 +1,9 @@
-"""Groups in which processes exchange: around one owner, within and across nodes, between copies.
+"""Groups in which processes exchange: with an owner, in one hop or two, and between copies.
 
 Integers alone. A parameter that is replicated along some mesh dimensions is put together within
 one copy, its cut group; directions then go from copy to copy. In a large cut group no process talks
-to all others: messages go to the right place within a node first, and across nodes from there.
+to all others. It is divided into groups of equal size, of neighbours by global rank. The first hop
+of a gather goes to a place in the sender's group, the second one to the same place in another.
 """
 
 from collections.abc import Sequence
@@ -35,9 +36,11 @@ def grid(size: int, peers: int) -> tuple[int, int] | None:
 class Topology:
     """Groups of a mesh's processes, by their ranks in the mesh.
 
+    `replicated` is the mesh dimensions along which a tensor is replicated.
+
     Args:
         coordinates: Mesh coordinate of every process, by rank.
-        ranks: Global ranks, neighbours of which are taken for a node.
+        ranks: Global ranks; neighbours share a first-hop group.
         peers: Most processes that one process should exchange messages with.
     """
 
@@ -49,63 +52,66 @@ class Topology:
         self._known_places: dict[Axes, list[tuple[int, int]]] = {}
         self._grids: dict[Axes, tuple[int, int] | None] = {}
 
-    def cut_group(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the ranks that hold `rank`'s copy of a tensor replicated along `axes`."""
-        return self._groups_of(axes, across=False)[rank]
+    def cut_group(self, replicated: Axes, rank: int) -> tuple[int, ...]:
+        """Return the ranks whose shards make up `rank`'s copy of a tensor, by global rank."""
+        return self._groups_of(replicated, across=False)[rank]
 
-    def copies(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the ranks with the same shard as `rank`, one per copy along `axes`."""
-        return self._groups_of(axes, across=True)[rank]
+    def copies(self, replicated: Axes, rank: int) -> tuple[int, ...]:
+        """Return the ranks with the same shard as `rank`, itself included: one in each copy."""
+        return self._groups_of(replicated, across=True)[rank]
 
-    def grid_of(self, axes: Axes) -> tuple[int, int] | None:
-        """Return (group size, groups) of a two-hop exchange; None for one hop or a prime size.
+    def grid_of(self, replicated: Axes) -> tuple[int, int] | None:
+        """Return (group size, groups) of a two-hop exchange within a copy; None for one hop.
 
-        The copies are those of a tensor that is replicated along `axes`; see `grid`.
+        The copies are those of a tensor that is replicated along these mesh dimensions; see `grid`.
         """
-        if axes not in self._grids:
-            self._grids[axes] = grid(len(self.cut_group(axes, 0)), self.peers)
-        return self._grids[axes]
+        if replicated not in self._grids:
+            self._grids[replicated] = grid(len(self.cut_group(replicated, 0)), self.peers)
+        return self._grids[replicated]
 
-    def node(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the ranks of `rank`'s first-hop group in its copy; all of the copy for one hop."""
-        group, shape = self.cut_group(axes, rank), self.grid_of(axes)
+    def first_hop_group(self, replicated: Axes, rank: int) -> tuple[int, ...]:
+        """Return `rank`'s first-hop group: neighbours in its cut group; all of it for one hop."""
+        group, shape = self.cut_group(replicated, rank), self.grid_of(replicated)
         if shape is None:
             return group
-        first, _ = self.places(axes)[rank]
+        first, _ = self.places(replicated)[rank]
         return group[first : first + shape[0]]
 
-    def column(self, axes: Axes, rank: int) -> tuple[int, ...]:
-        """Return the ranks of `rank`'s second-hop group in its copy; (rank,) for one hop."""
-        group, shape = self.cut_group(axes, rank), self.grid_of(axes)
-        return (rank,) if shape is None else group[self.places(axes)[rank][1] :: shape[0]]
+    def second_hop_group(self, replicated: Axes, rank: int) -> tuple[int, ...]:
+        """Return the ranks at `rank`'s place in each first-hop group; (rank,) for one hop."""
+        group, shape = self.cut_group(replicated, rank), self.grid_of(replicated)
+        return (rank,) if shape is None else group[self.places(replicated)[rank][1] :: shape[0]]
 
-    def via(self, axes: Axes, peer: int, owner: int) -> int:
-        """Return the rank at the owner's place in a peer's node, which relays between the two."""
-        places = self.places(axes)
-        return self.cut_group(axes, peer)[places[peer][0] + places[owner][1]]
+    def via(self, replicated: Axes, peer: int, owner: int) -> int:
+        """Return the rank in the peer's first-hop group at the owner's place, which relays."""
+        places = self.places(replicated)
+        return self.cut_group(replicated, peer)[places[peer][0] + places[owner][1]]
 
-    def places(self, axes: Axes) -> list[tuple[int, int]]:
-        """Return, per rank, (index in its copy where its hop group starts, place in that group)."""
-        if axes not in self._known_places:
-            local, _ = self.grid_of(axes) or (1, 1)
+    def places(self, replicated: Axes) -> list[tuple[int, int]]:
+        """Return, per rank, (start of its first-hop group in its cut group, place in it).
+
+        For one hop every process is a group of its own.
+        """
+        if replicated not in self._known_places:
+            local, _ = self.grid_of(replicated) or (1, 1)
             found = [(0, 0)] * len(self.coordinates)
-            groups = {id(group): group for group in self._groups_of(axes, across=False)}
+            groups = {id(group): group for group in self._groups_of(replicated, across=False)}
             for group in groups.values():
                 for k, rank in enumerate(group):
                     found[rank] = k // local * local, k % local
-            self._known_places[axes] = found
-        return self._known_places[axes]
+            self._known_places[replicated] = found
+        return self._known_places[replicated]
 
-    def _groups_of(self, axes: Axes, *, across: bool) -> list[tuple[int, ...]]:
-        """Return each rank's group: equal coordinates along `axes` (`across`: all other axes)."""
-        if (axes, across) not in self._groups:
+    def _groups_of(self, replicated: Axes, *, across: bool) -> list[tuple[int, ...]]:
+        """Return each rank's group: equal coordinates on `replicated`; if `across`, on others."""
+        if (replicated, across) not in self._groups:
             places = [
-                tuple(c for axis, c in enumerate(where) if (axis in axes) != across)
+                tuple(c for axis, c in enumerate(where) if (axis in replicated) != across)
                 for where in self.coordinates
             ]
             found: dict[Coordinate, list[int]] = {}
             for rank in self._order:
                 found.setdefault(places[rank], []).append(rank)
             groups = {place: tuple(group) for place, group in found.items()}
-            self._groups[axes, across] = [groups[place] for place in places]
-        return self._groups[axes, across]
+            self._groups[replicated, across] = [groups[place] for place in places]
+        return self._groups[replicated, across]

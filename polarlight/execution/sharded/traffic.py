@@ -26,7 +26,7 @@ class Traffic:
 
 
 def traffic(plan: ShardedPlan) -> list[Traffic]:
-    """Return the bytes and partners of every process in a step of the plan, by rank."""
+    """Return the `Traffic` of every rank in a step of the plan."""
     count = _Tally(plan)
     for numbers in plan.buckets:
         count.add_exchanges(numbers)
@@ -49,12 +49,12 @@ class _Tally:
         self.pairs: set[tuple[int, int]] = set()
 
     def add_exchanges(self, matrix_numbers: Sequence[int]) -> None:
-        """Add the gathers and scatters, within copies, of the matrices of one bucket."""
+        """Add the bytes of gathering and scattering the matrices of one bucket, within copies."""
         size, plan = self.plan.size, self.plan
         flows = [[0] * size for _ in range(6)]
         gathered_out, gathered_in, gathered_on, scattered_out, scattered_in, scattered_on = flows
         for number in matrix_numbers:
-            owner, axes = plan.owners[number], plan.axes_of(number)
+            owner, axes = plan.owners[number], plan.replicated_of(number)
             topology = plan.topology
             two_hops = topology.grid_of(axes) is not None
             places, group = topology.places(axes), topology.cut_group(axes, owner)
@@ -87,10 +87,10 @@ class _Tally:
     def add_broadcasts(self, matrix_number: int) -> None:
         """Add a matrix's broadcasts between copies, as rings; none without copies."""
         kind, owner = self.plan.kinds[matrix_number], self.plan.owners[matrix_number]
-        if not kind.axes:
+        if not kind.replicated:
             return
         for source, (_, amount) in kind.shares(owner).items():
-            group = self.plan.topology.copies(kind.axes, source)
+            group = self.plan.topology.copies(kind.replicated, source)
             for k, rank in enumerate(group):
                 self.sent[rank] += amount * (len(group) - 1) / len(group)
                 if rank != source:
@@ -98,7 +98,7 @@ class _Tally:
                 self.pairs.add((rank, group[(k + 1) % len(group)]))
 
     def add_sums(self, matrix: SharedMatrix) -> None:
-        """Add the sums of a matrix that processes of a node compute together, as rings."""
+        """Add the bytes of the sums over a shared matrix's parts, as a ring of their owners."""
         ranks = matrix.ranks
         for k, (number, rank) in enumerate(zip(matrix.numbers, ranks, strict=True)):
             self.sent[rank] += self.plan.kinds[number].sums

@@ -41,7 +41,7 @@ class Explanation:
         return self.table()
 
     def table(self, *, every: bool = False, width: int = 120) -> str:
-        """Return the rows and the totals per role as text.
+        """Return rows (folded unless `every`), totals per role and shared work as text.
 
         Args:
             every: One entry per parameter; else equal ones of repeated layers share an entry,
@@ -52,7 +52,7 @@ class Explanation:
         return "\n\n".join(sections + [fill(str(shared), width) for shared in self.sharing])
 
     def totals(self) -> dict[str, dict[str, int]]:
-        """Return {role: {tensors, parameters, frozen}}, the last two in entries."""
+        """Return {role: {tensors, parameters, frozen}}: number of tensors, entries, frozen ones."""
         totals: dict[str, dict[str, int]] = {}
         for row in self.rows:
             entry = totals.setdefault(row.role, {"tensors": 0, "parameters": 0, "frozen": 0})

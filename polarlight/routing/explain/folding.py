@@ -32,12 +32,12 @@ def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
 
 
 def _join_cells(cells: _Cells) -> str:
-    """Return the name that was split into these parts."""
+    """Return the full name that was split into these parts."""
     return ".".join(cells).replace(f"{_GLUE}.", "")
 
 
 def _fold(names: Sequence[_Cells]) -> list[tuple[_Cells, list[str]]]:
-    """Return (pattern, names) of split names that differ in numbers at the same places alone."""
+    """Return (split name with ranges, full names) of split names that differ in numbers alone."""
     blocks = [(cells, [_join_cells(cells)]) for cells in names]
     for place in reversed(range(len(names[0]))):
         merged: dict[_Cells, list[tuple[_Cells, list[str]]]] = {}
@@ -52,7 +52,7 @@ def _fold(names: Sequence[_Cells]) -> list[tuple[_Cells, list[str]]]:
 
 
 def _with_range(place: int, same: Sequence[_Cells]) -> _Cells:
-    """Return one split name for several, with a range as `{0-3}` at the place where they differ."""
+    """Return several split names as one, with `{0-3}` at index `place`; a single one as it is."""
     first = same[0]
     if len(same) == 1:
         return first
@@ -61,7 +61,7 @@ def _with_range(place: int, same: Sequence[_Cells]) -> _Cells:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Return numbers as text, `0-3,7` for 0, 1, 2, 3, 7; from four runs on shortened by `...`."""
+    """Return numbers as text: `0-3,7`; of four or more runs the first two, `...` and the last."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:

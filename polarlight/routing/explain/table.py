@@ -14,7 +14,7 @@ Entry = tuple[list[str], str]
 
 
 def table_of(rows: Sequence[Row], *, every: bool, width: int) -> str:
-    """Return rows as an aligned text table; reason, view and engine stand below each line.
+    """Return rows, folded unless `every`, as aligned text; reason, view, engine below each line.
 
     Repeated layers share an entry unless `every`.
     """
@@ -38,13 +38,13 @@ def table_of(rows: Sequence[Row], *, every: bool, width: int) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as text in columns of equal width."""
+    """Return rows as lines of text, each column as wide as its longest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(_line(row, widths) for row in rows)
 
 
 def folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Return (name pattern, rows) for rows that differ in nothing but the name."""
+    """Return (name pattern, rows) of rows that differ in the name alone, in the rows' order."""
     alike: dict[object, list[Row]] = {}
     for row in rows:
         key = (

@@ -34,7 +34,7 @@ Named = Iterable[tuple[str, Tensor]]
 
 
 def infer_roles(source: nn.Module | Named) -> list[Assignment]:
-    """Return role, view, part and reason of every parameter, in the order of the model.
+    """Return role, view, part and reason of every parameter, in the model's order; tied ones once.
 
     A module tells more than names do: with `model.named_parameters()` alone, types, positions,
     numbers of heads and ties are unknown and names and shapes decide. Frozen parameters are
@@ -56,7 +56,7 @@ def infer_roles(source: nn.Module | Named) -> list[Assignment]:
 
 
 def _assign(site: Site, found: Decision) -> Assignment:
-    """Return one parameter's assignment: its decision, and its MLP block."""
+    """Return one parameter's assignment: its decision, MLP block, and `frozen` in the reason."""
     reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
     changed = {"reason": reason, "block": block_of(site, found)}
     decided = {field.name: getattr(found, field.name) for field in fields(found)}
@@ -64,14 +64,14 @@ def _assign(site: Site, found: Decision) -> Assignment:
 
 
 def _adapts(site: Site, base: Site) -> bool:
-    """Return whether a factor of LoRA has a side of its base's weight; packed weights have not."""
+    """Return whether a LoRA factor is 2-D and its columns (A) or rows (B) fit its base's weight."""
     shape = site.parameter.shape
     outer = shape[-1] if lora_factor(site.words) == "A" else shape[0]
     return len(shape) == base.parameter.ndim == 2 and outer in base.parameter.shape
 
 
 def _lora_decision(site: Site, base: Decision) -> Decision:
-    """Return the decision on a factor of LoRA: role and part of the layer that it adapts."""
+    """Return a LoRA factor's decision: its base's role and part; VECTOR if a single row, column."""
     reason = f"{lora_factor(site.words)} of LoRA for: {base.reason}"
     if min(site.parameter.shape) == 1:
         return Decision(Role.VECTOR, f"{reason}; a single row or column")
@@ -165,7 +165,7 @@ def _convolution(site: Site, module: nn.modules.conv._ConvNd) -> Decision:
 
 
 def _recurrent(site: Site, module: nn.RNNBase) -> Decision:
-    """Return HIDDEN for a weight of an RNN, LSTM or GRU, a matrix per gate; projections whole."""
+    """Return HIDDEN for an RNN's weight, a matrix per gate (LSTM, GRU) except in projections."""
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     if gates == 1 or site.parameter.shape[0] != gates * module.hidden_size:
         return Decision(Role.HIDDEN, f"{site.leaf} of {module.mode}")
@@ -174,7 +174,7 @@ def _recurrent(site: Site, module: nn.RNNBase) -> Decision:
 
 
 def _is_transposed(site: Site) -> bool | None:
-    """Return whether a 2-D weight is stored (fan_in, fan_out); None if known not to be linear.
+    """Return whether a weight is stored (fan_in, fan_out); None if it is no linear layer's.
 
     Where only names are known, it is guessed from the name and the residual width.
     """
@@ -204,7 +204,7 @@ def _is_transposed_by_width(site: Site) -> bool:
 
 
 def _linear(site: Site, *, transposed: bool) -> Decision:
-    """Return the decision on a linear layer's weight by the block around it, view as (out, in)."""
+    """Return the decision on a linear layer's weight, by its surroundings; view as of (out, in)."""
     m, n = site.parameter.shape[::-1] if transposed else site.parameter.shape
     if min(m, n) == 1:
         return Decision(Role.VECTOR, f"linear layer {site.module_name} of a single row or column")

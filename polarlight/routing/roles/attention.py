@@ -38,7 +38,7 @@ def attention(site: Site, m: int, n: int) -> Decision:
 
 
 def _unfused_split(site: Site, part: Part, m: int, n: int) -> FusedSplit:
-    """Return the split of one projection: `Whole()`, or query and its gate apart; known heads."""
+    """Return `Whole()` for a projection, with heads if known; gated queries as (query, gate)."""
     if part is Part.NONE:
         return FusedSplit(Whole(), "")
     extent, dim = (n, -1) if part is Part.OUTPUT else (m, -2)

@@ -126,7 +126,7 @@ def _writes_vocabulary(site: Site) -> str | None:
 
 
 def _nearest_token_table(site: Site) -> tuple[tuple[str, ...], torch.Size | None]:
-    """Return (path in common, shape or None) of the nearest token table with the layer's rows."""
+    """Return (common path, shape) of the nearest token table with as many rows, or ((), None)."""
     best, found = -1, None
     for name, shape in site.model_index.tables.items():
         words = name.split(".")
@@ -140,7 +140,7 @@ def _nearest_token_table(site: Site) -> tuple[tuple[str, ...], torch.Size | None
 
 
 def _is_head_by_name(site: Site, *, other_heads: bool) -> bool:
-    """Return whether a name means an output layer; fewer do if the model has `other_heads`.
+    """Return whether name and place mean an output layer; fewer do if there are `other_heads`.
 
     Where the model has heads that are known otherwise, a square matrix is one only if it has a
     name that means nothing else.
@@ -160,7 +160,7 @@ def _is_head_by_name(site: Site, *, other_heads: bool) -> bool:
 
 
 def _ends_at(site: Site, place: int) -> bool:
-    """Return whether a matrix is the last one of the module that path[:place + 1] names."""
+    """Return whether a matrix is the last in module path[:place + 1]; False if it is in an MLP."""
     if any(word in MLP_BLOCKS for word in site.path[place + 1 :]):
         return False
     several = site.path[place].endswith(_SEVERAL)
@@ -188,12 +188,12 @@ def _names_head(site: Site, place: int) -> bool:
 
 
 def _is_kernel(site: Site) -> bool:
-    """Return whether a parameter is a convolution kernel, or might be."""
+    """Return whether a parameter is a convolution's `weight`, or one of an unknown module."""
     return isinstance(site.module, nn.modules.conv._ConvNd | None) and site.leaf == "weight"
 
 
 def _is_last_layer(site: Site) -> bool:
-    """Return whether a matrix is the last of the module around its layer, beside others there."""
+    """Return whether a matrix, in no MLP, is the last of several in the module around its layer."""
     prefix = "".join(f"{word}." for word in site.path[:-1])
     others = [name for name, _ in site.model_index.matrices(prefix)]
     alone = len(others) < 2 and bool(prefix)

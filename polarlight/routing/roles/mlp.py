@@ -76,7 +76,7 @@ def gate_up_slices(site: Site, *, experts: bool) -> Decision | None:
 
 
 def _mlp_part(site: Site, m: int, n: int) -> Part:
-    """Return UP, DOWN, GATE or GATE_UP by name, or by shape inside an MLP; NONE outside."""
+    """Return UP, DOWN, GATE or GATE_UP by name or, inside an MLP, by shape; NONE for others."""
     words = site.block
     if "intermediate" in words:
         return Part.UP
@@ -92,7 +92,7 @@ def _mlp_part(site: Site, m: int, n: int) -> Part:
 
 
 def _is_mlp(site: Site) -> bool:
-    """Return whether the class around a layer is an MLP by its name, with another matrix."""
+    """Return whether the class around a layer is named as an MLP and holds another matrix."""
     names = (type(module).__name__.lower() for module in site.modules[1:2])
     called = any("mlp" in name or "feedforward" in name for name in names)
     return called and site.has_other_matrix()  # one layer alone is none, whatever its class

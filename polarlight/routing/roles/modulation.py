@@ -10,13 +10,13 @@ _MOST = 12
 
 
 def is_modulation(site: Site) -> bool:
-    """Return whether a layer modulates a norm, by its name or the class around it."""
+    """Return whether a layer makes an adaptive norm's shift and scale, by name or class around."""
     kinds = (type(module).__name__.lower() for module in site.modules[1:3])
     return names_modulation(".".join(site.words)) or any(_says_modulation(kind) for kind in kinds)
 
 
 def names_modulation(name: str) -> bool:
-    """Return whether a parameter's lower-case name is that of a modulation's matrix."""
+    """Return whether a lower-case parameter name is that of an adaptive norm's linear layer."""
     *path, leaf = name.split(".")
     if leaf != "weight":
         return False
@@ -25,13 +25,13 @@ def names_modulation(name: str) -> bool:
 
 
 def _says_modulation(word: str) -> bool:
-    """Return whether a lower-case name or class starts with a word for modulation."""
+    """Return whether a lower-case word or class name means an adaptive norm (`adaln`, `mod`)."""
     starts = (*MODULATIONS, "adalayernorm")
     return word.startswith(starts) or word == "mod" or word.endswith("_mod")
 
 
 def modulation(site: Site, m: int, n: int) -> Decision | None:
-    """Return the decision on the layer of an adaptive norm, a map [m, n]; None if it is none."""
+    """Return HIDDEN, a matrix per block, for an adaptive norm's layer, a map [m, n]; else None."""
     count = m // n
     if not is_modulation(site) or m % n or not 2 <= count <= _MOST:
         return None

@@ -98,16 +98,16 @@ def part_of(word: str, table: Mapping[Part, tuple[str, ...]]) -> Part:
     return next((part for part, words in table.items() if word in words), Part.NONE)
 
 
-def block_and_half(name: str, part: int, parts: int) -> tuple[str, str] | None:
-    """Return a key that pairs a gate with its up, and `gate` or `up`; None if it is neither.
+def block_and_half(name: str, index: int, count: int) -> tuple[str, str] | None:
+    """Return (name or block, `gate` or `up`), the first equal for a pair; None if it is neither.
 
     Args:
         name: The parameter's name.
-        part: Index of the matrix in the parameter's view.
-        parts: Number of matrices in the view; two are a gate and an up projection.
+        index: Index of the matrix in the parameter's view.
+        count: Number of matrices in the view; two are a gate and an up projection.
     """
-    if parts == 2:
-        return name, ("gate", "up")[part]
+    if count == 2:
+        return name, ("gate", "up")[index]
     words = plain_name(name).split(".")
     place = -2 if words[-1] == "weight" and len(words) > 1 else -1
     block, word = ".".join(words[:place]), words[place].lower()

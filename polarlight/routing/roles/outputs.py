@@ -24,12 +24,12 @@ Shape = tuple[int, ...]
 
 
 def in_layers(words: Iterable[str]) -> bool:
-    """Return whether a path has a number, as those of repeated layers."""
+    """Return whether a word of a path is a number, as in those of repeated layers."""
     return any(word.isdigit() for word in words)
 
 
 def is_output_beside_layers(site: Site, m: int, n: int) -> bool:
-    """Return whether a linear map [m, n] beside repeated layers narrows to m that nothing reads.
+    """Return whether a map [m, n] outside repeated layers narrows to m outputs that nothing reads.
 
     It narrows at least 4 times, as classes do: a projection to the width of another model need not
     be an output. Layers that read m have another shape with that side, or are norms of that size.
@@ -54,7 +54,7 @@ def is_output_beside_layers(site: Site, m: int, n: int) -> bool:
 
 
 def is_last_layer_of_the_model(site: Site, m: int, n: int, *, transposed: bool) -> bool:
-    """Return whether a linear map [m, n] ends a network: nothing reads m, earlier layers give n.
+    """Return whether a map [m, n] ends a network: no layer reads m, earlier ones give its n inputs.
 
     Several may stand side by side. Square maps, layers of repeated blocks, and maps of a residual
     stream are none, nor are maps onto the inputs of another matrix, as in an MLP or autoencoder.
@@ -100,7 +100,7 @@ class _Surroundings:
 
     @classmethod
     def of(cls, site: Site) -> Self:
-        """Return the surroundings of a site."""
+        """Return the shapes of all other weights in the model, split into before and after it."""
         found, own, passed = cls(bool(site.modules)), ".".join(site.words), False
         for name, shape in site.model_index.shapes.items():
             if name == own:
@@ -112,7 +112,7 @@ class _Surroundings:
         return found
 
     def _list_of(self, site: Site, name: str, dims: int, *, passed: bool) -> list[Shape]:
-        """Return the list that a parameter of two or more dimensions belongs to."""
+        """Return the list a weight's shape goes to: raw, kernels or linear; after if `passed`."""
         if not name.endswith(".weight") or name in site.model_index.tables:
             return self.raw
         if dims > 2:
@@ -139,7 +139,7 @@ class _Surroundings:
         return any(f - m in others for _, f in (self.after if self.in_order else linear))
 
     def gives(self, n: int) -> bool:
-        """Return whether n inputs come from other layers: one, several equal ones, or two."""
+        """Return whether n may be outputs of earlier layers: of one, equal ones, or two joined."""
         sizes = {shape[0] for shape in self.before}
         sizes |= {side for shape in self.raw for side in shape[-1:]}  # tables, recurrent weights
         flat = {side for shape in self.kernels_before for side in shape[:2] if side > 1}
@@ -150,7 +150,7 @@ class _Surroundings:
 
 
 def _containers(site: Site) -> Iterator[tuple[int, nn.Module | None]]:
-    """Yield (position, container) of each number in a site's path; None if only names are known."""
+    """Yield (position, container module, None if unknown) of each number in a parameter's path."""
     chain = site.modules[::-1]
     for place, word in enumerate(site.path):
         if word.isdigit():
@@ -185,13 +185,13 @@ def _in_repeated_block(site: Site) -> bool:
 
 
 def _is_unique(site: Site, place: int) -> bool:
-    """Return whether the module at a position of the path is the only one of its class beside."""
+    """Return whether the module path[:place + 1] is the only one of its class in its container."""
     container, entry = site.modules[::-1][place : place + 2]
     return sum(type(other) is type(entry) for other in container.children()) == 1
 
 
 def _stream_widths(site: Site) -> set[int]:
-    """Return the widths of residual streams: sizes that two layers of a block read and write.
+    """Return sizes that two layers of a numbered block, not the parameter's own, read and write.
 
     Blocks are modules with a number in their path; that around the site itself does not count.
     """

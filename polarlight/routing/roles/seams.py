@@ -50,7 +50,7 @@ def concatenated(site: Site, m: int, n: int) -> FusedSplit | None:
 
 
 def equal_qkv(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Return the split of 3 n rows into q, k, v by a name, if no head count is known."""
+    """Return the split of 3 n rows into q, k, v by name, if no head count is known; else None."""
     fused = "qkv" in site.module_name or site.module_name == "c_attn"
     if not fused or site.number(*HEAD_COUNT) or m != 3 * n:
         return None
@@ -76,7 +76,7 @@ def by_key_head_if_declared(site: Site, m: int, n: int) -> FusedSplit | None:
 
 
 def _key_head_split(kv: int, queries: int, size: int) -> FusedSplit:
-    """Return the split of `kv` groups of rows: `queries` query heads, a key and a value head."""
+    """Return the split of `kv` row groups: `queries` query, a key, a value head of `size` each."""
     rows = (queries * size, size, size)
     by_head = Heads(kv, inner=RowBlocks(rows, (Heads(queries), Whole(), Whole())))
     return FusedSplit(Heads(kv, inner=RowBlocks(rows)), "q, k, v of each key head in turn", by_head)
@@ -98,10 +98,10 @@ def delta_net(site: Site, m: int, n: int) -> FusedSplit | None:
 
 
 def blocks_per_head(*sizes: str, reason: str) -> FusedLayout:
-    """Return a layout function: each head's rows are split into blocks of the named sizes."""
+    """Return a layout function that splits each head's rows in blocks; `sizes` names attributes."""
 
     def layout(site: Site, m: int, n: int) -> FusedSplit | None:
-        """Split each head into blocks; None if the sizes are unknown or do not add up."""
+        """Return the split of each head into blocks; None if sizes are unknown or misfit."""
         heads, rows = site.number(*HEAD_COUNT), site.numbers(*sizes)
         if not heads or not rows or heads * sum(rows) != m:
             return None
@@ -112,10 +112,10 @@ def blocks_per_head(*sizes: str, reason: str) -> FusedLayout:
 
 
 def blocks_in_order(*sizes: str, reason: str) -> FusedLayout:
-    """Return a layout function: all rows are split into blocks of the named sizes."""
+    """Return a layout function that splits all rows into blocks; `sizes` names attributes."""
 
     def layout(site: Site, m: int, n: int) -> FusedSplit | None:
-        """Split rows into blocks; None if the sizes are unknown or do not add up."""
+        """Return the split of rows into blocks; None if sizes are unknown or do not add up."""
         rows = site.numbers(*sizes)
         if not rows or sum(rows) != m:
             return None

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from polarlight.routing.roles.names import EMBEDDING_ENDINGS, EMBEDDINGS, HEADS
 from polarlight.routing.roles.vocabulary import Decision, Role
-from polarlight.routing.roles.wrappers import MAGNITUDE, lora_factor, skipped, weight_words
+from polarlight.routing.roles.wrappers import (
+    MAGNITUDE,
+    lora_factor,
+    weight_words,
+    wrapper_positions,
+)
 
 _NEAR = 5
 
@@ -131,7 +136,7 @@ class Site:
             yield (word, *kinds) if place < 3 else (word,)
 
     def sibling(self, words: Iterable[str]) -> torch.Size | None:
-        """Return the shape of the block's parameter named by the earliest of the words; or None."""
+        """Return the shape of the first of these named weights in the same block; None if none."""
         prefix = "".join(f"{word}." for word in self.block)
         for word in words:
             for name in (f"{prefix}{word}.weight", f"{prefix}{word}"):
@@ -197,7 +202,7 @@ class Site:
         return value, min(outside)
 
     def encloses_table(self, depth: int) -> bool:
-        """Return whether an embedding table is inside the path's first `depth` words."""
+        """Return whether an embedding table is inside the module path[:depth]."""
         prefix = "".join(f"{word}." for word in self.path[:depth])
         return any(name.startswith(prefix) for name in self.model_index.tables)
 
@@ -225,7 +230,7 @@ class Site:
         return self.modules[1:] if self.leaf == "weight" else self.modules
 
     def _attributes(self, names: tuple[str, ...]) -> Iterator[object]:
-        """Yield the attributes of these names on every module and its config, inner ones first."""
+        """Yield attributes of these names (None if absent) of modules and configs, inner first."""
         for module in self.modules:
             for source in _sources(module):
                 for name in names:
@@ -233,7 +238,7 @@ class Site:
 
 
 def _sources(module: nn.Module) -> tuple[object, object]:
-    """Return a module and its config, whose attributes are searched."""
+    """Return (module, its `config` or None), whose attributes are searched."""
     return module, getattr(module, "config", None)
 
 
@@ -258,13 +263,13 @@ def _is_table(words: Sequence[str], module: nn.Module | None) -> bool:
 
 
 def sites_of(model: nn.Module) -> list[list[Site]]:
-    """Return every use of every parameter of a model; uses of one tensor form one list."""
+    """Return a `Site` per name of every parameter of a model; those of one tensor form one list."""
     modules = dict(model.named_modules(remove_duplicate=False))
     return _group_by_tensor(list(model.named_parameters(remove_duplicate=False)), modules)
 
 
 def sites_by_name(named: Iterable[tuple[str, Tensor]]) -> list[list[Site]]:
-    """Return every use of named parameters without their modules; one list per tensor."""
+    """Return a `Site` per named parameter, without modules; those of one tensor form one list."""
     pairs: list[Any] = list(named)
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
@@ -278,7 +283,7 @@ def sites_by_name(named: Iterable[tuple[str, Tensor]]) -> list[list[Site]]:
 def _group_by_tensor(
     named: list[tuple[str, Tensor]], modules: Mapping[str, nn.Module]
 ) -> list[list[Site]]:
-    """Return the sites of named parameters; those of one tensor are in one list."""
+    """Return a `Site` per named parameter, in lists of those that are one tensor."""
     _refuse_uninitialized(named)
     names = {name for name, _ in named}
     unwrapped = [_without_wrappers(name, names, modules) for name, _ in named]
@@ -309,7 +314,7 @@ def _without_wrappers(
 ) -> tuple[tuple[str, ...], tuple[nn.Module, ...]]:
     """Return (lower-case words, modules from the inside out) of a name, wrappers left out."""
     *path, leaf = weight_words(name.split("."), names)
-    without = skipped(path)
+    without = wrapper_positions(path)
     words, chain = [], [modules.get("")]
     for place, word in enumerate(path):
         module = modules.get(".".join(path[: place + 1]))

@@ -27,7 +27,7 @@ MAGNITUDE = "_g"
 """Suffix of a weight-normalized layer's magnitude, in either of torch's forms."""
 
 
-def skipped(path: Sequence[str]) -> set[int]:
+def wrapper_positions(path: Sequence[str]) -> set[int]:
     """Return the positions in a module's path of words that wrappers added."""
     found: set[int] = set()
     for place, first in enumerate(path):
@@ -49,13 +49,13 @@ def lora_factor(words: Sequence[str]) -> str:
 
 
 def lora_base(words: Sequence[str]) -> tuple[str, ...]:
-    """Return the words of the weight that a factor of LoRA adapts; () for other parameters."""
+    """Return the name, as words, of the weight that a LoRA factor adapts; () for others."""
     place = next((i for i, word in enumerate(words) if word in LORA), None)
     return (*words[:place], "weight") if place and lora_factor(words) else ()
 
 
 def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str, ...]:
-    """Return the words of a parameter's name; of a reparametrized one, those of the plain weight.
+    """Return the words of a name; of a reparametrized parameter, those of the plain weight.
 
     Args:
         words: The parameter's name, cut at the dots.
@@ -71,7 +71,7 @@ def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str
 
 
 def _parametrized(weight_name: str, leaf: str) -> str:
-    """Return a tensor's plain name: `weight`, or for a magnitude `weight_g`.
+    """Return the plain name for `leaf` of a parametrized weight; a magnitude's is `weight_g`.
 
     One tensor is called `original`, of several each has a number. Weight norm keeps two, a
     magnitude and the direction.
@@ -90,7 +90,7 @@ def owner_name(name: str) -> str:
 def without_wrappers(name: str) -> str:
     """Return a parameter's name without the words of wrappers."""
     *path, leaf = name.split(".")
-    without = skipped(path)
+    without = wrapper_positions(path)
     return ".".join((*(word for i, word in enumerate(path) if i not in without), leaf))
 
 

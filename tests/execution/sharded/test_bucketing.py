@@ -70,7 +70,7 @@ def test_the_most_bytes_at_once_are_those_of_the_schedules(layout, peers):
     ],
 )
 def test_buckets_and_partners_of_published_models_are_bounded_on_every_process(model, layout):
-    """Of 1,024 processes 256 hold all of DeepSeek's experts and their nodes pass them on."""
+    """Of 1,024 processes 256 hold all of DeepSeek's experts; others in their groups pass on."""
     for plan in plans_of(MODELS[model](), layout):
         moved = traffic(plan)
         assert max(t.at_once for t in moved) <= 2 * plan.options.bucket_bytes

@@ -35,7 +35,7 @@ def test_shares_are_the_entries_that_each_process_of_the_copy_exchanges(rule, me
                 layout = spec.layouts[name]
                 count = overlap(block, layout.held(where))
                 all_there &= rank != owner or count == block.numel
-                if not count or not plan.in_one_copy(plan.axes_of(number), rank, owner):
+                if not count or not plan.in_one_copy(plan.replicated_of(number), rank, owner):
                     continue
                 size = count * spec.dtypes[name].itemsize
                 replicated = layout.copies > spec.layouts[""].copies

@@ -175,7 +175,7 @@ def test_explain_forecasts_with_the_options_of_the_executor():
         executor = polarlight.Sharded(options=Options(peers=8, bucket_bytes=128 * 48 * 4))
         optimizer = polarlight.Muon(model.parameters(), lr=0.1, executor=executor)
         (shared,) = polarlight.explain(optimizer).sharing
-        assert shared.peers == 14  # a node of eight and a column of eight
+        assert shared.peers == 14  # eight of the first hop, eight of the second
         assert shared.buckets > 1
     finally:
         dist.destroy_process_group()

@@ -98,7 +98,7 @@ def without_others(plan):
     return type(plan)(plan.params, plan.coordinates, plan.options, plan.ranks)
 
 
-def test_few_owners_are_spread_over_copies_nodes_and_places():
+def test_few_owners_are_spread_over_copies_groups_and_places():
     (plan,) = plans_of(llama_of_two_layers(), "copies 16 x 64")  # 14 matrices
     assert len({plan.coordinates[owner][0] for owner in plan.owners}) >= 10
     assert len({owner % 8 for owner in plan.owners}) >= 6
@@ -118,20 +118,20 @@ def test_a_grid_has_the_least_partners(size, peers, expected):
     assert grid(size, peers) == expected
 
 
-def test_messages_pass_through_the_node_of_one_end_and_the_place_of_the_other():
+def test_relays_are_in_the_first_group_of_one_end_and_the_second_of_the_other():
     ranks = [5, 1, 3, 0, 2, 4]  # the mesh orders its ranks otherwise
     topology = Topology([(i,) for i in range(6)], ranks, peers=1)
     for peer in range(6):
         for owner in range(6):
             via = topology.via((), peer, owner)
-            assert via in topology.node((), peer)
-            assert via in topology.column((), owner)
-    assert [ranks[r] for r in topology.node((), ranks.index(3))] == [2, 3]
-    assert [ranks[r] for r in topology.column((), ranks.index(3))] == [1, 3, 5]
+            assert via in topology.first_hop_group((), peer)
+            assert via in topology.second_hop_group((), owner)
+    assert [ranks[r] for r in topology.first_hop_group((), ranks.index(3))] == [2, 3]
+    assert [ranks[r] for r in topology.second_hop_group((), ranks.index(3))] == [1, 3, 5]
 
 
 @pytest.mark.parametrize("world", [1024, 4096])
-def test_a_step_exchanges_with_a_node_and_a_column(world, monkeypatch):
+def test_a_step_exchanges_with_its_two_hop_groups(world, monkeypatch):
     """On a fake process group, on which collectives do nothing."""
     partners = []
 

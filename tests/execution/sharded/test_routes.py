@@ -32,15 +32,16 @@ def test_every_fragment_arrives_where_it_belongs(mesh, splits, gather, peers):
     schedules = [ProcessSchedule(plan, rank) for rank in range(plan.size)]
     exchanges = [bucket_exchange(schedule, gather) for schedule in schedules]
     routes = [route(plan, rank, exchange, gather) for rank, exchange in enumerate(exchanges)]
-    sent = [Tensors(plan, blocks=not gather, filled=True) for _ in schedules]
-    arrived = [Tensors(plan, blocks=gather, filled=False) for _ in schedules]
-    messages = [r.sent.pack(x.views, "cpu") for r, x in zip(routes, sent, strict=True)]
+    ranks = range(plan.size)
+    sent = [Tensors(plan, rank, blocks=not gather, filled=True) for rank in ranks]
+    arrived = [Tensors(plan, rank, blocks=gather, filled=False) for rank in ranks]
+    messages = [r.sent.pack(x.wholes, "cpu") for r, x in zip(routes, sent, strict=True)]
     for hop in range(len(routes[0].hops)):
         if hop:
             messages = [passed_on(r.hops[1], m) for r, m in zip(routes, messages, strict=True)]
         messages = all_to_all(plan, routes, messages, hop, gather)
     for r, message, x in zip(routes, messages, arrived, strict=True):
-        r.received.unpack(message, x.views)
+        r.received.unpack(message, x.wholes)
     moved = 0
     for rank, exchange in enumerate(exchanges):
         for by, fragments in exchange.incoming.items():
@@ -70,10 +71,10 @@ def bucket_exchange(schedule, gather):
 
 
 def groups_of(plan, rank, gather):
-    axes, topology = plan.axes_of(0), plan.topology
+    axes, topology = plan.replicated_of(0), plan.topology
     if topology.grid_of(axes) is None:
         return [topology.cut_group(axes, rank)]
-    both = [topology.node(axes, rank), topology.column(axes, rank)]
+    both = [topology.first_hop_group(axes, rank), topology.second_hop_group(axes, rank)]
     return both if gather else both[::-1]
 
 
@@ -82,7 +83,7 @@ def route(plan, rank, exchange, gather):
     if not more:
         return direct_route(exchange, first, gather=gather)
     both = first, more[0]
-    return relayed_route(exchange, plan.topology, plan.axes_of(0), rank, both, gather=gather)
+    return relayed_route(exchange, plan.topology, plan.replicated_of(0), rank, both, gather=gather)
 
 
 def passed_on(hop, received):
@@ -109,26 +110,29 @@ def all_to_all(plan, routes, messages, hop, gather):
 class Tensors:
     """Shards or whole matrices of one process, made when they are first asked for."""
 
-    def __init__(self, plan, *, blocks, filled):
-        self.plan, self.blocks, self.filled, self.made = plan, blocks, filled, {}
+    def __init__(self, plan, rank, *, blocks, filled):
+        self.plan, self.rank, self.blocks, self.filled, self.made = plan, rank, blocks, filled, {}
 
-    def views(self, fragments):
-        return [self.view(f) for f in fragments]
+    def wholes(self, fragments):
+        return [self.whole(f) for f in fragments]
 
     def view(self, fragment):
+        segment = fragment.segment
+        return self.whole(fragment)[segment.of_block if self.blocks else segment.of_shard]
+
+    def whole(self, fragment):
         key = fragment.matrix if self.blocks else self.plan.matrices[fragment.matrix].param
         matrix = self.plan.matrices[fragment.matrix]
         spec = self.plan.params[matrix.param]
         shape = (
             matrix.blocks[fragment.name].lengths
             if self.blocks
-            else spec.layouts[fragment.name].shape  # of the largest shard there can be
+            else spec.layouts[fragment.name].local_shape(self.plan.coordinates[self.rank])
         )
         if (key, fragment.name) not in self.made:
             x = torch.zeros(shape, dtype=spec.dtypes[fragment.name])
             self.made[key, fragment.name] = x.normal_() if self.filled else x
-        segment = fragment.segment
-        return self.made[key, fragment.name][segment.of_block if self.blocks else segment.of_shard]
+        return self.made[key, fragment.name]
 
 
 @pytest.mark.parametrize("gather", [True, False], ids=["gather", "scatter"])
