@@ -93,7 +93,7 @@ def a_step(name, executor="batched", policy=NonFinite.SKIP, dtype=torch.float32,
 
 def alone(name):
     """A step of `OneByOne`, for which views are more matrices of the same kinds."""
-    return a_step(name, "one_by_one", views=2)[0]
+    return a_step(name, "one_by_one", views=1)[0]
 
 
 def waits(name):

@@ -55,7 +55,7 @@ def spread(rule, M, sizes, steps):
 
 
 def needs_all_columns(rule, m, n):
-    """Whether half of the columns are too few: without a count of flops."""
+    """Tell if half of the columns are too few, without a count of flops."""
     buffers = {
         name: torch.zeros(p, n // 2 if q == n and name != SIZES else q)
         for name, (p, q) in rule.buffer_shapes(torch.Size((m, n))).items()

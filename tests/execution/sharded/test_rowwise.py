@@ -112,7 +112,7 @@ def suitable(shape):
 
 
 def needs_all_rows(rule, m, n):
-    """Whether half of the rows are too few: what `suitable` says, without a count of flops."""
+    """Tell if half of the rows are too few: what `suitable` says, without a count of flops."""
     buffers = {
         name: torch.zeros(m // 2 if p == m else p, q)
         for name, (p, q) in rule.buffer_shapes(torch.Size((m, n))).items()
