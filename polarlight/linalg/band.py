@@ -99,9 +99,15 @@ def vector_loss(eps: float, above: float) -> float:
     return (2 * eps / above) ** 2 / 2
 
 
-def exact_band(dtype: torch.dtype, above: float, order: float, loss: float = 0.0) -> Band:
-    """Return the band of an exact engine in `dtype` that puts out at least 1 less a known loss."""
-    rounding = EXACT_ROUNDING * torch.finfo(dtype).eps
+def exact_band(
+    dtype: torch.dtype,
+    above: float,
+    order: float,
+    loss: float = 0.0,
+    epsilons: float = EXACT_ROUNDING,
+) -> Band:
+    """Return the band of an exact engine in `dtype`: 1, less a known loss, and some epsilons."""
+    rounding = epsilons * torch.finfo(dtype).eps
     return Band(max(1 - loss - rounding, 0.0), 1 + rounding, above, order)
 
 

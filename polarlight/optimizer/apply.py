@@ -116,9 +116,9 @@ def apply_update(
     directions: list[Tensor],
     finite: FiniteFlags,
 ) -> None:
-    """Do W <- (1 - lr wd) W - lr D in place, without decay where not finite (D must be 0 there).
+    """Do W <- (1 - lr wd) W - lr D in place; increase rounding counters in `states`.
 
-    Weights are rounded as the group says.
+    No decay where not finite: D must be zero there. Weights are rounded as the group says.
     """
     lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
     wide = _widened(group, weights)

@@ -90,7 +90,7 @@ class NonFiniteGuard:
         nonfinite_ranks: Mapping[tuple[int, int], int] = MappingProxyType({}),
         may_wait: bool,
     ) -> dict[int, FiniteMask]:
-        """Flag accelerator gradients by group; drop known non-finite from `active`; RAISE raises.
+        """Return finite masks of accelerator gradients by group; drop known bad ones from `active`.
 
         One mask per group. What is dropped is counted: shared parameters in `nonfinite_ranks`, and,
         if the host `may_wait`, whatever is found. Plain gradients in host memory are left to

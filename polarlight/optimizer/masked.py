@@ -177,7 +177,7 @@ def select(
     return [found[i] for i in range(len(new))]
 
 
-def with_gradients_read(
+def with_gradient_if_read(
     rule: UpdateRule,
     view: MatrixView,
     params: Sequence[Tensor],
@@ -185,7 +185,7 @@ def with_gradients_read(
     states: Sequence[State],
     finite: FiniteFlags,
 ) -> Sequence[State]:
-    """Return states that also hold the gradient (zeros if not finite), if the rule reads it."""
+    """Return states, with the gradient (zeros if not finite) added for a rule that reads it."""
     parts = [part for shape in {p.shape for p in params} for part in view.shapes(shape)]
     if not rule.reads_gradient(parts):
         return states

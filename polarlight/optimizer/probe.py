@@ -48,7 +48,7 @@ class Probe(Protocol):
         """Receive the update of one parameter, in a step for which `begin` returned True."""
 
     def end(self) -> None:
-        """Finish a step for which `begin` returned True."""
+        """Receive the end of a step for which `begin` returned True."""
 
 
 @runtime_checkable

@@ -186,7 +186,7 @@ def _trainables(
 
 
 def _nonfinite_pending(agreed: Agreed, finite: Finite) -> dict[int, int]:
-    """Return {index in members: rank} of pending gradients not finite once reduced; all-reduces."""
+    """Return {index: a rank where a pending, reduced gradient is not finite}; all-reduces."""
     found: dict[int, int] = {}
     for roster in agreed.rosters:
         pending = [n for n in roster.members if n in agreed.pending]

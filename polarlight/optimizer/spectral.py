@@ -43,7 +43,7 @@ from polarlight.optimizer.masked import (
     flags_from_mask,
     join_flags,
     update_momenta,
-    with_gradients_read,
+    with_gradient_if_read,
 )
 from polarlight.optimizer.param_groups import (
     STRUCTURE,
@@ -367,7 +367,7 @@ class SpectralOptimizer(Optimizer):
         momenta = update_momenta(rule.momentum, held, gradients, buffers, group["momentum"], flags)
         # A rule writes to clones where flags decide afterwards which of them are kept.
         clones = states if flags is None else clone_buffers(states)
-        written = with_gradients_read(rule, view, params, gradients, clones, flags)
+        written = with_gradient_if_read(rule, view, params, gradients, clones, flags)
         rules = [rule] * len(params)
         if torch.compiler.is_compiling():
             rules = [self._graph.rule_of(p, rule) for p in params]

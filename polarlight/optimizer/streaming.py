@@ -32,7 +32,7 @@ def step_streamed(
     states: Mapping[Tensor, State],
     update_momenta: Callable[[Sequence[IndexPair], Mapping[int, FiniteFlags], bool], AlikeTasks],
 ) -> ActiveParams:
-    """Step groups of shared parameters, each applied when complete; return the other groups.
+    """Step groups all of whose params are shared, each once complete; return the other groups.
 
     Args:
         executor: The executor.

@@ -58,5 +58,5 @@ def format_key(key: Key) -> str:
 
 
 def format_keys(patterns: Iterable[Key]) -> str:
-    """Format table keys as a list."""
+    """Return table keys as one text, separated by commas."""
     return ", ".join(map(format_key, patterns))

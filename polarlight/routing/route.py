@@ -219,7 +219,7 @@ def _parse_override(key: Key, value: object) -> Route | Role:
 
 
 def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Assignment:
-    """Return the assignment with an override's role (no matrix role for vectors) and reason."""
+    """Return the assignment with an override's reason and, if it is a `Role` that fits, role."""
     reason = f"override for {format_key(key)}; {assignment.reason}"
     role = value if isinstance(value, Role) else assignment.role
     if role in MATRIX_ROLES and assignment.parameter.ndim < 2:

@@ -39,7 +39,7 @@ def view_to_json(view: Any) -> dict[str, Any]:
 
 
 def view_from_json(data: dict[str, Any]) -> MatrixView:
-    """Return the view from its JSON form; missing entries have their defaults.
+    """Return the view of its JSON form, in which fields that have a default may be missing.
 
     Raises:
         ValueError: If the view or an entry is unknown, or a value is out of range.

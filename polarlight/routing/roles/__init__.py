@@ -18,7 +18,7 @@ from polarlight.routing.roles.ends import (
     position_embedding,
 )
 from polarlight.routing.roles.mixture import in_experts, router
-from polarlight.routing.roles.mlp import as_stored, block_of, expert, gate_up_slices, mlp
+from polarlight.routing.roles.mlp import as_stored, expert, gate_up_slices, mlp, mlp_name_of
 from polarlight.routing.roles.modulation import modulation
 from polarlight.routing.roles.names import NO_MATRICES
 from polarlight.routing.roles.outputs import is_last_layer_of_the_model, is_output_beside_layers
@@ -58,13 +58,13 @@ def infer_roles(source: nn.Module | Named) -> list[Assignment]:
 def _assign(site: Site, found: Decision) -> Assignment:
     """Return one parameter's assignment: its decision, MLP block, and `frozen` in the reason."""
     reason = found.reason if site.parameter.requires_grad else f"{found.reason}; frozen"
-    changed = {"reason": reason, "block": block_of(site, found)}
+    changed = {"reason": reason, "block": mlp_name_of(site, found)}
     decided = {field.name: getattr(found, field.name) for field in fields(found)}
     return Assignment(site.name, site.parameter, **(decided | changed))
 
 
 def _adapts(site: Site, base: Site) -> bool:
-    """Return whether a LoRA factor is 2-D and its columns (A) or rows (B) fit its base's weight."""
+    """Return whether columns (A) or rows (B) of a LoRA factor match a side of its base."""
     shape = site.parameter.shape
     outer = shape[-1] if lora_factor(site.words) == "A" else shape[0]
     return len(shape) == base.parameter.ndim == 2 and outer in base.parameter.shape

@@ -24,7 +24,7 @@ def in_attention(site: Site) -> bool:
 
 
 def attention(site: Site, m: int, n: int) -> Decision:
-    """Return ATTENTION for a projection [m, n], with part, view and heads."""
+    """Return ATTENTION for a projection [m, n]: part, view and, if known, the view by heads."""
     part = part_of(site.module_name, ATTENTION)
     if part in (Part.QKV, Part.LATENT):
         layouts = seams.ATTENTION.get(site.module_name, (seams.concatenated, seams.equal_qkv))

@@ -160,7 +160,7 @@ def _is_head_by_name(site: Site, *, other_heads: bool) -> bool:
 
 
 def _ends_at(site: Site, place: int) -> bool:
-    """Return whether a matrix is the last in module path[:place + 1]; False if it is in an MLP."""
+    """Return whether a matrix ends module path[:place + 1] or its list entry, MLPs aside."""
     if any(word in MLP_BLOCKS for word in site.path[place + 1 :]):
         return False
     several = site.path[place].endswith(_SEVERAL)
@@ -193,7 +193,7 @@ def _is_kernel(site: Site) -> bool:
 
 
 def _is_last_layer(site: Site) -> bool:
-    """Return whether a matrix, in no MLP, is the last of several in the module around its layer."""
+    """Return whether a matrix, in no MLP, is last in the module around it; alone: at the root."""
     prefix = "".join(f"{word}." for word in site.path[:-1])
     others = [name for name, _ in site.model_index.matrices(prefix)]
     alone = len(others) < 2 and bool(prefix)

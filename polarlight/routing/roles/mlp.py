@@ -98,7 +98,7 @@ def _is_mlp(site: Site) -> bool:
     return called and site.has_other_matrix()  # one layer alone is none, whatever its class
 
 
-def block_of(site: Site, decision: Decision) -> str:
+def mlp_name_of(site: Site, decision: Decision) -> str:
     """Return the name of the smallest module that holds the MLP of this matrix; empty for others.
 
     It holds another matrix of the same neurons: `layer.0` of `layer.0.intermediate.dense` and

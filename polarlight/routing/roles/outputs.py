@@ -158,7 +158,7 @@ def _containers(site: Site) -> Iterator[tuple[int, nn.Module | None]]:
 
 
 def _sequential_prefix(site: Site) -> str | None:
-    """Return the name, with a dot, of the Sequential whose entry a matrix is; None if it is none.
+    """Return the prefix of the Sequential whose index is the only number in a path, or None.
 
     None too if the path has another number, or the Sequential is the model.
     """
@@ -191,7 +191,7 @@ def _is_unique(site: Site, place: int) -> bool:
 
 
 def _stream_widths(site: Site) -> set[int]:
-    """Return sizes that two layers of a numbered block, not the parameter's own, read and write.
+    """Return widths both read and written in a numbered block other than the site's own.
 
     Blocks are modules with a number in their path; that around the site itself does not count.
     """
