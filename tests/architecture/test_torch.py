@@ -11,6 +11,7 @@ import pytest
 import polarlight
 from polarlight.lab.train.loop import Run
 from polarlight.lab.train.recipes import spec_of
+from tests.architecture.measures import nodes_in
 from tests.lab.train.tiny import PLAN, corpus
 
 ROOT = Path(polarlight.__file__).parent
@@ -18,15 +19,15 @@ ROOT = Path(polarlight.__file__).parent
 
 @cache
 def trees():
-    """Syntax trees of the package by file."""
-    return {f.relative_to(ROOT): ast.parse(f.read_text()) for f in sorted(ROOT.rglob("*.py"))}
+    """Nodes of the package's syntax trees by file."""
+    return {f.relative_to(ROOT): nodes_in(f) for f in sorted(ROOT.rglob("*.py"))}
 
 
 @cache
 def trees_around():
-    """Syntax trees of everything else."""
+    """Nodes of the syntax trees of everything else."""
     folders = (ROOT.parent / name for name in ("tests", "benchmarks", "examples", "docs"))
-    return [ast.parse(f.read_text()) for folder in folders for f in sorted(folder.rglob("*.py"))]
+    return [nodes_in(f) for folder in folders for f in sorted(folder.rglob("*.py"))]
 
 
 PRIVATE = {
@@ -97,7 +98,7 @@ def dotted(node):
 
 def private_names(tree):
     """Names of torch with a part that starts with an underscore, used or imported."""
-    for node in ast.walk(tree):
+    for node in tree:
         found = []
         if isinstance(node, ast.Attribute):
             found = [dotted(node)]
@@ -133,7 +134,7 @@ def test_private_names_of_torch_exist(name):
 
 
 def calls(tree):
-    return [(dotted(n.func), n) for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    return [(dotted(n.func), n) for n in tree if isinstance(n, ast.Call)]
 
 
 def test_torch_load_is_called_with_weights_only():
@@ -167,7 +168,7 @@ def test_nothing_reaches_for_the_network_or_another_program():
     imported = {
         (str(file), name.split(".")[0])
         for file, tree in trees().items()
-        for node in ast.walk(tree)
+        for node in tree
         for name in (
             [alias.name for alias in node.names]
             if isinstance(node, ast.Import)

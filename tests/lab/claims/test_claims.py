@@ -190,6 +190,7 @@ def test_an_interrupted_run_resumes(tmp_path, setting):
     assert again == rates
 
 
+@pytest.mark.usefixtures("short")
 def test_measures_after_a_run_use_its_final_weights(tmp_path, setting):
     own = Setting(tmp_path, setting.data, 1, (*TINY, ("steps", 4)), 1)
     task = Task("sleep", "muon", 0.02, 0)
