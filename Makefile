@@ -14,8 +14,9 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 demo: $(VENV)/.train  ## train four optimizers side by side, three seeds each, minutes on a laptop
 	$(BIN)/polarlight compare --preset demo --seeds 3
 
+# Compiled modules are written whatever the environment says: workers and commands share them.
 test: $(VENV)/.dev  ## all tests but the slow and GPU ones
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow

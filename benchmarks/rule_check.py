@@ -15,6 +15,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -249,11 +250,7 @@ def runs() -> list[Run]:
 
 
 def _has_transformers():
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("transformers") is not None
 
 
 def train(run: Run, data, steps: int, every: int, executor=None, seed: int = 0) -> RuleCheck:

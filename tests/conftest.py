@@ -4,6 +4,8 @@ import gc
 
 import pytest
 
+from tests.in_turn import leave_to_slow
+
 
 def pytest_collection():
     """Collect tests without garbage collection: nearly all that is made then stays."""
@@ -11,10 +13,18 @@ def pytest_collection():
 
 
 def pytest_collection_finish():
-    """Leave the items out of garbage collection: millions of objects that live to the end."""
-    gc.collect()
+    """Leave the items out of garbage collection: millions of objects that live to the end.
+
+    Not collected before that: it takes seconds, and finds next to nothing.
+    """
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what the ordinary run leaves out of grids, before cases are chosen by their marks."""
+    leave_to_slow(items)
 
 
 @pytest.fixture

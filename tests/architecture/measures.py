@@ -10,6 +10,7 @@ import io
 import sys
 import tokenize
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +23,12 @@ ROOT = Path(polarlight.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 MATHEMATICS = {"linalg", "stages", "rules"}
 CHANGES_BEFORE = 72
+
+
+@cache
+def nodes_in(file):
+    """Return every node of a file."""
+    return list(ast.walk(ast.parse(file.read_text())))
 
 
 def room(file):
@@ -37,7 +44,7 @@ def imports():
     """Return the rooms that each room imports."""
     graph = {name: set() for name in rooms()}
     for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in nodes_in(file):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polarlight."):
                 graph[room(file)].add(node.module.split(".")[1])
     return {name: found - {name} for name, found in graph.items()}

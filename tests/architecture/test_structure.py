@@ -105,7 +105,7 @@ def layer(file, root=ROOT):
 def imported(file, package="polarlight"):
     """Rooms of the package that the file imports, anywhere in it."""
     depth = package.count(".") + 1
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in measures.nodes_in(file):
         if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"{package}."):
             parts = node.module.split(".")
             yield from parts[depth : depth + 1] or (alias.name for alias in node.names)
@@ -174,7 +174,7 @@ def test_rules_have_at_most_100_lines():
 
 def functions():
     for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in measures.nodes_in(file):
             if isinstance(node, ast.FunctionDef):
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
@@ -201,7 +201,7 @@ def test_no_step_waits_for_the_host(folder):
         f"{file.name}:{node.lineno}"
         for file in (ROOT / folder).rglob("*.py")
         if file.name not in exempt
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in measures.nodes_in(file)
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in waiting
     ]
     assert found == []
@@ -211,7 +211,7 @@ def test_nothing_is_swallowed():
     broad = [
         f"{file.relative_to(ROOT)}:{node.lineno}"
         for file in FILES
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in measures.nodes_in(file)
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or getattr(node.type, "id", "") in ("Exception", "BaseException"))
     ]
@@ -276,7 +276,7 @@ def test_references_import_nothing_of_the_package():
     for file in (REPOSITORY / "tests" / "reference").glob("*.py"):
         names = {
             name.split(".")[0]
-            for node in ast.walk(ast.parse(file.read_text()))
+            for node in measures.nodes_in(file)
             if isinstance(node, ast.Import | ast.ImportFrom)
             for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [])
             + [alias.name for alias in node.names if isinstance(node, ast.Import)]
@@ -313,7 +313,7 @@ def test_no_two_public_names_differ_by_case_alone(name):
 def test_class_names_are_unique_in_the_package():
     places = defaultdict(list)
     for file in ROOT.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in measures.nodes_in(file):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(f"{file.relative_to(ROOT)}:{node.lineno}")
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
@@ -359,7 +359,7 @@ def test_two_modules_talk_to_torch_distributed():
     for file in (ROOT / "execution").rglob("*.py"):
         names = {
             alias.name if isinstance(node, ast.Import) else node.module or ""
-            for node in ast.walk(ast.parse(file.read_text()))
+            for node in measures.nodes_in(file)
             if isinstance(node, ast.Import | ast.ImportFrom)
             for alias in node.names
         }

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import socket
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,24 @@ import pytest
 import polarlight
 from polarlight.lab.train.loop import Run
 from polarlight.lab.train.recipes import spec_of
+from tests.architecture.measures import nodes_in
 from tests.lab.train.tiny import PLAN, corpus
 
 ROOT = Path(polarlight.__file__).parent
-AROUND = {
-    str(f.relative_to(ROOT.parent)): ast.parse(f.read_text())
-    for folder in ("tests", "benchmarks", "examples", "docs")
-    for f in sorted((ROOT.parent / folder).rglob("*.py"))
-}
-TREES = {f.relative_to(ROOT): ast.parse(f.read_text()) for f in sorted(ROOT.rglob("*.py"))}
+
+
+@cache
+def trees():
+    """Nodes of the package's syntax trees by file."""
+    return {f.relative_to(ROOT): nodes_in(f) for f in sorted(ROOT.rglob("*.py"))}
+
+
+@cache
+def trees_around():
+    """Nodes of the syntax trees of everything else."""
+    folders = (ROOT.parent / name for name in ("tests", "benchmarks", "examples", "docs"))
+    return [nodes_in(f) for folder in folders for f in sorted(folder.rglob("*.py"))]
+
 
 PRIVATE = {
     "torch._foreach_add": "elementwise work on many tensors in one kernel",
@@ -88,7 +98,7 @@ def dotted(node):
 
 def private_names(tree):
     """Names of torch with a part that starts with an underscore, used or imported."""
-    for node in ast.walk(tree):
+    for node in tree:
         found = []
         if isinstance(node, ast.Attribute):
             found = [dotted(node)]
@@ -103,12 +113,12 @@ def private_names(tree):
 
 
 def test_private_names_of_torch_are_listed():
-    used = {name for tree in TREES.values() for name in private_names(tree)}
+    used = {name for tree in trees().values() for name in private_names(tree)}
     assert used == set(PRIVATE)
 
 
 def test_private_names_of_torch_in_tests_benchmarks_and_examples_are_listed():
-    used = {name for tree in AROUND.values() for name in private_names(tree)}
+    used = {name for tree in trees_around() for name in private_names(tree)}
     assert used == set(ELSEWHERE)
 
 
@@ -124,12 +134,12 @@ def test_private_names_of_torch_exist(name):
 
 
 def calls(tree):
-    return [(dotted(n.func), n) for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    return [(dotted(n.func), n) for n in tree if isinstance(n, ast.Call)]
 
 
 def test_torch_load_is_called_with_weights_only():
-    trees = [*TREES.values(), *AROUND.values()]
-    found = [call for tree in trees for name, call in calls(tree) if name == "torch.load"]
+    every = [*trees().values(), *trees_around()]
+    found = [call for tree in every for name, call in calls(tree) if name == "torch.load"]
     assert found
     for call in found:
         options = {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords}
@@ -150,15 +160,15 @@ ALLOWED = {("lab/commands/exploring.py", "webbrowser"), ("lab/commands/sharding.
 
 
 def test_nothing_runs_code_out_of_data():
-    found = [f"{file}: {name}" for file, tree in TREES.items() for name, _ in calls(tree)]
+    found = [f"{file}: {name}" for file, tree in trees().items() for name, _ in calls(tree)]
     assert [entry for entry in found if entry.split(": ")[1] in RUNS_CODE] == []
 
 
 def test_nothing_reaches_for_the_network_or_another_program():
     imported = {
         (str(file), name.split(".")[0])
-        for file, tree in TREES.items()
-        for node in ast.walk(tree)
+        for file, tree in trees().items()
+        for node in tree
         for name in (
             [alias.name for alias in node.names]
             if isinstance(node, ast.Import)

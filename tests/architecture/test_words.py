@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import polarlight
+from tests.architecture.measures import nodes_in
 
 ROOT = Path(polarlight.__file__).parent
 REPOSITORY = ROOT.parent
@@ -50,12 +51,6 @@ RIDDLES = re.compile(
     r"|_(mistakes?|told|tells?|teaches|alike|whatever|way_out|asleep|goes_on|go_on)(_|$)"
 )
 """Test names without a subject or with a private word."""
-
-
-@cache
-def nodes_in(file):
-    """Every node of a file."""
-    return list(ast.walk(ast.parse(file.read_text())))
 
 
 def has_docstring(node):

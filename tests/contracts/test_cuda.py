@@ -33,7 +33,7 @@ VIEWS = [
     (Taps(), [(64, 32, 2, 1)]),
 ]
 EVERY_VIEW = {"adamw", "aurora", "muon", "normuon", "shampoo", "soap"}
-"""Rules that are stepped in every view; the others in two, in the ordinary run."""
+"""Rules of each kind: in every view and by each executor; the others in two views, batched."""
 
 WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"}
 SYNCHRONIZES = {"_linalg_eigh", "_linalg_svd", "_linalg_check_errors"}
@@ -41,7 +41,17 @@ SYNCHRONIZES = {"_linalg_eigh", "_linalg_svd", "_linalg_check_errors"}
 
 rules = pytest.mark.parametrize("name", RULES)
 executors = pytest.mark.parametrize(
-    "step", [lambda name: a_step(name)[0], lambda name: alone(name)], ids=["batched", "one_by_one"]
+    ("name", "step"),
+    [pytest.param(name, lambda name: a_step(name)[0], id=f"batched-{name}") for name in RULES]
+    + [
+        pytest.param(
+            name,
+            lambda name: alone(name),
+            id=f"one_by_one-{name}",
+            marks=[] if name in EVERY_VIEW else [pytest.mark.slow],
+        )
+        for name in RULES
+    ],
 )
 
 
@@ -93,7 +103,7 @@ def a_step(name, executor="batched", policy=NonFinite.SKIP, dtype=torch.float32,
 
 def alone(name):
     """A step of `OneByOne`, for which views are more matrices of the same kinds."""
-    return a_step(name, "one_by_one", views=2)[0]
+    return a_step(name, "one_by_one", views=1)[0]
 
 
 def waits(name):
@@ -101,7 +111,6 @@ def waits(name):
     return isinstance(RULES[name], UpdateRule) and counts_on_the_host(RULES[name])
 
 
-@rules
 @executors
 def test_no_operator_gets_tensors_of_two_devices(name, step):
     mixed = [o for o in step(name).operations if len(o.devices) > 1]
@@ -109,7 +118,6 @@ def test_no_operator_gets_tensors_of_two_devices(name, step):
     assert {o.name for o in mixed} <= ({"aten._to_copy.default"} if waits(name) else set())
 
 
-@rules
 @executors
 def test_nothing_on_the_device_is_read_back(name, step):
     waiting = [o for o in step(name).operations if o.operator in WAITS]

@@ -51,17 +51,18 @@ def train(rule, parameters, steps=4, view=None, start=0, optimizer=None, **optio
 @rules
 def test_executors_give_equal_directions(rule):
     parameters = [random(*shape, seed=i) for i, shape in enumerate(SHAPES * 2)]
-    alone, _ = train(rule, parameters, executor=polarlight.OneByOne())
-    together, _ = train(rule, parameters, executor=polarlight.Batched())
-    # Batched products may add in another order: float64 rounding over four steps.
+    alone, _ = train(rule, parameters, steps=3, executor=polarlight.OneByOne())
+    together, _ = train(rule, parameters, steps=3, executor=polarlight.Batched())
+    # Batched products may add in another order: float64 rounding over three steps.
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
 
 
 @rules
 def test_a_small_cap_on_the_batch_changes_nothing(rule):
     parameters = [random(12, 4, seed=i) for i in range(5)]
-    capped, _ = train(rule, parameters, executor=polarlight.Batched(max_bytes=2 * 12 * 4 * 8))
-    whole, _ = train(rule, parameters)
+    small = polarlight.Batched(max_bytes=2 * 12 * 4 * 8)
+    capped, _ = train(rule, parameters, steps=2, executor=small)
+    whole, _ = train(rule, parameters, steps=2)
     torch.testing.assert_close(capped, whole, rtol=1e-9, atol=1e-9)
 
 
@@ -97,7 +98,7 @@ def _keeps_rows(view):
 
 
 @pytest.mark.parametrize(
-    ("rule", "view", "shape", "cut"), in_turn(RULES, {str(case[0]): case for case in VIEWS}, 3)
+    ("rule", "view", "shape", "cut"), in_turn(RULES, {str(case[0]): case for case in VIEWS}, 2)
 )
 def test_a_view_is_its_parts_as_parameters_of_their_own(rule, view, shape, cut):
     if isinstance(getattr(rule, "momentum", None), InInt8) and not _keeps_rows(view):
@@ -205,8 +206,8 @@ def test_gradients_are_not_written_and_lr_zero_moves_nothing(rule):
 @rules
 def test_resuming_from_a_saved_state_is_exact(rule):
     parameters = [random(*shape, seed=i, dtype=torch.float32) for i, shape in enumerate(SHAPES)]
-    straight, _ = train(rule, parameters, steps=6)
-    half, optimizer = train(rule, parameters, steps=3)
+    straight, _ = train(rule, parameters, steps=4)
+    half, optimizer = train(rule, parameters, steps=2)
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
@@ -217,7 +218,7 @@ def test_resuming_from_a_saved_state_is_exact(rule):
         view=polarlight.view.Whole(),
     )
     resumed.load_state_dict(torch.load(file, weights_only=True))
-    end, _ = train(rule, [], steps=3, start=3, optimizer=resumed)
+    end, _ = train(rule, [], steps=2, start=2, optimizer=resumed)
     for ours, theirs in zip(end, straight, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -246,7 +247,7 @@ def test_half_precision_parameters_keep_their_dtype(rule):
 
 @shipped
 def test_every_rule_lowers_a_quadratic_loss(rule):
-    """Least squares with a tall matrix: the loss falls to a tenth."""
+    """Least squares with a tall matrix: the loss falls to a tenth within 180 steps."""
     target, x = random(12, 4, dtype=torch.float32), random(32, 4, seed=1, dtype=torch.float32)
     p = torch.nn.Parameter(torch.zeros(12, 4))
     optimizer = SpectralOptimizer([p], lr=0.1, rule=rule)
@@ -257,6 +258,8 @@ def test_every_rule_lowers_a_quadratic_loss(rule):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        if losses[-1] < 0.1 * losses[0]:  # that it stays there is asked of long runs
+            break
     assert losses[-1] < 0.1 * losses[0]
 
 

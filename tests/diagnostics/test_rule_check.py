@@ -50,6 +50,7 @@ def checked(rule, *, shape=(32, 8), executor=None, steps=3, every=1):
 SHAPES = [(32, 8), (8, 32), (16, 16), (2, 24, 8)]
 
 
+@pytest.mark.in_turn(2, "name", "shape")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_keeps_what_it_promises(name, shape):

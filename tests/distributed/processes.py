@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed import distributed_c10d
 
+from tests.distributed import shared_counts
+
 TIMEOUT = timedelta(seconds=30)
 
 PRELOADED = [
@@ -34,15 +36,17 @@ def server():
 def start(process, arguments, nprocs):
     """New processes; `tests/mutation` forks this one instead."""
     server()
-    mp.start_processes(_to_its_end, (process, arguments), nprocs=nprocs, start_method="forkserver")
+    each = process, arguments, shared_counts.folder()
+    mp.start_processes(_to_its_end, each, nprocs=nprocs, start_method="forkserver")
 
 
-def _to_its_end(rank, process, arguments):
+def _to_its_end(rank, process, arguments, counts):
     """Calls `process(rank, *arguments)`; what it raises reaches the test that started it.
 
     A process that came through ends here, not by the interpreter's own ending: that ends any
     thread of gloo's which wants the interpreter's lock meanwhile, and aborts the process with it.
     """
+    shared_counts.share(counts)
     process(rank, *arguments)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -98,12 +102,9 @@ def endings(world, function, *arguments, timeout=TIMEOUT):
     Returns their exit codes, by rank: 1 for one that raised, -9 for one that was killed.
     """
     with reserved_port() as port:
+        each = _process, (world, port, function, arguments, timeout), shared_counts.folder()
         started = [
-            server().Process(
-                target=_to_its_end,
-                args=(rank, _process, (world, port, function, arguments, timeout)),
-            )
-            for rank in range(world)
+            server().Process(target=_to_its_end, args=(rank, *each)) for rank in range(world)
         ]
         for process in started:
             process.start()

@@ -51,7 +51,8 @@ def steps_agree(rank, place):
 
 
 @needs_compiled_steps
+@pytest.mark.in_turn(2, "place", "world")
+@pytest.mark.parametrize("world", [2, 1])
 @pytest.mark.parametrize("place", [fsdp, equal_on_all])
-@pytest.mark.parametrize("world", [1, 2])
 def test_a_compiled_step_of_shared_parameters_has_the_values_of_an_eager_one(place, world):
     run(world, steps_agree, place)

@@ -57,7 +57,7 @@ def by_rows(rank, world):
     for rule, layout in product(rules, ("rows", "HSDP", "copies", "columns")):
         if layout in LAYOUTS[world]:
             whole, sharded = models(torch.float64, LAYOUTS[world][layout])
-            found = check_sharding(whole, sharded, optimizer(rule, executor=rows))
+            found = check_sharding(whole, sharded, optimizer(rule, executor=rows), steps=3)
             assert all(d.same for d in found), f"{rule.name}, {layout}:\n{table(found)}"
             if layout in ("rows", "HSDP"):
                 assert len(rows.plans()[-1].rowwise) == 6  # all but the stack
@@ -100,7 +100,7 @@ def as_they_come(rank, world, layouts=LAYOUTS):
             executor = polarlight.Sharded(options=small, weights_last=last)
             _, model = models(torch.float64, layouts[world][layout])
             made = optimizer(SHARP[name], executor=executor)(model)
-            for step in range(3):
+            for step in range(2):
                 for i, p in enumerate(model.parameters()):
                     whole = torch.empty(p.shape, dtype=p.dtype)
                     p.grad = shard_like(gradient(whole, seed=10 * step + i), p)
@@ -114,10 +114,19 @@ def test_shipped_rules_on_two_processes():
     run(2, shipped)
 
 
-def shipped(rank):
+@pytest.mark.slow
+def test_rowwise_rules_and_buckets_on_two_processes():
+    """Layouts that four processes have too."""
+    run(2, rowwise_and_buckets)
+
+
+def rowwise_and_buckets(rank):
     by_rows(rank, 2)
     by_gram(rank, 2)
     as_they_come(rank, 2)
+
+
+def shipped(rank):
     compare(rank, in_turn(SHARP, 2), 2, torch.float64, steps=3)
     compare(rank, product(READ_THE_GRADIENT, LAYOUTS[2]), 2, torch.float64, steps=3)
 

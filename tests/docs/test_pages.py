@@ -146,17 +146,20 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # `make site` builds it in CI
 def test_the_site_builds_without_a_warning(site):
     assert "Did the rule run?" in (site / "watching.html").read_text()
     assert len(list(site.glob("*.html"))) == len(PAGES) + 1  # and 404
 
 
+@pytest.mark.slow  # `make site` builds it in CI
 def test_the_reference_shows_signatures_arguments_and_examples(site):
     page = (site / "reference" / "polarlight.html").read_text()
     for text in ("Aurora", "weight_decay", "Parameters", "Raises"):
         assert text in page
 
 
+@pytest.mark.slow  # `make site` builds it in CI
 def test_every_link_of_the_built_site_has_a_target(site):
     """Pages, anchors, pictures, style sheets: as the theme wrote them."""
     pages = {file: Page(file) for file in site.rglob("*.html") if file.name != "404.html"}

@@ -242,6 +242,7 @@ GRID = [
 ]
 
 
+@pytest.mark.in_turn(2, "shape", "dtype", "device")
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", GRID, ids=str)

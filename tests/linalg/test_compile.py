@@ -26,16 +26,36 @@ ENGINES = [
 ]
 
 
-@needs_compiled_steps
-@pytest.mark.parametrize("engine", ENGINES, ids=str)
-@pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "static"])
-def test_an_engine_compiles_to_one_graph(engine, dynamic):
-    """An engine's form and plan depend on sizes, which are constants of the graph.
+SHAPES = [(300, 80), (24, 20), (2, 20, 24)]
+"""The first takes the Gram form and reduces QDWH to a triangular factor; the others do not."""
 
-    300 x 80 takes the Gram form and reduces QDWH to a triangular factor; the others do not.
-    """
+
+def assert_one_graph(engine, shapes, dynamic):
     torch._dynamo.reset()
     compiled = torch.compile(engine, dynamic=dynamic, backend="eager", fullgraph=True)
-    for shape in ((300, 80), (24, 20), (2, 20, 24)):
+    for shape in shapes:
         M = gaussian(*shape, dtype=torch.float32)
         torch.testing.assert_close(compiled(M), engine(M), rtol=0, atol=0)
+
+
+@needs_compiled_steps
+@pytest.mark.parametrize(
+    "count", [pytest.param(2, id="two shapes"), pytest.param(3, id="all", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("engine", ENGINES[1:], ids=str)
+def test_an_engine_compiles_to_one_graph_where_sizes_are_symbols(engine, count):
+    """An engine's form and plan depend on sizes, which are constants of the graph."""
+    assert_one_graph(engine, SHAPES[:count], dynamic=True)
+
+
+@needs_compiled_steps
+def test_the_default_engine_compiles_to_one_graph_at_each_of_several_sizes():
+    assert_one_graph(ENGINES[0], SHAPES, dynamic=True)
+
+
+@needs_compiled_steps
+@pytest.mark.in_turn(len(SHAPES), "engine", "shape")
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_an_engine_compiles_to_one_graph_of_constant_sizes(engine, shape):
+    assert_one_graph(engine, [shape], dynamic=False)

@@ -75,6 +75,7 @@ engines = pytest.mark.parametrize("engine", ENGINES, ids=str)
 schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
 
 
+@pytest.mark.in_turn(4, "engine", "dtype", "shape")
 @engines
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(3, 12, 5), (5, 12), (7, 7), (1, 5), (5, 1), (1, 1)], ids=str)

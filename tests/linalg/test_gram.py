@@ -41,6 +41,7 @@ def pair(schedule, dtype):
     return GramNewtonSchulz(schedule, **kind), NewtonSchulz(schedule, **kind)
 
 
+@pytest.mark.in_turn(3, "schedule", "dtype", "name")
 @schedules
 @pytest.mark.parametrize("name", ["flat", "power law", "1e2", "1e3"])
 @pytest.mark.parametrize(
@@ -57,6 +58,7 @@ def test_both_forms_agree_up_to_condition_1000(schedule, name, dtype, tolerance)
         assert error(gram(M), plain(M).double()) < tolerance
 
 
+@pytest.mark.in_turn(4, "schedule", "dtype", "name")
 @schedules
 @dtypes
 @pytest.mark.parametrize("name", ["power law", "1e3", "rank 1", "half rank"])

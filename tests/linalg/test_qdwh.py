@@ -27,6 +27,7 @@ def extremes(U):
     return sigma.min().item(), sigma.max().item()
 
 
+@pytest.mark.in_turn(2, "engine", "shape", "name", "dtype")
 @engines
 @shapes
 @pytest.mark.parametrize("name", FULL_RANK)

@@ -15,6 +15,7 @@ DELTAS = [1e-4, 1e-3, 0.1, 10.0]
 deltas = pytest.mark.parametrize("delta", DELTAS)
 
 
+@pytest.mark.in_turn(4, "delta", "name", "shape", "dtype")
 @deltas
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

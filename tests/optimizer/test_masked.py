@@ -93,6 +93,7 @@ def assert_same(ours, theirs):
         assert torch.equal(ours[name], theirs[name]), name
 
 
+@pytest.mark.in_turn(3, "rule", "bad", "where")
 @rules
 @pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=str)
 def test_a_skipped_parameter_keeps_every_bit_and_the_others_move(rule, bad, where):

@@ -29,11 +29,18 @@ CAP = {
     ("SOAP", "cuda", torch.bfloat16): 15,
 }
 """Stacks that a step takes beside a tenth of the momentum, by dtype in which engines iterate."""
+SLOW = {
+    *(case for case in CAP if "SOAP" in case),
+    ("Aurora", "cpu", torch.bfloat16),
+    ("NorMuon", "cpu", torch.float32),
+    ("NorMuon", "cuda", torch.bfloat16),
+}
+"""Muon is in the ordinary run on each device and in each dtype; the others on each or in each."""
 
 
 @pytest.mark.parametrize(
     ("name", "device", "dtype"),
-    [pytest.param(*x, marks=[pytest.mark.slow] if "SOAP" in x else []) for x in CAP],
+    [pytest.param(*x, marks=[pytest.mark.slow] if x in SLOW else []) for x in CAP],
 )
 @pytest.mark.skipif(TORCH < (2, 8), reason="a step on a CPU takes one momentum under torch 2.7")
 def test_a_step_takes_a_tenth_of_the_momentum_and_a_few_stacks_at_most(

@@ -75,6 +75,7 @@ def check(found, expected, bits):
             torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.in_turn(2, "name", "executor", "wrapped_grad")
 @pytest.mark.parametrize("wrapped_grad", [False, True], ids=["plain gradient", "wrapped gradient"])
 @pytest.mark.parametrize("executor", [OneByOne(), Batched()], ids=str)
 @pytest.mark.parametrize("name", RULES)

@@ -109,6 +109,7 @@ def test_a_dict_that_is_no_state_dict_is_refused_with_its_keys(saved):
     assert_refused(polarlight.rules.muon(), saved, "expected what state_dict.. returned")
 
 
+@pytest.mark.in_turn(4, "rule", "there", "here")
 @rules
 @pytest.mark.parametrize("there", DTYPES, ids=str)
 @pytest.mark.parametrize("here", DTYPES, ids=str)

@@ -160,6 +160,7 @@ def test_the_declaration_is_exact(rule, shape):
     assert (broken, kept_in_silence) == ({}, {})
 
 
+@pytest.mark.in_turn(2, "rule", "shape")
 @pytest.mark.parametrize(("rule", "shape"), cases)
 def test_the_degree_is_the_declared_one(rule, shape):
     Gs = gradients(*shape)

@@ -106,7 +106,7 @@ def test_the_measure_of_memory_sees_what_takes_the_place_of_something_freed():
 @lengths
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_two_halves_are_the_whole(rule, steps):
-    steps = steps // 4 if steps > 1000 else steps // 8
+    steps = steps // 4 if steps > 1000 else steps // 16
     whole, p = fresh(rule)
     descend(whole, p, 2 * steps, total=2 * steps)
     first, q = fresh(rule)

@@ -61,6 +61,7 @@ def equal(found, expected):
     return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.in_turn(2, "rule", "dtype")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rule", ALL.values(), ids=ALL)
 def test_a_step_inside_autocast_has_the_bits_of_one_outside(rule, dtype):

@@ -45,6 +45,7 @@ def test_unsupported_parameters_raise(info):
                 optimizer.step()
 
 
+@pytest.mark.in_turn(2, "kwargs", "executor")
 @executors
 @with_inputs
 def test_a_step_lowers_the_loss(cls, kwargs, executor):

@@ -59,6 +59,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.in_turn(2, "info", "make", "tensor")
 @infos
 @pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
 @pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])

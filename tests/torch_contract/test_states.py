@@ -23,6 +23,7 @@ from tests.torch_contract.training import (
 )
 
 
+@pytest.mark.in_turn(2, "kwargs", "executor")
 @executors
 @with_inputs
 def test_a_saved_state_resumes_bit_for_bit(cls, kwargs, executor):

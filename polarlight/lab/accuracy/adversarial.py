@@ -118,14 +118,15 @@ def search(
         seed: Of the matrices and of the climb.
     """
     generator = torch.Generator().manual_seed(seed)
-    names, starts, scores = [], [], []
-    for name, family in FAMILIES.items():
-        M = family(shape, count, generator).to(dtype)
-        found = score(M)
-        kept = found.topk(max(1, count // 8)).indices
-        names += [name] * len(kept)
-        starts.append(M[kept])
-        scores.append(found[kept])
+    drawn = [family(shape, count, generator).to(dtype) for family in FAMILIES.values()]
+    # One call for all families: on small matrices a call costs more than what it computes.
+    found = score(torch.cat(drawn)).split(count)
+    kept = [x.topk(max(1, count // 8)).indices for x in found]
+    names = [name for name, chosen in zip(FAMILIES, kept, strict=True) for _ in chosen]
+    starts, scores = (
+        [x[chosen] for x, chosen in zip(all_of_them, kept, strict=True)]
+        for all_of_them in (drawn, found)
+    )
     M, best = climb(score, torch.cat(starts), torch.cat(scores), rounds, generator)
     where = int(best.argmax())
     return Worst(best[where].item(), names[where], M[where])

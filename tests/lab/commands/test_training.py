@@ -32,6 +32,7 @@ def compare(tmp_path, *more):
     return run("compare", "--data", data, "--out", out, *TINY, *more)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_compare_trains_and_writes_a_report(tmp_path):
     result = compare(tmp_path, "--optimizers", "muon,aurora", "--seeds", 2)
     assert result.exit_code == 0, result.output
@@ -63,6 +64,7 @@ def test_the_demo_gives_intervals_for_four_optimizers():
     assert "polarlight compare --preset demo --seeds 3" in makefile
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.usefixtures("undrawn")
 def test_compare_again_resumes_and_overwrite_starts_again(tmp_path):
     assert compare(tmp_path, "--optimizers", "muon").exit_code == 0
@@ -170,7 +172,7 @@ def test_options_become_values():
     assert options.plan("quick", ["steps=6"], {"steps": None}).steps == 6  # --steps is not given
 
 
-@pytest.mark.parametrize("word", ["version", "--version"])
+@pytest.mark.parametrize("word", ["version", pytest.param("--version", marks=pytest.mark.slow)])
 def test_the_command_is_there_as_a_module(word):
     done = subprocess.run(
         [sys.executable, "-m", "polarlight", word], capture_output=True, text=True, check=True

@@ -1,9 +1,7 @@
 """A run's folder is trained in by one process; whoever is killed stops nobody."""
 
 import os
-import signal
-import subprocess
-import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -17,16 +15,15 @@ from polarlight.lab.train.parallel import Team
 from polarlight.lab.train.recipes import spec_of
 from polarlight.lab.train.track3.loop import Track3Run
 from polarlight.lab.train.track3.settings import PRESETS, RULES
+from tests.distributed.processes import server
 from tests.lab.train.tiny import PLAN, corpus
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from polarlight.lab.train.lock import FolderLock
-lock = FolderLock(Path(sys.argv[1]))
-print("held", flush=True)
-time.sleep(600)
-"""
+
+def hold_a_folder(folder, told):
+    lock = FolderLock(folder)
+    told.send("held")
+    time.sleep(600)
+    lock.release()
 
 
 @pytest.fixture
@@ -35,18 +32,17 @@ def holding():
     started = []
 
     def hold(folder):
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
-        )
+        told, tells = server().Pipe(duplex=False)
+        process = server().Process(target=hold_a_folder, args=(folder, tells))
+        process.start()
         started.append(process)
-        assert process.stdout.readline() == "held\n"
+        assert told.recv() == "held"
         return process
 
     yield hold
     for process in started:
         process.kill()
-        process.wait()
-        process.stdout.close()
+        process.join()
 
 
 def make_run(tmp_path):
@@ -88,8 +84,8 @@ def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, holding, f
 
 def test_a_killed_process_leaves_no_lock(tmp_path, holding):
     holder = holding(tmp_path / "run")
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    holder.kill()
+    holder.join()
     assert (tmp_path / "run" / NAME).read_text() == f"{holder.pid}\n"
     assert list(make_run(tmp_path).records())[-1]["kind"] == "finished"
     assert not (tmp_path / "run" / NAME).exists()
