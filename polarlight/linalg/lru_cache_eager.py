@@ -46,3 +46,18 @@ def constant_size(n: int) -> int:
     not.
     """
     return len(range(n))
+
+
+def constant_fraction(x: float) -> float:
+    """Return x in (0, 1); while torch compiles, as a constant of the graph, with a guard on it.
+
+    Attributes are symbols under `dynamic=True`, and where an object with another value came before.
+    A plan of many steps would be an expression that the compiler cannot finish. The 53 bits of x
+    are the integer whose value is asked for.
+    """
+    if not torch.compiler.is_compiling():
+        return x
+    halvings = 0
+    while x < 0.5:
+        x, halvings = 2 * x, halvings + 1
+    return constant_size(int(x * 2**53)) / 2.0 ** (53 + halvings)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from polarlight.linalg.decomposition import check_dtype
-from polarlight.linalg.lru_cache_eager import lru_cache_eager
+from polarlight.linalg.lru_cache_eager import constant_fraction, constant_size, lru_cache_eager
 from polarlight.linalg.rational import (
     RationalPolar,
     RationalStep,
@@ -80,7 +80,9 @@ class QDWH(RationalPolar):
         Nothing below the `cutoff` is lifted: steps for less would lift the noise again.
         """
         eps = torch.finfo(dtype).eps
-        return halley(max(self.lower or eps, eps, cutoff), self.steps, eps)
+        lower = eps if self.lower is None else constant_fraction(self.lower)
+        steps = None if self.steps is None else constant_size(self.steps)
+        return halley(max(lower, eps, cutoff), steps, eps)
 
     def __str__(self) -> str:
         steps = "" if self.steps is None else f" x{self.steps}"

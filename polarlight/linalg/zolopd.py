@@ -22,6 +22,7 @@ from polarlight.linalg.decomposition import (
     check_dtype,
     decomposition_dtype,
 )
+from polarlight.linalg.lru_cache_eager import constant_fraction, constant_size
 from polarlight.linalg.matrices import check_matrix, frobenius_norm, unit_scale
 from polarlight.linalg.rational import (
     RationalPolar,
@@ -104,7 +105,9 @@ class ZoloPD(RationalPolar):
     def plan(self, dtype: torch.dtype, cutoff: float = 0.0) -> tuple[RationalStep, RationalStep]:
         """Return the two steps of a computation in float32 or float64; see `QDWH.plan`."""
         eps = torch.finfo(dtype).eps
-        return two_zolotarev_steps(max(self.lower or eps, eps, cutoff), self.terms, eps)
+        lower = eps if self.lower is None else constant_fraction(self.lower)
+        terms = None if self.terms is None else constant_size(self.terms)
+        return two_zolotarev_steps(max(lower, eps, cutoff), terms, eps)
 
     def __str__(self) -> str:
         terms = "" if self.terms is None else f" r={self.terms}"

@@ -54,6 +54,24 @@ def test_the_default_engine_compiles_to_one_graph_at_each_of_several_sizes():
 
 
 @needs_compiled_steps
+@pytest.mark.parametrize(
+    "engine", [QDWH(1e-3, 3), QDWH(steps=2), ZoloPD(terms=1), ZoloPD(1e-3, 1)], ids=str
+)
+def test_a_plan_that_is_asked_for_compiles_where_numbers_are_symbols(engine):
+    assert_one_graph(engine, SHAPES[1:2], dynamic=True)
+
+
+@needs_compiled_steps
+def test_engines_that_differ_in_a_number_alone_compile_one_after_another():
+    """The compiler takes a number for a symbol once it has seen another value of it."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda engine, M: engine(M), backend="eager", fullgraph=True)
+    M = gaussian(24, 20, dtype=torch.float32)
+    for engine in (QDWH(1e-3), QDWH(1e-4), QDWH(0.6), QDWH(0.6, 2), QDWH(0.6, 3)):
+        torch.testing.assert_close(compiled(engine, M), engine(M), rtol=0, atol=0)
+
+
+@needs_compiled_steps
 @pytest.mark.in_turn(len(SHAPES), "engine", "shape")
 @pytest.mark.parametrize("engine", ENGINES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
