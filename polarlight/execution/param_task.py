@@ -185,7 +185,7 @@ def placed_like(x: Tensor, parameter: Tensor) -> Tensor:
 
 
 def local_gradient(parameter: Tensor) -> Tensor:
-    """Return the shard of `parameter.grad`, redistributed to the parameter's placements."""
+    """Return `.grad` (not None) in the parameter's placements, local; may be a collective."""
     gradient = parameter.grad
     assert gradient is not None
     return (
@@ -321,5 +321,5 @@ class StreamedParams:
         return [found[k] if k in found else self._early.pop(k) for k in positions]
 
     def store(self, numbers: Sequence[int], directions: Sequence[Tensor]) -> None:
-        """Pass positions and directions to the constructor's `store`, which moves the weights."""
+        """Call the constructor's `store`, which moves weights, with positions in `members`."""
         self._store([self._positions[n] for n in numbers], directions)

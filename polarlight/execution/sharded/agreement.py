@@ -117,7 +117,7 @@ class Agreement:
         nonfinite_raises: bool = False,
         unshared_nonfinite: bool = False,
     ) -> Agreed:
-        """Compare parameters and gradients over all meshes; return `Agreed` or raise ValueError.
+        """Compare all meshes; raise ValueError if they differ; report non-finite in `Agreed`.
 
         Args:
             members: All trainable parameters of the optimizer, with and without gradients.

@@ -158,7 +158,7 @@ _groups: WeakKeyDictionary[Any, WeakValueDictionary[tuple[int, ...], Any]] = Wea
 
 
 def _register_group(group: ProcessGroup) -> None:
-    """Store a process group for its ranks, to be returned by `group_of_ranks`."""
+    """Store a group weakly, for `group_of_ranks`; keep one that is stored for its ranks."""
     known = _groups.setdefault(dist.group.WORLD, WeakValueDictionary())
     known.setdefault(tuple(sorted(dist.get_process_group_ranks(group))), group)
 
@@ -293,7 +293,7 @@ class SharedRows(Rows):
     copies: tuple[tuple[ProcessGroup, int], ...] = ()
 
     def count(self, X: Tensor) -> int:
-        """Return the number of rows of the whole matrix, not of X."""
+        """Return `total`, the rows of the whole matrix; does not read X or communicate."""
         return self.total
 
     def sum(self, x: Tensor) -> Tensor:

@@ -105,13 +105,15 @@ def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
     both = torch.tensor([mark, -mark, len(plan.params)], dtype=torch.int64).to(mesh.device)
     high, low, count = collectives.reduce_max(both, mesh).tolist()
     if high != -low:
-        texts = [f"{plan.options}, owners {hash_of(str(plan.owners))}", *map(str, plan.params)]
+        options, placed, owned = plan.fixed
+        head = f"{options}, mesh and other loads {hash_of(placed)}, owners {hash_of(owned)}"
+        texts = [head, *map(str, plan.params)]
         raise ValueError(params_message(mesh, texts, count + 1))
 
 
-def params_message(mesh: ProcessMesh, texts: Sequence[str], longest: int) -> str:
-    """Return the message on the first differing parameter or option; a collective on `mesh`."""
-    where, (a, rank), (b, other) = first_difference(mesh, texts, longest)
+def params_message(mesh: ProcessMesh, texts: Sequence[str], most_texts: int) -> str:
+    """Return the message on the first difference of these lists of texts; a collective."""
+    where, (a, rank), (b, other) = first_difference(mesh, texts, most_texts)
     what = f"parameter {where - 1}" if where else "the library"
     return (
         f"processes disagree on the parameters of this step ({mesh}): "
@@ -134,7 +136,7 @@ def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequ
 
 
 def first_difference(
-    mesh: ProcessMesh, texts: Sequence[str], longest: int
+    mesh: ProcessMesh, texts: Sequence[str], most_texts: int
 ) -> tuple[int, tuple[str, int], tuple[str, int]]:
     """Return the first index where processes' texts differ, with two (text, rank); a collective.
 
@@ -144,12 +146,12 @@ def first_difference(
     Args:
         mesh: The process mesh.
         texts: The list of this process.
-        longest: Length of the longest list of a process.
+        most_texts: Length of the longest list of a process.
 
     Returns:
         The place; (text, global rank) of the first process, and of the first that differs from it.
     """
-    hashes = [hash_of(text) for text in texts] + [0] * (longest - len(texts))
+    hashes = [hash_of(text) for text in texts] + [0] * (most_texts - len(texts))
     both = torch.tensor([hashes, [-h for h in hashes]], dtype=torch.int64).to(mesh.device)
     high, low = collectives.reduce_max(both, mesh).tolist()
     differing = [place for place, (a, b) in enumerate(zip(high, low, strict=True)) if a != -b]

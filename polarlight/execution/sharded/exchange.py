@@ -85,7 +85,7 @@ class Groups:
         return self._routes[exchange]
 
     def _subgroup(self, mesh_ranks: tuple[int, ...]) -> Subgroup:
-        """Return the `Subgroup` of these mesh ranks; made on first use by a collective."""
+        """Return the `Subgroup` of these mesh ranks; all of them must call this the first time."""
         if mesh_ranks not in self._known:
             self._known[mesh_ranks] = collectives.subgroup(self.mesh, mesh_ranks)
         return self._known[mesh_ranks]

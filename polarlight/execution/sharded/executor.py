@@ -303,7 +303,7 @@ class Sharded:
         return self._cached[-1]
 
     def _loads_on_other_meshes(self, mesh: ProcessMesh) -> Tensor:
-        """Return float64 [2]: this process's load in flops by planned and by later meshes.
+        """Return float64 [2]: this process's load on planned meshes, mean load on later ones.
 
         The first is that of their latest plans, the second the mean load by trainable parameters
         of meshes that come after this one and have no plan.

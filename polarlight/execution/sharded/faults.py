@@ -37,12 +37,12 @@ def global_rank() -> int:
 
 
 def mark_failed_step(error: str) -> None:
-    """Store the error of a failed step for the default group, unless it has one already."""
+    """Note the error of a failed step, in this process alone; the first one is kept."""
     _failed_steps.setdefault(dist.group.WORLD, error)
 
 
 def failed_step() -> str | None:
-    """Return the stored error of the default group's failed step; None if none failed."""
+    """Return what `mark_failed_step` noted in this process; None if nothing or one process."""
     return _failed_steps.get(dist.group.WORLD) if world_size() > 1 else None
 
 

@@ -78,7 +78,7 @@ def node_groups(ranks: Sequence[int], node_size: int, count: int) -> list[tuple[
 
 
 def parts_of(matrix: MatrixSpec, count: int, *, by_columns: bool) -> list[MatrixSpec]:
-    """Return `count` parts of a matrix: blocks of rows, or of columns, cut as by `torch.chunk`.
+    """Return `count` parts of ceil(length / count) rows or columns; the last may have fewer.
 
     Buffers as long are cut with it. All parts have the whole of the others.
     """
@@ -165,7 +165,7 @@ def assigned(
     base_loads: Sequence[float],
     later_load: float = 0.0,
 ) -> Assigned:
-    """Return owners of all matrices; share costly ones in nodes if the largest load falls 10 %.
+    """Return `Assigned`; cut costly matrices within nodes if the largest load falls 10 %.
 
     A candidate is a number of processes and a cost: they share each matrix that costs as much or
     more. Matrices below the mean load have one owner.
@@ -362,7 +362,7 @@ class _Trial:
 
     @cached_property
     def busiest(self) -> float:
-        """Largest load of a process in flops, or the mean with what is planned later if larger.
+        """Largest load in flops, transfers included; at least the mean plus the later load.
 
         Processes that hold whole matrices send those that others own: bytes count for them too.
         Where few hold all experts, a shared matrix would drive more experts from their holders.

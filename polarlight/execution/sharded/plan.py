@@ -58,7 +58,7 @@ class ShardedPlan:
 
     @cached_property
     def _assigned(self) -> Assigned:
-        """`Assigned` matrices: all that have an owner, with the kind and owner of each."""
+        """Return `Assigned`: all matrices with an owner (shared ones as parts), kinds, owners."""
         owned = [(i, spec) for i, spec in enumerate(self.params) if i not in self.rowwise]
         return assigned(
             *matrices_and_kinds(owned, self.holders),
@@ -182,7 +182,7 @@ class ShardedPlan:
 
     @cached_property
     def gathered(self) -> list[bool]:
-        """True for each matrix that its owner does not hold in full, with all buffers."""
+        """True for each of `matrices` of which its owner lacks entries, or some of a buffer."""
         return [
             not kind.has_all(owner) for kind, owner in zip(self.kinds, self.owners, strict=True)
         ]
@@ -218,8 +218,12 @@ class ShardedPlan:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of parameters, options, mesh, owners, other loads; equal on processes that agree."""
+        text = "\n".join((*map(str, self.params), *self.fixed))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def fixed(self) -> tuple[str, str, str]:
+        """Texts of the options, of mesh and other loads, and of owners with shared matrices."""
         loads = self.base_loads, self.later_load
         placed = str((self.ranks or tuple(range(self.size)), self.coordinates, loads))
-        owned = str((self.owners, self.shared))
-        text = "\n".join((*map(str, self.params), str(self.options), placed, owned))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return str(self.options), placed, str((self.owners, self.shared))

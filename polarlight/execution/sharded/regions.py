@@ -67,13 +67,13 @@ class StridedBlock:
         return StridedBlock(tuple(starts), self.steps, tuple(lengths), (m, n), (n, 1))
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Return whether the block lies inside a tensor of this shape and has `numel` entries."""
+        """Return whether the block lies inside this shape and `lengths` multiply to `numel`."""
         every = zip(self.starts, self.steps, self.lengths, shape, strict=True)
         inside = all(start + step * (length - 1) < size for start, step, length, size in every)
         return inside and prod(self.lengths) == self.numel
 
     def runs(self, held: tuple[Intervals, ...]) -> list[list[Run]]:
-        """Return, per dimension, runs of common indices: (first in shard, in block, count)."""
+        """Return, per tensor dimension, common runs: (first in shard, first in block, count)."""
         return [
             _common_runs(start, step, length, intervals)
             for start, step, length, intervals in zip(

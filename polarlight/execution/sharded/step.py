@@ -173,7 +173,7 @@ class ShardedStep:
         ]
 
     def _finish_gather(self, bucket: Bucket, gather: list[Transfer]) -> None:
-        """Wait for a bucket's shards; assemble the matrices and buffers owned by this process."""
+        """Load a bucket's momenta; fill its matrices and buffers from own and received shards."""
         self._load(self.matrices[number].param for number in bucket.matrices)
         for number in bucket.matrices:
             if number in bucket.local:  # read in place, without assembly

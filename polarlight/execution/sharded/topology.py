@@ -103,7 +103,7 @@ class Topology:
         return self._known_places[replicated]
 
     def _groups_of(self, replicated: Axes, *, across: bool) -> list[tuple[int, ...]]:
-        """Return each rank's group: equal coordinates on `replicated`; if `across`, on others."""
+        """Return each rank's group by global rank: same place on `replicated`, or on the others."""
         if (replicated, across) not in self._groups:
             places = [
                 tuple(c for axis, c in enumerate(where) if (axis in replicated) != across)

@@ -1,5 +1,6 @@
 """Plans: balanced, local where they can be, the same for everyone, and the real ones."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -179,3 +180,11 @@ def test_explain_forecasts_with_the_options_of_the_executor():
         assert shared.buckets > 1
     finally:
         dist.destroy_process_group()
+
+
+def test_plans_that_other_meshes_load_otherwise_differ_in_a_text_for_the_message():
+    plan = small((4,), (Split(0),), SHAPES)
+    others = [replace(plan, base_loads=[1e9, 0.0, 0.0, 0.0]), replace(plan, later_load=1e9)]
+    others.append(replace(plan, ranks=(4, 5, 6, 7)))
+    every = [plan, *others]
+    assert len({other.fingerprint for other in every}) == len({o.fixed for o in every}) == 4
