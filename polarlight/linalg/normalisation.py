@@ -245,6 +245,10 @@ def _rounded_sum(A: Tensor, a: Tensor, B: Tensor, b: Tensor) -> Tensor:
     return result
 
 
+CUSHION = 1.02
+"""Safety below which the products of an undivided bfloat16 matrix are too coarse for a schedule."""
+
+
 def started(
     M: Tensor,
     normalisation: Normalisation,
@@ -259,8 +263,12 @@ def started(
     an epsilon, which a steep first step multiplies: its terms cancel thirtyfold. X and its products
     are therefore handed on as they are, with the factor that is missing. An M that is `scaled` may
     be written to, and is not brought to unit scale, unless float16 needs it.
+
+    In bfloat16 a schedule without a cushion needs the quotient's own products: it returns its
+    largest input to the end of the next interval in every step, and 1 % beyond grows without bound.
     """
-    if not isinstance(normalisation, Schatten8):
+    steep = dtype == torch.bfloat16 and safety < CUSHION
+    if not isinstance(normalisation, Schatten8) or steep:
         return Start(normalised(M, normalisation, safety, dtype, rows))
     if dtype == torch.float16:
         X = _within_float16(M, rows)

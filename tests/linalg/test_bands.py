@@ -229,3 +229,16 @@ def test_normuon_stays_in_the_minimum_of_a_parabola(seed):
         W.grad = (W - T).detach()
         optimizer.step()
     assert torch.linalg.vector_norm(W - T) < 0.02
+
+
+@pytest.mark.parametrize("steps", [5, 8])
+@pytest.mark.parametrize("side", [2, 24])
+def test_a_schedule_without_cushion_keeps_its_band_under_a_norm_from_its_products(steps, side):
+    """Blocks of 2 x 2, alone and in a larger matrix: undivided products missed by 1 %."""
+    engine = NewtonSchulz(polar_express(steps), BF16, Schatten8())
+    g = torch.Generator().manual_seed(0)
+    blocks = torch.randn(4000, 2, 2, generator=g)
+    blocks[0] = torch.tensor([[1.0469, 1.0323], [-1.1564, 0.0]])
+    M = 1e-3 * torch.randn(4000, side, side, generator=g) * (side > 2)
+    M[:, :2, :2] += blocks
+    assert torch.linalg.matrix_norm(engine(M), 2).max() <= band_of(engine, (side, side)).high
