@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from polarlight.execution.job import Executor
-from polarlight.execution.param_task import ParamExecutor, Trainable
+from polarlight.execution.param_task import ParamExecutor, ParamWithState
 from polarlight.execution.sharded.agreement import (
     Agreed,
     Agreement,
@@ -41,7 +41,7 @@ class SharedGradients:
     def __init__(self) -> None:
         """Start with nothing compared yet; `step` is a `SharedStep` that has not begun."""
         self._agreement = Agreement()
-        self._matrices: list[Trainable] = []
+        self._matrices: list[ParamWithState] = []
         self._rosters: list[Roster] = []
         self.step = SharedStep(self._agreement.ranks)
 
@@ -76,7 +76,7 @@ class SharedGradients:
                 is not finite.
             RuntimeError: If another process is gone, or a step failed before.
         """
-        pairs, members = _trainables(groups, states, shared)
+        pairs, members = _shared_params(groups, states, shared)
 
         def finite(numbers: Sequence[int]) -> Tensor:
             """Return bool [n]: finite gradients of members `numbers`; all True for PROPAGATE."""
@@ -102,7 +102,7 @@ class SharedGradients:
 
     def _agreed(
         self,
-        members: Sequence[Trainable],
+        members: Sequence[ParamWithState],
         executor: Executor | ParamExecutor,
         finite: Finite,
         raises: bool,
@@ -137,7 +137,7 @@ class SharedGradients:
 @contextmanager
 def _gradients_replaced(
     agreed: Agreed,
-    members: Sequence[Trainable],
+    members: Sequence[ParamWithState],
     pairs: Sequence[IndexPair],
     active: Mapping[int, list[int]],
 ) -> Iterator[None]:
@@ -167,10 +167,10 @@ def _gradients_replaced(
             p.grad = gradient
 
 
-def _trainables(
+def _shared_params(
     groups: Sequence[Group], states: Mapping[Tensor, State], shared: Sequence[Collection[int]]
-) -> tuple[list[IndexPair], list[Trainable]]:
-    """Return shared parameters that have a state: (group, param) index pairs and `Trainable`s."""
+) -> tuple[list[IndexPair], list[ParamWithState]]:
+    """Return (group, param) index pairs of the shared parameters with a state, and these params."""
     pairs, members = [], []
     for i, (group, own) in enumerate(zip(groups, shared, strict=True)):
         if not own:
@@ -181,7 +181,7 @@ def _trainables(
             p = params[k]
             if (state := states.get(p)) is not None:
                 pairs.append((i, k))
-                members.append(Trainable(names[k], rule, view, p, state))
+                members.append(ParamWithState(names[k], rule, view, p, state))
     return pairs, members
 
 

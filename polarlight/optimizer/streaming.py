@@ -7,8 +7,8 @@ from torch import Tensor
 
 from polarlight.execution.param_task import (
     ParamTask,
+    ParamWithState,
     StreamedParams,
-    Trainable,
     shared_indices,
     to_local,
 )
@@ -50,7 +50,9 @@ def step_streamed(
     places = [(i, k) for i, ks in batch.items() if i not in own for k in ks]
     params = [groups[i]["params"][k] for i, k in places]
     members = [
-        Trainable(name_of(groups[i], i, k), groups[i]["rule"], groups[i]["view"] or Whole(), p, s)
+        ParamWithState(
+            name_of(groups[i], i, k), groups[i]["rule"], groups[i]["view"] or Whole(), p, s
+        )
         for (i, k), p, s in zip(places, params, [states[p] for p in params], strict=True)
     ]
 

@@ -99,7 +99,9 @@ def part_of(word: str, table: Mapping[Part, tuple[str, ...]]) -> Part:
 
 
 def block_and_half(name: str, index: int, count: int) -> tuple[str, str] | None:
-    """Return (name or block, `gate` or `up`), the first equal for a pair; None if it is neither.
+    """Return (key that a gate and its up share, "gate" or "up") for one matrix; else None.
+
+    The key is the parameter's name if it holds both, else the block's.
 
     Args:
         name: The parameter's name.
