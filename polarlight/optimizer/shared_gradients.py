@@ -79,7 +79,7 @@ class SharedGradients:
         pairs, members = _shared_params(groups, states, shared)
 
         def finite(numbers: Sequence[int]) -> Tensor:
-            """Return bool [n]: finite gradients of members `numbers`; all True for PROPAGATE."""
+            """Return bool [n], True for members with finite gradients; all True if PROPAGATE."""
             if policy is NonFinite.PROPAGATE:
                 device = members[numbers[0]].parameter.device  # no copy from the host
                 return torch.ones(len(numbers), dtype=torch.bool, device=device)
@@ -88,7 +88,7 @@ class SharedGradients:
         raises = policy is NonFinite.RAISE
         unshared_nonfinite = raises and any_nonfinite(groups, active, shared)
         with SharedStep(self._agreement.ranks) as self.step:
-            agreed = self._agreed(members, executor, finite, raises, unshared_nonfinite)
+            agreed = self._compare(members, executor, finite, raises, unshared_nonfinite)
             self.step.agreed = True
             with _gradients_replaced(agreed, members, pairs, active):
                 nonfinite = agreed.nonfinite | _nonfinite_pending(agreed, finite)
@@ -100,7 +100,7 @@ class SharedGradients:
                     )
                 yield {pairs[n]: rank for n, rank in nonfinite.items()}
 
-    def _agreed(
+    def _compare(
         self,
         members: Sequence[ParamWithState],
         executor: Executor | ParamExecutor,
@@ -108,7 +108,7 @@ class SharedGradients:
         raises: bool,
         unshared_nonfinite: bool,
     ) -> Agreed:
-        """Compare shared parameters by all-reduce; return findings; pass matrices to `Sharded`."""
+        """Compare `members` on all processes; return findings; tell `Sharded` the matrices."""
         group, options, zero = None, "", False
         if isinstance(executor, Sharded):
             options = f"{executor.options}, missing_gradients={executor.missing_gradients!r}"
@@ -141,9 +141,10 @@ def _gradients_replaced(
     pairs: Sequence[IndexPair],
     active: Mapping[int, list[int]],
 ) -> Iterator[None]:
-    """Redistribute pending `p.grad`, make missing ones zeros (and active); undo `p.grad` on exit.
+    """Replace pending and missing `p.grad` in the context; make missing ones active; undo on exit.
 
-    A pending gradient has other placements than its parameter. Afterwards each is what it was.
+    A pending gradient has other placements than its parameter: it is redistributed. A missing one
+    is zero. Afterwards each `p.grad` is what it was.
 
     Args:
         agreed: Numbers of members with a missing or pending gradient.
@@ -186,7 +187,7 @@ def _shared_params(
 
 
 def _nonfinite_pending(agreed: Agreed, finite: Finite) -> dict[int, int]:
-    """Return {index: a rank where a pending, reduced gradient is not finite}; all-reduces."""
+    """Return {member index: rank that found its pending gradient non-finite}; all-reduces."""
     found: dict[int, int] = {}
     for roster in agreed.rosters:
         pending = [n for n in roster.members if n in agreed.pending]

@@ -20,7 +20,7 @@ from polarlight.optimizer.shared_gradients import IndexPair
 from polarlight.view import Whole
 
 
-def streams(executor: object) -> TypeGuard[Sharded]:
+def is_streaming(executor: object) -> TypeGuard[Sharded]:
     """Return whether the executor is `Sharded` and applies each direction once it is complete."""
     return isinstance(executor, Sharded) and not executor.weights_last
 
@@ -32,7 +32,7 @@ def step_streamed(
     states: Mapping[Tensor, State],
     update_momenta: Callable[[Sequence[IndexPair], Mapping[int, FiniteFlags], bool], AlikeTasks],
 ) -> ActiveParams:
-    """Step groups all of whose params are shared, each once complete; return the other groups.
+    """Step groups whose params are all shared, each param when complete; return the other groups.
 
     Args:
         executor: The executor.
@@ -57,7 +57,7 @@ def step_streamed(
     ]
 
     def by_alike_groups(positions: Sequence[int]) -> list[list[int]]:
-        """Return lists of positions whose groups have equal rule, view and hyperparameters."""
+        """Return lists of positions in `members` whose groups have equal rule, view and numbers."""
         by_group: dict[int, list[int]] = {}
         for n in positions:
             by_group.setdefault(places[n][0], []).append(n)
