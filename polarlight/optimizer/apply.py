@@ -119,7 +119,7 @@ def apply_update(
     directions: list[Tensor],
     finite: FiniteFlags,
 ) -> None:
-    """Write W <- (1 - lr wd) W - lr D to weights in place; count stochastic roundings in `states`.
+    """Do W <- (1 - lr wd) W - lr D in place, undecayed if not finite; count roundings in states.
 
     No decay where not finite: D must be zero there. Weights are rounded as the group says.
     """
@@ -182,7 +182,7 @@ def _write_back(
     states: Sequence[State],
     finite: FiniteFlags,
 ) -> None:
-    """Copy float32 results into float16 or, rounded stochastically, bfloat16 weights; count steps.
+    """Copy float32 `wide` into narrow weights, bfloat16 rounded stochastically; count in states.
 
     A weight whose gradient is not finite has not changed, so that rounding is exact; its step is
     not counted.

@@ -97,7 +97,7 @@ def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
 
 
 def _grows_with_gradient(group: Group, p: Tensor) -> bool:
-    """Return whether p's update grows with its gradient; not if its rule's degree is 0.
+    """Return whether p's update grows with its gradient; raise TypeError if its group has no rule.
 
     Raises:
         TypeError: If the group has no rule.

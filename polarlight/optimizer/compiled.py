@@ -88,7 +88,7 @@ class GraphInputs:
 def warn_of_number_lrs(lrs: Sequence[float | Tensor]) -> None:
     """Warn once per process, while tracing, if a learning rate is a number: changes recompile."""
     if not all(isinstance(lr, Tensor) for lr in lrs):
-        _warn_while_tracing()
+        _warn_of_recompilation()
 
 
 _warned: set[str] = set()
@@ -103,7 +103,7 @@ def _warn_once(text: str) -> None:
 
 
 @assume_constant
-def _warn_while_tracing() -> None:
+def _warn_of_recompilation() -> None:
     """Warn once per process, while tracing, that a step recompiles for a new number as lr."""
     _warn_once(
         "a compiled step takes a float learning rate for a constant and is compiled anew when a "

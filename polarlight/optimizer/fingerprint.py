@@ -133,7 +133,7 @@ def differences(saved: object, now: object, where: str = "") -> Iterator[FieldDi
 
 
 def keeps_state(value: object) -> bool:
-    """Return whether a configuration, or a nested one, is of a method with buffers or unknown."""
+    """Return whether a configuration or a nested one has buffers; True for an unknown method."""
     if isinstance(value, list):
         return any(map(keeps_state, value))
     if not isinstance(value, dict):
@@ -188,7 +188,7 @@ def _fields_or_slots(config: Config) -> dict[str, Any]:
 
 
 def completed_fields(config: Config) -> dict[str, Any]:
-    """Return a configuration's fields under present names, absent ones with their defaults."""
+    """Return a configuration's fields or slots under present names, defaults for absent ones."""
     content = _fields_or_slots(config)
     known = None if "slots" in config else registration_named(config["method"])
     if known is None:

@@ -90,10 +90,10 @@ class NonFiniteGuard:
         nonfinite_ranks: Mapping[tuple[int, int], int] = MappingProxyType({}),
         may_wait: bool,
     ) -> dict[int, FiniteMask]:
-        """Return finite masks of accelerator gradients by group; drop known bad ones of `active`.
+        """Return finite masks by group; drop and count known non-finite `active` ones, or raise.
 
-        One mask per group. What is dropped is counted: shared parameters in `nonfinite_ranks`, and,
-        if the host `may_wait`, whatever is found. Plain gradients in host memory are left to
+        Masks hold gradients on accelerators. Dropped are shared parameters in `nonfinite_ranks`,
+        and, if the host `may_wait`, whatever is found. Plain gradients in host memory are left to
         `drop_nonfinite_on_host`, except under RAISE.
 
         Args:
@@ -137,7 +137,7 @@ class NonFiniteGuard:
     def drop_nonfinite_on_host(
         self, groups: Sequence[Group], batch: ActiveParams, shared: Sequence[Collection[int]]
     ) -> None:
-        """Drop from `batch`, and count, host gradients not `shared` and not finite, under SKIP."""
+        """Drop from `batch`, and count, unshared non-finite gradients on the host, under SKIP."""
         if self.policy is not NonFinite.SKIP:
             return
         for i, param_indices in batch.items():
@@ -158,7 +158,7 @@ class NonFiniteGuard:
     def _flag(
         self, groups: Sequence[Group], active: ActiveParams, pairs: Sequence[tuple[int, int]]
     ) -> dict[int, FiniteMask]:
-        """Return {group: {param: flag} or None} for accelerator gradients; count non-finite ones.
+        """Return {group: {param: flag} or None} of `pairs` on accelerators; count False flags.
 
         Shards need no flag; their processes have exchanged theirs.
         """
@@ -242,7 +242,7 @@ def is_host_readable(device: torch.device) -> bool:
 def gradients_by_device(
     params: Sequence[Tensor], param_indices: Sequence[int], *, local_parts: bool = False
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
-    """Yield (device, param indices, gradients or `local_parts` of them) per device."""
+    """Yield (device, indices of params with a gradient, gradients or `local_parts`) per device."""
     every = [params[k].grad for k in param_indices]
     indices = [k for k, g in zip(param_indices, every, strict=True) if g is not None]
     gradients = [g for g in every if g is not None]
@@ -325,7 +325,7 @@ def any_nonfinite(
 def nonfinite_indices(
     group: Group, param_indices: Sequence[int], *, host_readable: bool | None = None
 ) -> list[int]:
-    """Return the indices of params with a non-finite gradient; waits for their devices.
+    """Return indices of non-finite gradients, of all or only (not) `host_readable` devices; waits.
 
     With an elementwise rule, the sum of a gradient's squares has to be finite as well.
 

@@ -87,7 +87,7 @@ def flags_from_mask(
 def join_flags(
     group_indices: Sequence[int], finite: Mapping[int, FiniteFlags], params: Sequence[Tensor]
 ) -> FiniteFlags:
-    """Return one list of the groups' flags for `params`, True for a group without; None if all are.
+    """Return one flag per param from its group's, True for a group without; None if none has flags.
 
     Args:
         group_indices: Group of each parameter, group by group.
@@ -116,7 +116,7 @@ def update_momenta(
     beta: float | Tensor,
     finite: FiniteFlags,
 ) -> list[Tensor]:
-    """Update momentum buffers in place where finite; return the rules' inputs (Nesterov or M)."""
+    """Update momentum `buffers`, extra `states` in place where finite; return the rules' inputs."""
     held = momentum.loaded(buffers, gradients) if momentum.buffered else buffers
     result = _update_loaded(momentum, states, gradients, held, beta, finite)
     for buffer, used in zip(buffers, held, strict=True):
@@ -133,7 +133,7 @@ def _update_loaded(
     beta: float | Tensor,
     finite: FiniteFlags,
 ) -> list[Tensor]:
-    """Update momenta in place where finite; return rules' inputs; buffers on gradients' devices."""
+    """Update loaded momenta and extra `states` in place where finite; return the rules' inputs."""
     average = momentum.bind_state(states)
     if finite is None:
         return average(gradients, buffers, beta)

@@ -248,7 +248,7 @@ def indices_with_gradients(group: Group, group_index: int) -> list[int]:
 def partition_for_step(
     groups: Sequence[Group], active: ActiveParams, *, one_batch: bool
 ) -> list[ActiveParams]:
-    """Return batches {group: param indices} in order: matrices (all in `one_batch`), elementwise.
+    """Return batches {group: param indices}: matrices (by shape or `one_batch`), then elementwise.
 
     Matrices of all groups are one batch where processes share the work, to balance it over them.
     Otherwise a batch has matrices of groups that are alike, in bounded memory, by shape.

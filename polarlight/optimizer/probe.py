@@ -120,10 +120,7 @@ def report_tasks(
 def count_updates(
     probes: Iterable[Probe], groups: Sequence[Group], updated: Mapping[int, set[int]]
 ) -> None:
-    """Call `count` of each `CountingProbe` for all parameters of the groups in `updated`.
-
-    `updated` maps groups to param indices that were updated; the others are counted with rule None.
-    """
+    """Call probes' `count` for all params of groups in `updated`, rule None for others' indices."""
     counting = [probe for probe in probes if isinstance(probe, CountingProbe)]
     for i, param_indices in updated.items():
         for probe in counting:

@@ -329,7 +329,7 @@ class SpectralOptimizer(Optimizer):
     def _step_matrices(
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
     ) -> None:
-        """Step one batch of matrices: momenta, directions by the executor, then weights."""
+        """Step one batch of matrices: momenta, executor's directions, weights; report to probes."""
         groups = self._groups
         if not observing and is_streaming(self.executor):
             self._shared.step.moved, states = True, self._buffers.by_param

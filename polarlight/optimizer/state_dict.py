@@ -209,10 +209,9 @@ def _warn_of_differences(differing: Mapping[str, list[int]]) -> None:
 def _checked_buffer_forms(
     state_dict: StateDict, groups: list[Group]
 ) -> dict[Any, dict[str, BufferForm]]:
-    """Check saved buffers; return {param key: {buffer: (dtype, device)}} of a new state.
+    """Check saved buffers, make `step` a tensor in place; return {key: {buffer: (dtype, device)}}.
 
-    In the state dict, a `step` that is a number becomes a tensor. One new state is in memory at a
-    time.
+    Dtypes and devices are those of a new state, one of which is in memory at a time.
 
     Raises:
         ValueError: If a state lacks a buffer, or one is of another shape; names the parameters.

@@ -70,7 +70,7 @@ def layerwise_lr_decay(groups: Iterable[Mapping[str, Any]], decay: float) -> lis
 def _split_by_distance(
     group: Mapping[str, Any], decay: float, block_count: int
 ) -> list[dict[str, Any]]:
-    """Return copies of a group, one per distance in blocks from the output, lr * decay^distance."""
+    """Return a group split by its blocks' distance from the output, with lr * decay^distance."""
     by_distance: dict[int, list[int]] = {}
     for i, name in enumerate(group["param_names"]):
         block = _block_number(name)

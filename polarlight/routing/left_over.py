@@ -41,13 +41,13 @@ def route_and_warn(
         stacklevel: As in `warnings.warn`, counted from the caller.
     """
     routed = resolve(model, table, overrides)
-    warn_of_left_over(routed, stacklevel=stacklevel + 1)
+    warn_of_matrices_under_adamw(routed, stacklevel=stacklevel + 1)
     if not isinstance(model, nn.Module):
         _warn_of_likely_tables(routed, stacklevel=stacklevel + 1)
     return groups_of(routed)
 
 
-def warn_of_left_over(routed: Sequence[RoutedParam], *, stacklevel: int) -> None:
+def warn_of_matrices_under_adamw(routed: Sequence[RoutedParam], *, stacklevel: int) -> None:
     """Warn once if AdamW gets every parameter, or some that may be matrices.
 
     These are raw parameters that nothing is known of, and kernels if they are many. An override

@@ -6,7 +6,6 @@ next, names last. No library of models is imported: what is known of one is know
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import cast
 
 from torch import Tensor, nn
 
@@ -32,7 +31,7 @@ from polarlight.routing.roles.mlp import (
 from polarlight.routing.roles.modulation import modulation_decision
 from polarlight.routing.roles.names import NO_MATRICES
 from polarlight.routing.roles.outputs import is_last_layer_of_the_model, is_output_beside_layers
-from polarlight.routing.roles.site import ParamSite, sites_by_name, sites_of, unknown_role
+from polarlight.routing.roles.site import ParamSite, sites_of, unknown_role
 from polarlight.routing.roles.vocabulary import MATRIX_ROLES, Assignment, Part, Role, RoleDecision
 from polarlight.routing.roles.wrappers import lora_base, lora_factor
 from polarlight.view import Flattened, Heads, MatrixView, RowBlocks, Transposed, Whole
@@ -51,7 +50,7 @@ def infer_roles(source: nn.Module | Named) -> list[Assignment]:
     included and say so.
     """
     model = source if isinstance(source, nn.Module) else None
-    sites = sites_by_name(cast(Named, source)) if model is None else sites_of(model)
+    sites = sites_of(source)
     head_reason_by_id = known_heads(model, sites)
     by_words = {site.words: uses for uses in sites for site in uses}
     assignments = []

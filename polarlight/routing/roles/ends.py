@@ -98,7 +98,7 @@ def _declared_module(model: nn.Module, getter: str) -> nn.Module | None:
 
 
 def _vocabulary_head_reason(site: ParamSite) -> str | None:
-    """Return the reason why a linear layer is an output layer by its rows; None if it is none.
+    """Return the reason why a linear layer with a row per token is an output layer; else None.
 
     Its rows are the vocabulary of a config around it, or of an embedding in the same model, which
     may be a part of a larger one.

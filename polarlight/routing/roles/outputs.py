@@ -65,7 +65,7 @@ def is_last_layer_of_the_model(site: ParamSite, m: int, n: int, *, transposed: b
         return False
     if _in_repeated_block(site):
         return False
-    around = _Surroundings.of(site)
+    around = _OtherShapes.of(site)
     streams = _stream_widths(site)
     if (
         n in streams
@@ -77,7 +77,7 @@ def is_last_layer_of_the_model(site: ParamSite, m: int, n: int, *, transposed: b
 
 
 @dataclass(slots=True)
-class _Surroundings:
+class _OtherShapes:
     """Shapes of a model's other weights before and after one of them, in the model's order.
 
     Attributes:

@@ -36,15 +36,15 @@ class ModelIndex:
     inside: Mapping[str, Sequence[str]]
 
     @classmethod
-    def of(cls, shapes: Mapping[str, torch.Size], tables: Iterable[str]) -> Self:
-        """Return the index of parameters by name: all shapes, and the names of embedding tables."""
+    def of(cls, shapes: Mapping[str, torch.Size], table_names: Iterable[str]) -> Self:
+        """Return the index of a model with these parameters, some of which are embedding tables."""
         blocks = {name[:i] for name in shapes for i, letter in enumerate(name) if letter == "."}
         inside: dict[str, list[str]] = {}
         for name in shapes:
             words = name.split(".")
             for depth in range(max(0, len(words) - _NEAR), len(words)):
                 inside.setdefault(".".join(words[:depth]), []).append(name)
-        return cls(shapes, frozenset(blocks), {name: shapes[name] for name in tables}, inside)
+        return cls(shapes, frozenset(blocks), {name: shapes[name] for name in table_names}, inside)
 
     def matrices(self, prefix: str) -> Iterator[tuple[str, torch.Size]]:
         """Yield (name, shape) of matrices and kernels with this name prefix; no tables or adapters.
@@ -144,7 +144,7 @@ class ParamSite:
         return None
 
     def has_shape_within(self, depth: int, *shapes: tuple[int, ...]) -> bool:
-        """Return whether module path[:depth] has another parameter of these shapes, or permuted."""
+        """Return whether path[:depth] has another parameter of these shapes, in any axis order."""
         own, wanted = ".".join(self.words), [sorted(shape) for shape in shapes]
         names = self.model_index.inside.get(".".join(self.words[:depth]), ())
         others = (self.model_index.shapes[name] for name in names if name != own)
@@ -249,32 +249,24 @@ def _is_table(words: Sequence[str], module: nn.Module | None) -> bool:
     return named or isinstance(module, nn.Embedding | nn.EmbeddingBag)
 
 
-def sites_of(model: nn.Module) -> list[list[ParamSite]]:
-    """Return one list per parameter tensor of a model, with a `ParamSite` per name of it."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    return _group_by_tensor(list(model.named_parameters(remove_duplicate=False)), modules)
+def sites_of(source: nn.Module | Iterable[tuple[str, Tensor]]) -> list[list[ParamSite]]:
+    """Return one list per parameter tensor of a model or of named ones, a `ParamSite` per name.
 
-
-def sites_by_name(named: Iterable[tuple[str, Tensor]]) -> list[list[ParamSite]]:
-    """Return one list per tensor, a `ParamSite` for each name, without modules; check the pairs."""
-    pairs: list[Any] = list(named)
-    for pair in pairs:
+    Raises:
+        TypeError: If it is neither a module nor pairs of a name and a tensor.
+        ValueError: If parameters of lazy modules are not initialized.
+    """
+    modules: dict[str, nn.Module] = {}
+    if isinstance(source, nn.Module):
+        modules = dict(source.named_modules(remove_duplicate=False))
+        source = source.named_parameters(remove_duplicate=False)
+    named: list[Any] = list(source)
+    for pair in named:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise TypeError(
                 "roles need a module or pairs such as model.named_parameters() gives, got a "
                 f"{type(pair).__name__}"
             )
-    return _group_by_tensor(pairs, {})
-
-
-def _group_by_tensor(
-    named: list[tuple[str, Tensor]], modules: Mapping[str, nn.Module]
-) -> list[list[ParamSite]]:
-    """Return one list per tensor, a `ParamSite` for each name; refuse tensors without a shape.
-
-    Raises:
-        ValueError: If parameters of lazy modules are not initialized.
-    """
     lazy = [name for name, p in named if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
         raise ValueError(
