@@ -61,7 +61,11 @@ def infer_roles(source: nn.Module | Named) -> list[Assignment]:
         base_shape = base[0].parameter.shape if base else ()
         side = -1 if lora_factor(site.words) == "A" else 0
         if p.ndim == len(base_shape) == 2 and p.shape[side] in base_shape:
-            found = _lora_decision(site, next(_decisions(base, head_reason_by_id)))
+            of_base = next(_decisions(base, head_reason_by_id))
+            reason = f"{lora_factor(site.words)} of LoRA for: {of_base.reason}"
+            found = RoleDecision(of_base.role, reason, part=of_base.part)
+            if min(p.shape) == 1:
+                found = RoleDecision(Role.VECTOR, f"{reason}; a single row or column")
         else:
             found = next(_decisions(uses, head_reason_by_id))
         reason = found.reason if p.requires_grad else f"{found.reason}; frozen"
@@ -69,14 +73,6 @@ def infer_roles(source: nn.Module | Named) -> list[Assignment]:
         decided = {field.name: getattr(found, field.name) for field in fields(found)}
         assignments.append(Assignment(site.name, p, **(decided | changed)))
     return assignments
-
-
-def _lora_decision(site: ParamSite, base: RoleDecision) -> RoleDecision:
-    """Return a LoRA factor's decision: role and part of `base`; VECTOR for a single row, column."""
-    reason = f"{lora_factor(site.words)} of LoRA for: {base.reason}"
-    if min(site.parameter.shape) == 1:
-        return RoleDecision(Role.VECTOR, f"{reason}; a single row or column")
-    return RoleDecision(base.role, reason, part=base.part)
 
 
 def _decisions(
