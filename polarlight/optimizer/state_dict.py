@@ -159,25 +159,25 @@ def _check_order(saved_groups: Sequence[Group], groups: Sequence[Group]) -> None
         )
 
 
-def _check_structure(saved: Group, group: Group, index: int) -> list[str]:
+def _check_structure(saved: Group, group: Group, group_index: int) -> list[str]:
     """Return harmless differences of a saved group's rule as text; raise ValueError for others."""
     if "rule" not in saved:
         raise ValueError(
-            f"param group {index} of the state dict has no rule: polarlight did not write it"
+            f"param group {group_index} of the state dict has no rule: polarlight did not write it"
         )
-    differing = _compare_fingerprints(saved, group, "rule", index)
+    differing = _compare_fingerprints(saved, group, "rule", group_index)
     if isinstance(group["rule"], UpdateRule):  # others see no matrices
-        _compare_fingerprints(saved, group, "view", index)
+        _compare_fingerprints(saved, group, "view", group_index)
     count, saved_count = len(group["params"]), len(saved.get("params", ()))
     if count != saved_count:
         raise ValueError(
-            f"param group {index} was saved with {saved_count} parameters, "
+            f"param group {group_index} was saved with {saved_count} parameters, "
             f"the optimizer's has {count}"
         )
     return differing
 
 
-def _compare_fingerprints(saved: Group, group: Group, key: str, index: int) -> list[str]:
+def _compare_fingerprints(saved: Group, group: Group, key: str, group_index: int) -> list[str]:
     """Return harmless differences of a saved "rule" or "view" (`key`) as text; raise for others.
 
     Raises:
@@ -187,7 +187,7 @@ def _compare_fingerprints(saved: Group, group: Group, key: str, index: int) -> l
     found = list(differences(config, config_of(group[key])))
     if not all(difference.harmless and key == "rule" for difference in found):
         raise ValueError(
-            f"param group {index} was saved under another {key}:\n  "
+            f"param group {group_index} was saved under another {key}:\n  "
             + "\n  ".join(map(str, found))
             + f"\n{WAY_OUT}"
         )
@@ -278,9 +278,9 @@ def _restore_forms(
                     optimizer.state[p][buffer] = cast
 
 
-def _adapt_elementwise(optimizer: Optimizer, saved: list[Config]) -> None:
-    """Adapt loaded states of elementwise rules, in place, from `saved` decay rates to their own."""
-    for group, config in zip(optimizer.param_groups, saved, strict=True):
+def _adapt_elementwise(optimizer: Optimizer, saved_rules: list[Config]) -> None:
+    """Adapt loaded states of elementwise rules, in place, from the saved rules' decay rates."""
+    for group, config in zip(optimizer.param_groups, saved_rules, strict=True):
         if isinstance(group["rule"], UpdateRule):
             continue
         momenta = float(group["momentum"]), float(group["momentum"])  # a load takes the saved one

@@ -70,10 +70,10 @@ def is_last_layer_of_the_model(site: ParamSite, m: int, n: int, *, transposed: b
     if (
         n in streams
         or (streams and 4 * m > n)
-        or around.reads(m, own=(m, n), transposed=transposed)
+        or around.may_read(m, own=(m, n), transposed=transposed)
     ):
         return False
-    return around.gives(n)
+    return around.may_give(n)
 
 
 @dataclass(slots=True)
@@ -115,8 +115,8 @@ class _OtherShapes:
                 shapes.append(tuple(shape))
         return found
 
-    def reads(self, m: int, *, own: Shape, transposed: bool) -> bool:
-        """Return whether a layer may read m outputs of one of shape `own`, alone or joined.
+    def may_read(self, m: int, *, own: Shape, transposed: bool) -> bool:
+        """Return whether a layer may read the m outputs of one of shape `own`, alone or joined.
 
         A kernel before the layer has its channels from earlier ones. A later layer whose inputs
         have no other source may read a concatenation, or half of a gated pair.
@@ -134,7 +134,7 @@ class _OtherShapes:
             return True
         return any(f - m in others for _, f in (self.after if self.in_order else linear))
 
-    def gives(self, n: int) -> bool:
+    def may_give(self, n: int) -> bool:
         """Return whether n inputs may come from one earlier layer, several equal ones, or two."""
         sizes = {shape[0] for shape in self.before}
         sizes |= {side for shape in self.raw for side in shape[-1:]}  # tables, recurrent weights

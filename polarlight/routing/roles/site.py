@@ -288,10 +288,10 @@ def sites_of(source: nn.Module | Iterable[tuple[str, Tensor]]) -> list[list[Para
 
 
 def _words_and_modules(
-    name: str, names: Collection[str], modules: Mapping[str, nn.Module]
+    name: str, all_names: Collection[str], modules: Mapping[str, nn.Module]
 ) -> tuple[tuple[str, ...], tuple[nn.Module, ...]]:
     """Return (lower-case words of a name, modules it leads through, innermost first), unwrapped."""
-    *path, leaf = weight_words(name.split("."), names)
+    *path, leaf = weight_words(name.split("."), all_names)
     without = wrapper_positions(path)
     words, chain = [], [modules.get("")]
     for place, word in enumerate(path):

@@ -54,14 +54,14 @@ def lora_base(words: Sequence[str]) -> tuple[str, ...]:
     return (*words[:place], "weight") if place and lora_factor(words) else ()
 
 
-def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str, ...]:
+def weight_words(words: Sequence[str], all_names: Collection[str] = ()) -> tuple[str, ...]:
     """Return a name's words; of a weight-normalized, pruned or parametrized one the plain weight's.
 
     A magnitude is called `weight_g`.
 
     Args:
         words: The parameter's name, cut at the dots.
-        names: All names of the model: a direction is known by the magnitude of the same layer.
+        all_names: All names of the model: a direction is known by the magnitude of the same layer.
     """
     *path, leaf = words
     if path[-2:-1] == ["parametrizations"]:
@@ -71,7 +71,7 @@ def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str
         plain = {"original": weight, "original0": f"{weight}{MAGNITUDE}", "original1": weight}
         return (*path[:-2], plain.get(leaf, f"{weight}_{leaf}"))
     stem = leaf.removesuffix("_orig")  # spectral_norm of torch.nn.utils, and pruning
-    if leaf.endswith("_v") and ".".join((*path, leaf[:-2] + MAGNITUDE)) in names:
+    if leaf.endswith("_v") and ".".join((*path, leaf[:-2] + MAGNITUDE)) in all_names:
         stem = leaf[:-2]
     return (*path, stem)
 
