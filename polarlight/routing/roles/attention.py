@@ -14,7 +14,7 @@ _VALUE_SIZE = ("v_head_dim", "head_v_dim", *HEAD_SIZE)
 
 
 def in_attention(site: ParamSite) -> bool:
-    """Return whether the nearest attention or MLP block is attention; where there is none, by name."""
+    """Return whether the nearest attention or MLP block is attention; without one, by its name."""
     for words in site.block_words():
         if any(word in MLP_BLOCKS or "mlp" in word for word in words):
             return False

@@ -85,7 +85,7 @@ def _mlp_part(site: ParamSite, m: int, n: int) -> Part:
     words = site.block
     if "intermediate" in words:
         return Part.UP
-    intermediate = ".".join((*words[:-1], "intermediate.dense.weight"))  # BERT's neighbour
+    intermediate = ".".join((*words[:-1], "intermediate.dense.weight"))  # as in BERT
     if words[-1:] == ("output",) and intermediate in site.model_index.shapes:
         return Part.DOWN
     part = part_of(site.module_name, MLP)
@@ -109,13 +109,12 @@ def mlp_name_of(site: ParamSite, decision: RoleDecision) -> str:
     if decision.role not in (Role.GATE_UP, Role.DOWN, Role.EXPERT):
         return ""
     m, n = decision.view.shapes(site.parameter.shape)[0][-2:]
-    sizes = [(m, n), (m, 2 * n), (2, m, n)] if decision.part is Part.DOWN else [(m, n)]
+    shapes = [(m, n), (m, 2 * n), (2, m, n)] if decision.part is Part.DOWN else [(m, n)]
     depths = _block_depths(site)[:1] if decision.role is Role.EXPERT else _block_depths(site)
     if lora_factor(site.words):
         depths = []  # a factor has no neurons in common with the others
-    depth = next(
-        (depth for depth in depths if site.has_shape_within(depth, *sizes)), len(site.block)
-    )
+    holding = (depth for depth in depths if site.has_shape_within(depth, *shapes))
+    depth = next(holding, len(site.block))
     return ".".join(plain_name(site.name).split(".")[:depth])
 
 
