@@ -203,7 +203,7 @@ def _has_number(kind: Any) -> bool:
 
 
 def _can_check(kind: Any) -> bool:
-    """Return whether an annotation has but numbers, None, Tensor, tuples of them and own classes."""
+    """Return whether an annotation has but numbers, None, Tensor, their tuples and own classes."""
     if get_origin(kind) is tuple:
         return all(entry is ... or _can_check(entry) for entry in get_args(kind))
     if len(_members(kind)) > 1:
