@@ -99,8 +99,8 @@ def _check_readable(param_name: str, buffer_name: str, kept: Tensor, fresh: Tens
     if kinds[0] != kinds[1]:
         forms = [f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in (kept, fresh)]
         raise ValueError(
-            f"{param_name}: {buffer_name} is {forms[0]} from former steps, and the rule and view of its "
-            f"param group now keep {forms[1]}. Set the former rule and view again, make a new "
-            "optimizer and polarlight.migration.carry_over(old, new), or start this parameter "
+            f"{param_name}: {buffer_name} is {forms[0]} from former steps, and the rule and view "
+            f"of its param group now keep {forms[1]}. Set the former rule and view again, make a "
+            "new optimizer and polarlight.migration.carry_over(old, new), or start this parameter "
             "afresh by `del optimizer.state[p]`"
         )
