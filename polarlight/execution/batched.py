@@ -58,8 +58,8 @@ def capped_stacks(
     return stacks
 
 
-def _cores(tensors: Sequence[Tensor]) -> int:
-    """Return the number of torch's threads for CPU tensors; 1 on other devices and in a graph.
+def _cpu_threads(tensors: Sequence[Tensor]) -> int:
+    """Return the number of torch's threads if all tensors are on the CPU; 1 else, or in a graph.
 
     Each takes a product of its own in a bfloat16 batch: of three, two cores waste one.
     """
@@ -79,7 +79,7 @@ def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
     by_shape = [alike[shape] for shape in sorted(alike)]
     if "cpu" in {t.device.type for t in tensors}:
         order = [i for some in by_shape for i in some]
-        return capped_stacks(order, tensors, MOST_BYTES_ON_CPU, _cores(tensors))
+        return capped_stacks(order, tensors, MOST_BYTES_ON_CPU, _cpu_threads(tensors))
     stacks: list[list[int]] = []
     size = 0
     for some in by_shape:
@@ -118,14 +118,14 @@ class Batched:
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
         """Return one direction per job, in order; update the jobs' buffers in place."""
         directions = [job.matrix for job in jobs]  # each is replaced
-        for stack in self._stacks(jobs):
+        for stack in self._job_stacks(jobs):
             found = _compute_stack([jobs[index] for index in stack])
             for index, D in zip(stack, found, strict=True):
                 directions[index] = D
         return directions
 
-    def _stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
-        """Yield indices of jobs to batch: equal rule, m, n, dtype and device, capped by `_cap`."""
+    def _job_stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
+        """Yield indices of jobs to batch: equal rule, m, n, dtype, device; capped in bytes."""
         matrices = [job.matrix for job in jobs]
         alike: dict[tuple[int, torch.Size, torch.dtype, torch.device], list[int]] = {}
         for index, (job, M) in enumerate(zip(jobs, matrices, strict=True)):
@@ -138,10 +138,12 @@ class Batched:
             groups.setdefault((rule, shape[-2:], dtype, device), []).extend(indices)
         for group in groups.values():
             first = matrices[min(group)]
-            yield from capped_stacks(sorted(group), matrices, self._cap(first), _cores([first]))
+            yield from capped_stacks(
+                sorted(group), matrices, self._most_stack_bytes(first), _cpu_threads([first])
+            )
 
-    def _cap(self, M: Tensor) -> int:
-        """Return the most bytes of one batch of matrices like M; 0 to compute each alone."""
+    def _most_stack_bytes(self, M: Tensor) -> int:
+        """Return the most bytes of one batch of matrices like M; 0 to compute each matrix alone."""
         if M.device.type != "cpu" or torch.compiler.is_compiling():  # a stack is code in a graph
             return self.max_bytes
         nbytes = M.shape[-2:].numel() * M.element_size()

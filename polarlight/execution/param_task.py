@@ -173,7 +173,7 @@ def mark_expendable(tasks: Iterable[ParamTask], kept: Iterable[Iterable[Tensor]]
 
 
 def full_tensor(x: Tensor, parameter: Tensor | None = None) -> Tensor:
-    """Gather the full tensor of a DTensor, or of a shard of DTensor `parameter`; else return x."""
+    """All-gather a DTensor x, or a shard x of DTensor `parameter`, to the full tensor; else x."""
     if parameter is not None:
         x = placed_like(x, parameter)
     return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
@@ -242,8 +242,8 @@ class ParamSource(Protocol):
         """Take the parameters' directions, each in the shape of its local shard."""
 
 
-class Loaded:
-    """Source of tasks that are there already, which keeps all directions until the end.
+class LoadedTasks:
+    """Source of tasks that exist already; keeps all directions until the end of the step.
 
     Attributes:
         tasks: Tasks by number.
@@ -299,9 +299,9 @@ class StreamedParams:
             self._early.update(zip(positions, self._load(positions), strict=True))
         return [self._early[k].momentum.dtype for k in positions]
 
-    def numbered(self, positions: Mapping[int, int]) -> "StreamedParams":
+    def numbered(self, position_of: Mapping[int, int]) -> "StreamedParams":
         """Set {parameter number in the plan: position in `members`}; return self."""
-        self._positions = positions
+        self._positions = position_of
         return self
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import product
 
-from polarlight.execution.cost import RowwiseCost, columnwise_cost, cost, flops, rowwise_cost
+from polarlight.execution.cost import PartCost, columnwise_cost, cost, flops, rowwise_cost
 from polarlight.execution.sharded.layouts import Coordinate, CoordinatePattern, Layout
 from polarlight.execution.sharded.regions import StridedBlock, overlap
 from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec, matrix_specs
@@ -116,7 +116,7 @@ class MatrixKind:
         return int(2 * found.summed * (1 - 1 / part.count)) if part and found else 0
 
     @cached_property
-    def _part_cost(self) -> RowwiseCost | None:
+    def _part_cost(self) -> PartCost | None:
         """Cost of this part of a matrix; None for a whole one, or if the rule needs all of it."""
         return part_cost(self.spec.rule, self.matrix)
 
@@ -195,7 +195,7 @@ class MatrixKind:
         return tuple(where[axis] for axis in self.replicated)
 
 
-def part_cost(rule: UpdateRule, matrix: MatrixSpec) -> RowwiseCost | None:
+def part_cost(rule: UpdateRule, matrix: MatrixSpec) -> PartCost | None:
     """Return the cost of a part of a matrix; None if it is whole or the rule needs all of it."""
     if (part := matrix.part) is None:
         return None
