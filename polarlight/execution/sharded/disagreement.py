@@ -89,7 +89,7 @@ def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
     both = torch.tensor([mark, -mark, len(plan.params)], dtype=torch.int64).to(mesh.device)
     high, low, count = collectives.reduce_max(both, mesh).tolist()
     if high != -low:
-        options, placed, owned = plan.fixed
+        options, placed, owned = plan.fingerprint_texts
         head = f"{options}, mesh and other loads {hash_of(placed)}, owners {hash_of(owned)}"
         texts = [head, *map(str, plan.params)]
         raise ValueError(params_message(mesh, texts, count + 1))

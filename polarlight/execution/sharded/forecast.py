@@ -59,8 +59,11 @@ def forecast(
             layout = layout_of_param(name, p)
             if layout is not None:
                 view = group.get("view") or Whole()
-                spec = _param_spec(name, group["rule"], view, p, layout)
-                by_mesh.setdefault(_mesh_key(p, layout), []).append(spec)
+                spec = _expected_spec(name, group["rule"], view, p, layout)
+                size = prod(layout.mesh)  # ranks count from 0 for a parameter that is no DTensor
+                on_mesh = p.device_mesh.mesh.flatten() if is_sharded(p) else range(size)
+                key = mesh_key(size, tuple(map(int, on_mesh)), layout.mesh)
+                by_mesh.setdefault(key, []).append(spec)
     options = options or Options()
     in_order = sorted(by_mesh.items(), key=lambda entry: entry[0])
     plans: list[ShardedPlan] = []
@@ -80,14 +83,7 @@ def forecast(
     return plans
 
 
-def _mesh_key(p: Any, layout: Layout) -> MeshKey:
-    """Return the key of a parameter's mesh; its ranks count from 0 if it is no DTensor."""
-    ranks = [int(r) for r in p.device_mesh.mesh.flatten()] if is_sharded(p) else ()
-    size = prod(layout.mesh)
-    return mesh_key(size, tuple(ranks or range(size)), layout.mesh)
-
-
-def _param_spec(
+def _expected_spec(
     name: str, rule: UpdateRule, view: MatrixView, p: Tensor, layout: Layout
 ) -> ParamSpec:
     """Return a parameter's `ParamSpec`, with the buffers that it will have in a step."""
@@ -232,7 +228,7 @@ def summary(plan: ShardedPlan) -> Summary:
 
 
 def _busiest(plan: ShardedPlan, moved: Sequence[Traffic]) -> set[int]:
-    """Return one rank each of the largest load, bytes sent, received or at once, and most peers."""
+    """Return the ranks with the largest load, bytes sent, received or at once, and most peers."""
     every = range(plan.size)
     keys: list[Callable[[int], float]] = [
         plan.loads.__getitem__,

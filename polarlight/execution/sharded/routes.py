@@ -65,7 +65,7 @@ class FragmentRun:
         return (*more, *strides)
 
     def view_in(self, strides: Sequence[int], of_blocks: bool) -> StridedView:
-        """Return (shape, strides, first entry) of the run's view of a tensor with these strides.
+        """Return (shape, strides, first entry) of the run as a view of a tensor with these strides.
 
         The shape is `shape_in_message`; entries are counted from the tensor's first one.
         """
@@ -95,7 +95,7 @@ class Message:
         self._kept: dict[torch.device, tuple[Tensor, list[Tensor]]] = {}
 
     def on(self, device: torch.device) -> tuple[Tensor, list[Tensor]]:
-        """Return (uint8 buffer on a device, its views); allocates it, uninitialized, if freed."""
+        """Return (bytes on a device, their views); allocate the bytes, uninitialized, if freed."""
         if device not in self._kept:
             with torch.inference_mode(False):  # later steps write to them, in any mode
                 message = torch.empty(self._size, dtype=torch.uint8, device=device)
@@ -128,7 +128,7 @@ class Packing:
         self._places: dict[int, tuple[tuple[int, ...], StridedView]] = {}
 
     def pack(self, tensors_of: TensorsOf, device: str) -> Tensor:
-        """Copy all fragments into the message; return it on a device of type `device`."""
+        """Copy all fragments from their tensors into the message; return it on `device`."""
         tensors = tensors_of(self._fragments)
         message, views = self.message.on(tensors[0].device if tensors else torch.device(device))
         self._copy(views, self._tensor_views(tensors))
@@ -139,7 +139,7 @@ class Packing:
         return moved
 
     def unpack(self, received: Tensor, tensors_of: TensorsOf) -> None:
-        """Copy received bytes into the tensors of their fragments; free the message's memory."""
+        """Copy received bytes into the tensors of their fragments; free the bytes."""
         if tensors := tensors_of(self._fragments):
             message, views = self.message.on(tensors[0].device)
             if message is not received:  # in one transfer, if on another device
@@ -330,7 +330,7 @@ def relayed_route(
         Hop(
             [left[m] for m in second],
             [sum(incoming[by] for by in over_in.get(m, ())) for m in second],
-            Message(sum(sizes), lambda message: _reordered(message.split(sizes), order)),
+            Message(sum(sizes), lambda message: [*map(message.split(sizes).__getitem__, order)]),
         ),
     ]
     sent = [to for m in first for to in over_out.get(m, ())]
@@ -345,7 +345,7 @@ def _route_of(
     hops: list[Hop],
     gather: bool,
 ) -> ExchangeRoute:
-    """Return the route of messages to and from these ranks, in their order, over these hops."""
+    """Return the route of an exchange: messages in the order of these ranks, over these hops."""
     outgoing = runs_of(_with_offsets(exchange.outgoing, sent), of_blocks=not gather)
     incoming = runs_of(_with_offsets(exchange.incoming, received), of_blocks=gather)
     return ExchangeRoute(
@@ -353,11 +353,6 @@ def _route_of(
         Packing(incoming, sum(hops[-1].incoming), of_blocks=gather),
         hops,
     )
-
-
-def _reordered(parts: Sequence[Tensor], order: Sequence[int]) -> list[Tensor]:
-    """Return [parts[k] for k in order]."""
-    return [parts[k] for k in order]
 
 
 def _grouped_by_relay(sizes: Iterable[int], via: Callable[[int], int]) -> dict[int, list[int]]:
