@@ -154,7 +154,7 @@ class Batched:
 
 
 def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
-    """Compute jobs of equal rule and shape as one batch; write buffers back; return directions."""
+    """Return one direction per job, all of equal rule, m and n, in one batch; update buffers."""
     rule, first = jobs[0].rule, jobs[0].matrix
     dtype = rule.input_dtype(first.dtype, first.device)
     if len(jobs) == 1:
@@ -181,7 +181,7 @@ def _existing_stack(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def _stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return a copy of matrices [..., m, n] as one batch [b, m, n] of a dtype."""
+    """Return a copy of matrices [..., m, n] as one batch [b, m, n] of a dtype, in order."""
     first = matrices[0]
     batch = _existing_stack(matrices)
     if batch is not None:

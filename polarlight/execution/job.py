@@ -89,7 +89,7 @@ BufferShapes = dict[tuple[int, torch.Size], dict[str, torch.Size]]
 def job_of_whole(
     rule: UpdateRule, momentum: Tensor, state: dict[str, Tensor], shape_cache: BufferShapes
 ) -> Job:
-    """Return a `Job` of `momentum` [..., m, n] and its buffers, not copied; fills `shape_cache`."""
+    """Return a `Job` of `momentum` [..., m, n] and its buffers in `state`; fills `shape_cache`."""
     key = id(rule), momentum.shape
     shapes = shape_cache.get(key)
     if shapes is None:
@@ -107,7 +107,7 @@ def jobs_of(
     state: dict[str, Tensor],
     shape_cache: BufferShapes,
 ) -> list[Job]:
-    """Return one `Job` per part of the view, of views of momentum and state; fills `shape_cache`.
+    """Return one `Job` per part of `view`, aliasing momentum and state; fills `shape_cache`.
 
     Args:
         rule: The update rule.

@@ -49,7 +49,7 @@ class OnDevice:
             raise ValueError(f"max_bytes must be >= 0, got {self.max_bytes}")
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """Return one direction per job, on the matrix's device; update the jobs' buffers."""
+        """Return one direction per job, in order, on its matrix's device; update buffers."""
         matrices = [job.matrix for job in jobs]
         results: dict[int, Tensor] = {}
         for some in capped_stacks(range(len(jobs)), matrices, self.max_bytes):

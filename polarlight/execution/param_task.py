@@ -226,7 +226,7 @@ def new_param_buffers(
 
 
 class ParamSource(Protocol):
-    """Interface of the parameters of a step, by their number in the plan."""
+    """Interface of a source of tasks that takes directions; parameters by number in the plan."""
 
     @property
     def numbers(self) -> Collection[int]:
@@ -274,7 +274,7 @@ class LoadedTasks:
 
 
 class StreamedParams:
-    """Parameters whose momenta are formed when they are needed, and which move one by one.
+    """Source of tasks that updates momenta when they are loaded, weights when directions come.
 
     Args:
         members: The parameters.

@@ -82,7 +82,7 @@ class Charges:
     def of_matrix(
         self, kind: MatrixKind, owner: int, *, gathers: bool, returns: bool
     ) -> list[Charge]:
-        """Return (account, bytes) pairs of a bucket's limit that a matrix takes.
+        """Return the bytes that a matrix takes of a bucket, per account (a process or a group).
 
         Args:
             kind: Its kind.

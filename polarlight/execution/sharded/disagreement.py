@@ -96,7 +96,7 @@ def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
 
 
 def params_message(mesh: ProcessMesh, texts: Sequence[str], most_texts: int) -> str:
-    """Return the message on the first difference of these lists of texts; a collective."""
+    """Return the error message on the first text that differs over a mesh; a collective."""
     where, (a, rank), (b, other) = first_difference(mesh, texts, most_texts)
     what = f"parameter {where - 1}" if where else "the library"
     return (
@@ -108,7 +108,7 @@ def params_message(mesh: ProcessMesh, texts: Sequence[str], most_texts: int) -> 
 
 
 def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequence[int]) -> str:
-    """Return the message on the first gradient state that differs; a collective on `mesh`."""
+    """Return the error message on the first gradient that differs over a mesh; a collective."""
     texts = []
     for m, state in zip(members, states, strict=True):
         gradient: Any = m.parameter.grad
@@ -151,7 +151,7 @@ def first_difference(
 
 
 def check_copies(members: Sequence[Member], mesh: ProcessMesh) -> None:
-    """All-gather checksums of replicated matrices; raise ValueError if copies differ.
+    """All-gather checksums of replicated matrices; raise ValueError everywhere if copies differ.
 
     One checksum per replicated parameter and process is gathered. Every process must call this.
     """

@@ -46,16 +46,16 @@ class Groups:
         self._routes: WeakKeyDictionary[Exchange, ExchangeRoute] = WeakKeyDictionary()
 
     def copies(self, replicated: Axes) -> Subgroup:
-        """Return the `Subgroup` of processes with this one's shard, one per copy."""
+        """Return the group of processes with this one's shard, one per copy; made on first use."""
         return self._subgroup(self.plan.topology.copies(replicated, self.mesh.rank))
 
     def shared_lines(self, mesh_ranks: tuple[int, ...], total: int) -> SharedRows:
-        """Return reductions over all `total` rows, or columns, of a matrix in parts on ranks."""
+        """Return reductions over `total` rows, or columns, that `mesh_ranks` hold in parts."""
         group = self._subgroup(mesh_ranks).group
         return SharedRows((group,), total, self.mesh.device)
 
     def hops(self, replicated: Axes, *, gather: bool) -> list[Subgroup]:
-        """Return the `Subgroup` of each hop (one or two), in the order of a gather or scatter."""
+        """Return the group of each hop (one or two) in the order of a gather, or else of a scatter."""
         topology, rank = self.plan.topology, self.mesh.rank
         if topology.grid_of(replicated) is None:
             return [self._subgroup(topology.cut_group(replicated, rank))]
@@ -92,7 +92,7 @@ class Groups:
 
 
 class Transfer:
-    """One exchange under way.
+    """One exchange that has been started: all-to-alls of one or two hops.
 
     Args:
         groups: Process groups.
@@ -119,7 +119,7 @@ class Transfer:
         self._start(self._route.sent.pack(tensors_of, groups.mesh.device))
 
     def _start(self, sent: Tensor) -> None:
-        """Start the all-to-all of the next hop, with these bytes."""
+        """Start the all-to-all of the next hop: send these bytes, receive into its message."""
         hop, group = self._left.pop(0)
         arrived = self._left[0][0].arrived if self._left else self._route.received.message
         assert arrived is not None, "the first of two hops brings what is sent on"

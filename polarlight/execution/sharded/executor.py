@@ -94,11 +94,11 @@ class CachedPlan:
 
 @dataclass(slots=True)
 class MeshMembers:
-    """Matrices that one mesh shares, in the order of a plan.
+    """Parameters that one mesh shares, numbered as in its plan.
 
     Attributes:
         mesh: The process mesh.
-        members: The matrices.
+        members: The parameters.
         numbers: Their numbers, by the id of the parameter.
         kinds: Their kinds, each once.
         planned: Dtypes of momenta by kind, and the plan for these; None before it is made.

@@ -69,7 +69,7 @@ def add_report(text: str | None) -> list[str] | None:
 
 
 class SharedStep:
-    """Context of one step of several processes.
+    """Context of a step of several processes: tells them of errors, and refuses a step after one.
 
     An error within it is reported to the other processes, and later steps raise an error. A failed
     collective becomes a RuntimeError with the ranks that failed or are silent; any other error

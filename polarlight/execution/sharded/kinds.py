@@ -147,7 +147,7 @@ class MatrixKind:
         return all(some.get(rank, 0) == blocks[n].numel for n, some in self.entries.items())
 
     def shares(self, owner: int) -> Shares:
-        """Return {rank: (bytes to owner, bytes back)} of the holders in its copy, itself too.
+        """Return {rank: (bytes to owner, bytes back)} of all holders in the owner's copy.
 
         What is only read is sent to the owner, and not back.
         """
@@ -181,7 +181,7 @@ class MatrixKind:
         return found
 
     def sends(self, name: str, rank: int, owner: int) -> bool:
-        """Return whether a holder sends tensor `name` to the owner; of equal replicas one does."""
+        """Return whether holder `rank` sends tensor `name` to the owner; of replicas one does."""
         if name not in self._per_matrix:
             return True
         layout, where = self.spec.layouts[name], self.table.coordinates

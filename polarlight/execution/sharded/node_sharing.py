@@ -233,7 +233,7 @@ class _SharingSearch:
     def trial(self, count: int = 1, shared: Collection[MatrixKind] = ()) -> "_Trial":
         """Assign matrices of `shared` kinds to groups of `count` processes, others to owners."""
         loads = list(self.base_loads)
-        groups = self._share(count, shared, loads) if shared else {}
+        groups = self._assign_shared(count, shared, loads) if shared else {}
         alone = [number for number in range(len(self.kinds)) if number not in groups]
         kinds = [self.kinds[number] for number in alone]
         owners = assignment.owners(
@@ -247,7 +247,7 @@ class _SharingSearch:
         )
         return _Trial(self, count, groups, dict(zip(alone, owners, strict=True)), loads)
 
-    def _share(
+    def _assign_shared(
         self, count: int, shared: Collection[MatrixKind], loads: list[float]
     ) -> dict[int, tuple[int, ...]]:
         """Return {number: ranks} of each matrix of the shared kinds; add their parts to `loads`.

@@ -171,7 +171,7 @@ class Packing:
 
     @staticmethod
     def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
-        """Copy sources to targets of equal shapes, all in one call; nothing if there are none."""
+        """Copy sources to targets of equal shapes in one call; do nothing if there are none."""
         if targets:
             foreach.copy_(targets, sources)
 
@@ -203,14 +203,14 @@ def runs_of(placed: Iterable[tuple[Fragment, int]], *, of_blocks: bool) -> list[
 
 
 def _slices(fragment: Fragment, of_blocks: bool) -> tuple[slice, ...]:
-    """Return the slices of a fragment in the matrix's block, or in the shard."""
+    """Return a fragment's slices of the matrix's block if `of_blocks`, else of the shard."""
     return fragment.segment.of_block if of_blocks else fragment.segment.of_shard
 
 
 def _extended_run(
     run: FragmentRun, fragment: Fragment, offset: int, of_blocks: bool
 ) -> FragmentRun | None:
-    """Return the run with a fragment that lies next in tensor and message; None for another."""
+    """Return the run extended by a fragment; None unless it is next in tensor and message."""
     before, here = _slices(run.fragment, of_blocks), _slices(fragment, of_blocks)
     if fragment.segment.shape != run.shape:
         return None

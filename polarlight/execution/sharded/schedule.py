@@ -144,7 +144,7 @@ class Bucket:
 
 
 def _masked(fragments: Sequence[Fragment], active: Sequence[bool]) -> list[Fragment]:
-    """Return the fragments of matrices with active[number]."""
+    """Return the fragments of active matrices (`active` by matrix number)."""
     return [f for f in fragments if active[f.matrix]]
 
 
@@ -246,7 +246,8 @@ class ProcessSchedule:
                     self._add_exchange(bucket.scatter, number, gather=False)
                 if plan.gathered[number] and owner == rank:
                     bucket.own_fragments.extend(self._all_fragments(number, rank))
-            if replicated and (fragments := list(self._written(number, rank))):
+            held = self._all_fragments(number, rank) if replicated else ()
+            if fragments := [f for f in held if plan.matrices[number].is_written(f.name)]:
                 # The process of the owner's copy that holds the same shard.
                 place = (there[k] if k in replicated else c for k, c in enumerate(here))
                 source = plan.holders.rank_at[tuple(place)]
@@ -259,11 +260,11 @@ class ProcessSchedule:
         return bucket
 
     def _rounds(
-        self, by_source_of: dict[Axes, dict[int, list[Fragment]]]
+        self, by_replicated_and_source: dict[Axes, dict[int, list[Fragment]]]
     ) -> Iterator[tuple[Axes, list[Broadcast]]]:
         """Yield rounds (replicated dimensions, broadcasts) of at most `bucket_bytes` each."""
         limit = self.plan.options.bucket_bytes
-        for replicated, by_source in sorted(by_source_of.items()):
+        for replicated, by_source in sorted(by_replicated_and_source.items()):
             started: list[Broadcast] = []
             total = 0
             for source, fragments in sorted(by_source.items()):
@@ -330,11 +331,6 @@ class ProcessSchedule:
         """Yield the fragments of a matrix and its buffers that a process holds."""
         for name in self.plan.matrices[matrix_number].blocks:
             yield from self._tensor_fragments(matrix_number, name, rank)
-
-    def _written(self, matrix_number: int, rank: int) -> Iterator[Fragment]:
-        """Yield a process's fragments of those tensors of a matrix that a step writes."""
-        is_written = self.plan.matrices[matrix_number].is_written
-        return (f for f in self._all_fragments(matrix_number, rank) if is_written(f.name))
 
     def _tensor_fragments(self, matrix_number: int, name: str, rank: int) -> Iterator[Fragment]:
         """Yield a process's fragments of one tensor of a matrix: `MATRIX` or a named buffer."""

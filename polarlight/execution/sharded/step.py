@@ -100,7 +100,7 @@ class ShardedStep:
             if not task.expendable:
                 self.results[n] = {**self.shards[n], MATRIX: torch.empty_like(task.momentum)}
 
-    def _load_of(self, fragments: Sequence[Fragment]) -> None:
+    def _load_params_of(self, fragments: Sequence[Fragment]) -> None:
         """Load the parameters of fragments, if any parameter of the step is not loaded yet."""
         if len(self.tasks) + len(self._stored) < len(self.params.numbers):
             self._load([f.param for f in fragments])
@@ -210,7 +210,7 @@ class ShardedStep:
             self.blocks[number, MATRIX] = (D.mT if block.transposed else D).reshape(block.lengths)
         self._store_local(local)
         own = [f for f in bucket.own_fragments if f.name != GRADIENT]  # read, never changed
-        for output, whole in zip(self._output_views(own), self._block_views(own), strict=True):
+        for output, whole in zip(self._result_views(own), self._block_views(own), strict=True):
             output.copy_(whole)
 
     def _compute_shared(self, matrix_numbers: Sequence[int]) -> dict[int, Tensor]:
@@ -240,7 +240,7 @@ class ShardedStep:
     def _store_local(self, fragments: Sequence[Fragment]) -> None:
         """Copy directions of matrices held in full to the results; buffers too if moved."""
         pairs = []
-        views = self._output_views(fragments), self._block_views(fragments)
+        views = self._result_views(fragments), self._block_views(fragments)
         for fragment, output, block in zip(fragments, *views, strict=True):
             copied = output.device != block.device
             if fragment.name == MATRIX or (copied and fragment.name != GRADIENT):
@@ -284,14 +284,14 @@ class ShardedStep:
         """Receive a bucket's results; broadcast to copies; store directions; free its blocks."""
         bucket = self.schedule.buckets[bucket_number]
         for transfer in scatter:
-            transfer.finish(self._whole_outputs)
+            transfer.finish(self._whole_results)
 
         def finished(round_number: int) -> None:
             """Store the directions that are complete after a round; -1 stands for the scatter."""
             self._store(self.completions.get((bucket_number, round_number), ()))
 
         finished(-1)
-        run_rounds(self.groups, bucket.rounds, self._output_views, finished)
+        run_rounds(self.groups, bucket.rounds, self._result_views, finished)
         for number in bucket.matrices:
             for name in self.matrices[number].blocks:
                 del self.blocks[number, name]
@@ -300,9 +300,9 @@ class ShardedStep:
         """Return the local momentum or buffer of each fragment's parameter; must be loaded."""
         return [self.shards[f.param][f.name] for f in fragments]
 
-    def _whole_outputs(self, fragments: Sequence[Fragment]) -> list[Tensor]:
+    def _whole_results(self, fragments: Sequence[Fragment]) -> list[Tensor]:
         """Return the whole local result (direction or buffer) of each fragment, loaded if not."""
-        self._load_of(fragments)
+        self._load_params_of(fragments)
         return [self.results[f.param][f.name] for f in fragments]
 
     def _whole_blocks(self, fragments: Sequence[Fragment]) -> list[Tensor]:
@@ -311,12 +311,12 @@ class ShardedStep:
 
     def _shard_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
         """Return fragments as views of local momenta and buffers, loaded if they are not yet."""
-        self._load_of(fragments)
+        self._load_params_of(fragments)
         return _views(self.shards, fragments)
 
-    def _output_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
+    def _result_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
         """Return fragments as views of local results (direction, buffers), loaded if not yet."""
-        self._load_of(fragments)
+        self._load_params_of(fragments)
         return _views(self.results, fragments)
 
     def _block_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:

@@ -46,7 +46,7 @@ def traffic(plan: ShardedPlan) -> list[Traffic]:
 
 
 class _Tally:
-    """Bytes that every process sends and receives, and pairs of partners, added up over a plan."""
+    """Bytes sent and received by every process, and pairs of partners, added up over a plan."""
 
     def __init__(self, plan: ShardedPlan) -> None:
         """Start with the bytes of row-wise sums, which every process sends and receives."""
