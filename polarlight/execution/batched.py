@@ -25,12 +25,15 @@ TINY = 2**10
 
 
 def capped_stacks(
-    indices: Sequence[int], tensors: Sequence[Tensor], max_bytes: int, multiple_of_equal: int = 1
+    indices: Sequence[int],
+    tensors: Sequence[Tensor],
+    max_bytes: int,
+    cut_equal_in_multiples_of: int = 1,
 ) -> list[list[int]]:
     """Split indices, in order, into lists of at most `max_bytes` of tensors (a larger one alone).
 
-    Where equal shapes are cut, a multiple of `multiple_of_equal` of them stay, if the list has that
-    many.
+    Where a list ends among equal shapes, it keeps a multiple of `cut_equal_in_multiples_of` of
+    them, if it has that many.
     """
     # `Tensor.nbytes` fails on shapes that a compiler keeps as symbols.
     widest = max([tensors[i].element_size() for i in indices], default=0)
@@ -45,8 +48,8 @@ def capped_stacks(
                 [k for k in stacks[-1] if tensors[k].shape == tensors[i].shape] if stacks else []
             )
             excess = (
-                equal[len(equal) // multiple_of_equal * multiple_of_equal :]
-                if len(equal) > multiple_of_equal
+                equal[len(equal) // cut_equal_in_multiples_of * cut_equal_in_multiples_of :]
+                if len(equal) > cut_equal_in_multiples_of
                 else []
             )
             if excess:
@@ -125,7 +128,7 @@ class Batched:
         return directions
 
     def _job_stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
-        """Yield indices of jobs to batch: equal rule, m, n, dtype, device; capped in bytes."""
+        """Yield lists of indices of jobs of equal rule, m, n, dtype and device, capped in bytes."""
         matrices = [job.matrix for job in jobs]
         alike: dict[tuple[int, torch.Size, torch.dtype, torch.device], list[int]] = {}
         for index, (job, M) in enumerate(zip(jobs, matrices, strict=True)):

@@ -259,7 +259,7 @@ def _last_covers_all(ranks_of_meshes: tuple[tuple[int, ...], ...]) -> bool:
 def _report_to_earlier_meshes(
     rosters: Sequence[Roster], vectors: Sequence[Tensor]
 ) -> list[list[int]]:
-    """Carry disagreements to earlier meshes' vectors, by all-reduce; return vectors as lists.
+    """Carry disagreements to earlier meshes by all-reduce; set `chained`; return vectors as lists.
 
     Where the last mesh does not have all processes, processes of earlier meshes wait for it. Which
     meshes have such processes is known from the step before; in the first step the host reads it.

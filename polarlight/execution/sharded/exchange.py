@@ -55,7 +55,7 @@ class Groups:
         return SharedRows((group,), total, self.mesh.device)
 
     def hops(self, replicated: Axes, *, gather: bool) -> list[Subgroup]:
-        """Return the group of each hop (one or two) in the order of a gather, or else of a scatter."""
+        """Return the group of each hop (one or two), in the order of a gather or of a scatter."""
         topology, rank = self.plan.topology, self.mesh.rank
         if topology.grid_of(replicated) is None:
             return [self._subgroup(topology.cut_group(replicated, rank))]
@@ -129,7 +129,7 @@ class Transfer:
         )
 
     def _wait(self) -> Tensor:
-        """Wait for a hop; free the memory of what was sent first; return what was received."""
+        """Wait for a hop; free the message that this process sent; return the received bytes."""
         received = self._in_flight.wait()
         self._route.sent.message.free()
         return received

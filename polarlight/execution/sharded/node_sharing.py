@@ -113,7 +113,7 @@ def _long_side_parts(matrix: MatrixSpec, count: int) -> list[MatrixSpec]:
 
 
 def can_be_shared(kind: MatrixKind, count: int, least_bytes: int) -> bool:
-    """Return whether `count` processes can share a matrix, each a block, and it is large enough.
+    """Return whether a matrix has `least_bytes` and can be computed as `count` blocks.
 
     That takes a rule which needs sums alone, tensors whose last two dimensions are those of the
     matrix, no empty block, and momenta of at least `least_bytes`.

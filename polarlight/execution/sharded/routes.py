@@ -158,7 +158,7 @@ class Packing:
         ]
 
     def _tensor_views(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Replace in `tensors` each one by a view of its run, [`shape_in_message`]; return it."""
+        """Replace each of `tensors` by a view of its run (unless all of it); return the list."""
         for k in self._parts:
             x = tensors[k]
             strides, place = self._places.get(k, ((), None))
@@ -177,7 +177,7 @@ class Packing:
 
 
 def runs_of(placed: Iterable[tuple[Fragment, int]], *, of_blocks: bool) -> list[FragmentRun]:
-    """Return runs, each copied as one, of (fragment, first byte in the message) pairs.
+    """Join (fragment, first byte) pairs that lie at equal distances into runs, each copied as one.
 
     Args:
         placed: The fragments.

@@ -88,7 +88,7 @@ class Topology:
         return self.cut_group(replicated, peer)[places[peer][0] + places[owner][1]]
 
     def places(self, replicated: Axes) -> list[tuple[int, int]]:
-        """Return, per rank, (start of its first-hop group in its cut group, place in it).
+        """Return, per rank, (index of its first-hop group's start in its cut group, place in it).
 
         For one hop every process is a group of its own.
         """
@@ -103,7 +103,7 @@ class Topology:
         return self._known_places[replicated]
 
     def _groups_of(self, replicated: Axes, *, across: bool) -> list[tuple[int, ...]]:
-        """Return each rank's group by global rank: same place on `replicated`, or on the others."""
+        """Return, per rank, the ranks of its copy, or those with its shard if `across`; cached."""
         if (replicated, across) not in self._groups:
             places = [
                 tuple(c for axis, c in enumerate(where) if (axis in replicated) != across)
