@@ -44,14 +44,10 @@ def capped_stacks(
     for i in indices:
         nbytes = tensors[i].numel() * tensors[i].element_size()
         if not stacks or size + nbytes > max_bytes:
-            equal = (
-                [k for k in stacks[-1] if tensors[k].shape == tensors[i].shape] if stacks else []
-            )
-            excess = (
-                equal[len(equal) // cut_equal_in_multiples_of * cut_equal_in_multiples_of :]
-                if len(equal) > cut_equal_in_multiples_of
-                else []
-            )
+            shape = tensors[i].shape
+            equal = [k for k in stacks[-1] if tensors[k].shape == shape] if stacks else []
+            kept = len(equal) // cut_equal_in_multiples_of * cut_equal_in_multiples_of
+            excess = equal[kept:] if kept else []
             if excess:
                 del stacks[-1][-len(excess) :]
             stacks.append(excess)

@@ -115,8 +115,8 @@ class Charges:
 
     def _of_holders_together(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
         """Yield (account of a group, bytes): its largest share, and those of its busiest relay."""
-        topology, axes = self._topology, kind.replicated
-        group, places = topology.cut_group(axes, owner), topology.places(axes)
+        topology, replicated = self._topology, kind.replicated
+        group, places = topology.cut_group(replicated, owner), topology.places(replicated)
         if (kind, group[0]) not in self._largest:
             by_group: dict[int, int] = defaultdict(int)
             sizes = {
@@ -126,9 +126,9 @@ class Charges:
                 by_group[places[rank][0]] += size
             self._largest[kind, group[0]] = max(sizes.values()), max(by_group.values())
         largest, of_group_most = self._largest[kind, group[0]]
-        yield ("copy", axes, group[0]), largest * self._parts
-        if topology.grid_of(axes) is not None:
-            yield ("second hop", axes, group[places[owner][1]]), of_group_most * self._parts
+        yield ("copy", replicated, group[0]), largest * self._parts
+        if topology.grid_of(replicated) is not None:
+            yield ("second hop", replicated, group[places[owner][1]]), of_group_most * self._parts
 
 
 def sum_by_account(parts: Iterable[Sequence[Charge]]) -> list[Charge]:

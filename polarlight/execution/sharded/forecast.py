@@ -150,7 +150,7 @@ class Summary:
     def __str__(self) -> str:
         """Return loads, bytes and messages of a plan as sentences."""
         shape = " x ".join(map(str, self.mesh))
-        return (
+        text = (
             f"{self.matrices:,} matrices shared by a mesh of {shape} processes, {self.local:,} of "
             f"them where they lie, in {self.buckets} buckets; the busiest process has "
             f"{self.balance:.2f} times the mean load, {self.flops:.2e} flops of products. Per step "
@@ -159,31 +159,21 @@ class Summary:
             f"{self.peers:,} others, {_format_bytes(self.at_once)} at a time; messages and "
             f"assembled matrices take {_format_bytes(self.peak_memory)} of memory at their peak; "
             f"gathering everything everywhere would be {_format_bytes(self.all_gather)}"
-            + self._rowwise_text()
-            + self._shared_text()
         )
-
-    def _rowwise_text(self) -> str:
-        """Return the clause of `str()` on row-wise parameters; empty if there are none."""
-        if not self.rowwise:
-            return ""
-        count = len(self.rowwise)
-        noun = "parameter stays" if count == 1 else "parameters stay"
-        return (
-            f"; {count} {noun} where the rows lie ({_some_of(self.rowwise)}), for "
-            f"{_format_bytes(self.sums)} of sums"
-        )
-
-    def _shared_text(self) -> str:
-        """Return the clause of `str()` on shared matrices; empty if there are none."""
-        if not self.shared:
-            return ""
-        count = len(self.shared)
-        noun = "parameter is" if count == 1 else "parameters are"
-        return (
-            f"; {count} {noun} computed by {self.sharers} processes of a node together "
-            f"({_some_of(self.shared)}), for at most {_format_bytes(self.shared_sums)} of sums"
-        )
+        if self.rowwise:
+            count = len(self.rowwise)
+            text += (
+                f"; {count} {'parameter stays' if count == 1 else 'parameters stay'} where the "
+                f"rows lie ({_some_of(self.rowwise)}), for {_format_bytes(self.sums)} of sums"
+            )
+        if self.shared:
+            count = len(self.shared)
+            text += (
+                f"; {count} {'parameter is' if count == 1 else 'parameters are'} computed by "
+                f"{self.sharers} processes of a node together ({_some_of(self.shared)}), for at "
+                f"most {_format_bytes(self.shared_sums)} of sums"
+            )
+        return text
 
 
 def summary(plan: ShardedPlan) -> Summary:

@@ -7,6 +7,7 @@ distances in the received bytes and side by side in a matrix are copied together
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -58,9 +59,7 @@ class FragmentRun:
     @property
     def strides_in_message(self) -> tuple[int, ...]:
         """Strides in the message, in entries, for `shape_in_message`."""
-        strides = [1] * len(self.shape)
-        for dim in range(len(self.shape) - 1, 0, -1):
-            strides[dim - 1] = strides[dim] * self.shape[dim]
+        strides = (prod(self.shape[dim + 1 :]) for dim in range(len(self.shape)))
         more = () if self.count == 1 else (self.stride // self.fragment.itemsize,)
         return (*more, *strides)
 

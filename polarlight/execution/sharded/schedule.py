@@ -134,11 +134,14 @@ class Bucket:
             [n for n in self.matrices if active[n]],
             {n for n in self.local if active[n]},
             _masked(self.own_fragments, active),
-            {axes: exchange.masked(active) for axes, exchange in self.gather.items()},
-            {axes: exchange.masked(active) for axes, exchange in self.scatter.items()},
+            {replicated: exchange.masked(active) for replicated, exchange in self.gather.items()},
+            {replicated: exchange.masked(active) for replicated, exchange in self.scatter.items()},
             [
-                (axes, [replace(b, fragments=_masked(b.fragments, active)) for b in broadcasts])
-                for axes, broadcasts in self.rounds
+                (
+                    replicated,
+                    [replace(b, fragments=_masked(b.fragments, active)) for b in broadcasts],
+                )
+                for replicated, broadcasts in self.rounds
             ],
         )
 
