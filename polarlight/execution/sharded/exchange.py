@@ -32,7 +32,7 @@ from polarlight.execution.sharded.schedule import (
     Exchange,
     fragments_bytes,
 )
-from polarlight.execution.sharded.topology import Axes
+from polarlight.execution.sharded.topology import MeshAxes
 from polarlight.linalg import foreach
 
 
@@ -45,7 +45,7 @@ class Groups:
         self._known: dict[tuple[int, ...], Subgroup] = {}
         self._routes: WeakKeyDictionary[Exchange, ExchangeRoute] = WeakKeyDictionary()
 
-    def copies(self, replicated: Axes) -> Subgroup:
+    def copies(self, replicated: MeshAxes) -> Subgroup:
         """Return the group of processes with this one's shard, one per copy; made on first use."""
         return self._subgroup(self.plan.topology.copies(replicated, self.mesh.rank))
 
@@ -54,7 +54,7 @@ class Groups:
         group = self._subgroup(mesh_ranks).group
         return SharedRows((group,), total, self.mesh.device)
 
-    def hops(self, replicated: Axes, *, gather: bool) -> list[Subgroup]:
+    def hops(self, replicated: MeshAxes, *, gather: bool) -> list[Subgroup]:
         """Return the group of each hop (one or two), in the order of a gather or of a scatter."""
         topology, rank = self.plan.topology, self.mesh.rank
         if topology.grid_of(replicated) is None:
@@ -66,7 +66,7 @@ class Groups:
         ]
         return both if gather else both[::-1]
 
-    def route(self, replicated: Axes, exchange: Exchange, *, gather: bool) -> ExchangeRoute:
+    def route(self, replicated: MeshAxes, exchange: Exchange, *, gather: bool) -> ExchangeRoute:
         """Return the route of an exchange: its packing and hops, made on first use and cached."""
         if exchange not in self._routes:
             first, *more = (hop.mesh_ranks for hop in self.hops(replicated, gather=gather))
@@ -105,7 +105,7 @@ class Transfer:
     def __init__(
         self,
         groups: Groups,
-        replicated: Axes,
+        replicated: MeshAxes,
         exchange: Exchange,
         tensors_of: TensorsOf,
         *,
@@ -150,7 +150,7 @@ class Transfer:
 
 def run_rounds(
     groups: Groups,
-    rounds: Sequence[tuple[Axes, list[Broadcast]]],
+    rounds: Sequence[tuple[MeshAxes, list[Broadcast]]],
     views_of: TensorsOf,
     finished: Callable[[int], None],
 ) -> None:
@@ -168,7 +168,7 @@ def run_rounds(
 
 
 def _start_round(
-    groups: Groups, replicated: Axes, broadcasts: Sequence[Broadcast], views_of: TensorsOf
+    groups: Groups, replicated: MeshAxes, broadcasts: Sequence[Broadcast], views_of: TensorsOf
 ) -> list[tuple[Broadcast, Tensor, object]]:
     """Start one round's broadcasts; return (broadcast, its bytes, handle to wait for) of each."""
     mesh, group = groups.mesh, groups.copies(replicated).group

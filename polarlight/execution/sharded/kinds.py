@@ -12,7 +12,7 @@ from polarlight.execution.cost import PartCost, columnwise_cost, cost, flops, ro
 from polarlight.execution.sharded.layouts import Coordinate, CoordinatePattern, Layout
 from polarlight.execution.sharded.regions import StridedBlock, overlap
 from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec, matrix_specs
-from polarlight.execution.sharded.topology import Axes, replicated_axes
+from polarlight.execution.sharded.topology import MeshAxes, replicated_axes
 from polarlight.rule import UpdateRule
 
 Entries = Mapping[int, int]
@@ -84,7 +84,7 @@ class MatrixKind:
         """Find replicated axes and bytes; the rest is computed when it is first asked for."""
         self.spec, self.matrix, self.table = spec, matrix, table
         layout = spec.layouts[MATRIX]
-        self.replicated: Axes = replicated_axes(layout)
+        self.replicated: MeshAxes = replicated_axes(layout)
         self.nbytes = sum(
             block.numel * spec.dtypes[name].itemsize for name, block in matrix.blocks.items()
         )

@@ -15,7 +15,7 @@ from polarlight.execution.sharded.schedule import (
     message_bytes,
 )
 from polarlight.execution.sharded.specs import MATRIX
-from polarlight.execution.sharded.topology import Axes
+from polarlight.execution.sharded.topology import MeshAxes
 
 PREFETCH = 1
 """Number of buckets that are received while another one is computed."""
@@ -110,7 +110,7 @@ def message_count(schedule: ProcessSchedule) -> int:
 
 
 def _two_hop_messages(
-    schedule: ProcessSchedule, replicated: Axes, exchange: Exchange, gather: bool
+    schedule: ProcessSchedule, replicated: MeshAxes, exchange: Exchange, gather: bool
 ) -> int:
     """Return the number of messages that a process sends or receives in a two-hop exchange."""
     rank, topology = schedule.rank, schedule.plan.topology

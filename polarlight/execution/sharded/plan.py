@@ -23,7 +23,7 @@ from polarlight.execution.sharded.node_sharing import (
 from polarlight.execution.sharded.options import Options
 from polarlight.execution.sharded.rowwise import Rowwise, choose_rowwise, param_rowwise_cost
 from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec
-from polarlight.execution.sharded.topology import Axes, Topology
+from polarlight.execution.sharded.topology import MeshAxes, Topology
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class ShardedPlan:
             for matrix, gathered in zip(self.matrices, self.gathered, strict=True)
         ]
 
-    def replicated_of(self, matrix_number: int) -> Axes:
+    def replicated_of(self, matrix_number: int) -> MeshAxes:
         """Return the mesh dimensions along which a matrix is replicated."""
         return self.kinds[matrix_number].replicated
 

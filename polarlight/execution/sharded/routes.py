@@ -19,7 +19,7 @@ from polarlight.execution.sharded.schedule import (
     fragments_bytes,
     message_bytes,
 )
-from polarlight.execution.sharded.topology import Axes, Topology
+from polarlight.execution.sharded.topology import MeshAxes, Topology
 from polarlight.linalg import foreach
 
 TensorsOf = Callable[[Sequence[Fragment]], list[Tensor]]
@@ -279,7 +279,7 @@ def direct_route(exchange: Exchange, group: Sequence[int], *, gather: bool) -> E
 def relayed_route(
     exchange: Exchange,
     topology: Topology,
-    replicated: Axes,
+    replicated: MeshAxes,
     rank: int,
     groups: tuple[Sequence[int], Sequence[int]],
     *,

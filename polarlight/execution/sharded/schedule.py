@@ -16,7 +16,7 @@ from polarlight.execution.sharded.layouts import Intervals
 from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.regions import Segment, segments
 from polarlight.execution.sharded.specs import MATRIX
-from polarlight.execution.sharded.topology import Axes
+from polarlight.execution.sharded.topology import MeshAxes
 
 ALIGNMENT = 8
 """Bytes to a multiple of which a message is filled: fragments of any dtype start aligned."""
@@ -54,7 +54,7 @@ class Fragment:
 Messages = dict[int, list[Fragment]]
 """Fragments by the rank of the other process, wide entries first; an order both sides know."""
 
-Relayed = dict[tuple[int, int], list[tuple[int, int]]]
+RelayedMessages = dict[tuple[int, int], list[tuple[int, int]]]
 """(source, destination) of messages that this process passes on: (matrix, bytes) of fragments."""
 
 
@@ -80,7 +80,7 @@ class Exchange:
 
     outgoing: Messages
     incoming: Messages
-    relayed: Relayed
+    relayed: RelayedMessages
 
     def masked(self, active: Sequence[bool]) -> "Exchange":
         """Return a copy without the fragments of inactive matrices (`active` by matrix number)."""
@@ -124,9 +124,9 @@ class Bucket:
     matrices: list[int]
     local: set[int]
     own_fragments: list[Fragment] = field(default_factory=list)
-    gather: dict[Axes, Exchange] = field(default_factory=dict)
-    scatter: dict[Axes, Exchange] = field(default_factory=dict)
-    rounds: list[tuple[Axes, list[Broadcast]]] = field(default_factory=list)
+    gather: dict[MeshAxes, Exchange] = field(default_factory=dict)
+    scatter: dict[MeshAxes, Exchange] = field(default_factory=dict)
+    rounds: list[tuple[MeshAxes, list[Broadcast]]] = field(default_factory=list)
 
     def masked(self, active: Sequence[bool]) -> "Bucket":
         """Return a copy without inactive matrices (`active` by matrix number); may be empty."""
@@ -238,7 +238,7 @@ class ProcessSchedule:
         own = [n for n in matrix_numbers if plan.owners[n] == rank]
         bucket = Bucket(own, {n for n in own if not plan.gathered[n]})
         # Fragments that copies broadcast: {replicated mesh dimensions: {source: fragments}}.
-        broadcast: dict[Axes, dict[int, list[Fragment]]] = {}
+        broadcast: dict[MeshAxes, dict[int, list[Fragment]]] = {}
         for number in matrix_numbers:
             replicated, owner = plan.replicated_of(number), plan.owners[number]
             here, there = plan.coordinates[rank], plan.coordinates[owner]
@@ -263,8 +263,8 @@ class ProcessSchedule:
         return bucket
 
     def _rounds(
-        self, by_replicated_and_source: dict[Axes, dict[int, list[Fragment]]]
-    ) -> Iterator[tuple[Axes, list[Broadcast]]]:
+        self, by_replicated_and_source: dict[MeshAxes, dict[int, list[Fragment]]]
+    ) -> Iterator[tuple[MeshAxes, list[Broadcast]]]:
         """Yield rounds (replicated dimensions, broadcasts) of at most `bucket_bytes` each."""
         limit = self.plan.options.bucket_bytes
         for replicated, by_source in sorted(by_replicated_and_source.items()):
@@ -282,7 +282,7 @@ class ProcessSchedule:
                 yield replicated, started
 
     def _add_exchange(
-        self, exchanges: dict[Axes, Exchange], matrix_number: int, *, gather: bool
+        self, exchanges: dict[MeshAxes, Exchange], matrix_number: int, *, gather: bool
     ) -> None:
         """Add to `exchanges` this process's fragments in a matrix's gather, or else its scatter."""
         plan, rank = self.plan, self.rank
@@ -302,7 +302,7 @@ class ProcessSchedule:
         if plan.topology.grid_of(replicated) is not None:
             self._add_relayed(exchange.relayed, matrix_number, gather)
 
-    def _add_relayed(self, relayed: Relayed, matrix_number: int, gather: bool) -> None:
+    def _add_relayed(self, relayed: RelayedMessages, matrix_number: int, gather: bool) -> None:
         """Add to `relayed` the bytes of a matrix that this process passes on in two hops."""
         plan, rank, owner = self.plan, self.rank, self.plan.owners[matrix_number]
         kind = plan.kinds[matrix_number]
