@@ -327,7 +327,7 @@ def _raise_if_trouble(
 
 
 def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence[int]) -> list[int]:
-    """Return numbers of members with no gradient here but one on another process, by all-reduce.
+    """Return members without a gradient that another process has; all-reduce, may raise ValueError.
 
     Raises:
         ValueError: If another process has to reduce such a gradient together with this one.

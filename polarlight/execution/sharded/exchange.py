@@ -123,7 +123,7 @@ class Transfer:
         hop, group = self._left.pop(0)
         arrived = self._left[0][0].arrived if self._left else self._route.received.message
         assert arrived is not None, "the first of two hops brings what is sent on"
-        received, _ = arrived.on(sent.device)
+        received, _ = arrived.allocate_on(sent.device)
         self._in_flight: InFlight = collectives.start_exchange(
             sent, received, hop.outgoing, hop.incoming, group.group
         )
@@ -138,7 +138,7 @@ class Transfer:
         """Wait for the first of two hops and start the second; do nothing otherwise."""
         if self._left and (arrived := self._left[0][0].arrived) is not None:
             received = self._wait()
-            _, passed = arrived.on(received.device)
+            _, passed = arrived.allocate_on(received.device)
             self._start(torch.cat(passed) if passed else received)
             arrived.free()
 

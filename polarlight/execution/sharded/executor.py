@@ -255,7 +255,7 @@ class Sharded:
     def _cached_plan(
         self, mesh: ProcessMesh, active: Sequence[Member]
     ) -> tuple[CachedPlan, dict[int, int]]:
-        """Return a mesh's plan, made (a collective) if not cached, and {id(parameter): number}."""
+        """Return the plan with `active` (a collective if new) and {id(parameter): number in it}."""
         own = self._announced.get(mesh.key)
         if own is None or not all([id(m.parameter) in own.numbers for m in active]):
             own = MeshMembers(mesh)

@@ -189,7 +189,7 @@ def summary(plan: ShardedPlan) -> Summary:
         exchanged += size * (1 - 1 / shards) / plan.size + size * (1 - 1 / plan.size) / shards
     shared_sums = [0] * plan.size
     for kind, owner in zip(plan.kinds, plan.owners, strict=True):
-        shared_sums[owner] += kind.sums
+        shared_sums[owner] += kind.sum_bytes
     whole = [(n,) for n, matrix in enumerate(plan.matrices) if matrix.part is None]
     matrices = [*whole, *(matrix.numbers for matrix in plan.shared)]  # a shared one counts once
     names = [plan.params[plan.matrices[m.numbers[0]].param].name for m in plan.shared]

@@ -110,7 +110,7 @@ class MatrixKind:
         return part.flops if part else flops(self.spec.rule, *self.matrix.shapes[MATRIX])
 
     @cached_property
-    def sums(self) -> int:
+    def sum_bytes(self) -> int:
         """Bytes that a part's owner sends to all-reduce sums over all parts; 0 for a whole one."""
         part, found = self.matrix.part, self._part_cost
         return int(2 * found.summed * (1 - 1 / part.count)) if part and found else 0

@@ -134,7 +134,7 @@ def can_be_shared(kind: MatrixKind, count: int, least_bytes: int) -> bool:
 def cost_with_sums(kind: MatrixKind, options: Options) -> float:
     """Return the cost in flops of one direction; of a part, its all-reduced sums included."""
     price = options.flops_per_byte * options.node_sum_weight
-    return kind.cost + 2 * price * kind.sums
+    return kind.cost + 2 * price * kind.sum_bytes
 
 
 def transfer_cost(kind: MatrixKind, options: Options) -> float:

@@ -81,7 +81,7 @@ class Message:
     """Bytes that are sent or received in every step, with views of them.
 
     The views are made once: to make a view takes as long as to copy a small fragment. The memory
-    is there from `on` until `free` only.
+    is there from `allocate_on` until `free` only.
 
     Args:
         size: Number of bytes.
@@ -93,7 +93,7 @@ class Message:
         self._size, self._views_of = size, views_of
         self._kept: dict[torch.device, tuple[Tensor, list[Tensor]]] = {}
 
-    def on(self, device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    def allocate_on(self, device: torch.device) -> tuple[Tensor, list[Tensor]]:
         """Return (bytes on a device, their views); allocate the bytes, uninitialized, if freed."""
         if device not in self._kept:
             with torch.inference_mode(False):  # later steps write to them, in any mode
@@ -103,7 +103,7 @@ class Message:
         return self._kept[device]
 
     def free(self) -> None:
-        """Free the memory of the bytes; the views stay, for the next `on`."""
+        """Free the memory of the bytes; the views stay, for the next `allocate_on`."""
         for message, _ in self._kept.values():
             message.untyped_storage().resize_(0)
 
@@ -129,7 +129,9 @@ class Packing:
     def pack(self, tensors_of: TensorsOf, device: str) -> Tensor:
         """Copy all fragments from their tensors into the message; return it on `device`."""
         tensors = tensors_of(self._fragments)
-        message, views = self.message.on(tensors[0].device if tensors else torch.device(device))
+        message, views = self.message.allocate_on(
+            tensors[0].device if tensors else torch.device(device)
+        )
         self._copy(views, self._tensor_views(tensors))
         if message.device.type == torch.device(device).type:
             return message
@@ -140,7 +142,7 @@ class Packing:
     def unpack(self, received: Tensor, tensors_of: TensorsOf) -> None:
         """Copy received bytes into the tensors of their fragments; free the bytes."""
         if tensors := tensors_of(self._fragments):
-            message, views = self.message.on(tensors[0].device)
+            message, views = self.message.allocate_on(tensors[0].device)
             if message is not received:  # in one transfer, if on another device
                 message.copy_(received)
             self._copy(self._tensor_views(tensors), views)

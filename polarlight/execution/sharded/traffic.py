@@ -34,8 +34,8 @@ def traffic(plan: ShardedPlan) -> list[Traffic]:
     for matrix in plan.shared:  # sums over the parts go round a ring of their owners
         ranks = matrix.ranks
         for k, (number, rank) in enumerate(zip(matrix.numbers, ranks, strict=True)):
-            tally.sent[rank] += plan.kinds[number].sums
-            tally.received[rank] += plan.kinds[number].sums
+            tally.sent[rank] += plan.kinds[number].sum_bytes
+            tally.received[rank] += plan.kinds[number].sum_bytes
             tally.pairs.add((rank, ranks[(k + 1) % len(ranks)]))
     peers: list[set[int]] = [set() for _ in range(plan.size)]
     for here, there in tally.pairs:
