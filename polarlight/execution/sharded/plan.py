@@ -21,7 +21,7 @@ from polarlight.execution.sharded.node_sharing import (
     transfer_cost,
 )
 from polarlight.execution.sharded.options import Options
-from polarlight.execution.sharded.rowwise import Rowwise, choose_rowwise, param_rowwise_cost
+from polarlight.execution.sharded.rowwise import RowwiseSums, choose_rowwise, param_rowwise_cost
 from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec
 from polarlight.execution.sharded.topology import MeshAxes, Topology
 
@@ -52,8 +52,8 @@ class ShardedPlan:
         return len(self.coordinates)
 
     @cached_property
-    def rowwise(self) -> dict[int, Rowwise]:
-        """{number: `Rowwise`} of parameters computed on their shards of rows, without an owner."""
+    def rowwise(self) -> dict[int, RowwiseSums]:
+        """{param number: sums} of parameters computed on their shards of rows, without owner."""
         return choose_rowwise(self.params, self.options.row_bytes, self.options.sum_weight)
 
     @cached_property

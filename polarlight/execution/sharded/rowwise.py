@@ -15,7 +15,7 @@ from polarlight.view import Whole
 
 
 @dataclass(frozen=True, slots=True)
-class Rowwise:
+class RowwiseSums:
     """Reductions of a parameter that is computed on its shards of rows.
 
     Attributes:
@@ -42,8 +42,8 @@ class _GatherBytes:
 
 def choose_rowwise(
     params: Sequence[ParamSpec], row_bytes: int, sum_weight: float
-) -> dict[int, Rowwise]:
-    """Return {index: `Rowwise`} of parameters for which row-wise computation moves fewer bytes.
+) -> dict[int, RowwiseSums]:
+    """Return {index: sums} of the parameters for which row-wise computation moves fewer bytes.
 
     1. A parameter is, if that moves fewer bytes, summed over all processes.
     2. Of the others, those with the most gathered bytes per byte of sums are, as long as the
@@ -78,8 +78,8 @@ def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
     return _GatherBytes(2 * total / processes, total / max(1, prod(layout.shape[:-2])))
 
 
-def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
-    """Return how a parameter is computed row-wise; None if below `row_bytes` or not possible."""
+def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> RowwiseSums | None:
+    """Return a parameter's sums if row-wise; None if below `row_bytes` or it cannot be."""
     layout = spec.layouts[MATRIX]
     # Mesh dimensions that cut the rows; none may cut another dimension of the tensor.
     cuts = {axis: split.dim for axis, split in enumerate(layout.splits) if split is not None}
@@ -101,7 +101,7 @@ def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
     summed = found.summed * prod(layout.shape[:-2])
     # A ring all-reduce sends 2 (1 - 1/p) times its bytes, along each mesh dimension.
     sent = sum(int(2 * summed * (1 - 1 / layout.mesh[axis])) for axis in row_axes)
-    return Rowwise(row_axes, sent)
+    return RowwiseSums(row_axes, sent)
 
 
 def param_rowwise_cost(spec: ParamSpec, local_rows: int) -> PartCost | None:
