@@ -117,7 +117,7 @@ class Agreement:
         nonfinite_raises: bool = False,
         unshared_nonfinite: bool = False,
     ) -> GradientStatus:
-        """Compare members and gradients over each mesh by all-reduce; ValueError where they differ.
+        """Compare members and gradients over each mesh (all-reduce); ValueError if they differ.
 
         Args:
             members: All trainable parameters of the optimizer, with and without gradients.
@@ -327,7 +327,7 @@ def _raise_if_trouble(
 
 
 def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence[int]) -> list[int]:
-    """Return members without a gradient that another process has; all-reduce, may raise ValueError.
+    """Return numbers of members that lack a gradient which another process has, by all-reduce.
 
     Raises:
         ValueError: If another process has to reduce such a gradient together with this one.

@@ -255,7 +255,7 @@ class Sharded:
     def _cached_plan(
         self, mesh: ProcessMesh, active: Sequence[Member]
     ) -> tuple[CachedPlan, dict[int, int]]:
-        """Return the plan with `active` (a collective if new) and {id(parameter): number in it}."""
+        """Return a plan that covers `active` (new: a collective) and {id(parameter): number}."""
         own = self._announced.get(mesh.key)
         if own is None or not all([id(m.parameter) in own.numbers for m in active]):
             own = MeshMembers(mesh)

@@ -267,10 +267,10 @@ class _SharingSearch:
         for number in sorted(numbers, key=lambda n: (-part_loads[self.kinds[n]], n)):
             _, place, group = heap[0]
             parts = self._parts_of(self.kinds[number], count)
-            # In the order that leaves most parts local; otherwise groups are rotated in turn. The
-            # same rows of all matrices are in the same first-hop groups, which pass messages on by
-            # the owner's place in its group: one order for all would leave that to a few. The turn
-            # is hashed (Fibonacci): groups come in turn too, and some places would stay idle.
+            # Rotate the group so that most parts are local. If none is, rotate it in turn: the same
+            # rows of all matrices are in the same first-hop groups, which pass messages on by the
+            # owner's place in its group, and one order for all would leave that to a few. The turn
+            # is hashed (Fibonacci), as groups come in turn too: in step some places stay idle.
             orders = [group[k:] + group[:k] for k in range(len(group))]
             local = [sum(map(self.is_local, parts, order)) for order in orders]
             turn = (len(found) * 0x9E3779B1 >> 16) % len(group)
