@@ -80,11 +80,11 @@ class Layout:
                 continue
             axes = [axis for axis, split in enumerate(self.splits) if split and split.dim == dim]
             places = _chunks_holding(size, cuts, *first_and_last[dim], whole)
-            known_indices = [dict(zip(axes, place, strict=True)) for place in places]
+            index_of = [dict(zip(axes, place, strict=True)) for place in places]  # by mesh axis
             found = [
                 tuple(known.get(axis, index) for axis, index in enumerate(pattern))
                 for pattern in found
-                for known in known_indices
+                for known in index_of
             ]
         return found
 

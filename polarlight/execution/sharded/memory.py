@@ -46,9 +46,9 @@ def peak_bytes(schedule: ProcessSchedule) -> int:
 def shard_bytes(schedule: ProcessSchedule, *, weights_last: bool = True) -> int:
     """Return the peak bytes of a process's momenta and directions; all of them if `weights_last`.
 
-    All of them under `weights_last`. Otherwise a momentum is formed when its bucket is sent, or its
-    direction comes, and the direction is freed once it is applied. Momenta that are buffers or
-    gradients themselves (no Nesterov step) have directions beside them, alive as long.
+    Otherwise a momentum is formed when its bucket is sent, or its direction comes, and the direction
+    is freed once it is applied. Momenta that are buffers or gradients themselves (no Nesterov step)
+    have directions beside them, alive as long.
     """
     plan, where = schedule.plan, schedule.plan.coordinates[schedule.rank]
     sizes = [
@@ -81,6 +81,7 @@ def _load_events(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set
         sent = [m for b in ahead for e in b.gather.values() for m in e.outgoing.values()]
         own = {matrices[n].param for n in bucket.matrices}
         yield k, own.union(*map(params_of, sent)), set()
+        # The scatter of a bucket ends one bucket later, that of the last one with it.
         last = len(buckets) - 1
         for j in [k - 1, k] if k == last else [k - 1]:
             if j < 0:
