@@ -46,9 +46,9 @@ def peak_bytes(schedule: ProcessSchedule) -> int:
 def shard_bytes(schedule: ProcessSchedule, *, weights_last: bool = True) -> int:
     """Return the peak bytes of a process's momenta and directions; all of them if `weights_last`.
 
-    Otherwise a momentum is formed when its bucket is sent, or its direction comes, and the direction
-    is freed once it is applied. Momenta that are buffers or gradients themselves (no Nesterov step)
-    have directions beside them, alive as long.
+    Otherwise a momentum is formed when its bucket is sent, or its direction comes, and the
+    direction is freed once it is applied. Momenta that are buffers or gradients themselves (no
+    Nesterov step) have directions beside them, alive as long.
     """
     plan, where = schedule.plan, schedule.plan.coordinates[schedule.rank]
     sizes = [
