@@ -40,7 +40,13 @@ from polarlight.execution.param_task import is_sharded, local_gradient, to_local
 from polarlight.execution.sharded import collectives
 from polarlight.execution.sharded.faults import SharedStep
 from polarlight.linalg.matrices import at_least_float32
-from polarlight.lookup import check_callable, check_count, check_number, described
+from polarlight.lookup import (
+    arguments_checked,
+    check_callable,
+    check_count,
+    check_number,
+    described,
+)
 
 __all__ = ["Outer", "OuterNesterov", "client_gradient", "displacement", "sample_clients"]
 
@@ -98,6 +104,7 @@ class OuterNesterov:
         return optimizer
 
 
+@arguments_checked
 def sample_clients(
     shares: Sequence[float], count: int, generator: torch.Generator | None = None
 ) -> list[float]:

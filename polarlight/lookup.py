@@ -4,19 +4,22 @@ An unknown name is refused with the nearest that is known, any other argument wi
 value and what fits: at the call, not in the first step that uses it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from enum import StrEnum
-from inspect import signature
+from functools import wraps
+from inspect import Parameter, get_annotations, signature
 from math import inf
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 from torch import Tensor
-
-from polarlight.registry import fields_of
+from torch.compiler import is_compiling
 
 E = TypeVar("E", bound=StrEnum)
+F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
@@ -106,7 +109,7 @@ def check_objects_in(slot: object, called: Mapping[str, str] | None = None) -> N
         slot: A dataclass; of anything else there is nothing to check.
         called: Field -> the argument that it comes from, where that is called otherwise.
     """
-    for f in fields_of(type(slot)):
+    for f in fields(slot) if is_dataclass(slot) and not isinstance(slot, type) else ():
         value = getattr(slot, f.name)
         name = (called or {}).get(f.name, f.name)
         if name in LEGAL:
@@ -123,6 +126,137 @@ def described(value: object) -> str:
     if len(text) > 60 or "\n" in text or " at 0x" in text:
         return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
     return text
+
+
+def arguments_checked(target: F) -> F:
+    """Let a class or function refuse arguments that its annotations exclude.
+
+    Checked are arguments annotated with numbers (`int`, `float`, tuples of them), tensors and
+    classes of this package, alone, beside each other or beside None; not those in `LEGAL`, which
+    have texts of their own. NaN is no number, a fraction no integer. Ranges are left to the target.
+    A wrong argument raises ValueError with its name, what fits and its value: before a function is
+    called, and after the `__init__` of a class, whose own errors say more.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from polarlight.lookup import arguments_checked
+        >>> @arguments_checked
+        ... @dataclass(frozen=True)
+        ... class Steps:
+        ...     count: int = 5
+        >>> Steps(2.5)
+        Traceback (most recent call last):
+        ValueError: count must be an integer, got 2.5
+    """
+    function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    check = _ArgumentCheck(function)
+
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        check(args, kwargs)
+        return function(*args, **kwargs)
+
+    @wraps(function)
+    def made(*args: Any, **kwargs: Any) -> None:
+        if is_compiling():  # a slot that a step makes of a checked one
+            function(*args, **kwargs)
+            return
+        try:
+            function(*args, **kwargs)
+        except (TypeError, AttributeError):  # of a comparison with the wrong argument, perhaps
+            check(args, kwargs)
+            raise
+        check(args, kwargs)
+
+    if not isinstance(target, type):
+        return cast(F, called)
+    target.__init__ = made  # type: ignore[misc]
+    return target
+
+
+class _ArgumentCheck:
+    """The arguments of a function that `arguments_checked` checks, and how it does so."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        parameters = signature(function).parameters.values()
+        named = (p for p in parameters if p.name not in LEGAL or _has_number(p.annotation))
+        self.kinds = {p.name: p.annotation for p in named if _can_check(p.annotation)}
+        by_place = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+        self.positional = [p.name for p in parameters if p.kind in by_place]
+
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise ValueError if one of the arguments of a call does not fit its annotation."""
+        for name, value in (*zip(self.positional, args, strict=False), *kwargs.items()):
+            if name in self.kinds and not _fits(value, self.kinds[name]):
+                kind = _kind_text(self.kinds[name])
+                raise ValueError(f"{name} must be {kind}, got {described(value)}") from None
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """Return the alternatives of an annotation."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _has_number(kind: Any) -> bool:
+    """Return whether int or float is one of an annotation's alternatives."""
+    return not {int, float}.isdisjoint(_members(kind))
+
+
+def _can_check(kind: Any) -> bool:
+    """Return whether an annotation has but numbers, None, Tensor, their tuples and own classes."""
+    if get_origin(kind) is tuple:
+        return all(entry is ... or _can_check(entry) for entry in get_args(kind))
+    if len(_members(kind)) > 1:
+        return all(map(_can_check, _members(kind)))
+    own = getattr(kind, "__module__", "").startswith("polarlight.")
+    return kind in (int, float, NoneType, Tensor) or (own and isinstance(kind, type))
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value is of one of an annotation's alternatives; NaN is no number."""
+    return any(_fits_one(value, k) for k in _members(kind))
+
+
+def _fits_one(value: Any, kind: Any) -> bool:
+    """Return whether a value is of a kind that `_can_check` accepts."""
+    if kind in (int, float):
+        number = isinstance(value, Integral if kind is int else Real)
+        return number and not isinstance(value, bool) and value == value
+    if get_origin(kind) is tuple:
+        entries = get_args(kind)
+        if not isinstance(value, tuple) or (entries[-1] is not ... and len(entries) != len(value)):
+            return False
+        kinds = entries if entries[-1] is not ... else entries[:1] * len(value)
+        return all(map(_fits, value, kinds))
+    if getattr(kind, "_is_protocol", False):  # anything that has its attributes
+        methods = [n for n, v in vars(kind).items() if callable(v) or isinstance(v, property)]
+        asked = [n for n in methods if n[0] != "_" or n == "__call__"]
+        has_all = all(hasattr(value, n) for n in (*asked, *get_annotations(kind)))
+        return has_all and not isinstance(value, type)
+    return isinstance(value, kind)
+
+
+_NUMBERS = {int: "integer", float: "number"}
+
+
+def _kind_text(kind: Any) -> str:
+    """Return an annotation in words, such as 'a number or None'."""
+    words = []
+    for k in _members(kind):
+        if k in _NUMBERS:
+            words.append(f"{'an' if k is int else 'a'} {_NUMBERS[k]}")
+        elif get_origin(k) is tuple:
+            inner = get_args(k)
+            count = "" if inner[-1] is ... else f"{len(inner)} "
+            words.append(f"a tuple of {count}{_plural(inner[0])}")
+        else:
+            words.append("None" if k is NoneType else f"a {k.__name__}")
+    return " or ".join(words)
+
+
+def _plural(kind: Any) -> str:
+    """Return the entries of a tuple in words."""
+    return f"{_NUMBERS[kind]}s" if kind in _NUMBERS else f"tuples of {_plural(get_args(kind)[0])}"
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:

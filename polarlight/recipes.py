@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from polarlight.leaderboard import record
 from polarlight.linalg.one_sided import GramSide, OneSidedPolar
-from polarlight.lookup import Option, check_groups, option_named
+from polarlight.lookup import Option, arguments_checked, check_groups, option_named
 from polarlight.routing.keys import Key
 from polarlight.routing.left_over import route_and_warn
 from polarlight.routing.roles import Assignment, Part, Role
@@ -169,6 +169,7 @@ def symmetric_stack(
     return route_and_warn(model, table, overrides, stacklevel=2)
 
 
+@arguments_checked
 def with_head_rate(groups: Iterable[ParamGroup], factor: float) -> list[ParamGroup]:
     """The same groups, the learning rate of an untied head multiplied by a factor.
 

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from polarlight.lookup import arguments_checked
+
 C = TypeVar("C", bound=type)
 
 
@@ -73,7 +75,9 @@ def registered(
     removed: tuple[str, ...] = (),
     former_names: tuple[str, ...] = (),
 ) -> Callable[[C], C]:
-    """Register a dataclass under a stable name; arguments as in `Registration`.
+    """Register a dataclass under a stable name and check its fields (`arguments_checked`).
+
+    Arguments are those of `Registration`.
 
     Raises:
         ValueError: If another class has the name, `may_differ` names no field, or `removed` one.
@@ -99,7 +103,7 @@ def registered(
                 former_names=former_names,
             )
         )
-        return cls
+        return arguments_checked(cls)
 
     return register
 

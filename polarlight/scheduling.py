@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from polarlight.lookup import check_callable, check_optimizer
+from polarlight.lookup import arguments_checked, check_callable, check_optimizer
 
 __all__ = [
     "Constant",
@@ -40,6 +40,7 @@ Curve = Callable[[int], float]
 Group = Mapping[str, Any]
 
 
+@arguments_checked
 @dataclass(frozen=True, slots=True)
 class Constant:
     """The same value at every step.
@@ -55,6 +56,7 @@ class Constant:
         return self.value
 
 
+@arguments_checked
 @dataclass(frozen=True, slots=True)
 class Cooldown:
     """1, then down to a floor at the horizon: floor + (1 - floor) x^power, x falling from 1 to 0.
@@ -92,6 +94,7 @@ class Cooldown:
         return float(self.floor + (1 - self.floor) * left**self.power)
 
 
+@arguments_checked
 @dataclass(frozen=True, slots=True)
 class PowerCool:
     """min(1, ((horizon - step) / length)^power): a power of the steps that are left.
@@ -122,6 +125,7 @@ class PowerCool:
         return float(min(1.0, left**self.power))
 
 
+@arguments_checked
 @dataclass(frozen=True, slots=True)
 class WarmUp:
     """A curve behind a linear rise: then(step) min(1, (step + first) / steps).
@@ -145,6 +149,7 @@ class WarmUp:
         return self.then(step) * min(1.0, (step + self.first) / self.steps)
 
 
+@arguments_checked
 @dataclass(frozen=True, slots=True)
 class Joined:
     """One curve before a step, another from it on; both see the run's own steps.
@@ -209,6 +214,7 @@ _FACTORS = ("lr", "weight_decay")
 """Entries whose curves are factors on the initial value."""
 
 
+@arguments_checked
 class GroupSchedule(LRScheduler):
     """One entry of an optimizer's param groups by a curve.
 

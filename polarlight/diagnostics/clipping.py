@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from polarlight.lookup import check_count, check_optimizer
+from polarlight.lookup import arguments_checked, check_count, check_optimizer
 from polarlight.optimizer.probe import Observation
 from polarlight.properties.symmetry import degree
 from polarlight.rule import UpdateRule
@@ -26,6 +26,7 @@ class ClippingWarning(UserWarning):
     """Warning: gradients are clipped, but the scale of a gradient cancels in these rules."""
 
 
+@arguments_checked
 @dataclass(slots=True)
 class ClippingCheck:
     """Probe that warns once if the gradients of scale-free rules arrive clipped to a norm.

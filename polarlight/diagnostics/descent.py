@@ -24,7 +24,7 @@ from polarlight.diagnostics.sinks.records import (
     send_records,
 )
 from polarlight.diagnostics.transfer import to_host
-from polarlight.lookup import check_count, described
+from polarlight.lookup import arguments_checked, check_count, described
 from polarlight.optimizer.probe import Observation, outside_graphs
 
 
@@ -78,6 +78,7 @@ def _record(slope: Tensor, along: list[tuple[Tensor, Tensor]]) -> Record:
     }
 
 
+@arguments_checked
 @dataclass(slots=True)
 class DescentPotential:
     """Record how much each matrix's update could lower the loss, every `every` steps.

@@ -30,7 +30,7 @@ from polarlight.diagnostics.starvation import (
     starved_rows,
 )
 from polarlight.diagnostics.transfer import to_host
-from polarlight.lookup import check_count
+from polarlight.lookup import arguments_checked, check_count
 from polarlight.optimizer.probe import Observation, outside_graphs
 from polarlight.routing.roles import MATRIX_ROLES
 from polarlight.routing.roles.names import block_and_half
@@ -43,6 +43,7 @@ READINGS = ("update", "momentum")
 """Two readings of a row's share; see `NeuronMonitor`."""
 
 
+@arguments_checked
 @dataclass(slots=True)
 class NeuronMonitor:
     """Record row shares, sizes and spectra of tall matrices every `every` steps.

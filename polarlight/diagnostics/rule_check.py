@@ -8,7 +8,7 @@ from torch import Tensor
 
 from polarlight.diagnostics.transfer import to_host
 from polarlight.linalg.properties import Invariant
-from polarlight.lookup import check_count
+from polarlight.lookup import arguments_checked, check_count
 from polarlight.optimizer.probe import Observation
 from polarlight.properties.invariants import invariants
 from polarlight.properties.measures import Update
@@ -51,6 +51,7 @@ class ParameterCheck:
         return "kept" if self.measures else "not sampled"
 
 
+@arguments_checked
 @dataclass(slots=True)
 class RuleCheck:
     """Count every parameter's updates by rule; check sampled updates against their promises.

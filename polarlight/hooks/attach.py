@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polarlight.linalg.matrices import at_least_float32
-from polarlight.lookup import check_callable, check_optimizer, described
+from polarlight.lookup import arguments_checked, check_callable, check_optimizer, described
 from polarlight.optimizer.param_groups import named_params
 from polarlight.rule import UpdateRule
 
@@ -69,6 +69,7 @@ class Chain:
         return wide.to(weight.dtype)
 
 
+@arguments_checked
 @dataclass(frozen=True, slots=True)
 class FromGroup:
     """Number that a hook reads from the param group, where a schedule may write it.

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 from polarlight.hooks.constraints import reduced
 from polarlight.linalg.matrices import at_least_float32, nonzero
-from polarlight.lookup import check_optimizer
+from polarlight.lookup import arguments_checked, check_fraction, check_optimizer
 
 Averaged = nn.Module | Iterable[tuple[str, Tensor]]
 """A module, or some of its named parameters."""
@@ -146,6 +146,7 @@ class Readout(Memory, ABC):
         """Take the weights after step `steps`."""
 
 
+@arguments_checked
 class TailAverage(Readout):
     """Part of the way from the weights to their running average over the last steps.
 
@@ -201,6 +202,7 @@ class TailAverage(Readout):
                 average.lerp_(self.parameters[name].detach().to(average.dtype), 1 / self.tau)
 
 
+@arguments_checked
 class UpdateAverage(Readout):
     """Weights moved back along the running average of their updates.
 
@@ -234,8 +236,7 @@ class UpdateAverage(Readout):
         most: float = 0.01,
         start: int = 0,
     ) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        check_fraction("decay", decay)
         if not most > 0:
             raise ValueError(f"most must be > 0, got {most}")
         super().__init__(averaged, ("before", "update"))
@@ -265,6 +266,7 @@ class UpdateAverage(Readout):
         self.copy_now("before")
 
 
+@arguments_checked
 class Snapshot(Readout):
     """Part of the way from the weights back to those after one step.
 

@@ -23,9 +23,10 @@ from torch.optim import Optimizer
 from polarlight.hooks.attach import Group
 from polarlight.hooks.constraints import step_of
 from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero
-from polarlight.lookup import check_optimizer
+from polarlight.lookup import arguments_checked, check_optimizer
 
 
+@arguments_checked
 @dataclass(frozen=True, slots=True, eq=False)
 class Circuit:
     """The two projections of one attention layer.
@@ -82,6 +83,7 @@ def coupled(
     return (a - x * v).flatten(0, 1), (b + x * o).flatten(0, 1).mT
 
 
+@arguments_checked
 class CircuitMuon:
     """Couples the steps of value and output projections; attach it before other weight hooks.
 

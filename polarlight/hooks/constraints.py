@@ -26,6 +26,7 @@ from torch import Tensor
 from polarlight.hooks.attach import FromGroup, Group, HookNumber, number_of
 from polarlight.linalg.matrices import at_least_float32, frobenius_norm, nonzero
 from polarlight.linalg.rows import row_norms
+from polarlight.lookup import arguments_checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class HyperBall:
         return with_norm(W + group["lr"] * with_norm(step, radius), radius).to(weight.dtype)
 
 
+@arguments_checked
 @dataclass(frozen=True, slots=True)
 class UpdateFloor:
     """Lengthen directions whose norm is small against their weight's.

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polarlight.hooks.attach import Group
-from polarlight.lookup import check_optimizer
+from polarlight.lookup import arguments_checked, check_optimizer
 
 
+@arguments_checked
 @dataclass(frozen=True, slots=True)
 class CautiousDecay:
     """Decoupled weight decay on the entries whose magnitude the step reduces.

@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polarlight.hooks.averaging import Averaged, Memory
-from polarlight.lookup import check_optimizer
+from polarlight.lookup import arguments_checked, check_fraction, check_optimizer
 
 
+@arguments_checked
 class EmaNesterov(Memory):
     """Nesterov's lookahead on the weights themselves, around one optimizer or several.
 
@@ -64,8 +65,7 @@ class EmaNesterov(Memory):
         optimizer: Optimizer | None = None,
         group: int = 0,
     ) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        check_fraction("decay", decay)
         if not beta >= 0:
             raise ValueError(f"beta must be >= 0, got {beta}")
         super().__init__(averaged, ("before", "change"))

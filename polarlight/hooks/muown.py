@@ -24,6 +24,7 @@ from polarlight.hooks.constraints import step_of
 from polarlight.hooks.gradients import GradientHook
 from polarlight.linalg.matrices import at_least_float32, nonzero
 from polarlight.linalg.rows import row_norms
+from polarlight.lookup import arguments_checked
 
 ZERO_ROW = 0.33**0.5
 """Norm that a row of zeros starts with."""
@@ -35,6 +36,7 @@ ROUNDING = 16
 """Machine epsilons of |G| below which a row of G - u dg is rounding."""
 
 
+@arguments_checked
 class Muown(GradientHook):
     """Row-wise weight normalisation inside the step of an optimizer; no weight decay acts.
 

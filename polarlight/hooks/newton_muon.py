@@ -22,7 +22,7 @@ from polarlight.hooks.averaging import Averaged
 from polarlight.hooks.gradients import GradientHook
 from polarlight.linalg.foreach import have_kernels
 from polarlight.linalg.matrices import at_least_float32
-from polarlight.lookup import check_count
+from polarlight.lookup import arguments_checked, check_count, check_fraction
 
 LEAST = 1e-8
 """Added to the diagonal of the covariance."""
@@ -31,6 +31,7 @@ START = 1e-3
 """Diagonal of the covariance at the start."""
 
 
+@arguments_checked
 class NewtonMuon(GradientHook):
     """Preconditions gradients of linear layers by their inputs; attach it to any optimizer.
 
@@ -70,8 +71,7 @@ class NewtonMuon(GradientHook):
         damping: float = 0.2,
     ) -> None:
         check_count("every", every)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        check_fraction("decay", decay)
         if not damping > 0:
             raise ValueError(f"damping must be > 0, got {damping}")
         layers = {

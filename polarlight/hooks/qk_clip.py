@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from polarlight.lookup import check_optimizer
+from polarlight.lookup import arguments_checked, check_optimizer
 
 
+@arguments_checked
 @torch.no_grad()
 def clip_queries_and_keys(
     query: Tensor, key: Tensor, largest: Tensor, *, threshold: float = 100.0
@@ -57,6 +58,7 @@ def clip_queries_and_keys(
     key.view(shared, size, -1).mul_(of_key.view(shared, 1, 1))
 
 
+@arguments_checked
 @dataclass(slots=True, eq=False)
 class QKClip:
     """Clip one attention layer after every step, from the reported largest logits.

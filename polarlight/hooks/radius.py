@@ -20,11 +20,13 @@ from torch import Tensor
 from polarlight.hooks.attach import FromGroup, Group, HookNumber, number_of
 from polarlight.hooks.constraints import norm_of, reduced, step_of, with_norm
 from polarlight.linalg.matrices import at_least_float32, nonzero
+from polarlight.lookup import arguments_checked
 
 LEAST_RADIUS = 1e-8
 """Norm of a weight after its first step from zero under a pin, as in the records."""
 
 
+@arguments_checked
 @dataclass(frozen=True, slots=True)
 class RadialBrake:
     """Slow the part of a step that makes the weight larger; the rest of the step is untouched.
@@ -57,6 +59,7 @@ class RadialBrake:
         return (at_least_float32(weight) - braked).to(weight.dtype)
 
 
+@arguments_checked
 @dataclass(frozen=True, slots=True)
 class RadiusPin:
     """Rescale the weight to the norm that the radial part of its step asks for, then decay it.

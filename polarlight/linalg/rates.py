@@ -10,8 +10,10 @@ from torch import Tensor
 
 from polarlight.linalg.cost import Count
 from polarlight.linalg.products import PANELS_FROM, gram
+from polarlight.lookup import arguments_checked
 
 
+@arguments_checked
 @dataclass(frozen=True, slots=True)
 class Rates:
     """Costs relative to a plain product of the same shape.

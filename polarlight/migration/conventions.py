@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 
-from polarlight.lookup import Option, look_up
+from polarlight.lookup import Option, arguments_checked, check_fraction, look_up
 from polarlight.rule import Momentum, Scale
 from polarlight.stages.host_momentum import OnHost
 from polarlight.stages.int8_momentum import InInt8
@@ -173,6 +173,7 @@ def convention_of(name: str | Convention) -> Convention:
     return look_up(name, CONVENTIONS, "convention")
 
 
+@arguments_checked
 def update_rms(lr: float, convention: str | Convention, shape: tuple[int, int]) -> float:
     """Return the RMS of an entry's change per step, without weight decay.
 
@@ -195,11 +196,13 @@ def update_rms(lr: float, convention: str | Convention, shape: tuple[int, int]) 
     return lr * kind.scale(*shape) / sqrt(max(shape))
 
 
+@arguments_checked
 def lr_for_rms(rms: float, convention: str | Convention, shape: tuple[int, int]) -> float:
     """Return the learning rate for an update RMS of `rms`; inverse of `update_rms`."""
     return rms / update_rms(1.0, convention, shape)
 
 
+@arguments_checked
 def translate_lr(
     lr: float,
     *,
@@ -245,8 +248,7 @@ def momentum_factor(source: Momentum, target: Momentum, beta: float) -> float:
     Raises:
         ValueError: If beta is outside [0, 1).
     """
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must lie in [0, 1), got {beta}")
+    check_fraction("beta", beta)
     return _length(target, beta) / _length(source, beta)
 
 

@@ -19,11 +19,13 @@ Source: Yang, Simon and Bernstein, "A spectral condition for feature learning" (
 
 from math import sqrt
 
+from polarlight.lookup import arguments_checked
 from polarlight.migration.conventions import ADAMW, ADAMW_RMS, Convention, UpdateSize, convention_of
 
 Shape = tuple[int, int]
 
 
+@arguments_checked
 def operator_step(lr: float, convention: str | Convention, shape: Shape) -> float:
     """Return the RMS-to-RMS operator norm of one step of a weight, (fan_out, fan_in).
 
@@ -44,6 +46,7 @@ def operator_step(lr: float, convention: str | Convention, shape: Shape) -> floa
     return lr * kind.scale(m, n) * sqrt(n / m)
 
 
+@arguments_checked
 def transfer_lr(
     lr: float,
     *,

@@ -73,11 +73,34 @@ class RuleBuffers:
     def _completed(
         self, group: Group, group_index: int, param_index: int, state: dict[str, Tensor]
     ) -> frozenset[str]:
-        """Add missing buffers to one parameter's state; return the names of all its buffers."""
+        """Add missing buffers to one parameter's state; return the names of all its buffers.
+
+        Raises:
+            ValueError: If a buffer of another rule or view is there that this one would misread.
+        """
         check_is_matrix(group, group_index, param_index)
         with torch.no_grad():  # leaving inference mode switched gradients on
             p = group["params"][param_index]
-            fresh = new_state(group, p, name_of(group, group_index, param_index))
+            param_name = name_of(group, group_index, param_index)
+            fresh = new_state(group, p, param_name)
         for name, buffer in fresh.items():
-            state.setdefault(name, buffer)
+            _check_readable(param_name, name, state.setdefault(name, buffer), buffer)
         return frozenset(fresh)
+
+
+def _check_readable(param_name: str, name: str, kept: Tensor, fresh: Tensor) -> None:
+    """Raise ValueError unless a kept buffer has the fresh one's shape and kind of numbers.
+
+    Floating dtypes may differ: users and wrappers cast states.
+    """
+    if not isinstance(kept, Tensor) or type(kept) is not type(fresh):
+        return  # of a wrapper, which looks after it
+    kinds = [(x.shape, x.dtype if not x.is_floating_point() else "floating") for x in (kept, fresh)]
+    if kinds[0] != kinds[1]:
+        forms = [f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in (kept, fresh)]
+        raise ValueError(
+            f"{param_name}: {name} is {forms[0]} from former steps, and the rule and view of its "
+            f"param group now keep {forms[1]}. Set the former rule and view again, make a new "
+            "optimizer and polarlight.migration.carry_over(old, new), or start this parameter "
+            "afresh by `del optimizer.state[p]`"
+        )

@@ -17,7 +17,7 @@ from typing import Protocol, Unpack, cast
 from torch import Tensor
 
 from polarlight.linalg.slot import MatrixMap, Slot
-from polarlight.lookup import check_object
+from polarlight.lookup import check_object, check_objects_in
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.aurora_warm import WarmPolar
 from polarlight.rules.registration import registered_rule
@@ -46,6 +46,7 @@ def aurora(
 ) -> UpdateRule:
     """Aurora with the given solver; see the module docstring for the mathematics."""
     check_object("solver", solver)
+    check_objects_in(solver)
     balanced = OnSide(side, cast(Slot, solver), otherwise=solver.polar)
     return UpdateRule(name="aurora", momentum=EMA(nesterov), map=balanced, scale=scale)
 

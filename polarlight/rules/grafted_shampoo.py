@@ -12,6 +12,7 @@ eigenvalues and adds 1e-12; eps is relative. The log of result 35, "one-sided" b
 both sides at -1/4, and so does this. Betas belong to the rule; `momentum` is not used.
 """
 
+from polarlight.lookup import check_fraction
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.registration import registered_rule
 from polarlight.stages.grafted_shampoo import GraftedShampoo
@@ -39,5 +40,6 @@ def grafted_shampoo(
         floor: Eigenvalues up to this fraction of the largest count as zero; None as in `Shampoo`.
         scale: Factor from (fan_out, fan_in).
     """
+    check_fraction("shampoo_beta", shampoo_beta)
     map_ = GraftedShampoo(betas[0], shampoo_beta, betas[1], exponent, every, floor)
     return UpdateRule(name="grafted_shampoo", momentum=RawGradient(), map=map_, scale=scale)

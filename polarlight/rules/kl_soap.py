@@ -20,6 +20,7 @@ from typing import Unpack
 
 from torch import Tensor
 
+from polarlight.lookup import check_fraction
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.registration import registered_rule
 from polarlight.rules.shared_arguments import Shared
@@ -43,8 +44,8 @@ def kl_soap(
     scale: Scale = Unscaled(),
 ) -> UpdateRule:
     """KL-SOAP; see the module docstring for the mathematics and `RotatedAdam` for the arguments."""
-    factors = KLFactors(shampoo_beta)
-    adam = RotatedAdam(betas, factors, refresh, every, eps, False, max_side)
+    check_fraction("shampoo_beta", shampoo_beta)
+    adam = RotatedAdam(betas, KLFactors(shampoo_beta), refresh, every, eps, False, max_side)
     return UpdateRule(name="kl_soap", momentum=RawGradient(), map=adam, scale=scale)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from polarlight.linalg.auto import AutoPolar
 from polarlight.linalg.slot import MatrixMap, Slot
+from polarlight.lookup import arguments_checked
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.registration import registered_rule
 from polarlight.rules.shared_arguments import Shared
@@ -41,6 +42,7 @@ def muoneq(
     )
 
 
+@arguments_checked
 def rows_after(phase: int) -> PhaseSwitch:
     """Return the balance that equilibrates both sides before step `phase`, the rows from it on.
 

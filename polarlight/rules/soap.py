@@ -20,6 +20,7 @@ from typing import Unpack
 
 from torch import Tensor
 
+from polarlight.lookup import check_fraction
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.registration import registered_rule
 from polarlight.rules.shared_arguments import Shared
@@ -44,6 +45,7 @@ def soap(
     scale: Scale = Unscaled(),
 ) -> UpdateRule:
     """SOAP; see the module docstring for the mathematics and `RotatedAdam` for the arguments."""
+    check_fraction("shampoo_beta", shampoo_beta)
     factors = GramFactors(shampoo_beta)
     adam = RotatedAdam(betas, factors, refresh, every, eps, bias_correction, max_side)
     return UpdateRule(name="soap", momentum=RawGradient(), map=adam, scale=scale)
@@ -54,10 +56,8 @@ class SOAP(WithAdamW):
 
     Args:
         params: A module or `model.named_parameters()`, routed by role; matrices; or param groups.
-        lr: Learning rate of the matrices, of AdamW's size: entries of an update have root mean
-            square 1.
-        betas: Decay rates of the moments in the eigenbases, fixed: `momentum` in the param groups
-            is not used.
+        lr: Learning rate of the matrices; entries of an update have rms 1, as AdamW's.
+        betas: Decay rates of the moments in the eigenbases; the groups' `momentum` is not used.
         eps: Floor under the root of the second moment, as a fraction of its root mean square.
         weight_decay: Decoupled weight decay of the matrices.
         shampoo_beta: Decay rate of the factors.

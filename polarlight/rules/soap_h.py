@@ -13,6 +13,7 @@ The hyperball is a hook, not part of the rule. Betas belong to the rule; the gro
 not used.
 """
 
+from polarlight.lookup import check_fraction
 from polarlight.rule import Scale, UpdateRule
 from polarlight.rules.registration import registered_rule
 from polarlight.stages.eigenbasis import PowerIteration
@@ -42,6 +43,7 @@ def soap_h(
         refresh: How the bases follow the factors.
         scale: Factor from (fan_out, fan_in).
     """
+    check_fraction("shampoo_beta", shampoo_beta)
     adam = RotatedAdam(
         betas, GramFactors(shampoo_beta), refresh, every, eps, bias_correction=False, at_once=True
     )

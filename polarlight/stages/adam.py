@@ -8,6 +8,7 @@ from torch import Tensor
 from polarlight.linalg.matrices import largest_entry, nonzero
 from polarlight.linalg.rest import SIZES, moving, sizes_shape
 from polarlight.linalg.slot import Buffers, Entrywise, Stage
+from polarlight.lookup import check_betas
 from polarlight.registry import registered
 from polarlight.stages.statistics import in_units
 
@@ -24,12 +25,6 @@ def adam_direction(
     second.lerp_(G.square(), 1 - betas[1])
     typical = second.mean(dim=(-2, -1), keepdim=True).sqrt()
     return first / nonzero(second.sqrt() + eps * typical)
-
-
-def check_betas(betas: tuple[float, float]) -> None:
-    """Raise ValueError unless both decay rates lie in [0, 1)."""
-    if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas must lie in [0, 1), got {betas}")
 
 
 def check_eps(eps: float) -> None:
@@ -56,7 +51,7 @@ class AdamDirection(Entrywise, Stage):
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        check_betas(self.betas)
+        check_betas("betas", self.betas)
         check_eps(self.eps)
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:

@@ -10,8 +10,8 @@ from polarlight.linalg.nuclear import nuclear_norm
 from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariants, Symmetries
 from polarlight.linalg.qdwh import QDWH
 from polarlight.linalg.slot import Buffers, MatrixMap, Stage
+from polarlight.lookup import check_fraction
 from polarlight.registry import registered
-from polarlight.stages.factors import check_beta
 
 
 @registered("AveragedPolar", stateful=True, may_differ=("polar", "beta"))
@@ -26,7 +26,7 @@ class AveragedPolar(Stage):
     beta: float = 0.95
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
+        check_fraction("beta", self.beta)
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
         """The average."""

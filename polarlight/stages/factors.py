@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from polarlight.lookup import check_fraction
 from polarlight.registry import registered
 
 State = Mapping[str, Tensor]
@@ -43,7 +44,7 @@ class GramFactors:
     beta: float = 0.95
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
+        check_fraction("beta", self.beta)
 
     def sizes(self, side: str, length: int) -> dict[str, tuple[int, int]]:
         """The factor."""
@@ -83,7 +84,7 @@ class KLFactors:
     most: float = 4000.0
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
+        check_fraction("beta", self.beta)
         if not self.initial > 0:
             raise ValueError(f"initial must be > 0, got {self.initial}")
         if not self.most >= LEAST_CAP:
@@ -118,12 +119,6 @@ class KLFactors:
             seen[f"{side}_eigenvalues"] = rotated.square().mean(dim=-1, keepdim=True)
         for name, value in seen.items():
             state[name].lerp_(value, 1 - self.beta).clamp_min_(self.smallest(value.shape[-2]))
-
-
-def check_beta(beta: float) -> None:
-    """Raise ValueError unless the decay rate lies in [0, 1)."""
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must lie in [0, 1), got {beta}")
 
 
 def live_entries(G: Tensor, state: State) -> Tensor:

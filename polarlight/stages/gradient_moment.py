@@ -7,9 +7,9 @@ from torch import Tensor
 
 from polarlight.linalg.matrices import at_least_float32, nonzero
 from polarlight.linalg.slot import GRADIENT, Buffers, Entrywise, Stage, gradient_of
+from polarlight.lookup import check_fraction
 from polarlight.registry import registered
 from polarlight.stages.adam import check_eps
-from polarlight.stages.factors import check_beta
 from polarlight.stages.statistics import in_units
 
 
@@ -32,7 +32,7 @@ class GradientSecondMoment(Entrywise, Stage):
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        check_beta(self.beta2)
+        check_fraction("beta2", self.beta2)
         check_eps(self.eps)
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:

@@ -10,11 +10,11 @@ from polarlight.linalg.matrices import frobenius_norm, largest_entry, nonzero
 from polarlight.linalg.properties import SIGNED, Symmetries
 from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
 from polarlight.linalg.slot import GRADIENT, Buffers
-from polarlight.lookup import check_count
+from polarlight.lookup import check_count, check_fraction
 from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER
 from polarlight.stages.adam import adam_direction, check_eps
-from polarlight.stages.factors import SIDES, GramFactors, check_beta, live_entries
+from polarlight.stages.factors import SIDES, GramFactors, live_entries
 from polarlight.stages.rotated_adam import (
     BatchBuffers,
     Due,
@@ -65,8 +65,8 @@ class GraftedShampoo(StatisticsStage):
     due: Due | None = None
 
     def __post_init__(self) -> None:
-        for beta in (self.beta1, self.factor_beta, self.beta2):
-            check_beta(beta)
+        for name in ("beta1", "factor_beta", "beta2"):
+            check_fraction(name, getattr(self, name))
         check_eps(self.eps)
         if not -1 <= self.exponent <= 0:
             raise ValueError(f"exponent must lie in [-1, 0], got {self.exponent}")

@@ -62,6 +62,10 @@ class EMA(Momentum):
 class HeavyBall(Momentum):
     """M <- beta M + G; with Nesterov the result is G + beta M.
 
+    The sum is up to 1 / (1 - beta) gradients. In float16, where that can pass the largest number
+    (65,504), entries stop there instead of turning infinite; a gradient that is not finite itself
+    passes as it is.
+
     Source: KellerJordan/Muon, the MuonEq code.
     """
 
@@ -81,18 +85,27 @@ class HeavyBall(Momentum):
             return self._with_tensor(gradients, buffers, beta)
         foreach.mul_(buffers, beta)
         foreach.add_(buffers, gradients)
+        _limit_float16(buffers, gradients)
         _drop_stuck(buffers, gradients, beta)
-        ahead = foreach.add(gradients, buffers, alpha=beta) if self.nesterov else buffers
-        return list(ahead)
+        if not self.nesterov:
+            return buffers
+        ahead = list(foreach.add(gradients, buffers, alpha=beta))
+        _limit_float16(ahead, gradients)
+        return ahead
 
     def _with_tensor(
         self, gradients: list[Tensor], buffers: list[Tensor], beta: Tensor
     ) -> list[Tensor]:
         for buffer, gradient in zip(buffers, gradients, strict=True):
             buffer.copy_(_scaled_sum(gradient, buffer, beta))
+        _limit_float16(buffers, gradients)
         _drop_stuck(buffers, gradients, beta)
+        if not self.nesterov:
+            return buffers
         pairs = zip(gradients, buffers, strict=True)
-        return [_scaled_sum(g, b, beta) for g, b in pairs] if self.nesterov else buffers
+        ahead = [_scaled_sum(g, b, beta) for g, b in pairs]
+        _limit_float16(ahead, gradients)
+        return ahead
 
 
 @registered("RawGradient")
@@ -211,6 +224,14 @@ def _scaled_sum(x: Tensor, y: Tensor, factor: Tensor) -> Tensor:
 def _in_dtype_of(buffers: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
     pairs = zip(gradients, buffers, strict=True)
     return [g if g.dtype == b.dtype else g.to(b.dtype) for g, b in pairs]
+
+
+def _limit_float16(sums: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Set entries of float16 sums that overflowed to +-65,504 where the gradient is finite."""
+    for total, G in zip(sums, gradients, strict=True):
+        if total.dtype == torch.float16:
+            largest = torch.finfo(torch.float16).max
+            total.copy_(torch.where(G.isfinite(), total.clamp(-largest, largest), total))
 
 
 def _drop_stuck(

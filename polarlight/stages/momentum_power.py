@@ -9,10 +9,11 @@ from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.properties import Symmetries
 from polarlight.linalg.slot import GRADIENT, Buffers
+from polarlight.lookup import check_fraction
 from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER
 from polarlight.stages.eigenbasis import PowerIteration
-from polarlight.stages.factors import SIDES, check_beta
+from polarlight.stages.factors import SIDES
 from polarlight.stages.rotated_adam import (
     BatchBuffers,
     Due,
@@ -50,7 +51,7 @@ class MomentumPower(StatisticsStage):
     due: Due | None = None
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
+        check_fraction("beta", self.beta)
         if not -1 <= self.exponent <= 0:
             raise ValueError(f"exponent must lie in [-1, 0], got {self.exponent}")
         if not self.floor > 0:

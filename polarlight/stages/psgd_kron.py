@@ -10,8 +10,8 @@ from polarlight.linalg.matrices import frobenius_norm, largest_entry, nonzero
 from polarlight.linalg.properties import Symmetries
 from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
 from polarlight.linalg.slot import Buffers
+from polarlight.lookup import check_fraction
 from polarlight.registry import registered
-from polarlight.stages.factors import check_beta
 from polarlight.stages.statistics import StatisticsStage, batch_shapes, in_units, keep_zero_lines
 
 LEAST = 1e-24
@@ -42,7 +42,7 @@ class PsgdKron(StatisticsStage):
     noise: float = 2.0**-23
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
+        check_fraction("beta", self.beta)
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate must lie in (0, 1], got {self.rate}")
         if not self.noise >= 0:

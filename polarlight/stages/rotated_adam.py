@@ -34,10 +34,10 @@ from polarlight.linalg.properties import (
 )
 from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
 from polarlight.linalg.slot import GRADIENT, Buffers, Stage
-from polarlight.lookup import check_count
+from polarlight.lookup import check_betas, check_count
 from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER
-from polarlight.stages.adam import adam_direction, check_betas, check_eps
+from polarlight.stages.adam import adam_direction, check_eps
 from polarlight.stages.eigenbasis import PowerIteration, starting_basis
 from polarlight.stages.factors import SIDES, Factors, GramFactors, live_entries
 from polarlight.stages.statistics import batch_shapes, in_units, norm_of_any_size
@@ -95,7 +95,7 @@ class RotatedAdam(Stage):
     due: Due | None = None
 
     def __post_init__(self) -> None:
-        check_betas(self.betas)
+        check_betas("betas", self.betas)
         check_eps(self.eps)
         check_count("every", self.every)
         if self.max_side < 0:

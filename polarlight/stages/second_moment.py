@@ -17,6 +17,7 @@ from polarlight.linalg.properties import (
 )
 from polarlight.linalg.row_sums import Rows
 from polarlight.linalg.slot import Buffers, Entrywise, Stage
+from polarlight.lookup import check_fraction
 from polarlight.registry import registered
 
 
@@ -37,8 +38,7 @@ class RowSecondMoment(Stage):
     beta2: float = 0.95
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta2 < 1:
-            raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
+        check_fraction("beta2", self.beta2)
 
     def buffer_shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
         """One number per row."""
@@ -98,8 +98,7 @@ class EntrySecondMoment(Entrywise, Stage):
     floor: float = 1e-8
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta2 < 1:
-            raise ValueError(f"beta2 must lie in [0, 1), got {self.beta2}")
+        check_fraction("beta2", self.beta2)
         if not self.floor >= 0:
             raise ValueError(f"floor must be >= 0, got {self.floor}")
 

@@ -11,8 +11,8 @@ from polarlight.linalg.matrices import largest_entry
 from polarlight.linalg.properties import NO_INVARIANTS, ROTATIONS, Invariants, Symmetries
 from polarlight.linalg.rest import PER_MATRIX, SIZES, moving
 from polarlight.linalg.slot import Buffers, Stage
+from polarlight.lookup import check_betas
 from polarlight.registry import registered
-from polarlight.stages.adam import check_betas
 from polarlight.stages.factors import SIDES, GramFactors, live_entries
 from polarlight.stages.statistics import batch_shapes, in_units
 
@@ -39,7 +39,7 @@ class Shampoo(Stage):
     floor: float | None = None
 
     def __post_init__(self) -> None:
-        check_betas(self.betas)
+        check_betas("betas", self.betas)
         if not -1 <= self.exponent <= 0:
             raise ValueError(f"exponent must lie in [-1, 0], got {self.exponent}")
         if self.floor is not None and not 0 <= self.floor < 1:

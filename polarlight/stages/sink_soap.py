@@ -11,8 +11,9 @@ from polarlight.linalg.isolation import isolated
 from polarlight.linalg.matrices import nonzero
 from polarlight.linalg.properties import ROTATIONS, Symmetries
 from polarlight.linalg.slot import GRADIENT, Buffers, gradient_of
+from polarlight.lookup import check_fraction
 from polarlight.registry import registered
-from polarlight.stages.factors import SIDES, GramFactors, check_beta
+from polarlight.stages.factors import SIDES, GramFactors
 from polarlight.stages.statistics import StatisticsStage, batch_shapes, in_units, keep_zero_lines
 
 
@@ -39,7 +40,7 @@ class SinkSoap(StatisticsStage):
     floor: float = 1e-8
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
+        check_fraction("beta", self.beta)
         if self.rounds < 1:
             raise ValueError(f"rounds must be >= 1, got {self.rounds}")
         if not self.floor > 0:

@@ -23,11 +23,11 @@ from polarlight.linalg.matrices import frobenius_norm, nonzero
 from polarlight.linalg.normalisation import Normalisation, Schatten4
 from polarlight.linalg.properties import Symmetries
 from polarlight.linalg.slot import GRADIENT, Buffers, gradient_of
-from polarlight.lookup import check_count
+from polarlight.lookup import check_count, check_fraction
 from polarlight.registry import registered
 from polarlight.rule import HOST_COUNTER
 from polarlight.stages.eigenbasis import PowerIteration
-from polarlight.stages.factors import SIDES, GramFactors, check_beta
+from polarlight.stages.factors import SIDES, GramFactors
 from polarlight.stages.interpolated import resized
 from polarlight.stages.ramp import Moving, Number, Ramp
 from polarlight.stages.rotated_adam import (
@@ -118,7 +118,7 @@ class SoapBalance(StatisticsStage):
     due: Due | None = None
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
+        check_fraction("beta", self.beta)
         check_count("every", self.every)
         if not self.floor >= 0:
             raise ValueError(f"floor must be >= 0, got {self.floor}")

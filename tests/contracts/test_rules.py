@@ -118,6 +118,20 @@ def test_a_view_is_its_parts_as_parameters_of_their_own(rule, view, shape, cut):
     )
 
 
+@scale_free
+def test_large_gradients_in_float16_move_the_weights_and_keep_everything_finite(rule):
+    """Entries are near 1e4: a sum of ten of them would pass float16's largest number."""
+    p = torch.nn.Parameter(random(12, 8, dtype=torch.float16))
+    optimizer = SpectralOptimizer([p], lr=1e-3, momentum=0.95, rule=rule)
+    for step in range(8):
+        before = p.detach().clone()
+        p.grad = (1e4 * (1 + 0.1 * random(12, 8, seed=step))).half()
+        optimizer.step()
+        assert step == 0 or not torch.equal(p.detach(), before)
+    tensors = [x for x in optimizer.state[p].values() if torch.is_tensor(x)]
+    assert all(x.isfinite().all() for x in [p.detach(), *tensors])
+
+
 @pytest.mark.parametrize(("rule", "shape"), in_turn(SHIPPED, SHAPES, 2))
 def test_zero_gradients_move_nothing(rule, shape):
     before = random(*shape, dtype=torch.float32)

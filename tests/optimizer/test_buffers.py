@@ -146,6 +146,52 @@ def test_another_rule_in_mid_run_gets_the_buffers_that_it_lacks():
     assert all(p.isfinite().all() for p in params)
 
 
+INT8 = replace(polarlight.rules.muon(), momentum=polarlight.stages.InInt8())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        (polarlight.rules.muon(), INT8, "momentum_buffer is float32 .8, 4.*keep int8 .8, 4"),
+        (INT8, polarlight.rules.muon(), "momentum_buffer is int8 .8, 4.*keep float32"),
+        (INT8, polarlight.rules.normuon(), "momentum_buffer is int8"),
+    ],
+    ids=["to int8", "from int8", "from int8 to another rule"],
+)
+def test_a_rule_that_would_misread_kept_buffers_is_refused_before_the_weights_move(
+    before, after, kept
+):
+    params, optimizer = made(before)
+    stepped(params, optimizer)
+    weights = [p.detach().clone() for p in params]
+    optimizer.param_groups[0]["rule"] = after
+    with pytest.raises(ValueError, match=f"(?s){kept}.*carry_over"):
+        stepped(params, optimizer, start=3, steps=1)
+    assert same(params, weights)
+    optimizer.param_groups[0]["rule"] = before
+    stepped(params, optimizer, start=3)
+    assert not same(params, weights)
+
+
+def test_a_view_of_other_buffers_is_refused_in_mid_run():
+    params, optimizer = made(polarlight.rules.normuon())
+    stepped(params, optimizer)
+    optimizer.param_groups[0]["view"] = polarlight.view.Heads(2)
+    with pytest.raises(ValueError, match=r"momentum_sizes is float32 .1, 2.*float32 .2, 1, 2"):
+        stepped(params, optimizer, start=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_states_that_were_cast_to_another_float_are_stepped(dtype):
+    params, optimizer = made(polarlight.rules.muon())
+    stepped(params, optimizer)
+    for p in params:
+        optimizer.state[p]["momentum_buffer"] = optimizer.state[p]["momentum_buffer"].to(dtype)
+    optimizer.param_groups[0]["rule"] = polarlight.rules.normuon()
+    stepped(params, optimizer, start=3)
+    assert all(p.isfinite().all() for p in params)
+
+
 FLAT = "param group 0.*has shape .100,.*ZeRO.*fully_shard"
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import polarlight
+from polarlight.stages.momentum import HeavyBall
 from tests.matrices import SHAPES, TALL, gaussian
 from tests.reference.momentum import ema, heavy_ball
 from tests.rules.trajectory import EXACT, NUMBERS
@@ -76,3 +77,27 @@ def test_a_bfloat16_average_is_rounded_once_per_step_and_otherwise_exact(rule, n
         ema(G.double().numpy(), state, NUMBERS["momentum"], nesterov)
         expected = torch.from_numpy(state["M"]).to(torch.bfloat16)
         assert torch.equal(buffer, expected)
+
+
+@both
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
+def test_a_float16_sum_stops_at_the_largest_number(nesterov, as_tensor):
+    beta = torch.tensor(0.95) if as_tensor else 0.95
+    gradient = torch.tensor([[4e4, -4e4, 1.0, 0.0]], dtype=torch.float16)
+    buffer = torch.zeros_like(gradient)
+    for _ in range(5):
+        (mapped,) = HeavyBall(nesterov)([gradient], [buffer], beta)
+    largest = torch.finfo(torch.float16).max
+    for M in (buffer, mapped):
+        assert M[0, 0] == largest
+        assert M[0, 1] == -largest
+        assert 4 < M[0, 2] < 6
+        assert M[0, 3] == 0
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_a_float16_gradient_that_is_not_finite_is_not_hidden_by_the_limit(value):
+    gradient = torch.tensor([[value, 1.0]], dtype=torch.float16)
+    buffer = torch.zeros_like(gradient)
+    (mapped,) = HeavyBall()([gradient], [buffer], 0.95)
+    assert buffer.isfinite().tolist() == mapped.isfinite().tolist() == [[False, True]]
