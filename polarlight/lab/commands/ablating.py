@@ -22,7 +22,7 @@ def ablate(
     ] = 46,
     seeds: Annotated[int, typer.Option(help="Runs per part.", min=1)] = SEEDS,
     steps: Annotated[int, typer.Option(help="Steps of a run.", min=1)] = SIZES.steps,
-    width: Annotated[int, typer.Option(help="Width of the model.")] = SIZES.width,
+    width: Annotated[int, typer.Option(help="Width of the model.", min=1)] = SIZES.width,
     layers: Annotated[int, typer.Option(help="Blocks of the model.", min=1)] = SIZES.layers,
     data: Annotated[
         Path | None, typer.Option(help="As for compare. Default: the standard library's sources.")

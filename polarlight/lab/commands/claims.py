@@ -1,7 +1,7 @@
 """Command `polarlight reproduce`: run the claims of this literature."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -44,9 +44,11 @@ def reproduce(
         typer.Option(help="Folder in which finished runs are recorded. Default: OUT."),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Runs at a time, one core each. Default: all cores.")
+        int | None, typer.Option(help="Runs at a time, one core each. Default: all cores.", min=1)
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Runs per arm. Default: the claim's.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Runs per arm. Default: the claim's.", min=1)
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, for larger sizes."),
@@ -54,7 +56,9 @@ def reproduce(
     data: Annotated[
         Path | None, typer.Option(help="As for compare. Default: the standard library's sources.")
     ] = None,
-    size: Annotated[str, typer.Option(help=f"Of `speedup`: {', '.join(SIZES)}.")] = "small",
+    size: Annotated[
+        str | None, typer.Option(help=f"Of `speedup`: {', '.join(SIZES)}. Default: small.")
+    ] = None,
     parts: Annotated[
         str | None,
         typer.Option(help="Of `speedup` and `starvation-map`: parts of the plan, by commas."),
@@ -88,12 +92,20 @@ def reproduce(
     if listing:
         _list(out)
         return
+    names = names or []
     if names == [NAME]:
-        asked = Asked(size, parts, methods, plan, results)
+        given = {"--all": everything, "--page": page, "--seeds": seeds, "--set": settings}
+        _refuse(given, f"{NAME} does not read", "its plan fixes sizes and seeds: --plan shows them")
+        asked = Asked(size or "small", parts, methods, plan, results)
         with _stopping():
             speedup(asked, Place(out, records, data, jobs or os.cpu_count() or 1))
         return
-    chosen = list(CLAIMS.values()) if everything else _chosen(names or [], parts)
+    _refuse(
+        {"--size": size, "--methods": methods, "--results": results},
+        f"only {NAME} reads",
+        f"as in `polarlight reproduce {NAME} --size small`, without other claims",
+    )
+    chosen = _chosen(names, parts, everything)
     if not chosen and page is None:
         raise ValueError("name a claim, or use --all, --list or --page")
     changes = _changes(settings or [])
@@ -112,8 +124,21 @@ def reproduce(
         say(f"verdicts: {target}")
 
 
-def _chosen(names: list[str], parts: str | None) -> list[Claim]:
-    """Return the claims of these names; a group stands for its parts, or for the named ones."""
+def _refuse(given: Mapping[str, object], why: str, way_out: str) -> None:
+    """Raise ValueError if one of these options was given; they would be ignored."""
+    named = [name for name, value in given.items() if value]
+    if named:
+        raise ValueError(f"{why} {', '.join(named)}; {way_out}")
+
+
+def _chosen(names: list[str], parts: str | None, everything: bool) -> list[Claim]:
+    """Return the claims of these names, a group's being its parts or the named ones; or all."""
+    if everything or GROUPS.keys().isdisjoint(names):
+        owners = f"{NAME} and {', '.join(GROUPS)} have parts"
+        _refuse({"--parts": parts}, "no plan that was named reads", owners)
+    if everything:
+        _refuse({", ".join(names): names}, "with --all leave out", "it runs every claim")
+        return list(CLAIMS.values())
     wanted = [part.strip() for part in (parts or "").split(",") if part.strip()]
     found: list[Claim] = []
     for name in names:

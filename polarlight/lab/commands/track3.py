@@ -123,6 +123,8 @@ def _asked(
 ) -> tuple[Rule | Result, str]:
     """Return a rule or a result, and its name in paths."""
     if record is None:
+        if without:
+            raise ValueError("--without leaves out parts of a result; name it: --record 46")
         return _rule(optimizer), optimizer
     name = f"result-{record}" + (f"-without-{without.replace(',', '-')}" if without else "")
     return _result(record, setting, steps, rates, without, preset), name

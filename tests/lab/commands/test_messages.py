@@ -1,6 +1,7 @@
 """Errors that the user can fix: one line, exit status 2 and no traceback."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -345,3 +346,43 @@ def test_a_missing_target_function_is_named(tmp_path, monkeypatch, target, said)
     assert said in refused("check-sharding", target)
     for name in ("my_models", "needing"):
         sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "way_out"),
+    [
+        (["reproduce", "speedup", "--seeds", "3"], "--seeds", "--plan shows them"),
+        (["reproduce", "speedup", "--set", "width=8"], "--set", "--plan shows them"),
+        (["reproduce", "speedup", "--all"], "--all", "--plan shows them"),
+        (["reproduce", "down-columns", "--size", "tiny"], "--size", "reproduce speedup"),
+        (["reproduce", "down-columns", "--methods", "muon"], "--methods", "reproduce speedup"),
+        (["reproduce", "down-columns", "--results"], "--results", "reproduce speedup"),
+        (["reproduce", "down-columns", "--parts", "x"], "--parts", "starvation-map"),
+        (["reproduce", "down-columns", "--all"], "down-columns", "--all"),
+        (["track3", "--without", "tail-ema"], "--without", "--record 46"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_an_option_that_the_command_would_not_read_is_refused(arguments, named, way_out):
+    said = refused(*arguments)
+    assert named in said
+    assert way_out in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["reproduce", "down-columns", "--jobs", "0"],
+        ["reproduce", "down-columns", "--seeds", "0"],
+        ["ablate", "--width", "0"],
+        ["ablate", "--width", "-64"],
+        ["ablate", "--layers", "0"],
+    ],
+    ids=" ".join,
+)
+def test_a_count_below_one_is_refused(arguments):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("│", " ").split())
+    assert re.search(r"x>=1|greater than or equal to 1", said)
+    assert arguments[-2] in said

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from polarlight.leaderboard import Aux, Recipe, Result
 from polarlight.linalg import NewtonSchulz
 from polarlight.linalg.schedules import SIMPLE_QUINTIC
+from polarlight.lookup import check_count
 from polarlight.rule import Rule, UpdateRule
 from polarlight.rules import BalancedPolar, aurora, muon
 from polarlight.scheduling import Constant, Cooldown
@@ -47,7 +48,8 @@ class Track3:
         seed: Decides the initial weights.
 
     Raises:
-        ValueError: If sizes do not divide, or the horizon is shorter than the run.
+        ValueError: If a size is not positive, sizes do not divide, or the horizon is shorter than
+            the run.
     """
 
     width: int = 768
@@ -74,6 +76,9 @@ class Track3:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        counts = ("width", "layers", "head_dim", "context", "tokens_per_step", "micro_batch")
+        for name in (*counts, "steps", "validation_tokens", "validate_every"):
+            check_count(name, getattr(self, name))
         if self.width % self.head_dim or self.head_dim % 4:
             raise ValueError(
                 f"head_dim must divide width and be a multiple of 4, got {self.head_dim} and "
