@@ -149,7 +149,11 @@ def arguments_checked(target: F) -> F:
         ValueError: count must be an integer, got 2.5
     """
     function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
-    check = _ArgumentCheck(function)
+    arguments = _ArgumentCheck(function)
+
+    def check(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        # A function: a compiler that traces `made` cannot build an object of its closure.
+        arguments(args, kwargs)
 
     @wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:

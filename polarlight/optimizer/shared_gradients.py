@@ -9,9 +9,9 @@ from torch import Tensor
 from polarlight.execution.job import Executor
 from polarlight.execution.param_task import ParamExecutor, Trainable
 from polarlight.execution.sharded.agreement import (
-    Agreed,
     Agreement,
-    Finite,
+    FiniteMaskOf,
+    GradientStatus,
     Roster,
     nonfinite_members,
 )
@@ -104,10 +104,10 @@ class SharedGradients:
         self,
         members: Sequence[Trainable],
         executor: Executor | ParamExecutor,
-        finite: Finite,
+        finite: FiniteMaskOf,
         raises: bool,
         unshared_nonfinite: bool,
-    ) -> Agreed:
+    ) -> GradientStatus:
         """Compare shared parameters by all-reduce; return findings; pass matrices to `Sharded`."""
         group, options, zero = None, "", False
         if isinstance(executor, Sharded):
@@ -136,7 +136,7 @@ class SharedGradients:
 
 @contextmanager
 def _gradients_replaced(
-    agreed: Agreed,
+    agreed: GradientStatus,
     members: Sequence[Trainable],
     pairs: Sequence[IndexPair],
     active: Mapping[int, list[int]],
@@ -185,7 +185,7 @@ def _trainables(
     return pairs, members
 
 
-def _nonfinite_pending(agreed: Agreed, finite: Finite) -> dict[int, int]:
+def _nonfinite_pending(agreed: GradientStatus, finite: FiniteMaskOf) -> dict[int, int]:
     """Return {index: a rank where a pending, reduced gradient is not finite}; all-reduces."""
     found: dict[int, int] = {}
     for roster in agreed.rosters:
