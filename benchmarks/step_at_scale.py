@@ -39,7 +39,7 @@ from polarlight.execution.sharded import plan as plan_module
 from polarlight.execution.sharded import step as step_module
 from polarlight.execution.sharded.forecast import forecast
 from polarlight.execution.sharded.kinds import MatrixKind
-from polarlight.execution.sharded.node_sharing import Assigned, parts_of
+from polarlight.execution.sharded.node_sharing import OwnerAssignment, parts_of
 from polarlight.execution.sharded.options import Options
 from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.specs import MatrixSpec
@@ -73,21 +73,23 @@ def groups_of(model: str, params: Sequence[Tensor]) -> list[dict[str, Any]]:
     return [{"params": some, "rule": rules[k], "view": view} for k, some in tall.items() if some]
 
 
-ASSIGNED = plan_module.assigned
+ASSIGNED = plan_module.assign_owners
 
 
-def owners_of_the_model(model: str, processes: int, options: Options) -> Callable[..., Assigned]:
-    """`node_sharing.assigned` for narrow matrices: with owners and parts of the model's own."""
+def owners_of_the_model(
+    model: str, processes: int, options: Options
+) -> Callable[..., OwnerAssignment]:
+    """`assign_owners` for narrow matrices: with owners and parts of the model's own."""
     tensors = [
         torch.empty(shape, device="meta", dtype=torch.bfloat16) for _, shape in MODELS[model]()
     ]
     (whole,) = forecast(groups_of(model, tensors), layout_on(str(processes)), options)
     firsts = {shared.numbers[0]: shared for shared in whole.shared}
 
-    def assigned(
+    def assign_owners(
         matrices: Sequence[MatrixSpec], kinds: Sequence[MatrixKind], *_: object
-    ) -> Assigned:
-        found, number = Assigned([], [], [], []), 0
+    ) -> OwnerAssignment:
+        found, number = OwnerAssignment([], [], [], []), 0
         known: dict[MatrixKind, list[MatrixKind]] = {}
         for matrix, kind in zip(matrices, kinds, strict=True):
             parts, part_kinds = [matrix], [kind]
@@ -105,15 +107,15 @@ def owners_of_the_model(model: str, processes: int, options: Options) -> Callabl
         found.owners.extend(whole.owners)
         return found
 
-    return assigned
+    return assign_owners
 
 
 def optimizer_on(
     rank: int, processes: int, model: str, narrow: int, node_size: int
 ) -> tuple[pl.SpectralOptimizer, Timed]:
     """The optimizer of one process, with gradients."""
-    plan_module.assigned = ASSIGNED  # also where another model was measured before
-    plan_module.assigned = owners_of_the_model(model, processes, Options(node_size=node_size))
+    plan_module.assign_owners = ASSIGNED  # also where another model was measured before
+    plan_module.assign_owners = owners_of_the_model(model, processes, Options(node_size=node_size))
     step_module.directions_of_parts = lambda jobs, lines, by_columns: [job.matrix for job in jobs]
     mesh = init_device_mesh("cpu", (processes,))
     shapes = [shape for _, shape in MODELS[model]()]

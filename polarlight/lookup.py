@@ -149,7 +149,11 @@ def arguments_checked(target: F) -> F:
         ValueError: count must be an integer, got 2.5
     """
     function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
-    check = _argument_check(function)
+    arguments = _ArgumentCheck(function)
+
+    def check(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        # A function: a compiler that traces `made` cannot build an object of its closure.
+        arguments(args, kwargs)
 
     @wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -174,26 +178,22 @@ def arguments_checked(target: F) -> F:
     return target
 
 
-def _argument_check(
-    function: Callable[..., Any],
-) -> Callable[[tuple[Any, ...], Mapping[str, Any]], None]:
-    """Return a function of (args, kwargs) of a call that raises ValueError where one does not fit.
+class _ArgumentCheck:
+    """The arguments of a function that `arguments_checked` checks, and how it does so."""
 
-    A closure and no object: `torch.compile` traces the calls of steps that make a checked slot.
-    """
-    parameters = signature(function).parameters.values()
-    named = (p for p in parameters if p.name not in LEGAL or _has_number(p.annotation))
-    kinds = {p.name: p.annotation for p in named if _can_check(p.annotation)}
-    by_place = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    positional = [p.name for p in parameters if p.kind in by_place]
+    def __init__(self, function: Callable[..., Any]) -> None:
+        parameters = signature(function).parameters.values()
+        named = (p for p in parameters if p.name not in LEGAL or _has_number(p.annotation))
+        self.kinds = {p.name: p.annotation for p in named if _can_check(p.annotation)}
+        by_place = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+        self.positional = [p.name for p in parameters if p.kind in by_place]
 
-    def check(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        for name, value in (*zip(positional, args, strict=False), *kwargs.items()):
-            if name in kinds and not _fits(value, kinds[name]):
-                kind = _kind_text(kinds[name])
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise ValueError if one of the arguments of a call does not fit its annotation."""
+        for name, value in (*zip(self.positional, args, strict=False), *kwargs.items()):
+            if name in self.kinds and not _fits(value, self.kinds[name]):
+                kind = _kind_text(self.kinds[name])
                 raise ValueError(f"{name} must be {kind}, got {described(value)}") from None
-
-    return check
 
 
 def _members(kind: Any) -> tuple[Any, ...]:

@@ -25,12 +25,15 @@ TINY = 2**10
 
 
 def capped_stacks(
-    indices: Sequence[int], tensors: Sequence[Tensor], max_bytes: int, multiple_of_equal: int = 1
+    indices: Sequence[int],
+    tensors: Sequence[Tensor],
+    max_bytes: int,
+    cut_equal_in_multiples_of: int = 1,
 ) -> list[list[int]]:
     """Split indices, in order, into lists of at most `max_bytes` of tensors (a larger one alone).
 
-    Where equal shapes are cut, a multiple of `multiple_of_equal` of them stay, if the list has that
-    many.
+    Where a list ends among equal shapes, it keeps a multiple of `cut_equal_in_multiples_of` of
+    them, if it has that many.
     """
     # `Tensor.nbytes` fails on shapes that a compiler keeps as symbols.
     widest = max([tensors[i].element_size() for i in indices], default=0)
@@ -41,14 +44,10 @@ def capped_stacks(
     for i in indices:
         nbytes = tensors[i].numel() * tensors[i].element_size()
         if not stacks or size + nbytes > max_bytes:
-            equal = (
-                [k for k in stacks[-1] if tensors[k].shape == tensors[i].shape] if stacks else []
-            )
-            excess = (
-                equal[len(equal) // multiple_of_equal * multiple_of_equal :]
-                if len(equal) > multiple_of_equal
-                else []
-            )
+            shape = tensors[i].shape
+            equal = [k for k in stacks[-1] if tensors[k].shape == shape] if stacks else []
+            kept = len(equal) // cut_equal_in_multiples_of * cut_equal_in_multiples_of
+            excess = equal[kept:] if kept else []
             if excess:
                 del stacks[-1][-len(excess) :]
             stacks.append(excess)
@@ -58,8 +57,8 @@ def capped_stacks(
     return stacks
 
 
-def _cores(tensors: Sequence[Tensor]) -> int:
-    """Return the number of torch's threads for CPU tensors; 1 on other devices and in a graph.
+def _cpu_threads(tensors: Sequence[Tensor]) -> int:
+    """Return the number of torch's threads if all tensors are on the CPU; 1 else, or in a graph.
 
     Each takes a product of its own in a bfloat16 batch: of three, two cores waste one.
     """
@@ -79,7 +78,7 @@ def step_stacks(tensors: Sequence[Tensor]) -> list[list[int]]:
     by_shape = [alike[shape] for shape in sorted(alike)]
     if "cpu" in {t.device.type for t in tensors}:
         order = [i for some in by_shape for i in some]
-        return capped_stacks(order, tensors, MOST_BYTES_ON_CPU, _cores(tensors))
+        return capped_stacks(order, tensors, MOST_BYTES_ON_CPU, _cpu_threads(tensors))
     stacks: list[list[int]] = []
     size = 0
     for some in by_shape:
@@ -118,14 +117,14 @@ class Batched:
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
         """Return one direction per job, in order; update the jobs' buffers in place."""
         directions = [job.matrix for job in jobs]  # each is replaced
-        for stack in self._stacks(jobs):
+        for stack in self._job_stacks(jobs):
             found = _compute_stack([jobs[index] for index in stack])
             for index, D in zip(stack, found, strict=True):
                 directions[index] = D
         return directions
 
-    def _stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
-        """Yield indices of jobs to batch: equal rule, m, n, dtype and device, capped by `_cap`."""
+    def _job_stacks(self, jobs: Sequence[Job]) -> Iterator[list[int]]:
+        """Yield lists of indices of jobs of equal rule, m, n, dtype and device, capped in bytes."""
         matrices = [job.matrix for job in jobs]
         alike: dict[tuple[int, torch.Size, torch.dtype, torch.device], list[int]] = {}
         for index, (job, M) in enumerate(zip(jobs, matrices, strict=True)):
@@ -138,10 +137,12 @@ class Batched:
             groups.setdefault((rule, shape[-2:], dtype, device), []).extend(indices)
         for group in groups.values():
             first = matrices[min(group)]
-            yield from capped_stacks(sorted(group), matrices, self._cap(first), _cores([first]))
+            yield from capped_stacks(
+                sorted(group), matrices, self._most_stack_bytes(first), _cpu_threads([first])
+            )
 
-    def _cap(self, M: Tensor) -> int:
-        """Return the most bytes of one batch of matrices like M; 0 to compute each alone."""
+    def _most_stack_bytes(self, M: Tensor) -> int:
+        """Return the most bytes of one batch of matrices like M; 0 to compute each matrix alone."""
         if M.device.type != "cpu" or torch.compiler.is_compiling():  # a stack is code in a graph
             return self.max_bytes
         nbytes = M.shape[-2:].numel() * M.element_size()
@@ -152,7 +153,7 @@ class Batched:
 
 
 def _compute_stack(jobs: Sequence[Job]) -> list[Tensor]:
-    """Compute jobs of equal rule and shape as one batch; write buffers back; return directions."""
+    """Return one direction per job, all of equal rule, m and n, in one batch; update buffers."""
     rule, first = jobs[0].rule, jobs[0].matrix
     dtype = rule.input_dtype(first.dtype, first.device)
     if len(jobs) == 1:
@@ -179,7 +180,7 @@ def _existing_stack(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def _stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return a copy of matrices [..., m, n] as one batch [b, m, n] of a dtype."""
+    """Return a copy of matrices [..., m, n] as one batch [b, m, n] of a dtype, in order."""
     first = matrices[0]
     batch = _existing_stack(matrices)
     if batch is not None:

@@ -31,8 +31,8 @@ def cost(rule: UpdateRule, m: int, n: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class RowwiseCost:
-    """Cost of a direction for a process that holds some rows of the matrix.
+class PartCost:
+    """Cost of a direction for a process that holds some rows, or columns, of the matrix.
 
     Attributes:
         flops: Flops of products and decompositions.
@@ -46,31 +46,31 @@ class RowwiseCost:
 
 
 @lru_cache(maxsize=4096)
-def rowwise_cost(rule: UpdateRule, m: int, n: int, local_rows: int) -> RowwiseCost | None:
-    """Return flops, cost and bytes of sums on `local_rows` of m rows; None if it needs them all."""
+def rowwise_cost(rule: UpdateRule, m: int, n: int, local_rows: int) -> PartCost | None:
+    """Return the cost of a direction on `local_rows` of m rows; None if the rule needs all."""
     X, buffers = _meta_inputs(rule, m, n, local_rows=local_rows)
     return _part_cost(lambda: rule.direction_on_rows(X, _CountedRows(m), buffers), X)
 
 
 @lru_cache(maxsize=4096)
-def columnwise_cost(rule: UpdateRule, m: int, n: int, local_columns: int) -> RowwiseCost | None:
-    """Return flops, cost and bytes of sums on `local_columns` of n; None if it needs them all."""
+def columnwise_cost(rule: UpdateRule, m: int, n: int, local_columns: int) -> PartCost | None:
+    """Return the cost of a direction on `local_columns` of n columns; None if it needs all."""
     X, buffers = _meta_inputs(rule, m, n, local_columns=local_columns)
     return _part_cost(lambda: rule.direction_on_columns(X, _CountedRows(n), buffers), X)
 
 
-def _part_cost(computation: Callable[[], Tensor], X: Tensor) -> RowwiseCost | None:
-    """Run a computation on a part X of a matrix, return its cost; None if it needs all of it."""
+def _part_cost(direction_of_part: Callable[[], Tensor], X: Tensor) -> PartCost | None:
+    """Run `direction_of_part` (of X), return its cost; None if it needs the whole matrix."""
     try:
-        count = counted(computation, *X.shape)
+        count = counted(direction_of_part, *X.shape)
     except NeedsAllRowsError:
         return None
     flops = round(count.flops)
-    return RowwiseCost(flops, flops + FLOPS_PER_ENTRY * X.numel(), round(count.summed))
+    return PartCost(flops, flops + FLOPS_PER_ENTRY * X.numel(), round(count.summed))
 
 
 class _CountedRows(Rows):
-    """Row reductions that return their input, whose bytes are counted."""
+    """Row reductions without processes: each returns its input and counts its bytes."""
 
     def __init__(self, total: int) -> None:
         """Keep the number of rows of the whole matrix."""
@@ -81,12 +81,12 @@ class _CountedRows(Rows):
         return self.total
 
     def sum(self, x: Tensor) -> Tensor:
-        """Return x unchanged; note its bytes as all-reduced."""
+        """Return x unchanged; add its bytes to the all-reduced bytes being counted."""
         note_summed(x)
         return x
 
     def max(self, x: Tensor) -> Tensor:
-        """Return x unchanged; note its bytes as all-reduced."""
+        """Return x unchanged; add its bytes to the all-reduced bytes being counted."""
         return self.sum(x)
 
 
@@ -98,7 +98,7 @@ def _meta_inputs(
     local_rows: int | None = None,
     local_columns: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return an uninitialized [local_rows or m, local_columns or n] and {name: buffer}, on meta.
+    """Return an uninitialized [local_rows or m, local_columns or n] and {buffer: zeros}, on meta.
 
     Host counters are on the CPU.
     """

@@ -46,7 +46,7 @@ def new_buffers(
     parameter: Tensor,
     zeros: Callable[..., Tensor] = torch.zeros,
 ) -> dict[str, Tensor]:
-    """Return {name: zeros} for a rule, without momentum; several parts of a view share a vector.
+    """Return {buffer: zeros} for a rule, without momentum; parts of a view share one vector.
 
     A view with one part keeps the shapes that the stages ask for. With several parts (`RowBlocks`)
     the parts' buffers are concatenated in one vector, so that no name has an index in it; in one
@@ -77,7 +77,7 @@ def new_buffers(
 
 
 def common_batch(view: MatrixView, shape: torch.Size) -> torch.Size:
-    """Return shape[:-2] if all parts of the view have these dimensions; else an empty size."""
+    """Return shape[:-2] if all parts of the view have these leading dimensions; else ()."""
     leading = shape[:-2]
     return leading if all(part[:-2] == leading for part in view.shapes(shape)) else torch.Size()
 
@@ -89,7 +89,7 @@ BufferShapes = dict[tuple[int, torch.Size], dict[str, torch.Size]]
 def job_of_whole(
     rule: UpdateRule, momentum: Tensor, state: dict[str, Tensor], shape_cache: BufferShapes
 ) -> Job:
-    """Return the `Job` of one matrix or batch with its state; arguments as in `jobs_of`."""
+    """Return a `Job` of `momentum` [..., m, n] and its buffers in `state`; fills `shape_cache`."""
     key = id(rule), momentum.shape
     shapes = shape_cache.get(key)
     if shapes is None:
@@ -107,7 +107,7 @@ def jobs_of(
     state: dict[str, Tensor],
     shape_cache: BufferShapes,
 ) -> list[Job]:
-    """Return one `Job` per part of the view, of views of momentum and state; fills `shape_cache`.
+    """Return one `Job` per part of `view`, aliasing momentum and state; fills `shape_cache`.
 
     Args:
         rule: The update rule.

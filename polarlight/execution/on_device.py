@@ -49,16 +49,26 @@ class OnDevice:
             raise ValueError(f"max_bytes must be >= 0, got {self.max_bytes}")
 
     def directions(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """Return one direction per job, on the matrix's device; update the jobs' buffers."""
+        """Return one direction per job, in order, on its matrix's device; update buffers."""
         matrices = [job.matrix for job in jobs]
         results: dict[int, Tensor] = {}
         for some in capped_stacks(range(len(jobs)), matrices, self.max_bytes):
-            results.update(zip(some, self._compute_there([jobs[i] for i in some]), strict=True))
+            results.update(zip(some, self._compute_on_device([jobs[i] for i in some]), strict=True))
         return [results[i] for i in range(len(jobs))]
 
-    def _compute_there(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """Compute jobs on `self.device`; copy buffers back; return directions on their devices."""
-        moved = [self._copy_to_device(job) for job in jobs]
+    def _compute_on_device(self, jobs: Sequence[Job]) -> list[Tensor]:
+        """Compute jobs on `self.device`; copy buffers back; return directions on jobs' devices."""
+        moved = [
+            replace(
+                job,
+                matrix=job.matrix.to(self.device, non_blocking=True),
+                buffers={  # the host counter stays where it is
+                    name: x if name == HOST_COUNTER else x.to(self.device, non_blocking=True)
+                    for name, x in job.buffers.items()
+                },
+            )
+            for job in jobs
+        ]
         directions = self.executor.directions(moved)
         pairs = [
             (mine[name], x)
@@ -71,11 +81,3 @@ class OnDevice:
         if pairs:
             foreach.copy_([mine for mine, _ in pairs], [x for _, x in pairs])
         return [D.to(job.matrix.device) for D, job in zip(directions, jobs, strict=True)]
-
-    def _copy_to_device(self, job: Job) -> Job:
-        """Return the job with its tensors on `self.device`; the host counter stays where it is."""
-        buffers = {
-            name: x if name == HOST_COUNTER else x.to(self.device, non_blocking=True)
-            for name, x in job.buffers.items()
-        }
-        return replace(job, matrix=job.matrix.to(self.device, non_blocking=True), buffers=buffers)

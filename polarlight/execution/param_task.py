@@ -173,7 +173,7 @@ def mark_expendable(tasks: Iterable[ParamTask], kept: Iterable[Iterable[Tensor]]
 
 
 def full_tensor(x: Tensor, parameter: Tensor | None = None) -> Tensor:
-    """Gather the full tensor of a DTensor, or of a shard of DTensor `parameter`; else return x."""
+    """All-gather a DTensor x, or a shard x of DTensor `parameter`, to the full tensor; else x."""
     if parameter is not None:
         x = placed_like(x, parameter)
     return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
@@ -226,7 +226,7 @@ def new_param_buffers(
 
 
 class ParamSource(Protocol):
-    """Interface of the parameters of a step, by their number in the plan."""
+    """Interface of a source of tasks that takes directions; parameters by number in the plan."""
 
     @property
     def numbers(self) -> Collection[int]:
@@ -242,8 +242,8 @@ class ParamSource(Protocol):
         """Take the parameters' directions, each in the shape of its local shard."""
 
 
-class Loaded:
-    """Source of tasks that are there already, which keeps all directions until the end.
+class LoadedTasks:
+    """Source of tasks that exist already; keeps all directions until the end of the step.
 
     Attributes:
         tasks: Tasks by number.
@@ -274,7 +274,7 @@ class Loaded:
 
 
 class StreamedParams:
-    """Parameters whose momenta are formed when they are needed, and which move one by one.
+    """Source of tasks that updates momenta when they are loaded, weights when directions come.
 
     Args:
         members: The parameters.
@@ -299,9 +299,9 @@ class StreamedParams:
             self._early.update(zip(positions, self._load(positions), strict=True))
         return [self._early[k].momentum.dtype for k in positions]
 
-    def numbered(self, positions: Mapping[int, int]) -> "StreamedParams":
+    def numbered(self, position_of: Mapping[int, int]) -> "StreamedParams":
         """Set {parameter number in the plan: position in `members`}; return self."""
-        self._positions = positions
+        self._positions = position_of
         return self
 
     @property

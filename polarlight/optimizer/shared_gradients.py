@@ -9,9 +9,9 @@ from torch import Tensor
 from polarlight.execution.job import Executor
 from polarlight.execution.param_task import ParamExecutor, ParamWithState
 from polarlight.execution.sharded.agreement import (
-    Agreed,
     Agreement,
-    Finite,
+    FiniteMaskOf,
+    GradientStatus,
     Roster,
     nonfinite_members,
 )
@@ -104,10 +104,10 @@ class SharedGradients:
         self,
         members: Sequence[ParamWithState],
         executor: Executor | ParamExecutor,
-        finite: Finite,
+        finite: FiniteMaskOf,
         raises: bool,
         unshared_nonfinite: bool,
-    ) -> Agreed:
+    ) -> GradientStatus:
         """Compare `members` on all processes; return findings; tell `Sharded` the matrices."""
         group, options, zero = None, "", False
         if isinstance(executor, Sharded):
@@ -136,7 +136,7 @@ class SharedGradients:
 
 @contextmanager
 def _gradients_replaced(
-    agreed: Agreed,
+    agreed: GradientStatus,
     members: Sequence[ParamWithState],
     pairs: Sequence[IndexPair],
     active: Mapping[int, list[int]],
@@ -186,7 +186,7 @@ def _shared_params(
     return pairs, members
 
 
-def _nonfinite_pending(agreed: Agreed, finite: Finite) -> dict[int, int]:
+def _nonfinite_pending(agreed: GradientStatus, finite: FiniteMaskOf) -> dict[int, int]:
     """Return {member index: rank that found its pending gradient non-finite}; all-reduces."""
     found: dict[int, int] = {}
     for roster in agreed.rosters:

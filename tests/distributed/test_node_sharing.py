@@ -216,7 +216,7 @@ def sums_of_a_step(rank, layout, shapes):
     assert not differences(ours, theirs), differences(ours, theirs)
     (plan,) = executor.plans()
     assert [len(shared.ranks) for shared in plan.shared] == [4] * len(shapes)
-    sums = sum(plan.kinds[n].sums for n, owner in enumerate(plan.owners) if owner == rank)
+    sums = sum(plan.kinds[n].sum_bytes for n, owner in enumerate(plan.owners) if owner == rank)
     assert sums > 0
     assert found.bytes == traffic(plan)[rank].received - sums
     return found.counts["allreduce_"] - 1  # one compares the processes

@@ -84,7 +84,7 @@ def check_bytes(rank, layout, options=SMALL):
             received -= sum(to_itself(plan, e, rank) for e in bucket.gather.values())
             received -= sum(to_itself(plan, e, rank) for e in bucket.scatter.values())
     sums = sum(s.sent for s in plan.rowwise.values())
-    sums += sum(plan.kinds[n].sums for n, owner in enumerate(plan.owners) if owner == rank)
+    sums += sum(plan.kinds[n].sum_bytes for n, owner in enumerate(plan.owners) if owner == rank)
     assert received == traffic(plan)[rank].received - sums
 
 

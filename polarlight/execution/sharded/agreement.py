@@ -44,7 +44,7 @@ gradient has to raise an error; both are carried to the processes of other meshe
 
 CARRIED = slice(TROUBLE, REFUSED + 1)
 
-Finite = Callable[[Sequence[int]], Tensor]
+FiniteMaskOf = Callable[[Sequence[int]], Tensor]
 """Members -> bool [n], whether the local part of each one's gradient is finite."""
 
 
@@ -72,8 +72,8 @@ class Roster:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreed:
-    """Members with non-finite, missing or pending gradients, as all processes found them.
+class GradientStatus:
+    """Gradients that are non-finite, missing or pending, as all processes of a mesh found them.
 
     Attributes:
         nonfinite: Members whose gradient is not finite on some process, with the rank of one.
@@ -110,14 +110,14 @@ class Agreement:
         self,
         members: Sequence[Member],
         group: ProcessGroup | None,
-        finite: Finite,
+        finite: FiniteMaskOf,
         *,
         options: str,
         missing_is_zero: bool,
         nonfinite_raises: bool = False,
         unshared_nonfinite: bool = False,
-    ) -> Agreed:
-        """Compare all meshes; raise ValueError if they differ; report non-finite in `Agreed`.
+    ) -> GradientStatus:
+        """Compare members and gradients over each mesh (all-reduce); ValueError if they differ.
 
         Args:
             members: All trainable parameters of the optimizer, with and without gradients.
@@ -162,14 +162,22 @@ class Agreement:
                 found |= nonfinite_members(roster, active, finite)
         pending = [n for roster in rosters for n in roster.members if states[n] == PENDING]
         refused = max((report[REFUSED] for report in reports), default=0)
-        return Agreed(found, missing, pending, rosters, refused - 1 if refused else None)
+        return GradientStatus(found, missing, pending, rosters, refused - 1 if refused else None)
 
     def _rosters(
         self, members: Sequence[Member], group: ProcessGroup | None, options: str
     ) -> list[Roster]:
-        """Return one `Roster` of parameters per mesh; last step's list if nothing has changed."""
-        params = [m.parameter for m in members]
-        keys = [(options, group), *_comparable(members)]
+        """Return each mesh's parameters; the last step's list if nothing has changed."""
+        params: list[Any] = [m.parameter for m in members]
+        # What could change about a member; a DTensor's specification (placements and mesh) is the
+        # same object in the next step.
+        keys = [
+            (options, group),
+            *[
+                (m.name, m.rule, m.view, p.dtype, p._spec if is_sharded(p) else p.shape)
+                for m, p in zip(members, params, strict=True)
+            ],
+        ]
         refs, known_keys, rosters = self._last
         if keys == known_keys and all([x() is p for x, p in zip(refs, params, strict=True)]):
             return rosters
@@ -180,7 +188,7 @@ class Agreement:
     def _new_rosters(
         self, members: Sequence[Member], group: ProcessGroup | None, options: str
     ) -> list[Roster]:
-        """Return a new `Roster` of parameters per mesh, sorted by key: in one order everywhere."""
+        """Return a new `Roster` per mesh, sorted by mesh; makes unknown meshes (a collective)."""
         by_key: dict[Any, Roster] = {}
         for number, member in enumerate(members):
             mesh = (
@@ -192,7 +200,8 @@ class Agreement:
                 if mesh.key not in by_key:
                     by_key[mesh.key] = Roster(mesh, [], min(mesh.ranks))
                 by_key[mesh.key].members.append(number)
-        head = f"polarlight {_version()}, torch {torch.__version__}, {options}"
+        version = getattr(sys.modules[__name__.partition(".")[0]], "__version__", "unknown")
+        head = f"polarlight {version}, torch {torch.__version__}, {options}"
         for key, roster in by_key.items():
             roster.texts = [head, *(member_text(members[n], roster.mesh) for n in roster.members)]
             roster.digest = hash_of("\n".join(roster.texts))
@@ -205,16 +214,16 @@ def _reduce_all(
     rosters: Sequence[Roster],
     members: Sequence[Member],
     states: Sequence[int],
-    finite: Finite,
+    finite: FiniteMaskOf,
     *,
     missing_is_zero: bool,
     nonfinite_raises: bool,
     unshared_nonfinite: bool,
 ) -> list[Tensor]:
-    """Return each mesh's report, int64 [10], all-reduced (max); carry trouble to later meshes.
+    """Return one int64 [10] per mesh, all-reduced (max); carry disagreements to later meshes.
 
-    Trouble on one mesh is carried to the next ones: no process must wait on another mesh for one
-    that raised.
+    A disagreement on one mesh is carried to the next ones: no process must wait on another mesh
+    for one that raised.
     """
     vectors: list[Tensor] = []
     covered = _last_covers_all(tuple(roster.mesh.ranks for roster in rosters))
@@ -250,7 +259,7 @@ def _last_covers_all(ranks_of_meshes: tuple[tuple[int, ...], ...]) -> bool:
 def _report_to_earlier_meshes(
     rosters: Sequence[Roster], vectors: Sequence[Tensor]
 ) -> list[list[int]]:
-    """Carry trouble to earlier meshes' reports, by all-reduce, in place; return reports as lists.
+    """Carry disagreements to earlier meshes by all-reduce; set `chained`; return vectors as lists.
 
     Where the last mesh does not have all processes, processes of earlier meshes wait for it. Which
     meshes have such processes is known from the step before; in the first step the host reads it.
@@ -272,7 +281,7 @@ def _report_to_earlier_meshes(
 def _propagate_backwards(
     rosters: Sequence[Roster], vectors: Sequence[Tensor], chained: Sequence[int | bool]
 ) -> None:
-    """Set each report's `CARRIED` to the maximum of it and later ones; all-reduce if `chained`."""
+    """Set each vector's `CARRIED` to the maximum of it and later ones; all-reduce if `chained`."""
     if not any(chained):
         return
     carried = vectors[-1][CARRIED]
@@ -297,7 +306,7 @@ def _raise_if_trouble(
     states: Sequence[int],
     missing_is_zero: bool,
 ) -> None:
-    """Raise ValueError if a report shows a disagreement; a collective of the mesh if it does."""
+    """Raise ValueError with the first difference, found by collectives, if a report shows one."""
     if not any(report[TROUBLE] for report in reports):
         return
     messages = []
@@ -318,7 +327,7 @@ def _raise_if_trouble(
 
 
 def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence[int]) -> list[int]:
-    """Return numbers of members with a gradient elsewhere on the mesh, none here, by all-reduce.
+    """Return numbers of members that lack a gradient which another process has, by all-reduce.
 
     Raises:
         ValueError: If another process has to reduce such a gradient together with this one.
@@ -336,7 +345,9 @@ def _missing_members(roster: Roster, members: Sequence[Member], states: Sequence
     return [n for n, most in zip(roster.members, high, strict=True) if most and not states[n]]
 
 
-def nonfinite_members(roster: Roster, active: Sequence[int], finite: Finite) -> dict[int, int]:
+def nonfinite_members(
+    roster: Roster, active: Sequence[int], finite: FiniteMaskOf
+) -> dict[int, int]:
     """Return {member number: rank with a non-finite gradient} over a mesh, by all-reduce.
 
     Args:
@@ -354,24 +365,6 @@ def nonfinite_members(roster: Roster, active: Sequence[int], finite: Finite) -> 
     return {n: bad - 1 for n, bad in zip(roster.members, reduced, strict=True) if bad}
 
 
-def _comparable(members: Sequence[Member]) -> list[tuple[Any, ...]]:
-    """Return (name, rule, view, dtype, shape, placements, mesh) per member, to detect changes.
-
-    A DTensor's specification is the same object in the next step.
-    """
-    return [(m.name, m.rule, m.view, *_placed(m.parameter)) for m in members]
-
-
-def _placed(parameter: Any) -> tuple[Any, ...]:
-    """Return (dtype, shape); of a DTensor (dtype, specification with placements and mesh)."""
-    return parameter.dtype, parameter._spec if is_sharded(parameter) else parameter.shape
-
-
 def _hash_differs(report: Sequence[int], entry: int) -> bool:
     """Return whether hashes differ: `report[entry]` is the largest, the next minus the least."""
     return report[entry] != -report[entry + 1]
-
-
-def _version() -> str:
-    """Return polarlight's version."""
-    return str(getattr(sys.modules[__name__.partition(".")[0]], "__version__", "unknown"))

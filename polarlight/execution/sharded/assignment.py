@@ -22,7 +22,7 @@ def owners(
     transfer_costs: Sequence[float] = (),
     part_holders: Sequence[Holders] = (),
 ) -> list[int]:
-    """Return each matrix's owner: the least loaded process, or one that holds it in full.
+    """Return each matrix's owner: a process that holds it, or else the least loaded process.
 
     Args:
         costs: Cost of each matrix, in any unit.
@@ -47,7 +47,7 @@ def owners(
     mean = (sum(whole) + sum(loads)) / processes
     moved_limit = max(spread * mean, max(whole, default=0.0)) * (1 + 1e-9)
     found = [0] * len(costs)
-    least = _LeastLoaded(loads)
+    least = _LoadHeaps(loads)
     for i in sorted(range(len(costs)), key=lambda i: (-whole[i], i)):
         held, cost = holders[i], costs[i]
         rank = least.among(held) if held else -1
@@ -62,8 +62,8 @@ def owners(
     return found
 
 
-class _LeastLoaded:
-    """Finder of the least loaded process, while the caller adds to `loads`.
+class _LoadHeaps:
+    """Heaps of processes by load; the least loaded one is found while the caller adds to `loads`.
 
     Args:
         loads: Load of each process; the caller adds to it.

@@ -82,7 +82,7 @@ class Charges:
     def of_matrix(
         self, kind: MatrixKind, owner: int, *, gathers: bool, returns: bool
     ) -> list[Charge]:
-        """Return the (account, bytes) pairs that a matrix takes; an account is a process or group.
+        """Return the bytes that a matrix takes of a bucket, per account (a process or a group).
 
         Args:
             kind: Its kind.
@@ -100,13 +100,13 @@ class Charges:
         return charges
 
     def _of_each_holder(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
-        """Yield (account, bytes) of each holder but the owner, and each relay: the larger way."""
+        """Yield (account, bytes) for each holder but the owner, and for each relay of two hops."""
         topology = self._topology
         passed: dict[int, int] = defaultdict(int)
         two_hops = topology.grid_of(kind.replicated) is not None
         for rank, share in kind.shares(owner).items():
             if rank != owner:
-                size = _larger_way(kind, share)
+                size = _charged_bytes(kind, share)
                 yield ("holder", rank), size
                 if two_hops:
                     passed[topology.via(kind.replicated, rank, owner)] += size
@@ -114,23 +114,25 @@ class Charges:
             yield ("relay", rank), size
 
     def _of_holders_together(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
-        """Yield (account of a group, bytes): the largest share, and the busiest relay's bytes."""
-        topology, axes = self._topology, kind.replicated
-        group, places = topology.cut_group(axes, owner), topology.places(axes)
+        """Yield (account of a group, bytes): its largest share, and those of its busiest relay."""
+        topology, replicated = self._topology, kind.replicated
+        group, places = topology.cut_group(replicated, owner), topology.places(replicated)
         if (kind, group[0]) not in self._largest:
             by_group: dict[int, int] = defaultdict(int)
-            sizes = {rank: _larger_way(kind, share) for rank, share in kind.shares(owner).items()}
+            sizes = {
+                rank: _charged_bytes(kind, share) for rank, share in kind.shares(owner).items()
+            }
             for rank, size in sizes.items():
                 by_group[places[rank][0]] += size
             self._largest[kind, group[0]] = max(sizes.values()), max(by_group.values())
         largest, of_group_most = self._largest[kind, group[0]]
-        yield ("copy", axes, group[0]), largest * self._parts
-        if topology.grid_of(axes) is not None:
-            yield ("second hop", axes, group[places[owner][1]]), of_group_most * self._parts
+        yield ("copy", replicated, group[0]), largest * self._parts
+        if topology.grid_of(replicated) is not None:
+            yield ("second hop", replicated, group[places[owner][1]]), of_group_most * self._parts
 
 
-def joined(parts: Iterable[Sequence[Charge]]) -> list[Charge]:
-    """Return the (account, bytes) of all parts of a matrix, bytes of one account added up."""
+def sum_by_account(parts: Iterable[Sequence[Charge]]) -> list[Charge]:
+    """Return one (account, bytes) per account, summed over the parts of a matrix."""
     taken: dict[Hashable, int] = defaultdict(int)
     for charges in parts:
         for account, amount in charges:
@@ -138,7 +140,7 @@ def joined(parts: Iterable[Sequence[Charge]]) -> list[Charge]:
     return list(taken.items())
 
 
-def _larger_way(kind: MatrixKind, share: tuple[int, int]) -> int:
-    """Return the larger of a holder's bytes to the owner and bytes back."""
+def _charged_bytes(kind: MatrixKind, share: tuple[int, int]) -> int:
+    """Return the larger of a holder's bytes to the owner (`share[0]`) and back (`share[1]`)."""
     gathered, scattered = share
     return max(gathered + kind.per_matrix_bytes, scattered)

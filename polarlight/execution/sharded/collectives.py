@@ -111,13 +111,15 @@ def mesh_of_group(group: ProcessGroup, device: str) -> ProcessMesh:
 
 
 def mesh_of_dtensor(x: Any) -> ProcessMesh | None:
-    """Return a DTensor's mesh, None if this process is not on it; a collective of the mesh."""
+    """Return a DTensor's mesh (None if not on it); store its groups; may make one: a collective."""
     mesh = x.device_mesh
     if mesh.get_coordinate() is None:
         return None
     on_mesh = [int(rank) for rank in mesh.mesh.flatten()]
-    for axis in range(mesh.ndim):
-        _register_group(mesh.get_group(axis))
+    known = _groups.setdefault(dist.group.WORLD, WeakValueDictionary())
+    for axis in range(mesh.ndim):  # for `group_of_ranks`; a group that is stored already stays
+        along = mesh.get_group(axis)
+        known.setdefault(tuple(sorted(dist.get_process_group_ranks(along))), along)
     group = mesh.get_group() if mesh.ndim == 1 else group_of_ranks(on_mesh)
     ranks = tuple(dist.get_process_group_ranks(group))
     shape = tuple(mesh.shape)
@@ -157,14 +159,8 @@ _groups: WeakKeyDictionary[Any, WeakValueDictionary[tuple[int, ...], Any]] = Wea
 """Groups made here, by their ranks, for each default group. Weak: torch keeps and destroys them."""
 
 
-def _register_group(group: ProcessGroup) -> None:
-    """Store a group weakly, for `group_of_ranks`; keep one that is stored for its ranks."""
-    known = _groups.setdefault(dist.group.WORLD, WeakValueDictionary())
-    known.setdefault(tuple(sorted(dist.get_process_group_ranks(group))), group)
-
-
 def group_of_ranks(ranks: Sequence[int]) -> ProcessGroup:
-    """Return the process group of exactly these ranks, or make it; all of them must call this.
+    """Return the process group of these global ranks, or make it; all of them must call this.
 
     It is made once per set of ranks, for all optimizers, with the timeout of the default group.
     """
@@ -232,7 +228,8 @@ def sharded_zeros(
     x: Any, name: str, shape: torch.Size, *, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     """Return zeros [shape] as a DTensor on the mesh of x, cut by `Layout.for_buffer` of x."""
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
 
     layout = layout_of(x, name).for_buffer(shape)
     coordinate = x.device_mesh.get_coordinate()
@@ -240,23 +237,18 @@ def sharded_zeros(
     return DTensor.from_local(
         torch.zeros(held, dtype=dtype, device=device),
         x.device_mesh,
-        [_placement(split) for split in layout.splits],
+        [
+            Replicate()
+            if split is None
+            else Shard(split.dim)
+            if split.factor == 1
+            else _StridedShard(split.dim, split_factor=split.factor)
+            for split in layout.splits
+        ],
         run_check=False,
         shape=shape,
         stride=torch.empty(shape, device="meta").stride(),
     )
-
-
-def _placement(split: Split | None) -> Any:
-    """Return a cut as DTensor placement: `Replicate` for None, `Shard` or `_StridedShard`."""
-    from torch.distributed.tensor import Replicate, Shard
-    from torch.distributed.tensor.placement_types import _StridedShard
-
-    if split is None:
-        return Replicate()
-    if split.factor == 1:
-        return Shard(split.dim)
-    return _StridedShard(split.dim, split_factor=split.factor)
 
 
 def as_dtensor_like(shard: Tensor, x: Any) -> Tensor:
@@ -269,7 +261,7 @@ def as_dtensor_like(shard: Tensor, x: Any) -> Tensor:
 
 
 def redistributed_gradient(parameter: Any) -> Any:
-    """Return a DTensor's gradient in its parameter's placements; a collective if they differ."""
+    """Return `parameter.grad` in the parameter's placements; a collective if they differ."""
     gradient: Any = parameter.grad
     reduced = gradient.placements == parameter.placements
     return gradient if reduced else gradient.redistribute(placements=parameter.placements)
@@ -315,7 +307,7 @@ class SharedRows(Rows):
 
 
 def shared_rows(x: Any, row_axes: Sequence[int]) -> SharedRows:
-    """Return the row reductions of a DTensor whose rows are sharded along `row_axes`."""
+    """Return reductions over rows of DTensor x, sharded along mesh dimensions `row_axes`."""
     mesh = x.device_mesh
     groups = tuple(mesh.get_group(axis) for axis in row_axes)
     replicated = [a for a, p in enumerate(x.placements) if p.is_replicate() and mesh.size(a) > 1]
@@ -350,7 +342,7 @@ class Subgroup:
 
 
 def subgroup(mesh: ProcessMesh, mesh_ranks: Sequence[int]) -> Subgroup:
-    """Return the processes with these mesh ranks as a `Subgroup`; all of them must call this."""
+    """Return the process group of these mesh ranks, made if needed; all of them must call this."""
     ranks = [mesh.ranks[rank] for rank in mesh_ranks]
     group = mesh.group if len(mesh_ranks) == mesh.size else group_of_ranks(ranks)
     place = {rank: k for k, rank in enumerate(mesh.ranks)}
@@ -380,7 +372,7 @@ def start_exchange(
 
 
 def start_broadcast(x: Tensor, source: int, group: ProcessGroup) -> Any:
-    """Start to overwrite x with the x of global rank `source`; return a handle to wait on."""
+    """Start a broadcast of x from global rank `source` into x; return a handle to wait on."""
     return dist.broadcast(x, src=source, group=group, async_op=True)
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from polarlight.execution.param_task import Member, is_sharded, to_local
 from polarlight.execution.sharded import collectives
 from polarlight.execution.sharded.collectives import ProcessMesh, layout_of, replicated_layout
-from polarlight.execution.sharded.layouts import Layout
 from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.specs import param_spec
 from polarlight.registry import stable_text
@@ -42,33 +41,25 @@ def member_text(member: Member, mesh: ProcessMesh) -> str:
     p = member.parameter
     layout = layout_of(p, member.name) if is_sharded(p) else tuple(p.shape)
     dtypes = {name: str(x.dtype) for name, x in sorted(member.state.items())}
-    return f"{member.name}: {layout} {p.dtype} {dtypes}; {_elementwise_text(member.rule)}"
-
-
-def _elementwise_text(rule: object) -> str:
-    """Return the stable text of an elementwise rule; its class name if it has none."""
     try:
-        return stable_text(rule)
-    except ValueError:
-        return type(rule).__qualname__
+        rule = stable_text(member.rule)
+    except ValueError:  # an elementwise rule without a stable text
+        rule = type(member.rule).__qualname__
+    return f"{member.name}: {layout} {p.dtype} {dtypes}; {rule}"
 
 
 def gradient_states(params: Sequence[Any]) -> list[int]:
-    """Return each parameter's ABSENT (also if empty), PENDING if placed otherwise, or PRESENT."""
-    return [_gradient_state(p, p.grad) for p in params]
-
-
-def _gradient_state(parameter: Any, gradient: Any) -> int:
-    """Return ABSENT (also if the parameter is empty), PENDING if placed otherwise, or PRESENT."""
-    if gradient is None:
-        return ABSENT
-    if (spec := getattr(parameter, "_spec", None)) is None:  # no DTensor
-        return PRESENT if parameter.numel() else ABSENT
-    if 0 in spec.shape:
-        return ABSENT
-    # `fully_shard` gives both one specification.
-    same = gradient._spec is spec or gradient.placements == parameter.placements
-    return PRESENT if same else PENDING
+    """Return per gradient ABSENT (also if empty), PENDING if its placements differ, or PRESENT."""
+    states = []
+    for p in params:
+        gradient, spec = p.grad, getattr(p, "_spec", None)  # a DTensor has a specification
+        if gradient is None or (not p.numel() if spec is None else 0 in spec.shape):
+            states.append(ABSENT)
+        elif spec is None or gradient._spec is spec or gradient.placements == p.placements:
+            states.append(PRESENT)  # `fully_shard` gives gradient and parameter one specification
+        else:
+            states.append(PENDING)
+    return states
 
 
 def hash_of_states(
@@ -88,15 +79,8 @@ def hash_of_states(
 
 @lru_cache(maxsize=64)
 def _hash_of_numbers(numbers: tuple[int, ...]) -> int:
-    """Return a hash of numbers, equal on every process."""
+    """Return a hash of numbers, equal on every process; cached, as steps repeat."""
     return hash_of(";".join(map(str, numbers)))
-
-
-def _gradient_text(member: Member, state: int) -> str:
-    """Return a clause for messages: `name has a gradient`, no gradient, or its placements."""
-    gradient: Any = member.parameter.grad
-    how = {ABSENT: "no gradient", PRESENT: "a gradient"}.get(state)
-    return f"{member.name} has {how or f'a gradient in placements {gradient.placements}'}"
 
 
 def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
@@ -105,14 +89,14 @@ def check_plan(plan: ShardedPlan, mesh: ProcessMesh) -> None:
     both = torch.tensor([mark, -mark, len(plan.params)], dtype=torch.int64).to(mesh.device)
     high, low, count = collectives.reduce_max(both, mesh).tolist()
     if high != -low:
-        options, placed, owned = plan.fixed
+        options, placed, owned = plan.fingerprint_texts
         head = f"{options}, mesh and other loads {hash_of(placed)}, owners {hash_of(owned)}"
         texts = [head, *map(str, plan.params)]
         raise ValueError(params_message(mesh, texts, count + 1))
 
 
 def params_message(mesh: ProcessMesh, texts: Sequence[str], most_texts: int) -> str:
-    """Return the message on the first difference of these lists of texts; a collective."""
+    """Return the error message on the first text that differs over a mesh; a collective."""
     where, (a, rank), (b, other) = first_difference(mesh, texts, most_texts)
     what = f"parameter {where - 1}" if where else "the library"
     return (
@@ -124,8 +108,12 @@ def params_message(mesh: ProcessMesh, texts: Sequence[str], most_texts: int) -> 
 
 
 def gradients_message(mesh: ProcessMesh, members: Sequence[Member], states: Sequence[int]) -> str:
-    """Return the message on the first gradient state that differs; a collective on `mesh`."""
-    texts = [_gradient_text(m, state) for m, state in zip(members, states, strict=True)]
+    """Return the error message on the first gradient that differs over a mesh; a collective."""
+    texts = []
+    for m, state in zip(members, states, strict=True):
+        gradient: Any = m.parameter.grad
+        how = {ABSENT: "no gradient", PRESENT: "a gradient"}.get(state)
+        texts.append(f"{m.name} has {how or f'a gradient in placements {gradient.placements}'}")
     _, (a, rank), (b, other) = first_difference(mesh, texts, len(texts))
     return (
         f"processes disagree on the gradients of this step ({mesh}): {a} on rank {rank}, "
@@ -163,15 +151,17 @@ def first_difference(
 
 
 def check_copies(members: Sequence[Member], mesh: ProcessMesh) -> None:
-    """Compare replicated matrices by checksum, a collective; raise ValueError if copies differ.
+    """All-gather checksums of replicated matrices; raise ValueError everywhere if copies differ.
 
     One checksum per replicated parameter and process is gathered. Every process must call this.
     """
-    replicated = [
-        (m, layout)
-        for m in members
-        if isinstance(m.rule, UpdateRule) and (layout := _layout(m, mesh)).copies > 1
-    ]
+    replicated = []
+    for m in members:
+        if isinstance(m.rule, UpdateRule):
+            p = m.parameter
+            layout = layout_of(p, m.name) if is_sharded(p) else replicated_layout(p.shape, mesh)
+            if layout.copies > 1:
+                replicated.append((m, layout))
     if not replicated:
         return
     own = torch.stack([checksum(to_local(m.parameter)) for m, _ in replicated])
@@ -198,9 +188,3 @@ def checksum(x: Tensor) -> Tensor:
         weights = torch.arange(1, len(chunk) + 1, device=x.device)  # [len(chunk)], int64
         total = total * 1000003 + (chunk * weights).sum()  # overflow wraps around
     return total
-
-
-def _layout(member: Member, mesh: ProcessMesh) -> Layout:
-    """Return a parameter's layout; a plain one is replicated on all of `mesh`."""
-    p = member.parameter
-    return layout_of(p, member.name) if is_sharded(p) else replicated_layout(p.shape, mesh)

@@ -32,7 +32,7 @@ from polarlight.execution.sharded.schedule import (
     Exchange,
     fragments_bytes,
 )
-from polarlight.execution.sharded.topology import Axes
+from polarlight.execution.sharded.topology import MeshAxes
 from polarlight.linalg import foreach
 
 
@@ -45,17 +45,17 @@ class Groups:
         self._known: dict[tuple[int, ...], Subgroup] = {}
         self._routes: WeakKeyDictionary[Exchange, ExchangeRoute] = WeakKeyDictionary()
 
-    def copies(self, replicated: Axes) -> Subgroup:
-        """Return the `Subgroup` of processes with this one's shard, one per copy."""
+    def copies(self, replicated: MeshAxes) -> Subgroup:
+        """Return the group of processes with this one's shard, one per copy; made on first use."""
         return self._subgroup(self.plan.topology.copies(replicated, self.mesh.rank))
 
     def shared_lines(self, mesh_ranks: tuple[int, ...], total: int) -> SharedRows:
-        """Return reductions over all `total` rows, or columns, of a matrix in parts on ranks."""
+        """Return reductions over `total` rows, or columns, that `mesh_ranks` hold in parts."""
         group = self._subgroup(mesh_ranks).group
         return SharedRows((group,), total, self.mesh.device)
 
-    def hops(self, replicated: Axes, *, gather: bool) -> list[Subgroup]:
-        """Return the `Subgroup` of each hop (one or two), in the order of a gather or scatter."""
+    def hops(self, replicated: MeshAxes, *, gather: bool) -> list[Subgroup]:
+        """Return the group of each hop (one or two), in the order of a gather or of a scatter."""
         topology, rank = self.plan.topology, self.mesh.rank
         if topology.grid_of(replicated) is None:
             return [self._subgroup(topology.cut_group(replicated, rank))]
@@ -66,7 +66,7 @@ class Groups:
         ]
         return both if gather else both[::-1]
 
-    def route(self, replicated: Axes, exchange: Exchange, *, gather: bool) -> ExchangeRoute:
+    def route(self, replicated: MeshAxes, exchange: Exchange, *, gather: bool) -> ExchangeRoute:
         """Return the route of an exchange: its packing and hops, made on first use and cached."""
         if exchange not in self._routes:
             first, *more = (hop.mesh_ranks for hop in self.hops(replicated, gather=gather))
@@ -92,7 +92,7 @@ class Groups:
 
 
 class Transfer:
-    """One exchange under way.
+    """One exchange that has been started: all-to-alls of one or two hops.
 
     Args:
         groups: Process groups.
@@ -105,7 +105,7 @@ class Transfer:
     def __init__(
         self,
         groups: Groups,
-        replicated: Axes,
+        replicated: MeshAxes,
         exchange: Exchange,
         tensors_of: TensorsOf,
         *,
@@ -119,17 +119,17 @@ class Transfer:
         self._start(self._route.sent.pack(tensors_of, groups.mesh.device))
 
     def _start(self, sent: Tensor) -> None:
-        """Start the all-to-all of the next hop, with these bytes."""
+        """Start the all-to-all of the next hop: send these bytes, receive into its message."""
         hop, group = self._left.pop(0)
         arrived = self._left[0][0].arrived if self._left else self._route.received.message
         assert arrived is not None, "the first of two hops brings what is sent on"
-        received, _ = arrived.on(sent.device)
+        received, _ = arrived.allocate_on(sent.device)
         self._in_flight: InFlight = collectives.start_exchange(
             sent, received, hop.outgoing, hop.incoming, group.group
         )
 
     def _wait(self) -> Tensor:
-        """Wait for a hop; free the memory of what was sent first; return what was received."""
+        """Wait for a hop; free the message that this process sent; return the received bytes."""
         received = self._in_flight.wait()
         self._route.sent.message.free()
         return received
@@ -138,7 +138,7 @@ class Transfer:
         """Wait for the first of two hops and start the second; do nothing otherwise."""
         if self._left and (arrived := self._left[0][0].arrived) is not None:
             received = self._wait()
-            _, passed = arrived.on(received.device)
+            _, passed = arrived.allocate_on(received.device)
             self._start(torch.cat(passed) if passed else received)
             arrived.free()
 
@@ -150,7 +150,7 @@ class Transfer:
 
 def run_rounds(
     groups: Groups,
-    rounds: Sequence[tuple[Axes, list[Broadcast]]],
+    rounds: Sequence[tuple[MeshAxes, list[Broadcast]]],
     views_of: TensorsOf,
     finished: Callable[[int], None],
 ) -> None:
@@ -168,7 +168,7 @@ def run_rounds(
 
 
 def _start_round(
-    groups: Groups, replicated: Axes, broadcasts: Sequence[Broadcast], views_of: TensorsOf
+    groups: Groups, replicated: MeshAxes, broadcasts: Sequence[Broadcast], views_of: TensorsOf
 ) -> list[tuple[Broadcast, Tensor, object]]:
     """Start one round's broadcasts; return (broadcast, its bytes, handle to wait for) of each."""
     mesh, group = groups.mesh, groups.copies(replicated).group

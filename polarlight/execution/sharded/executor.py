@@ -18,7 +18,7 @@ from torch import Tensor
 from polarlight.execution.batched import Batched
 from polarlight.execution.job import Executor
 from polarlight.execution.param_task import (
-    Loaded,
+    LoadedTasks,
     Member,
     ParamExecutor,
     ParamTask,
@@ -43,7 +43,7 @@ from polarlight.execution.sharded.schedule import ProcessSchedule
 from polarlight.execution.sharded.specs import param_spec
 from polarlight.execution.sharded.step import ShardedStep
 
-Kind = tuple[int, torch.dtype]
+MomentumKind = tuple[int, torch.dtype]
 """Id of the rule and dtype of the parameter, which decide the dtype of a momentum."""
 
 MOST_PLANS = 4
@@ -84,7 +84,7 @@ class CachedPlan:
         )
 
     def schedule_for(self, active: frozenset[int]) -> ProcessSchedule:
-        """Return the schedule for the parameters of these numbers alone; the latest is cached."""
+        """Return the schedule restricted to these parameter numbers; the latest one is cached."""
         if len(active) == len(self.keys):
             return self.schedule
         if self.masked is None or self.masked[0] != active:
@@ -94,11 +94,11 @@ class CachedPlan:
 
 @dataclass(slots=True)
 class MeshMembers:
-    """Matrices that one mesh shares, in the order of a plan.
+    """Parameters that one mesh shares, numbered as in its plan.
 
     Attributes:
         mesh: The process mesh.
-        members: The matrices.
+        members: The parameters.
         numbers: Their numbers, by the id of the parameter.
         kinds: Their kinds, each once.
         planned: Dtypes of momenta by kind, and the plan for these; None before it is made.
@@ -107,11 +107,11 @@ class MeshMembers:
     mesh: ProcessMesh
     members: list[Member] = field(default_factory=list)
     numbers: dict[int, int] = field(default_factory=dict)
-    kinds: dict[Kind, None] = field(default_factory=dict)
-    planned: tuple[dict[Kind, torch.dtype], CachedPlan] | None = None
+    kinds: dict[MomentumKind, None] = field(default_factory=dict)
+    planned: tuple[dict[MomentumKind, torch.dtype], CachedPlan] | None = None
 
     def add(self, member: Member) -> None:
-        """Append a parameter, with its number and its kind."""
+        """Append a member; store its number and the kind of its momentum."""
         self.numbers[id(member.parameter)] = len(self.members)
         self.members.append(member)
         self.kinds[_momentum_kind(member)] = None
@@ -154,7 +154,9 @@ class Sharded:
     _trainable: Sequence[Member] = field(default=(), repr=False, compare=False)
     _announced: dict[MeshKey, MeshMembers] = field(default_factory=dict, repr=False, compare=False)
     _mesh_by_id: dict[int, ProcessMesh] = field(default_factory=dict, repr=False, compare=False)
-    _dtypes: dict[Kind, torch.dtype] = field(default_factory=dict, repr=False, compare=False)
+    _dtypes: dict[MomentumKind, torch.dtype] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Raise ValueError if `missing_gradients` is neither "error" nor "zero"."""
@@ -195,36 +197,37 @@ class Sharded:
         # Sorted, so that all processes start the collectives of several meshes in the same order.
         for _, (mesh, numbers) in sorted(on_mesh.items()):
             of_mesh = [tasks[number] for number in numbers]
-            for number, direction in zip(numbers, self._directions_on(mesh, of_mesh), strict=True):
-                directions[number] = direction
+            self._dtypes.update({_momentum_kind(t): t.momentum.dtype for t in of_mesh})
+            cached, in_plan = self._cached_plan(mesh, of_mesh)
+            loaded = LoadedTasks({in_plan[id(t.parameter)]: t for t in of_mesh})
+            schedule = cached.schedule_for(frozenset(loaded.tasks))
+            ShardedStep(cached.groups, schedule, loaded, self.inner).run()
+            for number, k in zip(numbers, loaded.tasks, strict=True):
+                directions[number] = loaded.directions[k]
         own = directions_of(self.inner, [tasks[number] for number in alone])
         for number, direction in zip(alone, own, strict=True):
             directions[number] = direction
         return directions
 
     def stream(self, params: StreamedParams) -> None:
-        """Run the step on each mesh: load momenta when needed, store complete directions."""
+        """Run a step mesh by mesh: load momenta when needed, pass directions to `params.store`."""
         on_mesh: dict[MeshKey, tuple[ProcessMesh, list[int]]] = {}
         for k, member in enumerate(params.members):
             if (mesh := self._mesh_of(member.parameter)) is not None:
                 on_mesh.setdefault(mesh.key, (mesh, []))[1].append(k)
         for _, (mesh, positions) in sorted(on_mesh.items()):
-            self._learn_dtypes(params, positions)
             own = [params.members[k] for k in positions]
+            # Dtypes of momenta of new kinds are found by loading one member of each.
+            new: dict[MomentumKind, int] = {}
+            for k, member in zip(positions, own, strict=True):
+                if (kind := _momentum_kind(member)) not in self._dtypes:
+                    new.setdefault(kind, k)
+            found = params.momentum_dtypes([*new.values()])
+            self._dtypes.update(zip(new, found, strict=True))
             cached, numbers = self._cached_plan(mesh, own)
             by_number = {numbers[id(params.members[k].parameter)]: k for k in positions}
             schedule = cached.schedule_for(frozenset(by_number))
             ShardedStep(cached.groups, schedule, params.numbered(by_number), self.inner).run()
-
-    def _learn_dtypes(self, params: StreamedParams, positions: Sequence[int]) -> None:
-        """Store momentum dtypes of unseen (rule, dtype) kinds, by loading one member of each."""
-        unknown: dict[Kind, int] = {}
-        for k in positions:
-            kind = _momentum_kind(params.members[k])
-            if kind not in self._dtypes:
-                unknown.setdefault(kind, k)
-        for kind, dtype in zip(unknown, params.momentum_dtypes([*unknown.values()]), strict=True):
-            self._dtypes[kind] = dtype
 
     def layout(self, name: str, parameter: Tensor) -> Layout | None:
         """Return a parameter's layout on its mesh; None if this process works on it alone.
@@ -249,20 +252,10 @@ class Sharded:
             return self._meshes.of_dtensor(parameter)
         return self._meshes.of_plain(parameter, self.group)
 
-    def _directions_on(self, mesh: ProcessMesh, tasks: Sequence[ParamTask]) -> list[Tensor]:
-        """Compute the directions of parameters on one mesh; return the local part of each."""
-        self._dtypes.update({_momentum_kind(t): t.momentum.dtype for t in tasks})
-        cached, numbers = self._cached_plan(mesh, tasks)
-        by_number = {numbers[id(t.parameter)]: t for t in tasks}
-        schedule = cached.schedule_for(frozenset(by_number))
-        loaded = Loaded(by_number)
-        ShardedStep(cached.groups, schedule, loaded, self.inner).run()
-        return [loaded.directions[number] for number in by_number]
-
     def _cached_plan(
         self, mesh: ProcessMesh, active: Sequence[Member]
     ) -> tuple[CachedPlan, dict[int, int]]:
-        """Return a mesh's plan, made (a collective) if not cached, and {id(parameter): number}."""
+        """Return a plan that covers `active` (new: a collective) and {id(parameter): number}."""
         own = self._announced.get(mesh.key)
         if own is None or not all([id(m.parameter) in own.numbers for m in active]):
             own = MeshMembers(mesh)
@@ -278,7 +271,7 @@ class Sharded:
     def _plan_for(
         self, mesh: ProcessMesh, members: Sequence[Member], dtypes: Sequence[torch.dtype]
     ) -> CachedPlan:
-        """Return the cached plan of these parameters, or make one and compare it over the mesh."""
+        """Return the members' cached plan, or a new one, compared over the mesh (a collective)."""
         for cached in self._cached:
             if cached.is_for(mesh, members, dtypes):
                 return cached
@@ -309,13 +302,14 @@ class Sharded:
         of meshes that come after this one and have no plan.
         """
         latest = {c.groups.mesh.key: c for c in self._cached if c.groups.mesh.key != mesh.key}
-        load = sum(c.plan.load_of_its_own(c.groups.mesh.rank) for c in latest.values())
+        places = [(c.plan, c.groups.mesh.rank) for c in latest.values()]
+        load = sum(plan.loads[rank] - plan.base_loads[rank] for plan, rank in places)
         later = 0.0
         for key, own in sorted(self._announced.items()):
             if mesh.key < key and key not in latest:
                 specs = [param_spec(m, own.mesh) for m in own.members]
                 later += mean_load(specs, own.mesh.size, self.options)
-        return torch.tensor([float(load), later], dtype=torch.float64, device=mesh.device)
+        return torch.tensor([load, later], dtype=torch.float64, device=mesh.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields that pickling and copying keep: no process group, no plan."""
@@ -327,8 +321,8 @@ class Sharded:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def _momentum_kind(member: Member) -> Kind:
-    """Return (rule id, dtype) of a parameter: equal for equal dtypes of momenta."""
+def _momentum_kind(member: Member) -> MomentumKind:
+    """Return (id of the rule, dtype) of a parameter; both decide the dtype of its momentum."""
     return id(member.rule), member.parameter.dtype
 
 

@@ -37,13 +37,8 @@ def global_rank() -> int:
 
 
 def mark_failed_step(error: str) -> None:
-    """Note the error of a failed step, in this process alone; the first one is kept."""
+    """Store a step's error for the default group, in this process alone; the first one is kept."""
     _failed_steps.setdefault(dist.group.WORLD, error)
-
-
-def failed_step() -> str | None:
-    """Return what `mark_failed_step` noted in this process; None if nothing or one process."""
-    return _failed_steps.get(dist.group.WORLD) if world_size() > 1 else None
 
 
 _OF_A_COLLECTIVE = re.compile(
@@ -64,7 +59,8 @@ def add_report(text: str | None) -> list[str] | None:
     Blocks as long as the host of the store is silent. Returns None if it cannot be reached.
     """
     try:
-        store: Any = _store()
+        before_2_8 = distributed_c10d._get_default_store
+        store: Any = getattr(dist.group.WORLD, "get_group_store", before_2_8)()
         if text is not None:
             store.append(_REPORTS, f"{global_rank()} {text}\n")
         return list(store.get(_REPORTS).decode().splitlines())
@@ -72,14 +68,8 @@ def add_report(text: str | None) -> list[str] | None:
         return None
 
 
-def _store() -> Any:
-    """Return torch's key-value store of the default process group."""
-    before_2_8 = distributed_c10d._get_default_store
-    return getattr(dist.group.WORLD, "get_group_store", before_2_8)()
-
-
 class SharedStep:
-    """Context of one step of several processes.
+    """Context of a step of several processes: tells them of errors, and refuses a step after one.
 
     An error within it is reported to the other processes, and later steps raise an error. A failed
     collective becomes a RuntimeError with the ranks that failed or are silent; any other error
@@ -104,7 +94,8 @@ class SharedStep:
 
     def __enter__(self) -> "SharedStep":
         """Raise RuntimeError if a step with the same process group failed before."""
-        if (failed := failed_step()) is not None:
+        failed = _failed_steps.get(dist.group.WORLD) if world_size() > 1 else None
+        if failed is not None:
             raise RuntimeError(
                 f"an earlier step failed in the middle on this process ({failed}); other processes "
                 "may be at other collectives. Restart all processes from the last checkpoint"
@@ -117,10 +108,14 @@ class SharedStep:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Report an error that others lack; add a note, or raise RuntimeError for lost contact."""
-        if kind is None or error is None or self._is_agreed_on(error):
+        """Report an error that others lack; add a note, or raise RuntimeError on lost contact."""
+        if kind is None or error is None:
             return
-        if not (others := set(self._ranks()) - {global_rank()}):
+        # All processes raise a FloatingPointError, and a ValueError while they are compared.
+        common = isinstance(error, FloatingPointError) or (
+            isinstance(error, ValueError) and not self.agreed
+        )
+        if common or not (others := set(self._ranks()) - {global_rank()}):
             return
         said = (
             f"{kind.__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -141,12 +136,6 @@ class SharedStep:
             f"{_reports_text(reports, others)} {self._consequences()}"
         ) from error
 
-    def _is_agreed_on(self, error: BaseException) -> bool:
-        """Return whether all raise this error: FloatingPointError, ValueError if not `agreed`."""
-        return isinstance(error, FloatingPointError) or (
-            isinstance(error, ValueError) and not self.agreed
-        )
-
     def _consequences(self) -> str:
         """Return a message's last sentences: whether weights may have changed, and what to do."""
         weights = "may be stepped in part" if self.moved else "are as before this step"
@@ -157,7 +146,7 @@ class SharedStep:
 
 
 def exchange_reports(own: str, others: Collection[int], seconds: float) -> dict[int, str] | None:
-    """Store this error, wait for `others`; return {rank: report}; None if no store answers.
+    """Send this error to the store, wait for `others`; return {rank: report}, None if no answer.
 
     Runs in a thread of its own: the host of the store may be the process that is gone.
 

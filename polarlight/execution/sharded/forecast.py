@@ -59,8 +59,11 @@ def forecast(
             layout = layout_of_param(name, p)
             if layout is not None:
                 view = group.get("view") or Whole()
-                spec = _param_spec(name, group["rule"], view, p, layout)
-                by_mesh.setdefault(_mesh_key(p, layout), []).append(spec)
+                spec = _expected_spec(name, group["rule"], view, p, layout)
+                size = prod(layout.mesh)  # ranks count from 0 for a parameter that is no DTensor
+                on_mesh = p.device_mesh.mesh.flatten() if is_sharded(p) else range(size)
+                key = mesh_key(size, tuple(map(int, on_mesh)), layout.mesh)
+                by_mesh.setdefault(key, []).append(spec)
     options = options or Options()
     in_order = sorted(by_mesh.items(), key=lambda entry: entry[0])
     plans: list[ShardedPlan] = []
@@ -80,14 +83,7 @@ def forecast(
     return plans
 
 
-def _mesh_key(p: Any, layout: Layout) -> MeshKey:
-    """Return the key of a parameter's mesh; its ranks count from 0 if it is no DTensor."""
-    ranks = [int(r) for r in p.device_mesh.mesh.flatten()] if is_sharded(p) else ()
-    size = prod(layout.mesh)
-    return mesh_key(size, tuple(ranks or range(size)), layout.mesh)
-
-
-def _param_spec(
+def _expected_spec(
     name: str, rule: UpdateRule, view: MatrixView, p: Tensor, layout: Layout
 ) -> ParamSpec:
     """Return a parameter's `ParamSpec`, with the buffers that it will have in a step."""
@@ -154,7 +150,7 @@ class Summary:
     def __str__(self) -> str:
         """Return loads, bytes and messages of a plan as sentences."""
         shape = " x ".join(map(str, self.mesh))
-        return (
+        text = (
             f"{self.matrices:,} matrices shared by a mesh of {shape} processes, {self.local:,} of "
             f"them where they lie, in {self.buckets} buckets; the busiest process has "
             f"{self.balance:.2f} times the mean load, {self.flops:.2e} flops of products. Per step "
@@ -163,31 +159,21 @@ class Summary:
             f"{self.peers:,} others, {_format_bytes(self.at_once)} at a time; messages and "
             f"assembled matrices take {_format_bytes(self.peak_memory)} of memory at their peak; "
             f"gathering everything everywhere would be {_format_bytes(self.all_gather)}"
-            + self._rowwise_text()
-            + self._shared_text()
         )
-
-    def _rowwise_text(self) -> str:
-        """Return the clause of `str()` on row-wise parameters; empty if there are none."""
-        if not self.rowwise:
-            return ""
-        count = len(self.rowwise)
-        noun = "parameter stays" if count == 1 else "parameters stay"
-        return (
-            f"; {count} {noun} where the rows lie ({_some_of(self.rowwise)}), for "
-            f"{_format_bytes(self.sums)} of sums"
-        )
-
-    def _shared_text(self) -> str:
-        """Return the clause of `str()` on shared matrices; empty if there are none."""
-        if not self.shared:
-            return ""
-        count = len(self.shared)
-        noun = "parameter is" if count == 1 else "parameters are"
-        return (
-            f"; {count} {noun} computed by {self.sharers} processes of a node together "
-            f"({_some_of(self.shared)}), for at most {_format_bytes(self.shared_sums)} of sums"
-        )
+        if self.rowwise:
+            count = len(self.rowwise)
+            text += (
+                f"; {count} {'parameter stays' if count == 1 else 'parameters stay'} where the "
+                f"rows lie ({_some_of(self.rowwise)}), for {_format_bytes(self.sums)} of sums"
+            )
+        if self.shared:
+            count = len(self.shared)
+            text += (
+                f"; {count} {'parameter is' if count == 1 else 'parameters are'} computed by "
+                f"{self.sharers} processes of a node together ({_some_of(self.shared)}), for at "
+                f"most {_format_bytes(self.shared_sums)} of sums"
+            )
+        return text
 
 
 def summary(plan: ShardedPlan) -> Summary:
@@ -203,7 +189,7 @@ def summary(plan: ShardedPlan) -> Summary:
         exchanged += size * (1 - 1 / shards) / plan.size + size * (1 - 1 / plan.size) / shards
     shared_sums = [0] * plan.size
     for kind, owner in zip(plan.kinds, plan.owners, strict=True):
-        shared_sums[owner] += kind.sums
+        shared_sums[owner] += kind.sum_bytes
     whole = [(n,) for n, matrix in enumerate(plan.matrices) if matrix.part is None]
     matrices = [*whole, *(matrix.numbers for matrix in plan.shared)]  # a shared one counts once
     names = [plan.params[plan.matrices[m.numbers[0]].param].name for m in plan.shared]
@@ -232,7 +218,7 @@ def summary(plan: ShardedPlan) -> Summary:
 
 
 def _busiest(plan: ShardedPlan, moved: Sequence[Traffic]) -> set[int]:
-    """Return one rank each of the largest load, bytes sent, received or at once, and most peers."""
+    """Return the ranks with the largest load, bytes sent, received or at once, and most peers."""
     every = range(plan.size)
     keys: list[Callable[[int], float]] = [
         plan.loads.__getitem__,

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import product
 
-from polarlight.execution.cost import RowwiseCost, columnwise_cost, cost, flops, rowwise_cost
+from polarlight.execution.cost import PartCost, columnwise_cost, cost, flops, rowwise_cost
 from polarlight.execution.sharded.layouts import Coordinate, CoordinatePattern, Layout
 from polarlight.execution.sharded.regions import StridedBlock, overlap
 from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec, matrix_specs
-from polarlight.execution.sharded.topology import Axes, replicated_axes
+from polarlight.execution.sharded.topology import MeshAxes, replicated_axes
 from polarlight.rule import UpdateRule
 
 Entries = Mapping[int, int]
@@ -84,7 +84,7 @@ class MatrixKind:
         """Find replicated axes and bytes; the rest is computed when it is first asked for."""
         self.spec, self.matrix, self.table = spec, matrix, table
         layout = spec.layouts[MATRIX]
-        self.replicated: Axes = replicated_axes(layout)
+        self.replicated: MeshAxes = replicated_axes(layout)
         self.nbytes = sum(
             block.numel * spec.dtypes[name].itemsize for name, block in matrix.blocks.items()
         )
@@ -110,13 +110,13 @@ class MatrixKind:
         return part.flops if part else flops(self.spec.rule, *self.matrix.shapes[MATRIX])
 
     @cached_property
-    def sums(self) -> int:
+    def sum_bytes(self) -> int:
         """Bytes that a part's owner sends to all-reduce sums over all parts; 0 for a whole one."""
         part, found = self.matrix.part, self._part_cost
         return int(2 * found.summed * (1 - 1 / part.count)) if part and found else 0
 
     @cached_property
-    def _part_cost(self) -> RowwiseCost | None:
+    def _part_cost(self) -> PartCost | None:
         """Cost of this part of a matrix; None for a whole one, or if the rule needs all of it."""
         return part_cost(self.spec.rule, self.matrix)
 
@@ -147,7 +147,7 @@ class MatrixKind:
         return all(some.get(rank, 0) == blocks[n].numel for n, some in self.entries.items())
 
     def shares(self, owner: int) -> Shares:
-        """Return {rank: (bytes to owner, bytes back)} of the holders in its copy, itself too.
+        """Return {rank: (bytes to owner, bytes back)} of all holders in the owner's copy.
 
         What is only read is sent to the owner, and not back.
         """
@@ -181,7 +181,7 @@ class MatrixKind:
         return found
 
     def sends(self, name: str, rank: int, owner: int) -> bool:
-        """Return whether a holder sends tensor `name` to the owner; of equal replicas one does."""
+        """Return whether holder `rank` sends tensor `name` to the owner; of replicas one does."""
         if name not in self._per_matrix:
             return True
         layout, where = self.spec.layouts[name], self.table.coordinates
@@ -195,7 +195,7 @@ class MatrixKind:
         return tuple(where[axis] for axis in self.replicated)
 
 
-def part_cost(rule: UpdateRule, matrix: MatrixSpec) -> RowwiseCost | None:
+def part_cost(rule: UpdateRule, matrix: MatrixSpec) -> PartCost | None:
     """Return the cost of a part of a matrix; None if it is whole or the rule needs all of it."""
     if (part := matrix.part) is None:
         return None

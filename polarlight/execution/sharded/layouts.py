@@ -79,12 +79,17 @@ class Layout:
             if not cuts:
                 continue
             axes = [axis for axis, split in enumerate(self.splits) if split and split.dim == dim]
-            places = _holding(size, cuts, *first_and_last[dim], whole)
-            found = [_with_axes(known, axes, place) for known in found for place in places]
+            places = _chunks_holding(size, cuts, *first_and_last[dim], whole)
+            index_of = [dict(zip(axes, place, strict=True)) for place in places]  # by mesh axis
+            found = [
+                tuple(known.get(axis, index) for axis, index in enumerate(pattern))
+                for pattern in found
+                for known in index_of
+            ]
         return found
 
     def _cuts(self, dim: int) -> tuple[tuple[int, int], ...]:
-        """Return (split factor, mesh size) of each mesh dimension that cuts dimension `dim`."""
+        """Return (split factor, mesh size) of each mesh dimension that cuts tensor dim `dim`."""
         splits = zip(self.splits, self.mesh, strict=True)
         return tuple((s.factor, count) for s, count in splits if s and s.dim == dim)
 
@@ -95,12 +100,6 @@ class Layout:
     def copy_index(self, coordinate: Coordinate) -> Coordinate:
         """Return a coordinate's entries along replicated mesh dimensions; () if there are none."""
         return tuple(c for c, split in zip(coordinate, self.splits, strict=True) if split is None)
-
-    @property
-    def cut_by_rows(self) -> tuple[int, ...]:
-        """Mesh dimensions that cut tensor dimension -2 (rows); () if another one is cut too."""
-        cuts = {axis: split.dim for axis, split in enumerate(self.splits) if split is not None}
-        return tuple(cuts) if set(cuts.values()) == {len(self.shape) - 2} else ()
 
     @property
     def cuts_matrices(self) -> bool:
@@ -141,7 +140,7 @@ class Layout:
 
 @lru_cache(maxsize=65536)
 def _held_after(size: int, cuts: tuple[tuple[int, int], ...], places: Coordinate) -> Intervals:
-    """Return the intervals of range(size) that a process at `places` of nested cuts holds.
+    """Return the intervals of range(size) in chunks `places` of nested cuts, one per cut; cached.
 
     Args:
         size: Length of the dimension.
@@ -152,43 +151,7 @@ def _held_after(size: int, cuts: tuple[tuple[int, int], ...], places: Coordinate
     for (factor, count), place in zip(cuts, places, strict=True):
         pieces = (_chunk(held, factor, i) for i in range(factor))
         held = tuple(part for piece in pieces for part in _chunk(piece, count, place))
-    return _merged(held)
-
-
-@lru_cache(maxsize=4096)
-def _intervals(size: int, cuts: tuple[tuple[int, int], ...]) -> list[tuple[int, int, Coordinate]]:
-    """Return all (start, stop, places) of a cut dimension, sorted; `places`: one per cut."""
-    every = product(*(range(count) for _, count in cuts))
-    return sorted(
-        (*interval, places) for places in every for interval in _held_after(size, cuts, places)
-    )
-
-
-@lru_cache(maxsize=65536)
-def _holding(
-    size: int, cuts: tuple[tuple[int, int], ...], first: int, last: int, whole: bool
-) -> list[Coordinate]:
-    """Return the places in the cuts that hold all (`whole`) or any of first..last, inclusive."""
-    intervals = _intervals(size, cuts)
-    start = bisect_right(intervals, first, key=lambda interval: interval[0]) - 1
-    stop = bisect_right(intervals, last, key=lambda interval: interval[0])
-    found = dict.fromkeys(places for _, _, places in intervals[start:stop])
-    return [] if whole and len(found) > 1 else list(found)
-
-
-def _with_axes(
-    pattern: CoordinatePattern, axes: Sequence[int], places: Coordinate
-) -> CoordinatePattern:
-    """Return a copy of a pattern with `places` filled in at the mesh dimensions `axes`."""
-    filled = list(pattern)
-    for axis, place in zip(axes, places, strict=True):
-        filled[axis] = place
-    return tuple(filled)
-
-
-def _merged(held: Intervals) -> Intervals:
-    """Return intervals in their order, adjacent ones joined."""
-    merged: list[tuple[int, int]] = []
+    merged: list[tuple[int, int]] = []  # adjacent intervals as one
     for start, stop in held:
         if merged and merged[-1][1] == start:
             merged[-1] = (merged[-1][0], stop)
@@ -197,8 +160,31 @@ def _merged(held: Intervals) -> Intervals:
     return tuple(merged)
 
 
+@lru_cache(maxsize=4096)
+def _sorted_intervals(
+    size: int, cuts: tuple[tuple[int, int], ...]
+) -> list[tuple[int, int, Coordinate]]:
+    """Return all (start, stop, chunk per cut) of a dimension after `cuts`, sorted; cached."""
+    every = product(*(range(count) for _, count in cuts))
+    return sorted(
+        (*interval, places) for places in every for interval in _held_after(size, cuts, places)
+    )
+
+
+@lru_cache(maxsize=65536)
+def _chunks_holding(
+    size: int, cuts: tuple[tuple[int, int], ...], first: int, last: int, whole: bool
+) -> list[Coordinate]:
+    """Return (chunk per cut) of each process with all (`whole`) or any of indices first..last."""
+    intervals = _sorted_intervals(size, cuts)
+    start = bisect_right(intervals, first, key=lambda interval: interval[0]) - 1
+    stop = bisect_right(intervals, last, key=lambda interval: interval[0])
+    found = dict.fromkeys(places for _, _, places in intervals[start:stop])
+    return [] if whole and len(found) > 1 else list(found)
+
+
 def _chunk(held: Intervals, count: int, place: int) -> Intervals:
-    """Return chunk `place` of `count` of the held indices, by `torch.chunk`; may be empty."""
+    """Return chunk number `place` of `count` of the held indices, as torch.chunk; may be empty."""
     size = -(-sum(stop - start for start, stop in held) // count)
     first, last, passed, taken = place * size, (place + 1) * size, 0, []
     for start, stop in held:

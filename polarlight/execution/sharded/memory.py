@@ -3,11 +3,11 @@
 What a rule needs to compute a batch comes on top; it is bounded by `Batched.max_bytes`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from math import prod
 
 from polarlight.execution.sharded.schedule import (
-    Bucket,
     Exchange,
     Fragment,
     ProcessSchedule,
@@ -15,7 +15,7 @@ from polarlight.execution.sharded.schedule import (
     message_bytes,
 )
 from polarlight.execution.sharded.specs import MATRIX
-from polarlight.execution.sharded.topology import Axes
+from polarlight.execution.sharded.topology import MeshAxes
 
 PREFETCH = 1
 """Number of buckets that are received while another one is computed."""
@@ -37,16 +37,18 @@ def peak_bytes(schedule: ProcessSchedule) -> int:
         before = scatter[k - 1] + held[k - 1] if k else 0
         computing = max(gather[k], held[k]) + held[k]  # momenta, then directions beside them
         found.append(computing + beside + before)
-        found.append(scatter[k] + held[k] + beside + _rounds_bytes(bucket))
+        rounds = [_total_bytes(b.fragments for b in broadcasts) for _, broadcasts in bucket.rounds]
+        broadcast = max(map(sum, pairwise([0, *rounds, 0])))  # two rounds at a time
+        found.append(scatter[k] + held[k] + beside + broadcast)
     return max(found)
 
 
 def shard_bytes(schedule: ProcessSchedule, *, weights_last: bool = True) -> int:
-    """Return the peak bytes of local momenta and directions; the sum of all if `weights_last`.
+    """Return the peak bytes of a process's momenta and directions; all of them if `weights_last`.
 
-    All of them under `weights_last`. Otherwise a momentum is formed when its bucket is sent, or its
-    direction comes, and the direction is freed once it is applied. Momenta that are buffers or
-    gradients themselves (no Nesterov step) have directions beside them, alive as long.
+    Otherwise a momentum is formed when its bucket is sent, or its direction comes, and the
+    direction is freed once it is applied. Momenta that are buffers or gradients themselves (no
+    Nesterov step) have directions beside them, alive as long.
     """
     plan, where = schedule.plan, schedule.plan.coordinates[schedule.rank]
     sizes = [
@@ -68,7 +70,7 @@ def shard_bytes(schedule: ProcessSchedule, *, weights_last: bool = True) -> int:
 
 def _load_events(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set[int]]]:
     """Yield (bucket number, parameters loaded, parameters complete) in the order of a step."""
-    matrices, buckets = schedule.plan.matrices, schedule.buckets
+    matrices, buckets, done = schedule.plan.matrices, schedule.buckets, schedule.completions
 
     def params_of(fragments: Iterable[Fragment]) -> set[int]:
         """Return the parameter numbers of fragments."""
@@ -79,23 +81,16 @@ def _load_events(schedule: ProcessSchedule) -> Iterator[tuple[int, set[int], set
         sent = [m for b in ahead for e in b.gather.values() for m in e.outgoing.values()]
         own = {matrices[n].param for n in bucket.matrices}
         yield k, own.union(*map(params_of, sent)), set()
+        # The scatter of a bucket ends one bucket later, that of the last one with it.
         last = len(buckets) - 1
         for j in [k - 1, k] if k == last else [k - 1]:
-            if j >= 0:
-                yield from _scatter_events(schedule, j, params_of)
-
-
-def _scatter_events(
-    schedule: ProcessSchedule, k: int, params_of: Callable[[Iterable[Fragment]], set[int]]
-) -> Iterator[tuple[int, set[int], set[int]]]:
-    """Yield (k, parameters loaded, complete) for bucket k's scatter, then for each round."""
-    bucket = schedule.buckets[k]
-    received = [m for e in bucket.scatter.values() for m in e.incoming.values()]
-    done = schedule.completions
-    yield k, set().union(*map(params_of, received)), set(done.get((k, -1), ()))
-    for r, (_, broadcasts) in enumerate(bucket.rounds):
-        loaded = set().union(*(params_of(b.fragments) for b in broadcasts))
-        yield k, loaded, set(done.get((k, r), ()))
+            if j < 0:
+                continue
+            received = [m for e in buckets[j].scatter.values() for m in e.incoming.values()]
+            yield j, set().union(*map(params_of, received)), set(done.get((j, -1), ()))
+            for r, (_, broadcasts) in enumerate(buckets[j].rounds):
+                loaded = set().union(*(params_of(b.fragments) for b in broadcasts))
+                yield j, loaded, set(done.get((j, r), ()))
 
 
 def message_count(schedule: ProcessSchedule) -> int:
@@ -116,9 +111,9 @@ def message_count(schedule: ProcessSchedule) -> int:
 
 
 def _two_hop_messages(
-    schedule: ProcessSchedule, replicated: Axes, exchange: Exchange, gather: bool
+    schedule: ProcessSchedule, replicated: MeshAxes, exchange: Exchange, gather: bool
 ) -> int:
-    """Return the number of messages that a process sends and receives in a two-hop exchange."""
+    """Return the number of messages that a process sends or receives in a two-hop exchange."""
     rank, topology = schedule.rank, schedule.plan.topology
     pairs: set[tuple[str, int, int]] = set()
     ends = [(rank, to) for to in exchange.outgoing] + [(by, rank) for by in exchange.incoming]
@@ -136,12 +131,6 @@ def _in_flight_bytes(exchanges: Iterable[Exchange]) -> int:
         passed = sum(message_bytes([s for _, s in p]) for p in exchange.relayed.values())
         total += max(ends, 2 * passed)
     return total
-
-
-def _rounds_bytes(bucket: Bucket) -> int:
-    """Return the most bytes of two consecutive rounds of broadcasts."""
-    sizes = [_total_bytes(b.fragments for b in broadcasts) for _, broadcasts in bucket.rounds]
-    return max((a + b for a, b in zip([0, *sizes], [*sizes, 0], strict=True)), default=0)
 
 
 def _total_bytes(messages: Iterable[Sequence[Fragment]]) -> int:

@@ -43,7 +43,7 @@ class SharedMatrix:
 
 
 @dataclass(frozen=True, slots=True)
-class Assigned:
+class OwnerAssignment:
     """Matrices, and parts of shared ones, with their owners.
 
     Attributes:
@@ -85,7 +85,7 @@ def parts_of(matrix: MatrixSpec, count: int, *, by_columns: bool) -> list[Matrix
     m, n = matrix.shapes[MATRIX]
     dim, long = (-1, n) if by_columns else (-2, m)
     size = -(-long // count)
-    common = _common(matrix, by_columns)
+    common = _common_buffers(matrix, by_columns)
     parts = []
     for place in range(count):
         start, length = place * size, min(size, long - place * size)
@@ -99,21 +99,21 @@ def parts_of(matrix: MatrixSpec, count: int, *, by_columns: bool) -> list[Matrix
     return parts
 
 
-def _common(matrix: MatrixSpec, by_columns: bool) -> frozenset[str]:
+def _common_buffers(matrix: MatrixSpec, by_columns: bool) -> frozenset[str]:
     """Return the names of the buffers that every part has in full, as they are not cut."""
     dim = -1 if by_columns else -2
     long = matrix.shapes[MATRIX][dim]
     return frozenset(n for n, shape in matrix.shapes.items() if n == SIZES or shape[dim] != long)
 
 
-def _along_the_long_side(matrix: MatrixSpec, count: int) -> list[MatrixSpec]:
+def _long_side_parts(matrix: MatrixSpec, count: int) -> list[MatrixSpec]:
     """Return `count` parts of a matrix: rows of a tall one, columns of a wide one."""
     m, n = matrix.shapes[MATRIX]
     return parts_of(matrix, count, by_columns=n > m)
 
 
 def can_be_shared(kind: MatrixKind, count: int, least_bytes: int) -> bool:
-    """Return whether a matrix has `least_bytes` and `count` processes can each compute a block.
+    """Return whether a matrix has `least_bytes` and can be computed as `count` blocks.
 
     That takes a rule which needs sums alone, tensors whose last two dimensions are those of the
     matrix, no empty block, and momenta of at least `least_bytes`.
@@ -124,17 +124,17 @@ def can_be_shared(kind: MatrixKind, count: int, least_bytes: int) -> bool:
         return False
     if m * n * spec.dtypes[MATRIX].itemsize < least_bytes:
         return False
-    for name in matrix.blocks.keys() - _common(matrix, n > m):
+    for name in matrix.blocks.keys() - _common_buffers(matrix, n > m):
         block = matrix.blocks[name]
         if not block.is_plain or block.size != matrix.shapes[name]:
             return False
-    return part_cost(spec.rule, _along_the_long_side(matrix, count)[0]) is not None
+    return part_cost(spec.rule, _long_side_parts(matrix, count)[0]) is not None
 
 
 def cost_with_sums(kind: MatrixKind, options: Options) -> float:
     """Return the cost in flops of one direction; of a part, its all-reduced sums included."""
     price = options.flops_per_byte * options.node_sum_weight
-    return kind.cost + 2 * price * kind.sums
+    return kind.cost + 2 * price * kind.sum_bytes
 
 
 def transfer_cost(kind: MatrixKind, options: Options) -> float:
@@ -157,15 +157,15 @@ def mean_load(specs: Sequence[ParamSpec], processes: int, options: Options) -> f
     return total / processes
 
 
-def assigned(
+def assign_owners(
     matrices: Sequence[MatrixSpec],
     kinds: Sequence[MatrixKind],
     options: Options,
     ranks: Sequence[int],
     base_loads: Sequence[float],
     later_load: float = 0.0,
-) -> Assigned:
-    """Return `Assigned`; cut costly matrices within nodes if the largest load falls 10 %.
+) -> OwnerAssignment:
+    """Assign owners; cut costly matrices in parts on a node if the largest load falls by 10 %.
 
     A candidate is a number of processes and a cost: they share each matrix that costs as much or
     more. Matrices below the mean load have one owner.
@@ -178,21 +178,21 @@ def assigned(
         base_loads: Load of every process besides these matrices, in flops.
         later_load: Mean load of a process, in flops, by parameters that are planned later.
     """
-    choice = _Choice(matrices, kinds, options, ranks, base_loads, later_load)
-    best = choice.trial()
-    candidates = sorted(choice.candidates(), key=itemgetter(0, 1, 2))
+    search = _SharingSearch(matrices, kinds, options, ranks, base_loads, later_load)
+    best = search.trial()
+    candidates = sorted(search.candidates(), key=itemgetter(0, 1, 2))
     limit = WORTH * best.busiest if candidates else 0.0
     for bound, _, count, shared in candidates[:MOST_TRIALS]:
         if bound >= limit:
             break
-        trial = choice.trial(count, shared)
+        trial = search.trial(count, shared)
         if trial.busiest < limit:
             best, limit = trial, trial.busiest
-    return choice.assembled(best)
+    return search.assemble(best)
 
 
-class _Choice:
-    """Trials of sharing; see `assigned` for the arguments."""
+class _SharingSearch:
+    """Search for the matrices that are shared; arguments as in `assign_owners`."""
 
     def __init__(
         self,
@@ -217,7 +217,8 @@ class _Choice:
         mean = (total + sum(least[kind] * n for kind, n in numbers.items())) / len(self.ranks)
         costly = [kind for kind in numbers if least[kind] > mean]
         for count in range(2, self.options.node_size + 1) if costly else ():
-            if self.options.node_size % count or not self._groups(count):
+            size = self.options.node_size
+            if size % count or not node_groups(self.ranks, size, count):
                 continue
             some = [k for k in costly if can_be_shared(k, count, self.options.row_bytes)]
             for threshold in {least[kind] for kind in some}:
@@ -230,9 +231,9 @@ class _Choice:
                 yield max(largest, (total + work) / len(self.ranks)), parts, count, shared
 
     def trial(self, count: int = 1, shared: Collection[MatrixKind] = ()) -> "_Trial":
-        """Return a `_Trial`: the owners if groups of `count` processes share these kinds."""
+        """Assign matrices of `shared` kinds to groups of `count` processes, others to owners."""
         loads = list(self.base_loads)
-        groups = self._share(count, shared, loads) if shared else {}
+        groups = self._assign_shared(count, shared, loads) if shared else {}
         alone = [number for number in range(len(self.kinds)) if number not in groups]
         kinds = [self.kinds[number] for number in alone]
         owners = assignment.owners(
@@ -246,14 +247,14 @@ class _Choice:
         )
         return _Trial(self, count, groups, dict(zip(alone, owners, strict=True)), loads)
 
-    def _share(
+    def _assign_shared(
         self, count: int, shared: Collection[MatrixKind], loads: list[float]
     ) -> dict[int, tuple[int, ...]]:
         """Return {number: ranks} of each matrix of the shared kinds; add their parts to `loads`.
 
         Costly ones come first, each to the group of which the busiest process is least loaded.
         """
-        groups = self._groups(count)
+        groups = node_groups(self.ranks, self.options.node_size, count)
         places = assignment.spread_out(len(groups))
         heap = [
             (max(loads[rank] for rank in group), place, group)
@@ -266,30 +267,23 @@ class _Choice:
         for number in sorted(numbers, key=lambda n: (-part_loads[self.kinds[n]], n)):
             _, place, group = heap[0]
             parts = self._parts_of(self.kinds[number], count)
-            found[number] = self._in_turn(parts, group, len(found))
+            # Rotate the group so that most parts are local. If none is, rotate it in turn: the same
+            # rows of all matrices are in the same first-hop groups, which pass messages on by the
+            # owner's place in its group, and one order for all would leave that to a few. The turn
+            # is hashed (Fibonacci), as groups come in turn too: in step some places stay idle.
+            orders = [group[k:] + group[:k] for k in range(len(group))]
+            local = [sum(map(self.is_local, parts, order)) for order in orders]
+            turn = (len(found) * 0x9E3779B1 >> 16) % len(group)
+            found[number] = orders[local.index(max(local)) if any(local) else turn]
             for part, rank in zip(parts, found[number], strict=True):
-                loads[rank] += self.load(part, rank)
+                cost, moved = self.prices(part)
+                loads[rank] += cost if self.is_local(part, rank) else cost + moved
             heapreplace(heap, (max(loads[rank] for rank in group), place, group))
         return found
 
-    def _in_turn(
-        self, parts: Sequence[MatrixKind], group: tuple[int, ...], turn: int
-    ) -> tuple[int, ...]:
-        """Return the group, rotated: as many parts local as possible, else by `turn`.
-
-        The same rows of all matrices are in the same first-hop groups, which pass messages on by
-        the owner's place in its group: one order for all matrices would leave that to a few.
-        """
-        orders = [group[k:] + group[:k] for k in range(len(group))]
-        local = [sum(map(self.is_local, parts, order)) for order in orders]
-        if any(local):
-            return orders[local.index(max(local))]
-        # Fibonacci hashing: groups come in turn too, and in step with them some places stay idle.
-        return orders[(turn * 0x9E3779B1 >> 16) % len(group)]
-
-    def assembled(self, trial: "_Trial") -> Assigned:
-        """Return a trial as `Assigned`: matrices, or their parts, in order, with owners."""
-        found = Assigned([], [], [], [])
+    def assemble(self, trial: "_Trial") -> OwnerAssignment:
+        """Return a trial's matrices in order (of shared ones the parts) with kinds and owners."""
+        found = OwnerAssignment([], [], [], [])
         for number, (matrix, kind) in enumerate(zip(self.matrices, self.kinds, strict=True)):
             if number in trial.owners:
                 found.matrices.append(matrix)
@@ -297,20 +291,15 @@ class _Choice:
                 found.owners.append(trial.owners[number])
                 continue
             first, group = len(found.matrices), trial.groups[number]
-            found.matrices.extend(_along_the_long_side(matrix, trial.count))
+            found.matrices.extend(_long_side_parts(matrix, trial.count))
             found.kinds.extend(self._parts_of(kind, trial.count))
             found.owners.extend(group)
             numbers = tuple(range(first, first + trial.count))
             found.shared.append(SharedMatrix(numbers, group))
         return found
 
-    def load(self, kind: MatrixKind, owner: int) -> float:
-        """Return an owner's load in flops by a matrix or part, with its transfer unless local."""
-        cost, moved = self.prices(kind)
-        return cost if self.is_local(kind, owner) else cost + moved
-
     def is_local(self, kind: MatrixKind, owner: int) -> bool:
-        """Return whether a process holds all of a matrix or part and of its buffers."""
+        """Return whether process `owner` holds all of a matrix or part and of its buffers."""
         holders = kind.whole_holders
         return (holders is None or owner in holders) and kind.has_all(owner)
 
@@ -322,7 +311,7 @@ class _Choice:
         return self._known_prices[kind]
 
     def _least_load(self, kind: MatrixKind) -> float:
-        """Return the load of a matrix or part for a full holder; if none, with its transfer."""
+        """Return a matrix's or part's load in flops, with its transfer if no process holds all."""
         cost, moved = self.prices(kind)
         return cost + moved if kind.whole_holders == () else cost
 
@@ -333,13 +322,9 @@ class _Choice:
     def _parts_of(self, kind: MatrixKind, count: int) -> list[MatrixKind]:
         """Return the kinds of the `count` parts of a kind's matrices, in order; cached."""
         if (kind, count) not in self._parts:
-            parts = _along_the_long_side(kind.matrix, count)
+            parts = _long_side_parts(kind.matrix, count)
             self._parts[kind, count] = [MatrixKind(kind.spec, p, kind.table) for p in parts]
         return self._parts[kind, count]
-
-    def _groups(self, count: int) -> list[tuple[int, ...]]:
-        """Return disjoint groups of `count` mesh ranks, each within one node."""
-        return node_groups(self.ranks, self.options.node_size, count)
 
 
 @dataclass(frozen=True)
@@ -347,14 +332,14 @@ class _Trial:
     """Owners under one candidate.
 
     Attributes:
-        choice: Costs and options.
+        search: Kinds, costs and options.
         count: Processes that share a matrix.
         groups: Ranks of those that share each shared matrix, by its number.
         owners: Owner of every other matrix, by its number.
         loads: Load of every process besides the matrices of `owners`.
     """
 
-    choice: _Choice
+    search: _SharingSearch
     count: int
     groups: Mapping[int, tuple[int, ...]]
     owners: Mapping[int, int]
@@ -369,12 +354,12 @@ class _Trial:
         """
         loads, sent = list(self.loads), [0.0] * len(self.loads)
         for number, owner in self.owners.items():
-            kind = self.choice.kinds[number]
-            cost, moved = self.choice.prices(kind)
-            if self.choice.is_local(kind, owner):
+            kind = self.search.kinds[number]
+            cost, moved = self.search.prices(kind)
+            if self.search.is_local(kind, owner):
                 moved = 0.0
             elif kind.whole_holders:
                 sent[next(iter(kind.shares(owner)))] += moved
             loads[owner] += cost + moved
         busiest = max(load + more for load, more in zip(loads, sent, strict=True))
-        return max(busiest, sum(loads) / len(loads) + self.choice.later_load)
+        return max(busiest, sum(loads) / len(loads) + self.search.later_load)

@@ -10,20 +10,20 @@ from functools import cached_property
 from math import prod
 
 from polarlight.execution.sharded import assignment
-from polarlight.execution.sharded.bucketing import Buckets, Charge, Charges, joined
+from polarlight.execution.sharded.bucketing import Buckets, Charge, Charges, sum_by_account
 from polarlight.execution.sharded.kinds import HolderTable, MatrixKind, matrices_and_kinds
 from polarlight.execution.sharded.layouts import Coordinate
 from polarlight.execution.sharded.node_sharing import (
-    Assigned,
+    OwnerAssignment,
     SharedMatrix,
-    assigned,
+    assign_owners,
     cost_with_sums,
     transfer_cost,
 )
 from polarlight.execution.sharded.options import Options
-from polarlight.execution.sharded.rowwise import Rowwise, choose_rowwise, param_rowwise_cost
+from polarlight.execution.sharded.rowwise import RowwiseSums, choose_rowwise, param_rowwise_cost
 from polarlight.execution.sharded.specs import MATRIX, MatrixSpec, ParamSpec
-from polarlight.execution.sharded.topology import Axes, Topology
+from polarlight.execution.sharded.topology import MeshAxes, Topology
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class ShardedPlan:
         return len(self.coordinates)
 
     @cached_property
-    def rowwise(self) -> dict[int, Rowwise]:
-        """{number: `Rowwise`} of parameters computed on their shards of rows, without an owner."""
+    def rowwise(self) -> dict[int, RowwiseSums]:
+        """{param number: sums} of parameters computed on their shards of rows, without owner."""
         return choose_rowwise(self.params, self.options.row_bytes, self.options.sum_weight)
 
     @cached_property
-    def _assigned(self) -> Assigned:
-        """Return `Assigned`: all matrices with an owner (shared ones as parts), kinds, owners."""
+    def _assignment(self) -> OwnerAssignment:
+        """Matrices that have an owner (of shared ones their parts), with kinds and owners."""
         owned = [(i, spec) for i, spec in enumerate(self.params) if i not in self.rowwise]
-        return assigned(
+        return assign_owners(
             *matrices_and_kinds(owned, self.holders),
             self.options,
             self.ranks or range(self.size),
@@ -74,22 +74,22 @@ class ShardedPlan:
 
         In place of a shared one, its parts.
         """
-        return self._assigned.matrices
+        return self._assignment.matrices
 
     @property
     def kinds(self) -> list[MatrixKind]:
         """`MatrixKind` (cost, bytes, holders) of each matrix, in the order of `matrices`."""
-        return self._assigned.kinds
+        return self._assignment.kinds
 
     @property
     def owners(self) -> list[int]:
         """Rank of the process that computes each matrix."""
-        return self._assigned.owners
+        return self._assignment.owners
 
     @property
     def shared(self) -> list[SharedMatrix]:
         """Matrices that processes of a node compute together, each a part."""
-        return self._assigned.shared
+        return self._assignment.shared
 
     @cached_property
     def holders(self) -> HolderTable:
@@ -98,7 +98,7 @@ class ShardedPlan:
 
     @cached_property
     def _rowwise_load(self) -> tuple[list[float], list[int]]:
-        """Two lists by rank, costs and flops of row-wise parameters; costs include `base_loads`."""
+        """(costs, flops) of row-wise parameters, two lists by rank; costs include `base_loads`."""
         costs, total = list(self.base_loads) or [0.0] * self.size, [0] * self.size
         for number in self.rowwise:
             spec = self.params[number]
@@ -137,10 +137,6 @@ class ShardedPlan:
         ]
         return assignment.loads(costs, self.owners, self.size, self._rowwise_load[0])
 
-    def load_of_its_own(self, rank: int) -> float:
-        """Return a process's load in flops without that of other meshes (`base_loads`)."""
-        return self.loads[rank] - (self.base_loads[rank] if self.base_loads else 0.0)
-
     @cached_property
     def flops(self) -> list[int]:
         """Flops of products and decompositions per process, owned and row-wise."""
@@ -169,7 +165,7 @@ class ShardedPlan:
 
         # Shared ones are computed by several processes at a time: first of all.
         for matrix in sorted(self.shared, key=lambda m: (-nbytes[m.numbers[0]], m.numbers)):
-            buckets.add(matrix.numbers, joined(map(taken, matrix.numbers)), 0)
+            buckets.add(matrix.numbers, sum_by_account(map(taken, matrix.numbers)), 0)
         queues: list[list[int]] = [[] for _ in range(self.size)]
         for number, owner in enumerate(self.owners):
             if self.matrices[number].part is None:
@@ -182,14 +178,14 @@ class ShardedPlan:
 
     @cached_property
     def gathered(self) -> list[bool]:
-        """True for each of `matrices` of which its owner lacks entries, or some of a buffer."""
+        """Per matrix: True if its owner lacks some of its entries or of its buffers' entries."""
         return [
             not kind.has_all(owner) for kind, owner in zip(self.kinds, self.owners, strict=True)
         ]
 
     @cached_property
     def returned(self) -> list[bool]:
-        """True for each matrix of which the owner sends results to others of its copy.
+        """Per matrix: True if its owner sends results to other processes of its copy.
 
         One whose owner holds it in full may have buffers on others: two numbers of a single row.
         """
@@ -199,31 +195,19 @@ class ShardedPlan:
             for matrix, gathered in zip(self.matrices, self.gathered, strict=True)
         ]
 
-    def replicated_of(self, matrix_number: int) -> Axes:
+    def replicated_of(self, matrix_number: int) -> MeshAxes:
         """Return the mesh dimensions along which a matrix is replicated."""
         return self.kinds[matrix_number].replicated
-
-    def in_one_copy(self, replicated: Axes, rank: int, other: int) -> bool:
-        """Return whether two ranks hold parts of one copy: equal coordinates in `replicated`."""
-        here, there = self.coordinates[rank], self.coordinates[other]
-        return all(here[axis] == there[axis] for axis in replicated)
-
-    def holder_in_copy_of(self, owner: int, replicated: Axes, rank: int) -> int:
-        """Return the rank with the shard of `rank` in the owner's copy of a parameter."""
-        here, there = self.coordinates[rank], self.coordinates[owner]
-        return self.holders.rank_at[
-            tuple(there[i] if i in replicated else c for i, c in enumerate(here))
-        ]
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of parameters, options, mesh, owners, other loads; equal on processes that agree."""
-        text = "\n".join((*map(str, self.params), *self.fixed))
+        text = "\n".join((*map(str, self.params), *self.fingerprint_texts))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
-    def fixed(self) -> tuple[str, str, str]:
-        """Texts of the options, of mesh and other loads, and of owners with shared matrices."""
+    def fingerprint_texts(self) -> tuple[str, str, str]:
+        """Hashed texts: options, mesh with other loads, owners with shared matrices."""
         loads = self.base_loads, self.later_load
         placed = str((self.ranks or tuple(range(self.size)), self.coordinates, loads))
         return str(self.options), placed, str((self.owners, self.shared))

@@ -73,7 +73,7 @@ class StridedBlock:
         return inside and prod(self.lengths) == self.numel
 
     def runs(self, held: tuple[Intervals, ...]) -> list[list[Run]]:
-        """Return, per tensor dimension, common runs: (first in shard, first in block, count)."""
+        """Return, per dimension, common runs: (first in shard, first in block, count)."""
         return [
             _common_runs(start, step, length, intervals)
             for start, step, length, intervals in zip(
@@ -118,7 +118,7 @@ class Segment:
 
 
 def segments(block: StridedBlock, held: tuple[Intervals, ...]) -> Iterator[Segment]:
-    """Yield the segments (slices of shard and block) that a block and a shard have in common."""
+    """Yield what a block and a shard of intervals `held` have in common, as slices of both."""
     held_shape = tuple(sum(high - low for low, high in intervals) for intervals in held)
     for runs in product(*block.runs(held)):
         shape = tuple(count for _, _, count in runs)
@@ -134,7 +134,7 @@ def segments(block: StridedBlock, held: tuple[Intervals, ...]) -> Iterator[Segme
 
 
 def overlap(block: StridedBlock, held: tuple[Intervals, ...]) -> int:
-    """Return the number of entries that a block and a shard have in common."""
+    """Return the number of a block's entries in a shard that holds the intervals `held`."""
     return prod(sum(count for _, _, count in runs) for runs in block.runs(held))
 
 

@@ -7,6 +7,7 @@ distances in the received bytes and side by side in a matrix are copied together
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from polarlight.execution.sharded.schedule import (
     fragments_bytes,
     message_bytes,
 )
-from polarlight.execution.sharded.topology import Axes, Topology
+from polarlight.execution.sharded.topology import MeshAxes, Topology
 from polarlight.linalg import foreach
 
 TensorsOf = Callable[[Sequence[Fragment]], list[Tensor]]
@@ -58,14 +59,12 @@ class FragmentRun:
     @property
     def strides_in_message(self) -> tuple[int, ...]:
         """Strides in the message, in entries, for `shape_in_message`."""
-        strides = [1] * len(self.shape)
-        for dim in range(len(self.shape) - 1, 0, -1):
-            strides[dim - 1] = strides[dim] * self.shape[dim]
+        strides = (prod(self.shape[dim + 1 :]) for dim in range(len(self.shape)))
         more = () if self.count == 1 else (self.stride // self.fragment.itemsize,)
         return (*more, *strides)
 
     def view_in(self, strides: Sequence[int], of_blocks: bool) -> StridedView:
-        """Return (shape, strides, first entry) of the run's view of a tensor with these strides.
+        """Return (shape, strides, first entry) of the run as a view of a tensor with these strides.
 
         The shape is `shape_in_message`; entries are counted from the tensor's first one.
         """
@@ -82,7 +81,7 @@ class Message:
     """Bytes that are sent or received in every step, with views of them.
 
     The views are made once: to make a view takes as long as to copy a small fragment. The memory
-    is there from `on` until `free` only.
+    is there from `allocate_on` until `free` only.
 
     Args:
         size: Number of bytes.
@@ -94,8 +93,8 @@ class Message:
         self._size, self._views_of = size, views_of
         self._kept: dict[torch.device, tuple[Tensor, list[Tensor]]] = {}
 
-    def on(self, device: torch.device) -> tuple[Tensor, list[Tensor]]:
-        """Return (uint8 buffer on a device, its views); allocates it, uninitialized, if freed."""
+    def allocate_on(self, device: torch.device) -> tuple[Tensor, list[Tensor]]:
+        """Return (bytes on a device, their views); allocate the bytes, uninitialized, if freed."""
         if device not in self._kept:
             with torch.inference_mode(False):  # later steps write to them, in any mode
                 message = torch.empty(self._size, dtype=torch.uint8, device=device)
@@ -104,7 +103,7 @@ class Message:
         return self._kept[device]
 
     def free(self) -> None:
-        """Free the memory of the bytes; the views stay, for the next `on`."""
+        """Free the memory of the bytes; the views stay, for the next `allocate_on`."""
         for message, _ in self._kept.values():
             message.untyped_storage().resize_(0)
 
@@ -128,9 +127,11 @@ class Packing:
         self._places: dict[int, tuple[tuple[int, ...], StridedView]] = {}
 
     def pack(self, tensors_of: TensorsOf, device: str) -> Tensor:
-        """Copy all fragments into the message; return it on a device of type `device`."""
+        """Copy all fragments from their tensors into the message; return it on `device`."""
         tensors = tensors_of(self._fragments)
-        message, views = self.message.on(tensors[0].device if tensors else torch.device(device))
+        message, views = self.message.allocate_on(
+            tensors[0].device if tensors else torch.device(device)
+        )
         self._copy(views, self._tensor_views(tensors))
         if message.device.type == torch.device(device).type:
             return message
@@ -139,9 +140,9 @@ class Packing:
         return moved
 
     def unpack(self, received: Tensor, tensors_of: TensorsOf) -> None:
-        """Copy received bytes into the tensors of their fragments; free the message's memory."""
+        """Copy received bytes into the tensors of their fragments; free the bytes."""
         if tensors := tensors_of(self._fragments):
-            message, views = self.message.on(tensors[0].device)
+            message, views = self.message.allocate_on(tensors[0].device)
             if message is not received:  # in one transfer, if on another device
                 message.copy_(received)
             self._copy(self._tensor_views(tensors), views)
@@ -158,7 +159,7 @@ class Packing:
         ]
 
     def _tensor_views(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Replace in `tensors` each one by a view of its run, [`shape_in_message`]; return it."""
+        """Replace each of `tensors` by a view of its run (unless all of it); return the list."""
         for k in self._parts:
             x = tensors[k]
             strides, place = self._places.get(k, ((), None))
@@ -171,13 +172,13 @@ class Packing:
 
     @staticmethod
     def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
-        """Copy sources to targets of equal shapes, all in one call; nothing if there are none."""
+        """Copy sources to targets of equal shapes in one call; do nothing if there are none."""
         if targets:
             foreach.copy_(targets, sources)
 
 
 def runs_of(placed: Iterable[tuple[Fragment, int]], *, of_blocks: bool) -> list[FragmentRun]:
-    """Return runs, each copied as one, of (fragment, first byte in the message) pairs.
+    """Join (fragment, first byte) pairs that lie at equal distances into runs, each copied as one.
 
     Args:
         placed: The fragments.
@@ -203,14 +204,14 @@ def runs_of(placed: Iterable[tuple[Fragment, int]], *, of_blocks: bool) -> list[
 
 
 def _slices(fragment: Fragment, of_blocks: bool) -> tuple[slice, ...]:
-    """Return the slices of a fragment in the matrix's block, or in the shard."""
+    """Return a fragment's slices of the matrix's block if `of_blocks`, else of the shard."""
     return fragment.segment.of_block if of_blocks else fragment.segment.of_shard
 
 
 def _extended_run(
     run: FragmentRun, fragment: Fragment, offset: int, of_blocks: bool
 ) -> FragmentRun | None:
-    """Return the run with a fragment that lies next in tensor and message; None for another."""
+    """Return the run extended by a fragment; None unless it is next in tensor and message."""
     before, here = _slices(run.fragment, of_blocks), _slices(fragment, of_blocks)
     if fragment.segment.shape != run.shape:
         return None
@@ -280,7 +281,7 @@ def direct_route(exchange: Exchange, group: Sequence[int], *, gather: bool) -> E
 def relayed_route(
     exchange: Exchange,
     topology: Topology,
-    replicated: Axes,
+    replicated: MeshAxes,
     rank: int,
     groups: tuple[Sequence[int], Sequence[int]],
     *,
@@ -330,7 +331,7 @@ def relayed_route(
         Hop(
             [left[m] for m in second],
             [sum(incoming[by] for by in over_in.get(m, ())) for m in second],
-            Message(sum(sizes), lambda message: _reordered(message.split(sizes), order)),
+            Message(sum(sizes), lambda message: [*map(message.split(sizes).__getitem__, order)]),
         ),
     ]
     sent = [to for m in first for to in over_out.get(m, ())]
@@ -345,7 +346,7 @@ def _route_of(
     hops: list[Hop],
     gather: bool,
 ) -> ExchangeRoute:
-    """Return the route of messages to and from these ranks, in their order, over these hops."""
+    """Return the route of an exchange: messages in the order of these ranks, over these hops."""
     outgoing = runs_of(_with_offsets(exchange.outgoing, sent), of_blocks=not gather)
     incoming = runs_of(_with_offsets(exchange.incoming, received), of_blocks=gather)
     return ExchangeRoute(
@@ -353,11 +354,6 @@ def _route_of(
         Packing(incoming, sum(hops[-1].incoming), of_blocks=gather),
         hops,
     )
-
-
-def _reordered(parts: Sequence[Tensor], order: Sequence[int]) -> list[Tensor]:
-    """Return [parts[k] for k in order]."""
-    return [parts[k] for k in order]
 
 
 def _grouped_by_relay(sizes: Iterable[int], via: Callable[[int], int]) -> dict[int, list[int]]:

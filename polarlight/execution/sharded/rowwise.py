@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from polarlight.execution.cost import RowwiseCost, rowwise_cost
+from polarlight.execution.cost import PartCost, rowwise_cost
 from polarlight.execution.sharded.specs import MATRIX, ParamSpec
 from polarlight.view import Whole
 
 
 @dataclass(frozen=True, slots=True)
-class Rowwise:
+class RowwiseSums:
     """Reductions of a parameter that is computed on its shards of rows.
 
     Attributes:
@@ -42,8 +42,8 @@ class _GatherBytes:
 
 def choose_rowwise(
     params: Sequence[ParamSpec], row_bytes: int, sum_weight: float
-) -> dict[int, Rowwise]:
-    """Return {index: `Rowwise`} of parameters for which row-wise computation moves fewer bytes.
+) -> dict[int, RowwiseSums]:
+    """Return {index: sums} of the parameters for which row-wise computation moves fewer bytes.
 
     1. A parameter is, if that moves fewer bytes, summed over all processes.
     2. Of the others, those with the most gathered bytes per byte of sums are, as long as the
@@ -53,17 +53,14 @@ def choose_rowwise(
     gather = [_gather_bytes(spec) for spec in params]
     possible = {
         number: rowwise
-        for number, spec in enumerate(params)
-        if (rowwise := _possible_rowwise(spec, row_bytes)) is not None
+        for number, rowwise in enumerate(_possible_rowwise(spec, row_bytes) for spec in params)
+        if rowwise is not None
     }
     sums = {number: sum_weight * 2 * rowwise.sent for number, rowwise in possible.items()}
     chosen = {n for n, weighed in sums.items() if weighed < gather[n].share}
-
-    def gathered_per_sum(number: int) -> tuple[float, int]:
-        """Sort key: gathered bytes per byte of sums, largest first."""
-        return -(gather[number].share / sums[number] if sums[number] else float("inf")), number
-
-    others = sorted(possible.keys() - chosen, key=gathered_per_sum)
+    # Of the others: most gathered bytes per byte of sums first.
+    ratio = {n: gather[n].share / sums[n] if sums[n] else float("inf") for n in possible}
+    others = sorted(possible.keys() - chosen, key=lambda n: (-ratio[n], n))
     always = [bytes_ for n, bytes_ in enumerate(gather) if n not in possible]
     count = _best_count([gather[n] for n in others], [sums[n] for n in others], always)
     chosen |= set(others[:count])
@@ -71,7 +68,7 @@ def choose_rowwise(
 
 
 def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
-    """Return bytes per process, and of an owner, if matrices are gathered there and sent back."""
+    """Return the bytes that a parameter's matrices take to be gathered on owners and sent back."""
     layout = spec.layouts[MATRIX]
     size = sum(prod(lay.shape) * spec.dtypes[name].itemsize for name, lay in spec.layouts.items())
     processes = prod(layout.mesh)
@@ -81,10 +78,12 @@ def _gather_bytes(spec: ParamSpec) -> _GatherBytes:
     return _GatherBytes(2 * total / processes, total / max(1, prod(layout.shape[:-2])))
 
 
-def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
-    """Return a parameter's `Rowwise`; None if below `row_bytes` or it cannot be row-wise."""
+def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> RowwiseSums | None:
+    """Return a parameter's sums if row-wise; None if below `row_bytes` or it cannot be."""
     layout = spec.layouts[MATRIX]
-    row_axes = layout.cut_by_rows
+    # Mesh dimensions that cut the rows; none may cut another dimension of the tensor.
+    cuts = {axis: split.dim for axis, split in enumerate(layout.splits) if split is not None}
+    row_axes = tuple(cuts) if set(cuts.values()) == {len(layout.shape) - 2} else ()
     large = prod(layout.shape) * spec.dtypes[MATRIX].itemsize >= row_bytes
     if not row_axes or not large or spec.view != Whole():
         return None
@@ -102,11 +101,11 @@ def _possible_rowwise(spec: ParamSpec, row_bytes: int) -> Rowwise | None:
     summed = found.summed * prod(layout.shape[:-2])
     # A ring all-reduce sends 2 (1 - 1/p) times its bytes, along each mesh dimension.
     sent = sum(int(2 * summed * (1 - 1 / layout.mesh[axis])) for axis in row_axes)
-    return Rowwise(row_axes, sent)
+    return RowwiseSums(row_axes, sent)
 
 
-def param_rowwise_cost(spec: ParamSpec, local_rows: int) -> RowwiseCost | None:
-    """Return the cost of a direction on `local_rows` of a matrix; None if it needs all rows."""
+def param_rowwise_cost(spec: ParamSpec, local_rows: int) -> PartCost | None:
+    """Return the cost of a direction on `local_rows` of each matrix; None if it needs all rows."""
     return rowwise_cost(spec.rule, *spec.layouts[MATRIX].shape[-2:], local_rows)
 
 
@@ -115,7 +114,7 @@ def _best_count(
     sum_bytes: Sequence[float],
     always_gathered: Sequence[_GatherBytes],
 ) -> int:
-    """Return k for which the busiest process moves fewest bytes, first k candidates row-wise.
+    """Return k: with the first k candidates row-wise, the busiest process moves fewest bytes.
 
     The busiest process moves the sums of these k, and of what is gathered the larger of its own
     largest matrix and the mean over processes.

@@ -16,7 +16,7 @@ from polarlight.execution.sharded.layouts import Intervals
 from polarlight.execution.sharded.plan import ShardedPlan
 from polarlight.execution.sharded.regions import Segment, segments
 from polarlight.execution.sharded.specs import MATRIX
-from polarlight.execution.sharded.topology import Axes
+from polarlight.execution.sharded.topology import MeshAxes
 
 ALIGNMENT = 8
 """Bytes to a multiple of which a message is filled: fragments of any dtype start aligned."""
@@ -54,7 +54,7 @@ class Fragment:
 Messages = dict[int, list[Fragment]]
 """Fragments by the rank of the other process, wide entries first; an order both sides know."""
 
-Relayed = dict[tuple[int, int], list[tuple[int, int]]]
+RelayedMessages = dict[tuple[int, int], list[tuple[int, int]]]
 """(source, destination) of messages that this process passes on: (matrix, bytes) of fragments."""
 
 
@@ -80,7 +80,7 @@ class Exchange:
 
     outgoing: Messages
     incoming: Messages
-    relayed: Relayed
+    relayed: RelayedMessages
 
     def masked(self, active: Sequence[bool]) -> "Exchange":
         """Return a copy without the fragments of inactive matrices (`active` by matrix number)."""
@@ -124,9 +124,9 @@ class Bucket:
     matrices: list[int]
     local: set[int]
     own_fragments: list[Fragment] = field(default_factory=list)
-    gather: dict[Axes, Exchange] = field(default_factory=dict)
-    scatter: dict[Axes, Exchange] = field(default_factory=dict)
-    rounds: list[tuple[Axes, list[Broadcast]]] = field(default_factory=list)
+    gather: dict[MeshAxes, Exchange] = field(default_factory=dict)
+    scatter: dict[MeshAxes, Exchange] = field(default_factory=dict)
+    rounds: list[tuple[MeshAxes, list[Broadcast]]] = field(default_factory=list)
 
     def masked(self, active: Sequence[bool]) -> "Bucket":
         """Return a copy without inactive matrices (`active` by matrix number); may be empty."""
@@ -134,17 +134,20 @@ class Bucket:
             [n for n in self.matrices if active[n]],
             {n for n in self.local if active[n]},
             _masked(self.own_fragments, active),
-            {axes: exchange.masked(active) for axes, exchange in self.gather.items()},
-            {axes: exchange.masked(active) for axes, exchange in self.scatter.items()},
+            {replicated: exchange.masked(active) for replicated, exchange in self.gather.items()},
+            {replicated: exchange.masked(active) for replicated, exchange in self.scatter.items()},
             [
-                (axes, [replace(b, fragments=_masked(b.fragments, active)) for b in broadcasts])
-                for axes, broadcasts in self.rounds
+                (
+                    replicated,
+                    [replace(b, fragments=_masked(b.fragments, active)) for b in broadcasts],
+                )
+                for replicated, broadcasts in self.rounds
             ],
         )
 
 
 def _masked(fragments: Sequence[Fragment], active: Sequence[bool]) -> list[Fragment]:
-    """Return the fragments of matrices with active[number]."""
+    """Return the fragments of active matrices (`active` by matrix number)."""
     return [f for f in fragments if active[f.matrix]]
 
 
@@ -159,6 +162,7 @@ class ProcessSchedule:
     def __init__(self, plan: ShardedPlan, rank: int) -> None:
         """Make this process's part of every bucket of the plan; all parameters are active."""
         self.plan, self.rank = plan, rank
+        # Index intervals that a process holds, by (parameter, tensor, rank).
         self._held: dict[tuple[int, str, int], tuple[Intervals, ...]] = {}
         self.rowwise = plan.rowwise
         # Ranks that compute each shared matrix, by the number of this process's part.
@@ -229,60 +233,61 @@ class ProcessSchedule:
         return found
 
     def _bucket(self, matrix_numbers: Sequence[int]) -> Bucket:
-        """Return this process's part in the bucket of these matrices: messages, own fragments."""
+        """Return this process's part in a bucket: its matrices, its exchanges and broadcasts."""
         plan, rank = self.plan, self.rank
         own = [n for n in matrix_numbers if plan.owners[n] == rank]
         bucket = Bucket(own, {n for n in own if not plan.gathered[n]})
-        by_axes: dict[Axes, dict[int, list[Fragment]]] = {}
+        # Fragments that copies broadcast: {replicated mesh dimensions: {source: fragments}}.
+        broadcast: dict[MeshAxes, dict[int, list[Fragment]]] = {}
         for number in matrix_numbers:
-            axes, owner = plan.replicated_of(number), plan.owners[number]
-            if not axes or plan.in_one_copy(axes, rank, owner):
-                self._add_exchanges(bucket, number)
-            if axes and (fragments := list(self._written(number, rank))):
-                source = plan.holder_in_copy_of(owner, axes, rank)
-                by_axes.setdefault(axes, {}).setdefault(source, []).extend(fragments)
-        for exchange in (*bucket.gather.values(), *bucket.scatter.values()):
-            for fragments in (*exchange.outgoing.values(), *exchange.incoming.values()):
-                fragments.sort(key=_wide_first)
-        bucket.rounds.extend(self._rounds(by_axes))
+            replicated, owner = plan.replicated_of(number), plan.owners[number]
+            here, there = plan.coordinates[rank], plan.coordinates[owner]
+            if all(here[axis] == there[axis] for axis in replicated):  # in the owner's copy
+                if plan.gathered[number]:
+                    self._add_exchange(bucket.gather, number, gather=True)
+                if plan.returned[number]:
+                    self._add_exchange(bucket.scatter, number, gather=False)
+                if plan.gathered[number] and owner == rank:
+                    bucket.own_fragments.extend(self._all_fragments(number, rank))
+            held = self._all_fragments(number, rank) if replicated else ()
+            if fragments := [f for f in held if plan.matrices[number].is_written(f.name)]:
+                # The process of the owner's copy that holds the same shard.
+                place = (there[k] if k in replicated else c for k, c in enumerate(here))
+                source = plan.holders.rank_at[tuple(place)]
+                broadcast.setdefault(replicated, {}).setdefault(source, []).extend(fragments)
+        exchanges = (*bucket.gather.values(), *bucket.scatter.values())
+        messages = [m for e in exchanges for m in (*e.outgoing.values(), *e.incoming.values())]
+        for fragments in messages:
+            fragments.sort(key=_wide_first)
+        bucket.rounds.extend(self._rounds(broadcast))
         return bucket
 
-    def _add_exchanges(self, bucket: Bucket, matrix_number: int) -> None:
-        """Add to a bucket this process's part in gathering and scattering a matrix."""
-        plan, rank = self.plan, self.rank
-        if plan.gathered[matrix_number]:
-            self._add_exchange(bucket.gather, matrix_number, gather=True)
-        if plan.returned[matrix_number]:
-            self._add_exchange(bucket.scatter, matrix_number, gather=False)
-        if plan.gathered[matrix_number] and plan.owners[matrix_number] == rank:
-            bucket.own_fragments.extend(self._all_fragments(matrix_number, rank))
-
     def _rounds(
-        self, by_axes: dict[Axes, dict[int, list[Fragment]]]
-    ) -> Iterator[tuple[Axes, list[Broadcast]]]:
+        self, by_replicated_and_source: dict[MeshAxes, dict[int, list[Fragment]]]
+    ) -> Iterator[tuple[MeshAxes, list[Broadcast]]]:
         """Yield rounds (replicated dimensions, broadcasts) of at most `bucket_bytes` each."""
         limit = self.plan.options.bucket_bytes
-        for axes, by_source in sorted(by_axes.items()):
+        for replicated, by_source in sorted(by_replicated_and_source.items()):
             started: list[Broadcast] = []
             total = 0
             for source, fragments in sorted(by_source.items()):
                 for part in _capped_parts(fragments, limit):
                     size = fragments_bytes(part)
                     if started and total + size > limit:
-                        yield axes, started
+                        yield replicated, started
                         started, total = [], 0
                     started.append(Broadcast(source, sorted(part, key=_wide_first)))
                     total += size
             if started:
-                yield axes, started
+                yield replicated, started
 
     def _add_exchange(
-        self, exchanges: dict[Axes, Exchange], matrix_number: int, *, gather: bool
+        self, exchanges: dict[MeshAxes, Exchange], matrix_number: int, *, gather: bool
     ) -> None:
-        """Add to `exchanges` this process's fragments in a matrix's gather, or its scatter."""
+        """Add to `exchanges` this process's fragments in a matrix's gather, or else its scatter."""
         plan, rank = self.plan, self.rank
-        axes, owner = plan.replicated_of(matrix_number), plan.owners[matrix_number]
-        exchange = exchanges.setdefault(axes, Exchange({}, {}, {}))
+        replicated, owner = plan.replicated_of(matrix_number), plan.owners[matrix_number]
+        exchange = exchanges.setdefault(replicated, Exchange({}, {}, {}))
         if owner == rank:
             mine = exchange.incoming if gather else exchange.outgoing
             peers = [
@@ -292,13 +297,13 @@ class ProcessSchedule:
             mine = exchange.outgoing if gather else exchange.incoming
             peers = [(owner, rank)]
         for peer, holder in peers:
-            if fragments := self._exchanged(matrix_number, holder, gather):
+            if fragments := self._exchanged_fragments(matrix_number, holder, gather):
                 mine.setdefault(peer, []).extend(fragments)
-        if plan.topology.grid_of(axes) is not None:
+        if plan.topology.grid_of(replicated) is not None:
             self._add_relayed(exchange.relayed, matrix_number, gather)
 
-    def _add_relayed(self, relayed: Relayed, matrix_number: int, gather: bool) -> None:
-        """Add to `relayed` the bytes of a matrix that go through this process in two hops."""
+    def _add_relayed(self, relayed: RelayedMessages, matrix_number: int, gather: bool) -> None:
+        """Add to `relayed` the bytes of a matrix that this process passes on in two hops."""
         plan, rank, owner = self.plan, self.rank, self.plan.owners[matrix_number]
         kind = plan.kinds[matrix_number]
         places = plan.topology.places(kind.replicated)
@@ -314,8 +319,8 @@ class ProcessSchedule:
                 pair = (peer, owner) if gather else (owner, peer)
                 relayed.setdefault(pair, []).append((matrix_number, size))
 
-    def _exchanged(self, matrix_number: int, peer: int, gather: bool) -> list[Fragment]:
-        """Return a matrix's fragments that `peer` sends (`gather`) to its owner, or gets back."""
+    def _exchanged_fragments(self, matrix_number: int, peer: int, gather: bool) -> list[Fragment]:
+        """Return a matrix's fragments that `peer` sends to the owner (`gather`), or gets back."""
         kind, owner = self.plan.kinds[matrix_number], self.plan.owners[matrix_number]
         is_written = self.plan.matrices[matrix_number].is_written
         return [
@@ -330,27 +335,16 @@ class ProcessSchedule:
         for name in self.plan.matrices[matrix_number].blocks:
             yield from self._tensor_fragments(matrix_number, name, rank)
 
-    def _written(self, matrix_number: int, rank: int) -> Iterator[Fragment]:
-        """Yield a process's fragments of those tensors of a matrix that a step writes."""
-        is_written = self.plan.matrices[matrix_number].is_written
-        return (f for f in self._all_fragments(matrix_number, rank) if is_written(f.name))
-
     def _tensor_fragments(self, matrix_number: int, name: str, rank: int) -> Iterator[Fragment]:
-        """Yield a process's fragments of a matrix's momentum (`MATRIX`) or of a named buffer."""
+        """Yield a process's fragments of one tensor of a matrix: `MATRIX` or a named buffer."""
         matrix = self.plan.matrices[matrix_number]
         if rank not in self.plan.kinds[matrix_number].entries[name]:
             return
-        param, dtype = matrix.param, self.plan.params[matrix.param].dtypes[name]
-        for segment in segments(matrix.blocks[name], self._held_by(param, name, rank)):
-            yield Fragment(matrix_number, param, name, segment, dtype)
-
-    def _held_by(self, param: int, name: str, rank: int) -> tuple[Intervals, ...]:
-        """Return the index intervals of a parameter's tensor that a process holds; cached."""
-        key = param, name, rank
+        spec, key = self.plan.params[matrix.param], (matrix.param, name, rank)
         if key not in self._held:
-            layout = self.plan.params[param].layouts[name]
-            self._held[key] = layout.held(self.plan.coordinates[rank])
-        return self._held[key]
+            self._held[key] = spec.layouts[name].held(self.plan.coordinates[rank])
+        for segment in segments(matrix.blocks[name], self._held[key]):
+            yield Fragment(matrix_number, matrix.param, name, segment, spec.dtypes[name])
 
 
 def _wide_first(fragment: Fragment) -> int:

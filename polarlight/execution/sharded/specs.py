@@ -6,7 +6,6 @@ from functools import lru_cache
 from math import prod
 
 import torch
-from torch import Tensor
 
 from polarlight.execution.job import common_batch
 from polarlight.execution.param_task import Member, is_sharded
@@ -48,20 +47,8 @@ class ParamSpec:
 
 @lru_cache(maxsize=256)
 def _rule_text(rule: UpdateRule) -> str:
-    """Return the stable text of a rule, made once."""
+    """Return the text of a rule, equal on all processes; cached."""
     return stable_text(rule)
-
-
-def device_buffers(member: Member) -> dict[str, Tensor]:
-    """Return {name: buffer} sent with a parameter's momentum: the rule's, but no host counter.
-
-    The gradient is one of them in a step where the rule reads it, and the member has it.
-    """
-    assert isinstance(member.rule, UpdateRule)
-    parts = member.view.shapes(member.parameter.shape)
-    names = dict.fromkeys(name for shape in parts for name in member.rule.buffer_shapes(shape))
-    kept = (name for name in names if name != HOST_COUNTER)
-    return {name: member.state[name] for name in kept if name != GRADIENT or name in member.state}
 
 
 def param_spec(
@@ -76,13 +63,18 @@ def param_spec(
     """
     p, rule = member.parameter, member.rule
     assert isinstance(rule, UpdateRule)
-    tensors = {MATRIX: p, **device_buffers(member)}
+    # Buffers that are sent with the momentum: all but the host counter, and the gradient in a step
+    # where the rule reads it and the member has it.
+    parts = member.view.shapes(p.shape)
+    names = dict.fromkeys(name for part in parts for name in rule.buffer_shapes(part))
+    sent = [n for n in names if n != HOST_COUNTER and (n != GRADIENT or n in member.state)]
+    tensors = {MATRIX: p, **{name: member.state[name] for name in sent}}
     layouts = {
         name: layout_of(x, member.name) if is_sharded(p) else replicated_layout(x.shape, mesh)
         for name, x in tensors.items()
     }
     dtypes = {name: x.dtype for name, x in tensors.items()} | {MATRIX: momentum_dtype or p.dtype}
-    if GRADIENT not in layouts and rule.reads_gradient(member.view.shapes(p.shape)):
+    if GRADIENT not in layouts and rule.reads_gradient(parts):
         layouts[GRADIENT], dtypes[GRADIENT] = layouts[MATRIX], p.dtype
     return ParamSpec(member.name, rule, member.view, layouts, dtypes)
 
@@ -146,7 +138,7 @@ def matrix_specs(param_number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
         raise ValueError(f"{spec.name}: {error}; only one process can hold it") from None
     parts = spec.view.shapes(shape)
     batch_dims = len(common_batch(spec.view, shape))
-    offsets = _offsets(spec.rule, parts, batch_dims)
+    offsets = _buffer_offsets(spec.rule, parts, batch_dims)
     for position in positions:
         blocks, shapes = {MATRIX: position.block}, {MATRIX: position.block.size}
         buffer_shapes = spec.rule.buffer_shapes(torch.Size(position.block.size))
@@ -165,10 +157,10 @@ def matrix_specs(param_number: int, spec: ParamSpec) -> Iterator[MatrixSpec]:
         yield MatrixSpec(param_number, blocks, shapes, counter)
 
 
-def _offsets(
+def _buffer_offsets(
     rule: UpdateRule, parts: Iterable[torch.Size], batch_dims: int
 ) -> list[dict[str, int]]:
-    """Return, per part of a view, {buffer: start of the part's entries in the joined vector}."""
+    """Return, per part of a view, {buffer: first entry of the part in the vector of all parts}."""
     offsets: list[dict[str, int]] = []
     taken: dict[str, int] = {}
     for part in parts:

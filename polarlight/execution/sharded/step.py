@@ -67,7 +67,10 @@ class ShardedStep:
             for transfer in (t for started in gathers for t in started):
                 transfer.advance()
             self._compute(bucket)
-            started = self._start_scatter(bucket)
+            started = [
+                Transfer(self.groups, replicated, exchange, self._whole_blocks, gather=False)
+                for replicated, exchange in bucket.scatter.items()
+            ]
             if number + PREFETCH + 1 < len(buckets):
                 gathers.append(self._start_gather(number + PREFETCH + 1))
             if number:  # one bucket late, so that its scatter overlaps with this computation
@@ -78,7 +81,7 @@ class ShardedStep:
         self._store([n for n in self.params.numbers if n not in self._stored])
 
     def _load(self, param_numbers: Iterable[int]) -> None:
-        """Load parameters not loaded yet (updates momenta); set up local shards and results."""
+        """Load parameters not loaded yet (updates their momenta); fill `self.shards`, `results`."""
         missing = [n for n in dict.fromkeys(param_numbers) if n not in self.tasks]
         if not missing:
             return
@@ -97,13 +100,13 @@ class ShardedStep:
             if not task.expendable:
                 self.results[n] = {**self.shards[n], MATRIX: torch.empty_like(task.momentum)}
 
-    def _load_of(self, fragments: Sequence[Fragment]) -> None:
+    def _load_params_of(self, fragments: Sequence[Fragment]) -> None:
         """Load the parameters of fragments, if any parameter of the step is not loaded yet."""
         if len(self.tasks) + len(self._stored) < len(self.params.numbers):
             self._load([f.param for f in fragments])
 
     def _store(self, param_numbers: Sequence[int]) -> None:
-        """Pass parameters' complete directions to `params.store`; advance counters; drop tasks."""
+        """Pass parameters' directions to `params.store`; advance host counters; drop the tasks."""
         self._load(param_numbers)  # those of which this process has no part
         for n in param_numbers:
             if HOST_COUNTER in self.tasks[n].state:
@@ -132,7 +135,7 @@ class ShardedStep:
             yield from (numbers[k : k + count] for k in range(0, len(numbers), count))
 
     def _compute_rowwise(self, param_numbers: Sequence[int]) -> None:
-        """Compute and store equal parameters' directions on local rows; all-reduces sums."""
+        """Compute and store equal parameters' directions on local rows; all-reduce sums of rows."""
         self._load(param_numbers)
         task, shards = (
             self.tasks[param_numbers[0]],
@@ -158,22 +161,15 @@ class ShardedStep:
         self._store(param_numbers)
 
     def _start_gather(self, bucket_number: int) -> list[Transfer]:
-        """Start to send local shards to the owners of a bucket's matrices; return the transfers."""
+        """Load what is sent; start to send shards to the owners of a bucket's matrices."""
         self._load(self.schedule.sent_params[bucket_number])
         return [
-            Transfer(self.groups, axes, exchange, self._loaded_shards, gather=True)
-            for axes, exchange in self.schedule.buckets[bucket_number].gather.items()
-        ]
-
-    def _start_scatter(self, bucket: Bucket) -> list[Transfer]:
-        """Start to send a bucket's directions and buffers to the shards; return the transfers."""
-        return [
-            Transfer(self.groups, axes, exchange, self._whole_blocks, gather=False)
-            for axes, exchange in bucket.scatter.items()
+            Transfer(self.groups, replicated, exchange, self._loaded_shards, gather=True)
+            for replicated, exchange in self.schedule.buckets[bucket_number].gather.items()
         ]
 
     def _finish_gather(self, bucket: Bucket, gather: list[Transfer]) -> None:
-        """Load a bucket's momenta; fill its matrices and buffers from own and received shards."""
+        """Wait for a gather; fill `self.blocks` of a bucket from own and received shards."""
         self._load(self.matrices[number].param for number in bucket.matrices)
         for number in bucket.matrices:
             if number in bucket.local:  # read in place, without assembly
@@ -192,10 +188,15 @@ class ShardedStep:
 
     def _compute(self, bucket: Bucket) -> None:
         """Compute directions of a bucket's owned matrices; copy what stays here to the results."""
-        # One fragment per tensor of a local matrix, as its indices are contiguous.
+        # Matrices held in full are read in place, copied only if the mesh computes on another
+        # device. One fragment per tensor of such a matrix, as its indices are contiguous.
         held = self.schedule.local_fragments
         local = [f for n in bucket.matrices if n in bucket.local for f in held[n]]
-        self._load_local(local)
+        shards = self._shard_views(local)
+        if any(shard.device.type != self.mesh.device for shard in shards):
+            shards = moved_as_one(shards, self.mesh.device)
+        for fragment, shard in zip(local, shards, strict=True):
+            self.blocks[fragment.matrix, fragment.name] = shard
         # Shared ones first: the others of the node come to them at the same time.
         shared = [n for n in bucket.matrices if n in self.schedule.shared]
         directions = self._compute_shared(shared)
@@ -209,7 +210,7 @@ class ShardedStep:
             self.blocks[number, MATRIX] = (D.mT if block.transposed else D).reshape(block.lengths)
         self._store_local(local)
         own = [f for f in bucket.own_fragments if f.name != GRADIENT]  # read, never changed
-        for output, whole in zip(self._output_views(own), self._block_views(own), strict=True):
+        for output, whole in zip(self._result_views(own), self._block_views(own), strict=True):
             output.copy_(whole)
 
     def _compute_shared(self, matrix_numbers: Sequence[int]) -> dict[int, Tensor]:
@@ -236,21 +237,10 @@ class ShardedStep:
             found |= zip(numbers, directions, strict=True)
         return found
 
-    def _load_local(self, fragments: Sequence[Fragment]) -> None:
-        """Set `self.blocks` of matrices held in full to their shards, on the mesh's device.
-
-        They are copied only if the mesh computes on another device, all of a bucket as one.
-        """
-        shards = self._shard_views(fragments)
-        if any(shard.device.type != self.mesh.device for shard in shards):
-            shards = moved_as_one(shards, self.mesh.device)
-        for fragment, shard in zip(fragments, shards, strict=True):
-            self.blocks[fragment.matrix, fragment.name] = shard
-
     def _store_local(self, fragments: Sequence[Fragment]) -> None:
-        """Copy directions of matrices held in full to the results, buffers if on another device."""
+        """Copy directions of matrices held in full to the results; buffers too if moved."""
         pairs = []
-        views = self._output_views(fragments), self._block_views(fragments)
+        views = self._result_views(fragments), self._block_views(fragments)
         for fragment, output, block in zip(fragments, *views, strict=True):
             copied = output.device != block.device
             if fragment.name == MATRIX or (copied and fragment.name != GRADIENT):
@@ -291,17 +281,17 @@ class ShardedStep:
         return Job(task.rule, M, buffers)
 
     def _finish_scatter(self, bucket_number: int, scatter: list[Transfer]) -> None:
-        """Finish a bucket: receive its results, broadcast to copies, store, free its blocks."""
+        """Receive a bucket's results; broadcast to copies; store directions; free its blocks."""
         bucket = self.schedule.buckets[bucket_number]
         for transfer in scatter:
-            transfer.finish(self._whole_outputs)
+            transfer.finish(self._whole_results)
 
         def finished(round_number: int) -> None:
             """Store the directions that are complete after a round; -1 stands for the scatter."""
             self._store(self.completions.get((bucket_number, round_number), ()))
 
         finished(-1)
-        run_rounds(self.groups, bucket.rounds, self._output_views, finished)
+        run_rounds(self.groups, bucket.rounds, self._result_views, finished)
         for number in bucket.matrices:
             for name in self.matrices[number].blocks:
                 del self.blocks[number, name]
@@ -310,9 +300,9 @@ class ShardedStep:
         """Return the local momentum or buffer of each fragment's parameter; must be loaded."""
         return [self.shards[f.param][f.name] for f in fragments]
 
-    def _whole_outputs(self, fragments: Sequence[Fragment]) -> list[Tensor]:
+    def _whole_results(self, fragments: Sequence[Fragment]) -> list[Tensor]:
         """Return the whole local result (direction or buffer) of each fragment, loaded if not."""
-        self._load_of(fragments)
+        self._load_params_of(fragments)
         return [self.results[f.param][f.name] for f in fragments]
 
     def _whole_blocks(self, fragments: Sequence[Fragment]) -> list[Tensor]:
@@ -321,12 +311,12 @@ class ShardedStep:
 
     def _shard_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
         """Return fragments as views of local momenta and buffers, loaded if they are not yet."""
-        self._load_of(fragments)
+        self._load_params_of(fragments)
         return _views(self.shards, fragments)
 
-    def _output_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
+    def _result_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
         """Return fragments as views of local results (direction, buffers), loaded if not yet."""
-        self._load_of(fragments)
+        self._load_params_of(fragments)
         return _views(self.results, fragments)
 
     def _block_views(self, fragments: Sequence[Fragment]) -> list[Tensor]:
@@ -335,7 +325,7 @@ class ShardedStep:
 
 
 def directions_of_parts(jobs: Sequence[Job], lines: Rows, *, by_columns: bool) -> list[Tensor]:
-    """Return directions of equal parts, as one batch; sums go over `lines`; updates buffers.
+    """Return one direction per part, computed as one batch with sums over `lines`; update buffers.
 
     Args:
         jobs: Rows, or columns, of matrices of equal shape, rule and dtype, with their buffers.

@@ -11,11 +11,11 @@ from math import isqrt
 
 from polarlight.execution.sharded.layouts import Coordinate, Layout
 
-Axes = tuple[int, ...]
+MeshAxes = tuple[int, ...]
 """Mesh dimensions."""
 
 
-def replicated_axes(layout: Layout) -> Axes:
+def replicated_axes(layout: Layout) -> MeshAxes:
     """Return the mesh dimensions, longer than 1, along which a tensor is replicated."""
     every = enumerate(zip(layout.splits, layout.mesh, strict=True))
     return tuple(axis for axis, (split, size) in every if split is None and size > 1)
@@ -48,19 +48,19 @@ class Topology:
         """Sort the processes by global rank; groups are made when first asked for."""
         self.coordinates, self.peers = coordinates, peers
         self._order = sorted(range(len(coordinates)), key=ranks.__getitem__)
-        self._groups: dict[tuple[Axes, bool], list[tuple[int, ...]]] = {}
-        self._known_places: dict[Axes, list[tuple[int, int]]] = {}
-        self._grids: dict[Axes, tuple[int, int] | None] = {}
+        self._groups: dict[tuple[MeshAxes, bool], list[tuple[int, ...]]] = {}
+        self._known_places: dict[MeshAxes, list[tuple[int, int]]] = {}
+        self._grids: dict[MeshAxes, tuple[int, int] | None] = {}
 
-    def cut_group(self, replicated: Axes, rank: int) -> tuple[int, ...]:
+    def cut_group(self, replicated: MeshAxes, rank: int) -> tuple[int, ...]:
         """Return the ranks whose shards make up `rank`'s copy of a tensor, by global rank."""
         return self._groups_of(replicated, across=False)[rank]
 
-    def copies(self, replicated: Axes, rank: int) -> tuple[int, ...]:
+    def copies(self, replicated: MeshAxes, rank: int) -> tuple[int, ...]:
         """Return the ranks with the same shard as `rank`, itself included: one in each copy."""
         return self._groups_of(replicated, across=True)[rank]
 
-    def grid_of(self, replicated: Axes) -> tuple[int, int] | None:
+    def grid_of(self, replicated: MeshAxes) -> tuple[int, int] | None:
         """Return (group size, groups) of a two-hop exchange within a copy; None for one hop.
 
         The copies are those of a tensor that is replicated along these mesh dimensions; see `grid`.
@@ -69,7 +69,7 @@ class Topology:
             self._grids[replicated] = grid(len(self.cut_group(replicated, 0)), self.peers)
         return self._grids[replicated]
 
-    def first_hop_group(self, replicated: Axes, rank: int) -> tuple[int, ...]:
+    def first_hop_group(self, replicated: MeshAxes, rank: int) -> tuple[int, ...]:
         """Return `rank`'s first-hop group: neighbours in its cut group; all of it for one hop."""
         group, shape = self.cut_group(replicated, rank), self.grid_of(replicated)
         if shape is None:
@@ -77,18 +77,18 @@ class Topology:
         first, _ = self.places(replicated)[rank]
         return group[first : first + shape[0]]
 
-    def second_hop_group(self, replicated: Axes, rank: int) -> tuple[int, ...]:
+    def second_hop_group(self, replicated: MeshAxes, rank: int) -> tuple[int, ...]:
         """Return the ranks at `rank`'s place in each first-hop group; (rank,) for one hop."""
         group, shape = self.cut_group(replicated, rank), self.grid_of(replicated)
         return (rank,) if shape is None else group[self.places(replicated)[rank][1] :: shape[0]]
 
-    def via(self, replicated: Axes, peer: int, owner: int) -> int:
+    def via(self, replicated: MeshAxes, peer: int, owner: int) -> int:
         """Return the rank in the peer's first-hop group at the owner's place, which relays."""
         places = self.places(replicated)
         return self.cut_group(replicated, peer)[places[peer][0] + places[owner][1]]
 
-    def places(self, replicated: Axes) -> list[tuple[int, int]]:
-        """Return, per rank, (start of its first-hop group in its cut group, place in it).
+    def places(self, replicated: MeshAxes) -> list[tuple[int, int]]:
+        """Return, per rank, (index of its first-hop group's start in its cut group, place in it).
 
         For one hop every process is a group of its own.
         """
@@ -102,8 +102,8 @@ class Topology:
             self._known_places[replicated] = found
         return self._known_places[replicated]
 
-    def _groups_of(self, replicated: Axes, *, across: bool) -> list[tuple[int, ...]]:
-        """Return each rank's group by global rank: same place on `replicated`, or on the others."""
+    def _groups_of(self, replicated: MeshAxes, *, across: bool) -> list[tuple[int, ...]]:
+        """Return, per rank, the ranks of its copy, or those with its shard if `across`; cached."""
         if (replicated, across) not in self._groups:
             places = [
                 tuple(c for axis, c in enumerate(where) if (axis in replicated) != across)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from polarlight.execution.sharded.node_sharing import SharedMatrix
 from polarlight.execution.sharded.plan import ShardedPlan
 
 
@@ -27,18 +26,27 @@ class Traffic:
 
 def traffic(plan: ShardedPlan) -> list[Traffic]:
     """Return the `Traffic` of every rank in a step of the plan."""
-    count = _Tally(plan)
+    tally = _Tally(plan)
     for numbers in plan.buckets:
-        count.add_exchanges(numbers)
+        tally.add_exchanges(numbers)
     for number in range(len(plan.matrices)):
-        count.add_broadcasts(number)
-    for matrix in plan.shared:
-        count.add_sums(matrix)
-    return count.result()
+        tally.add_broadcasts(number)
+    for matrix in plan.shared:  # sums over the parts go round a ring of their owners
+        ranks = matrix.ranks
+        for k, (number, rank) in enumerate(zip(matrix.numbers, ranks, strict=True)):
+            tally.sent[rank] += plan.kinds[number].sum_bytes
+            tally.received[rank] += plan.kinds[number].sum_bytes
+            tally.pairs.add((rank, ranks[(k + 1) % len(ranks)]))
+    peers: list[set[int]] = [set() for _ in range(plan.size)]
+    for here, there in tally.pairs:
+        peers[here].add(there)
+        peers[there].add(here)
+    every = zip(tally.sent, tally.received, tally.at_once, map(frozenset, peers), strict=True)
+    return [Traffic(*of_rank) for of_rank in every]
 
 
 class _Tally:
-    """Bytes and partners of every process, added up over the matrices of a plan."""
+    """Bytes sent and received by every process, and pairs of partners, added up over a plan."""
 
     def __init__(self, plan: ShardedPlan) -> None:
         """Start with the bytes of row-wise sums, which every process sends and receives."""
@@ -54,10 +62,10 @@ class _Tally:
         flows = [[0] * size for _ in range(6)]
         gathered_out, gathered_in, gathered_on, scattered_out, scattered_in, scattered_on = flows
         for number in matrix_numbers:
-            owner, axes = plan.owners[number], plan.replicated_of(number)
+            owner, replicated = plan.owners[number], plan.replicated_of(number)
             topology = plan.topology
-            two_hops = topology.grid_of(axes) is not None
-            places, group = topology.places(axes), topology.cut_group(axes, owner)
+            two_hops = topology.grid_of(replicated) is not None
+            places, group = topology.places(replicated), topology.cut_group(replicated, owner)
             place = places[owner][1]
             for rank, gathered, scattered in bytes_by_holder(plan, number):
                 gathered_out[rank] += gathered
@@ -77,7 +85,7 @@ class _Tally:
         self.at_once = list(map(max, self.at_once, *flows))
 
     def _add_hop(self, here: int, there: int, forth: int, back: int) -> None:
-        """Add `forth` bytes from one process to another, `back` bytes in return, and the pair."""
+        """Add `forth` bytes sent from `here` to `there`, `back` bytes in return, and the pair."""
         self.sent[here] += forth
         self.received[there] += forth
         self.sent[there] += back
@@ -85,7 +93,7 @@ class _Tally:
         self.pairs.add((here, there))
 
     def add_broadcasts(self, matrix_number: int) -> None:
-        """Add a matrix's broadcasts between copies, as rings; none without copies."""
+        """Add bytes and pairs of a matrix's broadcasts between copies (rings), if there are any."""
         kind, owner = self.plan.kinds[matrix_number], self.plan.owners[matrix_number]
         if not kind.replicated:
             return
@@ -97,27 +105,9 @@ class _Tally:
                     self.received[rank] += amount
                 self.pairs.add((rank, group[(k + 1) % len(group)]))
 
-    def add_sums(self, matrix: SharedMatrix) -> None:
-        """Add the bytes of each owner of a shared matrix's sums, and pairs of a ring of them."""
-        ranks = matrix.ranks
-        for k, (number, rank) in enumerate(zip(matrix.numbers, ranks, strict=True)):
-            self.sent[rank] += self.plan.kinds[number].sums
-            self.received[rank] += self.plan.kinds[number].sums
-            self.pairs.add((rank, ranks[(k + 1) % len(ranks)]))
-
-    def result(self) -> list[Traffic]:
-        """Return what was added up, one `Traffic` per rank."""
-        peers: list[set[int]] = [set() for _ in range(self.plan.size)]
-        for here, there in self.pairs:
-            peers[here].add(there)
-            peers[there].add(here)
-        partners = map(frozenset, peers)
-        every = zip(self.sent, self.received, self.at_once, partners, strict=True)
-        return [Traffic(*own) for own in every]
-
 
 def bytes_by_holder(plan: ShardedPlan, matrix_number: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (rank, bytes to the owner, bytes back) of a matrix's holders but its owner."""
+    """Yield (rank, bytes to the owner, bytes back) of each holder of a matrix but the owner."""
     kind, owner = plan.kinds[matrix_number], plan.owners[matrix_number]
     gathers, scatters = plan.gathered[matrix_number], plan.returned[matrix_number]
     if not scatters:  # then nothing is gathered either

@@ -35,7 +35,8 @@ def test_shares_are_the_entries_that_each_process_of_the_copy_exchanges(rule, me
                 layout = spec.layouts[name]
                 count = overlap(block, layout.held(where))
                 all_there &= rank != owner or count == block.numel
-                if not count or not plan.in_one_copy(plan.replicated_of(number), rank, owner):
+                of_owner, replicated_axes = plan.coordinates[owner], plan.replicated_of(number)
+                if not count or any(where[k] != of_owner[k] for k in replicated_axes):
                     continue
                 size = count * spec.dtypes[name].itemsize
                 replicated = layout.copies > spec.layouts[""].copies

@@ -67,7 +67,7 @@ def test_partners_and_buckets_stay_within_their_limits(layout):
     found = summary(plan)
     assert found.matrices == 14
     assert len(found.shared) == 6
-    assert found.shared_sums == max(kind.sums for kind in plan.kinds)
+    assert found.shared_sums == max(kind.sum_bytes for kind in plan.kinds)
     assert "6 parameters are computed by 8 processes of a node together" in str(found)
 
 
@@ -105,7 +105,7 @@ def test_rows_held_in_full_are_computed_where_they_are():
     assert not any(plan.gathered)
     assert summary(plan).local == 1
     numbers_of_rest = 7 * 8  # to the other processes, by the first one
-    sums = plan.kinds[0].sums
+    sums = plan.kinds[0].sum_bytes
     assert {t.sent for t in traffic(plan)} == {sums, sums + numbers_of_rest}
     copies = plan_of(LAYER[2:3], splits=(None,))
     assert len(copies.shared) == 1

@@ -187,4 +187,8 @@ def test_plans_that_other_meshes_load_otherwise_differ_in_a_text_for_the_message
     others = [replace(plan, base_loads=[1e9, 0.0, 0.0, 0.0]), replace(plan, later_load=1e9)]
     others.append(replace(plan, ranks=(4, 5, 6, 7)))
     every = [plan, *others]
-    assert len({other.fingerprint for other in every}) == len({o.fixed for o in every}) == 4
+    assert (
+        len({other.fingerprint for other in every})
+        == len({o.fingerprint_texts for o in every})
+        == 4
+    )

@@ -87,7 +87,7 @@ def route(plan, rank, exchange, gather):
 
 
 def passed_on(hop, received):
-    message, parts = hop.arrived.on(torch.device("cpu"))
+    message, parts = hop.arrived.allocate_on(torch.device("cpu"))
     message.copy_(received)
     return torch.cat([*parts, received[:0]])
 
