@@ -46,8 +46,8 @@ class Member(Protocol):
 
 
 @dataclass(slots=True)  # not frozen: one is made for every parameter in every step
-class Trainable:
-    """One trainable parameter, with or without a gradient; attributes as in `Member`."""
+class ParamWithState:
+    """Trainable parameter with its rule, view and buffers; attributes as in `Member`."""
 
     name: str
     rule: Rule

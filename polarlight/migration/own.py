@@ -19,7 +19,7 @@ from polarlight.linalg.slot import Stage
 from polarlight.migration.carried import Carried
 from polarlight.optimizer.fingerprint import (
     Config,
-    completed,
+    completed_fields,
     config_of,
     differences,
     fingerprint,
@@ -61,7 +61,7 @@ def read_own(group: Mapping[str, Any], state: Mapping[str, Any]) -> Carried:
             second_moment=state["exp_avg_sq"],
             step=int(state["step"]),
             beta1=float(group["momentum"]),
-            beta2=float(completed(rule)["beta2"]),
+            beta2=float(completed_fields(rule)["beta2"]),
         )
     buffers = {key: x for key, x in state.items() if isinstance(x, Tensor)}
     if "slots" not in rule:
@@ -69,7 +69,7 @@ def read_own(group: Mapping[str, Any], state: Mapping[str, Any]) -> Carried:
     M = buffers.pop(MOMENTUM, None)
     kept_as = rule["slots"].get("momentum")
     if M is not None and isinstance(kept_as, dict) and kept_as["method"] == "InInt8":
-        fields = completed(kept_as)
+        fields = completed_fields(kept_as)
         codes = InInt8(block=fields["block"], power=fields["power"])
         M = codes.dequantize(M, buffers.pop(SCALES))
     if M is not None and keeps_a_sum(rule["slots"].get("momentum")):
@@ -91,7 +91,9 @@ def keeps_a_sum(momentum: object) -> bool:
     """Return whether the configuration of a momentum is that of a decaying sum."""
     if not isinstance(momentum, dict):
         return False
-    return momentum["method"] == "HeavyBall" or keeps_a_sum(completed(momentum).get("average"))
+    return momentum["method"] == "HeavyBall" or keeps_a_sum(
+        completed_fields(momentum).get("average")
+    )
 
 
 def fitting_buffers(one: Carried, group: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
@@ -141,7 +143,7 @@ def _stages_of(config: object, layout: tuple[str, ...]) -> Iterator[tuple[Config
         if known is not None and known.stateful:
             yield config, layout
             return
-        content = completed(config)
+        content = completed_fields(config)
         layout += tuple(json.dumps(content[name]) for name in known.lays_out) if known else ()
         parts = list(content.values())
     for part in parts:

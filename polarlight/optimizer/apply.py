@@ -80,7 +80,10 @@ def uses_stochastic_rounding(group: Group, p: Tensor) -> bool:
 
 
 def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
-    """Return a parameter's zero state {name: buffer}: momentum, rule buffers, rounding counter."""
+    """Return new zero buffers by name: momentum, the rule's buffers, the rounding counter.
+
+    `name` is the parameter's, for messages.
+    """
     rule, more = group["rule"], {}
     if uses_stochastic_rounding(group, p):
         more = {ROUNDING_STEP: torch.zeros((), dtype=torch.int32, device=p.device)}
@@ -92,7 +95,7 @@ def new_state(group: Group, p: Tensor, name: str) -> dict[str, Tensor]:
 
 
 def _new_momentum(momentum: Momentum, p: Tensor, name: str) -> dict[str, Tensor]:
-    """Return a parameter's zero momentum buffers, sharded as it is; `name` is for error messages.
+    """Return a parameter's zero momentum buffers by name, sharded as it is.
 
     Raises:
         ValueError: If the momentum cannot be kept for a shard of this shape.
@@ -116,12 +119,12 @@ def apply_update(
     directions: list[Tensor],
     finite: FiniteFlags,
 ) -> None:
-    """Do W <- (1 - lr wd) W - lr D in place; increase rounding counters in `states`.
+    """Do W <- (1 - lr wd) W - lr D in place, undecayed if not finite; count roundings in states.
 
     No decay where not finite: D must be zero there. Weights are rounded as the group says.
     """
     lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
-    wide = _widened(group, weights)
+    wide = _float32_copies(group, weights)
     if group["weight_decay"] != 0:
         decay_where_finite(wide, 1 - lr * group["weight_decay"], finite)
     if isinstance(lr, Tensor):
@@ -138,9 +141,9 @@ def step_elementwise_group(
     states: Sequence[State],
     finite: FiniteFlags,
 ) -> None:
-    """Step parameters by their elementwise rule where finite; write weights and state in place."""
+    """Step parameters and states in place by their elementwise rule, where gradients are finite."""
     weights, gradients, _ = local_tensors(params, states, maximize=group["maximize"])
-    wide = _widened(group, weights)
+    wide = _float32_copies(group, weights)
     for w, w32, state in zip(weights, wide, states, strict=True):
         if w32 is not w:  # moments that were allocated in the parameter's narrow dtype
             state.update({key: x.float() for key, x in state.items() if x.dtype == w.dtype})
@@ -158,7 +161,7 @@ def step_elementwise_group(
 
 
 def _steps_in_float32(group: Group, p: Tensor) -> bool:
-    """Return whether p is stepped as a float32 copy: stochastic rounding, or elementwise float16.
+    """Return whether p is stepped as a float32 copy: for stochastic rounding, elementwise float16.
 
     Stochastic rounding needs the unrounded weight; elementwise rules overflow in float16.
     """
@@ -166,7 +169,7 @@ def _steps_in_float32(group: Group, p: Tensor) -> bool:
     return overflows or uses_stochastic_rounding(group, p)
 
 
-def _widened(group: Group, weights: Sequence[Tensor]) -> list[Tensor]:
+def _float32_copies(group: Group, weights: Sequence[Tensor]) -> list[Tensor]:
     """Return float32 copies of weights that are stepped in float32; the others as they are."""
     of_dtype = {w.dtype: w for w in weights}
     narrow = {dtype for dtype, w in of_dtype.items() if _steps_in_float32(group, w)}
@@ -179,7 +182,7 @@ def _write_back(
     states: Sequence[State],
     finite: FiniteFlags,
 ) -> None:
-    """Copy float32 results into float16 or, rounded stochastically, bfloat16 weights; count steps.
+    """Copy float32 `wide` into narrow weights, bfloat16 rounded stochastically; count in states.
 
     A weight whose gradient is not finite has not changed, so that rounding is exact; its step is
     not counted.

@@ -32,7 +32,7 @@ class RuleBuffers:
     def complete(
         self, groups: Sequence[Group], state: MutableMapping[Any, dict[str, Tensor]]
     ) -> None:
-        """Allocate trainable parameters' missing buffers in `state`; refill `by_param` with all.
+        """Allocate missing buffers of trainable parameters in `state`; refill `by_param` from it.
 
         Raises:
             ValueError: If a rule for matrices has a parameter with fewer than two dimensions.
@@ -45,20 +45,20 @@ class RuleBuffers:
                     found = state[p]
                     names = known.get((p.shape, p.dtype))
                     if names is None or not names <= found.keys():
-                        names = known[p.shape, p.dtype] = self._completed(group, i, k, found)
+                        names = known[p.shape, p.dtype] = self._add_missing(group, i, k, found)
                     whole = len(found) == len(names)
                     self.by_param[p] = found if whole else {name: found[name] for name in names}
 
     def store(
         self, state: MutableMapping[Any, dict[str, Tensor]], params: Iterable[Tensor]
     ) -> None:
-        """Write `by_param` back into `state`: a step may have replaced buffers by float32 ones."""
+        """Update `state` of `params` from `by_param`, where a step may have replaced buffers."""
         for p in params:
             if self.by_param[p] is not state[p]:
                 state[p].update(self.by_param[p])
 
     def _names_cache(self, group: Group) -> KnownNames:
-        """Return the cache {(shape, dtype): buffer names} of a group's rule; callers add to it.
+        """Return the cache {(shape, dtype): buffer names} of a group's rule, to be added to.
 
         Names depend on nothing else; they are kept, as `new_state` allocates to find them.
         """
@@ -70,10 +70,10 @@ class RuleBuffers:
             self._names[key] = (rule, view, names)
         return names
 
-    def _completed(
+    def _add_missing(
         self, group: Group, group_index: int, param_index: int, state: dict[str, Tensor]
     ) -> frozenset[str]:
-        """Add missing buffers to one parameter's state; return the names of all its buffers.
+        """Add missing zero buffers to one parameter's `state`; return the rule's buffer names.
 
         Raises:
             ValueError: If a buffer of another rule or view is there that this one would misread.
@@ -88,7 +88,7 @@ class RuleBuffers:
         return frozenset(fresh)
 
 
-def _check_readable(param_name: str, name: str, kept: Tensor, fresh: Tensor) -> None:
+def _check_readable(param_name: str, buffer_name: str, kept: Tensor, fresh: Tensor) -> None:
     """Raise ValueError unless a kept buffer has the fresh one's shape and kind of numbers.
 
     Floating dtypes may differ: users and wrappers cast states.
@@ -99,8 +99,8 @@ def _check_readable(param_name: str, name: str, kept: Tensor, fresh: Tensor) -> 
     if kinds[0] != kinds[1]:
         forms = [f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in (kept, fresh)]
         raise ValueError(
-            f"{param_name}: {name} is {forms[0]} from former steps, and the rule and view of its "
-            f"param group now keep {forms[1]}. Set the former rule and view again, make a new "
-            "optimizer and polarlight.migration.carry_over(old, new), or start this parameter "
+            f"{param_name}: {buffer_name} is {forms[0]} from former steps, and the rule and view "
+            f"of its param group now keep {forms[1]}. Set the former rule and view again, make a "
+            "new optimizer and polarlight.migration.carry_over(old, new), or start this parameter "
             "afresh by `del optimizer.state[p]`"
         )

@@ -97,7 +97,7 @@ def clip_grad_norm_(optimizer: Any, max_norm: float) -> Tensor:
 
 
 def _grows_with_gradient(group: Group, p: Tensor) -> bool:
-    """Return whether updates grow with gradients: elementwise rules, matrix rules of degree not 0.
+    """Return whether p's update grows with its gradient; raise TypeError if its group has no rule.
 
     Raises:
         TypeError: If the group has no rule.
@@ -115,7 +115,7 @@ def _grows_with_gradient(group: Group, p: Tensor) -> bool:
 
 
 def _local_gradients_and_norms(gradients: Sequence[Tensor]) -> list[tuple[list[Tensor], Tensor]]:
-    """Return (local gradients, norms [k] of whole ones) per device, mesh and dtype; all-reduces."""
+    """Return (local gradients, norms [k] of whole ones) per mesh, device and dtype; all-reduces."""
     by_place: dict[Any, list[Tensor]] = {}
     for g in gradients:
         wide = torch.float64 if g.dtype == torch.float64 else torch.float32

@@ -38,14 +38,14 @@ class GraphInputs:
         self._rules: dict[str, UpdateRule] = {}
 
     def prepare(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> None:
-        """Set `groups` to copies with tensor momentum; choose rules' branches by host counters."""
+        """Set `self.groups` to copies with tensor momentum; choose rules' branches by counters."""
         self.groups = [dict(group) for group in groups]
         self._kinds.clear()
         self._rules.clear()
         for i, group in enumerate(self.groups):
             self._make_momentum_tensor(i, group)
             for p in group["params"]:
-                self._decide(p, group["rule"], states.get(p, {}))
+                self._choose_branches(p, group["rule"], states.get(p, {}))
 
     def rule_of(self, p: Tensor, rule: UpdateRule) -> UpdateRule:
         """Return the rule for p with the branches that `prepare` chose; `rule` if it chose none."""
@@ -69,8 +69,8 @@ class GraphInputs:
         self._momentum_tensors[group_index] = momentum, tensor
         group["momentum"] = tensor
 
-    def _decide(self, p: Tensor, rule: object, state: State) -> None:
-        """Choose a rule's branches by p's host counter and store it, if all p's counts are equal.
+    def _choose_branches(self, p: Tensor, rule: object, state: State) -> None:
+        """Store the rule for p with branches chosen by p's host counter, if its counts are equal.
 
         Matrices of one parameter with different counts are left out: their step breaks the graph.
         """
@@ -86,9 +86,9 @@ class GraphInputs:
 
 
 def warn_of_number_lrs(lrs: Sequence[float | Tensor]) -> None:
-    """Warn once per process, while tracing, if a learning rate is no tensor: it recompiles."""
+    """Warn once per process, while tracing, if a learning rate is a number: changes recompile."""
     if not all(isinstance(lr, Tensor) for lr in lrs):
-        _warn_while_tracing()
+        _warn_of_recompilation()
 
 
 _warned: set[str] = set()
@@ -103,8 +103,8 @@ def _warn_once(text: str) -> None:
 
 
 @assume_constant
-def _warn_while_tracing() -> None:
-    """Warn once that each new value of a learning rate that is a number is compiled anew."""
+def _warn_of_recompilation() -> None:
+    """Warn once per process, while tracing, that a step recompiles for a new number as lr."""
     _warn_once(
         "a compiled step takes a float learning rate for a constant and is compiled anew when a "
         "scheduler changes it; use a tensor learning rate: lr=torch.tensor(0.02), and "

@@ -85,7 +85,9 @@ def read_fingerprint(saved: object) -> Config:
     if not isinstance(saved, str):
         return config_of(saved)
     try:
-        config = json.loads(saved) if saved.startswith("{") else _parsed(ast.parse(saved).body[0])
+        config = (
+            json.loads(saved) if saved.startswith("{") else _parse_repr(ast.parse(saved).body[0])
+        )
         if config is None:
             return config_of(None)
         if _is_config(config):
@@ -116,7 +118,7 @@ def _has_only_configs(value: object) -> bool:
 
 
 def differences(saved: object, now: object, where: str = "") -> Iterator[FieldDifference]:
-    """Yield the fields in which two configurations differ, below path `where`; fill in defaults."""
+    """Yield the differing fields of two configurations, defaults filled in; `where`: their path."""
     if isinstance(saved, dict) and isinstance(now, dict) and _are_comparable(saved, now):
         yield from _fields_that_differ(saved, now, where)
     elif _are_slots(saved) and _are_slots(now) and len(saved) == len(now):
@@ -142,10 +144,10 @@ def keeps_state(value: object) -> bool:
 
 
 def _fields_that_differ(saved: Config, now: Config, where: str) -> Iterator[FieldDifference]:
-    """Yield the differing fields of two configurations of one method, judged harmless or not."""
+    """Yield the differing fields of two configurations of one method; `where`: their path."""
     known = registration_named(now["method"])
     free = "slots" in now or (not keeps_state(saved) and not keeps_state(now))
-    saved_fields, fields = completed(saved), completed(now)
+    saved_fields, fields = completed_fields(saved), completed_fields(now)
     for key in {**fields, **saved_fields}:
         a, b = saved_fields.get(key), fields.get(key)
         path = f"{where}.{key}" if where else key
@@ -161,21 +163,20 @@ def _are_slots(value: object) -> TypeGuard[list[Config]]:
 
 
 def _are_comparable(saved: Config, now: Config) -> bool:
-    """Return whether to compare field by field: the same method and, of schedules, equal ones.
+    """Return whether to compare two configurations field by field, not as a whole.
 
-    Configurations of one class are. Schedules are compared as a whole unless they are equal, since
-    a name stands for coefficients.
+    Those of one method are; of schedules only equal ones, since a name stands for coefficients.
     """
     if _method_name(saved) != _method_name(now):
         return False
     if _method_name(now) != ("Schedule", False):
         return True
     named = [("steps" in _fields_or_slots(config)) for config in (saved, now)]
-    return named[0] == named[1] and completed(saved) == completed(now)
+    return named[0] == named[1] and completed_fields(saved) == completed_fields(now)
 
 
 def _method_name(config: Config) -> tuple[str, bool]:
-    """Return (present name of the method, whether it is an `UpdateRule`)."""
+    """Return (present name of the method, whether it is an `UpdateRule`) of a configuration."""
     known = registration_named(config["method"])
     name = known.name if known and "fields" in config else config["method"]
     return name, "slots" in config
@@ -186,8 +187,8 @@ def _fields_or_slots(config: Config) -> dict[str, Any]:
     return next((config[key] for key in _CONTENT if key in config), {})
 
 
-def completed(config: Config) -> dict[str, Any]:
-    """Return a configuration's fields under present names, with its version's defaults added."""
+def completed_fields(config: Config) -> dict[str, Any]:
+    """Return a configuration's fields or slots under present names, defaults for absent ones."""
     content = _fields_or_slots(config)
     known = None if "slots" in config else registration_named(config["method"])
     if known is None:
@@ -199,7 +200,7 @@ def completed(config: Config) -> dict[str, Any]:
 
 @cache
 def _defaults(cls: type, version: int) -> dict[str, Any]:
-    """Return {field: default} of a class in a version of its registration, as plain data."""
+    """Return {field: default} of a registered class in a version, encoded; cached."""
     defaults = registration_of(cls, stateful=False).defaults(version)
     return {key: _encoded(value) for key, value in defaults.items()}
 
@@ -244,7 +245,7 @@ def _object_config(value: Any) -> Config:
 
 @lru_cache
 def _schedule_fields(schedule: Schedule) -> dict[str, Any]:
-    """Return a schedule's fields as plain data; {"name": name} if it is one of the package's."""
+    """Return a schedule's fields, encoded; {"name": name} if it is one of the package's; cached."""
     fields = {f.name: _encoded(getattr(schedule, f.name)) for f in fields_of(Schedule)}
     return _short_schedule(fields | {"steps": _rounded(schedule.steps)})
 
@@ -267,7 +268,7 @@ def _rounded(steps: Any) -> list[list[float]]:
 
 @lru_cache
 def _schedule_named(name: str) -> Schedule | None:
-    """Return the package's schedule of this name, or `polar_express` as it says; else None."""
+    """Return the package's schedule of this name, or the `polar_express` it denotes; else None."""
     for value in vars(schedules).values():
         if isinstance(value, Schedule) and value.name == name:
             return value
@@ -282,28 +283,28 @@ def _schedule_named(name: str) -> Schedule | None:
         return None
 
 
-def _parsed(node: ast.AST) -> Any:
+def _parse_repr(node: ast.AST) -> Any:
     """Return the plain data in the syntax tree of a 0.1.0 `repr`; raise ValueError for others."""
     match node:
         case ast.Expr(value=inner):
-            return _parsed(inner)
+            return _parse_repr(inner)
         case ast.Constant(value=None | bool() | int() | float() | str()):
             return node.value
         case ast.Tuple(elts=items) | ast.List(elts=items):
-            return [_parsed(item) for item in items]
+            return [_parse_repr(item) for item in items]
         case ast.Attribute(attr=name):  # torch.float64, Side.TALL
             return name
         case ast.Name(id="inf" | "nan"):
             return float(node.id)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant() | ast.Name() as operand):
-            return -_parsed(operand)
+            return -_parse_repr(operand)
         case ast.Call(func=func, args=[], keywords=keywords):
-            fields = {str(keyword.arg): _parsed(keyword.value) for keyword in keywords}
-            return _call_config(ast.unparse(func), fields)
+            fields = {str(keyword.arg): _parse_repr(keyword.value) for keyword in keywords}
+            return _repr_call_config(ast.unparse(func), fields)
     raise ValueError(f"{ast.unparse(node)} is no repr of a rule or view")
 
 
-def _call_config(name: str, fields: dict[str, Any]) -> Config:
+def _repr_call_config(name: str, fields: dict[str, Any]) -> Config:
     """Return the configuration, of version 1, of `name(**fields)` in a `repr` of 0.1.0."""
     if name == "UpdateRule":
         slots = {key: value for key, value in fields.items() if key != "name"}

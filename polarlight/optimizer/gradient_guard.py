@@ -90,10 +90,10 @@ class NonFiniteGuard:
         nonfinite_ranks: Mapping[tuple[int, int], int] = MappingProxyType({}),
         may_wait: bool,
     ) -> dict[int, FiniteMask]:
-        """Return finite masks of accelerator gradients by group; drop known bad ones from `active`.
+        """Return finite masks by group; drop and count known non-finite `active` ones, or raise.
 
-        One mask per group. What is dropped is counted: shared parameters in `nonfinite_ranks`, and,
-        if the host `may_wait`, whatever is found. Plain gradients in host memory are left to
+        Masks hold gradients on accelerators. Dropped are shared parameters in `nonfinite_ranks`,
+        and, if the host `may_wait`, whatever is found. Plain gradients in host memory are left to
         `drop_nonfinite_on_host`, except under RAISE.
 
         Args:
@@ -137,7 +137,7 @@ class NonFiniteGuard:
     def drop_nonfinite_on_host(
         self, groups: Sequence[Group], batch: ActiveParams, shared: Sequence[Collection[int]]
     ) -> None:
-        """With SKIP: drop from `batch`, and count, non-finite host gradients not in `shared`."""
+        """Drop from `batch`, and count, unshared non-finite gradients on the host, under SKIP."""
         if self.policy is not NonFinite.SKIP:
             return
         for i, param_indices in batch.items():
@@ -145,7 +145,7 @@ class NonFiniteGuard:
             self._drop(i, param_indices, nonfinite_indices(groups[i], plain, host_readable=True))
 
     def skipped(self, groups: Sequence[Group]) -> dict[str, int]:
-        """Return {name: number of steps that left it out}, without zeros; waits for devices."""
+        """Return {parameter name: number of steps that skipped it}, no zeros; waits for devices."""
         counts = Counter(self._skipped_on_host)
         for on_device in self._skipped_on_device.values():
             counts.update(on_device.read())
@@ -158,7 +158,7 @@ class NonFiniteGuard:
     def _flag(
         self, groups: Sequence[Group], active: ActiveParams, pairs: Sequence[tuple[int, int]]
     ) -> dict[int, FiniteMask]:
-        """Return {group: {param: flag} or None} for accelerator gradients; count non-finite ones.
+        """Return {group: {param: flag} or None} of `pairs` on accelerators; count False flags.
 
         Shards need no flag; their processes have exchanged theirs.
         """
@@ -202,7 +202,7 @@ class SkipCounts:
         self.places = sorted(
             places,
             key=lambda place: (
-                _squares(groups[place[0]]),
+                _squares_gradients(groups[place[0]]),
                 place[0],
                 groups[place[0]]["params"][place[1]].shape,
             ),
@@ -217,13 +217,13 @@ class SkipCounts:
     def flag_and_count(
         self, groups: Sequence[Group], active: Collection[tuple[int, int]]
     ) -> Tensor:
-        """Return bool [places], False for non-finite `active` gradients; add these to counts."""
+        """Return bool [places], False at `active` non-finite gradients; increase their counts."""
         measures = [self._finite] * len(self.places)
         for squares in (False, True):
             positions = [
                 n
                 for n, place in enumerate(self.places)
-                if place in active and _squares(groups[place[0]]) == squares
+                if place in active and _squares_gradients(groups[place[0]]) == squares
             ]
             chosen = [self.places[n] for n in positions]
             gradients = [groups[i]["params"][k].grad for i, k in chosen]
@@ -242,7 +242,7 @@ def is_host_readable(device: torch.device) -> bool:
 def gradients_by_device(
     params: Sequence[Tensor], param_indices: Sequence[int], *, local_parts: bool = False
 ) -> Iterator[tuple[torch.device, list[int], list[Tensor]]]:
-    """Yield (device, param indices, existing gradients or their `local_parts`) per device."""
+    """Yield (device, indices of params with a gradient, gradients or `local_parts`) per device."""
     every = [params[k].grad for k in param_indices]
     indices = [k for k, g in zip(param_indices, every, strict=True) if g is not None]
     gradients = [g for g in every if g is not None]
@@ -260,18 +260,18 @@ def gradients_by_device(
 
 
 def finite_on_host(gradients: Sequence[Tensor], squares: bool) -> list[bool]:
-    """Return a bool per gradient: entries and, with `squares`, sum of squares finite; waits."""
+    """Return a bool per gradient, True if finite (if `squares`, its sum of squares too); waits."""
     if is_host_readable(gradients[0].device) and not squares:
         # A finite sum has finite terms, and is the cheapest to compute; a sum may also overflow.
-        parts = _small_ones_joined(gradients) if foreach.have_kernels(gradients) else gradients
+        parts = _concatenate_small(gradients) if foreach.have_kernels(gradients) else gradients
         sums = torch.stack(list(foreach.all_plain([x.sum() for x in parts]))).tolist()
         if all(map(math.isfinite, sums)):
             return [True] * len(gradients)
     return list(finite_flags(gradients, squares).tolist())
 
 
-def _small_ones_joined(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Return gradients in another order, small ones of equal row shape concatenated."""
+def _concatenate_small(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return gradients in any order, small ones with equal trailing dimensions concatenated."""
     by_shape: dict[torch.Size, list[Tensor]] = {}
     for g in gradients:
         by_shape.setdefault(g.shape, []).append(g)
@@ -284,12 +284,12 @@ def _small_ones_joined(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 
 def finite_flags(gradients: Sequence[Tensor], squares: bool) -> Tensor:
-    """Return bool [n], True where entries and, with `squares`, their sum of squares are finite."""
+    """Return bool [n] on the device, True if finite (with `squares`, the sum of squares too)."""
     return torch.stack(_norms(gradients, squares)) < math.inf
 
 
 def _norms(gradients: Sequence[Tensor], squares: bool) -> list[Tensor]:
-    """Return each gradient's largest magnitude (`squares`: Frobenius norm) as [] on its device.
+    """Return each gradient's largest magnitude (or, for `squares`, 2-norm) as [] on its device.
 
     In float32 or float64; not finite where an entry is not.
     """
@@ -325,7 +325,7 @@ def any_nonfinite(
 def nonfinite_indices(
     group: Group, param_indices: Sequence[int], *, host_readable: bool | None = None
 ) -> list[int]:
-    """Return indices of non-finite gradients; `host_readable` picks the CPU's or others; waits.
+    """Return indices of non-finite gradients, of all or only (not) `host_readable` devices; waits.
 
     With an elementwise rule, the sum of a gradient's squares has to be finite as well.
 
@@ -338,7 +338,7 @@ def nonfinite_indices(
     found: list[int] = []
     for device, on_device, gradients in gradients_by_device(group["params"], param_indices):
         if host_readable in (None, is_host_readable(device)):
-            known = finite_on_host(gradients, _squares(group))
+            known = finite_on_host(gradients, _squares_gradients(group))
             found += [k for k, ok in zip(on_device, known, strict=True) if not ok]
     return found
 
@@ -360,9 +360,9 @@ def finite_of(groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> Tens
             group["params"], param_indices, local_parts=True
         ):
             if is_host_readable(device):
-                flags.append(torch.tensor(finite_on_host(gradients, _squares(group))))
+                flags.append(torch.tensor(finite_on_host(gradients, _squares_gradients(group))))
             else:
-                flags.append(finite_flags(gradients, _squares(group)))
+                flags.append(finite_flags(gradients, _squares_gradients(group)))
             found += [(i, k) for k in on_device]
     joined = torch.cat([some.to(flags[0].device) for some in flags])
     if found == list(pairs):
@@ -371,8 +371,8 @@ def finite_of(groups: Sequence[Group], pairs: Sequence[tuple[int, int]]) -> Tens
     return torch.stack([by_pair[pair] for pair in pairs])
 
 
-def _squares(group: Group) -> bool:
-    """Return whether the group's rule is elementwise, as AdamW, and so squares gradients."""
+def _squares_gradients(group: Group) -> bool:
+    """Return whether a group's rule is elementwise, as AdamW, and so squares gradients."""
     return not isinstance(group["rule"], UpdateRule)
 
 
@@ -382,7 +382,7 @@ def _raise_if_nonfinite(
     shared: Sequence[Collection[int]],
     nonfinite_ranks: Mapping[tuple[int, int], int],
 ) -> None:
-    """Raise FloatingPointError with the names of all non-finite gradients, if any; waits."""
+    """Raise FloatingPointError that names all non-finite gradients, if there are any; waits."""
     found = set(nonfinite_ranks)
     for i, param_indices in active.items():
         plain = [k for k in param_indices if k not in shared[i]]

@@ -78,16 +78,16 @@ Copies of weights and states from before and after take about ten times as much.
 def flags_from_mask(
     mask: FiniteMask, param_indices: Sequence[int], params: Sequence[Tensor]
 ) -> FiniteFlags:
-    """Return a list of flags for `param_indices` from a mask, True where absent; None for None."""
+    """Return one flag per index, a new True for an index that the mask lacks; None for no mask."""
     if mask is None:
         return None
-    return [mask[i] if i in mask else _true(params[i]) for i in param_indices]
+    return [mask[i] if i in mask else _true_flag(params[i]) for i in param_indices]
 
 
 def join_flags(
     group_indices: Sequence[int], finite: Mapping[int, FiniteFlags], params: Sequence[Tensor]
 ) -> FiniteFlags:
-    """Return one list of the groups' flags for `params`, True for a group without; None if all are.
+    """Return one flag per param from its group's, True for a group without; None if none has flags.
 
     Args:
         group_indices: Group of each parameter, group by group.
@@ -98,12 +98,12 @@ def join_flags(
     if not flagged:
         return None
     return [
-        next(flagged[i]) if i in flagged else _true(p)
+        next(flagged[i]) if i in flagged else _true_flag(p)
         for i, p in zip(group_indices, params, strict=True)
     ]
 
 
-def _true(p: Tensor) -> Tensor:
+def _true_flag(p: Tensor) -> Tensor:
     """Return a bool tensor [], True, on a parameter's device."""
     return torch.ones((), dtype=torch.bool, device=p.device)
 
@@ -116,7 +116,7 @@ def update_momenta(
     beta: float | Tensor,
     finite: FiniteFlags,
 ) -> list[Tensor]:
-    """Update momentum buffers in place where finite; return each rule's input (Nesterov or M)."""
+    """Update momentum `buffers`, extra `states` in place where finite; return the rules' inputs."""
     held = momentum.loaded(buffers, gradients) if momentum.buffered else buffers
     result = _update_loaded(momentum, states, gradients, held, beta, finite)
     for buffer, used in zip(buffers, held, strict=True):
@@ -133,7 +133,7 @@ def _update_loaded(
     beta: float | Tensor,
     finite: FiniteFlags,
 ) -> list[Tensor]:
-    """Update momenta that are on gradients' devices in place where finite; return rules' inputs."""
+    """Update loaded momenta and extra `states` in place where finite; return the rules' inputs."""
     average = momentum.bind_state(states)
     if finite is None:
         return average(gradients, buffers, beta)
@@ -158,9 +158,9 @@ def _update_loaded(
 def select(
     flags: Sequence[Tensor], new: Sequence[Tensor], old: Sequence[Tensor] | None
 ) -> list[Tensor]:
-    """Return torch.where(flag, new, old) per tensor, computed in stacks; zeros if `old` is None."""
+    """Return torch.where(flag, new, old) per tensor, by stacks; zeros for `old` if it is None."""
     found: dict[int, Tensor] = {}
-    alone, groups = _stackable(flags, new, new if old is None else old)
+    alone, groups = _group_stackable(flags, new, new if old is None else old)
     near = to_devices_of([new[i] for i in alone], [flags[i] for i in alone])
     for i, ok in zip(alone, near, strict=True):
         found[i] = torch.where(ok, new[i], _zero(new[i]) if old is None else old[i])
@@ -171,7 +171,7 @@ def select(
     else:
         others = _stacks([[old[i] for i in positions] for positions in groups])
     for positions, (stack, copied), (other, _) in zip(groups, stacks, others, strict=True):
-        ok = _flags_of(flags, positions, stack)  # [b, 1, ...]
+        ok = _flag_column(flags, positions, stack)  # [b, 1, ...]
         selected = torch.where(ok, stack, other, out=stack if copied else None)
         found.update(zip(positions, selected.unbind(), strict=True))
     return [found[i] for i in range(len(new))]
@@ -212,7 +212,7 @@ def commit_where_finite(
     written: Sequence[Mapping[str, Tensor]],
     finite: Sequence[Tensor],
 ) -> None:
-    """Copy `written` buffers into `states` where finite; multiply directions by flags in place."""
+    """Copy `written` buffers into `states` where finite; zero other directions; both in place."""
     rows = [
         (state[name], value, ok)
         for ok, state, clones in zip(finite, states, written, strict=True)
@@ -222,13 +222,13 @@ def commit_where_finite(
     if rows:
         old, new, flags = zip(*rows, strict=True)
         _copy_where_finite(old, new, old, flags)
-    alone, groups = _stackable(finite, directions)
+    alone, groups = _group_stackable(finite, directions)
     for positions in groups:
         stack = stack_of([directions[i] for i in positions])
         if stack is None:
             alone += positions
         else:
-            stack.mul_(_flags_of(finite, positions, stack))
+            stack.mul_(_flag_column(finite, positions, stack))
     for i in alone:
         directions[i].mul_(finite[i])
 
@@ -240,7 +240,7 @@ def decay_where_finite(
     if finite is None:
         foreach.mul_(params, factor)
         return
-    alone, groups = _stackable(finite, params)
+    alone, groups = _group_stackable(finite, params)
     for i in alone:
         if torch.compiler.is_compiling() or not foreach.have_kernels([params[i]]):
             params[i].copy_(torch.where(finite[i], params[i] * factor, params[i]))
@@ -257,7 +257,7 @@ def decay_where_finite(
         factors.update(zip(some, _factors(ok, factor, params[some[0]].dtype).unbind(), strict=True))
     for positions in groups:
         stack = stacked([copies[i] for i in positions])
-        stack.mul_(_flags_of(factors, positions, stack))
+        stack.mul_(_flag_column(factors, positions, stack))
     foreach.copy_([params[i] for i in order], [copies[i] for i in order])
 
 
@@ -295,15 +295,15 @@ def step_where_finite(
         if skipped:
             rule.step_finite(*map(list, zip(*skipped, strict=True)), **numbers)
     for piece in capped_stacks(range(len(undone)), [row[0] for row in undone], UNDONE_BYTES):
-        _step_and_undo(rule, [undone[i] for i in piece], numbers)
+        _step_and_restore(rule, [undone[i] for i in piece], numbers)
 
 
-def _step_and_undo(
+def _step_and_restore(
     rule: ElementwiseRule,
     rows: Sequence[tuple[Tensor, Tensor, State, Tensor]],
     numbers: Mapping[str, Any],
 ) -> None:
-    """Step rows (p, gradient, state, flag) by the rule; restore p and state where not flagged.
+    """Step rows (p, gradient, state, flag) in place; restore p and state where the flag is False.
 
     Args:
         rule: The elementwise rule.
@@ -328,14 +328,14 @@ def _step_and_undo(
 
 
 def _has_stack_kernels(x: Tensor) -> bool:
-    """Return whether tensors like x can be stacked: torch's own type, outside of a graph."""
+    """Return whether tensors like x can be stacked: of torch's own type, and outside of a graph."""
     return foreach.have_kernels([x]) and not torch.compiler.is_compiling()
 
 
-def _stackable(
+def _group_stackable(
     flags: Sequence[Tensor], *lists: Sequence[Tensor]
 ) -> tuple[list[int], list[list[int]]]:
-    """Return (positions of large or unlike tensors, lists of positions of alike ones).
+    """Return (positions of tensors to select alone, lists of positions of tensors to stack).
 
     Tensors at the positions of a group have equal shapes, dtypes and devices in every list.
     """
@@ -352,7 +352,7 @@ def _stackable(
 
 
 def _stacks(lists: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, bool]]:
-    """Return (stack [b, *shape], whether it is a copy or a view of the tensors) per list.
+    """Return (stack [b, *shape], True if it is a copy, False if it is a view) per list.
 
     A view where tensors already form one; one launch copies the others.
     """
@@ -365,10 +365,10 @@ def _stacks(lists: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, bool]]:
     ]
 
 
-def _flags_of(
+def _flag_column(
     flags: Sequence[Tensor] | Mapping[int, Tensor], positions: Sequence[int], stack: Tensor
 ) -> Tensor:
-    """Return flags at positions as [b, 1, ...], to broadcast with a stack, on its device."""
+    """Return flags at `positions` as [b, 1, ...] on the stack's device, to broadcast with it."""
     ok = stacked([flags[i] for i in positions]).to(stack.device)
     return as_column(ok, stack.ndim - 1)
 
@@ -379,7 +379,7 @@ def _zero(x: Tensor) -> Tensor:
 
 
 def _factors(ok: Tensor, factor: float | Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `factor` where a flag is True and 1 elsewhere, in float32 or float64: no rounding."""
+    """Return `factor` where `ok` is True and 1 elsewhere, in float32 or float64: no rounding."""
     skipped = ok.logical_not().to(wide(dtype))
     if isinstance(factor, Tensor):
         return skipped + ok * factor.to(skipped.dtype)

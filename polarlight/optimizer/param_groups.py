@@ -23,8 +23,8 @@ STRUCTURE = ("rule", "view")
 """Entries that are objects: a checkpoint holds their fingerprints and never replaces them."""
 
 
-def separate_tensors(groups: Sequence[Group]) -> None:
-    """Clone, in place in each group, a tensor (such as lr) that an earlier group holds as well.
+def clone_shared_tensors(groups: Sequence[Group]) -> None:
+    """Replace, in each group, a tensor (such as lr) that an earlier group holds too by a clone.
 
     Whoever writes to the rate of each group would write to a shared one once per group.
     """
@@ -68,34 +68,36 @@ def check_hyperparameters(group: Group) -> None:
     check_fraction("momentum", group["momentum"])
 
 
-def check_group(group: Group, index: int) -> None:
-    """Raise ValueError unless rule, view, hyperparameters and parameters fit each other."""
+def check_group(group: Group, group_index: int) -> None:
+    """Raise ValueError unless a group's rule, view, hyperparameters and parameters fit together."""
     check_hyperparameters(group)
-    _refuse_foreign_keys(group, index)
+    _refuse_foreign_keys(group, group_index)
     check_object("view", group["view"])
     if group["rule"] is None:
-        names = ", ".join(name_of(group, index, i) for i in range(min(3, len(group["params"]))))
+        count = min(3, len(group["params"]))
+        names = ", ".join(name_of(group, group_index, k) for k in range(count))
         raise ValueError(
-            f"param group {index} ({names}, ...) has no rule: give the optimizer one, for example "
-            "rule=polarlight.rules.muon(), or every group its own, as polarlight.recipes does"
+            f"param group {group_index} ({names}, ...) has no rule: give the optimizer one, for "
+            "example rule=polarlight.rules.muon(), or every group its own, as polarlight.recipes "
+            "does"
         )
     if not isinstance(group["rule"], UpdateRule | ElementwiseRule):
         raise ValueError(f"rule must be an UpdateRule or an ElementwiseRule, got {group['rule']!r}")
-    _check_parameters(group, index)
+    _check_parameters(group, group_index)
 
 
 def without_frozen_integers(group: Mapping[str, Any]) -> Group:
-    """Return a dict of a group's `params`, `param_names` if any, without frozen integer ones.
+    """Return a dict of a group's `params`, `param_names` if any, frozen integer ones left out.
 
     These hold quantized weights and never have a gradient. Any other tensor of integers is kept,
     for `check_group` to refuse.
     """
-    params = list(group["params"])
-    kept = [
-        i
-        for i, entry in enumerate(params)
-        if not _is_frozen_integer(entry[1] if isinstance(entry, tuple) else entry)
-    ]
+    params, kept = list(group["params"]), []
+    for i, entry in enumerate(params):
+        p = entry[1] if isinstance(entry, tuple) else entry
+        frozen = isinstance(p, nn.Parameter) and not p.requires_grad
+        if not frozen or p.is_floating_point() or p.is_complex():
+            kept.append(i)
     changed = {"params": [params[i] for i in kept]}
     if names := group.get("param_names"):
         changed["param_names"] = [names[i] for i in kept]
@@ -104,31 +106,24 @@ def without_frozen_integers(group: Mapping[str, Any]) -> Group:
     return changed
 
 
-def _is_frozen_integer(p: object) -> bool:
-    """Return whether p is an `nn.Parameter` of integers or bools that requires no gradient."""
-    if not isinstance(p, nn.Parameter):
-        return False
-    return not (p.is_floating_point() or p.is_complex() or p.requires_grad)
-
-
 _FOREIGN = ("use_muon", "algorithm", "use_fallback", "betas", "eps", "adamw_betas", "adamw_eps")
 """Keys by which other libraries choose a group's method, and AdamW's, which belong to a rule."""
 
 
-def _refuse_foreign_keys(group: Group, index: int) -> None:
+def _refuse_foreign_keys(group: Group, group_index: int) -> None:
     """Raise ValueError if a group has keys that other libraries read and polarlight does not."""
     found = [f"{key!r}: {group[key]!r}" for key in _FOREIGN if key in group]
     if found:
         raise ValueError(
-            f"param group {index} has {', '.join(found)}, which polarlight does not read. Say "
-            "which rule it gets: 'rule': polarlight.rules.muon(), or 'rule': "
+            f"param group {group_index} has {', '.join(found)}, which polarlight does not read. "
+            "Say which rule it gets: 'rule': polarlight.rules.muon(), or 'rule': "
             "polarlight.rules.AdamWRule(beta2, eps) with 'momentum': beta1. Or pass the model or "
             "model.named_parameters() to have matrices and the rest routed"
         )
 
 
 def check_disjoint(groups: Sequence[Group], params: Sequence[Any]) -> None:
-    """Raise ValueError if a new parameter occurs twice, or in an existing group.
+    """Raise ValueError if one of `params` occurs twice, or in an existing group.
 
     Args:
         groups: Existing groups.
@@ -178,16 +173,16 @@ _UNROUTED = (
 """Ways out for parameters that come without names, in messages."""
 
 
-def _check_parameters(group: Group, index: int) -> None:
+def _check_parameters(group: Group, group_index: int) -> None:
     """Raise ValueError unless dtypes and shapes of a group's parameters fit its rule and view."""
     rule, view = group["rule"], group["view"]
-    named = [(name_of(group, index, i), p) for i, p in enumerate(group["params"])]
+    named = [(name_of(group, group_index, k), p) for k, p in enumerate(group["params"])]
     _refuse_dtypes(named)
     if not isinstance(rule, UpdateRule):
         return
     refuse_tensor_parallel(named)
     if named and all(p.ndim < 2 for _, p in named):
-        check_is_matrix(group, index, 0)
+        check_is_matrix(group, group_index, 0)
     odd = [f"{name} has shape {tuple(p.shape)}" for name, p in named if p.ndim != 2]
     if view is None and odd:
         raise ValueError(
@@ -216,16 +211,16 @@ def check_not_flattened(groups: Sequence[Group]) -> None:
     )
 
 
-def check_is_matrix(group: Group, index: int, param_index: int) -> None:
-    """Raise ValueError if this parameter has a rule for matrices and fewer than two dimensions."""
+def check_is_matrix(group: Group, group_index: int, param_index: int) -> None:
+    """Raise ValueError if a parameter has a rule for matrices and fewer than two dimensions."""
     rule, p = group["rule"], group["params"][param_index]
     if not isinstance(rule, UpdateRule) or p.ndim >= 2:
         return
     names = [str(name) for name in group.get("param_names") or ()]
     once = f", once {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
-    name = name_of(group, index, param_index)
+    name = name_of(group, group_index, param_index)
     raise ValueError(
-        f"param group {index}{once}: {name} has shape {tuple(p.shape)}, "
+        f"param group {group_index}{once}: {name} has shape {tuple(p.shape)}, "
         f"and {rule.name} is for matrices. Either it is a vector: pass the model or "
         f"model.named_parameters() to have vectors routed to AdamW. {_UNROUTED}. Or a wrapper "
         "flattened the group into one tensor, in which no matrix can be found again: DeepSpeed "
@@ -235,7 +230,7 @@ def check_is_matrix(group: Group, index: int, param_index: int) -> None:
 
 
 def indices_with_gradients(group: Group, group_index: int) -> list[int]:
-    """Return the indices of nonempty parameters with a gradient; raise if a gradient is sparse.
+    """Return the indices of a group's nonempty parameters with a gradient; raise for sparse ones.
 
     Raises:
         RuntimeError: If a gradient is sparse.
@@ -253,9 +248,9 @@ def indices_with_gradients(group: Group, group_index: int) -> list[int]:
 def partition_for_step(
     groups: Sequence[Group], active: ActiveParams, *, one_batch: bool
 ) -> list[ActiveParams]:
-    """Return batches {group: param indices}: matrices (by shape, or all in one), then elementwise.
+    """Return batches {group: param indices}: matrices (by shape or `one_batch`), then elementwise.
 
-    Matrices of all groups are `one_batch` where processes share the work, to balance it over them.
+    Matrices of all groups are one batch where processes share the work, to balance it over them.
     Otherwise a batch has matrices of groups that are alike, in bounded memory, by shape.
     """
     matrices = [i for i in active if isinstance(groups[i]["rule"], UpdateRule)]
@@ -274,16 +269,18 @@ def partition_for_step(
     return [*batches, *elementwise]
 
 
-def alike_groups(groups: Sequence[Group], indices: Iterable[int]) -> list[list[int]]:
-    """Return lists of group indices: equal rule, view, hyperparameters; singly on a CPU, in graphs.
+def alike_groups(groups: Sequence[Group], group_indices: Iterable[int]) -> list[list[int]]:
+    """Return lists of indices of groups with equal settings; each alone on a CPU and in graphs.
+
+    The settings are the rule, the view, the hyperparameters, and stochastic rounding.
 
     On a CPU each group stays alone: merging saves launches, and changes what is multiplied as one
     batch. So it does in a graph of `torch.compile`, where each momentum is a tensor of its own.
     """
     if torch.compiler.is_compiling():
-        return [[i] for i in indices]
+        return [[i] for i in group_indices]
     found: dict[Hashable, list[int]] = {}
-    for i in indices:
+    for i in group_indices:
         group = groups[i]
         numbers = [group[key] for key in ("lr", "weight_decay", "momentum", "maximize")]
         key: Hashable = (

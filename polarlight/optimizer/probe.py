@@ -66,7 +66,7 @@ class CountingProbe(Probe, Protocol):
 
 
 def add_probe(probes: OrderedDict[int, Probe], probe: Probe) -> RemovableHandle:
-    """Add a probe; return the handle that removes it.
+    """Add a probe to `probes`; return the handle whose `remove()` takes it out again.
 
     Raises:
         TypeError: If it has not the three methods of a probe, or is a class.
@@ -90,7 +90,7 @@ def report_update(
     momentum: Tensor,
     direction: Tensor,
 ) -> None:
-    """Call each probe's `observe` with one update; `before`: the whole weight; gathers shards.
+    """Call each probe's `observe` with the update of p; all-gather a sharded momentum, direction.
 
     `before` is the whole weight before the step; momentum and direction are local. Every process of
     the mesh must call this.
@@ -109,7 +109,7 @@ def report_tasks(
     tasks: Sequence[ParamTask],
     directions: Sequence[Tensor],
 ) -> None:
-    """Call each probe's `observe` per task, before weights move; `groups` has each task's group."""
+    """Call each probe's `observe` per task, before weights change; `groups` holds one per task."""
     if probes:
         for group, task, U in zip(groups, tasks, directions, strict=True):
             p = task.parameter
@@ -120,7 +120,7 @@ def report_tasks(
 def count_updates(
     probes: Iterable[Probe], groups: Sequence[Group], updated: Mapping[int, set[int]]
 ) -> None:
-    """Call probes' `count` for all params of groups in `updated`; rule None if not updated."""
+    """Call probes' `count` for all params of groups in `updated`, rule None for others' indices."""
     counting = [probe for probe in probes if isinstance(probe, CountingProbe)]
     for i, param_indices in updated.items():
         for probe in counting:

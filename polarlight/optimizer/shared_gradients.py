@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from polarlight.execution.job import Executor
-from polarlight.execution.param_task import ParamExecutor, Trainable
+from polarlight.execution.param_task import ParamExecutor, ParamWithState
 from polarlight.execution.sharded.agreement import (
     Agreement,
     FiniteMaskOf,
@@ -41,7 +41,7 @@ class SharedGradients:
     def __init__(self) -> None:
         """Start with nothing compared yet; `step` is a `SharedStep` that has not begun."""
         self._agreement = Agreement()
-        self._matrices: list[Trainable] = []
+        self._matrices: list[ParamWithState] = []
         self._rosters: list[Roster] = []
         self.step = SharedStep(self._agreement.ranks)
 
@@ -76,10 +76,10 @@ class SharedGradients:
                 is not finite.
             RuntimeError: If another process is gone, or a step failed before.
         """
-        pairs, members = _trainables(groups, states, shared)
+        pairs, members = _shared_params(groups, states, shared)
 
         def finite(numbers: Sequence[int]) -> Tensor:
-            """Return bool [n]: finite gradients of members `numbers`; all True for PROPAGATE."""
+            """Return bool [n], True for members with finite gradients; all True if PROPAGATE."""
             if policy is NonFinite.PROPAGATE:
                 device = members[numbers[0]].parameter.device  # no copy from the host
                 return torch.ones(len(numbers), dtype=torch.bool, device=device)
@@ -88,7 +88,7 @@ class SharedGradients:
         raises = policy is NonFinite.RAISE
         unshared_nonfinite = raises and any_nonfinite(groups, active, shared)
         with SharedStep(self._agreement.ranks) as self.step:
-            agreed = self._agreed(members, executor, finite, raises, unshared_nonfinite)
+            agreed = self._compare(members, executor, finite, raises, unshared_nonfinite)
             self.step.agreed = True
             with _gradients_replaced(agreed, members, pairs, active):
                 nonfinite = agreed.nonfinite | _nonfinite_pending(agreed, finite)
@@ -100,15 +100,15 @@ class SharedGradients:
                     )
                 yield {pairs[n]: rank for n, rank in nonfinite.items()}
 
-    def _agreed(
+    def _compare(
         self,
-        members: Sequence[Trainable],
+        members: Sequence[ParamWithState],
         executor: Executor | ParamExecutor,
         finite: FiniteMaskOf,
         raises: bool,
         unshared_nonfinite: bool,
     ) -> GradientStatus:
-        """Compare shared parameters by all-reduce; return findings; pass matrices to `Sharded`."""
+        """Compare `members` on all processes; return findings; tell `Sharded` the matrices."""
         group, options, zero = None, "", False
         if isinstance(executor, Sharded):
             options = f"{executor.options}, missing_gradients={executor.missing_gradients!r}"
@@ -137,13 +137,14 @@ class SharedGradients:
 @contextmanager
 def _gradients_replaced(
     agreed: GradientStatus,
-    members: Sequence[Trainable],
+    members: Sequence[ParamWithState],
     pairs: Sequence[IndexPair],
     active: Mapping[int, list[int]],
 ) -> Iterator[None]:
-    """Redistribute pending `p.grad`, make missing ones zeros (and active); undo `p.grad` on exit.
+    """Replace pending and missing `p.grad` in the context; make missing ones active; undo on exit.
 
-    A pending gradient has other placements than its parameter. Afterwards each is what it was.
+    A pending gradient has other placements than its parameter: it is redistributed. A missing one
+    is zero. Afterwards each `p.grad` is what it was.
 
     Args:
         agreed: Numbers of members with a missing or pending gradient.
@@ -167,10 +168,10 @@ def _gradients_replaced(
             p.grad = gradient
 
 
-def _trainables(
+def _shared_params(
     groups: Sequence[Group], states: Mapping[Tensor, State], shared: Sequence[Collection[int]]
-) -> tuple[list[IndexPair], list[Trainable]]:
-    """Return shared parameters that have a state: (group, param) index pairs and `Trainable`s."""
+) -> tuple[list[IndexPair], list[ParamWithState]]:
+    """Return (group, param) index pairs of the shared parameters with a state, and these params."""
     pairs, members = [], []
     for i, (group, own) in enumerate(zip(groups, shared, strict=True)):
         if not own:
@@ -181,12 +182,12 @@ def _trainables(
             p = params[k]
             if (state := states.get(p)) is not None:
                 pairs.append((i, k))
-                members.append(Trainable(names[k], rule, view, p, state))
+                members.append(ParamWithState(names[k], rule, view, p, state))
     return pairs, members
 
 
 def _nonfinite_pending(agreed: GradientStatus, finite: FiniteMaskOf) -> dict[int, int]:
-    """Return {index: a rank where a pending, reduced gradient is not finite}; all-reduces."""
+    """Return {member index: rank that found its pending gradient non-finite}; all-reduces."""
     found: dict[int, int] = {}
     for roster in agreed.rosters:
         pending = [n for n in roster.members if n in agreed.pending]

@@ -54,16 +54,16 @@ from polarlight.optimizer.param_groups import (
     check_disjoint,
     check_group,
     check_not_flattened,
+    clone_shared_tensors,
     indices_with_gradients,
     names_of,
     partition_for_step,
-    separate_tensors,
     without_frozen_integers,
 )
 from polarlight.optimizer.probe import Probe, add_probe, count_updates, report_tasks, report_update
 from polarlight.optimizer.shared_gradients import IndexPair, SharedGradients
 from polarlight.optimizer.state_dict import restoring
-from polarlight.optimizer.streaming import step_streamed, streams
+from polarlight.optimizer.streaming import is_streaming, step_streamed
 from polarlight.rule import Rule, UpdateRule
 from polarlight.view import MatrixView, Whole
 
@@ -160,7 +160,7 @@ class SpectralOptimizer(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        separate_tensors(self.param_groups)
+        clone_shared_tensors(self.param_groups)
         self.reasons.update(reasons)
 
     @overload
@@ -296,7 +296,7 @@ class SpectralOptimizer(Optimizer):
         """
         with restoring(self, state_dict):
             super().load_state_dict(state_dict)
-        separate_tensors(self.param_groups)
+        clone_shared_tensors(self.param_groups)
         self._complete_state()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -329,9 +329,9 @@ class SpectralOptimizer(Optimizer):
     def _step_matrices(
         self, batch: ActiveParams, finite: Mapping[int, FiniteFlags], observing: list[Probe]
     ) -> None:
-        """Step one batch of matrices: momenta, directions by the executor, then weights."""
+        """Step one batch of matrices: momenta, executor's directions, weights; report to probes."""
         groups = self._groups
-        if not observing and streams(self.executor):
+        if not observing and is_streaming(self.executor):
             self._shared.step.moved, states = True, self._buffers.by_param
             batch = step_streamed(self.executor, groups, batch, states, self._update_momenta)
             finite = {i: finite[i] for i in batch}

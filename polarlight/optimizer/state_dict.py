@@ -19,7 +19,7 @@ from polarlight.lookup import described
 from polarlight.optimizer.apply import ROUNDING_STEP, new_state
 from polarlight.optimizer.fingerprint import (
     Config,
-    completed,
+    completed_fields,
     config_of,
     differences,
     read_fingerprint,
@@ -52,9 +52,10 @@ Stochastic rounding may begin in mid-run; states of older versions have no sizes
 
 @contextmanager
 def restoring(optimizer: Optimizer, state_dict: object) -> Iterator[None]:
-    """Check the state dict loaded in this context; give buffers a new state's dtype and device.
+    """Register hooks for a load in this context: check the state dict, then fix loaded buffers.
 
-    The check runs after load hooks of others, which may reorder parameters.
+    Loaded buffers get the dtype and device of a new state. The check runs after load hooks of
+    others, which may reorder parameters.
 
     Raises:
         TypeError: If it is no dict.
@@ -94,7 +95,9 @@ def restoring(optimizer: Optimizer, state_dict: object) -> Iterator[None]:
 
 
 def replace_fingerprints(state_dict: StateDict, groups: list[Group]) -> StateDict:
-    """Check a state dict's fingerprints; return a copy with the optimizer's rules and views.
+    """Return a copy of a state dict with the optimizer's rules, views and names; warn or raise.
+
+    Harmless differences of rules are listed in one warning.
 
     Raises:
         ValueError: If the state dict does not fit the optimizer's param groups.
@@ -156,26 +159,26 @@ def _check_order(saved_groups: Sequence[Group], groups: Sequence[Group]) -> None
         )
 
 
-def _check_structure(saved: Group, group: Group, index: int) -> list[str]:
-    """Return harmless differences of a saved group as text; raise ValueError for others."""
+def _check_structure(saved: Group, group: Group, group_index: int) -> list[str]:
+    """Return harmless differences of a saved group's rule as text; raise ValueError for others."""
     if "rule" not in saved:
         raise ValueError(
-            f"param group {index} of the state dict has no rule: polarlight did not write it"
+            f"param group {group_index} of the state dict has no rule: polarlight did not write it"
         )
-    differing = _compare_fingerprints(saved, group, "rule", index)
+    differing = _compare_fingerprints(saved, group, "rule", group_index)
     if isinstance(group["rule"], UpdateRule):  # others see no matrices
-        _compare_fingerprints(saved, group, "view", index)
+        _compare_fingerprints(saved, group, "view", group_index)
     count, saved_count = len(group["params"]), len(saved.get("params", ()))
     if count != saved_count:
         raise ValueError(
-            f"param group {index} was saved with {saved_count} parameters, "
+            f"param group {group_index} was saved with {saved_count} parameters, "
             f"the optimizer's has {count}"
         )
     return differing
 
 
-def _compare_fingerprints(saved: Group, group: Group, key: str, index: int) -> list[str]:
-    """Return harmless differences of a saved rule or view (`key`) as text; raise for others.
+def _compare_fingerprints(saved: Group, group: Group, key: str, group_index: int) -> list[str]:
+    """Return harmless differences of a saved "rule" or "view" (`key`) as text; raise for others.
 
     Raises:
         ValueError: If a difference is not harmless; the message shows the differing fields.
@@ -184,7 +187,7 @@ def _compare_fingerprints(saved: Group, group: Group, key: str, index: int) -> l
     found = list(differences(config, config_of(group[key])))
     if not all(difference.harmless and key == "rule" for difference in found):
         raise ValueError(
-            f"param group {index} was saved under another {key}:\n  "
+            f"param group {group_index} was saved under another {key}:\n  "
             + "\n  ".join(map(str, found))
             + f"\n{WAY_OUT}"
         )
@@ -192,7 +195,7 @@ def _compare_fingerprints(saved: Group, group: Group, key: str, index: int) -> l
 
 
 def _warn_of_differences(differing: Mapping[str, list[int]]) -> None:
-    """Warn once of differences, each with the param groups that have it."""
+    """Warn once of all {difference: indices of the param groups that have it}, if there are any."""
     if differing:
         lines = (f"{text} (param groups {groups})" for text, groups in differing.items())
         warnings.warn(
@@ -224,7 +227,11 @@ def _checked_buffer_forms(
             fresh = new_state(saved, p, name)
             if not fresh.keys() & state.keys():
                 continue  # entries of a wrapper, for a parameter that was never stepped
-            state = state_dict["state"][key] = _with_tensors(state, fresh)
+            state = state_dict["state"][key] = dict(state)
+            step = state.get(HOST_COUNTER)
+            if HOST_COUNTER in fresh and isinstance(step, int | float):
+                # A number as `step` gets a new state's shape: [] of AdamW, [..., 1, 1] of SOAP.
+                state[HOST_COUNTER] = torch.full_like(fresh[HOST_COUNTER], step)
             wrong += [f"{name}: {text}" for text in _misfits(state, fresh)]
             forms[key] = {buffer: (x.dtype, x.device) for buffer, x in fresh.items()}
     if wrong:
@@ -237,19 +244,11 @@ def _checked_buffer_forms(
     return forms
 
 
-def _with_tensors(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return a copy of a saved state, with `step` as a tensor if it is a number.
-
-    `full_like` takes the shape from the optimizer's own: [] under AdamW, [..., 1, 1] under SOAP.
-    """
-    step = state.get(HOST_COUNTER)
-    if HOST_COUNTER not in fresh or not isinstance(step, int | float):
-        return dict(state)
-    return dict(state) | {HOST_COUNTER: torch.full_like(fresh[HOST_COUNTER], step)}
-
-
 def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[str]:
-    """Yield a text per buffer in `fresh` that is absent (if not optional), no tensor, misshapen."""
+    """Yield a message for each buffer of `fresh` that is missing or of another shape in `state`.
+
+    Optional buffers may be missing.
+    """
     for buffer, x in fresh.items():
         if buffer not in state:
             if buffer not in OPTIONAL_BUFFERS:
@@ -264,7 +263,7 @@ def _misfits(state: Mapping[str, Any], fresh: Mapping[str, Tensor]) -> Iterator[
 def _restore_forms(
     optimizer: Optimizer, state_dict: StateDict, forms: Mapping[Any, Mapping[str, BufferForm]]
 ) -> None:
-    """Replace loaded buffers that torch cast by saved ones, in the dtype and device of `forms`."""
+    """Replace buffers in `optimizer.state` that torch cast by saved ones, cast as `forms` says."""
     keys = (key for group in state_dict["param_groups"] for key in group["params"])
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     for key, p in zip(keys, parameters, strict=True):
@@ -279,12 +278,12 @@ def _restore_forms(
                     optimizer.state[p][buffer] = cast
 
 
-def _adapt_elementwise(optimizer: Optimizer, saved: list[Config]) -> None:
-    """Change loaded states of elementwise rules in place to the rule's own decay rates."""
-    for group, config in zip(optimizer.param_groups, saved, strict=True):
+def _adapt_elementwise(optimizer: Optimizer, saved_rules: list[Config]) -> None:
+    """Adapt loaded states of elementwise rules, in place, from the saved rules' decay rates."""
+    for group, config in zip(optimizer.param_groups, saved_rules, strict=True):
         if isinstance(group["rule"], UpdateRule):
             continue
         momenta = float(group["momentum"]), float(group["momentum"])  # a load takes the saved one
         for p in group["params"]:
             if state := optimizer.state.get(p):
-                state.update(group["rule"].adapted_state(state, completed(config), momenta))
+                state.update(group["rule"].adapted_state(state, completed_fields(config), momenta))

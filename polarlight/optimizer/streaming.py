@@ -7,8 +7,8 @@ from torch import Tensor
 
 from polarlight.execution.param_task import (
     ParamTask,
+    ParamWithState,
     StreamedParams,
-    Trainable,
     shared_indices,
     to_local,
 )
@@ -20,7 +20,7 @@ from polarlight.optimizer.shared_gradients import IndexPair
 from polarlight.view import Whole
 
 
-def streams(executor: object) -> TypeGuard[Sharded]:
+def is_streaming(executor: object) -> TypeGuard[Sharded]:
     """Return whether the executor is `Sharded` and applies each direction once it is complete."""
     return isinstance(executor, Sharded) and not executor.weights_last
 
@@ -32,7 +32,7 @@ def step_streamed(
     states: Mapping[Tensor, State],
     update_momenta: Callable[[Sequence[IndexPair], Mapping[int, FiniteFlags], bool], AlikeTasks],
 ) -> ActiveParams:
-    """Step groups all of whose params are shared, each once complete; return the other groups.
+    """Step groups whose params are all shared, each param when complete; return the other groups.
 
     Args:
         executor: The executor.
@@ -50,12 +50,14 @@ def step_streamed(
     places = [(i, k) for i, ks in batch.items() if i not in own for k in ks]
     params = [groups[i]["params"][k] for i, k in places]
     members = [
-        Trainable(name_of(groups[i], i, k), groups[i]["rule"], groups[i]["view"] or Whole(), p, s)
+        ParamWithState(
+            name_of(groups[i], i, k), groups[i]["rule"], groups[i]["view"] or Whole(), p, s
+        )
         for (i, k), p, s in zip(places, params, [states[p] for p in params], strict=True)
     ]
 
     def by_alike_groups(positions: Sequence[int]) -> list[list[int]]:
-        """Return lists of positions whose groups have equal rule, view and hyperparameters."""
+        """Return lists of positions in `members` whose groups have equal rule, view and numbers."""
         by_group: dict[int, list[int]] = {}
         for n in positions:
             by_group.setdefault(places[n][0], []).append(n)

@@ -9,7 +9,12 @@ Key = Role | tuple[Role, Part | str] | str
 
 
 def parse_key(key: Key) -> Key:
-    """Return a key, role and part names in it as `Role`, `Part`; raise if no role, pair or text."""
+    """Return a key with role and part names as `Role` and `Part`; raise if it is no key.
+
+    Raises:
+        TypeError: If it is no role, pair or text.
+        ValueError: If a pair begins with no role, or ends in text that is no part or pattern.
+    """
     if isinstance(key, tuple) and len(key) == 2:
         role, part = key
         is_pattern = part not in set(Part) and any(letter in part for letter in "*?[.")
@@ -25,23 +30,15 @@ def first_match(assignment: Assignment, keys: Iterable[Key]) -> Key | None:
 
 
 def matches_key(assignment: Assignment, key: Key) -> bool:
-    """Return whether a key fits: role, role with part or name pattern, or name pattern alone."""
+    """Return whether a parameter's role, part and name match a key."""
     if isinstance(key, Role):
         return assignment.role is key
     if isinstance(key, tuple):
         role, part = key
-        fits = (
-            assignment.part is part
-            if isinstance(part, Part)
-            else _matches_pattern(assignment, part)
-        )
-        return assignment.role is role and fits
-    return _matches_pattern(assignment, key)
-
-
-def _matches_pattern(assignment: Assignment, pattern: str) -> bool:
-    """Return whether a glob pattern matches a parameter's name."""
-    return fnmatchcase(assignment.name, pattern)
+        if isinstance(part, Part):
+            return assignment.role is role and assignment.part is part
+        return assignment.role is role and fnmatchcase(assignment.name, part)
+    return fnmatchcase(assignment.name, key)
 
 
 def has_pattern(key: Key) -> bool:
@@ -51,12 +48,12 @@ def has_pattern(key: Key) -> bool:
 
 
 def format_key(key: Key) -> str:
-    """Format a table's key: conv, (down, '*.3.*'), '*.3.*'."""
+    """Format a table's key for a message: conv, (down, '*.3.*'), '*.3.*'."""
     if isinstance(key, tuple):
         return f"({', '.join(map(format_key, key))})"
     return str(key) if isinstance(key, Role | Part) else repr(key)
 
 
-def format_keys(patterns: Iterable[Key]) -> str:
-    """Return table keys as one text, separated by commas."""
-    return ", ".join(map(format_key, patterns))
+def format_keys(keys: Iterable[Key]) -> str:
+    """Format several table keys as one text, separated by commas."""
+    return ", ".join(map(format_key, keys))

@@ -56,7 +56,7 @@ def layerwise_lr_decay(groups: Iterable[Mapping[str, Any]], decay: float) -> lis
                 f"param group {i} has no {' and no '.join(lacking)}: pass a model or named "
                 "parameters to the optimizer, and a learning rate to every route"
             )
-    blocks = [_block(name) for group in groups for name in group["param_names"]]
+    blocks = [_block_number(name) for group in groups for name in group["param_names"]]
     numbers = [block for block in blocks if block is not None]
     if not numbers:
         raise ValueError(
@@ -70,10 +70,10 @@ def layerwise_lr_decay(groups: Iterable[Mapping[str, Any]], decay: float) -> lis
 def _split_by_distance(
     group: Mapping[str, Any], decay: float, block_count: int
 ) -> list[dict[str, Any]]:
-    """Return copies of a group, one per distance from the output, with lr * decay^distance."""
+    """Return a group split by its blocks' distance from the output, with lr * decay^distance."""
     by_distance: dict[int, list[int]] = {}
     for i, name in enumerate(group["param_names"]):
-        block = _block(name)
+        block = _block_number(name)
         if block is None:
             distance = block_count + 1 if group.get("role") in _FIRST else 0
         else:
@@ -92,6 +92,6 @@ def _split_by_distance(
     ]
 
 
-def _block(name: str) -> int | None:
+def _block_number(name: str) -> int | None:
     """Return the first number in a parameter's name, taken for its layer; None without one."""
     return next((int(segment) for segment in name.split(".") if segment.isdecimal()), None)

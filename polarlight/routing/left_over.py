@@ -9,7 +9,7 @@ from polarlight.routing.roles import Part, Role
 from polarlight.routing.route import (
     Overrides,
     ParamGroup,
-    Routed,
+    RoutedParam,
     Table,
     groups_of,
     is_elementwise,
@@ -41,14 +41,14 @@ def route_and_warn(
         stacklevel: As in `warnings.warn`, counted from the caller.
     """
     routed = resolve(model, table, overrides)
-    warn_of_left_over(routed, stacklevel=stacklevel + 1)
+    warn_of_matrices_under_adamw(routed, stacklevel=stacklevel + 1)
     if not isinstance(model, nn.Module):
         _warn_of_likely_tables(routed, stacklevel=stacklevel + 1)
     return groups_of(routed)
 
 
-def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
-    """Warn once if no parameter gets the optimizer's rule; else if AdamW gets possible matrices.
+def warn_of_matrices_under_adamw(routed: Sequence[RoutedParam], *, stacklevel: int) -> None:
+    """Warn once if AdamW gets every parameter, or some that may be matrices.
 
     These are raw parameters that nothing is known of, and kernels if they are many. An override
     says that a parameter is meant to be where it is. Of complex ones the optimizer's error tells.
@@ -65,18 +65,20 @@ def warn_of_left_over(routed: Sequence[Routed], *, stacklevel: int) -> None:
     elementwise = [found for found in trained if is_elementwise(found.entry)]
     left = [found for found in elementwise if found.keys[0] is None and _may_be_matrix(found)]
     if trained and len(elementwise) == len(trained) and not any(f.keys[0] for f in trained):
-        share = f"no parameter gets the optimizer's rule; AdamW takes {_share(trained, trained)}"
-        warnings.warn(_warning_text(share, left or trained), UserWarning, stacklevel + 1)
+        text = (
+            f"no parameter gets the optimizer's rule; AdamW takes {_share_text(trained, trained)}"
+        )
+        warnings.warn(_warning_text(text, left or trained), UserWarning, stacklevel + 1)
         return
     kernels = [found for found in left if found.assignment.role is Role.CONV]
-    if _entries(kernels) < _KERNELS * _entries(trained):
+    if _entry_count(kernels) < _KERNELS * _entry_count(trained):
         left = [found for found in left if found not in kernels]
     if left:
-        share = f"AdamW takes what may be matrices, {_share(left, trained)}"
-        warnings.warn(_warning_text(share, left), UserWarning, stacklevel + 1)
+        text = f"AdamW takes what may be matrices, {_share_text(left, trained)}"
+        warnings.warn(_warning_text(text, left), UserWarning, stacklevel + 1)
 
 
-def _warn_of_likely_tables(routed: Sequence[Routed], *, stacklevel: int) -> None:
+def _warn_of_likely_tables(routed: Sequence[RoutedParam], *, stacklevel: int) -> None:
     """Warn once of long matrices under the optimizer's rule that may be embeddings or outputs."""
     likely = [
         found
@@ -99,32 +101,32 @@ def _warn_of_likely_tables(routed: Sequence[Routed], *, stacklevel: int) -> None
         )
 
 
-def _listed(some: Sequence[Routed]) -> str:
-    """Return names and shapes of up to three parameters, and the number of the others."""
+def _listed(some: Sequence[RoutedParam]) -> str:
+    """Format names and shapes of up to three parameters, and the number of the others."""
     first = [f"{f.assignment.name} {tuple(f.assignment.parameter.shape)}" for f in some[:_NAMED]]
     return ", ".join(first) + (f" and {len(some) - _NAMED} more" if len(some) > _NAMED else "")
 
 
-def _may_be_matrix(routed: Routed) -> bool:
-    """Return whether AdamW may be a mistake: role unknown, or a plain convolution kernel."""
+def _may_be_matrix(routed: RoutedParam) -> bool:
+    """Return whether a parameter may need the matrices' rule: unknown role, or a plain kernel."""
     assignment = routed.assignment
     if assignment.role is Role.CONV:
         return assignment.part not in (Part.DEPTHWISE, Part.PATCH)
     return not assignment.known
 
 
-def _entries(some: Sequence[Routed]) -> int:
+def _entry_count(some: Sequence[RoutedParam]) -> int:
     """Return the number of entries of all these parameters together."""
     return sum(found.assignment.parameter.numel() for found in some)
 
 
-def _share(some: Sequence[Routed], trained: Sequence[Routed]) -> str:
-    """Format the entries of some parameters as per cent of those trained."""
-    return f"{_entries(some) / max(_entries(trained), 1):.0%} of the trainable parameters"
+def _share_text(some: Sequence[RoutedParam], trained: Sequence[RoutedParam]) -> str:
+    """Format the entries of some parameters in per cent of all `trained` ones."""
+    return f"{_entry_count(some) / max(_entry_count(trained), 1):.0%} of the trainable parameters"
 
 
-def _warning_text(start: str, listed: Sequence[Routed]) -> str:
-    """Return `start`, up to three of the listed parameters, overrides that move or keep them."""
+def _warning_text(start: str, listed: Sequence[RoutedParam]) -> str:
+    """Return the text: `start`, up to three `listed` parameters, overrides to move or keep them."""
     if any(found.assignment.role is Role.CONV for found in listed):
         key = "Role.CONV"
     else:

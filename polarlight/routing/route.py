@@ -81,7 +81,7 @@ a `Route`: the entries that it has replace the parameter's own.
 
 
 @dataclass(frozen=True, slots=True)
-class Routed:
+class RoutedParam:
     """Parameter with its route.
 
     Attributes:
@@ -137,7 +137,7 @@ def resolve(
     model: nn.Module | Iterable[tuple[str, Tensor]],
     table: Table,
     overrides: Overrides | None = None,
-) -> list[Routed]:
+) -> list[RoutedParam]:
     """Return every parameter with its role, route and view; arguments and errors as for `route`."""
     assignments = infer_roles(model)
     if not assignments:
@@ -151,7 +151,7 @@ def resolve(
     }
     asked = [first_match(assignment, exceptions) for assignment in assignments]
     _check_used(assignments, exceptions, asked)
-    _check_matrices(assignments, exceptions, asked)
+    _check_matrix_overrides(assignments, exceptions, asked)
     _check_used(assignments, entries, [first_match(a, entries) for a in assignments])
     assignments = [
         assignment if key is None else _with_override(assignment, key, exceptions[key])
@@ -165,29 +165,39 @@ def resolve(
         for key, match in keys
     ]
     views = _views_of(assignments, routes)
-    return list(map(Routed, assignments, routes, views, keys))
+    return list(map(RoutedParam, assignments, routes, views, keys))
 
 
-def groups_of(routed: Iterable[Routed]) -> list[ParamGroup]:
+def groups_of(routed: Iterable[RoutedParam]) -> list[ParamGroup]:
     """Return param groups, one per table entry, override, role and view, with names and reasons."""
     groups: dict[Any, ParamGroup] = {}
     for found in routed:
-        assignment = found.assignment
-        new = _new_group(found.entry, assignment, found.view)
+        assignment, entry, table_key = found.assignment, found.entry, found.keys[1]
+        numbers = {name: getattr(entry, name) for name in _NUMBERS}
+        given = {"rule": entry.rule} | numbers
+        new: ParamGroup = {
+            "params": [],
+            "param_names": [],
+            "reasons": {},
+            "role": str(assignment.role),
+            "view": found.view,
+            **{name: value for name, value in given.items() if value is not None},
+        }
         group = groups.setdefault((found.keys, assignment.role, found.view), new)
         group["params"].append(assignment.parameter)
         group["param_names"].append(assignment.name)
-        group["reasons"][assignment.name] = _reason(assignment, found.keys[1])
+        matched = f"matches {format_key(table_key)}; " if has_pattern(table_key) else ""
+        group["reasons"][assignment.name] = matched + assignment.reason
     return list(groups.values())
 
 
 def _is_rule(value: object) -> bool:
-    """Return whether a value is a rule; a class of rules is none."""
+    """Return whether a value is an `UpdateRule` or `ElementwiseRule` object (no class of these)."""
     return isinstance(value, UpdateRule | ElementwiseRule) and not isinstance(value, type)
 
 
 def _parse_entry(key: Key, value: object) -> Route:
-    """Return a table's value as a `Route`; raise TypeError if it is neither rule nor route."""
+    """Return a table's value, a rule or route, as a `Route`; raise TypeError for anything else."""
     if _is_rule(value):
         return Route(rule=cast(Rule, value))
     if not isinstance(value, Route):
@@ -196,11 +206,11 @@ def _parse_entry(key: Key, value: object) -> Route:
 
 
 def _parse_override(key: Key, value: object) -> Route | Role:
-    """Turn an override (Route, rule, Role or its name) into Route or Role; raise for others.
+    """Return an override, a route, rule, role or its name, as `Route` or `Role`; else raise.
 
     Raises:
         ValueError: If it changes nothing.
-        TypeError: If it is neither.
+        TypeError: If it is none of these.
     """
     if isinstance(value, str) and value in set(Role):
         return Role(value)
@@ -218,17 +228,17 @@ def _parse_override(key: Key, value: object) -> Route | Role:
     return value
 
 
-def _with_override(assignment: Assignment, key: Key, value: Route | Role) -> Assignment:
-    """Return the assignment with an override's reason and, if it is a `Role` that fits, role."""
+def _with_override(assignment: Assignment, key: Key, override: Route | Role) -> Assignment:
+    """Return a copy with the override in the reason; a `Role` replaces the role, if it fits."""
     reason = f"override for {format_key(key)}; {assignment.reason}"
-    role = value if isinstance(value, Role) else assignment.role
+    role = override if isinstance(override, Role) else assignment.role
     if role in MATRIX_ROLES and assignment.parameter.ndim < 2:
         role = assignment.role
     return replace(assignment, role=role, reason=reason)
 
 
 def _merged_route(entry: Route, override: Route | Role, table: Mapping[Key, Route]) -> Route:
-    """Return `entry`, or `table`'s first of the override's kind, with its settings (a Role: none).
+    """Return `entry` (or another of `table`, of the override's kind) with the override's settings.
 
     If one has an elementwise rule and the other has not, the settings are put on the first entry of
     the table that agrees with the override in this.
@@ -263,13 +273,15 @@ def _check_covered(assignments: Sequence[Assignment], matches: Sequence[Key | No
 def _check_used(
     assignments: Sequence[Assignment], keys: Iterable[Key], matches: Sequence[Key | None]
 ) -> None:
-    """Raise ValueError if a pattern matches no parameter, or only those that earlier keys take."""
+    """Raise ValueError if a pattern of `keys` matches nothing, or only what earlier keys take."""
     patterns = [key for key in keys if has_pattern(key)]
     idle = [key for key in patterns if key not in matches]
     missing = [key for key in idle if not any(matches_key(a, key) for a in assignments)]
     if missing:
         names = [pattern for pattern, _ in fold(a.name for a in assignments)]
-        hints = "".join(_suggestion(key, names) for key in missing if isinstance(key, str))
+        texts = [key for key in missing if isinstance(key, str)]
+        found = [(key, nearest(key, [*map(str, Role), *names])) for key in texts]
+        hints = "".join(f" Did you mean {near} by {key!r}?" for key, near in found if near)
         more = ", ..." if len(names) > 5 else ""
         raise ValueError(
             f"no parameter matches {format_keys(missing)}.{hints} "
@@ -282,12 +294,15 @@ def _check_used(
         )
 
 
-def _check_matrices(
+def _check_matrix_overrides(
     assignments: Sequence[Assignment],
     overrides: Mapping[Key, Route | Role],
     asked: Sequence[Key | None],
 ) -> None:
-    """Raise ValueError if an override's pattern gives a matrix role to vectors alone."""
+    """Raise ValueError if an override's pattern gives a matrix role to vectors alone.
+
+    `asked` holds the override's key of each parameter, None without one.
+    """
     for key, role in overrides.items():
         if role not in MATRIX_ROLES or not has_pattern(key):
             continue
@@ -301,14 +316,8 @@ def _check_matrices(
             )
 
 
-def _suggestion(pattern: str, names: Sequence[str]) -> str:
-    """Return a sentence with the role or name nearest to an unmatched pattern; may be empty."""
-    near = nearest(pattern, [*map(str, Role), *names])
-    return f" Did you mean {near} by {pattern!r}?" if near else ""
-
-
 def _views_of(assignments: Sequence[Assignment], routes: Sequence[Route]) -> list[MatrixView]:
-    """Return each route's view, the inferred one where it has none; raise ValueError for misfits.
+    """Return each parameter's view: its route's, or else the inferred one; raise for misfits.
 
     Raises:
         ValueError: If some do not fit their parameters; all of these are listed.
@@ -329,7 +338,7 @@ def _views_of(assignments: Sequence[Assignment], routes: Sequence[Route]) -> lis
 
 
 def _view_of(assignment: Assignment, entry: Route) -> MatrixView:
-    """Return a parameter's view: the route's or the inferred one; raise ValueError if unfit."""
+    """Return a parameter's view, its route's or the inferred one; raise ValueError if unfit."""
     elementwise = is_elementwise(entry)
     if entry.view is None:
         view = assignment.view
@@ -342,28 +351,7 @@ def _view_of(assignment: Assignment, entry: Route) -> MatrixView:
     return view
 
 
-def _new_group(entry: Route, assignment: Assignment, view: MatrixView) -> ParamGroup:
-    """Return a param group without parameters, with a route's settings, role and view."""
-    numbers = {"lr": entry.lr, "weight_decay": entry.weight_decay, "momentum": entry.momentum}
-    given = {"rule": entry.rule} | numbers
-    return {
-        "params": [],
-        "param_names": [],
-        "reasons": {},
-        "role": str(assignment.role),
-        "view": view,
-        **{key: value for key, value in given.items() if value is not None},
-    }
-
-
-def _reason(assignment: Assignment, key: Key) -> str:
-    """Return an assignment's reason, preceded by the table's pattern that matched, if any."""
-    if not has_pattern(key):
-        return assignment.reason
-    return f"matches {format_key(key)}; {assignment.reason}"
-
-
 def _format_problems(problems: Mapping[str, Sequence[str]]) -> str:
-    """Format {problem: names} as one line per folded name pattern."""
+    """Format {problem: parameter names} as indented lines, one per folded name pattern."""
     lines = [f"{pattern}{what}" for what, names in problems.items() for pattern, _ in fold(names)]
     return "\n  " + "\n  ".join(lines)

@@ -34,7 +34,7 @@ def view_to_json(view: Any) -> dict[str, Any]:
     """
     if VIEWS.get(type(view).__name__) is not type(view):
         raise ValueError(f"{view!r} is none of the views {', '.join(VIEWS)}")
-    values = {field.name: _to_json(getattr(view, field.name)) for field in fields(view)}
+    values = {field.name: _value_to_json(getattr(view, field.name)) for field in fields(view)}
     return {"view": type(view).__name__, **values}
 
 
@@ -52,7 +52,7 @@ def view_from_json(data: dict[str, Any]) -> MatrixView:
     needed = {field.name for field in fields(kind) if field.default is MISSING}
     if missing := needed - data.keys():
         raise ValueError(f"{kind.__name__} needs {sorted(missing)}, got {sorted(data)}")
-    values = {k: _from_json(v) for k, v in data.items() if k != "view"}
+    values = {k: _value_from_json(v) for k, v in data.items() if k != "view"}
     for field in fields(kind):
         if field.name in values and not _has_type(values[field.name], field.type):
             raise ValueError(
@@ -64,7 +64,7 @@ def view_from_json(data: dict[str, Any]) -> MatrixView:
 
 
 def _has_type(value: Any, kind: Any) -> bool:
-    """Return whether a value has a view field's type: int, view, or tuple of these."""
+    """Return whether a value has a view field's type `kind`: int, view, or tuple of these."""
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is MatrixView:
@@ -73,14 +73,14 @@ def _has_type(value: Any, kind: Any) -> bool:
 
 
 def _type_name(kind: Any) -> str:
-    """Return a field's type in words, for messages: an integer, a view, or a list of them."""
+    """Return the type of a view's field in words: an integer, a view, or a list of them."""
     if kind in (int, MatrixView):
         return "an integer" if kind is int else "a view"
     return "a list of " + ("integers" if get_args(kind)[0] is int else "views")
 
 
 def view_call(view: object) -> str:
-    """Return the constructor call of a view, defaults left out: `Heads(4, dim=-1)`."""
+    """Return a view's constructor call as text, defaults left out: `Heads(4, dim=-1)`."""
     if not is_dataclass(view) or isinstance(view, type):
         return repr(view)
     arguments = []
@@ -88,27 +88,27 @@ def view_call(view: object) -> str:
         value = getattr(view, field.name)
         if field.default is MISSING or value != field.default:
             prefix = f"{field.name}=" if place else ""
-            arguments.append(prefix + _to_call(value))
+            arguments.append(prefix + _value_call(value))
     return f"{type(view).__name__}({', '.join(arguments)})"
 
 
-def _to_json(value: Any) -> Any:
+def _value_to_json(value: Any) -> Any:
     """Return a view field's value as JSON types; tuples become lists, views dicts."""
     if isinstance(value, tuple):
-        return [_to_json(item) for item in value]
+        return [_value_to_json(item) for item in value]
     return view_to_json(value) if isinstance(value, MatrixView) else value
 
 
-def _from_json(value: Any) -> Any:
+def _value_from_json(value: Any) -> Any:
     """Return a view field's value from JSON: lists become tuples, dicts views."""
     if isinstance(value, list | tuple):
-        return tuple(_from_json(item) for item in value)
+        return tuple(_value_from_json(item) for item in value)
     return view_from_json(value) if isinstance(value, dict) else value
 
 
-def _to_call(value: Any) -> str:
-    """Return the value of a view's field as Python text."""
+def _value_call(value: Any) -> str:
+    """Return the value of a view's field as Python text, views as their constructor calls."""
     if isinstance(value, tuple):
-        items = ", ".join(_to_call(item) for item in value)
+        items = ", ".join(_value_call(item) for item in value)
         return f"({items},)" if len(value) == 1 else f"({items})"
     return view_call(value)

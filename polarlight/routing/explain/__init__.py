@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from polarlight.lookup import check_groups, check_optimizer
 from polarlight.routing.explain.rows import Piece, Row, rows_of
-from polarlight.routing.explain.table import aligned, table_of
+from polarlight.routing.explain.table import format_aligned, format_rows
 
 if TYPE_CHECKING:
     from polarlight.execution.sharded.forecast import Summary
@@ -48,7 +48,7 @@ class Explanation:
                 `layers.{0-27}.mlp.up_proj.weight`.
             width: Columns of the terminal; a longer name stands on a line of its own.
         """
-        sections = [table_of(self.rows, every=every, width=width), self._totals_text()]
+        sections = [format_rows(self.rows, every=every, width=width), self._totals_text()]
         return "\n\n".join(sections + [fill(str(shared), width) for shared in self.sharing])
 
     def totals(self) -> dict[str, dict[str, int]]:
@@ -76,7 +76,7 @@ class Explanation:
         for role, entry in (*totals.items(), ("all", whole)):
             share = 100 * entry["parameters"] / max(whole["parameters"], 1)
             rows.append([role, *(f"{entry[key]:,}" for key in _COUNTED), f"{share:.1f} %"])
-        return aligned([["role", *_COUNTED, "share"], *rows])
+        return format_aligned([["role", *_COUNTED, "share"], *rows])
 
 
 def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:

@@ -27,7 +27,7 @@ def fold(names: Iterable[str]) -> list[tuple[str, list[str]]]:
         cells = tuple(_NUMBER.sub(rf"{_GLUE}.\1", name).split("."))
         template = tuple("" if cell.isdigit() else cell for cell in cells)
         alike.setdefault(template, []).append(cells)
-    folded = (block for same in alike.values() for block in _fold(same))
+    folded = (block for same in alike.values() for block in _fold_numbers(same))
     return [(_join_cells(cells), members) for cells, members in folded]
 
 
@@ -36,28 +36,22 @@ def _join_cells(cells: _Cells) -> str:
     return ".".join(cells).replace(f"{_GLUE}.", "")
 
 
-def _fold(names: Sequence[_Cells]) -> list[tuple[_Cells, list[str]]]:
-    """Return (split name with ranges, full names) of split names that differ in numbers alone."""
+def _fold_numbers(names: Sequence[_Cells]) -> list[tuple[_Cells, list[str]]]:
+    """Return (split name with ranges, full names it covers) of names that differ in numbers."""
     blocks = [(cells, [_join_cells(cells)]) for cells in names]
     for place in reversed(range(len(names[0]))):
         merged: dict[_Cells, list[tuple[_Cells, list[str]]]] = {}
         for cells, members in blocks:
             rest = (*cells[:place], "", *cells[place + 1 :])
             merged.setdefault(rest, []).append((cells, members))
-        blocks = [
-            (_with_range(place, [c for c, _ in same]), [n for _, m in same for n in m])
-            for same in merged.values()
-        ]
+        blocks = []
+        for same in merged.values():
+            cells = same[0][0]
+            if len(same) > 1:  # several names become one, with `{0-3}` for their numbers
+                text = f"{{{ranges(int(other[place]) for other, _ in same)}}}"
+                cells = (*cells[:place], text, *cells[place + 1 :])
+            blocks.append((cells, [name for _, members in same for name in members]))
     return blocks
-
-
-def _with_range(place: int, same: Sequence[_Cells]) -> _Cells:
-    """Return several split names as one, with `{0-3}` at index `place`; a single one as it is."""
-    first = same[0]
-    if len(same) == 1:
-        return first
-    text = f"{{{ranges(int(cells[place]) for cells in same)}}}"
-    return (*first[:place], text, *first[place + 1 :])
 
 
 def ranges(numbers: Iterable[int]) -> str:

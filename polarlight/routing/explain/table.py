@@ -13,12 +13,12 @@ Entry = tuple[list[str], str]
 """Cells of a line, and the text below it."""
 
 
-def table_of(rows: Sequence[Row], *, every: bool, width: int) -> str:
-    """Return rows, folded unless `every`, as aligned text; reason, view, engine below each line.
+def format_rows(rows: Sequence[Row], *, every: bool, width: int) -> str:
+    """Return rows as aligned text, equal layers on one line unless `every`, details below.
 
-    Repeated layers share an entry unless `every`.
+    The details are reason, view and engine; the text has at most `width` columns if it can.
     """
-    named = [(row.name, [row]) for row in rows] if every else folded(rows)
+    named = [(row.name, [row]) for row in rows] if every else fold_rows(rows)
     entries = [(_cells(name, same), _details(same[0])) for name, same in named]
     columns = zip(_HEADER, *(cells for cells, _ in entries), strict=True)
     widths = [max(map(len, column)) for column in columns]
@@ -37,13 +37,13 @@ def table_of(rows: Sequence[Row], *, every: bool, width: int) -> str:
     return "\n".join(lines)
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
+def format_aligned(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as lines of text, each column as wide as its longest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(_line(row, widths) for row in rows)
 
 
-def folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+def fold_rows(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """Return (name pattern, rows) of rows that differ in the name alone, in the rows' order."""
     alike: dict[object, list[Row]] = {}
     for row in rows:
@@ -64,7 +64,7 @@ def folded(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _cells(name: str, same: Sequence[Row]) -> list[str]:
-    """Return a table line's texts, for a name pattern and its rows, equal but for names."""
+    """Return a table line's texts, in the header's order, of rows that are equal but for names."""
     row = same[0]
     shape = " x ".join(str(size) for size in row.shape) or "scalar"
     lr = "default" if row.lr is None else _distinct_text(row.pieces, lambda piece: piece.lr)
@@ -74,7 +74,7 @@ def _cells(name: str, same: Sequence[Row]) -> list[str]:
 
 
 def _distinct_text(pieces: Sequence[Piece], value_of: Callable[[Piece], float | None]) -> str:
-    """Return the distinct values of pieces as text: one, two or a range; `-` for none."""
+    """Return the distinct values of pieces as text: one, two or "a to b"; `-` for none."""
     found = sorted({value for piece in pieces if (value := value_of(piece)) is not None})
     if not found:
         return "-"
@@ -83,14 +83,14 @@ def _distinct_text(pieces: Sequence[Piece], value_of: Callable[[Piece], float | 
 
 
 def _details(row: Row) -> str:
-    """Return the text below a table line: reason -> view (unless whole) -> engines."""
+    """Return the text below a row's line: reason -> view (unless whole) -> engines."""
     engines = ", ".join(dict.fromkeys(piece.engine for piece in row.pieces))
     view = [row.view] if row.view != "Whole()" and engines not in ("elementwise", "-") else []
     return " -> ".join([row.reason, *view, engines])
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Return cells padded to their widths; a first cell too long is on its own line."""
+    """Return cells as one line, padded to `widths`; a first cell too long is a line above it."""
     first, *rest = cells
     texts = [cell.ljust(width) for cell, width in zip(rest, widths[1:], strict=True)]
     head = first.ljust(widths[0])

@@ -5,17 +5,17 @@ from torch import nn
 from polarlight.routing.roles import seams
 from polarlight.routing.roles.names import ALONE_ATTENTION, ATTENTION, MLP_BLOCKS, part_of
 from polarlight.routing.roles.seams import HEAD_COUNT, HEAD_SIZE, KEY_COUNT, FusedSplit
-from polarlight.routing.roles.site import Site
-from polarlight.routing.roles.vocabulary import Decision, Part, Role
+from polarlight.routing.roles.site import ParamSite
+from polarlight.routing.roles.vocabulary import Part, Role, RoleDecision
 from polarlight.view import Heads, RowBlocks, Whole
 
 _QUERY_SIZE = ("qk_head_dim", "head_k_dim", *HEAD_SIZE)
 _VALUE_SIZE = ("v_head_dim", "head_v_dim", *HEAD_SIZE)
 
 
-def in_attention(site: Site) -> bool:
-    """Return whether a parameter is in an attention block, nearer than any MLP, or named so."""
-    for words in site.blocks():
+def in_attention(site: ParamSite) -> bool:
+    """Return whether the nearest attention or MLP block is attention; without one, by its name."""
+    for words in site.block_words():
         if any(word in MLP_BLOCKS or "mlp" in word for word in words):
             return False
         if any(("attention" in w or "attn" in w) and "norm" not in w for w in words):
@@ -23,7 +23,7 @@ def in_attention(site: Site) -> bool:
     return site.module_name in ALONE_ATTENTION
 
 
-def attention(site: Site, m: int, n: int) -> Decision:
+def attention_decision(site: ParamSite, m: int, n: int) -> RoleDecision:
     """Return ATTENTION for a projection [m, n]: part, view and, if known, the view by heads."""
     part = part_of(site.module_name, ATTENTION)
     if part in (Part.QKV, Part.LATENT):
@@ -34,16 +34,19 @@ def attention(site: Site, m: int, n: int) -> Decision:
         found = _unfused_split(site, part, m, n)
     reason = f"{part or 'projection'} of attention: {site.place}"
     reason += f"; {found.reason}" if found.reason else ""
-    return Decision(Role.ATTENTION, reason, found.view, part, found.heads)
+    return RoleDecision(Role.ATTENTION, reason, found.view, part, found.heads)
 
 
-def _unfused_split(site: Site, part: Part, m: int, n: int) -> FusedSplit:
-    """Return view `Whole()` and, if known, a view by heads; gated queries as (query, gate)."""
+def _unfused_split(site: ParamSite, part: Part, m: int, n: int) -> FusedSplit:
+    """Return a projection's views: whole and, if known, by heads; gated queries split in both."""
     if part is Part.NONE:
         return FusedSplit(Whole(), "")
     extent, dim = (n, -1) if part is Part.OUTPUT else (m, -2)
     size = site.number(*(_QUERY_SIZE if part in (Part.QUERY, Part.KEY) else _VALUE_SIZE))
-    count = _head_count(site, part)
+    count_names = {Part.QUERY: HEAD_COUNT, Part.OUTPUT: ("num_v_heads", *HEAD_COUNT)}
+    count = site.number(*count_names.get(part, KEY_COUNT))
+    if count is None and part not in count_names:  # as many key heads as query heads
+        count = site.number(*HEAD_COUNT)
     if part is Part.QUERY and size and count and extent == 2 * count * size:
         gated = Heads(count, inner=RowBlocks((size, size)))
         return FusedSplit(gated, f"query and output gate of each of {count} heads in turn", gated)
@@ -54,17 +57,8 @@ def _unfused_split(site: Site, part: Part, m: int, n: int) -> FusedSplit:
     return FusedSplit(Whole(), f"{count} head{'s' * (count > 1)}", Heads(count, dim))
 
 
-def _head_count(site: Site, part: Part) -> int | None:
-    """Return the number of heads of a projection's rows (output: columns); None if unknown."""
-    if part is Part.QUERY:
-        return site.number(*HEAD_COUNT)
-    if part is Part.OUTPUT:
-        return site.number("num_v_heads", *HEAD_COUNT)
-    return site.number(*KEY_COUNT) or site.number(*HEAD_COUNT)
-
-
-def multihead_attention_weight(site: Site) -> Decision | None:
-    """Return ATTENTION for a raw weight named as `nn.MultiheadAttention`'s; None for others."""
+def multihead_attention_decision(site: ParamSite) -> RoleDecision | None:
+    """Return ATTENTION for a raw weight named as in `nn.MultiheadAttention`; None for others."""
     module = site.module
     heads = Heads(module.num_heads) if isinstance(module, nn.MultiheadAttention) else None
     words = f"of MultiheadAttention; {heads.count} heads" if heads else "of attention, by its name"
@@ -72,8 +66,8 @@ def multihead_attention_weight(site: Site) -> Decision | None:
         rows = (site.parameter.shape[0] // 3,) * 3
         by_head = RowBlocks(rows, (heads,) * 3) if heads else None
         reason = f"packed query, key, value {words}"
-        return Decision(Role.ATTENTION, reason, RowBlocks(rows), Part.QKV, by_head)
+        return RoleDecision(Role.ATTENTION, reason, RowBlocks(rows), Part.QKV, by_head)
     if site.leaf in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
         part = part_of(site.leaf[0], ATTENTION)
-        return Decision(Role.ATTENTION, f"{part} {words}", part=part, heads=heads)
+        return RoleDecision(Role.ATTENTION, f"{part} {words}", part=part, heads=heads)
     return None

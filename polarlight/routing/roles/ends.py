@@ -15,8 +15,8 @@ from polarlight.routing.roles.names import (
     ONLY_HEADS,
 )
 from polarlight.routing.roles.outputs import in_layers
-from polarlight.routing.roles.site import Site
-from polarlight.routing.roles.vocabulary import Decision, Part, Role
+from polarlight.routing.roles.site import ParamSite
+from polarlight.routing.roles.vocabulary import Part, Role, RoleDecision
 from polarlight.view import Flattened, Whole
 
 _POSITIONS = ("position", "pos_emb", "pos_embed", "wpe", "posemb", "rel_pos", "emb_rel")
@@ -26,7 +26,7 @@ _SEVERAL = ("heads", "classifiers", "class_embed", "bbox_embed")
 _NO_TOKENS = (*_POSITIONS, "bias", "type")
 
 
-def known_heads(model: nn.Module | None, sites: Iterable[Sequence[Site]]) -> dict[int, str]:
+def known_heads(model: nn.Module | None, sites: Iterable[Sequence[ParamSite]]) -> dict[int, str]:
     """Return {id(parameter): reason} of output layers by declaration or vocabulary size.
 
     Layers that are heads by name alone are not listed. `model` is None where only names are known.
@@ -37,55 +37,54 @@ def known_heads(model: nn.Module | None, sites: Iterable[Sequence[Site]]) -> dic
     for uses in sites:
         if any(id(site.module) in declared for site in uses):
             found[id(uses[0].parameter)] = "output layer of the model"
-        elif reason := _writes_vocabulary(uses[0]):
+        elif reason := _vocabulary_head_reason(uses[0]):
             found[id(uses[0].parameter)] = reason
     return found
 
 
-def embedding_or_head(
-    uses: Sequence[Site], head_reason_by_id: Mapping[int, str]
-) -> Iterator[Decision]:
-    """Yield TIED, EMBEDDING or HEAD decisions on one parameter's uses, if they apply."""
+def embedding_or_head_decisions(
+    uses: Sequence[ParamSite], head_reason_by_id: Mapping[int, str]
+) -> Iterator[RoleDecision]:
+    """Yield TIED, EMBEDDING or HEAD, for a bias table VECTOR, if one parameter's uses say so."""
     tables = [site for site in uses if site.is_table]
     if tables and len(tables) < len(uses):
         names = " = ".join(site.name for site in uses)
-        yield Decision(Role.TIED, f"embedding and output layer in one: {names}", part=Part.TOKEN)
+        yield RoleDecision(
+            Role.TIED, f"embedding and output layer in one: {names}", part=Part.TOKEN
+        )
     if tables:
-        yield _table_decision(tables)
+        yield _embedding_table_decision(tables)
     site = uses[0]
     if reason := head_reason_by_id.get(id(site.parameter)):
-        yield Decision(Role.HEAD, reason)
+        yield RoleDecision(Role.HEAD, reason)
     if _is_head_by_name(site, other_heads=bool(head_reason_by_id)):
         view = Flattened(tuple(site.parameter.shape[2:])) if site.parameter.ndim > 2 else Whole()
-        yield Decision(Role.HEAD, f"output layer by its name, {'.'.join(site.path)}", view)
+        yield RoleDecision(Role.HEAD, f"output layer by its name, {'.'.join(site.path)}", view)
 
 
-def position_embedding(site: Site) -> Iterator[Decision]:
+def position_embedding_decision(site: ParamSite) -> Iterator[RoleDecision]:
     """Yield EMBEDDING for a raw parameter of learned positions, by its name; else nothing."""
     if site.parameter.ndim >= 2 and any(word in site.leaf for word in _POSITIONS):
-        yield Decision(
+        yield RoleDecision(
             Role.EMBEDDING, f"learned positions of {site.block_name}", part=Part.POSITION
         )
 
 
-def _table_decision(tables: Sequence[Site]) -> Decision:
+def _embedding_table_decision(tables: Sequence[ParamSite]) -> RoleDecision:
     """Return EMBEDDING (token, position or other part), or VECTOR for a table of biases."""
     site = tables[0]
     if "bias" in site.module_name:
-        return Decision(Role.VECTOR, f"table of biases, {site.place}")
+        return RoleDecision(Role.VECTOR, f"table of biases, {site.place}")
     if any(word in part for part in site.words for word in _POSITIONS):
-        return Decision(
+        return RoleDecision(
             Role.EMBEDDING, f"table of positions, {site.module_name}", part=Part.POSITION
         )
     shared = f", shared by {len(tables)} modules" if len(tables) > 1 else ""
-    part = Part.TOKEN if _reads_tokens(site) else Part.NONE
-    return Decision(Role.EMBEDDING, f"embedding table, {site.module_name}{shared}", part=part)
-
-
-def _reads_tokens(site: Site) -> bool:
-    """Return whether a table is the model's input embedding, as declared or by its name."""
+    # The table of tokens is the model's declared input embedding, or one by its name.
     declared = _declared_module(site.modules[-1], "get_input_embeddings") if site.modules else None
-    return site.module_name in EMBEDDINGS if declared is None else site.module is declared
+    tokens = site.module_name in EMBEDDINGS if declared is None else site.module is declared
+    part = Part.TOKEN if tokens else Part.NONE
+    return RoleDecision(Role.EMBEDDING, f"embedding table, {site.module_name}{shared}", part=part)
 
 
 def _declared_module(model: nn.Module, getter: str) -> nn.Module | None:
@@ -98,8 +97,8 @@ def _declared_module(model: nn.Module, getter: str) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
-def _writes_vocabulary(site: Site) -> str | None:
-    """Return the reason why a linear layer is an output layer by its rows; None if it is none.
+def _vocabulary_head_reason(site: ParamSite) -> str | None:
+    """Return the reason why a linear layer with a row per token is an output layer; else None.
 
     Its rows are the vocabulary of a config around it, or of an embedding in the same model, which
     may be a part of a larger one.
@@ -125,7 +124,7 @@ def _writes_vocabulary(site: Site) -> str | None:
     return reason if alone else None
 
 
-def _nearest_token_table(site: Site) -> tuple[tuple[str, ...], torch.Size | None]:
+def _nearest_token_table(site: ParamSite) -> tuple[tuple[str, ...], torch.Size | None]:
     """Return (common path, shape) of the nearest token table with as many rows, or ((), None)."""
     best, found = -1, None
     for name, shape in site.model_index.tables.items():
@@ -139,41 +138,45 @@ def _nearest_token_table(site: Site) -> tuple[tuple[str, ...], torch.Size | None
     return site.path[: max(best, 0)], found
 
 
-def _is_head_by_name(site: Site, *, other_heads: bool) -> bool:
-    """Return whether name and place mean an output layer; fewer do if there are `other_heads`.
+def _is_head_by_name(site: ParamSite, *, other_heads: bool) -> bool:
+    """Return whether name and place mean an output layer; not for most squares if `other_heads`.
 
     Where the model has heads that are known otherwise, a square matrix is one only if it has a
     name that means nothing else.
     """
     p = site.parameter
-    if p.ndim < 2 or is_modulation(site) or (p.ndim > 2 and not _is_kernel(site)):
+    # More than two dimensions: the `weight` of a convolution, or of an unknown module.
+    kernel = isinstance(site.module, nn.modules.conv._ConvNd | None) and site.leaf == "weight"
+    if p.ndim < 2 or is_modulation(site) or (p.ndim > 2 and not kernel):
         return False
-    if site.path[-1:] == ("fc",) and not in_layers(site.path) and _is_last_layer(site):
-        return True
+    if site.path[-1:] == ("fc",) and not any(w.isdigit() or w in MLP_BLOCKS for w in site.path):
+        # `fc` is one where it is the last of several matrices in a module, or last in the model.
+        prefix = "".join(f"{word}." for word in site.path[:-1])
+        several = len(list(site.model_index.matrices(prefix))) > 1
+        if (several or not prefix) and _is_last_matrix(site, prefix):
+            return True
     places = [i for i in range(len(site.path)) if _names_head(site, i)]
     unmistakable = site.path[-1:] != () and site.path[-1] in ONLY_HEADS
     if other_heads and p.shape[0] == p.shape[1] and not unmistakable:
         return False
     # Its own word counts beside the outermost one: a head may have several output layers.
     own = [i for i in places[1:] if i == len(site.path) - 1]
-    return any(_ends_at(site, place) for place in (*places[:1], *own))
+    for place in (*places[:1], *own):
+        inside = site.path[place + 1 :]
+        # The last matrix of the head, or of its entry in a list of heads, and in no MLP inside.
+        listed = site.path[place].endswith(_SEVERAL) and in_layers(inside[:1])
+        prefix = ".".join(site.path[: place + 1 + listed]) + "."
+        if not any(word in MLP_BLOCKS for word in inside) and _is_last_matrix(site, prefix):
+            return True
+    return False
 
 
-def _ends_at(site: Site, place: int) -> bool:
-    """Return whether a matrix ends module path[:place + 1] or its list entry, MLPs aside."""
-    if any(word in MLP_BLOCKS for word in site.path[place + 1 :]):
-        return False
-    several = site.path[place].endswith(_SEVERAL)
-    listed = several and in_layers(site.path[place + 1 : place + 2])
-    return _is_last_matrix(site, ".".join(site.path[: place + 1 + listed]) + ".")
-
-
-def _names_head(site: Site, place: int) -> bool:
-    """Return whether path[place] is a word for an output layer, given the words before it.
+def _names_head(site: ParamSite, index: int) -> bool:
+    """Return whether path[index] is a word for an output layer, given the words before it.
 
     Words that also occur inside of layers do so only where no layer, MLP or attention is around.
     """
-    word, before = site.path[place], site.path[:place]
+    word, before = site.path[index], site.path[:index]
     if word in ONLY_HEADS:
         return True
     if word in NO_HEADS:
@@ -181,27 +184,15 @@ def _names_head(site: Site, place: int) -> bool:
     if word not in HEADS and not word.startswith("aux") and not word.endswith(HEAD_ENDINGS):
         return False
     numbers = [i for i, w in enumerate(before) if w.isdigit()]
-    if numbers and not site.encloses_table(numbers[-1] + 1):
-        return False
+    if numbers:  # in a numbered layer; a numbered model has an embedding table inside
+        prefix = "".join(f"{w}." for w in before[: numbers[-1] + 1])
+        if not any(name.startswith(prefix) for name in site.model_index.tables):
+            return False
     around = (*before, word)
     return not any(w in MLP_BLOCKS or "attention" in w or "attn" in w for w in around)
 
 
-def _is_kernel(site: Site) -> bool:
-    """Return whether a parameter is a convolution's `weight`, or one of an unknown module."""
-    return isinstance(site.module, nn.modules.conv._ConvNd | None) and site.leaf == "weight"
-
-
-def _is_last_layer(site: Site) -> bool:
-    """Return whether a matrix, in no MLP, is last in the module around it; alone: at the root."""
-    prefix = "".join(f"{word}." for word in site.path[:-1])
-    others = [name for name, _ in site.model_index.matrices(prefix)]
-    alone = len(others) < 2 and bool(prefix)
-    in_mlp = any(word in MLP_BLOCKS for word in site.path)
-    return not alone and not in_mlp and _is_last_matrix(site, prefix)
-
-
-def _is_last_matrix(site: Site, prefix: str) -> bool:
+def _is_last_matrix(site: ParamSite, prefix: str) -> bool:
     """Return whether a parameter is the last matrix whose name starts with `prefix`.
 
     Kernels count, tables do not. The matrices of a modulation do not count either.

@@ -7,23 +7,23 @@ from types import CodeType
 from torch import nn
 
 from polarlight.routing.roles.names import ROUTERS
-from polarlight.routing.roles.site import Site
-from polarlight.routing.roles.vocabulary import Decision, Part, Role
+from polarlight.routing.roles.site import ParamSite
+from polarlight.routing.roles.vocabulary import Part, Role, RoleDecision
 
 _SCORING = ("scoring_func", "score_func", "scoring_function", "router_score_function")
 _SCORES = {"softmax": Part.SOFTMAX, "sigmoid": Part.SIGMOID}
 
 
-def router(site: Site) -> Iterator[Decision]:
-    """Yield the decision ROUTER for a matrix that scores experts; nothing for others."""
+def router_decision(site: ParamSite) -> Iterator[RoleDecision]:
+    """Yield ROUTER with part SOFTMAX, SIGMOID or NONE for a matrix that scores experts."""
     where = _router_reason(site)
     if where is None or site.parameter.ndim != 2 or site.parameter.shape[0] < 2:
         return
     part, how = _scoring(site)
-    yield Decision(Role.ROUTER, f"router: {where}; {how}", part=part)
+    yield RoleDecision(Role.ROUTER, f"router: {where}; {how}", part=part)
 
 
-def in_experts(site: Site) -> bool:
+def in_experts(site: ParamSite) -> bool:
     """Return whether a parameter belongs to an expert or to a stack of experts."""
     if "experts" in site.path:
         return True
@@ -31,7 +31,7 @@ def in_experts(site: Site) -> bool:
     return any("Experts" in name for name in names)
 
 
-def _router_reason(site: Site) -> str | None:
+def _router_reason(site: ParamSite) -> str | None:
     """Return the reason why a matrix is a router; None if it is not."""
     for module in site.modules[:2]:
         if "Router" in type(module).__name__:
@@ -49,7 +49,7 @@ def _router_reason(site: Site) -> str | None:
     return None
 
 
-def _scoring(site: Site) -> tuple[Part, str]:
+def _scoring(site: ParamSite) -> tuple[Part, str]:
     """Return (SOFTMAX, SIGMOID or NONE, reason) for a router, from its config or its code."""
     declared = site.text(*_SCORING)
     if declared in _SCORES:

@@ -1,15 +1,15 @@
 """Adaptive norms of diffusion transformers: one layer makes shifts, scales and gates, [k d, d]."""
 
 from polarlight.routing.roles.names import MODULATIONS
-from polarlight.routing.roles.site import Site
-from polarlight.routing.roles.vocabulary import Decision, Role
+from polarlight.routing.roles.site import ParamSite
+from polarlight.routing.roles.vocabulary import Role, RoleDecision
 from polarlight.view import RowBlocks
 
 _MOST = 12
 """Shift, scale and gate for two sublayers of two streams; more blocks are something else."""
 
 
-def is_modulation(site: Site) -> bool:
+def is_modulation(site: ParamSite) -> bool:
     """Return whether a layer makes an adaptive norm's shift and scale, by name or class around."""
     kinds = (type(module).__name__.lower() for module in site.modules[1:3])
     return names_modulation(".".join(site.words)) or any(_says_modulation(kind) for kind in kinds)
@@ -30,10 +30,10 @@ def _says_modulation(word: str) -> bool:
     return word.startswith(starts) or word == "mod" or word.endswith("_mod")
 
 
-def modulation(site: Site, m: int, n: int) -> Decision | None:
+def modulation_decision(site: ParamSite, m: int, n: int) -> RoleDecision | None:
     """Return HIDDEN, a matrix per block, for an adaptive norm's layer, a map [m, n]; else None."""
     count = m // n
     if not is_modulation(site) or m % n or not 2 <= count <= _MOST:
         return None
     reason = f"{count} modulations (shift, scale, gate): {site.place}"
-    return Decision(Role.HIDDEN, reason, RowBlocks((n,) * count))
+    return RoleDecision(Role.HIDDEN, reason, RowBlocks((n,) * count))

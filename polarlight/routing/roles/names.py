@@ -98,16 +98,18 @@ def part_of(word: str, table: Mapping[Part, tuple[str, ...]]) -> Part:
     return next((part for part, words in table.items() if word in words), Part.NONE)
 
 
-def block_and_half(name: str, index: int, count: int) -> tuple[str, str] | None:
-    """Return (name or block, `gate` or `up`), the first equal for a pair; None if it is neither.
+def block_and_half(name: str, matrix_index: int, matrix_count: int) -> tuple[str, str] | None:
+    """Return (key that a gate and its up share, "gate" or "up") for one matrix; else None.
+
+    The key is the parameter's name if it holds both, else the block's.
 
     Args:
         name: The parameter's name.
-        index: Index of the matrix in the parameter's view.
-        count: Number of matrices in the view; two are a gate and an up projection.
+        matrix_index: Index of the matrix in the parameter's view.
+        matrix_count: Number of matrices in the view; two are a gate and an up projection.
     """
-    if count == 2:
-        return name, ("gate", "up")[index]
+    if matrix_count == 2:
+        return name, ("gate", "up")[matrix_index]
     words = plain_name(name).split(".")
     place = -2 if words[-1] == "weight" and len(words) > 1 else -1
     block, word = ".".join(words[:place]), words[place].lower()

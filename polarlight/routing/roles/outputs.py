@@ -13,7 +13,7 @@ from torch import nn
 
 from polarlight.routing.roles.modulation import names_modulation
 from polarlight.routing.roles.names import MLP, NO_HEADS, PLAIN_MLP
-from polarlight.routing.roles.site import Site
+from polarlight.routing.roles.site import ParamSite
 from polarlight.routing.roles.wrappers import lora_factor
 
 _BLOCK_WORDS = {word for words in MLP.values() for word in words} - set(PLAIN_MLP)
@@ -24,11 +24,11 @@ Shape = tuple[int, ...]
 
 
 def in_layers(words: Iterable[str]) -> bool:
-    """Return whether a word of a path is a number, as in those of repeated layers."""
+    """Return whether any word is a number, as in the path of a repeated layer."""
     return any(word.isdigit() for word in words)
 
 
-def is_output_beside_layers(site: Site, m: int, n: int) -> bool:
+def is_output_beside_layers(site: ParamSite, m: int, n: int) -> bool:
     """Return whether a map [m, n] outside repeated layers narrows to m outputs that nothing reads.
 
     It narrows at least 4 times, as classes do: a projection to the width of another model need not
@@ -53,7 +53,7 @@ def is_output_beside_layers(site: Site, m: int, n: int) -> bool:
     return beside_layers and (embedded or 4 * m <= n)
 
 
-def is_last_layer_of_the_model(site: Site, m: int, n: int, *, transposed: bool) -> bool:
+def is_last_layer_of_the_model(site: ParamSite, m: int, n: int, *, transposed: bool) -> bool:
     """Return whether a map [m, n] ends a network: no layer reads m, earlier ones give its n inputs.
 
     Several may stand side by side. Square maps, layers of repeated blocks, and maps of a residual
@@ -65,19 +65,19 @@ def is_last_layer_of_the_model(site: Site, m: int, n: int, *, transposed: bool) 
         return False
     if _in_repeated_block(site):
         return False
-    around = _Surroundings.of(site)
+    around = _OtherShapes.of(site)
     streams = _stream_widths(site)
     if (
         n in streams
         or (streams and 4 * m > n)
-        or around.reads(m, own=(m, n), transposed=transposed)
+        or around.may_read(m, own=(m, n), transposed=transposed)
     ):
         return False
-    return around.gives(n)
+    return around.may_give(n)
 
 
 @dataclass(slots=True)
-class _Surroundings:
+class _OtherShapes:
     """Shapes of a model's other weights before and after one of them, in the model's order.
 
     Attributes:
@@ -99,7 +99,7 @@ class _Surroundings:
     norms: set[int] = field(default_factory=set)
 
     @classmethod
-    def of(cls, site: Site) -> Self:
+    def of(cls, site: ParamSite) -> Self:
         """Return the shapes of all other weights in the model, split into before and after it."""
         found, own, passed = cls(bool(site.modules)), ".".join(site.words), False
         for name, shape in site.model_index.shapes.items():
@@ -108,19 +108,15 @@ class _Surroundings:
             elif len(shape) == 1 and name.endswith(".weight"):
                 found.norms |= {shape[0]} if passed or not found.in_order else set()
             elif len(shape) > 1 and not lora_factor(name.split(".")):
-                found._list_of(site, name, len(shape), passed=passed).append(tuple(shape))
+                raw = not name.endswith(".weight") or name in site.model_index.tables
+                linear = found.after if passed else found.before
+                kernels = found.kernels_after if passed else found.kernels_before
+                shapes = found.raw if raw else kernels if len(shape) > 2 else linear
+                shapes.append(tuple(shape))
         return found
 
-    def _list_of(self, site: Site, name: str, dims: int, *, passed: bool) -> list[Shape]:
-        """Return the list a weight's shape goes to: raw, kernels or linear; after if `passed`."""
-        if not name.endswith(".weight") or name in site.model_index.tables:
-            return self.raw
-        if dims > 2:
-            return self.kernels_after if passed else self.kernels_before
-        return self.after if passed else self.before
-
-    def reads(self, m: int, *, own: Shape, transposed: bool) -> bool:
-        """Return whether a layer may read m outputs, alone or beside other features.
+    def may_read(self, m: int, *, own: Shape, transposed: bool) -> bool:
+        """Return whether a layer may read the m outputs of one of shape `own`, alone or joined.
 
         A kernel before the layer has its channels from earlier ones. A later layer whose inputs
         have no other source may read a concatenation, or half of a gated pair.
@@ -138,8 +134,8 @@ class _Surroundings:
             return True
         return any(f - m in others for _, f in (self.after if self.in_order else linear))
 
-    def gives(self, n: int) -> bool:
-        """Return whether n may be outputs of earlier layers: of one, equal ones, or two joined."""
+    def may_give(self, n: int) -> bool:
+        """Return whether n inputs may come from one earlier layer, several equal ones, or two."""
         sizes = {shape[0] for shape in self.before}
         sizes |= {side for shape in self.raw for side in shape[-1:]}  # tables, recurrent weights
         flat = {side for shape in self.kernels_before for side in shape[:2] if side > 1}
@@ -149,7 +145,7 @@ class _Surroundings:
         return equal or any(n - size in sizes for size in sizes)
 
 
-def _containers(site: Site) -> Iterator[tuple[int, nn.Module | None]]:
+def _numbered_containers(site: ParamSite) -> Iterator[tuple[int, nn.Module | None]]:
     """Yield (position, container module, None if unknown) of each number in a parameter's path."""
     chain = site.modules[::-1]
     for place, word in enumerate(site.path):
@@ -157,41 +153,37 @@ def _containers(site: Site) -> Iterator[tuple[int, nn.Module | None]]:
             yield place, chain[place] if site.modules else None
 
 
-def _sequential_prefix(site: Site) -> str | None:
+def _sequential_prefix(site: ParamSite) -> str | None:
     """Return the prefix of the Sequential whose index is the only number in a path, or None.
 
     None too if the path has another number, or the Sequential is the model.
     """
-    found = list(_containers(site))
+    found = list(_numbered_containers(site))
     outside = site.path[:-1]
     alone = [place for place, _ in found] == [len(outside)]
     entry = alone and bool(outside) and isinstance(found[0][1], nn.Sequential)
     return ".".join(outside) + "." if entry else None
 
 
-def _in_repeated_block(site: Site) -> bool:
-    """Return whether a matrix is inside of a numbered block with other matrices.
-
-    An entry of a Sequential is none if no other entry is of its class.
-    """
-    for place, container in _containers(site):
+def _in_repeated_block(site: ParamSite) -> bool:
+    """Return whether a matrix is inside of a numbered block with other matrices."""
+    for place, container in _numbered_containers(site):
         if all(word.isdigit() for word in site.path[place:]):
             continue
         prefix = ".".join(site.words[: place + 1]) + "."
-        alone = len(list(site.model_index.matrices(prefix))) < 2
-        if not alone and not (isinstance(container, nn.Sequential) and _is_unique(site, place)):
+        if len(list(site.model_index.matrices(prefix))) < 2:
+            continue
+        if not isinstance(container, nn.Sequential):
+            return True
+        # An entry of a Sequential is no repeated block if no other entry is of its class.
+        kind = type(site.modules[::-1][place + 1])
+        if sum(type(entry) is kind for entry in container.children()) != 1:
             return True
     return False
 
 
-def _is_unique(site: Site, place: int) -> bool:
-    """Return whether the module path[:place + 1] is the only one of its class in its container."""
-    container, entry = site.modules[::-1][place : place + 2]
-    return sum(type(other) is type(entry) for other in container.children()) == 1
-
-
-def _stream_widths(site: Site) -> set[int]:
-    """Return widths both read and written in a numbered block other than the site's own.
+def _stream_widths(site: ParamSite) -> set[int]:
+    """Return the widths that some numbered block, other than the site's own, reads and writes.
 
     Blocks are modules with a number in their path; that around the site itself does not count.
     """

@@ -7,7 +7,7 @@ to the rows of the parameter.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from polarlight.routing.roles.site import Site
+from polarlight.routing.roles.site import ParamSite
 from polarlight.view import Heads, MatrixView, RowBlocks, Whole
 
 HEAD_SIZE = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "d_kv")
@@ -30,11 +30,11 @@ class FusedSplit:
     heads: MatrixView | None = None
 
 
-FusedLayout = Callable[[Site, int, int], FusedSplit | None]
+FusedLayout = Callable[[ParamSite, int, int], FusedSplit | None]
 """(site, fan_out, fan_in) -> the split, or None where the layout does not fit."""
 
 
-def concatenated(site: Site, m: int, n: int) -> FusedSplit | None:
+def concatenated(site: ParamSite, m: int, n: int) -> FusedSplit | None:
     """Return the split of m rows into q, k, v, or k, v, of known head counts; None if unfit."""
     q = site.number(*HEAD_COUNT)
     kv = site.number(*KEY_COUNT) or q
@@ -49,7 +49,7 @@ def concatenated(site: Site, m: int, n: int) -> FusedSplit | None:
     return None
 
 
-def equal_qkv(site: Site, m: int, n: int) -> FusedSplit | None:
+def equal_qkv(site: ParamSite, m: int, n: int) -> FusedSplit | None:
     """Return the split of 3 n rows into q, k, v by name, if no head count is known; else None."""
     fused = "qkv" in site.module_name or site.module_name == "c_attn"
     if not fused or site.number(*HEAD_COUNT) or m != 3 * n:
@@ -57,8 +57,8 @@ def equal_qkv(site: Site, m: int, n: int) -> FusedSplit | None:
     return FusedSplit(RowBlocks((n, n, n)), "q, k, v one after another, by shape")
 
 
-def by_key_head(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Return the split of rows per key head into queries, key, value (GPT-NeoX); None if unfit."""
+def by_key_head(site: ParamSite, m: int, n: int) -> FusedSplit | None:
+    """Return the split, per key head, into queries, key and value (GPT-NeoX); None if unfit."""
     q = site.number(*HEAD_COUNT)
     kv = site.number(*KEY_COUNT) or q
     if not q or not kv or q % kv:
@@ -67,23 +67,25 @@ def by_key_head(site: Site, m: int, n: int) -> FusedSplit | None:
     return _key_head_split(kv, q // kv, size) if (q + 2 * kv) * size == m else None
 
 
-def by_key_head_if_declared(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Return the split by key heads if the module has `heads_per_kv` (torchtitan); else None."""
+def by_key_head_if_declared(site: ParamSite, m: int, n: int) -> FusedSplit | None:
+    """Return the split per key head where the module has `heads_per_kv` (torchtitan); else None."""
     queries, size = site.number("heads_per_kv"), site.number(*HEAD_SIZE)
     if not queries or not size or m % ((queries + 2) * size):
         return None
     return _key_head_split(m // ((queries + 2) * size), queries, size)
 
 
-def _key_head_split(kv: int, queries: int, size: int) -> FusedSplit:
-    """Return the split of `kv` row groups: `queries` query, a key, a value head of `size` each."""
-    rows = (queries * size, size, size)
-    by_head = Heads(kv, inner=RowBlocks(rows, (Heads(queries), Whole(), Whole())))
-    return FusedSplit(Heads(kv, inner=RowBlocks(rows)), "q, k, v of each key head in turn", by_head)
+def _key_head_split(key_heads: int, queries_per_key: int, head_size: int) -> FusedSplit:
+    """Return the split of rows that hold, per key head, its query heads, the key and the value."""
+    rows = (queries_per_key * head_size, head_size, head_size)
+    by_head = RowBlocks(rows, (Heads(queries_per_key), Whole(), Whole()))
+    view = Heads(key_heads, inner=RowBlocks(rows))
+    reason = "q, k, v of each key head in turn"
+    return FusedSplit(view, reason, Heads(key_heads, inner=by_head))
 
 
-def delta_net(site: Site, m: int, n: int) -> FusedSplit | None:
-    """Return the split of rows per key head into q, k, values, gates; None if unfit."""
+def delta_net(site: ParamSite, m: int, n: int) -> FusedSplit | None:
+    """Return the split, per key head, into q, k, values and gates (DeltaNet); None if unfit."""
     q, kv = site.number("num_k_heads"), site.number("num_v_heads")
     k_size, v_size = site.number("head_k_dim"), site.number("head_v_dim")
     if not (q and kv and k_size and v_size) or kv % q:
@@ -97,12 +99,12 @@ def delta_net(site: Site, m: int, n: int) -> FusedSplit | None:
     return FusedSplit(Heads(q, inner=RowBlocks(rows)), reason, Heads(q, inner=inner))
 
 
-def blocks_per_head(*sizes: str, reason: str) -> FusedLayout:
-    """Return a layout function that splits each head's rows in blocks; `sizes` names attributes."""
+def blocks_per_head(*size_attributes: str, reason: str) -> FusedLayout:
+    """Return a function that splits each head's rows into blocks of the sizes in attributes."""
 
-    def layout(site: Site, m: int, n: int) -> FusedSplit | None:
+    def layout(site: ParamSite, m: int, n: int) -> FusedSplit | None:
         """Return the split of each head into blocks; None if sizes are unknown or misfit."""
-        heads, rows = site.number(*HEAD_COUNT), site.numbers(*sizes)
+        heads, rows = site.number(*HEAD_COUNT), site.numbers(*size_attributes)
         if not heads or not rows or heads * sum(rows) != m:
             return None
         view = Heads(heads, inner=RowBlocks(rows))
@@ -111,12 +113,12 @@ def blocks_per_head(*sizes: str, reason: str) -> FusedLayout:
     return layout
 
 
-def blocks_in_order(*sizes: str, reason: str) -> FusedLayout:
-    """Return a layout function that splits all rows into blocks; `sizes` names attributes."""
+def blocks_in_order(*size_attributes: str, reason: str) -> FusedLayout:
+    """Return a function that splits all rows into blocks of the sizes in attributes."""
 
-    def layout(site: Site, m: int, n: int) -> FusedSplit | None:
+    def layout(site: ParamSite, m: int, n: int) -> FusedSplit | None:
         """Return the split of rows into blocks; None if sizes are unknown or do not add up."""
-        rows = site.numbers(*sizes)
+        rows = site.numbers(*size_attributes)
         if not rows or sum(rows) != m:
             return None
         view = RowBlocks(rows) if len(rows) > 1 else Whole()
@@ -159,7 +161,7 @@ STATE_SPACE: dict[str, tuple[FusedLayout, ...]] = {
 
 
 def first_fitting(
-    site: Site, layouts: tuple[FusedLayout, ...], m: int, n: int
+    site: ParamSite, layouts: tuple[FusedLayout, ...], m: int, n: int
 ) -> FusedSplit | None:
     """Return the split of an [m, n] map by the first layout that fits; None if none does."""
     found = (layout(site, m, n) for layout in layouts)

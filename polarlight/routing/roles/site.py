@@ -1,15 +1,14 @@
-"""`Site`: the module that owns a parameter, the modules around it, and its neighbours."""
+"""`ParamSite`: the module that owns a parameter, the modules around it, and its neighbours."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from polarlight.routing.roles.names import EMBEDDING_ENDINGS, EMBEDDINGS, HEADS
-from polarlight.routing.roles.vocabulary import Decision, Role
+from polarlight.routing.roles.vocabulary import Role, RoleDecision
 from polarlight.routing.roles.wrappers import (
     MAGNITUDE,
     lora_factor,
@@ -37,15 +36,15 @@ class ModelIndex:
     inside: Mapping[str, Sequence[str]]
 
     @classmethod
-    def of(cls, shapes: Mapping[str, torch.Size], tables: Iterable[str]) -> Self:
-        """Return the index of parameters with these shapes and names of embedding tables."""
-        blocks = {name[:end] for name in shapes for end in _dots(name)}
+    def of(cls, shapes: Mapping[str, torch.Size], table_names: Iterable[str]) -> Self:
+        """Return the index of a model with these parameters, some of which are embedding tables."""
+        blocks = {name[:i] for name in shapes for i, letter in enumerate(name) if letter == "."}
         inside: dict[str, list[str]] = {}
         for name in shapes:
             words = name.split(".")
             for depth in range(max(0, len(words) - _NEAR), len(words)):
                 inside.setdefault(".".join(words[:depth]), []).append(name)
-        return cls(shapes, frozenset(blocks), {name: shapes[name] for name in tables}, inside)
+        return cls(shapes, frozenset(blocks), {name: shapes[name] for name in table_names}, inside)
 
     def matrices(self, prefix: str) -> Iterator[tuple[str, torch.Size]]:
         """Yield (name, shape) of matrices and kernels with this name prefix; no tables or adapters.
@@ -59,11 +58,11 @@ class ModelIndex:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """Use of a parameter at one place in the model, with the modules around it.
+class ParamSite:
+    """Parameter under one of its names in a model, with the modules around it.
 
     Attributes:
-        name: Name of the parameter at this place.
+        name: The name; a tied parameter has several.
         words: Words of the name in lower case, without those of wrappers.
         parameter: The tensor.
         modules: The owning module, then those around it, up to the model; empty when only names
@@ -125,7 +124,7 @@ class Site:
         """Matrix and block as text, for reasons: `up_proj in LlamaMLP`."""
         return f"{self.module_name} in {self.block_name}"
 
-    def blocks(self) -> Iterator[tuple[str, ...]]:
+    def block_words(self) -> Iterator[tuple[str, ...]]:
         """Yield the words (name, class if known) of each block around the matrix, innermost first.
 
         Classes count for three blocks only; further out they name whole models.
@@ -135,7 +134,7 @@ class Site:
             kinds = (type(module).__name__.lower() for module in enclosing[place : place + 1])
             yield (word, *kinds) if place < 3 else (word,)
 
-    def sibling(self, words: Iterable[str]) -> torch.Size | None:
+    def sibling_shape(self, words: Iterable[str]) -> torch.Size | None:
         """Return the shape of the first of these named weights in the same block; None if none."""
         prefix = "".join(f"{word}." for word in self.block)
         for word in words:
@@ -144,12 +143,12 @@ class Site:
                     return self.model_index.shapes[name]
         return None
 
-    def has_within(self, depth: int, *sizes: tuple[int, ...]) -> bool:
-        """Return whether module path[:depth] has another parameter of such sizes, in any order."""
-        own, wanted = ".".join(self.words), [sorted(size) for size in sizes]
+    def has_shape_within(self, depth: int, *shapes: tuple[int, ...]) -> bool:
+        """Return whether path[:depth] has another parameter of these shapes, in any axis order."""
+        own, wanted = ".".join(self.words), [sorted(shape) for shape in shapes]
         names = self.model_index.inside.get(".".join(self.words[:depth]), ())
-        shapes = (self.model_index.shapes[name] for name in names if name != own)
-        return any(sorted(shape) in wanted for shape in shapes)
+        others = (self.model_index.shapes[name] for name in names if name != own)
+        return any(sorted(shape) in wanted for shape in others)
 
     def has_other_matrix(self) -> bool:
         """Return whether the block that holds the matrix holds another matrix or kernel."""
@@ -171,16 +170,11 @@ class Site:
         stacked = next((shape[0] for shape in shapes if len(shape) > 2), 1)
         return sum(word.isdigit() for word in listed) or stacked
 
-    def has_outer_param(self, tail: str) -> bool:
-        """Return whether the block one level further out has a parameter of this name."""
-        return ".".join((*self.block[:-1], tail)) in self.model_index.shapes
-
-    def is_in_list(self, word: str) -> bool:
-        """Return whether the parameter is in a numbered entry of a list of this name."""
-        return any(a == word and b.isdigit() for a, b in pairwise(self.path))
-
     def number(self, *names: str) -> int | None:
-        """Return the first positive int of these names on the nearest module or config; or None."""
+        """Return a positive int attribute, by one of these names, of the nearest module or config.
+
+        None if there is none.
+        """
         found = (value for value in self._attributes(names) if type(value) is int and value > 0)
         return next(found, None)
 
@@ -201,22 +195,20 @@ class Site:
         ]
         return value, min(outside)
 
-    def encloses_table(self, depth: int) -> bool:
-        """Return whether an embedding table is inside the module path[:depth]."""
-        prefix = "".join(f"{word}." for word in self.path[:depth])
-        return any(name.startswith(prefix) for name in self.model_index.tables)
-
     def numbers(self, *names: str) -> tuple[int, ...]:
-        """Return the nearest int attribute of each name, in order; () if one has none."""
+        """Return the nearest positive int attribute of each name, in order; () if one has none."""
         found = [number for name in names if (number := self.number(name))]
         return tuple(found) if len(found) == len(names) else ()
 
     def flag(self, name: str) -> bool | None:
-        """Return the bool of this name on the nearest module or config; None if there is none."""
+        """Return the bool attribute `name` of the nearest module or config with it; or None."""
         return next((value for value in self._attributes((name,)) if isinstance(value, bool)), None)
 
     def text(self, *names: str) -> str | None:
-        """Return the str of one of these names on the nearest module or config; or None."""
+        """Return a str attribute, by one of these names, of the nearest module or config.
+
+        None if there is none.
+        """
         return next((value for value in self._attributes(names) if isinstance(value, str)), None)
 
     def width(self) -> int | None:
@@ -242,15 +234,10 @@ def _sources(module: nn.Module) -> tuple[object, object]:
     return module, getattr(module, "config", None)
 
 
-def unknown(site: Site, reason: str) -> Decision:
-    """Return VECTOR for a parameter of unknown use; not `known` if two axes are longer than 1."""
+def unknown_role(site: ParamSite, reason: str) -> RoleDecision:
+    """Return VECTOR for a parameter of unknown use; `known=False` if it may be a matrix."""
     vectors = sum(size > 1 for size in site.parameter.shape) < 2
-    return Decision(Role.VECTOR, reason, known=vectors)
-
-
-def _dots(name: str) -> Iterator[int]:
-    """Yield the positions of the dots in a name."""
-    return (place for place, letter in enumerate(name) if letter == ".")
+    return RoleDecision(Role.VECTOR, reason, known=vectors)
 
 
 def _is_table(words: Sequence[str], module: nn.Module | None) -> bool:
@@ -262,58 +249,49 @@ def _is_table(words: Sequence[str], module: nn.Module | None) -> bool:
     return named or isinstance(module, nn.Embedding | nn.EmbeddingBag)
 
 
-def sites_of(model: nn.Module) -> list[list[Site]]:
-    """Return a `Site` per name of every parameter of a model; those of one tensor form one list."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    return _group_by_tensor(list(model.named_parameters(remove_duplicate=False)), modules)
+def sites_of(source: nn.Module | Iterable[tuple[str, Tensor]]) -> list[list[ParamSite]]:
+    """Return one list per parameter tensor of a model or of named ones, a `ParamSite` per name.
 
-
-def sites_by_name(named: Iterable[tuple[str, Tensor]]) -> list[list[Site]]:
-    """Return a `Site` per named parameter, without modules; those of one tensor form one list."""
-    pairs: list[Any] = list(named)
-    for pair in pairs:
+    Raises:
+        TypeError: If it is neither a module nor pairs of a name and a tensor.
+        ValueError: If parameters of lazy modules are not initialized.
+    """
+    modules: dict[str, nn.Module] = {}
+    if isinstance(source, nn.Module):
+        modules = dict(source.named_modules(remove_duplicate=False))
+        source = source.named_parameters(remove_duplicate=False)
+    named: list[Any] = list(source)
+    for pair in named:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise TypeError(
                 "roles need a module or pairs such as model.named_parameters() gives, got a "
                 f"{type(pair).__name__}"
             )
-    return _group_by_tensor(pairs, {})
-
-
-def _group_by_tensor(
-    named: list[tuple[str, Tensor]], modules: Mapping[str, nn.Module]
-) -> list[list[Site]]:
-    """Return a `Site` per named parameter, in lists of those that are one tensor."""
-    _refuse_uninitialized(named)
-    names = {name for name, _ in named}
-    unwrapped = [_without_wrappers(name, names, modules) for name, _ in named]
-    shapes, tables = {}, []
-    for (words, chain), (_, p) in zip(unwrapped, named, strict=True):
-        shapes[".".join(words)] = p.shape
-        if p.ndim == 2 and _is_table(words, chain[0] if chain else None):
-            tables.append(".".join(words))
-    model_index = ModelIndex.of(shapes, tables)
-    sites: dict[int, list[Site]] = {}
-    for (name, p), (words, chain) in zip(named, unwrapped, strict=True):
-        sites.setdefault(id(p), []).append(Site(name, words, p, chain, model_index))
-    return list(sites.values())
-
-
-def _refuse_uninitialized(named: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise ValueError if parameters of lazy modules have no shape yet."""
     lazy = [name for name, p in named if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
         raise ValueError(
             f"{', '.join(lazy)}: no shape yet, as in an nn.LazyLinear before its first input; "
             "run a forward pass first, then make the optimizer"
         )
+    names = {name for name, _ in named}
+    unwrapped = [_words_and_modules(name, names, modules) for name, _ in named]
+    shapes, tables = {}, []
+    for (words, chain), (_, p) in zip(unwrapped, named, strict=True):
+        shapes[".".join(words)] = p.shape
+        if p.ndim == 2 and _is_table(words, chain[0] if chain else None):
+            tables.append(".".join(words))
+    model_index = ModelIndex.of(shapes, tables)
+    sites: dict[int, list[ParamSite]] = {}
+    for (name, p), (words, chain) in zip(named, unwrapped, strict=True):
+        sites.setdefault(id(p), []).append(ParamSite(name, words, p, chain, model_index))
+    return list(sites.values())
 
 
-def _without_wrappers(
-    name: str, names: Collection[str], modules: Mapping[str, nn.Module]
+def _words_and_modules(
+    name: str, all_names: Collection[str], modules: Mapping[str, nn.Module]
 ) -> tuple[tuple[str, ...], tuple[nn.Module, ...]]:
-    """Return (lower-case words, modules from the inside out) of a name, wrappers left out."""
-    *path, leaf = weight_words(name.split("."), names)
+    """Return (lower-case words of a name, modules it leads through, innermost first), unwrapped."""
+    *path, leaf = weight_words(name.split("."), all_names)
     without = wrapper_positions(path)
     words, chain = [], [modules.get("")]
     for place, word in enumerate(path):

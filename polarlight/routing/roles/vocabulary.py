@@ -84,8 +84,8 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """Decision on a role, before it is assigned; views are those of the map (fan_out, fan_in)."""
+class RoleDecision:
+    """Role, view and reason, before they are assigned; views are those of (fan_out, fan_in)."""
 
     role: Role
     reason: str

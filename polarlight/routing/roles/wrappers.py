@@ -44,42 +44,36 @@ LORA = {"lora_a": "A", "lora_b": "B"}
 
 
 def lora_factor(words: Sequence[str]) -> str:
-    """Return A or B for the lower-case words of a factor of LoRA; empty for other parameters."""
+    """Return "A" or "B" for the lower-case words of a LoRA factor's name; "" for other names."""
     return next((LORA[word] for word in words[-3:] if word in LORA), "")
 
 
 def lora_base(words: Sequence[str]) -> tuple[str, ...]:
-    """Return the name, as words, of the weight that a LoRA factor adapts; () for others."""
+    """Return the words of the name of the weight that a LoRA factor adapts; () for other names."""
     place = next((i for i, word in enumerate(words) if word in LORA), None)
     return (*words[:place], "weight") if place and lora_factor(words) else ()
 
 
-def weight_words(words: Sequence[str], names: Collection[str] = ()) -> tuple[str, ...]:
-    """Return the words of a name; of a reparametrized parameter, those of the plain weight.
+def weight_words(words: Sequence[str], all_names: Collection[str] = ()) -> tuple[str, ...]:
+    """Return a name's words; of a weight-normalized, pruned or parametrized one the plain weight's.
+
+    A magnitude is called `weight_g`.
 
     Args:
         words: The parameter's name, cut at the dots.
-        names: All names of the model: a direction is known by the magnitude of the same layer.
+        all_names: All names of the model: a direction is known by the magnitude of the same layer.
     """
     *path, leaf = words
     if path[-2:-1] == ["parametrizations"]:
-        return (*path[:-2], _parametrized(path[-1], leaf))
+        # One tensor is called `original`, of several each has a number. Weight norm keeps two, a
+        # magnitude and the direction.
+        weight = path[-1]
+        plain = {"original": weight, "original0": f"{weight}{MAGNITUDE}", "original1": weight}
+        return (*path[:-2], plain.get(leaf, f"{weight}_{leaf}"))
     stem = leaf.removesuffix("_orig")  # spectral_norm of torch.nn.utils, and pruning
-    if leaf.endswith("_v") and ".".join((*path, leaf[:-2] + MAGNITUDE)) in names:
+    if leaf.endswith("_v") and ".".join((*path, leaf[:-2] + MAGNITUDE)) in all_names:
         stem = leaf[:-2]
     return (*path, stem)
-
-
-def _parametrized(weight_name: str, leaf: str) -> str:
-    """Return the plain name for `leaf` of a parametrized weight; a magnitude's is `weight_g`.
-
-    One tensor is called `original`, of several each has a number. Weight norm keeps two, a
-    magnitude and the direction.
-    """
-    if leaf == "original":
-        return weight_name
-    known = {"original0": f"{weight_name}{MAGNITUDE}", "original1": weight_name}
-    return known.get(leaf, f"{weight_name}_{leaf}")
 
 
 def owner_name(name: str) -> str:

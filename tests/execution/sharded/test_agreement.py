@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 import polarlight
 from benchmarks.step_at_scale import on_fake_processes
-from polarlight.execution.param_task import Trainable, new_param_buffers
+from polarlight.execution.param_task import ParamWithState, new_param_buffers
 from polarlight.execution.sharded.agreement import Agreement
 
 MUON, WHOLE = polarlight.rules.muon(), polarlight.view.Whole()
@@ -24,7 +24,7 @@ def parameter():
 
 def member(name, rule=MUON, view=WHOLE, p=None):
     p = parameter() if p is None else p
-    return Trainable(name, rule, view, p, new_param_buffers(rule, view, p, name))
+    return ParamWithState(name, rule, view, p, new_param_buffers(rule, view, p, name))
 
 
 def members():
