@@ -311,7 +311,9 @@ def check_betas(name: str, value: Any) -> None:
             f"{name} must be two numbers in [0, 1), such as (0.9, 0.95), got {described(value)}"
         )
     for i, beta in enumerate(value):
-        check_fraction(f"{name}[{i}]", beta)
+        check_number(f"{name}[{i}]", beta, " in [0, 1)")
+        if not 0 <= beta < 1:
+            raise ValueError(f"{name}[{i}] must lie in [0, 1), got {beta} of {value}")
 
 
 def check_callable(name: str, value: object, arguments: str, fits: str) -> None:

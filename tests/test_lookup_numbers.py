@@ -35,7 +35,7 @@ REFUSED = [
     ({"aux_betas": (0.9,)}, f"aux_betas {PAIR}(0.9,)"),
     ({"aux_betas": (0.9, 0.95, 0.99)}, f"aux_betas {PAIR}(0.9, 0.95, 0.99)"),
     ({"aux_betas": None}, f"aux_betas {PAIR}None"),
-    ({"aux_betas": (0.9, 1.0)}, "aux_betas[1] must lie in [0, 1), got 1.0"),
+    ({"aux_betas": (0.9, 1.0)}, "aux_betas[1] must lie in [0, 1), got 1.0 of (0.9, 1.0)"),
     ({"aux_betas": (None, 0.9)}, "aux_betas[0] must be a number in [0, 1), got None"),
     ({"nonfinite": "ignore"}, "'ignore' is not a valid NonFinite. Legal: skip, raise, propagate"),
     ({"nonfinite": None}, "None is not a valid NonFinite. Legal: skip, raise, propagate"),

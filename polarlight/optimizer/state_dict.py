@@ -138,7 +138,7 @@ def _saved_groups(state_dict: StateDict) -> list[Group]:
 
 
 def _check_order(saved_groups: Sequence[Group], groups: Sequence[Group]) -> None:
-    """Raise ValueError if a name is both saved and the optimizer's own, at different positions.
+    """Raise ValueError if a name of both has another position, counted over all groups in order.
 
     A state is loaded by position: momenta would go to other parameters of the same shape. Names
     that only one of the two has are no error: modules are renamed, and wrappers change names.
@@ -160,7 +160,7 @@ def _check_order(saved_groups: Sequence[Group], groups: Sequence[Group]) -> None
 
 
 def _check_structure(saved: Group, group: Group, group_index: int) -> list[str]:
-    """Return harmless differences of a saved group's rule as text; raise ValueError for others."""
+    """Return harmless rule differences as text; raise for others, another view or param count."""
     if "rule" not in saved:
         raise ValueError(
             f"param group {group_index} of the state dict has no rule: polarlight did not write it"
@@ -178,7 +178,7 @@ def _check_structure(saved: Group, group: Group, group_index: int) -> list[str]:
 
 
 def _compare_fingerprints(saved: Group, group: Group, key: str, group_index: int) -> list[str]:
-    """Return harmless differences of a saved "rule" or "view" (`key`) as text; raise for others.
+    """Return harmless differences of a saved "rule" as text; raise for others, for any of a "view".
 
     Raises:
         ValueError: If a difference is not harmless; the message shows the differing fields.

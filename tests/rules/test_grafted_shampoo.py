@@ -37,7 +37,7 @@ def test_before_the_first_powers_the_direction_is_adams():
 @pytest.mark.parametrize(
     ("numbers", "said"),
     [
-        ({"beta1": 1.0}, r"beta must lie in \[0, 1\)"),
+        ({"beta1": 1.0}, r"beta1 must lie in \[0, 1\)"),
         ({"eps": -1.0}, "eps must be >= 0"),
         ({"exponent": -2.0}, r"exponent must lie in \[-1, 0\], got -2.0"),
         ({"every": 0}, "every must be >= 1, got 0"),

@@ -122,7 +122,7 @@ def test_a_bad_gradient_spoils_its_own_matrix_for_good_and_no_other():
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({"betas": (1.0, 0.9)}, r"betas must lie in \[0, 1\), got \(1\.0, 0\.9\)"),
+        ({"betas": (1.0, 0.9)}, r"betas\[0\] must lie in \[0, 1\), got 1\.0 of \(1\.0, 0\.9\)"),
         ({"exponent": 0.5}, r"exponent must lie in \[-1, 0\], got 0\.5"),
         ({"floor": 1.0}, r"floor must lie in \[0, 1\), got 1\.0"),
     ],

@@ -100,7 +100,7 @@ class Charges:
         return charges
 
     def _of_each_holder(self, kind: MatrixKind, owner: int) -> Iterator[Charge]:
-        """Yield (account, bytes) for each holder but the owner, and for each relay of two hops."""
+        """Yield ("holder" or "relay", rank) and the larger way's bytes; the owner is left out."""
         topology = self._topology
         passed: dict[int, int] = defaultdict(int)
         two_hops = topology.grid_of(kind.replicated) is not None

@@ -196,7 +196,7 @@ class MatrixKind:
 
 
 def part_cost(rule: UpdateRule, matrix: MatrixSpec) -> PartCost | None:
-    """Return the cost of a part of a matrix; None if it is whole or the rule needs all of it."""
+    """Return the cost of the part that `matrix` is; None if it is whole, or the rule needs that."""
     if (part := matrix.part) is None:
         return None
     rows, columns = matrix.shapes[MATRIX]

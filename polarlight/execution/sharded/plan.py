@@ -113,7 +113,7 @@ class ShardedPlan:
 
     @cached_property
     def costs(self) -> list[float]:
-        """Cost of each matrix's direction in flops, with sums over the parts of a shared one."""
+        """Flops of each entry of `matrices`; those of a matrix's part include its reductions."""
         return [cost_with_sums(kind, self.options) for kind in self.kinds]
 
     @cached_property

@@ -156,7 +156,7 @@ class MatrixPosition:
 
 
 def split_view(view: MatrixView, shape: Sequence[int]) -> list[MatrixPosition]:
-    """Return the position of every matrix that a view makes of a tensor of this shape, in order.
+    """Return every matrix's position in a tensor of this shape, in the view's order; raise if none.
 
     Raises:
         ValueError: If the entries of a matrix are no product of arithmetic progressions

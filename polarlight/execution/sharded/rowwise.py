@@ -43,7 +43,7 @@ class _GatherBytes:
 def choose_rowwise(
     params: Sequence[ParamSpec], row_bytes: int, sum_weight: float
 ) -> dict[int, RowwiseSums]:
-    """Return {index: sums} of the parameters for which row-wise computation moves fewer bytes.
+    """Return {index: sums} of params >= `row_bytes` for which sums move less than gathering.
 
     1. A parameter is, if that moves fewer bytes, summed over all processes.
     2. Of the others, those with the most gathered bytes per byte of sums are, as long as the

@@ -37,7 +37,7 @@ def _join_cells(cells: _Cells) -> str:
 
 
 def _fold_numbers(names: Sequence[_Cells]) -> list[tuple[_Cells, list[str]]]:
-    """Return (split name with ranges, full names it covers) of names that differ in numbers."""
+    """Return (name with ranges, full names) of split names that are alike except for numbers."""
     blocks = [(cells, [_join_cells(cells)]) for cells in names]
     for place in reversed(range(len(names[0]))):
         merged: dict[_Cells, list[tuple[_Cells, list[str]]]] = {}
