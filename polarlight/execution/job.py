@@ -46,7 +46,7 @@ def new_buffers(
     parameter: Tensor,
     zeros: Callable[..., Tensor] = torch.zeros,
 ) -> dict[str, Tensor]:
-    """Return {buffer: zeros} for a rule, without momentum; parts of a view share one vector.
+    """Return a rule's {buffer: zeros}, no momentum; parts share a vector; host counter on CPU.
 
     A view with one part keeps the shapes that the stages ask for. With several parts (`RowBlocks`)
     the parts' buffers are concatenated in one vector, so that no name has an index in it; in one

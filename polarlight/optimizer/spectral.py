@@ -263,7 +263,7 @@ class SpectralOptimizer(Optimizer):
         self._guard.policy = NonFinite(policy)
 
     def skipped(self) -> dict[str, int]:
-        """Return how many steps left each parameter out for a non-finite gradient, by name.
+        """Return {name: steps that left it out for a non-finite gradient}, without zeros; waits.
 
         Counted since construction, copy or unpickling; zeros are absent. Waits for the device.
         """

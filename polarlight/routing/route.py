@@ -338,7 +338,7 @@ def _views_of(assignments: Sequence[Assignment], routes: Sequence[Route]) -> lis
 
 
 def _view_of(assignment: Assignment, entry: Route) -> MatrixView:
-    """Return a parameter's view, its route's or the inferred one; raise ValueError if unfit."""
+    """Return the route's or inferred view, or Whole; raise if unfit for a rule for matrices."""
     elementwise = is_elementwise(entry)
     if entry.view is None:
         view = assignment.view

@@ -226,7 +226,7 @@ def moved_as_one(tensors: Sequence[Tensor], device: torch.device | str) -> list[
 
 
 def _split_like(message_bytes: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Return views of the bytes (uint8, wide dtypes first), with shapes and dtypes of `like`."""
+    """Return the bytes as views like `like`, one after the other; `like` has wide dtypes first."""
     sizes = [x.numel() * x.element_size() for x in like]
     parts = message_bytes.split([*sizes, len(message_bytes) - sum(sizes)])
     return [part.view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=False)]

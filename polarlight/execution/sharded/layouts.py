@@ -107,7 +107,7 @@ class Layout:
         return any(split is not None and split.dim >= len(self.shape) - 2 for split in self.splits)
 
     def for_buffer(self, shape: Sequence[int]) -> "Layout":
-        """Return a buffer's layout: cut as the parameter where it fits, else on its longest dim.
+        """Return a buffer's layout: cut as the parameter or on its longest dim; [1, 2] replicated.
 
         A dimension of equal length, or that divides the parameter's evenly (heads), is cut over the
         same mesh dimension: a matrix and its buffers are then on the same process. The two numbers
@@ -164,7 +164,7 @@ def _held_after(size: int, cuts: tuple[tuple[int, int], ...], places: Coordinate
 def _sorted_intervals(
     size: int, cuts: tuple[tuple[int, int], ...]
 ) -> list[tuple[int, int, Coordinate]]:
-    """Return all (start, stop, chunk per cut) of a dimension after `cuts`, sorted; cached."""
+    """Return sorted (start, stop, chunk per cut) after cuts (split factor, chunks); cached."""
     every = product(*(range(count) for _, count in cuts))
     return sorted(
         (*interval, places) for places in every for interval in _held_after(size, cuts, places)

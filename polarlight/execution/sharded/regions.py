@@ -156,7 +156,7 @@ class MatrixPosition:
 
 
 def split_view(view: MatrixView, shape: Sequence[int]) -> list[MatrixPosition]:
-    """Return every matrix's position in a tensor of this shape, in the view's order; raise if none.
+    """Return each matrix's position in a tensor, in the view's order; raise if one is no block.
 
     Raises:
         ValueError: If the entries of a matrix are no product of arithmetic progressions

@@ -140,7 +140,7 @@ class Packing:
         return moved
 
     def unpack(self, received: Tensor, tensors_of: TensorsOf) -> None:
-        """Copy received bytes into the tensors of their fragments; free the bytes."""
+        """Copy received bytes to tensors_of(all fragments), in their order; free the message."""
         if tensors := tensors_of(self._fragments):
             message, views = self.message.allocate_on(tensors[0].device)
             if message is not received:  # in one transfer, if on another device

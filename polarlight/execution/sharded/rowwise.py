@@ -114,7 +114,7 @@ def _best_count(
     sum_bytes: Sequence[float],
     always_gathered: Sequence[_GatherBytes],
 ) -> int:
-    """Return k: with the first k candidates row-wise, the busiest process moves fewest bytes.
+    """Return k: with candidates[:k] row-wise (sum_bytes per candidate), the busiest moves least.
 
     The busiest process moves the sums of these k, and of what is gathered the larger of its own
     largest matrix and the mean over processes.

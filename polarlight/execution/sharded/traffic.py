@@ -107,7 +107,7 @@ class _Tally:
 
 
 def bytes_by_holder(plan: ShardedPlan, matrix_number: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (rank, bytes to the owner, bytes back) of each holder of a matrix but the owner."""
+    """Yield (rank, bytes to owner, bytes back) of senders and receivers; a rank may come twice."""
     kind, owner = plan.kinds[matrix_number], plan.owners[matrix_number]
     gathers, scatters = plan.gathered[matrix_number], plan.returned[matrix_number]
     if not scatters:  # then nothing is gathered either
