@@ -254,7 +254,8 @@ def _kind_text(kind: Any) -> str:
             count = "" if inner[-1] is ... else f"{len(inner)} "
             words.append(f"a tuple of {count}{_plural(inner[0])}")
         else:
-            words.append("None" if k is NoneType else f"a {k.__name__}")
+            article = "an" if k.__name__[0] in "AEIOU" else "a"
+            words.append("None" if k is NoneType else f"{article} {k.__name__}")
     return " or ".join(words)
 
 
