@@ -296,13 +296,6 @@ def test_a_factor_beside_packed_weights_is_a_matrix_by_itself():
     assert roles["mlp.up_proj.lora_B.weight"] in MATRIX_ROLES
 
 
-def test_a_single_number_in_a_factor_of_lora_is_a_vector():
-    factor = block(weight=raw(2, 32), scale=raw())
-    layer = block(base_layer=linear(64, 32), lora_A=factor)
-    roles = {a.name: a.role for a in infer_roles(block(mlp=block(up_proj=layer)))}
-    assert roles["mlp.up_proj.lora_A.scale"] is Role.VECTOR
-
-
 NAMES = {
     "model.mlp.up_proj.weight": "model.mlp.up_proj.weight",
     "module._orig_mod.mlp.up_proj.weight": "mlp.up_proj.weight",

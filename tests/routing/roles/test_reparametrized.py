@@ -9,7 +9,7 @@ import polarlight
 from polarlight import Role
 from polarlight.routing import infer_roles
 from polarlight.view import RowBlocks
-from tests.routing.roles.blocks import Attention, block, found, linear
+from tests.routing.roles.blocks import Attention, block, found, linear, raw
 
 old = pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 
@@ -126,3 +126,10 @@ def test_two_factors_are_no_magnitude_and_direction():
     parametrize.register_parametrization(layer, "weight", Product())
     reasons = [a.reason for a in infer_roles(block(up_proj=layer))]
     assert not any("magnitude" in reason for reason in reasons)
+
+
+def test_a_single_number_in_a_factor_of_lora_is_a_vector():
+    factor = block(weight=raw(2, 32), scale=raw())
+    layer = block(base_layer=linear(64, 32), lora_A=factor)
+    roles = {a.name: a.role for a in infer_roles(block(mlp=block(up_proj=layer)))}
+    assert roles["mlp.up_proj.lora_A.scale"] is Role.VECTOR
